@@ -1,0 +1,27 @@
+# `make demo` shows the whole way, `make test` runs every test; both make their environment first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+
+.PHONY: demo test lint clean
+
+$(READY): requirements-dev.txt requirements.txt remote/requirements.txt trainer/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/fab demo $(if $(DATA),--data "$(DATA)")
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,145 @@
+"""Train on a GPU server with three commands: deploy, train, fetch-results. `fab --list` names all tasks.
+
+Each task takes its arguments, makes one call into remote/, and shows an expected error as one line with an exit code.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from invoke import Collection
+from invoke.context import Context
+from invoke.tasks import task
+
+PROJECT = Path(__file__).resolve().parent
+sys.path.insert(0, str(PROJECT))
+
+from remote import taskline  # noqa: E402  the project's directory must be importable first
+from remote.settings import defaults  # noqa: E402
+
+
+def call(c: Context, command: str, *, json: bool = False, **options: Any) -> None:
+    from remote import commands
+
+    sys.exit(commands.run(c, PROJECT, command, json, options))
+
+
+@task(auto_shortflags=False, help={"json": "print only JSON on stdout"})
+def deploy(c: Context, json: bool = False) -> None:
+    """
+    Put code and dependencies on the server, and check its GPUs.
+
+    Sends the files that git would track (uncommitted and new ones too), prepares a Python environment for
+    remote.requirements, and proves it with a real operation on the GPU. What is in place already is kept.
+
+        fab -H user@host:port deploy
+    """
+    call(c, "deploy", json=json)
+
+
+@task(
+    auto_shortflags=False,
+    iterable=["set"],
+    help={
+        "recipe": "standard, demo or another of trainer/recipes (default: remote.recipe)",
+        "set": "field=value, a field of the recipe to change; may be given several times",
+        "data": "where the data is on the server: a path, or `synthetic`; default: the recipe's",
+        "devices": "GPUs to use: auto takes the free ones, 0,1 are nvidia-smi's indices",
+        "name": "a name for the run, to find it by",
+        "follow": "stay and show the training (default on a terminal); the training goes on without you",
+        "no-follow": "come back as soon as the training runs",
+    },
+)
+def train(
+    c: Context,
+    recipe: str | None = None,
+    set: list[str] | None = None,
+    data: str | None = None,
+    devices: str = "auto",
+    name: str | None = None,
+    follow: bool = False,
+    no_follow: bool = False,
+) -> None:
+    """
+    Start a training on the server, in tmux; deploys first if something changed.
+
+    The laptop may be closed afterwards. Ctrl-C while following leaves the training alone.
+
+        fab -H user@host train --recipe demo --set max_epochs=3
+    """
+    following = True if follow else False if no_follow else None
+    call(c, "train", recipe=recipe, fields=set or [], data=data, devices=devices, name=name, follow=following)
+
+
+@task(
+    auto_shortflags=False,
+    help={"run": "latest, all, or a run's id, its beginning or its name", "dest": "directory here (default: results/)",
+          "json": "print only JSON on stdout"},
+)  # fmt: skip
+def fetch_results(c: Context, run: str = "latest", dest: str | None = None, json: bool = False) -> None:
+    """
+    Bring a run's logs, checkpoints, weights and source here, every file verified.
+
+    Only what is missing or grew is transferred; after a broken connection the same command goes on where it stopped. Works
+    while the training is still going.
+
+        fab -H user@host fetch-results --run latest
+    """
+    call(c, "fetch_results", json=json, run_name=run, dest=dest)
+
+
+@task(auto_shortflags=False, help={"json": "print only JSON on stdout: a list, newest run first"})
+def status(c: Context, json: bool = False) -> None:
+    """
+    Show all runs of this project on the server: state, progress, accuracy, GPUs.
+
+    With -H a,b all hosts are asked at once.
+    """
+    call(c, "status", json=json)
+
+
+@task(
+    auto_shortflags=False,
+    help={"run": "latest, or a run's id, its beginning or its name", "follow": "stay and show new lines until the run ends",
+          "lines": "how many of the last lines to begin with", "json": "print only JSON on stdout"},
+)  # fmt: skip
+def logs(c: Context, run: str = "latest", follow: bool = False, lines: int = 40, json: bool = False) -> None:
+    """
+    Show the end of a run's log; with --follow what comes after it, too.
+    """
+    call(c, "logs", json=json, run_name=run, follow=follow, lines=lines)
+
+
+@task(auto_shortflags=False, help={"run": "latest, or a run's id, its beginning or its name"})
+def stop(c: Context, run: str = "latest") -> None:
+    """
+    Stop a run politely: it has a minute to save its state.
+    """
+    call(c, "stop", run_name=run)
+
+
+@task(auto_shortflags=False, help={"json": "print only JSON on stdout"})
+def check_gpu(c: Context, json: bool = False) -> None:
+    """
+    Show the server's GPUs: nvidia-smi as a table, who uses them, and what torch sees.
+    """
+    call(c, "check_gpu", json=json)
+
+
+@task(
+    auto_shortflags=False,
+    help={"data": "a CIFAR-10 archive or a folder of images; without it, synthetic images are made", "keep": "keep the demo's server directory"},
+)
+def demo(c: Context, data: str | None = None, keep: bool = False) -> None:
+    """
+    Show the whole way on this computer: an SSH server on loopback, deploy, train, fetch-results.
+    """
+    call(c, "demo", data=data, keep=keep)
+
+
+TASKS = (deploy, train, fetch_results, status, logs, stop, check_gpu, demo)
+ns = Collection(*TASKS)
+ns.configure({"remote": defaults()})
+taskline.take_over([name for name in ns.task_names])

@@ -1,0 +1,19 @@
+"""The agent's ways to be started: `serve` (by the laptop), `supervise DIR` (a run), `build …` (an environment)."""
+
+import sys
+
+
+def main() -> None:
+    command, arguments = sys.argv[1], sys.argv[2:]
+    if command == "supervise":
+        from remote.agent import supervisor
+
+        sys.exit(supervisor.main(arguments))
+    if command == "build":
+        from remote.agent import builder
+
+        sys.exit(builder.main(arguments))
+    sys.exit(f"the agent knows no command {command!r}")
+
+
+main()

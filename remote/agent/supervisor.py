@@ -1,0 +1,227 @@
+"""Stands beside one training on the server: starts it, records what happens, and is the only one who tells how it ended."""
+
+import csv
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any, Dict, List, Optional
+
+from . import gpus
+from .paths import read_json, write_json
+from .processes import group_members, kernel_kills, start_time
+from .runs import boot_id
+
+STOP_S = 60.0
+"""From SIGTERM to SIGKILL: the time a trainer has to save."""
+SAMPLE_EVERY_S = 10.0
+TAIL = 64 << 10
+
+
+def main(arguments: List[str]) -> int:
+    return Supervisor(arguments[0]).run()
+
+
+class Supervisor:
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.asked: Dict[str, Any] = {}
+        self.state: Dict[str, Any] = {}
+        self.stop = threading.Event()
+        self.child: Optional["subprocess.Popen[bytes]"] = None
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.directory, name)
+
+    def run(self) -> int:
+        """Runs the training once, whoever else was started for the same run. Returns the exit code for the shell."""
+        os.umask(0o077)
+        lock = os.open(self.path(".supervisor.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return 0
+        self.asked = read_json(self.path("run.json")) or {}
+        self.state = read_json(self.path("state.json")) or {}
+        if self.state.get("state") != "queued" or self.state.get("supervisor_pid"):
+            return 0
+        signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
+        signal.signal(signal.SIGINT, lambda *_: self.stop.set())
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self.record(
+            host=os.uname().nodename,
+            boot_id=boot_id(),
+            supervisor_pid=os.getpid(),
+            supervisor_started=start_time(os.getpid()),
+            launched="tmux" if os.environ.get("TMUX") else "setsid",
+        )
+        try:
+            return self.supervise()
+        except Exception as error:
+            self.record(state="failed", reason=f"the supervisor failed: {error}", cause="supervisor", ended=time.time())
+            raise
+
+    def record(self, **changes: Any) -> None:
+        self.state.update(changes)
+        write_json(self.path("state.json"), self.state)
+
+    def supervise(self) -> int:
+        kills = kernel_kills()
+        started = time.time()
+        problem = self.start()
+        if problem:
+            self.record(state="failed", reason=problem, cause="not started", started=started, ended=time.time())
+            return 1
+        assert self.child is not None
+        pid = self.child.pid
+        self.record(state="running", pid=pid, pid_started=start_time(pid), started=started)
+        threading.Thread(target=self.sample_gpus, daemon=True).start()
+        threading.Thread(target=self.mirror_log, daemon=True).start()
+        code = self.wait()
+        self.kill_rest(pid)
+        self.record(ended=time.time(), exit_code=code, **self.outcome(code, kills))
+        time.sleep(0.3)  # the mirror shows the last lines to whoever is attached
+        return 0 if self.state["state"] == "finished" else 1
+
+    def start(self) -> Optional[str]:
+        """Start the command with its output in train.log; returns why it could not be started."""
+        work = self.path("work")
+        log = os.open(self.path("train.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            self.child = subprocess.Popen(
+                [str(word) for word in self.asked["argv"]],
+                cwd=work,
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:
+            os.write(log, f"the command could not be started: {error}\n".encode("utf-8", "replace"))
+            return f"the command could not be started: {error}"
+        finally:
+            os.close(log)
+        return None
+
+    def environment(self) -> Dict[str, str]:
+        """This login's, with the environment's python first and the chosen GPUs pinned by UUID."""
+        values = {key: value for key, value in os.environ.items() if not key.startswith(("TMUX", "REMOTE_AGENT_", "PYTHONHOME"))}
+        python = str(self.asked.get("python") or "")
+        # Made before the start: torch stages checkpoints in TMPDIR, and a rename between file systems shows half a file.
+        temporary = self.path("tmp")
+        os.makedirs(temporary, mode=0o700, exist_ok=True)
+        values.update(PYTHONUNBUFFERED="1", REMOTE_RUN_DIR=self.directory, TMPDIR=temporary, CUDA_DEVICE_ORDER="PCI_BUS_ID")
+        if python:
+            values["PATH"] = os.path.dirname(python) + os.pathsep + values.get("PATH", os.defpath)
+        root = str(self.asked.get("prefix") or "")
+        if root:
+            values["VIRTUAL_ENV"] = root
+        uuids = self.asked.get("gpus")
+        if isinstance(uuids, list):
+            values["CUDA_VISIBLE_DEVICES"] = ",".join(str(uuid) for uuid in uuids)
+        for key, value in dict(self.asked.get("environment") or {}).items():
+            values[str(key)] = str(value)
+        return values
+
+    def wait(self) -> int:
+        assert self.child is not None
+        while True:
+            try:
+                return self.child.wait(0.25)
+            except subprocess.TimeoutExpired:
+                pass
+            if self.stop.is_set():
+                break
+        # SIGTERM goes to the trainer alone: its loader workers must live until it has saved.
+        self.record(stopping=time.time())
+        self.child.terminate()
+        try:
+            return self.child.wait(float(self.asked.get("stop_s") or STOP_S))
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            return self.child.wait()
+
+    def kill_rest(self, group: int) -> None:
+        for _ in range(20):
+            members = [pid for pid in group_members(group) if pid != os.getpid()]
+            if not members:
+                return
+            for pid in members:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except OSError:
+                    pass
+            time.sleep(0.05)
+
+    def outcome(self, code: int, kills_before: Optional[int]) -> Dict[str, Any]:
+        """State, reason and cause from the exit code, our own doing, the kernel's counters and the log's end."""
+        done = os.path.exists(self.path("summary.json")) if self.asked.get("finish") == "summary" else code == 0
+        if done:
+            return {"state": "finished", "reason": None, "cause": None}
+        if self.stop.is_set():
+            asked = read_json(self.path("stop.json")) or {}
+            who = asked.get("who")
+            return {"state": "stopped", "reason": f"stopped by {who}" if who else "stopped by a signal", "cause": "stopped"}
+        tail = self.log_tail()
+        if re.search(r"CUDA out of memory|torch\.(cuda\.)?OutOfMemoryError|CUDA_ERROR_OUT_OF_MEMORY", tail):
+            return {"state": "failed", "reason": "out of memory on the GPU", "cause": "gpu memory"}
+        if code == -signal.SIGKILL or "killed by signal: Killed" in tail:
+            kills = kernel_kills()
+            if kills_before is not None and kills is not None and kills > kills_before:
+                return {"state": "failed", "reason": "out of memory on the host: killed by the kernel", "cause": "host memory"}
+        if code < 0:
+            name = signal.Signals(-code).name if -code in [s.value for s in signal.Signals] else f"signal {-code}"
+            return {"state": "failed", "reason": f"killed from outside ({name})", "cause": "killed"}
+        last = last_error_line(tail)
+        if code == 0:
+            return {"state": "failed", "reason": "it ended without a summary" + (f": {last}" if last else ""), "cause": "no summary"}
+        return {"state": "failed", "reason": f"exit code {code}" + (f": {last}" if last else ""), "cause": "exit code"}
+
+    def log_tail(self) -> str:
+        try:
+            with open(self.path("train.log"), "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+                return file.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
+
+    def sample_gpus(self) -> None:
+        """gpu.csv: the use of the run's own GPUs over time. Ends for good where there is no nvidia-smi."""
+        while True:
+            rows = gpus.sample_usage(self.asked.get("gpus"))
+            if rows is None:
+                return
+            with open(self.path("gpu.csv"), "a", newline="") as file:
+                writer = csv.writer(file)
+                if not file.tell():
+                    writer.writerow(["time", "index", "uuid", "utilization_percent", "memory_used_mib", "memory_total_mib"])
+                for row in rows:
+                    writer.writerow([round(time.time(), 1), *row])
+            time.sleep(SAMPLE_EVERY_S)
+
+    def mirror_log(self) -> None:
+        """Show the log in the tmux window, so that attaching shows the training."""
+        if not os.isatty(1):
+            return
+        with open(self.path("train.log"), "rb") as file:
+            while True:
+                data = file.read(64 << 10)
+                if data:
+                    sys.stdout.buffer.write(data)
+                    sys.stdout.buffer.flush()
+                else:
+                    time.sleep(0.2)
+
+
+def last_error_line(tail: str) -> str:
+    """The line that a person would quote: the last one that looks like an error, else the last one at all."""
+    lines = [line.strip() for line in tail.splitlines() if line.strip()]
+    for line in reversed(lines[-200:]):
+        if re.match(r"(\w+\.)*\w*(Error|Exception|Interrupt)\b|error:|fatal:", line, re.IGNORECASE):
+            return line[:300]
+    return lines[-1][:300] if lines else ""

@@ -1,0 +1,292 @@
+"""The tasks: each takes its options, walks its way over one login per host, and shows what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from remote.connection import Target
+from remote.display import Display, duration, percent, show
+from remote.errors import INTERRUPTED, RemoteError, UsageError
+from remote.fetch import Fetched, fetch_run
+from remote.records import Run
+from remote.release import project_identity
+from remote.runs import list_runs, run_json
+from remote.session import Project, Session, who_am_i
+from remote.settings import parse_settings
+from remote.taskline import LINE
+
+START_WAIT_S = 180.0
+"""Importing torch from a cold network disk can take minutes."""
+
+
+@dataclasses.dataclass
+class Task:
+    """One call of a task: the project, the hosts, and where to show things."""
+
+    project: Project
+    targets: Sequence[Target]
+    display: Display
+    options: dict[str, Any]
+
+    @property
+    def json(self) -> bool:
+        return self.display.json_mode
+
+    def session(self, target: Target) -> Session:
+        return Session(target, self.project, self.display)
+
+    def only_target(self, name: str) -> Target:
+        if len(self.targets) > 1:
+            raise UsageError(f"{name} takes one host, {len(self.targets)} were given", remedy=f"fab -H {self.targets[0].spec} {name}")
+        return self.targets[0]
+
+
+def run(context: Any, directory: Path, command: str, json: bool, options: dict[str, Any]) -> int:
+    """Carry a task out; returns the exit code. Expected errors become one line, a bug keeps its traceback."""
+    display = Display(json_mode=json)
+    try:
+        settings = parse_settings(dict(context.config.get("remote") or {}), directory)
+        project = Project(directory, settings, None)
+        if command == "demo":
+            from remote.demo import demo
+
+            return demo(project, display, **options)
+        targets = [complete_target(target, context, settings.timeout_s) for target in LINE.targets]
+        if not targets:
+            name = command.replace("_", "-")
+            raise UsageError(f"{name} needs a server", remedy=f"fab -H user@host[:port] {name}")
+        project = dataclasses.replace(project, identity=project_identity(directory))
+        return COMMANDS[command](Task(project, targets, display, options))
+    except RemoteError as error:
+        display.error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        display.note("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone (`| head`); Python must not complain about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def complete_target(target: Target, context: Any, timeout_s: float) -> Target:
+    """Add what Fabric asked for by itself: a password, a passphrase, a time limit."""
+    asked = dict(context.config.get("connect_kwargs") or {})
+    return dataclasses.replace(
+        target,
+        password=asked.get("password") or target.password,
+        passphrase=asked.get("passphrase") or target.passphrase,
+        timeout_s=float(asked.get("timeout") or timeout_s),
+    )
+
+
+def on_all(task: Task, ask: Callable[[Session], Any]) -> list[tuple[Target, Any, RemoteError | None]]:
+    """Ask every host at once. A host that is down gives its error in place of an answer."""
+
+    def one(target: Target) -> tuple[Target, Any, RemoteError | None]:
+        try:
+            with task.session(target) as session:
+                return target, ask(session), None
+        except RemoteError as error:
+            return target, None, error
+
+    if len(task.targets) == 1:
+        return [one(task.targets[0])]
+    # Questions on the terminal would mix: with several hosts nothing is asked.
+    quiet = [dataclasses.replace(target, interactive=False) for target in task.targets]
+    with ThreadPoolExecutor(min(16, len(quiet))) as pool:
+        return list(pool.map(one, quiet))
+
+
+def first_failure(answers: Sequence[tuple[Target, Any, RemoteError | None]]) -> int:
+    return next((error.exit_code for _, _, error in answers if error), 0)
+
+
+def deploy(task: Task) -> int:
+    from remote.deploy import deploy as deploy_one
+    from remote.deploy import show_summary
+
+    results = []
+    for target in task.targets:
+        with task.session(target) as session:
+            deployed = deploy_one(session)
+            show_summary(task.display, session, deployed)
+            results.append(deployed.as_json(session))
+    if task.json:
+        task.display.json(results)
+    return 0
+
+
+def train(task: Task) -> int:
+    from remote.launch import train_one
+
+    target = task.only_target("train")
+    with task.session(target) as session:
+        return train_one(session, **task.options)
+
+
+def status(task: Task) -> int:
+    answers = on_all(task, list_runs)
+    if task.json:
+        task.display.json(status_json(answers))
+    else:
+        show_status(task.display, answers)
+    return first_failure(answers)
+
+
+def status_json(answers: Sequence[tuple[Target, Any, RemoteError | None]]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for target, runs, error in answers:
+        if error:
+            down = {"run": None, "state": "unreachable", "epoch": None, "host": target.spec, "reason": error.message}
+            rows.append(down | {"exit_code": None, "error": type(error).__name__})
+        else:
+            rows += [run_json(run, target.spec) for run in runs]
+    return sorted(rows, key=lambda row: str(row["run"] or "~"), reverse=True)
+
+
+def show_status(display: Display, answers: Sequence[tuple[Target, Any, RemoteError | None]]) -> None:
+    rows = []
+    for target, runs, error in answers:
+        if error:
+            rows.append([target.spec, None, "unreachable", None, None, None, error.message])
+        rows += [[target.spec, *status_cells(run)] for run in runs or []]
+    if not rows:
+        display.line("no runs yet; start one: fab -H … train")
+        return
+    head = ["host", "run", "state", "epoch", "accuracy", "gpus", "remark"]
+    if len(answers) == 1:
+        head, rows = head[1:], [row[1:] for row in rows]
+    display.table(head, rows)
+
+
+def status_cells(run: Run) -> list[object]:
+    epoch = run.progress.get("epoch")
+    total = run.progress.get("max_epochs")
+    metrics = run.progress.get("metrics")
+    accuracy = run.summary.get("test_accuracy")
+    shown = f"test {percent(accuracy)}" if accuracy is not None else None
+    if shown is None and isinstance(metrics, Mapping) and metrics.get("best_val_accuracy") is not None:
+        shown = f"val {percent(metrics['best_val_accuracy'])}"
+    gpus = run.asked.get("gpu_names") or run.asked.get("gpus")
+    remark = run.reason
+    if run.state == "running" and run.progress.get("seconds_left") is not None:
+        remark = f"{duration(run.progress['seconds_left'])} left"
+    return [run.run, run.state, f"{epoch}/{total}" if epoch is not None else None, shown,
+            ", ".join(map(str, gpus)) if isinstance(gpus, list) else None, remark]  # fmt: skip
+
+
+def logs(task: Task) -> int:
+    from remote.follow import Follower
+
+    options = task.options
+    if options["lines"] < 0:
+        raise UsageError("--lines must not be negative")
+    with task.session(task.only_target("logs")) as session:
+        follower = Follower(session, options["run_name"], show_log=not task.json)
+        text: list[str] = []
+        if task.json:
+            follower.lines.display.log = text.append  # type: ignore[method-assign]  # collected instead of shown
+            follower.show_log = True
+        follower.tail = options["lines"] * 200
+        ended = follower.until_end() if options["follow"] else follower.now()
+        if task.json:
+            lines = "".join(text).splitlines()[-options["lines"] :] if options["lines"] else []
+            task.display.json(run_json(ended, session.host) | {"log": lines})
+        elif ended.state != "running":
+            task.display.note(f"{ended.run}: {ended.state}{': ' + ended.reason if ended.reason else ''}")
+    return 0
+
+
+def stop(task: Task) -> int:
+    from remote.launch import wait_until_stopped
+
+    with task.session(task.only_target("stop")) as session:
+        answer = session.call("run_stop", run=task.options["run_name"], who=who_am_i())
+        if not answer.get("asked"):
+            task.display.line(f"{answer.get('run')} has ended already: {answer.get('state')}")
+            return 0
+        return wait_until_stopped(session, str(answer["run"]))
+
+
+def check_gpu(task: Task) -> int:
+    from remote.deploy import gpu_facts, gpu_json, show_gpus
+
+    answers = on_all(task, gpu_facts)
+    if task.json:
+        task.display.json([gpu_json(target.spec, answer, error) for target, answer, error in answers])
+        return first_failure(answers)
+    for target, answer, error in answers:
+        if len(answers) > 1:
+            task.display.line(f"{target.spec}:")
+        if error:
+            task.display.error(str(error))
+        else:
+            show_gpus(task.display, answer)
+    return first_failure(answers)
+
+
+def fetch_results(task: Task) -> int:
+    dest = Path(task.options["dest"]).expanduser() if task.options["dest"] else task.project.dest
+    results, failure = [], 0
+    for target in task.targets:
+        with task.session(target) as session:
+            wanted = [task.options["run_name"]]
+            if wanted == ["all"]:
+                wanted = [run.run for run in list_runs(session)]
+            for name in wanted:
+                fetched = fetch_run(session, name, dest)
+                show_fetched(task.display, fetched)
+                results.append(fetched_json(fetched, session.host))
+    if task.json:
+        task.display.json(results)
+    return failure
+
+
+def fetched_json(fetched: Fetched, host: str) -> dict[str, Any]:
+    from remote.runs import parse_run
+
+    return run_json(parse_run(fetched.run), host) | {
+        "path": str(fetched.path),
+        "files": fetched.files,
+        "changed": fetched.changed,
+        "received": fetched.received,
+    }
+
+
+def show_fetched(display: Display, fetched: Fetched) -> None:
+    from remote.runs import parse_run
+
+    run = parse_run(fetched.run)
+    amount = f"{fetched.received / 2**20:.1f} MiB received, {fetched.changed} of {fetched.files} files new or grown"
+    display.line(f"{run.run}: {amount if fetched.changed else 'nothing to fetch, all files here are complete'}; verified by sha256")
+    summary = run.summary
+    if summary:
+        note = " (synthetic images: this says nothing about real ones)" if dict(summary.get("data") or {}).get("kind") == "synthetic" else ""
+        display.line(f"  test accuracy  {percent(summary.get('test_accuracy'))}{note}")
+        display.line(f"  epochs         {show(summary.get('epochs'))}, best {show(summary.get('best_epoch'))}")
+        display.line(f"  time           {duration(summary.get('seconds'))}")
+    else:
+        remark = f": {run.reason}" if run.reason else ""
+        display.line(f"  state          {run.state}{remark}" + ("; fetch again when it has ended" if run.state == "running" else ""))
+    display.line(f"  results        {fetched.path}")
+    for path in fetched.gone[:5]:
+        display.note(f"  {path} was replaced on the server meanwhile; fetch again for its newer form")
+
+
+COMMANDS: dict[str, Callable[[Task], int]] = {
+    "deploy": deploy,
+    "train": train,
+    "status": status,
+    "logs": logs,
+    "stop": stop,
+    "check_gpu": check_gpu,
+    "fetch_results": fetch_results,
+}
+

@@ -1,0 +1,106 @@
+"""Follows a run through broken connections: log by byte offset, progress, GPU use, the end."""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from remote.display import Display, render_progress
+from remote.errors import ConnectionLost, Unreachable
+from remote.records import Run
+from remote.runs import parse_run
+from remote.session import Session
+
+PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""Between attempts to come back; the last one repeats."""
+
+
+LONGEST_LINE = 64 << 10
+
+
+class Follower:
+    """Shows a run as it goes. `offset` is the byte of the log that comes next: no line is lost and none shown twice."""
+
+    def __init__(self, session: Session, run: str, offset: int = 0, show_log: bool = True) -> None:
+        self.session = session
+        self.run = run
+        self.offset = offset
+        self.show_log = show_log
+        self.progress: Mapping[str, Any] = {}
+        self.gpu: Mapping[str, Any] = {}
+        self.lines = LineBuffer(session.display)
+        self.tail: int | None = None
+        self.attempt = 0
+
+    def until_started(self, wait_s: float) -> tuple[bool, Run]:
+        """Whether it shows a sign of life (or has ended) within `wait_s`, and the run as it stands."""
+        answer = self._follow("started", wait_s)
+        return answer.get("started") is True, parse_run(answer.get("described"))
+
+    def until_end(self) -> Run:
+        """To the end, coming back by itself whenever the connection breaks, for as long as it takes."""
+        while True:
+            try:
+                answer = self._follow("end", 0.0)
+                self.lines.finish()
+                return parse_run(answer.get("described"))
+            except (ConnectionLost, Unreachable) as error:
+                self.session.close()
+                pause = PAUSES_S[min(self.attempt, len(PAUSES_S) - 1)]
+                self.session.display.note(f"{error.message}; the run goes on. Trying again in {pause:.0f} s (Ctrl-C leaves it alone)")
+                time.sleep(pause)
+                self.attempt += 1
+
+    def now(self) -> Run:
+        """What there is, and no waiting."""
+        answer = self._follow("now", 0.0)
+        self.lines.finish()
+        return parse_run(answer.get("described"))
+
+    def _follow(self, until: str, wait_s: float) -> dict[str, Any]:
+        arguments: dict[str, Any] = {"run": self.run, "until": until, "wait_s": wait_s}
+        if self.tail is not None:
+            arguments["tail"] = self.tail
+        else:
+            arguments["offset"] = self.offset
+        return self.session.call("follow", self._event, **arguments)
+
+    def _event(self, event: dict[str, Any], blob: bytes) -> None:
+        self.attempt = 0
+        if type(event.get("log")) is int:
+            self.tail = None
+            self.offset = event["log"] + len(blob)
+            if self.show_log:
+                self.lines.write(blob)
+        if isinstance(event.get("progress"), Mapping):
+            self.progress = event["progress"]
+        if isinstance(event.get("gpu"), Mapping):
+            self.gpu = event["gpu"]
+        if self.progress:
+            self.session.display.progress(render_progress(self.progress, self.gpu))
+
+
+class LineBuffer:
+    """Bytes in, whole lines out; a carriage return replaces what stood before it, as on a terminal."""
+
+    def __init__(self, display: Display) -> None:
+        self.display = display
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.rest = ""
+
+    def write(self, data: bytes) -> None:
+        text = self.rest + self.decoder.decode(data)
+        whole, newline, self.rest = text.rpartition("\n")
+        if newline:
+            lines = [line.rstrip("\r").rpartition("\r")[2] for line in whole.split("\n")]
+            self.display.log("\n".join(lines) + "\n")
+        if len(self.rest) > LONGEST_LINE:
+            self.display.log(self.rest)
+            self.rest = ""
+
+    def finish(self) -> None:
+        if self.rest:
+            self.display.log(self.rest + "\n")
+            self.rest = ""

@@ -1,0 +1,172 @@
+"""`train`: from what was asked to a run that shows a sign of life, and on to its end where somebody watches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from remote.deploy import Deployed, deploy, show_steps
+from remote.display import percent, show
+from remote.errors import ConnectionLost, NotFound, RunFailed
+from remote.follow import PAUSES_S, Follower
+from remote.gpu import choose_gpus
+from remote.records import Run
+from remote.runs import (
+    Pending,
+    TrainRequest,
+    describe_request,
+    effective_config,
+    is_own_trainer,
+    list_runs,
+    new_run_id,
+    only_run,
+    parse_request,
+    plan_argv,
+    raise_if_failed,
+    require_gpu,
+    start_run,
+)
+from remote.session import Session
+
+START_WAIT_S = 180.0
+"""Importing torch from a cold network disk takes minutes at times."""
+STOP_WAIT_S = 90.0
+SHOWN_LOG_LINES = 25
+
+
+def train_one(
+    session: Session,
+    recipe: str | None,
+    fields: Sequence[str],
+    data: str | None,
+    devices: str,
+    name: str | None,
+    follow: bool | None,
+) -> int:
+    settings = session.project.settings
+    request = parse_request(settings, session.project.directory, recipe, fields, data, devices, name)
+    deployed = deploy(session, data=data)
+    show_steps(session.display, deployed, only_changes=True)
+    asked = plan_run(session, request, deployed)
+    pending = Pending(session.project, session.host, request, deployed.release.tree)
+    run = pending.read() or new_run_id(name or request.recipe or (settings.recipe if is_own_trainer(settings) else "run"))
+    asked["argv"] = plan_argv(
+        settings, request, deployed.python, f"{deployed.root}/runs/{run}", deployed.data_path or data, asked.pop("trainer_devices")
+    )
+    pending.write(run)
+    answer = start_patiently(session, run, asked)
+    pending.clear()
+    if answer.get("note"):
+        session.display.note(f"note: {answer['note']}")
+    where = "in tmux" if answer.get("launched") == "tmux" else "without tmux (setsid)"
+    session.display.line(f"run {run}: started {where} on {session.host}")
+    return watch(session, run, session.display.live if follow is None else follow)
+
+
+def plan_run(session: Session, request: TrainRequest, deployed: Deployed) -> dict[str, Any]:
+    """What run.json will say, but for the run's own directory. Raises GpuUnfit or NotFound for what can't be had there."""
+    report = deployed.gpus
+    if is_own_trainer(session.project.settings):
+        config = effective_config(session.project.directory, request, session.project.settings)
+        require_gpu(config, bool(report.gpus), session.host)
+    if request.data is not None and request.data != "synthetic" and deployed.data_path is None:
+        raise NotFound(
+            f"--data {request.data}: no such file or directory on the server",
+            host=session.host,
+            step="train",
+            remedy="give its path there (absolute, below your home, or below the project's data/)",
+        )
+    asked = describe_request(request, session.project.settings) | {
+        "release": deployed.release.tree,
+        "origin": deployed.release.origin,
+        "environment_key": deployed.environment_key,
+        "python": deployed.python,
+        "prefix": deployed.prefix,
+        "trainer_devices": request.devices,
+    }
+    if report.gpus:
+        choice = choose_gpus(report.gpus, request.devices)
+        if choice.problem is not None:
+            raise choice.problem_error(session.host)
+        asked |= {
+            "gpus": [gpu.uuid for gpu in choice.gpus],
+            "gpu_names": [f"{gpu.index}" for gpu in choice.gpus],
+            "trainer_devices": "auto",
+        }
+    return asked
+
+
+def start_patiently(session: Session, run: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """A launch whose answer is lost is asked for again: its id makes it the same launch."""
+    for pause in (*PAUSES_S[:4], None):
+        try:
+            return start_run(session, run, asked)
+        except ConnectionLost:
+            if pause is None:
+                raise
+            session.display.note(f"the connection was lost while starting; trying again in {pause:.0f} s")
+            session.close()
+            time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def watch(session: Session, run: str, follow: bool) -> int:
+    """Wait for the first sign of life, then show the training or leave it alone."""
+    follower = Follower(session, run, show_log=follow)
+    started, described = follower.until_started(START_WAIT_S)
+    if described.state == "failed":
+        show_log_end(session, run, follower)
+        raise_if_failed(described, session.host)
+    if not started:
+        raise RunFailed(
+            f"{run} has shown no sign of life for {START_WAIT_S:.0f} s (it goes on)",
+            host=session.host,
+            remedy=f"fab -H {session.host} logs --run {run} --follow",
+        )
+    if not follow:
+        session.display.line(f"it trains. Come back with: fab -H {session.host} logs --follow | status | fetch-results")
+        return 0
+    session.display.note("following; Ctrl-C leaves the training alone")
+    try:
+        ended = follower.until_end()
+    except KeyboardInterrupt:
+        session.display.note(
+            f"\nthe training goes on. Come back with: fab -H {session.host} logs --run {run} --follow; "
+            f"results with: fab -H {session.host} fetch-results"
+        )
+        return 0
+    return show_end(session, ended)
+
+
+def show_log_end(session: Session, run: str, follower: Follower) -> None:
+    if follower.show_log and follower.offset:
+        return
+    session.display.line(f"the last lines of {run}'s log:")
+    last = Follower(session, run)
+    last.tail = SHOWN_LOG_LINES * 120
+    last.now()
+
+
+def show_end(session: Session, run: Run) -> int:
+    """The result in one line; raises RunFailed for a failure."""
+    raise_if_failed(run, session.host)
+    if run.state == "stopped":
+        session.display.line(f"{run.run} was stopped: {run.reason or ''}")
+        return 0
+    accuracy = run.summary.get("test_accuracy")
+    result = f", test accuracy {percent(accuracy)}" if accuracy is not None else ""
+    session.display.line(f"{run.run} finished after {show(run.summary.get('epochs'))} epochs{result}")
+    session.display.line(f"bring everything here: fab -H {session.host} fetch-results")
+    return 0
+
+
+def wait_until_stopped(session: Session, run: str) -> int:
+    """Show that it is being stopped, and how it ended."""
+    session.display.note(f"stopping {run}: it has 60 s to save its state")
+    answer = session.call("follow", None, run=run, until="end", wait_s=STOP_WAIT_S, tail=0)
+    described = only_run(list_runs(session, run))
+    if answer.get("late"):
+        raise RunFailed(f"{run} is still {described.state} after {STOP_WAIT_S:.0f} s", host=session.host, remedy="look at its log")
+    session.display.line(f"{run}: {described.state}{': ' + described.reason if described.reason else ''}")
+    return 0

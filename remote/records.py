@@ -1,0 +1,87 @@
+"""The frozen types that flow between the rooms. Unknown is None."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where a login leads: `name` as the user typed it, the rest as ssh_config resolved it."""
+
+    name: str
+    user: str
+    hostname: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The keys under `remote:` in fabric.yaml."""
+
+    # Where the project lives on the server; ~ is the home there.
+    root: str = "~/projects/{project}"
+    # The project's name; by default the name of the project's directory.
+    project: str = ""
+    # An interpreter on the server that already has what is required; empty: one is looked for.
+    python: str = ""
+    # What is run in the run's directory; `python` is the environment's.
+    command: str = "python -m trainer.train"
+    # The file whose packages the server gets; "none" for nothing.
+    requirements: str = "trainer/requirements.txt"
+    # What to keep of a command of one's own: patterns below its working directory, comma-separated.
+    results: str = ""
+    # The recipe where --recipe is not given.
+    recipe: str = "standard"
+    # The torch build to install: auto, cpu, or an index name such as cu126.
+    torch: str = "auto"
+    # The longest wait, in seconds, for any single answer of the network.
+    timeout_s: float = 30.0
+    # A file larger than this is not sent, in MiB.
+    max_file_mib: float = 50.0
+    # Files sent although their names look like secrets, or although they are too large: patterns, comma-separated.
+    include: str = ""
+    # Where results are kept here.
+    dest: str = "results"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a release: path with `/`, mode 0o644, 0o755 or 0o120000 (symlink), hash of its bytes or of its target."""
+
+    path: str
+    mode: int
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Release:
+    """The code as it stands: entries in order of path; `tree` is the hash over them all."""
+
+    tree: str
+    entries: tuple[FileEntry, ...]
+    # Left out, with the reason, for the summary: (path, reason).
+    left_out: tuple[tuple[str, str], ...] = ()
+    # `git describe`-like text: branch, commit, dirty or not; empty without git.
+    origin: str = ""
+
+    @property
+    def size(self) -> int:
+        return sum(entry.size for entry in self.entries)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as the server tells it."""
+
+    run: str
+    state: str
+    reason: str | None
+    host: str | None
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    detail: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,261 @@
+"""The code as a release: which files, their hashes, and what to send of them."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remote.agent import protocol
+from remote.agent.trees import SYMLINK, tree_hash
+from remote.errors import UsageError
+from remote.records import FileEntry, Release
+
+PRUNED = {
+    ".git", ".hg", ".svn", "__pycache__", ".venv", "venv", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", ".tox",
+    ".ipynb_checkpoints", "node_modules", ".idea", "runs", "results", "data", "logs", "lightning_logs",
+}  # fmt: skip
+"""Directories left out where there's no git to ask."""
+SECRET_NAMES = (
+    ".env", ".env.*", "*.key", "*.ppk", "*.p12", "*.pfx", "*.jks", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519",
+    "id_ecdsa_sk", "id_ed25519_sk", ".netrc", "_netrc", ".pypirc", ".git-credentials", ".pgpass", ".htpasswd",
+)  # fmt: skip
+NO_SECRETS = (".env.example", ".env.sample", ".env.template", ".env.dist")
+PRIVATE_KEY = re.compile(rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----|^PuTTY-User-Key-File", re.MULTILINE)
+SMALL_MANIFEST = 600
+"""A manifest of so many files goes with the first call; a longer one only when it is needed."""
+
+
+@dataclass(frozen=True)
+class ReleasePlan:
+    """`action`: keep, use (it's on the server, but not current) or send; `missing` is None where the server must be asked."""
+
+    action: str
+    why: str
+    missing: frozenset[str] | None = None
+
+
+def plan_release(facts: Mapping[str, Any], release: Release) -> ReleasePlan:
+    if facts.get("release_exists") is True:
+        if facts.get("current") == release.tree:
+            return ReleasePlan("keep", "code kept: nothing changed")
+        return ReleasePlan("use", "code is on the server already; made current")
+    missing = facts.get("missing")
+    if missing is None and not facts.get("releases"):
+        return ReleasePlan("send", "first release", frozenset(entry.sha256 for entry in release.entries))
+    known = frozenset(str(item) for item in missing) if isinstance(missing, list) else None
+    return ReleasePlan("send", "code changed" if facts.get("releases") else "first release", known)
+
+
+def manifest_rows(release: Release) -> list[list[Any]]:
+    return [[entry.path, entry.mode, entry.size, entry.sha256] for entry in release.entries]
+
+
+def build_release(project: Path, max_file_mib: float, include: str = "", dest: str = "results") -> Release:
+    """List and hash the project's files. Raises UsageError for an unreadable one or for an empty project."""
+    included = [pattern.strip() for pattern in include.split(",") if pattern.strip()]
+    entries, left_out = [], []
+    own = os.path.normpath(dest).replace(os.sep, "/")
+    tracked, listed, modes = list_files(project)
+    virtual = {path[: -len("pyvenv.cfg")] for path in listed if path.endswith("/pyvenv.cfg") and path not in tracked}
+    left_out += [(path, "a virtual environment") for path in sorted(virtual)]
+    for path in sorted(set(listed), key=lambda name: name.encode("utf-8", "surrogateescape")):
+        if path not in tracked and (path == own or path.startswith((own + "/", *virtual))):
+            continue
+        reason = reason_to_leave(project, path, max_file_mib, included)
+        if reason:
+            left_out.append((path, reason))
+            continue
+        entry, head = _entry(project, path, modes.get(path))
+        if entry and entry.size < 32 << 10 and is_private_key(path, head) and not _is_included(path, included):
+            left_out.append((path, "holds a private key"))
+        elif entry:
+            entries.append(entry)
+    if not entries:
+        raise UsageError(f"no files to send in {project}", step="release", remedy="run fab in the project's directory")
+    rows = ((entry.path, entry.mode, entry.size, entry.sha256) for entry in entries)
+    return Release(tree_hash(rows), tuple(entries), tuple(left_out), describe_origin(project))
+
+
+def list_files(project: Path) -> tuple[set[str], list[str], dict[str, int]]:
+    """Tracked paths, all paths to consider (relative, with `/`), and modes from the index where the file system has none."""
+    if _git(project, "rev-parse", "--is-inside-work-tree") is None:
+        return set(), list(_walk(project)), {}
+    tracked, everything, modes = set(), [], {}
+    for line in _zero_separated(_git(project, "ls-files", "-z", "--stage") or b""):
+        info, _, path = line.partition("\t")
+        tracked.add(path)
+        if os.name == "nt" and info.startswith("100755"):
+            modes[path] = 0o755
+    untracked = _zero_separated(_git(project, "ls-files", "-z", "--others", "--exclude-standard") or b"")
+    for path in [*tracked, *untracked]:
+        place = project / path
+        if path.endswith("/") or (place.is_dir() and not place.is_symlink()):
+            # A submodule or a repository inside this one: its own git knows its files.
+            inner_tracked, inner, inner_modes = list_files(place)
+            prefix = path.rstrip("/") + "/"
+            tracked |= {prefix + name for name in inner_tracked} if path in tracked else set()
+            everything += [prefix + name for name in inner]
+            modes |= {prefix + name: mode for name, mode in inner_modes.items()}
+        else:
+            everything.append(path)
+    return tracked, everything, modes
+
+
+def _git(project: Path, *arguments: str) -> bytes | None:
+    """Output, or None where there is no git or no repository. Raises UsageError for a repository that git refuses."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
+    try:
+        done = subprocess.run(
+            ["git", "-c", "core.quotepath=off", "-C", str(project), *arguments],
+            capture_output=True,
+            timeout=120,
+            env=environment | {"LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+        )
+    except FileNotFoundError:
+        return None
+    if done.returncode == 0:
+        return done.stdout
+    error = done.stderr.decode("utf-8", "replace").strip()
+    if "not a git repository" in error or arguments[0] in ("log", "symbolic-ref", "status"):
+        return None
+    raise UsageError(f"git can't list the files: {error.splitlines()[0] if error else done.returncode}", step="release")
+
+
+def _zero_separated(output: bytes) -> list[str]:
+    return [os.fsdecode(name) for name in output.split(b"\0") if name]
+
+
+def _walk(project: Path) -> Iterator[str]:
+    for directory, names, files in os.walk(project):
+        below = os.path.relpath(directory, project)
+        prefix = "" if below == "." else below.replace(os.sep, "/") + "/"
+        for name in list(names):
+            if os.path.islink(os.path.join(directory, name)):
+                names.remove(name)
+                files.append(name)
+            elif name in PRUNED or os.path.exists(os.path.join(directory, name, "pyvenv.cfg")):
+                names.remove(name)
+        for name in files:
+            if not name.endswith((".pyc", ".pyo")) and name != ".DS_Store":
+                yield prefix + name
+
+
+def reason_to_leave(project: Path, path: str, max_file_mib: float, included: list[str]) -> str | None:
+    """Why a file is not sent; None if it is."""
+    if _is_included(path, included):
+        return None
+    try:
+        status = os.lstat(project / path)
+    except OSError:
+        return None
+    if stat.S_ISLNK(status.st_mode):
+        return None if _inside(path, os.readlink(project / path)) else "a link that leads out of the project"
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file"
+    lower = path.rsplit("/", 1)[-1].lower()
+    if lower not in NO_SECRETS and any(fnmatch.fnmatchcase(lower, pattern) for pattern in SECRET_NAMES):
+        return "looks like a secret"
+    if status.st_size > max_file_mib * 2**20:
+        return f"{status.st_size / 2**20:.0f} MiB, over the limit of {max_file_mib:g} MiB"
+    return None
+
+
+def is_private_key(path: str, head: bytes) -> bool:
+    """A certificate chain may hold a key anywhere; elsewhere a key begins the file, and a mention of one is harmless."""
+    return bool(PRIVATE_KEY.search(head) if path.lower().endswith(".pem") else PRIVATE_KEY.match(head.lstrip()))
+
+
+def _is_included(path: str, patterns: list[str]) -> bool:
+    name = path.rsplit("/", 1)[-1]
+    return any(fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _inside(path: str, target: str) -> bool:
+    target = target.replace(os.sep, "/")
+    reached = os.path.normpath("/root/" + os.path.dirname(path) + "/" + target)
+    return not os.path.isabs(target) and (reached + "/").replace(os.sep, "/").startswith("/root/")
+
+
+def _entry(project: Path, path: str, mode: int | None) -> tuple[FileEntry | None, bytes]:
+    """The entry and the file's first bytes; None for a file that git knows but that is gone."""
+    head = b""
+    place = project / path
+    try:
+        status = os.lstat(place)
+        if stat.S_ISLNK(status.st_mode):
+            target = os.fsencode(os.readlink(place).replace(os.sep, "/"))
+            return FileEntry(path, SYMLINK, len(target), hashlib.sha256(target).hexdigest()), b""
+        digest, size = hashlib.sha256(), 0
+        with open(place, "rb") as file:
+            while data := file.read(1 << 20):
+                digest.update(data)
+                size += len(data)
+                head = head or data[:4096]
+    except FileNotFoundError:
+        return None, b""
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}", step="release", remedy="mend its rights or ignore it") from None
+    if mode is None:
+        mode = 0o755 if status.st_mode & stat.S_IXUSR and os.name != "nt" else 0o644
+    return FileEntry(path, mode, size, digest.hexdigest()), head
+
+
+def content_of(project: Path, entry: FileEntry) -> Iterator[bytes]:
+    """Its bytes in pieces; a file that changed meanwhile is found out by its hash on the other end."""
+    place = project / entry.path
+    if entry.mode == SYMLINK:
+        yield os.fsencode(os.readlink(place).replace(os.sep, "/"))
+        return
+    left = entry.size
+    with open(place, "rb") as file:
+        while left and (data := file.read(min(protocol.CHUNK, left))):
+            left -= len(data)
+            yield data
+
+
+def upload_frames(project: Path, entries: Iterable[FileEntry], missing: frozenset[str]) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Frames for `release_put`: pieces of contents packed together, compressed where that gains. Each content goes once."""
+    wanted = {entry.sha256: entry for entry in entries if entry.sha256 in missing}
+    pieces: list[list[Any]] = []
+    data = bytearray()
+    for sha256, entry in wanted.items():
+        left = entry.size
+        if not left:
+            pieces.append([sha256, 0, True])
+        for piece in content_of(project, entry):
+            left -= len(piece)
+            pieces.append([sha256, len(piece), left <= 0])
+            data += piece
+            if len(data) >= protocol.CHUNK or len(pieces) >= 2000:
+                yield _frame(pieces, bytes(data))
+                pieces, data = [], bytearray()
+    if pieces:
+        yield _frame(pieces, bytes(data))
+
+
+def _frame(pieces: list[list[Any]], data: bytes) -> tuple[dict[str, Any], bytes]:
+    blob, packed = protocol.pack(data)
+    return {"pieces": pieces, "packed": packed}, blob
+
+
+def describe_origin(project: Path) -> str:
+    """Branch, commit and whether there were changes; empty without git or before the first commit."""
+    commit = (_git(project, "log", "-1", "--format=%h %s") or b"").decode("utf-8", "replace").strip()
+    return commit[:200]
+
+
+def project_identity(project: Path) -> str | None:
+    """The first commit tells clones of one project from another project of the same name; None without git or its full history."""
+    if (_git(project, "rev-parse", "--is-shallow-repository") or b"").strip() != b"false":
+        return None
+    roots = _git(project, "log", "--max-parents=0", "--format=%H", "--reverse")
+    return roots.decode().split()[0] if roots and roots.strip() else None

@@ -1,0 +1,239 @@
+"""Runs seen from here: what to ask for, starting it once, and reading what the server tells about them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import re
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remote.errors import GpuUnfit, NotFound, ProtocolError, RunFailed, UsageError
+from remote.records import Run, Settings
+from remote.session import Project, Session, who_am_i
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}\Z")
+PENDING_S = 24 * 3600.0
+"""A launch whose answer was lost is taken up again within this time."""
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What the user asked for on the command line."""
+
+    recipe: str | None = None
+    fields: tuple[tuple[str, str], ...] = ()
+    data: str | None = None
+    devices: str = "auto"
+    name: str | None = None
+
+
+def parse_request(
+    settings: Settings, project: Path, recipe: str | None, fields: Sequence[str], data: str | None, devices: str, name: str | None
+) -> TrainRequest:
+    """Raises UsageError with every mistake at once; nothing has been sent by then."""
+    errors = []
+    pairs = []
+    for item in fields:
+        key, sign, value = item.partition("=")
+        if not sign or not key:
+            errors.append(f"--set needs field=value, not {item!r:.80}")
+        else:
+            pairs.append((key, value))
+    if name is not None and not NAME.match(name):
+        errors.append(f"--name may hold letters, digits, - and _, 40 at most, not {name!r:.80}")
+    if not re.fullmatch(r"auto|\d+(,\d+)*", devices):
+        errors.append(f"--devices must be auto or indices such as 0,1, not {devices!r:.80}")
+    if data is not None and (not data.strip() or "\0" in data or "\n" in data):
+        errors.append("--data must be a path on the server")
+    request = TrainRequest(recipe, tuple(pairs), data, devices, name)
+    if is_own_trainer(settings):
+        errors += config_errors(project, request, settings)
+    elif recipe or pairs or data:
+        errors.append("--recipe, --set and --data belong to trainer.train; remote.command is another command: put its arguments there")
+    if errors:
+        raise UsageError("; ".join(errors), step="train", remedy="fab train --help tells what can be given")
+    return request
+
+
+def is_own_trainer(settings: Settings) -> bool:
+    """Whether the command is our trainer, whose arguments, recipes and summary we know."""
+    return "trainer.train" in shlex.split(settings.command)
+
+
+def load_config_module(project: Path) -> Any:
+    """The project's own trainer.config, which imports no torch. Raises UsageError where it can't be imported."""
+    if str(project) not in sys.path:
+        sys.path.insert(0, str(project))
+    try:
+        return importlib.import_module("trainer.config")
+    except Exception as error:
+        raise UsageError(f"trainer/config.py can't be imported: {type(error).__name__}: {error}", step="train") from None
+
+
+def config_errors(project: Path, request: TrainRequest, settings: Settings) -> list[str]:
+    module = load_config_module(project)
+    overrides: dict[str, object] = dict(request.fields)
+    try:
+        module.load_config(request.recipe or settings.recipe, overrides)
+    except module.ConfigError as error:
+        return list(error.errors)
+    return []
+
+
+def effective_config(project: Path, request: TrainRequest, settings: Settings) -> Any:
+    module = load_config_module(project)
+    overrides: dict[str, object] = dict(request.fields)
+    return module.load_config(request.recipe or settings.recipe, overrides)
+
+
+def new_run_id(label: str) -> str:
+    """Sorts by time, and tells a person what it was."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{label}-{secrets.token_hex(2)}"
+
+
+def plan_argv(settings: Settings, request: TrainRequest, python: str, run_dir: str, data: str | None, devices: str) -> list[str]:
+    """The command's words; a leading `python` is the environment's."""
+    words = shlex.split(settings.command)
+    if words[0] in ("python", "python3"):
+        words[0] = python
+    if not is_own_trainer(settings):
+        return words
+    words += ["--recipe", request.recipe or settings.recipe, "--run_dir", run_dir, "--devices", devices]
+    if data is not None:
+        words += ["--data", data]
+    for key, value in request.fields:
+        words += ["--set", f"{key}={value}"]
+    return words
+
+
+def require_gpu(config: Any, has_gpu: bool, host: str) -> None:
+    """The recipe wants a GPU and the server has none: said before anything is started."""
+    if getattr(config, "accelerator", None) == "gpu" and not has_gpu:
+        raise GpuUnfit(
+            "the recipe wants a GPU and this server shows none",
+            host=host,
+            step="train",
+            remedy="add --set accelerator=cpu to train on its processor, or --recipe demo to try the way",
+        )
+
+
+class Pending:
+    """Remembers a launch until the server has confirmed it, so that a repeated command is the same start."""
+
+    def __init__(self, project: Project, host: str, request: TrainRequest, tree: str) -> None:
+        key = json.dumps([host, project.settings.root, project.settings.command, repr(request), tree])
+        self.path = project.dest / ".pending" / (hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:24] + ".json")
+
+    def read(self) -> str | None:
+        try:
+            value = json.loads(self.path.read_text())
+            if time.time() - float(value["time"]) < PENDING_S:
+                return str(value["run"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return None
+
+    def write(self, run: str) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"run": run, "time": time.time()}))
+        os.replace(temporary, self.path)
+
+    def clear(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def start_run(session: Session, run: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Create and launch; the agent does it once for an id, however often it is asked."""
+    return session.call_as_owner("run_start", run=run, asked=dict(asked))
+
+
+def describe_request(request: TrainRequest, settings: Settings) -> dict[str, Any]:
+    return {
+        "name": request.name,
+        "recipe": request.recipe or settings.recipe if is_own_trainer(settings) else None,
+        "fields": dict(request.fields),
+        "data": request.data,
+        "devices": request.devices,
+        "command": settings.command,
+        "who": who_am_i(),
+        "created": time.time(),
+        "finish": "summary" if is_own_trainer(settings) else "exit",
+    }
+
+
+def parse_run(value: Any) -> Run:
+    """A run as the agent describes it; raises ProtocolError for anything else."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("run"), str):
+        raise ProtocolError("the server's list of runs has the wrong form")
+
+    def mapping(name: str) -> Mapping[str, Any]:
+        found = value.get(name)
+        return found if isinstance(found, Mapping) else {}
+
+    def text(name: str) -> str | None:
+        found = value.get(name)
+        return found if isinstance(found, str) else None
+
+    return Run(
+        run=value["run"],
+        state=text("state") or "unknown",
+        reason=text("reason"),
+        host=text("host"),
+        asked=mapping("asked"),
+        progress=mapping("progress"),
+        summary=mapping("summary"),
+        detail=mapping("detail"),
+    )
+
+
+def list_runs(session: Session, run: str | None = None) -> list[Run]:
+    answer = session.call("runs", run=run) if run is not None else session.call("runs")
+    found = answer.get("runs")
+    return [parse_run(item) for item in found] if isinstance(found, list) else []
+
+
+def run_json(run: Run, host: str) -> dict[str, Any]:
+    """The form of `status --json`."""
+    metrics = run.progress.get("metrics") if isinstance(run.progress.get("metrics"), Mapping) else {}
+    assert isinstance(metrics, Mapping)
+    return {
+        "run": run.run,
+        "state": run.state,
+        "epoch": run.progress.get("epoch"),
+        "max_epochs": run.progress.get("max_epochs"),
+        "host": host,
+        "reason": run.reason,
+        "cause": run.detail.get("cause"),
+        "exit_code": run.detail.get("exit_code"),
+        "name": run.asked.get("name"),
+        "recipe": run.asked.get("recipe"),
+        "val_accuracy": metrics.get("val_accuracy"),
+        "best_val_accuracy": metrics.get("best_val_accuracy"),
+        "test_accuracy": run.summary.get("test_accuracy"),
+        "seconds_left": run.progress.get("seconds_left") if run.state == "running" else None,
+        "gpus": run.asked.get("gpus"),
+        "started": run.detail.get("started"),
+        "ended": run.detail.get("ended"),
+        "server": run.host,
+    }
+
+
+def raise_if_failed(run: Run, host: str) -> None:
+    if run.state == "failed":
+        raise RunFailed(f"{run.run} failed: {run.reason or 'no reason is known'}", host=host, remedy=f"fab -H {host} logs --run {run.run}")
+
+
+def only_run(runs: Sequence[Run]) -> Run:
+    if not runs:
+        raise NotFound("no run of this project is on the server", remedy="start one: fab -H … train")
+    return runs[0]

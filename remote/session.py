@@ -1,0 +1,99 @@
+"""One task's way to one server: the login, the agent on it, and what is known of project and settings."""
+
+from __future__ import annotations
+
+import getpass
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from remote.connection import Connection, Target
+from remote.display import Display
+from remote.link import Link, OnEvent, Upload
+from remote.records import Settings
+
+Connect = Callable[[Target], Connection]
+
+
+def who_am_i() -> str:
+    """Shown to whoever waits for us: user and computer."""
+    try:
+        return f"{getpass.getuser()}@{platform.node()}"
+    except (KeyError, OSError, ImportError):
+        return platform.node() or "somebody"
+
+
+@dataclass(frozen=True)
+class Project:
+    """The project here. `identity`: its first commit, None without git."""
+
+    directory: Path
+    settings: Settings
+    identity: str | None = None
+
+    @property
+    def dest(self) -> Path:
+        return self.directory / self.settings.dest
+
+
+class Session:
+    """`with` logs in and starts the agent; `reopen` does so again after the connection was lost."""
+
+    def __init__(self, target: Target, project: Project, display: Display) -> None:
+        self.target = target
+        self.project = project
+        self.display = display
+        self.connection: Connection | None = None
+        self.link: Link | None = None
+        self.requests = 0
+
+    @property
+    def host(self) -> str:
+        return self.target.spec
+
+    def __enter__(self) -> Session:
+        self.open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def open(self) -> None:
+        self.connection = Connection(self.target)
+        self.connection.open()
+        try:
+            self.link = Link(self.connection, self.project.settings.root, self.project.settings.python)
+            self.link.__enter__()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self.link is not None:
+            self.requests += self.link.requests
+            self.link.__exit__(None, None, None)
+            self.link = None
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+    def reopen(self) -> None:
+        self.close()
+        self.open()
+
+    def call(self, op: str, on_event: OnEvent | None = None, upload: Upload | None = None, **args: Any) -> dict[str, Any]:
+        """Call the agent about this project's root."""
+        if self.link is None:
+            self.open()
+        assert self.link is not None
+        return self.link.call(op, on_event, upload, root=self.project.settings.root, **args)
+
+    def call_as_owner(
+        self, op: str, on_event: OnEvent | None = None, upload: Upload | None = None, **args: Any
+    ) -> dict[str, Any]:
+        """The same for what writes there: the agent checks whose root it is."""
+        owner = {"project": self.project.settings.project, "identity": self.project.identity}
+        return self.call(op, on_event, upload, **owner, **args)
