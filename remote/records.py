@@ -85,3 +85,61 @@ class Run:
     progress: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
     detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GpuProcess:
+    """What computes on a GPU; containers hide some or all of it."""
+
+    pid: int | None
+    name: str | None
+    memory_mib: int | None
+    user: str | None = None
+    age_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU as nvidia-smi tells it; `index` is nvidia-smi's, `uuid` is what it is pinned by."""
+
+    index: int
+    uuid: str
+    name: str | None = None
+    memory_total_mib: int | None = None
+    memory_used_mib: int | None = None
+    utilization_percent: int | None = None
+    # Such as 8.6; unknown to drivers before 510.
+    compute_capability: float | None = None
+    # True where the GPU is split into instances.
+    mig: bool | None = None
+    processes: tuple[GpuProcess, ...] = ()
+
+
+@dataclass(frozen=True)
+class GpuReport:
+    """A server's GPUs. `found`: nvidia-smi is there. `problem`: why there are none, in one line, with its remedy."""
+
+    gpus: tuple[Gpu, ...] = ()
+    driver_version: str | None = None
+    found: bool | None = None
+    problem: str | None = None
+    remedy: str | None = None
+
+
+@dataclass(frozen=True)
+class EnvironmentPlan:
+    """What to do about the environment. `why` is shown as it is.
+
+    kind: keep (nothing), inspect-first (call environment_inspect, put its answer under facts["inspection"], plan again),
+    or as-is, overlay, venv: call environment_prepare with `args`.
+    """
+
+    kind: str
+    why: str
+    key: str | None = None
+    # What the environment kept is, as list_environments told it.
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    # The plan as the agent takes it.
+    args: Mapping[str, Any] = field(default_factory=dict)
+    # What the user should know beside it.
+    notes: tuple[str, ...] = ()

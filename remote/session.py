@@ -40,7 +40,7 @@ class Project:
 
 
 class Session:
-    """`with` logs in and starts the agent; `reopen` does so again after the connection was lost."""
+    """Logs in and starts the agent at the first call; a call after `close` does so again. `with` closes at the end."""
 
     def __init__(self, target: Target, project: Project, display: Display) -> None:
         self.target = target
@@ -55,13 +55,14 @@ class Session:
         return self.target.spec
 
     def __enter__(self) -> Session:
-        self.open()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def open(self) -> None:
+        if self.link is not None:
+            return
         self.connection = Connection(self.target)
         self.connection.open()
         try:
@@ -80,14 +81,9 @@ class Session:
             self.connection.close()
             self.connection = None
 
-    def reopen(self) -> None:
-        self.close()
-        self.open()
-
     def call(self, op: str, on_event: OnEvent | None = None, upload: Upload | None = None, **args: Any) -> dict[str, Any]:
         """Call the agent about this project's root."""
-        if self.link is None:
-            self.open()
+        self.open()
         assert self.link is not None
         return self.link.call(op, on_event, upload, root=self.project.settings.root, **args)
 

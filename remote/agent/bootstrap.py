@@ -8,6 +8,7 @@ import sys
 if sys.version_info < (3, 8):
     sys.exit(96)
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -51,7 +52,9 @@ def load(hello):
     path = os.path.join(root, "agent", digest + ".pyz")
     content = content_of(path)
     if hashlib.sha256(content).hexdigest() == digest:
-        return content, path, None, []
+        magic = importlib.util.MAGIC_NUMBER.hex()
+        compiled = path[:-4] + "." + sys.implementation.cache_tag + "-" + magic + ".pyz"
+        return content, compiled if os.path.exists(compiled) else path, None, []
     send({"need": digest})
     waiting = []
     while True:

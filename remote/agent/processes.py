@@ -22,7 +22,7 @@ def is_same(pid: object, started: object) -> bool:
 
 
 def group_members(group: int) -> List[int]:
-    """Processes whose process group or session is `group`."""
+    """Living processes whose process group or session is `group`; a zombie is dead."""
     members = []
     for name in os.listdir("/proc"):
         if not name.isdigit():
@@ -32,7 +32,7 @@ def group_members(group: int) -> List[int]:
                 fields = file.read().rpartition(b")")[2].split()
         except OSError:
             continue
-        if int(fields[2]) == group or int(fields[3]) == group:
+        if fields[0] not in (b"Z", b"X") and (int(fields[2]) == group or int(fields[3]) == group):
             members.append(int(name))
     return members
 

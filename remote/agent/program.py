@@ -1,3 +1,27 @@
-"""The agent's own bytes, set when it was loaded, so that it can be kept in a root."""
+"""The agent's own bytes, so that it can be kept in a root; and the same program compiled, which starts 40 ms sooner."""
+
+import importlib.util
+import io
+import marshal
+import sys
+import zipfile
 
 CONTENT = b""
+"""Set by the bootstrap."""
+UNCHECKED = (1).to_bytes(4, "little")
+"""PEP 552: a pyc that is valid whatever became of its source; ours has none beside it."""
+
+
+def compiled_name(digest: str) -> str:
+    """The file name of the program compiled for this very interpreter."""
+    return f"{digest}.{sys.implementation.cache_tag}-{importlib.util.MAGIC_NUMBER.hex()}.pyz"
+
+
+def compile_program(content: bytes) -> bytes:
+    """The zipapp with compiled modules in place of sources."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(buffer, "w") as target:
+        for name in source.namelist():
+            code = compile(source.read(name), name, "exec", dont_inherit=True)
+            target.writestr(name[:-3] + ".pyc", importlib.util.MAGIC_NUMBER + UNCHECKED + bytes(8) + marshal.dumps(code))
+    return buffer.getvalue()

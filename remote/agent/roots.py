@@ -6,6 +6,7 @@ import os
 import time
 from typing import Any, Dict, Optional, Tuple
 
+from . import program
 from .calls import Call, Refusal
 from .paths import Layout, read_json, write_json, write_whole
 
@@ -74,12 +75,12 @@ def prepare_root(layout: Layout, project: str, identity: Optional[str]) -> None:
 
 def keep_agent(layout: Layout) -> str:
     """The agent's own program, kept by its hash; runs and builds are started from it. Returns its path."""
-    path = layout.agent(os.environ["REMOTE_AGENT_HASH"])
-    if os.environ.get("REMOTE_AGENT_PYZ") != path or not os.path.exists(path):
-        from . import program
-
-        write_whole(path, program.CONTENT)
-        os.environ["REMOTE_AGENT_PYZ"] = path
+    digest = os.environ["REMOTE_AGENT_HASH"]
+    path = os.path.join(layout.agents, program.compiled_name(digest))
+    if not os.path.exists(path):
+        write_whole(layout.agent(digest), program.CONTENT)
+        write_whole(path, program.compile_program(program.CONTENT))
+    os.environ["REMOTE_AGENT_PYZ"] = path
     return path
 
 

@@ -160,7 +160,9 @@ class Supervisor:
 
     def outcome(self, code: int, kills_before: Optional[int]) -> Dict[str, Any]:
         """State, reason and cause from the exit code, our own doing, the kernel's counters and the log's end."""
-        done = os.path.exists(self.path("summary.json")) if self.asked.get("finish") == "summary" else code == 0
+        trainer = self.asked.get("finish") == "summary"
+        # A command of one's own may well exit with 0 when it is stopped; only a summary says that all was done.
+        done = os.path.exists(self.path("summary.json")) if trainer else code == 0 and not self.stop.is_set()
         if done:
             return {"state": "finished", "reason": None, "cause": None}
         if self.stop.is_set():

@@ -1,0 +1,176 @@
+"""What nvidia-smi says, unparsed: the laptop judges it. Also, for both ends, which torch build a driver carries."""
+
+import os
+import pwd
+import shutil
+import subprocess
+import time
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+GPU_FIELDS = (
+    "index",
+    "uuid",
+    "name",
+    "memory.total",
+    "memory.used",
+    "utilization.gpu",
+    "compute_cap",
+    "mig.mode.current",
+    "driver_version",
+)
+OLD_GPU_FIELDS = tuple(name for name in GPU_FIELDS if name not in ("compute_cap", "mig.mode.current"))
+"""What drivers before 510 know; one unknown field makes nvidia-smi refuse the whole query."""
+APP_FIELDS = ("gpu_uuid", "pid", "process_name", "used_memory")
+USAGE_FIELDS = ("index", "uuid", "utilization.gpu", "memory.used", "memory.total")
+PLACES = ("/usr/bin", "/usr/local/nvidia/bin", "/usr/lib/wsl/lib")
+FORMAT = "--format=csv,noheader,nounits"
+OUTPUT_LIMIT = 200_000
+
+TORCH_BUILDS: Tuple[Tuple[str, int, float, float], ...] = (
+    ("cu130", 580, 7.5, 99.0),
+    ("cu128", 570, 7.5, 12.0),
+    ("cu126", 525, 5.0, 9.0),
+    ("cu118", 450, 5.0, 9.0),
+)
+"""Index name, lowest driver, lowest and highest compute capability. Newest first."""
+
+
+def find_nvidia_smi() -> Optional[str]:
+    found = shutil.which("nvidia-smi")
+    if found:
+        return found
+    paths = [os.path.join(place, "nvidia-smi") for place in PLACES]
+    return next((path for path in paths if os.access(path, os.X_OK)), None)
+
+
+def query_gpus(timeout_s: float = 10.0) -> Dict[str, Any]:
+    """Raw answers: `{"found": False}`, or path, `gpus`, `apps` and `pids`.
+
+    `gpus` and `apps`: fields, output, error, exit, seconds, timed_out. `pids`: pid → user and age_s of what is visible
+    here. Ends within `timeout_s` and a second.
+    """
+    path = find_nvidia_smi()
+    if path is None:
+        return {"found": False}
+    end = time.monotonic() + timeout_s
+    # Both at once: without persistence mode each start of nvidia-smi initialises every GPU.
+    asked = _Question([path, "--query-gpu=" + ",".join(GPU_FIELDS), FORMAT], GPU_FIELDS)
+    asked_apps = _Question([path, "--query-compute-apps=" + ",".join(APP_FIELDS), FORMAT], APP_FIELDS)
+    gpus = asked.answer(end)
+    if gpus["exit"] not in (0, 6, 9, 15, 18, None) and "not a valid field" in gpus["output"] + gpus["error"]:
+        gpus = _Question([path, "--query-gpu=" + ",".join(OLD_GPU_FIELDS), FORMAT], OLD_GPU_FIELDS).answer(end)
+    apps = asked_apps.answer(end)
+    return {"found": True, "path": path, "gpus": gpus, "apps": apps, "pids": _describe_pids(apps["output"])}
+
+
+def sample_usage(uuids: Optional[Sequence[str]], timeout_s: float = 10.0) -> Optional[List[List[Any]]]:
+    """index, uuid, utilization in %, used and total MiB of the named GPUs (None: of all); unknown cells are None.
+
+    None where nvidia-smi is missing or shows no GPU; an empty list where it only failed this time.
+    """
+    path = find_nvidia_smi()
+    if path is None:
+        return None
+    question = _Question([path, "--query-gpu=" + ",".join(USAGE_FIELDS), FORMAT], USAGE_FIELDS)
+    answer = question.answer(time.monotonic() + timeout_s)
+    if answer["exit"] in (6, 9):
+        return None
+    if answer["exit"] != 0:
+        return []
+    rows = [[cell.strip() for cell in line.split(",")] for line in answer["output"].splitlines()]
+    wanted = None if uuids is None else set(map(str, uuids))
+    return [
+        [_whole(row[0]), row[1], *map(_whole, row[2:])]
+        for row in rows
+        if len(row) == len(USAGE_FIELDS) and (wanted is None or row[1] in wanted)
+    ]
+
+
+def fitting_build(driver: Optional[str], capabilities: Sequence[Optional[float]]) -> Optional[str]:
+    """The newest torch build that this driver carries and that has kernels for all these GPUs; None if there is none.
+
+    An unknown driver or capability excludes nothing.
+    """
+    known = [cap for cap in capabilities if cap is not None]
+    major = driver_major(driver)
+    for name, lowest_driver, lowest, highest in TORCH_BUILDS:
+        if (major is None or major >= lowest_driver) and all(lowest <= cap <= highest for cap in known):
+            return name
+    return None
+
+
+def driver_major(driver: Optional[str]) -> Optional[int]:
+    first = str(driver or "").split(".")[0]
+    return int(first) if first.isascii() and first.isdigit() and len(first) < 6 else None
+
+
+class _Question:
+    """One nvidia-smi, started at once and answered later."""
+
+    def __init__(self, argv: List[str], fields: Sequence[str]) -> None:
+        self.fields = list(fields)
+        self.started = time.monotonic()
+        self.process: "Optional[subprocess.Popen[bytes]]" = None
+        self.problem = ""
+        environment = dict(os.environ, LC_ALL="C")
+        try:
+            self.process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+            )
+        except OSError as error:
+            self.problem = str(error)
+
+    def answer(self, end: float) -> Dict[str, Any]:
+        output, errors, timed_out = b"", self.problem.encode("utf-8", "replace"), False
+        if self.process is not None:
+            try:
+                output, errors = self.process.communicate(timeout=max(0.05, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                timed_out = True
+                self.process.kill()
+                try:
+                    # A process stuck in the driver can't be killed: it is left behind rather than waited for.
+                    output, errors = self.process.communicate(timeout=0.5)
+                except subprocess.TimeoutExpired:
+                    pass
+        return {
+            "fields": self.fields,
+            "output": output[:OUTPUT_LIMIT].decode("utf-8", "replace"),
+            "error": errors[:OUTPUT_LIMIT].decode("utf-8", "replace"),
+            "exit": self.process.returncode if self.process is not None and not timed_out else None,
+            "seconds": round(time.monotonic() - self.started, 3),
+            "timed_out": timed_out,
+        }
+
+
+def _describe_pids(output: str) -> Dict[str, Dict[str, Any]]:
+    """User and age of each process listed; what is hidden (containers, hidepid) is left out."""
+    described: Dict[str, Dict[str, Any]] = {}
+    for line in output.splitlines()[:1000]:
+        cells = [cell.strip() for cell in line.split(",")]
+        if len(cells) < 2 or not (cells[1].isascii() and cells[1].isdigit()) or len(cells[1]) > 9:
+            continue
+        facts = _describe_pid(cells[1])
+        if facts:
+            described[cells[1]] = facts
+    return described
+
+
+def _describe_pid(pid: str) -> Dict[str, Any]:
+    try:
+        uid = os.stat(f"/proc/{pid}").st_uid
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            ticks = int(file.read().rpartition(b")")[2].split()[19])
+        with open("/proc/uptime") as file:
+            uptime_s = float(file.read().split()[0])
+    except (OSError, ValueError, IndexError):
+        return {}
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        user = str(uid)
+    return {"user": user, "age_s": max(0, round(uptime_s - ticks / os.sysconf("SC_CLK_TCK")))}
+
+
+def _whole(cell: str) -> Optional[int]:
+    return int(cell) if cell.isascii() and cell.isdigit() and len(cell) < 10 else None

@@ -1,0 +1,275 @@
+"""`deploy`: facts → release → environment → proof → summary. Each step says what it did, or why it did nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from remote import environment, gpu
+from remote.display import Display, duration, show, size
+from remote.errors import RemoteError, ServerUnfit, UsageError
+from remote.records import EnvironmentPlan, Gpu, GpuReport, Release
+from remote.release import SMALL_MANIFEST, ReleasePlan, build_release, manifest_rows, plan_release, upload_frames
+from remote.session import Session, who_am_i
+from remote.text import one_line
+
+
+@dataclass
+class Deployed:
+    """What stands on the server after a deploy, and what was done for it: steps as (changed, text)."""
+
+    release: Release
+    root: str
+    facts: Mapping[str, Any]
+    gpus: GpuReport
+    environment_key: str = ""
+    python: str = ""
+    prefix: str = ""
+    data_path: str | None = None
+    steps: list[tuple[bool, str]] = field(default_factory=list)
+
+    @property
+    def changed(self) -> bool:
+        return any(changed for changed, _ in self.steps)
+
+    def as_json(self, session: Session) -> dict[str, Any]:
+        return {
+            "host": session.host,
+            "root": self.root,
+            "release": self.release.tree,
+            "environment": self.environment_key,
+            "python": self.python,
+            "changed": self.changed,
+            "steps": [text for _, text in self.steps],
+            "left_out": [{"path": path, "reason": reason} for path, reason in self.release.left_out],
+            "gpus": [gpu_row(item) for item in self.gpus.gpus],
+            "requests": session.link.requests if session.link else None,
+        }
+
+
+def deploy(session: Session, data: str | None = None) -> Deployed:
+    """Bring the server to the state of this project. `data`: also look for this path there."""
+    requirements = read_requirements(session)
+    release = build_release_while_opening(session)
+    facts = ask_facts(session, release, data)
+    deployed = Deployed(release, str(facts["root"]["path"]), facts, gpu.parse_gpus(facts.get("gpu") or {}))
+    found = facts.get("data_path")
+    deployed.data_path = found if isinstance(found, str) else None
+    put_release(session, deployed)
+    prepare_environment(session, deployed, requirements)
+    return deployed
+
+
+def build_release_while_opening(session: Session) -> Release:
+    """Listing and hashing go on while the login waits for the network."""
+    settings = session.project.settings
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(build_release, session.project.directory, settings.max_file_mib, settings.include, settings.dest)
+        session.open()
+        return future.result()
+
+
+def read_requirements(session: Session) -> str:
+    """The text of remote.requirements; empty for `none`. Raises UsageError where the file is missing."""
+    name = session.project.settings.requirements
+    if name in ("", "none"):
+        return ""
+    path = session.project.directory / name
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"{name} can't be read: {error.strerror}", step="requirements", remedy="set remote.requirements to your file, or to none"
+        ) from None
+
+
+def ask_facts(session: Session, release: Release | None, data: str | None = None) -> dict[str, Any]:
+    """Everything about the server in one call; with a small release, also what of it is missing there."""
+    arguments: dict[str, Any] = {"python": session.project.settings.python}
+    if release is not None:
+        arguments["tree"] = release.tree
+        if len(release.entries) <= SMALL_MANIFEST:
+            arguments["manifest"] = manifest_rows(release)
+    if data is not None and data != "synthetic":
+        arguments["data"] = data
+    facts = session.call_as_owner("facts", **arguments)
+    root = facts.get("root")
+    if not isinstance(root, dict) or not isinstance(root.get("path"), str):
+        raise ServerUnfit("the server tells nothing about the project's root", host=session.host)
+    problem = root.get("problem")
+    if isinstance(problem, dict) and release is not None:
+        raise ServerUnfit(str(problem.get("message")), host=session.host, step="root", remedy=problem.get("remedy"))
+    return facts
+
+
+def put_release(session: Session, deployed: Deployed) -> None:
+    release = deployed.release
+    plan = plan_release(deployed.facts, release)
+    label = f"{release.tree[:12]}, {len(release.entries)} files, {size(release.size)}"
+    if plan.action == "keep":
+        deployed.steps.append((False, f"{plan.why} ({label})"))
+        return
+    if plan.action == "use":
+        session.call_as_owner("release_use", waiting_note(session), tree=release.tree, who=who_am_i())
+        deployed.steps.append((True, f"{plan.why} ({label})"))
+        return
+    deployed.steps.append((True, f"{plan.why}: {send_release(session, release, plan)} ({label})"))
+
+
+def send_release(session: Session, release: Release, plan: ReleasePlan) -> str:
+    """Send what is missing; returns how much that was."""
+    rows = manifest_rows(release)
+    missing = plan.missing
+    if missing is None:
+        missing = frozenset(session.call("release_missing", tree=release.tree, manifest=rows)["missing"])
+    started = time.monotonic()
+    total = sum(entry.size for entry in release.entries if entry.sha256 in missing)
+    sent = 0
+
+    def frames() -> Iterator[tuple[dict[str, Any], bytes]]:
+        nonlocal sent
+        for header, blob in upload_frames(session.project.directory, release.entries, missing):
+            yield header, blob
+            sent += sum(length for _, length, _ in header["pieces"])
+            session.display.progress(f"sending {size(sent)} of {size(total)}")
+
+    session.call_as_owner(
+        "release_put", waiting_note(session), frames(), tree=release.tree, manifest=rows, origin=release.origin, who=who_am_i()
+    )
+    session.display.clear()
+    count = len({entry.sha256 for entry in release.entries if entry.sha256 in missing})
+    return f"{count} files sent, {size(total)}, {time.monotonic() - started:.1f} s"
+
+
+def waiting_note(session: Session) -> Any:
+    def note(event: dict[str, Any], blob: bytes) -> None:
+        if isinstance(event.get("waiting"), dict):
+            holder = event["waiting"]
+            since = holder.get("since")
+            age = f", for {duration(time.time() - since)}" if isinstance(since, (int, float)) else ""
+            session.display.note(f"waiting: {show(holder.get('who') or 'somebody')} is deploying{age}")
+
+    return note
+
+
+def prepare_environment(session: Session, deployed: Deployed, requirements: str) -> None:
+    """Keep, reuse or build the environment, and prove it on the GPU unless the proof still holds."""
+    facts = deployed.facts
+    plan = environment.plan_environment(facts, session.project.settings, requirements)
+    if plan.kind == "inspect-first":
+        inspection = session.call("environment_inspect", configured=session.project.settings.python)
+        facts = {**facts, "inspection": inspection}
+        plan = environment.plan_environment(facts, session.project.settings, requirements)
+    ready: Mapping[str, Any] = plan.environment
+    if plan.kind != "keep":
+        ready = build(session, plan)
+    for note in plan.notes:
+        session.display.note(f"note: {note}")
+    reason = environment.proof_needed(ready, facts, deployed.gpus)
+    if reason is not None:
+        ready = prove(session, str(ready["key"]), reason)
+    deployed.steps.append((plan.kind != "keep" or reason is not None, environment.describe_environment(plan, ready)))
+    deployed.environment_key = str(ready["key"])
+    deployed.python = str(ready["python"])
+    deployed.prefix = str(ready.get("prefix") or "")
+
+
+def build(session: Session, plan: EnvironmentPlan) -> Mapping[str, Any]:
+    """Have the agent build it; on a terminal its last line is shown, elsewhere each new step."""
+    session.display.note(f"environment: {plan.why}")
+    told = ""
+
+    def show_step(event: dict[str, Any], blob: bytes) -> None:
+        nonlocal told
+        step = one_line(str(event.get("step") or ""), 80)
+        if step and step != told and not session.display.live:
+            session.display.note(f"  {step}")
+        told = step
+        session.display.progress(f"{step} ({duration(event.get('seconds'))})  {one_line(str(event.get('line') or ''), 200)}")
+
+    answer = session.call_as_owner("environment_prepare", show_step, plan=dict(plan.args))
+    session.display.clear()
+    return answer
+
+
+def prove(session: Session, key: str, reason: str) -> Mapping[str, Any]:
+    session.display.progress(f"environment: {reason}; importing torch on the server", force=True)
+    answer = session.call("environment_prove", key=key)
+    session.display.clear()
+    return answer
+
+
+def show_steps(display: Display, deployed: Deployed, only_changes: bool = False) -> None:
+    for changed, text in deployed.steps:
+        if changed or not only_changes:
+            display.line(text)
+    shown = deployed.release.left_out[:8]
+    for path, reason in shown:
+        display.note(f"not sent: {path} ({reason})")
+    if len(deployed.release.left_out) > len(shown):
+        display.note(f"not sent: {len(deployed.release.left_out) - len(shown)} more")
+    if shown:
+        display.note("to send such a file all the same, name it in remote.include")
+
+
+def show_summary(display: Display, session: Session, deployed: Deployed) -> None:
+    show_steps(display, deployed)
+    system = deployed.facts.get("system") or {}
+    root = deployed.facts["root"]
+    display.line(
+        f"server {show(system.get('host'))}: {deployed.root}, {show(root.get('free_mib'))} MiB free, "
+        f"python {show(system.get('python'))}, {'tmux' if deployed.facts.get('tmux') else 'no tmux (setsid will do)'}"
+    )
+    show_gpu_table(display, deployed.gpus)
+    display.line(f"next: fab -H {session.host} train")
+
+
+def show_gpu_table(display: Display, report: GpuReport) -> None:
+    if not report.gpus:
+        display.note(f"warning: no GPU: {report.problem or 'nvidia-smi shows none'}")
+        return
+    rows = [
+        [item.index, item.name, item.memory_total_mib, item.memory_used_mib, item.utilization_percent, users_of(item)]
+        for item in report.gpus
+    ]
+    display.table(["gpu", "name", "MiB", "used MiB", "use %", "by"], rows)
+
+
+def users_of(item: Gpu) -> str | None:
+    return ", ".join(f"{show(process.user)}: {show(process.name)}" for process in item.processes) or None
+
+
+def gpu_row(item: Gpu) -> dict[str, Any]:
+    return {
+        "index": item.index,
+        "uuid": item.uuid,
+        "name": item.name,
+        "memory_total_mib": item.memory_total_mib,
+        "memory_used_mib": item.memory_used_mib,
+        "utilization_percent": item.utilization_percent,
+        "compute_capability": item.compute_capability,
+        "users": [{"user": p.user, "pid": p.pid, "name": p.name} for p in item.processes],
+    }
+
+
+def gpu_facts(session: Session) -> dict[str, Any]:
+    return ask_facts(session, None)
+
+
+def gpu_json(host: str, answer: Any, error: RemoteError | None) -> dict[str, Any]:
+    if error:
+        return {"host": host, "error": error.message, "gpus": None}
+    report = gpu.parse_gpus(answer.get("gpu") or {})
+    return {"host": host, "driver": report.driver_version, "problem": report.problem, "gpus": [gpu_row(item) for item in report.gpus]}
+
+
+def show_gpus(display: Display, answer: Mapping[str, Any]) -> None:
+    report = gpu.parse_gpus(answer.get("gpu") or {})
+    show_gpu_table(display, report)
+    if report.gpus:
+        display.line(f"driver {show(report.driver_version)}")
+    for line in environment.describe_proofs(answer):
+        display.line(line)

@@ -1,0 +1,27 @@
+"""What all tests share: the SSH servers' fixtures, their logs on failure, and which server it is in the header."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `remote`, `trainer` and `tests`, from any folder
+
+from tests.support import sshd
+from tests.support.sshd import each_server, make_server, server, server_keys, system_user, unprivileged
+
+__all__ = ["each_server", "make_server", "server", "server_keys", "system_user", "unprivileged"]
+
+
+def pytest_report_header() -> str:
+    return sshd.header()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    sshd.attach_logs(item, report)
+    return report

@@ -1,0 +1,172 @@
+"""Fixtures around `LoopbackServer`: each test gets a server with a HOME and a PATH of its own.
+
+"No tmux", "no python3" and "a fake nvidia-smi" are a matter of links: `sparse_path(directory, names)`.
+Set TEST_SSH_SERVER=embedded to run everything against the embedded server.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from remote.loopback import Keys, LoopbackServer, Route, expected_kind, make_keys
+
+EMBEDDED = os.environ.get("TEST_SSH_SERVER") == "embedded"
+"""Whether every server is the embedded one, by request."""
+_USUAL = (
+    "sh bash env cat echo ls cp mv rm mkdir rmdir ln chmod touch sleep head tail wc cut tr sed awk "
+    "grep find sort uniq xargs tee true false test date id uname hostname whoami df du stat dirname "
+    "basename readlink realpath mktemp kill ps nohup setsid tar gzip gunzip sha256sum dd seq expr "
+    "printf scp rsync git python3 tmux"
+)
+USUAL = tuple(_USUAL.split())
+"""Commands of an ordinary server; those that this machine lacks are left out."""
+
+SERVERS = pytest.StashKey[list[LoopbackServer]]()
+
+
+class MakeServer(Protocol):
+    """`make_server(**options)` starts a server with LoopbackServer's options; the test's end closes it."""
+
+    def __call__(self, **options: Any) -> LoopbackServer: ...
+
+
+def sparse_path(directory: Path, names: Iterable[str] = USUAL, without: Iterable[str] = ()) -> str:
+    """A PATH of one folder that holds links to the named commands of this machine, and nothing else.
+
+    A name may be a path (`/x/y/nvidia-smi`), which is linked by its last part. Commands not found here are left out.
+    `python3` is linked to the base interpreter, never to a virtual environment's.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in set(names) - set(without):
+        found = base_python() if name in ("python3", "python") else shutil.which(name)
+        link = directory / os.path.basename(name)
+        if found and not link.is_symlink():
+            link.symlink_to(os.path.realpath(found) if "pyenv" in found else os.path.abspath(found))
+    directory.chmod(0o755)
+    return str(directory)
+
+
+def base_python() -> str:
+    """The interpreter that this environment was made from."""
+    return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+
+
+def ssh(server: LoopbackServer | Route, command: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """Run `command` by the OpenSSH client: the yardstick that knows nothing of our code."""
+    argv = ["ssh", "-F", str(server.ssh_config), "-T", "loopback", command]
+    return subprocess.run(argv, **{"capture_output": True, "timeout": 30, **options})
+
+
+@pytest.fixture(scope="session")
+def server_keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    """One host key and one user key for all servers of this session."""
+    return make_keys(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture
+def make_server(request: pytest.FixtureRequest, tmp_path: Path, server_keys: Keys) -> Iterator[MakeServer]:
+    """A factory of servers, each in a folder of its own, with the usual commands on its PATH."""
+    servers: list[LoopbackServer] = []
+    request.node.stash[SERVERS] = servers
+    with ExitStack() as stack:
+
+        def make(**options: Any) -> LoopbackServer:
+            directory = tmp_path / f"server{len(servers) or ''}"
+            settings = {"keys": server_keys, "embedded": EMBEDDED, **options}
+            settings.setdefault("path", None)
+            if settings["path"] is None:
+                settings["path"] = sparse_path(directory / "bin")
+            server = LoopbackServer(settings.pop("directory", directory), **settings)
+            servers.append(server)
+            stack.callback(end_tmux, server.home)
+            return stack.enter_context(server)
+
+        yield make
+
+
+def end_tmux(home: Path) -> None:
+    """End what tests left running: processes whose HOME is the server's. Only Linux lets us know them."""
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"HOME={home}".encode() in entry.read_bytes().split(b"\0"):
+                os.kill(int(entry.parent.name), 9)
+        except (OSError, ValueError):
+            continue
+
+
+@pytest.fixture
+def server(make_server: MakeServer) -> LoopbackServer:
+    """A server with an empty HOME and the usual commands."""
+    return make_server()
+
+
+@pytest.fixture(params=["sshd", "embedded"])
+def each_server(request: pytest.FixtureRequest, make_server: MakeServer) -> LoopbackServer:
+    """The same test against sshd and against the embedded server."""
+    if request.param == "sshd" and "sshd" not in expected_kind(EMBEDDED):
+        pytest.skip(f"no sshd: {expected_kind(EMBEDDED)}")
+    return make_server(embedded=request.param == "embedded")
+
+
+@pytest.fixture(scope="session")
+def system_user() -> Iterator[str]:
+    """An unprivileged account that is made for this session and removed after it; needs root."""
+    if os.geteuid() != 0 or not shutil.which("useradd"):
+        pytest.skip("only root with useradd can make an account to log in as")
+    name = f"fabtest{uuid.uuid4().hex[:8]}"
+    shell = shutil.which("bash") or "/bin/sh"
+    # `*` is a password that nobody has (useradd's own `!` locks the account, which sshd refuses); `/` is a home that
+    # exists, or sshd complains on stderr before it starts a command.
+    command = ["useradd", "--system", "-M", "-d", "/", "--user-group", "-p", "*", "-s", shell, name]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"useradd is not allowed here: {done.stderr.strip()}")
+    yield name
+    subprocess.run(["userdel", name], capture_output=True)
+
+
+@pytest.fixture
+def unprivileged(request: pytest.FixtureRequest, server_keys: Keys) -> Iterator[LoopbackServer]:
+    """A server whose logins are no root: the caller's own account, or a made one where the caller is root."""
+    user = request.getfixturevalue("system_user") if os.geteuid() == 0 else None
+    directory = Path(tempfile.mkdtemp(prefix="loopback-"))  # pytest's own folders are closed to other users
+    directory.chmod(0o711)
+    server = LoopbackServer(directory, keys=server_keys, user=user, path=sparse_path(directory / "bin"), embedded=EMBEDDED)
+    request.node.stash.setdefault(SERVERS, []).append(server)
+    try:
+        with server:
+            yield server
+    finally:
+        end_tmux(server.home)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def attach_logs(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Put the servers' logs under a failed test's report."""
+    if not report.failed:
+        return
+    servers: list[LoopbackServer] = item.stash.get(SERVERS, [])
+    for number, server in enumerate(servers):
+        report.sections.append((f"SSH server {number}: log of {report.when}", server.log_tail()))
+
+
+def header() -> str:
+    return f"SSH server: {expected_kind(EMBEDDED)}"
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment without the developer's SSH agent and git settings, for commands under test."""
+    hidden = ("SSH_", "GIT_", "FABRIC_", "INVOKE_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    return {**kept, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", **(extra or {})}

@@ -1,0 +1,66 @@
+"""Frames: what is sent arrives, what can't be a frame is refused before memory is spent on it."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remote.agent import protocol
+
+
+def reader(data: bytes):  # type: ignore[no-untyped-def]
+    stream = io.BytesIO(data)
+
+    def read_exactly(count: int) -> bytes:
+        piece = stream.read(count)
+        if len(piece) < count:
+            raise EOFError
+        return piece
+
+    return read_exactly
+
+
+@given(st.dictionaries(st.text(), st.text() | st.integers() | st.none()), st.binary())
+def test_round_trip(message: dict[str, object], blob: bytes) -> None:
+    assert protocol.read_frame(reader(protocol.encode(message, len(blob)) + blob)) == (message, blob)
+
+
+def test_a_name_that_is_no_unicode_survives() -> None:
+    message = {"path": b"caf\xe9".decode("utf-8", "surrogateescape")}
+    assert protocol.read_frame(reader(protocol.encode(message)))[0] == message
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_refused_or_short(data: bytes) -> None:
+    try:
+        message, _ = protocol.read_frame(reader(data), max_json=1000, max_blob=1000)
+    except (EOFError, protocol.BadFrame):
+        return
+    assert isinstance(message, dict)
+
+
+def test_a_giant_is_refused_by_its_header() -> None:
+    with pytest.raises(protocol.BadFrame):
+        protocol.read_frame(reader(protocol.HEADER.pack(2, 1 << 31) + b"{}"))
+
+
+def test_deep_json_is_refused() -> None:
+    text = b"[" * 100_000
+    with pytest.raises(protocol.BadFrame):
+        protocol.read_frame(reader(protocol.HEADER.pack(len(text), 0) + text))
+
+
+@given(st.binary(max_size=5000))
+def test_packing(data: bytes) -> None:
+    blob, packed = protocol.pack(data)
+    assert (protocol.unpack(blob, len(data)) if packed else blob) == data
+
+
+def test_a_bomb_does_not_unpack_beyond_its_announcement() -> None:
+    blob, packed = protocol.pack(bytes(1 << 20))
+    assert packed
+    with pytest.raises(protocol.BadFrame):
+        protocol.unpack(blob, 1000)

@@ -1,0 +1,161 @@
+"""Which files make a release, and what is sent of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remote.agent import protocol
+from remote.agent.trees import SYMLINK, tree_hash
+from remote.errors import UsageError
+from remote.release import build_release, is_private_key, plan_release, project_identity, upload_frames
+from tests.support.project import HOSTILE, Executable, Link, commit, make_tree
+
+KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\n" + "b3BlbnNzaC1rZXktdjEAAAAABG5vbmU" * 8
+
+
+def paths(project: Path, **options: object) -> list[str]:
+    return [entry.path for entry in build_release(project, 50, **options).entries]  # type: ignore[arg-type]
+
+
+def git_listing(project: Path) -> list[str]:
+    output = subprocess.run(
+        ["git", "-C", str(project), "ls-files", "-z", "--cached", "--others", "--exclude-standard"], capture_output=True, check=True
+    )
+    return sorted(os.fsdecode(name) for name in output.stdout.split(b"\0") if name and os.path.lexists(project / os.fsdecode(name)))
+
+
+def test_takes_exactly_what_git_would_track(tmp_path: Path) -> None:
+    make_tree(tmp_path, {
+        "a.py": "1", "gone.py": "2", "keep.log": "3", ".gitignore": "*.log\n!keep.log\ndir/*\n!dir/wanted\n", "x.log": "4",
+        "dir/wanted": "5", "dir/other": "6",
+    })  # fmt: skip
+    commit(tmp_path, "first")
+    (tmp_path / "gone.py").unlink()
+    (tmp_path / "a.py").write_text("changed")
+    make_tree(tmp_path, {"new file.py": "7", "tracked.log": "8"})
+    subprocess.run(["git", "-C", str(tmp_path), "add", "-f", "tracked.log"], check=True)
+    (tmp_path / ".git" / "info").mkdir(exist_ok=True)
+    (tmp_path / ".git" / "info" / "exclude").write_text("secretly\n")
+    make_tree(tmp_path, {"secretly": "9"})
+    assert paths(tmp_path) == git_listing(tmp_path)
+    assert "secretly" not in paths(tmp_path) and "tracked.log" in paths(tmp_path) and "gone.py" not in paths(tmp_path)
+
+
+def test_a_repository_inside_is_part_of_the_tree(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"a.py": "1", "inner/b.py": "2", "inner/.gitignore": "c.py\n", "inner/c.py": "3"})
+    commit(tmp_path / "inner", "inner")
+    commit(tmp_path, "outer")
+    assert paths(tmp_path) == ["a.py", "inner/.gitignore", "inner/b.py"]
+
+
+def test_hostile_names_and_kinds(tmp_path: Path) -> None:
+    make_tree(tmp_path, HOSTILE)
+    entries = {entry.path: entry for entry in build_release(tmp_path, 50).entries}
+    assert set(entries) == set(HOSTILE)
+    for name, content in HOSTILE.items():
+        expected = 0o755 if isinstance(content, Executable) else SYMLINK if isinstance(content, Link) else 0o644
+        assert entries[name].mode == expected, name
+
+
+def test_without_git_rubbish_stays_here(tmp_path: Path) -> None:
+    make_tree(tmp_path, {
+        "a.py": "1", "__pycache__/a.pyc": "2", "runs/x": "3", "results/y": "4", "data/z": "5", "my env/pyvenv.cfg": "6",
+        "my env/lib/x.py": "7", "sub/data.py": "8",
+    })  # fmt: skip
+    assert paths(tmp_path) == ["a.py", "sub/data.py"]
+
+
+def test_secrets_and_large_files_are_left_out_and_named(tmp_path: Path) -> None:
+    make_tree(tmp_path, {
+        "a.py": "1", ".env": "TOKEN=1", "sub/.env.local": "2", ".env.example": "3", "deploy_key": KEY, "ca.pem": "-----BEGIN CERTIFICATE-----",
+        "both.pem": "-----BEGIN CERTIFICATE-----\n" * 4 + KEY, "notes.md": "a key begins with " + KEY, "big.bin": bytes(2 << 20),
+        "out": Link("/etc/passwd"), "up": Link("../x"), ".venv/pyvenv.cfg": "", ".venv/lib/x.py": "",
+    })  # fmt: skip
+    commit(tmp_path, "first")
+    release = build_release(tmp_path, 1)
+    left = dict(release.left_out)
+    assert set(left) == {".env", "sub/.env.local", "deploy_key", "both.pem", "big.bin", "out", "up"}
+    assert "2 MiB" in left["big.bin"]
+    assert [entry.path for entry in release.entries][:3] == [".env.example", ".venv/lib/x.py", ".venv/pyvenv.cfg"]
+    assert "big.bin" in paths(tmp_path, include="*.bin, deploy_key")
+
+
+def test_an_untracked_virtual_environment_stays_here(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"a.py": "1"})
+    commit(tmp_path, "first")
+    make_tree(tmp_path, {"venv/pyvenv.cfg": "", "venv/lib/x.py": ""})
+    release = build_release(tmp_path, 50)
+    assert [entry.path for entry in release.entries] == ["a.py"]
+    assert release.left_out == (("venv/", "a virtual environment"),)
+
+
+def test_fetched_results_are_not_sent_back(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"a.py": "1"})
+    commit(tmp_path, "first")
+    make_tree(tmp_path, {"results/run/weights.pt": "2"})
+    assert paths(tmp_path) == ["a.py"]
+
+
+def test_an_empty_project_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no files"):
+        build_release(tmp_path, 50)
+
+
+def test_the_hash_depends_on_content_mode_and_name(tmp_path: Path) -> None:
+    trees = set()
+    for files in ({"a": "1"}, {"a": "2"}, {"b": "1"}, {"a": Executable("1")}):
+        project = tmp_path / str(len(trees))
+        trees.add(build_release(make_tree(project, files), 50).tree)
+    assert len(trees) == 4
+
+
+def test_plan_says_why(tmp_path: Path) -> None:
+    release = build_release(make_tree(tmp_path, {"a": "1"}), 50)
+    keep = plan_release({"release_exists": True, "current": release.tree, "releases": [1]}, release)
+    assert (keep.action, keep.why) == ("keep", "code kept: nothing changed")
+    assert plan_release({"release_exists": True, "current": "x"}, release).action == "use"
+    first = plan_release({"release_exists": False, "releases": []}, release)
+    assert first.missing == {release.entries[0].sha256}
+    assert plan_release({"release_exists": False, "releases": [1]}, release).missing is None
+    assert plan_release({"release_exists": False, "releases": [1], "missing": []}, release).missing == frozenset()
+
+
+@given(st.lists(st.binary(max_size=5000), min_size=1, max_size=12))
+def test_frames_carry_every_content_once(tmp_path_factory: pytest.TempPathFactory, contents: list[bytes]) -> None:
+    project = tmp_path_factory.mktemp("p")
+    make_tree(project, {f"f{i}": content for i, content in enumerate(contents)})
+    release = build_release(project, 50)
+    arrived: dict[str, bytes] = {}
+    for header, blob in upload_frames(project, release.entries, frozenset(entry.sha256 for entry in release.entries)):
+        total = sum(length for _, length, _ in header["pieces"])
+        data = protocol.unpack(blob, total) if header["packed"] else blob
+        for sha256, length, _ in header["pieces"]:
+            arrived[sha256] = arrived.get(sha256, b"") + data[:length]
+            data = data[length:]
+    assert sorted(arrived.values()) == sorted(set(contents))
+
+
+def test_tree_hash_is_not_fooled_by_joined_names() -> None:
+    assert tree_hash([("a", 0o644, 1, "0" * 64)]) != tree_hash([("a\n", 0o644, 1, "0" * 64)])
+
+
+def test_identity_is_the_first_commit(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"a": "1"})
+    assert project_identity(tmp_path) is None
+    commit(tmp_path, "first")
+    first = project_identity(tmp_path)
+    commit(tmp_path, "second")
+    assert first and project_identity(tmp_path) == first
+    subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{tmp_path}", str(tmp_path / "shallow")], check=True)
+    assert project_identity(tmp_path / "shallow") is None
+
+
+def test_private_keys_are_known_by_their_content() -> None:
+    assert is_private_key("x", KEY.encode())
+    assert not is_private_key("x.py", b'MARK = "' + KEY.encode())

@@ -1,0 +1,34 @@
+"""Settings: every mistake at once, nothing unknown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from remote.errors import UsageError
+from remote.settings import defaults, parse_settings
+
+
+def test_the_project_is_named_after_its_directory(tmp_path: Path) -> None:
+    settings = parse_settings(defaults(), tmp_path / "my net")
+    assert (settings.project, settings.root) == ("my net", "~/projects/my net")
+
+
+def test_all_mistakes_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_settings({"rooot": "x", "timeout_s": "soon", "torch": "cuda", "max_file_mib": -1, "command": [1]}, tmp_path)
+    text = str(caught.value)
+    for part in ("remote.rooot (did you mean root?)", "remote.timeout_s must be a number", "remote.torch", "max_file_mib", "remote.command must be a text"):
+        assert part in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("project", ["a/b", "..", "a\nb", "x" * 101, "\x1b[31m"])
+def test_a_project_that_is_no_directory_name_is_refused(tmp_path: Path, project: str) -> None:
+    with pytest.raises(UsageError):
+        parse_settings({"project": project}, tmp_path)
+
+
+def test_numbers_from_the_environment_are_text(tmp_path: Path) -> None:
+    assert parse_settings({"timeout_s": "5"}, tmp_path).timeout_s == 5.0
