@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from invoke import Collection
+from invoke.collection import Collection
 from invoke.context import Context
 from invoke.tasks import task
 
@@ -130,7 +130,10 @@ def check_gpu(c: Context, json: bool = False) -> None:
 
 @task(
     auto_shortflags=False,
-    help={"data": "a CIFAR-10 archive or a folder of images; without it, synthetic images are made", "keep": "keep the demo's server directory"},
+    help={
+        "data": "a CIFAR-10 archive or a folder of images; without it, synthetic images are made",
+        "keep": "keep the demo's server directory",
+    },
 )
 def demo(c: Context, data: str | None = None, keep: bool = False) -> None:
     """
@@ -142,4 +145,4 @@ def demo(c: Context, data: str | None = None, keep: bool = False) -> None:
 TASKS = (deploy, train, fetch_results, status, logs, stop, check_gpu, demo)
 ns = Collection(*TASKS)
 ns.configure({"remote": defaults()})
-taskline.take_over([name for name in ns.task_names])
+taskline.take_over(list(ns.task_names))

@@ -152,7 +152,7 @@ def status_json(answers: Sequence[tuple[Target, Any, RemoteError | None]]) -> li
 
 
 def show_status(display: Display, answers: Sequence[tuple[Target, Any, RemoteError | None]]) -> None:
-    rows = []
+    rows: list[list[object]] = []
     for target, runs, error in answers:
         if error:
             rows.append([target.spec, None, "unreachable", None, None, None, error.message])
@@ -189,11 +189,8 @@ def logs(task: Task) -> int:
     if options["lines"] < 0:
         raise UsageError("--lines must not be negative")
     with task.session(task.only_target("logs")) as session:
-        follower = Follower(session, options["run_name"], show_log=not task.json)
         text: list[str] = []
-        if task.json:
-            follower.lines.display.log = text.append  # type: ignore[method-assign]  # collected instead of shown
-            follower.show_log = True
+        follower = Follower(session, options["run_name"], sink=text.append if task.json else None)
         follower.tail = options["lines"] * 200
         ended = follower.until_end() if options["follow"] else follower.now()
         if task.json:

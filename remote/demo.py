@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 from remote.connection import Target
 from remote.display import Display
@@ -32,7 +36,7 @@ def demo(project: Project, display: Display, data: str | None, keep: bool) -> in
             settings = dataclasses.replace(project.settings, python=sys.executable, root="~/projects/" + project.settings.project)
             own = dataclasses.replace(project, settings=settings)
             target = Target("loopback", ssh_config=str(server.ssh_config), interactive=False, timeout_s=settings.timeout_s)
-            steps = {
+            steps: dict[str, dict[str, Any]] = {
                 "deploy": {},
                 "train": {"recipe": "demo", "fields": [], "data": where, "devices": "auto", "name": None, "follow": True},
                 "fetch_results": {"run_name": "latest", "dest": None},
@@ -44,6 +48,7 @@ def demo(project: Project, display: Display, data: str | None, keep: bool) -> in
                 if code:
                     return code
     finally:
+        end_runs(home)
         if keep:
             display.note(f"the demo's server directory is kept: {directory}")
         else:
@@ -51,6 +56,19 @@ def demo(project: Project, display: Display, data: str | None, keep: bool) -> in
     display.line()
     display.line("That was the whole way. With a server of your own: fab -H user@host deploy, train, fetch-results")
     return 0
+
+
+def end_runs(home: Path) -> None:
+    """A training that was left by Ctrl-C must not outlive the server directory that it writes to."""
+    for state in home.glob("projects/*/runs/*/state.json"):
+        try:
+            told = json.loads(state.read_text())
+            if told.get("state") in ("queued", "running"):
+                os.kill(int(told["supervisor_pid"]), signal.SIGTERM)
+                time.sleep(2)
+                os.killpg(int(told["pid"]), signal.SIGKILL)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
 
 
 def shown_options(name: str, data: str | None) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from remote import environment, gpu
+from remote import environment, gpu, proofs, requirements_file
 from remote.display import Display, duration, show, size
-from remote.errors import RemoteError, ServerUnfit, UsageError
+from remote.errors import ProtocolError, RemoteError, ServerUnfit
 from remote.records import EnvironmentPlan, Gpu, GpuReport, Release
 from remote.release import SMALL_MANIFEST, ReleasePlan, build_release, manifest_rows, plan_release, upload_frames
 from remote.session import Session, who_am_i
@@ -73,17 +73,9 @@ def build_release_while_opening(session: Session) -> Release:
 
 
 def read_requirements(session: Session) -> str:
-    """The text of remote.requirements; empty for `none`. Raises UsageError where the file is missing."""
+    """The text of remote.requirements with what it includes; empty for `none`. Raises UsageError for what is wrong in it."""
     name = session.project.settings.requirements
-    if name in ("", "none"):
-        return ""
-    path = session.project.directory / name
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(
-            f"{name} can't be read: {error.strerror}", step="requirements", remedy="set remote.requirements to your file, or to none"
-        ) from None
+    return "" if name in ("", "none") else requirements_file.read_requirements(session.project.directory, name)
 
 
 def ask_facts(session: Session, release: Release | None, data: str | None = None) -> dict[str, Any]:
@@ -158,48 +150,66 @@ def waiting_note(session: Session) -> Any:
 def prepare_environment(session: Session, deployed: Deployed, requirements: str) -> None:
     """Keep, reuse or build the environment, and prove it on the GPU unless the proof still holds."""
     facts = deployed.facts
-    plan = environment.plan_environment(facts, session.project.settings, requirements)
+    settings = session.project.settings
+    plan = environment.plan_environment(facts, settings, requirements)
     if plan.kind == "inspect-first":
-        inspection = session.call("environment_inspect", configured=session.project.settings.python)
-        facts = {**facts, "inspection": inspection}
-        plan = environment.plan_environment(facts, session.project.settings, requirements)
-    ready: Mapping[str, Any] = plan.environment
-    if plan.kind != "keep":
-        ready = build(session, plan)
+        detail = environment.inspection_detail(requirements)
+        inspection = session.call("environment_inspect", show_event(session), configured=settings.python, detail=detail)
+        session.display.clear()
+        plan = environment.plan_environment({**facts, "inspection": inspection}, settings, requirements)
+    ready: Mapping[str, Any] = plan.environment if plan.kind == "keep" else build(session, plan)
     for note in plan.notes:
         session.display.note(f"note: {note}")
-    reason = environment.proof_needed(ready, facts, deployed.gpus)
-    if reason is not None:
-        ready = prove(session, str(ready["key"]), reason)
-    deployed.steps.append((plan.kind != "keep" or reason is not None, environment.describe_environment(plan, ready)))
+    reason = proofs.proof_needed(ready, facts, deployed.gpus)
+    proof = proofs.proof_of(ready, facts) if reason is None else prove(session, str(ready["key"]), reason)
+    ready = {**ready, "proof": proof, "proved": reason is not None}
+    changed = bool(ready.get("made")) or reason is not None
+    deployed.steps.append((changed, proofs.describe_environment(plan, ready)))
     deployed.environment_key = str(ready["key"])
     deployed.python = str(ready["python"])
     deployed.prefix = str(ready.get("prefix") or "")
 
 
 def build(session: Session, plan: EnvironmentPlan) -> Mapping[str, Any]:
-    """Have the agent build it; on a terminal its last line is shown, elsewhere each new step."""
+    """Have the agent make it. Returns its record, with `made`: False where it was there already."""
     session.display.note(f"environment: {plan.why}")
+    answer = session.call_as_owner("environment_prepare", show_event(session), plan=dict(plan.args))
+    session.display.clear()
+    return {**_record(answer, "environment", ("key", "python")), "made": bool(answer.get("built"))}
+
+
+def prove(session: Session, key: str, reason: str) -> Mapping[str, Any]:
+    """Have the environment's torch tried on every GPU. Returns the proof."""
+    session.display.progress(f"environment: {reason}; importing torch on the server", force=True)
+    answer = session.call("environment_prove", show_event(session), key=key)
+    session.display.clear()
+    return _record(answer, "proof", ("ok",))
+
+
+def _record(answer: Mapping[str, Any], name: str, fields: Sequence[str]) -> Mapping[str, Any]:
+    found = answer.get(name)
+    if not isinstance(found, Mapping) or any(field not in found for field in fields):
+        raise ProtocolError(f"the server's answer holds no {name}", step="environment")
+    return found
+
+
+def show_event(session: Session) -> Callable[[dict[str, Any], bytes], None]:
+    """On a terminal the last line of a long step is shown, elsewhere each new step."""
     told = ""
 
     def show_step(event: dict[str, Any], blob: bytes) -> None:
         nonlocal told
         step = one_line(str(event.get("step") or ""), 80)
+        line = one_line(str(event.get("line") or ""), 200)
         if step and step != told and not session.display.live:
-            session.display.note(f"  {step}")
+            session.display.note(f"  {line or step}")
         told = step
-        session.display.progress(f"{step} ({duration(event.get('seconds'))})  {one_line(str(event.get('line') or ''), 200)}")
+        amount = event.get("amount")
+        if isinstance(amount, list) and len(amount) == 2 and all(isinstance(part, int) for part in amount):
+            line = f"{size(amount[0])} of {size(amount[1])}  {line}"
+        session.display.progress(f"{step} ({duration(event.get('seconds'))})  {line}")
 
-    answer = session.call_as_owner("environment_prepare", show_step, plan=dict(plan.args))
-    session.display.clear()
-    return answer
-
-
-def prove(session: Session, key: str, reason: str) -> Mapping[str, Any]:
-    session.display.progress(f"environment: {reason}; importing torch on the server", force=True)
-    answer = session.call("environment_prove", key=key)
-    session.display.clear()
-    return answer
+    return show_step
 
 
 def show_steps(display: Display, deployed: Deployed, only_changes: bool = False) -> None:
@@ -271,5 +281,5 @@ def show_gpus(display: Display, answer: Mapping[str, Any]) -> None:
     show_gpu_table(display, report)
     if report.gpus:
         display.line(f"driver {show(report.driver_version)}")
-    for line in environment.describe_proofs(answer):
+    for line in proofs.describe_proofs(answer):
         display.line(line)

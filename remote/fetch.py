@@ -81,7 +81,7 @@ def checked_manifest(rows: Iterable[Any], windows: bool = os.name == "nt") -> li
             raise ProtocolError(f"the server announces an impossible file: {path!r:.120}")
         if sha256 is not None and not (isinstance(sha256, str) and len(sha256) == 64):
             raise ProtocolError(f"the server announces an impossible hash: {path!r:.120}")
-        if path.casefold() in seen and windows or path in seen:
+        if (path.casefold() in seen and windows) or path in seen:
             raise ProtocolError(f"the server names a file twice: {path!r:.120}")
         if mode == SYMLINK and (not path.startswith(SOURCE) or size > 4096):
             raise ProtocolError(f"the server announces a link outside the source: {path!r:.120}")
@@ -250,7 +250,7 @@ class Receiver:
         if self.current is not None or not self.queue or self.queue[0][0].path != event["file"]:
             raise ProtocolError("the server sends a file that was not asked for")
         self.current = self.queue.pop(0)
-        file, have = self.current
+        _, have = self.current
         offset = event.get("offset")
         if offset not in (0, have.size if have else 0) or type(offset) is not int:
             raise ProtocolError("the server starts a file at a wrong place")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import codecs
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from remote.display import Display, render_progress
+from remote.display import render_progress
 from remote.errors import ConnectionLost, Unreachable
 from remote.records import Run
 from remote.runs import parse_run
@@ -23,14 +23,17 @@ LONGEST_LINE = 64 << 10
 class Follower:
     """Shows a run as it goes. `offset` is the byte of the log that comes next: no line is lost and none shown twice."""
 
-    def __init__(self, session: Session, run: str, offset: int = 0, show_log: bool = True) -> None:
+    def __init__(
+        self, session: Session, run: str, offset: int = 0, show_log: bool = True, sink: Callable[[str], None] | None = None
+    ) -> None:
+        """`sink` takes the log's lines in place of the screen."""
         self.session = session
         self.run = run
         self.offset = offset
         self.show_log = show_log
         self.progress: Mapping[str, Any] = {}
         self.gpu: Mapping[str, Any] = {}
-        self.lines = LineBuffer(session.display)
+        self.lines = LineBuffer(sink or session.display.log)
         self.tail: int | None = None
         self.attempt = 0
 
@@ -85,8 +88,8 @@ class Follower:
 class LineBuffer:
     """Bytes in, whole lines out; a carriage return replaces what stood before it, as on a terminal."""
 
-    def __init__(self, display: Display) -> None:
-        self.display = display
+    def __init__(self, sink: Callable[[str], None]) -> None:
+        self.sink = sink
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.rest = ""
 
@@ -95,12 +98,12 @@ class LineBuffer:
         whole, newline, self.rest = text.rpartition("\n")
         if newline:
             lines = [line.rstrip("\r").rpartition("\r")[2] for line in whole.split("\n")]
-            self.display.log("\n".join(lines) + "\n")
+            self.sink("\n".join(lines) + "\n")
         if len(self.rest) > LONGEST_LINE:
-            self.display.log(self.rest)
+            self.sink(self.rest)
             self.rest = ""
 
     def finish(self) -> None:
         if self.rest:
-            self.display.log(self.rest + "\n")
+            self.sink(self.rest + "\n")
             self.rest = ""

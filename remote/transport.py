@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 import paramiko
 from paramiko.common import MSG_CHANNEL_OPEN_FAILURE, MSG_DISCONNECT, cMSG_CHANNEL_OPEN
 from paramiko.message import Message
+from paramiko.packet import Packetizer
 
 from remote.channel import PACKET, WINDOW, Stream
 
@@ -120,6 +121,13 @@ def quick_acknowledgement(sock: Socket) -> Callable[[], None] | None:
     return acknowledge
 
 
+class Packets(Packetizer):
+    """Without paramiko's handshake timer: handshake() watches the time, and a timer's thread would hold up our exit."""
+
+    def start_handshake(self, timeout: float) -> None:
+        pass
+
+
 class Transport(paramiko.Transport):
     """One SSH session as a client. Knows why the server hung up; opens channels of our own kind."""
 
@@ -147,12 +155,15 @@ class Transport(paramiko.Transport):
         def _auth_trigger(self) -> None: ...
 
     def __init__(self, wire: Wire, timeout_s: float, key_algorithms: tuple[str, ...]) -> None:
-        super().__init__(cast("socket.socket", wire), default_window_size=WINDOW, default_max_packet_size=PACKET)
+        super().__init__(
+            cast("socket.socket", wire), default_window_size=WINDOW, default_max_packet_size=PACKET, packetizer_class=Packets
+        )
         self.wire = wire
         self.timeout_s = timeout_s
         self.said_goodbye: str | None = None
         self.set_log_channel(LOG)
-        self.banner_timeout = self.handshake_timeout = self.auth_timeout = self.clear_to_send_timeout = timeout_s
+        self.clear_to_send_timeout = timeout_s
+        self.banner_timeout = 2 * timeout_s + 5  # later than handshake()'s own, which says what happened
         self._preferred_keys = key_algorithms
         self._preferred_ciphers = CIPHERS
         self._handler_table[MSG_CHANNEL_OPEN_FAILURE] = self._on_open_failure
@@ -178,10 +189,11 @@ class Transport(paramiko.Transport):
         while not done.wait(POLL_S):
             if self._finished.is_set() or time.monotonic() > deadline:
                 break
-        if not self.is_active() or not done.is_set():
-            ended = self._finished.is_set() or not self.is_active()
-            self.close()
-            raise self.get_exception() or (EOFError() if ended else TimeoutError())
+        if self.is_active() and not self._finished.is_set() and done.is_set():
+            return
+        cause = self.get_exception() or EOFError() if done.is_set() or self._finished.is_set() else TimeoutError()
+        self.close()
+        raise cause
 
     def open_stream(self, kind: str, extra: bytes = b"") -> Stream:
         """Ask for a channel without waiting for the answer; Stream.wait_open does that."""

@@ -79,7 +79,7 @@ os.environ["REMOTE_AGENT_PYZ"] = PATH
 os.environ["REMOTE_AGENT_HASH"] = HELLO["agent"]
 sys.path.insert(0, PATH)
 try:
-    from remote.agent import operations, program, server
+    from remote.agent import operations, program, server  # noqa: F401  importing operations registers them
 finally:
     if DIRECTORY:
         shutil.rmtree(DIRECTORY, ignore_errors=True)

@@ -38,7 +38,9 @@ COMPILE = re.compile(
     r"Failed building wheel for ([\w.-]+)|Failed to build `?([\w.-]+)|Could not build wheels for ([\w.-]+)"
     r"|Failed to build installable wheels for some pyproject.toml based projects \(?([\w.-]+)"
 )
-NO_COMPILER = re.compile(r"(?:unable to execute '?|No such file or directory: '|command ')([\w-]*(?:gcc|g\+\+|cc|nvcc|cmake|rustc|cargo))\b")
+NO_COMPILER = re.compile(
+    r"(?:unable to execute '?|No such file or directory: '|command ')([\w-]*(?:gcc|g\+\+|cc|nvcc|cmake|rustc|cargo))\b"
+)
 
 
 def classify(text: str, place: Place, exit_code: Optional[int] = None) -> Failure:
@@ -52,7 +54,7 @@ def classify(text: str, place: Place, exit_code: Optional[int] = None) -> Failur
 
 def last_error(text: str, exit_code: Optional[int] = None) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if re.match(r"(ERROR|error|fatal|×)\b?[: ]|\w*(Error|Exception)\b", line)]
+    errors = [line for line in lines if re.match(r"(ERROR|error|fatal|×)[: ]|\w*(Error|Exception)\b", line)]
     last = (errors or lines)[-1:] or [f"exit code {exit_code}"]
     return re.sub(r"^(ERROR|error): ", "", last[0])[:300]
 
@@ -69,7 +71,7 @@ def _disk_full(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
     free = f" ({_gib(place.free_mib)} free{need})" if place.free_mib is not None else ""
     return Failure(
         f"the disk is full at {place.mount or 'the project'}{free}",
-        "free some space (pip cache purge; fab -H … clean), or set remote.root to a larger disk",
+        "free some space (pip cache purge), or set remote.root to a larger disk",
     )
 
 

@@ -5,7 +5,7 @@ import time
 from typing import Any, Dict, Optional
 
 from .calls import Call, operation
-from .paths import Layout, read_json, resolve_root
+from .paths import Layout, resolve_root
 from .runs import FINAL, describe_run, find_run
 
 POLL_S = 0.25

@@ -97,6 +97,27 @@ def uv_environment(config: Dict[str, str]) -> Dict[str, str]:
     return values
 
 
+def without_indexes(config: Dict[str, str]) -> Dict[str, str]:
+    return {name: value for name, value in config.items() if name not in ("index-url", "extra-index-url", "no-index")}
+
+
+def merge_options(configured: List[str], lines: List[str]) -> List[str]:
+    """A file's own --index-url replaces the configured one, as on pip's command line; the rest adds up."""
+    if any(line.startswith("--index-url ") for line in lines):
+        configured = [line for line in configured if not line.startswith("--index-url ")]
+    return configured + lines
+
+
+def isolated_environment(environment: Dict[str, str], config: Dict[str, str]) -> Dict[str, str]:
+    """For a pip that must not ask the configured indexes, but keep the other settings: an index of torch builds must
+    not compete with one that offers the same version for another CUDA."""
+    values = {key: value for key, value in environment.items() if key not in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")}
+    for name in ("cert", "proxy", "trusted-host", "timeout", "default-timeout", "find-links", "retries"):
+        if config.get(name):
+            values["PIP_" + name.upper().replace("-", "_")] = " ".join(config[name].split())
+    return dict(values, PIP_CONFIG_FILE=os.devnull)
+
+
 def build_environment(base: Dict[str, str], temporary: str) -> Dict[str, str]:
     values = {key: value for key, value in base.items() if key not in PIP_UNSET and key != "VIRTUAL_ENV"}
     # `user = true` in pip.conf would put everything beside the venv.

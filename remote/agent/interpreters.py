@@ -74,19 +74,39 @@ INSPECT = r"""
 import json, os, re, sys
 sys.path = [p for p in sys.path if p not in ("", os.getcwd())]
 import importlib.metadata as metadata
-packages, requires, wanted = {}, {}, set(sys.argv[1:])
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+def split(text):
+    m = re.match(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^\]]*)\])?", text)
+    return (canonical(m.group(1)), {e.strip() for e in (m.group(2) or "").split(",") if e.strip()}) if m else (None, set())
+packages, found, requires, urls = {}, {}, {}, {}
 for d in metadata.distributions():
     try:
         name, version = d.metadata["Name"], d.version
     except Exception:
         continue
-    if not name or not version:
+    if name and version and canonical(name) not in packages:
+        packages[canonical(name)], found[canonical(name)] = version, d
+# Everything that the named ones need, as far as it is installed. Lines for extras that nobody asks for are left out.
+pending, extras = [split(text) for text in sys.argv[1:]], {}
+while pending:
+    name, asked = pending.pop()
+    if name not in found or (name in extras and asked <= extras[name]):
         continue
-    name = re.sub(r"[-_.]+", "-", name).lower()
-    if name not in packages:
-        packages[name] = version
-        if name in wanted:
-            requires[name] = list(d.requires or [])
+    extras[name] = extras.get(name, set()) | asked
+    try:
+        lines = list(found[name].requires or [])
+        origin = found[name].read_text("direct_url.json")
+        if origin:
+            urls[name] = json.loads(origin)["url"]
+    except Exception:
+        lines = []
+    requires[name] = []
+    for line in lines:
+        marker = line.partition(";")[2]
+        if "extra" not in marker or any("'%s'" % e in marker or '"%s"' % e in marker for e in extras[name]):
+            requires[name].append(line)
+            pending.append(split(line))
 torch = {}
 for p in sys.path:
     f = os.path.join(p, "torch", "version.py")
@@ -96,7 +116,7 @@ for p in sys.path:
             m = re.search(r"^%s\b[^=\n]*=\s*(?:'([^']*)'|\"([^\"]*)\"|None)" % names, text, re.M)
             torch[key] = (m.group(1) or m.group(2)) if m else None
         break
-print("\x1e" + json.dumps({"packages": packages, "requires": requires, "torch": torch}))
+print("\x1e" + json.dumps({"packages": packages, "requires": requires, "urls": urls, "torch": torch}))
 """
 
 
@@ -114,7 +134,7 @@ def list_interpreters(layout: Layout, configured: str = "") -> List[Interpreter]
     for path in paths:
         if not _current(known.get(path), path):
             todo.append(path)
-    for path, described in zip(todo, _in_threads(describe, todo)):
+    for path, described in zip(todo, in_threads(describe, todo)):
         known[path] = described
         if not described.get("passing"):
             _seen[path] = described
@@ -123,7 +143,7 @@ def list_interpreters(layout: Layout, configured: str = "") -> List[Interpreter]
         entry = dict(known[path], configured=path == wanted and bool(wanted))
         # One interpreter has many names; two venvs share a base, but never a prefix.
         identity = entry.get("prefix") or path
-        if entry.get("problem") and not entry["configured"] or identity in prefixes:
+        if (entry.get("problem") and not entry["configured"]) or identity in prefixes:
             continue
         prefixes.add(identity)
         found.append(entry)
@@ -188,10 +208,11 @@ def describe(path: str) -> Interpreter:
 def inspect_packages(python: str, detail: Sequence[str] = ()) -> Dict[str, Any]:
     """packages: canonical name → version; torch: version, cuda, hip, read without importing it.
 
-    requires: what the packages named in `detail` ask for. `problem` where it could not be told.
+    requires: what the packages named in `detail` (`name` or `name[extra,…]`) ask for, and what these ask for, and so on;
+    urls: where those came from that were installed from an address. `problem` where it could not be told.
     """
     answer, problem = run_python(python, INSPECT, INSPECT_TIMEOUT_S, list(detail))
-    return answer if answer is not None else {"packages": {}, "requires": {}, "torch": {}, "problem": problem}
+    return answer if answer is not None else {"packages": {}, "requires": {}, "urls": {}, "torch": {}, "problem": problem}
 
 
 def run_python(
@@ -303,7 +324,7 @@ def _read_cache(layout: Layout) -> Dict[str, Interpreter]:
     return entries if isinstance(entries, dict) else {}
 
 
-def _in_threads(function: Any, items: Sequence[str]) -> List[Any]:
+def in_threads(function: Any, items: Sequence[str]) -> List[Any]:
     """Results in order. Interpreters start slowly from a cold disk, so several start at once."""
     results: List[Any] = [None] * len(items)
     numbers = iter(range(len(items)))

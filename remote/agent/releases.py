@@ -5,7 +5,7 @@ import os
 import secrets
 import shutil
 import stat
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
 from . import protocol
 from .calls import Call, Refusal, operation

@@ -100,7 +100,7 @@ def lock_project(call: Call, layout: Layout, who: str) -> None:
                 told = time.monotonic()
             if not call.alive():
                 os.close(fd)
-                raise BrokenPipeError
+                raise BrokenPipeError from None
             time.sleep(0.2)
     os.ftruncate(fd, 0)
     os.pwrite(fd, json.dumps({"who": who, "since": time.time()}).encode(), 0)

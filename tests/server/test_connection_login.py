@@ -212,12 +212,8 @@ class TestKeys:
         authority, user = make_key(tmp_path / "authority"), make_key(tmp_path / "user")
         (tmp_path / "ca.pub").write_bytes(Path(f"{authority}.pub").read_bytes())
         server = make_server(options={"TrustedUserCAKeys": str(tmp_path / "ca.pub")})
-        assert (
-            isinstance(
-                refusal(target(write_config(tmp_path, server, IdentityFile=str(user)), identities=(str(user),))), RemoteError
-            )
-            or True
-        )
+        config = write_config(tmp_path, server, IdentityFile=str(user))
+        assert isinstance(refusal(target(config)), AuthenticationFailed)
         sign = ["ssh-keygen", "-q", "-s", authority, "-I", "me", "-n", server.user, f"{user}.pub"]
         subprocess.run(sign, check=True, capture_output=True)
         assert logs_in(target(config))
@@ -532,7 +528,7 @@ class TestSilenceAndRefusals:
                     channel.send(bytes(100 << 20))
                 assert time.monotonic() - begun < 5
 
-    @pytest.mark.parametrize("count", [0, 10, 500, 1500, 2000, 2600])
+    @pytest.mark.parametrize("count", [0, 10, 500, 1000, 1300, 1600])
     def test_a_cut_during_the_login_is_one_line(self, server: LoopbackServer, tmp_path: Path, count: int) -> None:
         with Relay(server.host, server.port) as relay:
             config = write_config(
@@ -570,6 +566,7 @@ class TestSilenceAndRefusals:
         import asyncio
 
         loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda *told: None)  # the refused handshake is no news
         threading.Thread(target=loop.run_forever, daemon=True).start()
         key = asyncssh.generate_private_key("ssh-ed25519")
 
@@ -585,13 +582,13 @@ class TestSilenceAndRefusals:
 
 def test_logging_in_takes_few_round_trips(server: LoopbackServer, tmp_path: Path) -> None:
     """Key exchange init, key exchange, login with the session asked for in the same flight: three, and TCP's own."""
-    with Relay(server.host, server.port, latency_s=0.1) as relay:
+    with Relay(server.host, server.port, latency_s=0.2) as relay:
         config = write_config(tmp_path, server, Port=str(relay.port), StrictHostKeyChecking="no", UserKnownHostsFile="/dev/null")
         begun = time.monotonic()
         with Connection(target(config)) as connection:
             opened = time.monotonic() - begun
             connection.start("true")
             started = time.monotonic() - begun
-    # A round trip takes 0.2 s here, our own work a tenth of that: the count is what is asserted.
-    assert round((opened - 0.05) / 0.2) == 3
-    assert round((started - 0.1) / 0.2) == 3
+    # A round trip takes 0.4 s here, our own work a tenth of that: the count is what is asserted.
+    assert round((opened - 0.05) / 0.4) == 3
+    assert round((started - 0.1) / 0.4) == 3

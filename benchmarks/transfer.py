@@ -1,0 +1,433 @@
+"""Our deploy and fetch beside `rsync -a -e ssh` and `scp -r`, through the same SSH server and the same relay.
+
+    python benchmarks/transfer.py            # all of it, about half an hour
+    python benchmarks/transfer.py --quick    # a minute
+    python benchmarks/transfer.py --write    # also into benchmarks/results/transfer.{md,json}
+
+Times are those of whole processes, from start to exit, login included; the tools take turns within each repeat, so that
+a slow moment of the machine meets them all. rsync and scp send a copy of the same files without `.git`. Our deploy does
+more than they do: it also checks the environment and the GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+from remote.loopback import LoopbackServer, Route  # noqa: E402  the repository need not be installed
+from tests.support.project import commit, make_project  # noqa: E402
+from tests.support.proxy import Relay  # noqa: E402
+from tests.support.sshd import environment, sparse_path  # noqa: E402
+
+TOOLS = ("ours", "rsync", "scp")
+MB = 1_000_000
+SCP_FILES_PER_S = 5
+"""What scp does over a 50 ms round trip; it is left out where it would take more than SCP_LIMIT_S."""
+SCP_LIMIT_S = 90
+STUB = "print('done')\n"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measurement of one tool."""
+
+    case: str
+    link: str
+    tool: str
+    turn: int
+    seconds: float
+    rss_mb: float
+
+
+@dataclass
+class Plan:
+    """What is measured: repeats, sizes and links."""
+
+    repeats: int
+    files: Sequence[int]
+    fetch_mb: int
+    memory_mb: int
+    tools: Sequence[str]
+    rtt_ms: float
+    links: Sequence[str] = ("loopback", "relay")
+
+
+@dataclass
+class Lab:
+    """The server, its routes and a working folder. `samples` fills as the work goes on."""
+
+    folder: Path
+    server: LoopbackServer
+    routes: Mapping[str, Route]
+    samples: list[Sample] = field(default_factory=list)
+    notes: dict[str, float] = field(default_factory=dict)
+
+    def run(self, argv: Sequence[str | Path], cwd: Path, **extra: str) -> tuple[float, float]:
+        """Seconds and the peak resident memory in MB of a command and what it waited for; its failure ends it all."""
+        log = self.folder / "output"
+        with log.open("wb") as out:
+            home = {"HOME": str(self.folder / "client"), **extra}
+            begin = time.perf_counter()
+            child = subprocess.Popen(
+                [str(part) for part in argv],
+                cwd=cwd,
+                env=environment(home),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
+            _, status, usage = os.wait4(child.pid, 0)
+            seconds = time.perf_counter() - begin
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            text = log.read_text(errors="replace")[-2000:]
+            raise SystemExit(f"{' '.join(map(str, argv))}\nended with {child.returncode}:\n{text}")
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+        return seconds, usage.ru_maxrss * unit / MB
+
+    def measure(self, case: str, link: str, tool: str, turn: int, argv: Sequence[str | Path], cwd: Path, **extra: str) -> None:
+        seconds, rss = self.run(argv, cwd, **extra)
+        self.samples.append(Sample(case, link, tool, turn, seconds, rss))
+        print(f"  {case:<28} {link:<9} {tool:<6} {seconds:7.2f} s  {rss:6.0f} MB", file=sys.stderr)
+
+
+# Each tool's command line, and nothing else of it.
+
+
+def fab(route: Route, *arguments: str) -> list[str | Path]:
+    return [Path(sys.executable).with_name("fab"), "-S", route.ssh_config, "-H", "loopback", *arguments]
+
+
+def rsync(route: Route, source: str, target: str) -> list[str | Path]:
+    return ["rsync", "-a", "-e", f"ssh -F {route.ssh_config}", source, target]
+
+
+def scp(route: Route, source: str, target: str) -> list[str | Path]:
+    return ["scp", "-q", "-r", "-F", route.ssh_config, source, target]
+
+
+def make_code(folder: Path, count: int) -> Path:
+    """A committed project of `count` files (at least 5), 1 to 8 kB of text most of them.
+
+    The product's own `remote/` lies in it and is ignored by git, so that the count does not grow with the product.
+    """
+    settings = {"python": sys.executable, "requirements": "none.txt", "command": "python stub.py", "project": "bench"}
+    files = {"stub.py": STUB, "none.txt": "", ".gitignore": "/remote/\n/results/\n__pycache__/\n"}
+    project = make_project(folder, files, settings=settings, parts=("fabfile.py", "remote"))
+    for number in range(count - len(list_tracked(project))):
+        path = project / "src" / f"part{number // 50}" / f"module_{number}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"# {number}\n" + f"value_{number} = {number}\n" * (50 + number % 8 * 50))
+    commit(project, "all")
+    return project
+
+
+def list_tracked(project: Path) -> list[str]:
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=project, capture_output=True, text=True, check=True)
+    return done.stdout.split("\0")[:-1]
+
+
+def copy_tracked(project: Path) -> Path:
+    """What rsync and scp send: the same files, and nothing else."""
+    copy = project.with_name(f"{project.name}-plain")
+    for name in list_tracked(project):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(project / name, copy / name)
+    return copy
+
+
+def change_one(folder: Path) -> None:
+    """Another content of the same length in one file, with a time of change that rsync can see."""
+    path = folder / "stub.py"
+    path.write_text(f"print({time.time_ns() % 10**6:06d})\n")
+
+
+def deploy_round(lab: Lab, plan: Plan, project: Path, plain: Path, count: int, turn: int) -> None:
+    """First deploy into an empty place, then nothing changed, then one file changed: by each tool over each link."""
+    for link, tool in in_turns(plan, turn):
+        if tool == "scp" and link != "loopback" and count / SCP_FILES_PER_S > SCP_LIMIT_S:
+            continue
+        place = f"deploy/{tool}-{link}-{count}-{turn}"
+        folder = project if tool == "ours" else plain
+        for case in ("first deploy", "nothing changed", "one file changed"):
+            if tool == "scp" and case != "first deploy":
+                continue  # scp sends everything every time
+            if case == "one file changed":
+                change_one(folder)
+            name = f"{case}, {count} files"
+            lab.measure(name, link, tool, turn, send(lab.routes[link], tool, plain, place), folder, **root(lab, place))
+        shutil.rmtree(lab.server.home / place)
+
+
+def send(route: Route, tool: str, plain: Path, place: str) -> list[str | Path]:
+    if tool == "ours":
+        return fab(route, "deploy")
+    # rsync makes one missing folder and no more, scp none: the parent is there.
+    return rsync(route, f"{plain}/", f"loopback:{place}/") if tool == "rsync" else scp(route, str(plain), f"loopback:{place}")
+
+
+def root(lab: Lab, place: str) -> dict[str, str]:
+    return {"FABRIC_REMOTE_ROOT": str(lab.server.home / place)}
+
+
+def in_turns(plan: Plan, turn: int) -> Iterator[tuple[str, str]]:
+    """Links and tools, beginning with another tool in each turn."""
+    shift = turn % len(plan.tools)
+    for link in plan.links:
+        for tool in [*plan.tools[shift:], *plan.tools[:shift]]:
+            yield link, tool
+
+
+def make_run(lab: Lab, project: Path, place: str, size_mb: int) -> Path:
+    """A finished run on the server with a checkpoint of random bytes; returns its folder there."""
+    lab.run(fab(lab.routes["loopback"], "train", "--no-follow"), project, **root(lab, place))
+    runs = lab.server.home / place / "runs"
+    deadline = time.monotonic() + 60
+    while not (states := [json.loads(path.read_text()) for path in runs.glob("*/state.json")]) or any(
+        state["state"] in ("queued", "running") for state in states
+    ):
+        if time.monotonic() > deadline:
+            raise SystemExit("the stub run did not end")
+        time.sleep(0.1)
+    run = next(path for path in runs.iterdir() if path.is_dir() and not path.is_symlink())
+    write_random(run / "checkpoints" / "best.ckpt", size_mb)
+    return run
+
+
+def write_random(path: Path, size_mb: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as out:
+        for _ in range(size_mb):
+            out.write(os.urandom(MB))
+
+
+def fetch_round(lab: Lab, plan: Plan, project: Path, name: str, size_mb: int, turn: int) -> None:
+    """The run's folder into an empty place here."""
+    for link, tool in in_turns(plan, turn):
+        target = lab.folder / "fetched"
+        argv: list[str | Path]
+        if tool == "ours":
+            argv = fab(lab.routes[link], "fetch-results", "--dest", str(target))
+        elif tool == "rsync":
+            argv = rsync(lab.routes[link], "loopback:plain-run/", f"{target}/")
+        else:
+            argv = scp(lab.routes[link], "loopback:plain-run", str(target))
+        lab.measure(name, link, tool, turn, argv, project, **root(lab, "fetch"))
+        found = [path.stat().st_size for path in target.rglob("best.ckpt")]
+        if found != [size_mb * MB]:
+            raise SystemExit(f"{tool} fetched {found} bytes of {size_mb} MB")
+        shutil.rmtree(target)
+
+
+def prepare_fetch(lab: Lab, plan: Plan, project: Path) -> None:
+    """The run that all fetch; rsync and scp get a folder of the same files, without the run's copy of the code."""
+    checkpoint = lab.server.home / "plain-run" / "checkpoints" / "best.ckpt"
+    if "ours" not in plan.tools:
+        write_random(checkpoint, plan.fetch_mb)
+        return
+    run = make_run(lab, project, "fetch", plan.fetch_mb)
+    shutil.copytree(run, checkpoint.parents[1], ignore=shutil.ignore_patterns("work"), copy_function=os.link)
+
+
+def measure_memory(lab: Lab, plan: Plan) -> None:
+    """Deploy and fetch one file of `memory_mb` with our tool, watching both ends' memory."""
+    project = make_code(lab.folder / "big", 0)
+    write_random(project / "big.bin", plan.memory_mb)  # not committed: git would compress it for minutes
+    size = f"{plan.memory_mb / 1000:g} GB"
+    limit = {"FABRIC_REMOTE_MAX_FILE_MIB": str(plan.memory_mb)}
+    place, route = "memory", lab.routes["loopback"]
+    with watched(lab, f"server's peak MB, deploy of {size}"):
+        lab.measure(f"deploy of {size}", "loopback", "ours", 0, fab(route, "deploy"), project, **limit, **root(lab, place))
+    (project / "big.bin").unlink()
+    make_run(lab, project, place, plan.memory_mb)
+    target = str(lab.folder / "fetched")
+    with watched(lab, f"server's peak MB, fetch of {size}"):
+        argv = fab(route, "fetch-results", "--dest", target)
+        lab.measure(f"fetch of {size}", "loopback", "ours", 0, argv, project, **limit, **root(lab, place))
+    shutil.rmtree(target)
+    shutil.rmtree(lab.server.home / place)
+    shutil.rmtree(project)
+
+
+@contextmanager
+def watched(lab: Lab, note: str) -> Iterator[None]:
+    """Note the peak memory of any one process in the server's sessions (Linux), known by its HOME."""
+    done, peak = threading.Event(), [0.0]
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            peak[0] = max(peak[0], *(peak_mb(path, lab.server.home) for path in Path("/proc").glob("[0-9]*")), 0.0)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        if peak[0]:
+            lab.notes[note] = peak[0]
+
+
+def peak_mb(process: Path, home: Path) -> float:
+    try:
+        if f"HOME={home}".encode() not in (process / "environ").read_bytes().split(b"\0"):
+            return 0.0
+        lines = (process / "status").read_text().splitlines()
+    except OSError:
+        return 0.0  # it ended meanwhile, or is another user's
+    return next((int(line.split()[1]) * 1024 / MB for line in lines if line.startswith("VmHWM")), 0.0)
+
+
+@contextmanager
+def open_lab(plan: Plan) -> Iterator[Lab]:
+    """A server with a HOME of its own and a relay before it, in a folder that is removed afterwards."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="transfer-")))
+        (folder / "client").mkdir()
+        server = stack.enter_context(LoopbackServer(folder / "server", path=sparse_path(folder / "bin")))
+        relay = stack.enter_context(Relay(server.host, server.port, latency_s=plan.rtt_ms / 2000))
+        (server.home / "deploy").mkdir()
+        yield Lab(folder, server, {"loopback": server.route, "relay": server.via(relay.port)})
+
+
+def measure_all(lab: Lab, plan: Plan) -> None:
+    for count in plan.files:
+        project = make_code(lab.folder / f"code{count}", count)
+        plain = copy_tracked(project)
+        for turn in range(plan.repeats if count <= 1000 else min(plan.repeats, 2)):
+            deploy_round(lab, plan, project, plain, count, turn)
+    project = make_code(lab.folder / "run", 0)
+    prepare_fetch(lab, plan, project)
+    for turn in range(plan.repeats):
+        fetch_round(lab, plan, project, f"fetch of {plan.fetch_mb} MB", plan.fetch_mb, turn)
+    if plan.memory_mb and "ours" in plan.tools:
+        measure_memory(lab, plan)
+
+
+def render(samples: Sequence[Sample], notes: Mapping[str, float], about: Mapping[str, object]) -> str:
+    """The tables, in the order in which things were measured first."""
+    lines = [f"{key}: {value}  " for key, value in about.items()]
+    lines += [
+        "",
+        "Seconds: median (min–max). Ratios: median of the ratios within each repeat; below 1 we are faster.",
+        "",
+    ]
+    lines += [
+        "| case | link | n | ours | rsync | scp -r | ours/rsync | ours/scp |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for case, link in dict.fromkeys((sample.case, sample.link) for sample in samples):
+        times = {tool: by_turn(samples, case, link, tool) for tool in TOOLS}
+        cells = [spread(list(times[tool].values()), 2) for tool in TOOLS]
+        cells += [spread(ratios(times["ours"], times[tool]), 2) for tool in ("rsync", "scp")]
+        lines.append(f"| {case} | {link} | {max(map(len, times.values()))} | {' | '.join(cells)} |")
+    lines += ["", "| memory of one process, at most | MB |", "|---|--:|"]
+    for case in dict.fromkeys(sample.case for sample in samples if sample.tool == "ours"):
+        # Linux counts a child's memory from that of the process that started it, so none reads smaller than ours.
+        peak = max(sample.rss_mb for sample in samples if sample.case == case and sample.tool == "ours")
+        lines.append(f"| laptop's peak, {case} | {peak:.0f} |")
+    return "\n".join([*lines, *(f"| {name} | {value:.0f} |" for name, value in notes.items()), ""])
+
+
+def by_turn(samples: Sequence[Sample], case: str, link: str, tool: str) -> dict[int, float]:
+    return {one.turn: one.seconds for one in samples if (one.case, one.link, one.tool) == (case, link, tool)}
+
+
+def ratios(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
+    return [ours[turn] / theirs[turn] for turn in ours.keys() & theirs.keys()]
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return "–"
+    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+    return f"{middle} ({low}–{high})" if len(values) > 1 else middle
+
+
+def describe(plan: Plan, server: LoopbackServer) -> dict[str, object]:
+    """What a reader needs to judge the figures; no names of machines or people."""
+    return {
+        "command": " ".join(["python benchmarks/transfer.py", *sys.argv[1:]]),
+        "machine": f"{cpu_model()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "software": ", ".join(
+            [f"Python {platform.python_version()}", server.kind, *map(version, (["ssh", "-V"], ["rsync", "--version"]))]
+        ),
+        "relay": f"{plan.rtt_ms:g} ms round trip, no limit on throughput",
+    }
+
+
+def cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown CPU"
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+
+
+def version(argv: Sequence[str]) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True)
+    return (done.stdout or done.stderr).split("\n")[0].split(",")[0].strip()
+
+
+def write_results(text: str, samples: Sequence[Sample], notes: Mapping[str, float], about: Mapping[str, object]) -> None:
+    folder = REPOSITORY / "benchmarks" / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [asdict(sample) for sample in samples]
+    data = json.dumps({"about": about, "server_peak_mb": notes, "samples": rows}, indent=1, ensure_ascii=False)
+    for name, content in (
+        ("transfer.md", f"# Transfers beside rsync and scp\n\n{text}"),
+        ("transfer.json", data + "\n"),
+    ):
+        draft = folder / f".{name}.draft"
+        draft.write_text(content)
+        os.replace(draft, folder / name)
+
+
+def parse_plan(argv: Sequence[str]) -> tuple[Plan, bool]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="40 files, 40 MB, two repeats")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/transfer.md and .json")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--files", type=int, nargs="+", default=[40, 300, 10_000])
+    parser.add_argument("--fetch-mb", type=int, default=400)
+    parser.add_argument("--memory-mb", type=int, default=2000, help="the big file whose memory is watched; 0: none")
+    parser.add_argument("--rtt-ms", type=float, default=50.0)
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=TOOLS)
+    given = parser.parse_args(argv)
+    if given.quick:
+        given.repeats, given.files, given.fetch_mb, given.memory_mb = 2, [40], 40, 0
+    tools = [tool for tool in given.tools if tool == "ours" or shutil.which(tool)]
+    plan = Plan(given.repeats, given.files, given.fetch_mb, given.memory_mb, tools, given.rtt_ms)
+    return plan, given.write
+
+
+def main(argv: Sequence[str]) -> None:
+    plan, write = parse_plan(argv)
+    with open_lab(plan) as lab:
+        about = describe(plan, lab.server)
+        measure_all(lab, plan)
+        text = render(lab.samples, lab.notes, about)
+    print(text)
+    if write:
+        write_results(text, lab.samples, lab.notes, about)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,284 @@
+"""Environments over a real sshd: made once, kept, proved, and never used half-built. The GPU and the wheels are fakes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote.connection import Target
+from remote.deploy import Deployed, deploy
+from remote.display import Display
+from remote.errors import ConnectionLost, EnvironmentFailed, RemoteError
+from remote.loopback import LoopbackServer
+from remote.records import Settings
+from remote.session import Project, Session
+from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
+from tests.support.project import make_tree, snapshot
+from tests.support.sshd import MakeServer
+from tests.support.wheels import IMPORTS, Index, fake_wheels, make_image, make_wheel, site_of, torch_wheel
+
+TORCH = "torch>=2.4\npytorch-lightning>=2.5  # and what it needs\n"
+
+
+class Scene:
+    """A project here, a server there, and an index that the server's pip is configured with."""
+
+    def __init__(self, server: LoopbackServer, index: Index, directory: Path) -> None:
+        self.server, self.index = server, index
+        self.project = make_tree(directory / "project", {"train.py": "print('training')\n"})
+        self.shown = ""
+        self.requests = 0
+        self.use_index(index.url)
+
+    def use_index(self, url: str) -> None:
+        lines = f"[global]\nindex-url = {url}\nretries = 1\nno-cache-dir = true\n"
+        make_tree(self.server.home, {".config/pip/pip.conf": lines})
+
+    def use_gpus(self, *gpus: FakeGpu, driver: str = "580.65.06") -> None:
+        write_nvidia_smi(Path(self.server.path) / "nvidia-smi", gpus, driver=driver)
+
+    def deploy(self, text: str, **settings: Any) -> Deployed:
+        (self.project / "requirements.txt").write_text(text)
+        options = {"root": "~/projects/p", "project": "p", "requirements": "requirements.txt", "timeout_s": 20.0, **settings}
+        output = io.StringIO()
+        target = Target("loopback", ssh_config=str(self.server.ssh_config), interactive=False, timeout_s=20)
+        try:
+            with Session(target, Project(self.project, Settings(**options)), Display(out=output, notes=output)) as session:
+                deployed = deploy(session)
+        finally:
+            self.requests = session.requests
+            self.shown = output.getvalue()
+        return deployed
+
+    @property
+    def environments(self) -> Path:
+        return self.server.home / "projects" / "p" / "env"
+
+    def only_environment(self) -> Path:
+        (found,) = [path for path in self.environments.iterdir() if path.is_dir()]
+        return found
+
+    def build_state(self) -> dict[str, Any]:
+        return dict(json.loads((self.only_environment() / "build.json").read_text()))
+
+    @property
+    def imports(self) -> int:
+        """How often torch was imported on the server."""
+        place = self.server.home / IMPORTS
+        return len(place.read_text().splitlines()) if place.exists() else 0
+
+    def fetched(self) -> list[str]:
+        return sorted(path.split("/")[-1].split("-")[0] for path in self.index.asked if path.startswith("/files/"))
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fake_wheels(tmp_path_factory.mktemp("wheels"))
+
+
+@pytest.fixture
+def scene(make_server: MakeServer, wheels: Path, tmp_path: Path) -> Iterator[Scene]:
+    with Index(wheels) as index:
+        yield Scene(make_server(), index, tmp_path)
+
+
+def installed(python: Path) -> dict[str, str]:
+    """What is in the interpreter's site-packages, byte for byte."""
+    return {name: content for name, content in snapshot(site_of(python)).items() if "__pycache__" not in name}
+
+
+def last_step(deployed: Deployed) -> tuple[bool, str]:
+    return deployed.steps[-1]
+
+
+def test_a_venv_is_built_and_proved_once_and_then_kept(scene: Scene) -> None:
+    scene.use_gpus(FakeGpu())
+    scene.use_index(scene.index.url.replace("http://", "http://me:hunter2@"))
+    first = scene.deploy("demo-pkg<1.1\n" + TORCH)
+    assert scene.fetched() == ["demo_pkg", "pytorch_lightning", "torch", "torchmetrics"], "by the mirror that pip is configured with"
+    assert "/files/demo_pkg-1.0-py3-none-any.whl" in scene.index.asked
+    changed, text = last_step(first)
+    assert changed and "environment built" in text and "GPU works (tried just now)" in text
+    assert "torch: default wheels (CUDA 13) fit driver 580.65.06" in scene.shown
+    asked, imports = len(scene.index.asked), scene.imports
+
+    second = scene.deploy("# the same, in another order\n" + TORCH + "demo-pkg < 1.1")
+    assert last_step(second)[0] is False
+    assert last_step(second)[1].startswith("environment kept: requirements unchanged") and "GPU works" in last_step(second)[1]
+    assert (second.environment_key, second.python) == (first.environment_key, first.python)
+    assert (len(scene.index.asked), scene.imports) == (asked, imports), "nothing is installed and no torch imported"
+    kept = "".join(path.read_text(errors="replace") for path in scene.only_environment().iterdir() if path.is_file())
+    assert "hunter2" not in kept + scene.shown and "demo" in kept
+
+
+def test_a_deploy_that_changes_nothing_is_one_request(scene: Scene) -> None:
+    image = make_image(scene.server.home / "image", scene.index.wheels, "demo-pkg")
+    scene.deploy("demo-pkg\n", python=str(image))
+    scene.deploy("demo-pkg\n", python=str(image))
+    assert scene.requests == 1
+
+
+def test_an_interpreter_that_has_everything_is_used_as_it_is(scene: Scene) -> None:
+    scene.use_gpus(FakeGpu())
+    image = make_image(scene.server.home / "miniconda3", scene.index.wheels, "torch", "torchmetrics", "pytorch-lightning")
+    before = installed(image)
+    deployed = scene.deploy(TORCH)
+    assert deployed.python == str(image) and "used as it is" in last_step(deployed)[1] and "GPU works" in last_step(deployed)[1]
+    assert scene.index.asked == [] and not list(scene.environments.glob("*/venv"))
+    assert installed(image) == before
+    assert last_step(scene.deploy(TORCH))[1].startswith("environment kept")
+
+
+def test_only_what_is_missing_is_installed_on_top(scene: Scene) -> None:
+    """pytorch-lightning is there, but the torchmetrics that it needs is not."""
+    scene.use_gpus(FakeGpu())
+    image = make_image(scene.server.home / "image", scene.index.wheels, "torch", "pytorch-lightning")
+    before = installed(image)
+    deployed = scene.deploy(TORCH + "demo-pkg\n", python=str(image))
+    assert scene.fetched() == ["demo_pkg", "torchmetrics"], "its torch stays"
+    assert "on top of" in last_step(deployed)[1] and "GPU works" in last_step(deployed)[1]
+    assert deployed.python.startswith(str(scene.only_environment()))
+    assert installed(image) == before
+    assert last_step(scene.deploy(TORCH + "demo-pkg\n", python=str(image)))[0] is False
+
+
+def test_no_requirements_build_nothing(scene: Scene) -> None:
+    deployed = scene.deploy("", requirements="none")
+    assert "no packages are asked for" in last_step(deployed)[1] and not list(scene.environments.glob("*/venv"))
+    assert last_step(scene.deploy("", requirements="none"))[0] is False and scene.requests == 1
+
+
+def test_the_proof_is_made_again_when_driver_or_gpus_change(scene: Scene) -> None:
+    image = make_image(scene.server.home / "image", scene.index.wheels, "torch", "torchmetrics", "pytorch-lightning")
+    card, other = FakeGpu(), FakeGpu()
+    old, new = "580.65.06", "580.95.05"
+    seen = []
+    for gpu, driver in (card, old), (card, old), (card, new), (other, new), (other, new):
+        scene.use_gpus(gpu, driver=driver)
+        changed, _ = last_step(scene.deploy(TORCH, python=str(image)))
+        seen.append((changed, scene.imports))
+    assert seen == [(True, 1), (False, 1), (True, 2), (True, 3), (False, 3)]
+
+
+def test_no_gpu_is_a_warning(scene: Scene) -> None:
+    torch_wheel(scene.project.parent / "cpu", "2.6.0+cpu", None)
+    image = make_image(scene.server.home / "image", scene.index.wheels, "torchmetrics", "pytorch-lightning")
+    make_image(scene.server.home / "image", scene.project.parent / "cpu", "torch")
+    deployed = scene.deploy(TORCH, python=str(image))
+    assert last_step(deployed)[1].endswith("warning: no GPU: training will run on the CPU")
+
+
+@pytest.mark.parametrize("configured", [True, False])
+def test_a_cpu_build_of_torch_on_a_gpu_server_is_an_error_with_its_remedy(
+    scene: Scene, wheels: Path, tmp_path: Path, configured: bool
+) -> None:
+    scene.use_gpus(FakeGpu())
+    cpu = tmp_path / "cpu"
+    torch_wheel(cpu, "2.6.0+cpu", None)
+    make_wheel(cpu, "torchmetrics", "1.4.0")
+    image = make_image(scene.server.home / "miniconda3", cpu, "torch", "torchmetrics")
+    scene.index.wheels = cpu
+    requirements = "torch\ntorchmetrics\n"
+    with pytest.raises(EnvironmentFailed, match="build") as caught:
+        scene.deploy(requirements, python=str(image) if configured else "")
+    assert "the server has 1 GPU(s) (NVIDIA H100 80GB HBM3)" in caught.value.message
+    assert "remote.python" in str(caught.value.remedy) or "remote.torch" in str(caught.value.remedy)
+    if not configured:
+        assert f"passed over {image}: torch 2.6.0+cpu is a CPU build" in scene.shown
+        with pytest.raises(EnvironmentFailed, match="build for the CPU"):
+            scene.deploy(requirements)
+    else:
+        assert scene.index.asked == []
+        deployed = scene.deploy(requirements, python=str(image), torch="cpu")
+        assert "remote.torch is cpu" in last_step(deployed)[1]
+
+
+@pytest.mark.parametrize("fault", ["unreachable", "unsatisfiable"])
+def test_a_failed_build_is_one_line_and_leaves_nothing_to_use(scene: Scene, fault: str) -> None:
+    requirements = "demo-pkg\n"
+    if fault == "unreachable":
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            port = closed.getsockname()[1]
+        scene.use_index(f"http://127.0.0.1:{port}/simple")
+    else:
+        requirements = "demo-pkg>=7\n"
+    with pytest.raises(EnvironmentFailed) as caught:
+        scene.deploy(requirements)
+    error = caught.value
+    assert "\n" not in str(error) and "build.log" in str(error.remedy)
+    if fault == "unreachable":
+        assert "127.0.0.1" in error.message and "can't be reached from the server" in error.message and "mirror" in str(error.remedy)
+    else:
+        assert error.message == "the requirement demo-pkg>=7 can't be satisfied; the newest offered is 1.1"
+    assert not (scene.only_environment() / "ready").exists()
+
+
+class Cut:
+    """A deploy whose connection is cut while pip waits for the index; the build goes on."""
+
+    def __init__(self, scene: Scene, requirements: str) -> None:
+        self.error: RemoteError | None = None
+        scene.index.gate.clear()
+        thread = threading.Thread(target=self._deploy, args=(scene, requirements))
+        thread.start()
+        assert scene.index.waiting.wait(30)
+        scene.server.drop_connections()
+        thread.join(30)
+        self.state = scene.build_state()
+        self.builder = int(self.state["pid"])
+        assert isinstance(self.error, ConnectionLost) and not (scene.only_environment() / "ready").exists()
+
+    def _deploy(self, scene: Scene, requirements: str) -> None:
+        try:
+            scene.deploy(requirements)
+        except RemoteError as error:
+            self.error = error
+
+
+def test_a_build_goes_on_without_the_laptop_and_the_next_deploy_follows_it(scene: Scene) -> None:
+    cut = Cut(scene, "demo-pkg\n")
+    time.sleep(0.3)
+    os.kill(cut.builder, 0)
+    threading.Timer(1.0, scene.index.gate.set).start()
+    deployed = scene.deploy("demo-pkg\n")
+    assert scene.build_state()["id"] == cut.state["id"], "no second build was started"
+    assert deployed.environment_key == scene.only_environment().name
+    assert scene.fetched() == ["demo_pkg"]
+
+
+def test_a_build_that_was_killed_is_never_used_and_made_again(scene: Scene) -> None:
+    cut = Cut(scene, "demo-pkg\n")
+    os.kill(cut.builder, signal.SIGKILL)
+    scene.index.gate.set()
+    deployed = scene.deploy("demo-pkg\n")
+    assert "the last build was cut off; building again" in scene.shown
+    assert scene.build_state()["id"] != cut.state["id"]
+    assert last_step(deployed)[0] and (scene.only_environment() / "ready").exists()
+
+
+def test_an_environment_that_was_spoilt_is_made_again(scene: Scene) -> None:
+    first = scene.deploy("demo-pkg\n")
+    site = site_of(Path(first.python))
+    (site / "demo_pkg.py").unlink()
+    for path in sorted(site.glob("demo_pkg-*/*")):
+        path.unlink()
+    next(site.glob("demo_pkg-*")).rmdir()
+    second = scene.deploy("demo-pkg\n")
+    assert last_step(second)[0] and (site / "demo_pkg.py").exists()
+    assert f"the environment of before is not used: the packages in {site} changed" in scene.shown
+
+
+def test_wrong_requirements_are_told_before_anything_is_sent(scene: Scene) -> None:
+    with pytest.raises(RemoteError, match=r"2 wrong lines: line 2: .* line 4: "):
+        scene.deploy("demo-pkg\ntorch>=>2\n# fine\n-e .\n")
+    assert not (scene.server.home / "projects").exists()

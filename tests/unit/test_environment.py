@@ -1,0 +1,427 @@
+"""Keep, use as it is, install what is missing, or build: decided from facts alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remote.agent.environments import check_plan
+from remote.agent.paths import HASH
+from remote.environment import KEPT, inspection_detail, plan_environment
+from remote.errors import EnvironmentFailed, GpuUnfit
+from remote.proofs import describe_environment, describe_proofs, proof_needed
+from remote.records import EnvironmentPlan, Gpu, GpuReport, Settings
+from remote.requirements_file import requirements_hash
+
+TEXT = "torch>=2.4,<2.15\npytorch-lightning>=2.5\n"
+TORCH = {"version": "2.5.1+cu124", "cuda": "12.4", "hip": None}
+CPU_TORCH = {"version": "2.5.1+cpu", "cuda": None, "hip": None}
+PACKAGES = {"torch": "2.5.1+cu124", "pytorch-lightning": "2.5.0", "torchmetrics": "1.4.0"}
+REQUIRES = {"torch": ["nvidia-cublas-cu12==1"], "pytorch-lightning": ["torch>=2.1", "torchmetrics>0.7", "fsspec[http]; extra == 'x'"]}
+SYSTEM = {"machine": "x86_64", "boot_id": "boot", "host": "box"}
+
+
+def interpreter(path: str, version: str = "3.11.7", **more: Any) -> dict[str, Any]:
+    info = [int(part) for part in version.split(".")]
+    markers = {"python_version": ".".join(version.split(".")[:2]), "python_full_version": version, "sys_platform": "linux"}
+    entry = {"path": path, "version": version, "version_info": info, "markers": markers, "has_venv": True, "has_pip": True}
+    return entry | {"packages": {}, "requires": {}, "urls": {}, "torch": {}} | more
+
+
+def image(path: str = "/opt/conda/bin/python", **more: Any) -> dict[str, Any]:
+    return interpreter(path, **{"packages": PACKAGES, "requires": REQUIRES, "torch": TORCH, **more})
+
+
+def gpu_facts(driver: str = "550.54.15", cap: str = "9.0", name: str = "H100", uuid: str = "GPU-1") -> dict[str, Any]:
+    fields = ["index", "uuid", "name", "compute_cap", "driver_version"]
+    return {"found": True, "gpus": {"exit": 0, "fields": fields, "output": f"0, {uuid}, {name}, {cap}, {driver}\n"}}
+
+
+NO_GPU: dict[str, Any] = {"found": False}
+
+
+def make_facts(*interpreters: Mapping[str, Any], gpu: Mapping[str, Any] = NO_GPU, inspected: bool = True, **more: Any) -> dict[str, Any]:
+    facts = {"system": SYSTEM, "gpu": gpu, "environments": [], "interpreters": list(interpreters), "runs": [], **more}
+    return facts | ({"inspection": {"interpreters": list(interpreters), "uv": None}} if inspected else {})
+
+
+def plan(*interpreters: Mapping[str, Any], text: str = TEXT, settings: Settings = Settings(), **more: Any) -> EnvironmentPlan:  # noqa: B008
+    found = plan_environment(make_facts(*interpreters, **more), settings, text)
+    if found.args:
+        check_plan(dict(found.args))
+        assert found.key == found.args["key"] and HASH.match(found.key or "")
+    return found
+
+
+def record(text: str = TEXT, **more: Any) -> dict[str, Any]:
+    made = {"key": "0" * 16, "ready": True, "valid": True, "requirements_hash": requirements_hash(text), "built": 1.0, "proofs": []}
+    made |= {"wanted": {"python": "", "torch": "auto"}, "needs_torch": True, "torch": TORCH}
+    return made | {"version": "3.11.7", "python": "/v/python"} | more
+
+
+# Keep
+
+
+def test_kept_when_nothing_changed_and_without_looking_further() -> None:
+    found = plan(inspected=False, environments=[record()], gpu=gpu_facts())
+    assert (found.kind, found.why, found.key) == ("keep", KEPT, "0" * 16) and found.environment["python"] == "/v/python"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ready": False},
+        {"valid": False, "changed": "/usr/bin/python3 was replaced"},
+        {"requirements_hash": "other"},
+        {"wanted": {"python": "/other", "torch": "auto"}},
+        {"wanted": {"python": "", "torch": "cpu"}},
+        {"torch": CPU_TORCH},
+        {"torch": {"version": "2.11", "cuda": "13.0"}},
+    ],
+)
+def test_not_kept_when_anything_it_was_made_for_changed(change: dict[str, Any]) -> None:
+    assert plan(inspected=False, environments=[record(**change)], gpu=gpu_facts()).kind == "inspect-first"
+
+
+def test_why_the_last_one_is_not_kept_is_said() -> None:
+    spoilt = record(valid=False, changed="/usr/bin/python3 was replaced")
+    assert "the environment of before is not used: /usr/bin/python3 was replaced" in plan(image(), environments=[spoilt]).notes
+
+
+def test_a_gpu_that_hides_does_not_make_a_kept_environment_unfit() -> None:
+    hidden = {"found": True, "gpus": {"exit": None, "timed_out": True, "seconds": 10}}
+    assert plan(inspected=False, environments=[record(torch=CPU_TORCH)], gpu=hidden).kind == "keep"
+
+
+def test_keeping_imports_no_packaging() -> None:
+    program = f"""
+import sys
+sys.path.insert(0, {sys.path[0]!r}); sys.path[:0] = {[p for p in sys.path if p]!r}
+from pathlib import Path
+from remote.deploy import environment, requirements_file
+from remote.records import Settings
+before = "packaging" in sys.modules
+text = requirements_file.read_requirements(Path({__file__!r}).parents[2], "trainer/requirements.txt")
+made = {record()!r} | {{"requirements_hash": requirements_file.requirements_hash(text)}}
+plan = environment.plan_environment({{"environments": [made], "gpu": {gpu_facts()!r}}}, Settings(), text)
+print(plan.kind, before, "packaging" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["keep", "False", "False"], done.stderr
+
+
+# As it is
+
+
+def test_an_interpreter_that_has_everything_is_used_as_it_is() -> None:
+    found = plan(interpreter("/usr/bin/python3", "3.13.1"), image(), gpu=gpu_facts())
+    assert (found.kind, found.args["python"]) == ("as-is", "/opt/conda/bin/python")
+    assert found.args["imports"] == ["torch", "pytorch_lightning"] and "install" not in found.args
+
+
+def test_the_newest_that_has_everything_is_taken_whatever_the_order() -> None:
+    both = [image("/a/python", version="3.10.2"), image("/b/python", version="3.12.0")]
+    assert {plan(*order).args["python"] for order in (both, both[::-1])} == {"/b/python"}
+
+
+def test_what_its_packages_need_counts_too() -> None:
+    without = {name: version for name, version in PACKAGES.items() if name != "torchmetrics"}
+    found = plan(image(packages=without))
+    assert found.kind == "overlay" and found.args["install"] == ["torchmetrics>0.7"]
+
+
+def test_extras_and_markers_are_judged_by_the_interpreters_own() -> None:
+    text = "demo[fast]; python_version < '3.11'\n"
+    base = {"packages": {"demo": "1"}, "requires": {"demo": ["speed>=2; extra == 'fast'", "slow; extra == 'slow'"]}}
+    assert plan(interpreter("/p", "3.12.0", **base), text=text).kind == "as-is"
+    found = plan(interpreter("/p", "3.10.0", **base), text=text, settings=Settings(python="/p"))
+    assert found.kind == "venv" or found.args["install"] == ["speed>=2"]
+    with_it = {**base, "packages": {"demo": "1", "speed": "2.1"}}
+    assert plan(interpreter("/p", "3.10.0", **with_it), text=text).kind == "as-is"
+
+
+def test_constraints_count_as_well() -> None:
+    text = "demo\n--constrained-to demo<2\n"
+    assert plan(interpreter("/p", packages={"demo": "1.9"}), text=text).kind == "as-is"
+    found = plan(interpreter("/p", packages={"demo": "2.0"}), text=text)
+    assert found.kind == "venv" and found.args["constraints"] == ["demo<2"]
+
+
+def test_an_address_is_satisfied_by_what_was_installed_from_it() -> None:
+    text = "demo @ https://me:secret@host/demo-1-py3-none-any.whl\n"
+    same = interpreter("/p", packages={"demo": "1"}, urls={"demo": "https://host/demo-1-py3-none-any.whl"})
+    assert plan(same, text=text).kind == "as-is"
+    assert plan(interpreter("/p", packages={"demo": "1"}), text=text).kind == "venv"
+
+
+def test_without_requirements_nothing_is_built_or_asked() -> None:
+    found = plan(interpreter("/usr/bin/python3", "3.8.10"), text="", inspected=False)
+    assert (found.kind, found.args["needs_torch"], found.args["names"]) == ("as-is", False, [])
+    with pytest.raises(EnvironmentFailed, match=r"no python ≥ 3\.10 .*python 3\.8\.10"):
+        plan(interpreter("/usr/bin/python3", "3.8.10"))
+
+
+# On top
+
+
+def test_only_what_is_missing_is_installed_and_torch_is_pinned() -> None:
+    found = plan(image(), text=TEXT + "demo>=2\n", gpu=gpu_facts())
+    assert found.kind == "overlay" and found.args["install"] == ["demo>=2"]
+    assert found.args["constraints"] == ["torch==2.5.1+cu124"] and found.args["torch"] == {}
+    assert "1 missing package (demo) on top of /opt/conda/bin/python" in found.why and found.args["need_mib"] < 1000
+
+
+def test_on_top_of_a_venv_its_packages_are_named() -> None:
+    found = plan(image(is_venv=True, sites=["/v/site-packages"]), text=TEXT + "demo\n")
+    assert found.args["parent_sites"] == ["/v/site-packages"]
+    assert "parent_sites" not in plan(image(), text=TEXT + "demo\n").args
+
+
+def test_a_missing_torchvision_comes_from_the_index_of_the_torch_that_is_there() -> None:
+    found = plan(image(), text=TEXT + "torchvision\n", gpu=gpu_facts())
+    assert found.kind == "overlay" and found.args["install"] == []
+    assert found.args["torch"]["index"] == "https://download.pytorch.org/whl/cu124"
+    assert found.args["torch"]["requirements"] == ["torchvision"] and found.args["constraints"] == ["torch==2.5.1+cu124"]
+
+
+def test_a_base_without_torch_is_none() -> None:
+    found = plan(interpreter("/usr/bin/python3", packages={"pytorch-lightning": "2.5.0"}))
+    assert found.kind == "venv" and found.args["install"] == ["torch<2.15,>=2.4", "pytorch-lightning>=2.5"]
+
+
+def test_a_torchvision_made_for_another_torch_is_not_mended_on_top() -> None:
+    packages = {**PACKAGES, "torchvision": "0.19"}
+    broken = image(packages=packages, requires={**REQUIRES, "torchvision": ["torch==2.4.0"]})
+    assert plan(broken, text=TEXT + "torchvision\n").kind == "venv"
+
+
+# remote.python
+
+
+def configured(**more: Any) -> dict[str, Any]:
+    return image("/my/python", configured=True, **more)
+
+
+MINE = Settings(python="/my/python")
+
+
+def test_the_configured_one_is_always_the_base() -> None:
+    better = image("/opt/newer", version="3.13.0")
+    assert plan(configured(), better, settings=MINE).args["python"] == "/my/python"
+    lacking = plan(configured(), better, settings=MINE, text=TEXT + "demo\n")
+    assert (lacking.kind, lacking.args["python"]) == ("overlay", "/my/python")
+    bare = plan(configured(packages={}, torch={}), better, settings=MINE)
+    assert (bare.kind, bare.args["python"], bare.args["constraints"]) == ("overlay", "/my/python", [])
+    old = plan(configured(packages={**PACKAGES, "torch": "2.1"}), better, settings=MINE)
+    assert (old.kind, old.args["python"]) == ("venv", "/my/python")
+
+
+def test_a_configured_cpu_build_on_a_gpu_server_is_an_error_with_its_remedy() -> None:
+    with pytest.raises(EnvironmentFailed, match=r"2\.5\.1\+cpu is a CPU build.*1 GPU\(s\) \(H100\)") as caught:
+        plan(configured(torch=CPU_TORCH), settings=MINE, gpu=gpu_facts())
+    assert "remote.python" in str(caught.value.remedy) and "remote.torch: cpu" in str(caught.value.remedy)
+    assert plan(configured(torch=CPU_TORCH), settings=Settings(python="/my/python", torch="cpu"), gpu=gpu_facts()).kind == "as-is"
+    assert plan(configured(torch=CPU_TORCH), settings=MINE).kind == "as-is"
+
+
+@pytest.mark.parametrize(("gpu", "fits"), [(gpu_facts("470.1"), False), (gpu_facts("550.1"), True), (gpu_facts("580.1"), True)])
+def test_a_configured_torch_must_fit_driver_and_gpu(gpu: dict[str, Any], fits: bool) -> None:
+    if fits:
+        assert plan(configured(), settings=MINE, gpu=gpu).kind == "as-is"
+    else:
+        with pytest.raises(EnvironmentFailed, match=r"CUDA 12\.4\) does not fit driver 470\.1 and H100"):
+            plan(configured(), settings=MINE, gpu=gpu)
+
+
+def test_a_torch_without_kernels_for_the_gpu_is_passed_over() -> None:
+    found = plan(image(), gpu=gpu_facts("580.1", cap="12.0", name="RTX 5090"))
+    assert found.kind == "venv"
+    said = "torch 2.5.1+cu124 (CUDA 12.4) does not fit driver 580.1 and RTX 5090 (compute capability 12.0)"
+    assert f"passed over /opt/conda/bin/python: {said}" in found.notes
+
+
+@pytest.mark.parametrize(("more", "said"), [({"problem": "/my/python does not exist"}, "does not exist"), ({"version": "3.9.1"}, "3.9.1")])
+def test_a_configured_one_that_is_unfit_is_never_replaced_in_silence(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(EnvironmentFailed, match=said):
+        plan(configured(**more), image(), settings=MINE)
+
+
+# A venv
+
+
+def test_other_interpreters_with_an_unfit_torch_are_passed_over_and_the_reason_is_said() -> None:
+    found = plan(image("/usr/bin/python3", torch=CPU_TORCH), gpu=gpu_facts())
+    assert found.kind == "venv" and "passed over /usr/bin/python3: torch 2.5.1+cpu is a CPU build" in found.notes
+
+
+def test_the_base_is_the_newest_that_torch_has_wheels_for_and_that_can_make_a_venv() -> None:
+    choices = [
+        interpreter("/a", "3.10.1"),
+        interpreter("/b", "3.12.1"),
+        interpreter("/c", "3.13.1", has_venv=False),
+        interpreter("/d", "3.15.0"),
+        interpreter("/e", "3.12.1"),
+    ]
+    assert plan(*choices).args["python"] == "/b"
+    assert plan(*choices, text="demo\n").args["python"] == "/d"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "torch", "build"),
+    [
+        (gpu_facts("580.1"), "auto", "default"),
+        (gpu_facts("550.1"), "auto", "cu126"),
+        (gpu_facts("580.1", cap="7.0", name="Tesla V100"), "auto", "cu126"),
+        (gpu_facts("470.1", cap="8.0"), "auto", "cu118"),
+        (gpu_facts("550.1"), "cu121", "cu121"),
+        (gpu_facts("550.1"), "cpu", "cpu"),
+        (NO_GPU, "auto", "default"),
+    ],
+)
+def test_the_torch_build_is_chosen_by_driver_and_capability(gpu: dict[str, Any], torch: str, build: str) -> None:
+    found = plan(interpreter("/p"), text=TEXT + "torchvision\n", gpu=gpu, settings=Settings(torch=torch))
+    chosen = found.args["torch"]
+    assert chosen["build"] == build
+    if build == "default":
+        assert "index" not in chosen and found.args["install"][0] == "torch<2.15,>=2.4"
+    else:
+        assert chosen["index"] == f"https://download.pytorch.org/whl/{build}"
+        assert chosen["requirements"] == ["torch<2.15,>=2.4", "torchvision"] and found.args["install"] == ["pytorch-lightning>=2.5"]
+    assert found.args["need_mib"] == (1500 if build == "cpu" else 7168)
+
+
+def test_a_driver_too_old_for_any_torch_is_told_before_gigabytes_are_fetched() -> None:
+    with pytest.raises(GpuUnfit, match="too old for any torch build") as caught:
+        plan(interpreter("/p"), gpu=gpu_facts("390.1", cap="6.1"))
+    assert "remote.torch: cpu" in str(caught.value.remedy)
+
+
+def test_torch_is_needed_though_only_lightning_is_named() -> None:
+    found = plan(interpreter("/p"), text="lightning\n", gpu=gpu_facts("550.1"))
+    assert found.args["needs_torch"] and found.args["torch"]["requirements"] == ["torch"]
+    assert found.args["imports"] == ["torch", "lightning"]
+
+
+def test_options_go_along_and_no_password_is_shown() -> None:
+    text = "-i https://me:secret@mirror/simple\n--find-links=/wheels\ndemo\n"
+    found = plan(interpreter("/p"), text=text)
+    assert found.args["options"] == ["--index-url https://me:secret@mirror/simple", "--find-links /wheels"]
+    kept = {name: value for name, value in found.args.items() if name != "options"}
+    assert "secret" not in f"{found.why} {found.notes} {kept}"
+
+
+def test_the_key_is_requirements_interpreter_and_torch_build() -> None:
+    base = plan(interpreter("/p")).key
+    assert plan(interpreter("/p"), text="pytorch-lightning >= 2.5\n\n# x\n" + TEXT).key == base
+    others = [
+        plan(interpreter("/q")).key,
+        plan(interpreter("/p", "3.11.8")).key,
+        plan(interpreter("/p"), text=TEXT + "demo\n").key,
+        plan(interpreter("/p"), settings=Settings(torch="cpu")).key,
+    ]
+    assert len({base, *others}) == 5
+
+
+def test_a_spoilt_environment_is_built_anew_beside_it_while_a_training_may_use_it() -> None:
+    key = plan(interpreter("/p")).key
+    spoilt = record(key=key, valid=False, changed="x")
+    assert plan(interpreter("/p"), environments=[spoilt]).key == key
+    again = plan(interpreter("/p"), environments=[spoilt], runs=[{"state": "running"}]).key
+    assert again != key
+    both = [spoilt, record(key=again, valid=False)]
+    assert plan(interpreter("/p"), environments=both, runs=[{"state": "running"}]).key not in (key, again)
+
+
+def test_an_interpreter_whose_packages_cannot_be_read_is_passed_over() -> None:
+    broken = interpreter("/broken", "3.13.0", problem="no answer within 60 s", packages={})
+    found = plan(broken, interpreter("/p"))
+    assert found.args["python"] == "/p" and "passed over /broken: no answer within 60 s" in found.notes
+
+
+def test_the_inspection_follows_what_is_named_with_its_extras() -> None:
+    assert inspection_detail("Demo_Pkg[b,a]>=1\n-i https://x/simple\ntorch\n") == ["demo-pkg[a,b]", "torch"]
+
+
+KNOWN = ["torch", "torchmetrics>1", "a; extra == 'b'", "1.0", "x @ file:///y", "2.5.1+cu124", "1.0.dev0"]
+WORDS = st.text(max_size=20) | st.sampled_from(KNOWN)
+
+
+@given(st.dictionaries(WORDS, WORDS, max_size=4), st.dictionaries(WORDS, st.lists(WORDS, max_size=4), max_size=4))
+def test_whatever_a_server_tells_of_its_packages_a_plan_comes_out(packages: dict[str, str], requires: dict[str, list[str]]) -> None:
+    merged = {**PACKAGES, **packages}
+    found = plan(image(packages=merged, requires={**requires, "torch": list(packages.values())}), gpu=gpu_facts())
+    assert found.kind in ("as-is", "overlay", "venv")
+
+
+# The proof
+
+
+REPORT = GpuReport((Gpu(0, "GPU-1", "H100"),), "550.54.15", True)
+PROOF = {"ok": True, "gpu": True, "driver": "550.54.15", "gpu_uuids": ["GPU-1"], "boot_id": "boot", "host": "box", "reason": None}
+
+
+def facts_of(environment: Mapping[str, Any], gpu: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    return {"system": SYSTEM, "environments": [environment], "gpu": gpu or gpu_facts()}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, None),
+        ({"boot_id": "earlier"}, "not tried since the server started"),
+        ({"host": "other box"}, "not tried since the server started"),
+        ({"driver": "535.1"}, "the driver changed from 535.1 to 550.54.15"),
+        ({"gpu_uuids": ["GPU-2"]}, "the GPUs changed"),
+        ({"ok": False, "reason": "every GPU is full"}, "the last trial failed (every GPU is full)"),
+    ],
+)
+def test_a_proof_holds_for_its_boot_driver_and_gpus(change: dict[str, Any], reason: str | None) -> None:
+    environment = record(proofs=[PROOF | change])
+    assert proof_needed(environment, facts_of(environment), REPORT) == reason
+
+
+def test_other_hosts_of_a_shared_home_keep_their_proofs() -> None:
+    environment = record(proofs=[PROOF, PROOF | {"host": "other", "boot_id": "b2", "driver": "535.1"}])
+    assert proof_needed(environment, facts_of(environment), REPORT) is None
+
+
+def test_what_needs_no_torch_needs_no_proof() -> None:
+    environment = record(needs_torch=False)
+    assert proof_needed(environment, facts_of(environment), REPORT) is None
+    assert proof_needed(record(), facts_of(record()), REPORT) == "not tried yet"
+
+
+def test_a_server_without_gpu_is_proved_once_too() -> None:
+    environment = record(proofs=[PROOF | {"driver": None, "gpu_uuids": [], "gpu": False}])
+    assert proof_needed(environment, facts_of(environment, NO_GPU), GpuReport()) is None
+
+
+def test_the_summary_says_what_was_done_or_why_nothing() -> None:
+    kept = describe_environment(EnvironmentPlan("keep", KEPT), record(proof=PROOF))
+    assert kept == f"{KEPT} (python 3.11.7, torch 2.5.1+cu124, CUDA 12.4); GPU works (the proof still holds)"
+    built = describe_environment(
+        EnvironmentPlan("venv", "why"), record(proof=PROOF, proved=True, made=True, base="/usr/bin/python3", seconds=92.3, installer="uv")
+    )
+    assert built == "environment built: a venv of /usr/bin/python3 in 92 s with uv (python 3.11.7, torch 2.5.1+cu124, CUDA 12.4); " \
+        "GPU works (tried just now)"  # fmt: skip
+    no_gpu = {"ok": True, "gpu": False, "reason": "no GPU: y"}
+    warned = describe_environment(EnvironmentPlan("as-is", "x is used as it is"), record(made=True, proof=no_gpu))
+    assert warned.startswith("environment: x is used as it is (") and warned.endswith("; warning: no GPU: y")
+    other = describe_environment(EnvironmentPlan("venv", "why"), record(made=False, needs_torch=False, torch={}))
+    assert other == "environment ready: somebody else's deploy has built it (python 3.11.7); no torch is required"
+
+
+def test_check_gpu_tells_what_torch_sees() -> None:
+    proved = record(proofs=[PROOF])
+    assert describe_proofs(facts_of(proved)) == [
+        "environment 00000000 (python 3.11.7, torch 2.5.1+cu124, CUDA 12.4): GPU works (the proof still holds)"
+    ]
+    assert describe_proofs(facts_of(record()))[0].endswith("the next deploy tries it: not tried yet")
+    assert describe_proofs(facts_of(record(valid=False, changed="/x is gone")))[0].endswith("tries it: /x is gone")
+    assert describe_proofs(facts_of(record(ready=False))) == ["torch has not been tried here yet: fab -H … deploy does so"]

@@ -1,0 +1,137 @@
+"""The requirements file: what it includes, what is wrong in it, and when two are the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from packaging.requirements import Requirement
+
+from remote.agent.environments import OPTIONS
+from remote.errors import UsageError
+from remote.requirements_file import (
+    PLAIN,
+    parse_options,
+    parse_requirements,
+    read_requirements,
+    requirements_hash,
+    split_lines,
+)
+from tests.support.project import REPOSITORY, make_tree
+
+
+def test_our_own_files_are_right() -> None:
+    names = parse_requirements(read_requirements(REPOSITORY, "requirements.txt")).names
+    assert {"fabric", "torch", "pytorch-lightning"} <= set(names)
+
+
+def test_included_files_stand_in_their_places(tmp_path: Path) -> None:
+    make_tree(tmp_path, {
+        "requirements.txt": "a\n-r sub/more.txt\n--requirement=last.txt\n-c limits.txt\n",
+        "sub/more.txt": "b\n-r deeper.txt # below sub\n", "sub/deeper.txt": "c\n", "last.txt": "d\na\n", "limits.txt": "b<2\n--pre\n",
+    })  # fmt: skip
+    found = parse_requirements(read_requirements(tmp_path, "requirements.txt"))
+    assert found.names == ("a", "b", "c", "d")
+    assert [str(limit) for limit in found.constraints] == ["b<2"] and found.options == ("--pre",)
+
+
+def test_every_wrong_line_is_named_with_its_place(tmp_path: Path) -> None:
+    make_tree(tmp_path, {
+        "r.txt": "fine>=1\n\ntorch>=>2\n-e .\n./local\npkg-1.0-py3-none-any.whl\nx \\\n  >=1\nhttps://host/y.whl\nz --hash=sha256:00\n"
+        "-r r.txt\n-r missing.txt\n-r https://me:secret@host/r.txt\n--frobnicate\n-f wheels\n-r other.txt\nn @ file:///n\n",
+        "other.txt": "# fine\n!!\n",
+    })  # fmt: skip
+    with pytest.raises(UsageError) as caught:
+        read_requirements(tmp_path, "r.txt")
+    message = caught.value.message
+    for part in (
+        "line 3: torch>=>2: ", "line 4: a package in a folder", "line 5: ./local: a path", "line 6: pkg-1.0-py3-none-any.whl: a path",
+        "line 9: https://host/y.whl: give it a name: name @ https://host/y.whl", "line 10: hashes", "line 11: r.txt includes itself",
+        "missing.txt can't be read", "line 13: https://****@host/r.txt", "line 14: the option --frobnicate", "line 15: wheels is a folder",
+        "other.txt line 2: !!", "line 17: n @ file:///n: a path",
+    ):  # fmt: skip
+        assert part in message, part
+    assert "13 wrong lines" in message and "secret" not in message and "\n" not in message
+    assert "line 1:" not in message and "line 7" not in message
+
+
+def test_a_cycle_through_others_is_refused(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"a.txt": "-r b.txt", "b.txt": "-r sub/../a.txt"})
+    with pytest.raises(UsageError, match="includes itself"):
+        read_requirements(tmp_path, "a.txt")
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_a_file_that_cannot_be_read_says_how_to_go_without(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "r.txt").write_bytes(content)
+    with pytest.raises(UsageError, match=r"r\.txt can't be read") as caught:
+        read_requirements(tmp_path, "r.txt")
+    assert "none" in str(caught.value.remedy)
+
+
+def test_lines_are_read_as_pip_reads_them() -> None:
+    text = "\ufeffa # comment\n#whole\nb#1\n\n  c \\\n  >=1 \\\n  ,<2\nd \\\n# cut\ne"
+    assert [(line.where, line.text) for line in split_lines(text)] == [
+        ("line 1", "a"), ("line 3", "b#1"), ("line 5", "c   >=1   ,<2"), ("line 8", "d"), ("line 10", "e"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("-i https://x/simple --pre", ["--index-url https://x/simple", "--pre"]),
+        ("--extra-index-url=https://x/s?a=b", ["--extra-index-url https://x/s?a=b"]),
+        ("-f /wheels --no-index", ["--find-links /wheels", "--no-index"]),
+        ("--only-binary :all:", ["--only-binary :all:"]),
+        ("--trusted-host h", ["--trusted-host h"]),
+    ],
+)
+def test_options_take_the_form_that_the_agent_takes(text: str, options: list[str]) -> None:
+    assert parse_options(text) == options and all(map(OPTIONS.match, options))
+
+
+LINES = st.lists(st.sampled_from(["a>=1", "b[x]", "c; python_version<'3'", "-i https://x/simple", "d @ https://h/d.whl"]), max_size=5)
+NOISE = st.sampled_from(["", "  ", "# comment", "\t# x"])
+
+
+@given(LINES, st.randoms(), NOISE)
+def test_order_comments_and_blanks_do_not_change_the_hash(lines: list[str], random: object, noise: str) -> None:
+    shuffled = [part for line in lines for part in (noise, f"  {line.replace('>=', ' >= ')}  # why")]
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert requirements_hash("\n".join(shuffled)) == requirements_hash("\r\n".join(lines))
+
+
+@given(LINES, LINES)
+def test_other_requirements_have_another_hash(first: list[str], second: list[str]) -> None:
+    assume(set(first) != set(second))
+    assert requirements_hash("\n".join(first)) != requirements_hash("\n".join(second))
+
+
+def test_a_new_password_of_an_index_is_no_change() -> None:
+    assert requirements_hash("-i https://me:old@x/simple") == requirements_hash("-i https://me:new@x/simple")
+    assert requirements_hash("-i https://me@x/simple") != requirements_hash("-i https://me@y/simple")
+
+
+@given(st.from_regex(PLAIN, fullmatch=True))
+def test_what_is_taken_for_right_at_a_glance_is_right(line: str) -> None:
+    Requirement(line)
+
+
+@given(st.text() | st.lists(st.text("-rcief:=./\\@#;[]<>~! \"'ab1\n", max_size=30)).map("\n".join))
+@example("-r")
+@example("--index-url")
+@example("a ; python_version < ")
+@example("a[")
+@example("\x00")
+def test_hostile_text_is_either_refused_or_plain(text: str) -> None:
+    requirements_hash(text)
+    try:
+        found = parse_requirements(text)
+    except UsageError as error:
+        assert "\n" not in str(error)
+        return
+    assert all(OPTIONS.match(option) for option in found.options)
+    assert not any(str(requirement).startswith("-") or "\n" in str(requirement) for requirement in (*found.lines, *found.constraints))

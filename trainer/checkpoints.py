@@ -1,0 +1,72 @@
+"""Checkpoints that appear whole, and the newest one that loads."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LAST_EVERY_S = 20.0
+"""last.ckpt is written at an epoch's end if the last one is older; and always when the training ends."""
+WITHIN_EPOCH_EVERY_S = 120.0
+"""Long epochs are saved in between."""
+
+
+def save_whole(content: Mapping[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class Clock:
+    """Says when the next save is due."""
+
+    def __init__(self) -> None:
+        self.saved = time.monotonic()
+
+    def due(self, seconds: float) -> bool:
+        return time.monotonic() - self.saved >= seconds
+
+    def reset(self) -> None:
+        self.saved = time.monotonic()
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Raises ValueError where the file is no whole checkpoint of ours. Nothing in it is executed."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken file makes torch.load raise many kinds
+        raise ValueError(f"{path} does not load: {type(error).__name__}") from None
+    if not isinstance(content, dict) or "training" not in content or "optimizer_states" not in content:
+        raise ValueError(f"{path} holds no state to go on from")
+    return content
+
+
+def newest_that_loads(directory: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
+    """The checkpoint that is furthest on, and what was wrong with those passed over; None where none loads."""
+    found: list[tuple[tuple[int, int], Path, dict[str, Any]]] = []
+    wrong = []
+    for path in sorted(directory.glob("*.ckpt")):
+        try:
+            content = load_checkpoint(path)
+            position = (int(content["training"]["epoch"]), int(content["training"]["batch"]))
+            found.append((position, path, content))
+        except (ValueError, KeyError, TypeError) as error:
+            wrong.append(str(error))
+    if not found:
+        return None
+    _, path, content = max(found, key=lambda item: (item[0], item[1].name))
+    return path, content, wrong

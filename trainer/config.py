@@ -1,0 +1,296 @@
+"""What a training is told: one frozen type, filled from a recipe and the command line. Imports no torch: laptops read it too."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+RECIPES = Path(__file__).parent / "recipes"
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "accelerator": ("gpu", "cpu", "auto"),
+    "loader": ("auto", "workers", "device"),
+    "network": ("residual", "speed"),
+    "optimizer": ("adam", "adamw", "muon"),
+    "schedule": ("restarts", "triangle"),
+    "last_cycle": ("cut", "compressed"),
+    "flip": ("none", "random", "alternate"),
+    "precision": ("auto", "32-true", "bf16-mixed"),
+    "compile": ("auto", "true", "false"),
+    "tta": ("none", "flip", "shift"),
+}
+AT_LEAST: Mapping[str, float] = {
+    "max_epochs": 1, "batch_size": 1, "accumulate_grad_batches": 1, "num_workers": 0, "prefetch_factor": 1, "max_devices": 0,
+    "learning_rate_batch": 0, "bias_learning_rate": 0, "head_learning_rate": 0, "weight_decay": 0, "gradient_clip_val": 0,
+    "warmup_fraction": 0, "final_fraction": 0, "patience": 0, "min_delta": 0, "mixup_prob": 0, "mixup_alpha": 0,
+    "label_smoothing": 0, "crop_padding": 0, "cutout": 0, "validation_fraction": 0, "validation_max": 0, "train_images": 0,
+    "whiten_bias_epochs": 0, "restart_epochs": 1, "seed": 0, "depth": 2, "max_restores": 0,
+}  # fmt: skip
+AT_MOST: Mapping[str, float] = {
+    "mixup_prob": 1, "label_smoothing": 0.999, "warmup_fraction": 1, "final_fraction": 1, "validation_fraction": 0.9, "crop_padding": 16,
+    "cutout": 32, "seed": 2**31 - 1, "momentum": 0.9999, "muon_momentum": 0.9999, "depth": 3, "max_epochs": 100_000,
+}  # fmt: skip
+
+
+class ConfigError(Exception):
+    """Every mistake in a recipe or a command line, found at once."""
+
+    def __init__(self, errors: list[str]) -> None:
+        super().__init__("; ".join(errors))
+        self.errors = errors
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All that a training depends on. Each field can be set by a recipe, by `--field value` and by `--set field=value`."""
+
+    # The recipe whose values these are.
+    recipe: str = "standard"
+    # A CIFAR-10 archive or directory, a folder with train/<class>/* and test/<class>/*, or `synthetic`.
+    # An empty or missing directory gets CIFAR-10, downloaded.
+    data: str = "data"
+    # Where the run writes; empty: runs/<time>.
+    run_dir: str = ""
+    # GPUs by nvidia-smi's index, such as 0,1, or auto for all; on a CPU the number of processes.
+    devices: str = "auto"
+    # At most so many devices of those; 0: no limit.
+    max_devices: int = 0
+    # gpu refuses to go on without one; auto takes what there is.
+    accelerator: str = "gpu"
+    # Order, augmentation and initial weights follow from it.
+    seed: int = 1
+    # The same bits on the same hardware, at some cost on GPUs.
+    deterministic: bool = False
+
+    # How long, and in which portions. The effective batch is batch_size × accumulate_grad_batches × devices.
+    max_epochs: int = 150
+    batch_size: int = 128
+    accumulate_grad_batches: int = 1
+
+    # Loading: in worker processes, or from a copy of all images on the device; auto takes the device where they fit.
+    loader: str = "auto"
+    num_workers: int = 8
+    prefetch_factor: int = 2
+    pin_memory: bool = True
+    persistent_workers: bool = True
+
+    # The network: its kind, the channels of its stages, and for `speed` the convolutions per stage.
+    network: str = "residual"
+    widths: tuple[int, ...] = (128, 256, 512, 768)
+    depth: int = 2
+    # `speed`: the bias of the frozen whitening convolution is trained for so many epochs.
+    whiten_bias_epochs: int = 3
+
+    # The peak learning rate for learning_rate_batch images of effective batch, to which it is scaled; 0: not scaled.
+    optimizer: str = "adam"
+    learning_rate: float = 0.001
+    learning_rate_batch: int = 64
+    amsgrad: bool = True
+    weight_decay: float = 0.0
+    gradient_clip_val: float = 1.0
+    # `muon`: learning_rate and muon_momentum for the convolutions; Nesterov SGD for biases and head, on the loss summed over the batch.
+    muon_momentum: float = 0.6
+    bias_learning_rate: float = 0.053
+    head_learning_rate: float = 0.67
+    momentum: float = 0.85
+
+    # `restarts`: cosine from the peak to zero every restart_epochs (T_0). Where the epochs are no multiple of it the last
+    # cycle is cut off, or compressed so that it ends at zero. `triangle`: linear up during warmup_fraction, then down.
+    schedule: str = "restarts"
+    restart_epochs: int = 40
+    last_cycle: str = "cut"
+    warmup_fraction: float = 0.0
+    final_fraction: float = 0.0
+
+    # Early stopping on the validation accuracy; patience 0: never.
+    patience: int = 50
+    min_delta: float = 0.0002
+    # A loss that is not finite, or an accuracy fallen to chance: back to the last good state with half the rate, so often.
+    max_restores: int = 2
+
+    # Augmentation. crop_padding: shifts of up to so many pixels. cutout: side of the square that is greyed out.
+    flip: str = "random"
+    crop_padding: int = 4
+    cutout: int = 0
+    mixup_prob: float = 0.5
+    mixup_alpha: float = 0.2
+    label_smoothing: float = 0.0
+
+    # The part of the training images that steers early stopping and the choice of the best epoch; 0 trains on all of them.
+    validation_fraction: float = 0.1
+    validation_max: int = 5000
+    # Train on so many images, evenly over the classes; 0: on all.
+    train_images: int = 0
+
+    # auto: bf16-mixed on a GPU that has it, else 32-true.
+    precision: str = "auto"
+    channels_last: bool = True
+    compile: str = "auto"
+    # Average over the mirrored (flip) and slightly shifted (shift) image at evaluation.
+    tta: str = "none"
+
+
+FIELDS: Mapping[str, type] = get_type_hints(TrainConfig)
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_config(recipe: str, overrides: Mapping[str, object] | None = None) -> TrainConfig:
+    """A recipe by name or by the path of a YAML file, with `overrides` on top. Raises ConfigError with every mistake."""
+    errors: list[str] = []
+    values = read_recipe(recipe, errors)
+    values.update(overrides or {})
+    typed: dict[str, Any] = {"recipe": Path(recipe).stem}
+    for name, value in values.items():
+        if name == "recipe":
+            continue
+        if name not in FIELDS:
+            near = difflib.get_close_matches(name, FIELDS, 1)
+            errors.append(f"unknown field {name!r:.60}" + (f" (did you mean {near[0]}?)" if near else ""))
+            continue
+        try:
+            typed[name] = parse_value(FIELDS[name], value)
+        except ValueError as error:
+            errors.append(f"{name} {error}, not {value!r:.60}")
+    errors += check_values(typed)
+    if errors:
+        raise ConfigError(errors)
+    config = TrainConfig(**typed)
+    errors = check_together(config)
+    if errors:
+        raise ConfigError(errors)
+    return config
+
+
+def read_recipe(recipe: str, errors: list[str]) -> dict[str, object]:
+    import yaml
+
+    path = RECIPES / f"{recipe}.yaml"
+    if recipe not in recipe_names():
+        path = Path(recipe)
+        if path.suffix not in (".yaml", ".yml") or not path.is_file():
+            near = difflib.get_close_matches(recipe, recipe_names(), 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            errors.append(f"unknown recipe {recipe!r:.60}{hint}; there are {', '.join(recipe_names())}, or the path of a .yaml file")
+            return {}
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        errors.append(f"the recipe {recipe} can't be read: {' '.join(str(error).split())[:200]}")
+        return {}
+    if not isinstance(values, dict):
+        errors.append(f"the recipe {recipe} must be a list of `field: value` lines")
+        return {}
+    return {str(name): value for name, value in values.items()}
+
+
+def parse_value(kind: Any, value: object) -> object:
+    """A value of a field's type from YAML or from the command line's text; raises ValueError with what it must be."""
+    text = value.strip() if isinstance(value, str) else value
+    if kind is bool:
+        known = {True: True, False: False, "true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+        if isinstance(text, str):
+            text = text.lower()
+        if not isinstance(text, (bool, str)) or text not in known:
+            raise ValueError("must be true or false")
+        return known[text]
+    if kind is int:
+        number = _number(text)
+        if number is None or number != int(number):
+            raise ValueError("must be a whole number")
+        return int(number)
+    if kind is float:
+        number = _number(text)
+        if number is None:
+            raise ValueError("must be a number")
+        return number
+    if kind == tuple[int, ...]:
+        parts = text.replace(",", " ").split() if isinstance(text, str) else text
+        if not isinstance(parts, (list, tuple)) or not parts or len(parts) > 16:
+            raise ValueError("must be numbers such as 64,128,256")
+        numbers = [_number(part) for part in parts]
+        if any(n is None or n != int(n) or not 1 <= n <= 8192 for n in numbers):
+            raise ValueError("must be numbers such as 64,128,256")
+        return tuple(int(n) for n in numbers if n is not None)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, (str, int, float)) or "\0" in str(value):
+        raise ValueError("must be a text")
+    return str(value)
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def check_values(values: Mapping[str, Any]) -> list[str]:
+    errors = []
+    for name, value in values.items():
+        if name in CHOICES and value not in CHOICES[name]:
+            errors.append(f"{name} must be one of {', '.join(CHOICES[name])}, not {value!r:.60}")
+        if name in AT_LEAST and value < AT_LEAST[name]:
+            errors.append(f"{name} must be at least {AT_LEAST[name]:g}, not {value:g}")
+        if name in AT_MOST and value > AT_MOST[name]:
+            errors.append(f"{name} must be at most {AT_MOST[name]:g}, not {value:g}")
+    if "learning_rate" in values and values["learning_rate"] <= 0:
+        errors.append(f"learning_rate must be above 0, not {values['learning_rate']:g}")
+    devices = str(values.get("devices", "auto"))
+    if devices != "auto" and not all(part.strip().isascii() and part.strip().isdigit() for part in devices.split(",")):
+        errors.append(f"devices must be auto or numbers such as 0,1, not {devices!r:.60}")
+    return errors
+
+
+def check_together(config: TrainConfig) -> list[str]:
+    """What each field allows alone but not with the others."""
+    errors = []
+    if config.network == "speed" and len(config.widths) != 3:
+        errors.append(f"the network speed has three stages: widths must be three numbers, not {len(config.widths)}")
+    if config.optimizer == "muon" and config.network != "speed":
+        errors.append("the optimizer muon needs the network speed, which it was written for")
+    if config.mixup_prob > 0 and config.mixup_alpha <= 0:
+        errors.append("mixup needs mixup_alpha above 0; mixup_prob 0 switches it off")
+    if config.patience and not config.validation_fraction:
+        errors.append("early stopping needs a validation split: set validation_fraction, or patience 0")
+    return errors
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Plain values: JSON, YAML and checkpoints that load with weights_only hold nothing else."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(config).items()}
+
+
+def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of a checkpoint; fields that this version doesn't know are left out."""
+    known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in FIELDS}
+    return TrainConfig(**known)
+
+
+def to_yaml(config: TrainConfig) -> str:
+    import yaml
+
+    return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None)
+
+
+def effective_batch(config: TrainConfig, devices: int) -> int:
+    """Images per step of the optimizer, over all devices."""
+    return config.batch_size * config.accumulate_grad_batches * devices
+
+
+def peak_learning_rate(config: TrainConfig, devices: int) -> float:
+    """Linear scaling (Goyal et al. 2017, arXiv 1706.02677) from learning_rate_batch images to the effective batch."""
+    if not config.learning_rate_batch:
+        return config.learning_rate
+    return config.learning_rate * effective_batch(config, devices) / config.learning_rate_batch

@@ -1,0 +1,183 @@
+"""Accuracy of a checkpoint on the test images: `python -m trainer.evaluate --checkpoint … --data …`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.config import TrainConfig, from_dict
+from trainer.networks import make_network
+from trainer.sources import Arrays, DataError, load_images
+
+BATCH = 1000
+EXIT_USAGE, EXIT_DATA = 2, 3
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """confusion: int64 [classes, classes], row the true class, column the predicted one. `loss`: mean cross-entropy."""
+
+    loss: float
+    confusion: Tensor
+
+    @property
+    def count(self) -> int:
+        return int(self.confusion.sum())
+
+    @property
+    def accuracy(self) -> float:
+        return int(self.confusion.diag().sum()) / max(1, self.count)
+
+    def per_class(self) -> list[float | None]:
+        """The share of each class's images that was recognised; None for a class without images."""
+        totals = self.confusion.sum(1).tolist()
+        return [right / total if total else None for right, total in zip(self.confusion.diag().tolist(), totals, strict=True)]
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module,
+    arrays: Arrays,
+    tta: str = "none",
+    half: bool = False,
+    before_batch: Callable[[], None] = lambda: None,
+    rank: int = 0,
+    world: int = 1,
+) -> Evaluation:
+    """On the network's device. `half`: bf16 autocast. `rank` of `world` processes takes its share, and all get the whole result.
+
+    `before_batch` may raise, to end it early.
+    """
+    network.eval()
+    parameter = next(network.parameters())
+    device, classes = parameter.device, parameter_classes(network)
+    sums = torch.zeros(classes * classes + 1, dtype=torch.float64, device=device)
+    for first in range(rank * BATCH, len(arrays), world * BATCH):
+        before_batch()
+        images = arrays.images[first : first + BATCH].to(device)
+        labels = arrays.labels[first : first + BATCH].to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            logits = averaged_logits(network, images, tta).float()
+        sums[:-1] += torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
+        sums[-1] += F.cross_entropy(logits, labels, reduction="sum")
+    if world > 1:
+        torch.distributed.all_reduce(sums)
+    network.train()
+    confusion = sums[:-1].round().long().view(classes, classes).cpu()
+    return Evaluation(float(sums[-1]) / max(1, int(confusion.sum())), confusion)
+
+
+def parameter_classes(network: nn.Module) -> int:
+    head = network.get_submodule("head")
+    assert isinstance(head, nn.Linear)
+    return head.out_features
+
+
+def averaged_logits(network: nn.Module, images: Tensor, tta: str) -> Tensor:
+    """tta `flip`: mean over image and mirror image; `shift` (airbench): those, with half the weight for two shifts by a pixel."""
+    if tta == "none":
+        return run(network, images)
+    if tta == "flip":
+        return 0.5 * (run(network, images) + run(network, images.flip(-1)))
+    padded = F.pad(images.float(), (1, 1, 1, 1), mode="reflect")
+    shifted = [padded[:, :, :-2, :-2], padded[:, :, 2:, 2:]]
+    total = averaged_logits(network, images, "flip") * 0.5
+    for one in shifted:
+        total = total + 0.25 * averaged_logits(network, one, "flip")
+    return total
+
+
+def run(network: nn.Module, images: Tensor) -> Tensor:
+    logits = network(images.contiguous(memory_format=torch.channels_last))
+    assert isinstance(logits, Tensor)
+    return logits
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network with what was learnt, and how it was trained."""
+
+    network: nn.Module
+    config: TrainConfig
+    classes: tuple[str, ...]
+
+
+def load_network(path: Path) -> Loaded:
+    """From best*.ckpt, last.ckpt or weights.pt; nothing in the file is executed. Raises DataError for what can't be loaded."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        about = content["hyper_parameters"]
+        config, classes = from_dict(about["config"]), tuple(map(str, about["classes"]))
+        network = make_network(config, len(classes))
+        prefix = "network."
+        state = {name[len(prefix) :]: value for name, value in content["state_dict"].items() if name.startswith(prefix)}
+        network.load_state_dict(state)
+    except Exception as error:  # torch.load raises many kinds for a broken file
+        raise DataError(f"{path} can't be loaded as a checkpoint of this trainer: {' '.join(str(error).split())[:200]}") from None
+    return Loaded(network.to(memory_format=torch.channels_last), config, classes)
+
+
+def evaluate_checkpoint(path: Path, data: str, accelerator: str = "auto") -> tuple[Evaluation, Loaded]:
+    """On the test images, as the training evaluated it. Raises DataError where images and checkpoint don't belong together."""
+    loaded = load_network(path)
+    images = load_images(data or loaded.config.data, lambda text: print(text, file=sys.stderr))
+    if images.classes != loaded.classes:
+        raise DataError(f"the checkpoint knows {', '.join(loaded.classes[:4])} …, the images are {', '.join(images.classes[:4])} …")
+    device = torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    half = device.type == "cuda" and uses_half(loaded.config, device)
+    return evaluate(loaded.network.to(device), images.test, loaded.config.tta, half), loaded
+
+
+def uses_half(config: TrainConfig, device: torch.device) -> bool:
+    """bf16 where the recipe asks for it, or leaves it open on a GPU that computes in it (Ampere and newer)."""
+    if config.precision == "auto":
+        return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+    return config.precision == "bf16-mixed"
+
+
+def as_json(evaluation: Evaluation, classes: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "test_accuracy": evaluation.accuracy,
+        "test_loss": evaluation.loss,
+        "test_images": evaluation.count,
+        "per_class": dict(zip(classes, evaluation.per_class(), strict=True)),
+        "confusion": evaluation.confusion.tolist(),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m trainer.evaluate", description="Accuracy of a checkpoint on the test images.")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="best*.ckpt, last.ckpt or weights.pt")
+    parser.add_argument("--data", default="", help="as for the training; default: what the checkpoint was trained on")
+    parser.add_argument("--accelerator", choices=("auto", "cpu"), default="auto")
+    parser.add_argument("--json", action="store_true", help="also per-class accuracy and the confusion matrix, as JSON alone")
+    options = parser.parse_args(arguments)
+    try:
+        evaluation, loaded = evaluate_checkpoint(options.checkpoint, options.data, options.accelerator)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_DATA
+    if options.json:
+        print(json.dumps(as_json(evaluation, loaded.classes)))
+        return 0
+    print(f"test_accuracy {evaluation.accuracy:.4f}")
+    width = max(map(len, loaded.classes))
+    for name, accuracy in zip(loaded.classes, evaluation.per_class(), strict=True):
+        print(f"  {name:<{width}}  {'–' if accuracy is None else f'{100 * accuracy:.2f}%'}")
+    print(f"confusion matrix over {evaluation.count} images, rows are true classes:")
+    for row in evaluation.confusion.tolist():
+        print("  " + " ".join(f"{cell:5d}" for cell in row))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

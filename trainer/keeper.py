@@ -1,0 +1,295 @@
+"""Watches over one training: progress, validation, checkpoints, stopping early, stopping when asked, and divergence."""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from trainer.checkpoints import LAST_EVERY_S, WITHIN_EPOCH_EVERY_S, Clock, save_whole
+from trainer.evaluate import Evaluation, evaluate, uses_half
+from trainer.model import Classifier, TrainingState
+from trainer.progress import Progress, TensorBoard, epoch_line, write_metrics
+
+CHANCE_FACTOR = 1.2
+LEARNT_FACTOR = 2.0
+"""An accuracy below 1.2 times chance, after one above 2 times chance, has collapsed."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(Exception):
+    """The training was asked to stop, and its state is saved."""
+
+
+class Diverged(Exception):
+    """The loss is not finite, or what was learnt is lost."""
+
+
+class Keeper(pl.Callback):
+    """`run_dir`: where this process writes; None for all but the first process."""
+
+    def __init__(self, run_dir: Path | None) -> None:
+        self.run_dir = run_dir
+        self.progress = Progress(run_dir)
+        self.board: TensorBoard | None = None
+        self.asked_to_stop = False
+        self.clock, self.best_clock = Clock(), Clock()
+        # A best state that is not written yet.
+        self.best_pending: dict[str, Any] | None = None
+        self.session_start = self.epoch_start = time.monotonic()
+        self.session_step = 0
+        self.mark: tuple[float, int] = (0.0, 0)
+
+    # -- stopping when asked
+
+    def install(self) -> None:
+        """Instead of Lightning's own handlers, which end with exit code 0 and without a checkpoint."""
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self.asked_to_stop and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked_to_stop = True
+
+    def stop_if_asked(self, trainer: pl.Trainer, model: Classifier) -> None:
+        asked = self.asked_to_stop
+        if trainer.world_size > 1:
+            asked = bool(trainer.strategy.reduce_boolean_decision(asked, all=False))
+        if asked:
+            self.save_last(model)
+            raise Stopped
+
+    # -- Lightning's hooks
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        model = _classifier(pl_module)
+        self.install()
+        self.session_start = self.epoch_start = time.monotonic()
+        self.session_step = model.state.step
+        model.prepare()
+        if self.run_dir:
+            self.board = TensorBoard(self.run_dir, model.state.epoch)
+        if model.state.batch >= model.data_module.steps_per_epoch:
+            # It was stopped while it validated.
+            self.finish_epoch(trainer, model)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.install()  # Lightning has put its own in the meantime
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        model = _classifier(pl_module)
+        self.epoch_start = time.monotonic()
+        self.mark = (time.monotonic(), model.state.step)
+        if self.run_dir:
+            self.tell(trainer, model, "fitting")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        model = _classifier(pl_module)
+        self.stop_if_asked(trainer, model)
+        if self.progress.due():
+            self.tell(trainer, model, "fitting")
+        if self.clock.due(WITHIN_EPOCH_EVERY_S) and model.state.batch < model.data_module.steps_per_epoch:
+            self.raise_if_not_finite(model)
+            self.save_last(model)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.finish_epoch(trainer, _classifier(pl_module))
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.flush_best()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.board:
+            self.board.close()
+            self.board = None
+
+    # -- the end of an epoch
+
+    def finish_epoch(self, trainer: pl.Trainer, model: Classifier) -> None:
+        """Validate, judge, record and save; then the next epoch begins. Also called for an epoch that was stopped in its validation."""
+        state = model.state
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(model.sums)
+        self.raise_if_not_finite(model)
+        trained_s = time.monotonic() - self.epoch_start
+        validation = self.validate(trainer, model)
+        loss, images, right, counted = model.sums.tolist()
+        row = {
+            "epoch": state.epoch + 1,
+            "step": state.step,
+            "learning_rate": model.raw_optimizer.param_groups[0]["lr"],
+            "train_loss": loss / max(1.0, images),
+            "train_accuracy": right / counted if counted else None,
+            "val_loss": validation.loss if validation else None,
+            "val_accuracy": validation.accuracy if validation else None,
+            "seconds": time.monotonic() - self.epoch_start,
+            "images_per_s": images / max(1e-9, trained_s),
+        }
+        if collapsed([*state.history, row], len(model.classes)):
+            raise Diverged(f"the accuracy fell to chance in epoch {row['epoch']}")
+        improved = is_best([*state.history, row])
+        state.history.append(row)
+        state.epoch, state.batch = state.epoch + 1, 0
+        self.account(state)
+        model.sums.zero_()
+        self.record(model, row, improved)
+        if plateaued(state.history, model.config.patience, model.config.min_delta):
+            model.print(f"stopping early: no better validation accuracy for {model.config.patience} epochs")
+            trainer.should_stop = True
+        ending = trainer.should_stop or state.epoch >= model.config.max_epochs
+        if ending or self.clock.due(LAST_EVERY_S):
+            self.save_last(model)
+        self.stop_if_asked(trainer, model)
+        self.epoch_start = time.monotonic()
+
+    def validate(self, trainer: pl.Trainer, model: Classifier) -> Evaluation | None:
+        arrays = model.data_module.validation
+        if arrays is None:
+            return None
+        if self.run_dir:
+            self.tell(trainer, model, "validating")
+
+        def stop() -> None:
+            # Alone, a process need not finish; several must stay together.
+            if trainer.world_size == 1:
+                self.stop_if_asked(trainer, model)
+
+        half = uses_half(model.config, model.device)
+        # Without the test-time average: it is the same for all epochs, and six times the work.
+        return evaluate(model.network, arrays, "none", half, stop, trainer.global_rank, trainer.world_size)
+
+    def record(self, model: Classifier, row: Mapping[str, Any], improved: bool) -> None:
+        if self.run_dir is None:
+            return
+        history = model.state.history
+        print(epoch_line(row, model.config.max_epochs, best_accuracy(history)), flush=True)
+        write_metrics(self.run_dir, history)
+        if self.board:
+            self.board.add(row)
+        if improved and row["val_accuracy"] is not None:
+            self.best_pending = model.checkpoint()
+            if self.best_clock.due(LAST_EVERY_S):
+                self.flush_best()
+            else:
+                self.best_pending = copy.deepcopy(self.best_pending)
+
+    # -- files
+
+    def account(self, state: TrainingState) -> None:
+        """What has passed on the training clock goes into the state."""
+        now = time.monotonic()
+        state.seconds += now - self.session_start
+        self.session_start, self.session_step = now, state.step
+
+    def save_last(self, model: Classifier) -> None:
+        self.clock.reset()
+        self.account(model.state)
+        if self.run_dir:
+            self.flush_best()
+            save_whole(model.checkpoint(), self.run_dir / "checkpoints" / "last.ckpt")
+
+    def flush_best(self) -> None:
+        """Write the best state, then remove the one before it."""
+        if self.best_pending is None or self.run_dir is None:
+            return
+        row = self.best_pending["training"]["history"][-1]
+        directory = self.run_dir / "checkpoints"
+        path = directory / f"best-{row['epoch']:03d}-{row['val_accuracy']:.4f}.ckpt"
+        save_whole(self.best_pending, path)
+        self.best_pending = None
+        self.best_clock.reset()
+        for other in directory.glob("best-*.ckpt"):
+            if other != path:
+                other.unlink()
+
+    # -- telling
+
+    def raise_if_not_finite(self, model: Classifier) -> None:
+        if not math.isfinite(float(model.sums[0])):
+            raise Diverged(f"the loss is not finite in epoch {model.state.epoch + 1}")
+
+    def tell(self, trainer: pl.Trainer, model: Classifier, phase: str) -> None:
+        state, now = model.state, time.monotonic()
+        steps = model.data_module.steps_per_epoch
+        total = steps * model.config.max_epochs
+        loss, images, right, counted = model.sums.tolist()
+        if phase == "fitting" and images:
+            self.raise_if_not_finite(model)
+        since, step = self.mark
+        share = model.data_module.share * trainer.world_size
+        rate = (state.step - step) * share / (now - since) if state.step > step else None
+        done = state.step - self.session_step
+        per_step = self.seconds_per_step(state, now, done)
+        last = state.history[-1] if state.history else {}
+        self.progress.tell(
+            phase,
+            epoch=min(state.epoch + 1, model.config.max_epochs),
+            max_epochs=model.config.max_epochs,
+            step=state.step,
+            total_steps=total,
+            metrics={
+                "train_loss": loss / images if images else last.get("train_loss"),
+                "train_accuracy": right / counted if counted else last.get("train_accuracy"),
+                "val_accuracy": last.get("val_accuracy"),
+                "best_val_accuracy": best_accuracy(state.history),
+            },
+            images_per_s=rate if rate is not None else last.get("images_per_s"),
+            seconds_left=per_step * (total - state.step) if per_step is not None else None,
+            seconds=state.seconds + now - self.session_start,
+        )
+
+    def seconds_per_step(self, state: TrainingState, now: float, done: int) -> float | None:
+        """By the last epoch with its validation where there is one, else by this one so far."""
+        if state.history:
+            row = state.history[-1]
+            before = state.history[-2]["step"] if len(state.history) > 1 else 0
+            return float(row["seconds"] / max(1, row["step"] - before))
+        return (now - self.session_start) / done if done > 0 else None
+
+
+def _classifier(module: pl.LightningModule) -> Classifier:
+    assert isinstance(module, Classifier)
+    return module
+
+
+def best_accuracy(history: Sequence[Mapping[str, Any]]) -> float | None:
+    return max((row["val_accuracy"] for row in history if row["val_accuracy"] is not None), default=None)
+
+
+def is_best(history: Sequence[Mapping[str, Any]]) -> bool:
+    """The newest epoch is better than all before it; of equal accuracies the lower loss wins."""
+    newest, *older = reversed(history)
+    if newest["val_accuracy"] is None:
+        return False
+    rank = (newest["val_accuracy"], -newest["val_loss"])
+    return all(rank > (row["val_accuracy"], -row["val_loss"]) for row in older if row["val_accuracy"] is not None)
+
+
+def plateaued(history: Sequence[Mapping[str, Any]], patience: int, min_delta: float) -> bool:
+    """No gain of more than `min_delta` over the best so far within the last `patience` epochs."""
+    if not patience:
+        return False
+    best, since = -math.inf, 0
+    for row in history:
+        if row["val_accuracy"] is None or row["val_accuracy"] > best + min_delta:
+            best, since = row["val_accuracy"] or best, 0
+        else:
+            since += 1
+    return since >= patience
+
+
+def collapsed(history: Sequence[Mapping[str, Any]], classes: int) -> bool:
+    """It had learnt, and now guesses. Told by the validation accuracy, or where there is none by the training's."""
+    name = "val_accuracy" if history[-1]["val_accuracy"] is not None else "train_accuracy"
+    values = [row[name] for row in history if row[name] is not None]
+    if len(values) < 2 or history[-1][name] is None:
+        return False
+    return bool(max(values) > LEARNT_FACTOR / classes and values[-1] < CHANCE_FACTOR / classes)

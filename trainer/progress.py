@@ -1,0 +1,112 @@
+"""What a run tells while it goes: progress.json, metrics.csv, TensorBoard and one line per epoch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+EVERY_S = 1.0
+COLUMNS = ("epoch", "step", "learning_rate", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "images_per_s")
+History = Sequence[Mapping[str, Any]]
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """The file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_whole(path, json.dumps(value, indent=1).encode() + b"\n")
+
+
+class Progress:
+    """progress.json, replaced at most once a second. Does nothing where `run_dir` is None: only one process tells."""
+
+    def __init__(self, run_dir: Path | None) -> None:
+        self.path = run_dir / "progress.json" if run_dir else None
+        self.told = 0.0
+
+    def due(self) -> bool:
+        return self.path is not None and time.monotonic() - self.told >= EVERY_S
+
+    def tell(self, phase: str, **values: Any) -> None:
+        if self.path is not None:
+            self.told = time.monotonic()
+            temporary = self.path.with_suffix(".tmp")
+            # No fsync: this file is worth nothing after a crash.
+            temporary.write_text(json.dumps({"phase": phase, "time": time.time(), **values}))
+            os.replace(temporary, self.path)
+
+
+def write_metrics(run_dir: Path, history: History) -> None:
+    """metrics.csv, a row per epoch."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", restval="")
+    writer.writeheader()
+    writer.writerows({name: _short(value) for name, value in row.items()} for row in history)
+    write_whole(run_dir / "metrics.csv", text.getvalue().encode())
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else "" if value is None else value
+
+
+def epoch_line(row: Mapping[str, Any], max_epochs: int, best: float | None) -> str:
+    """epoch 3/150  loss 1.234  train 55.21%  val 60.10% (best 60.10%)  12.3 s  3500 images/s"""
+    parts = [f"epoch {row['epoch']}/{max_epochs}", f"loss {row['train_loss']:.4f}"]
+    if row.get("train_accuracy") is not None:
+        parts.append(f"train {100 * row['train_accuracy']:.2f}%")
+    if row.get("val_accuracy") is not None:
+        parts.append(f"val {100 * row['val_accuracy']:.2f}% (best {100 * (best or 0):.2f}%)")
+    parts.append(f"{row['seconds']:.1f} s")
+    parts.append(f"{row['images_per_s']:.0f} images/s")
+    return "  ".join(parts)
+
+
+class TensorBoard:
+    """The history as TensorBoard events below logs/. Resumed runs write on from where they stand."""
+
+    def __init__(self, run_dir: Path, from_epoch: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(run_dir / "logs"), purge_step=from_epoch + 1 if from_epoch else None)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        tags = {"loss/train": "train_loss", "loss/val": "val_loss", "accuracy/train": "train_accuracy", "accuracy/val": "val_accuracy",
+                "learning_rate": "learning_rate", "images_per_s": "images_per_s"}  # fmt: skip
+        for tag, name in tags.items():
+            if row.get(name) is not None:
+                self.writer.add_scalar(tag, row[name], row["epoch"])
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def point_logs(run_dir: Path, place: Path) -> None:
+    """`./logs` leads to the newest run's logs, for `tensorboard --logdir=./logs`; what is no link of ours is left alone."""
+    target = (run_dir / "logs").resolve()
+    if place.is_symlink() or not place.exists():
+        aside = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
+        try:
+            os.symlink(os.path.relpath(target, place.parent.resolve()), aside)
+            os.replace(aside, place)
+        except OSError:  # Windows without the right to make links
+            aside.unlink(missing_ok=True)
