@@ -150,13 +150,7 @@ def waiting_note(session: Session) -> Any:
 def prepare_environment(session: Session, deployed: Deployed, requirements: str) -> None:
     """Keep, reuse or build the environment, and prove it on the GPU unless the proof still holds."""
     facts = deployed.facts
-    settings = session.project.settings
-    plan = environment.plan_environment(facts, settings, requirements)
-    if plan.kind == "inspect-first":
-        detail = environment.inspection_detail(requirements)
-        inspection = session.call("environment_inspect", show_event(session), configured=settings.python, detail=detail)
-        session.display.clear()
-        plan = environment.plan_environment({**facts, "inspection": inspection}, settings, requirements)
+    plan = choose_environment(session, facts, requirements)
     ready: Mapping[str, Any] = plan.environment if plan.kind == "keep" else build(session, plan)
     for note in plan.notes:
         session.display.note(f"note: {note}")
@@ -168,6 +162,22 @@ def prepare_environment(session: Session, deployed: Deployed, requirements: str)
     deployed.environment_key = str(ready["key"])
     deployed.python = str(ready["python"])
     deployed.prefix = str(ready.get("prefix") or "")
+
+
+def choose_environment(session: Session, facts: Mapping[str, Any], requirements: str) -> EnvironmentPlan:
+    """The plan; the server's interpreters are looked into only where nothing can be kept."""
+    settings = session.project.settings
+    try:
+        plan = environment.plan_environment(facts, settings, requirements)
+        if plan.kind != "inspect-first":
+            return plan
+        detail = environment.inspection_detail(requirements)
+        inspection = session.call("environment_inspect", show_event(session), configured=settings.python, detail=detail)
+        session.display.clear()
+        return environment.plan_environment({**facts, "inspection": inspection}, settings, requirements)
+    except RemoteError as error:
+        error.host = error.host or session.host
+        raise
 
 
 def build(session: Session, plan: EnvironmentPlan) -> Mapping[str, Any]:

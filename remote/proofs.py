@@ -49,7 +49,7 @@ def describe_environment(plan: EnvironmentPlan, ready: Record) -> str:
     elif not ready.get("made", True):
         done = "environment ready: somebody else's deploy has built it"
     elif plan.kind == "as-is":
-        done = f"environment: {plan.why}"
+        done = f"environment: {ready.get('base')} is used as it is" + ("" if ready.get("names") else ": no packages are asked for")
     else:
         done = f"environment built: a venv {'on top of' if plan.kind == 'overlay' else 'of'} {ready.get('base')}"
         if isinstance(ready.get("seconds"), (int, float)):

@@ -38,9 +38,7 @@ ARCHIVES = (".whl", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _CLAUSE = r"(?:(?:==|!=|<=|>=|<|>)[ \t]*\d+(?:\.\d+)*|~=[ \t]*\d+(?:\.\d+)+)"
 _COMMA = r"[ \t]*,[ \t]*"
-PLAIN = re.compile(
-    rf"{_NAME}[ \t]*(?:\[[ \t]*{_NAME}(?:{_COMMA}{_NAME})*[ \t]*\])?[ \t]*(?:{_CLAUSE}(?:{_COMMA}{_CLAUSE})*)?\Z", re.ASCII
-)
+PLAIN = re.compile(rf"{_NAME}[ \t]*(?:\[[ \t]*{_NAME}(?:{_COMMA}{_NAME})*[ \t]*\])?[ \t]*(?:{_CLAUSE}(?:{_COMMA}{_CLAUSE})*)?\Z", re.ASCII)
 """Requirements of the usual form, known to be right without `packaging`."""
 HARDWARE = ("nvidia-", "cuda-", "triton", "pytorch-triton", "torchtriton", "rocm")
 """What torch brings along in one of several forms; whether it works is for the proof to tell."""

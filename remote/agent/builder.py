@@ -109,9 +109,7 @@ class Builder:
         self.say(step="venv", line=f"making a venv of {base}")
         overlay = self.plan["kind"] == "overlay"
         parents = list(self.plan.get("parent_sites") or []) if overlay else []
-        made_by = installers.make_venv(
-            self.command, base, self.venv, overlay and not parents, None if overlay else installers.find_uv()
-        )
+        made_by = installers.make_venv(self.command, base, self.venv, overlay and not parents, None if overlay else installers.find_uv())
         if parents:
             # A venv made from a venv sees only the base interpreter: its parent's packages are added by name.
             line = "import site; " + "; ".join(f"site.addsitedir({site!r})" for site in parents)
@@ -134,7 +132,7 @@ class Builder:
             constraints += [f"{name}=={found[name]}" for name in torch["pins"] if name in found]
         wanted = list(self.plan.get("install") or [])
         if wanted:
-            self.say(step="packages", line=f"installing {len(wanted)} requirements")
+            self.say(step="packages", line=f"installing {len(wanted)} package{'s' * (len(wanted) > 1)} and what they need")
             if index:
                 options.append(f"--extra-index-url {index}")
             installer = self.install([*options, *wanted], constraints, config)

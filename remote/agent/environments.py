@@ -24,9 +24,7 @@ EVENT_EVERY_S = 0.2
 MAX_STARTS = 2
 """A builder that dies twice without a word is not started a third time."""
 KINDS = ("as-is", "overlay", "venv")
-OPTIONS = re.compile(
-    r"--(index-url|extra-index-url|find-links|trusted-host|only-binary|no-binary) \S+\Z|--(pre|no-index|prefer-binary)\Z"
-)
+OPTIONS = re.compile(r"--(index-url|extra-index-url|find-links|trusted-host|only-binary|no-binary) \S+\Z|--(pre|no-index|prefer-binary)\Z")
 
 
 def list_environments(layout: Layout) -> List[Dict[str, Any]]:
@@ -54,14 +52,12 @@ def describe_environment(layout: Layout, key: str) -> Optional[Dict[str, Any]]:
 
 
 @operation("environment_inspect")
-def environment_inspect(
-    call: Call, root: str, configured: str = "", detail: Optional[List[str]] = None
-) -> Dict[str, Any]:
+def environment_inspect(call: Call, root: str, configured: str = "", detail: Optional[List[str]] = None) -> Dict[str, Any]:
     """Interpreters with what is installed in them, uv, pip's configuration (without passwords), and room on the disk."""
     layout = Layout(resolve_root(root))
     found = interpreters.list_interpreters(layout, configured)
     usable = [entry for entry in found if not entry.get("problem")]
-    call.event(step="inspect", line=f"looking into {len(usable)} interpreters", seconds=0.0)
+    call.event(step="inspect", line=f"looking into {len(usable)} interpreter{'s' * (len(usable) != 1)}", seconds=0.0)
     names = [str(name) for name in detail or []][:200]
     packages = interpreters.in_threads(lambda path: interpreters.inspect_packages(path, names), [e["path"] for e in usable])
     for entry, answer in zip(usable, packages):

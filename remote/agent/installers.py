@@ -188,9 +188,7 @@ def _pip_version(python: List[str]) -> Optional[Tuple[int, int]]:
 def _ask(argv: List[str]) -> Optional[str]:
     """stdout, or None where the command fails."""
     try:
-        done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60, cwd="/"
-        )
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60, cwd="/")
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None

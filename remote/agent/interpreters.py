@@ -215,9 +215,7 @@ def inspect_packages(python: str, detail: Sequence[str] = ()) -> Dict[str, Any]:
     return answer if answer is not None else {"packages": {}, "requires": {}, "urls": {}, "torch": {}, "problem": problem}
 
 
-def run_python(
-    python: str, script: str, timeout_s: float, arguments: Iterable[str] = ()
-) -> Tuple[Optional[Dict[str, Any]], str]:
+def run_python(python: str, script: str, timeout_s: float, arguments: Iterable[str] = ()) -> Tuple[Optional[Dict[str, Any]], str]:
     """The JSON object that a script printed after a record mark, or None and why not."""
     try:
         done = subprocess.run(
@@ -306,9 +304,7 @@ def _names_same(first: str, second: str) -> bool:
 def _current(entry: Optional[Interpreter], path: str) -> bool:
     if not isinstance(entry, dict) or "path" not in entry or entry.get("stat") is None:
         return False
-    return bool(entry["stat"] == _stat(path)) and (
-        "real_stat" not in entry or bool(entry["real_stat"] == _stat(str(entry["path"])))
-    )
+    return bool(entry["stat"] == _stat(path)) and ("real_stat" not in entry or bool(entry["real_stat"] == _stat(str(entry["path"]))))
 
 
 def _cache_path(layout: Layout) -> str:

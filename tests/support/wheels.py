@@ -1,8 +1,8 @@
 """Wheels made by hand, an index that serves them, and interpreters that have them: nothing here needs the network.
 
-    wheels = fake_wheels(directory)                 # torch, a little Lightning, demo-pkg
-    image = make_image(directory, wheels, "torch")  # an interpreter with these, like a rented image's
-    with Index(wheels) as index: ...                # index.url; index.asked; index.gate.clear() makes it wait
+wheels = fake_wheels(directory)                 # torch, a little Lightning, demo-pkg
+image = make_image(directory, wheels, "torch")  # an interpreter with these, like a rented image's
+with Index(wheels) as index: ...                # index.url; index.asked; index.gate.clear() makes it wait
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.support.sshd import base_python
 IMPORTS = "torch-imports"
 """In the HOME of whoever imports the fake torch; a line for each time."""
 
-_TORCH = f'''
+_TORCH = f"""
 import os
 with open(os.path.join(os.path.expanduser("~"), {IMPORTS!r}), "a") as file:
     file.write("imported\\n")
@@ -46,7 +46,7 @@ class Tensor:
     def __matmul__(self, other): return Product(self, 256.0 ** 3, 256.0, 512.0)
 def ones(*shape, device, requires_grad=False): return Tensor()
 nn.functional.conv2d = lambda x, w: Product(w, 27.0 * 288, 27.0, 72.0)
-'''
+"""
 _CUDA = """
 from torch import version
 def is_available(): return version.cuda is not None

@@ -411,8 +411,8 @@ def test_the_summary_says_what_was_done_or_why_nothing() -> None:
     assert built == "environment built: a venv of /usr/bin/python3 in 92 s with uv (python 3.11.7, torch 2.5.1+cu124, CUDA 12.4); " \
         "GPU works (tried just now)"  # fmt: skip
     no_gpu = {"ok": True, "gpu": False, "reason": "no GPU: y"}
-    warned = describe_environment(EnvironmentPlan("as-is", "x is used as it is"), record(made=True, proof=no_gpu))
-    assert warned.startswith("environment: x is used as it is (") and warned.endswith("; warning: no GPU: y")
+    warned = describe_environment(EnvironmentPlan("as-is", "why"), record(made=True, proof=no_gpu, base="/x", names=["torch"]))
+    assert warned.startswith("environment: /x is used as it is (") and warned.endswith("; warning: no GPU: y")
     other = describe_environment(EnvironmentPlan("venv", "why"), record(made=False, needs_torch=False, torch={}))
     assert other == "environment ready: somebody else's deploy has built it (python 3.11.7); no torch is required"
 
