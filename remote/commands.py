@@ -265,7 +265,8 @@ def show_fetched(display: Display, fetched: Fetched) -> None:
     display.line(f"{run.run}: {amount if fetched.changed else 'nothing to fetch, all files here are complete'}; verified by sha256")
     summary = run.summary
     if summary:
-        note = " (synthetic images: this says nothing about real ones)" if dict(summary.get("data") or {}).get("kind") == "synthetic" else ""
+        kind = dict(summary.get("data") or {}).get("kind")
+        note = " (synthetic images: this says nothing about real ones)" if kind == "synthetic" else ""
         display.line(f"  test accuracy  {percent(summary.get('test_accuracy'))}{note}")
         display.line(f"  epochs         {show(summary.get('epochs'))}, best {show(summary.get('best_epoch'))}")
         display.line(f"  time           {duration(summary.get('seconds'))}")

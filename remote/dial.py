@@ -108,7 +108,7 @@ class ProxyProcess:
         if os.name == "nt":
             raise UsageError("ProxyCommand can't be used on Windows", host=config.name, remedy="use ProxyJump in ~/.ssh/config")
         assert config.proxy_command is not None
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self._errors: IO[bytes] = tempfile.TemporaryFile()
         self._socket, theirs = socket.socketpair()
         with theirs:
             # A line of the user's own ssh_config, which by its contract is run by a shell.

@@ -16,7 +16,7 @@ import struct
 import tempfile
 
 
-def read_exactly(count):
+def read_exactly(count: int) -> bytes:
     data = bytearray()
     while len(data) < count:
         piece = os.read(0, min(count - len(data), 1 << 20))
@@ -26,17 +26,17 @@ def read_exactly(count):
     return bytes(data)
 
 
-def read_frame():
+def read_frame() -> tuple:  # type: ignore[type-arg]  # this text must compile on any python 3
     header, blob = struct.unpack(">II", read_exactly(8))
     return json.loads(read_exactly(header)), read_exactly(blob)
 
 
-def send(message):
+def send(message: dict) -> None:  # type: ignore[type-arg]
     text = json.dumps(message).encode()
     os.write(1, struct.pack(">II", len(text), 0) + text)
 
 
-def content_of(path):
+def content_of(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -44,7 +44,7 @@ def content_of(path):
         return b""
 
 
-def load(hello):
+def load(hello: dict) -> tuple:  # type: ignore[type-arg]
     """Bytes and path of the agent, whether it lies in a directory to remove, and the requests that came before it."""
     digest = hello["agent"]
     home = os.path.expanduser("~")

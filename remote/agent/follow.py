@@ -37,7 +37,8 @@ def follow(
         for key, value in (("progress", described["progress"]), ("gpu", last_sample(directory)), ("state", _state(described))):
             if value and told.get(key) != value:
                 told[key] = value
-                call.event(**{key: value})
+                news: Dict[str, Any] = {key: value}
+                call.event(**news)
         started = final or (described["state"] == "running" and (_size(log) > 0 or bool(described["progress"])))
         late = deadline is not None and time.monotonic() > deadline
         if until == "now" or final or late or (until == "started" and started):

@@ -116,8 +116,9 @@ def test_a_server_that_is_down_is_shown_beside_the_others(project: Path, server:
     config = server.ssh_config.read_text() + "\nHost down\n  HostName 127.0.0.1\n  Port 1\n"
     server.ssh_config.write_text(config)
     done = subprocess.run(
-        [*FAB, "-S", str(server.ssh_config), "-H", "loopback,down", "status", "--json"], cwd=project, capture_output=True, text=True, timeout=60
-    )
+        [*FAB, "-S", str(server.ssh_config), "-H", "loopback,down", "status", "--json"],
+        cwd=project, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
     assert done.returncode == 3
     assert [(row["host"], row["state"]) for row in json.loads(done.stdout)] == [("down", "unreachable")]
 
@@ -162,7 +163,8 @@ def wait_for(condition, timeout_s: float = 30.0) -> None:  # type: ignore[no-unt
 
 
 def test_fab_starts_quickly_and_without_torch(project: Path) -> None:
-    code = "import sys; sys.argv = ['fab', '--list']\nfrom fabric.main import program\ntry:\n    program.run()\nexcept SystemExit:\n    pass\n"
+    code = "import sys; sys.argv = ['fab', '--list']\nfrom fabric.main import program\n"
+    code += "try:\n    program.run()\nexcept SystemExit:\n    pass\n"
     done = subprocess.run(
         [sys.executable, "-c", code + "print([m for m in ('torch', 'numpy', 'pytorch_lightning', 'matplotlib') if m in sys.modules])"],
         cwd=project, capture_output=True, text=True, timeout=60,

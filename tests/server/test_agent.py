@@ -104,7 +104,8 @@ def test_a_second_deploy_waits_for_the_first_and_takes_over(server: LoopbackServ
     def first() -> None:
         with agent(server) as link:
             link.call(
-                "release_put", None, slow_frames(), root=ROOT, tree=release.tree, manifest=manifest_rows(release), origin="", who="anna", **OWNER
+                "release_put", None, slow_frames(),
+                root=ROOT, tree=release.tree, manifest=manifest_rows(release), origin="", who="anna", **OWNER,
             )
 
     def note(event: dict[str, object], blob: bytes) -> None:
@@ -224,7 +225,11 @@ def test_killed_from_outside_is_told_apart(server: LoopbackServer, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("change", "state", "cause"),
-    [({"boot_id": "other"}, "failed", "rebooted"), ({"pid_started": 1, "supervisor_started": 1}, "failed", "killed"), ({"host": "far"}, "running", None)],
+    [
+        ({"boot_id": "other"}, "failed", "rebooted"),
+        ({"pid_started": 1, "supervisor_started": 1}, "failed", "killed"),
+        ({"host": "far"}, "running", None),
+    ],
 )
 def test_what_a_record_of_running_means(
     server: LoopbackServer, tmp_path: Path, change: dict[str, object], state: str, cause: str | None

@@ -25,7 +25,7 @@ from remote.session import Project, Session
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.project import make_tree, snapshot
 from tests.support.sshd import MakeServer
-from tests.support.wheels import IMPORTS, Index, fake_wheels, make_image, make_wheel, site_of, torch_wheel
+from tests.support.wheels import IMPORTS, LIGHTNING, Index, fake_wheels, make_image, make_wheel, site_of, torch_wheel
 
 TORCH = "torch>=2.4\npytorch-lightning>=2.5  # and what it needs\n"
 
@@ -104,21 +104,23 @@ def last_step(deployed: Deployed) -> tuple[bool, str]:
 def test_a_venv_is_built_and_proved_once_and_then_kept(scene: Scene) -> None:
     scene.use_gpus(FakeGpu())
     scene.use_index(scene.index.url.replace("http://", "http://me:hunter2@"))
-    first = scene.deploy("demo-pkg<1.1\n" + TORCH)
-    assert scene.fetched() == ["demo_pkg", "pytorch_lightning", "torch", "torchmetrics"], "by the mirror that pip is configured with"
+    secret = f"--extra-index-url {scene.index.url.replace('http://', 'http://me:hunter3@')}\n"
+    first = scene.deploy("demo-pkg<1.1\n" + TORCH + secret)
+    fetched = ["demo_pkg", "lightning_utilities", "pytorch_lightning", "torch", "torchmetrics"]
+    assert scene.fetched() == fetched, "from the mirror that pip is configured with"
     assert "/files/demo_pkg-1.0-py3-none-any.whl" in scene.index.asked
     changed, text = last_step(first)
     assert changed and "environment built" in text and "GPU works (tried just now)" in text
     assert "torch: default wheels (CUDA 13) fit driver 580.65.06" in scene.shown
-    asked, imports = len(scene.index.asked), scene.imports
+    asked, imports, first_shown = len(scene.index.asked), scene.imports, scene.shown
 
-    second = scene.deploy("# the same, in another order\n" + TORCH + "demo-pkg < 1.1")
+    second = scene.deploy("# the same, in another order\n" + secret + TORCH + "demo-pkg < 1.1")
     assert last_step(second)[0] is False
     assert last_step(second)[1].startswith("environment kept: requirements unchanged") and "GPU works" in last_step(second)[1]
     assert (second.environment_key, second.python) == (first.environment_key, first.python)
     assert (len(scene.index.asked), scene.imports) == (asked, imports), "nothing is installed and no torch imported"
     kept = "".join(path.read_text(errors="replace") for path in scene.only_environment().iterdir() if path.is_file())
-    assert "hunter2" not in kept + scene.shown and "demo" in kept
+    assert "hunter" not in kept + scene.shown + first_shown and "demo" in kept
 
 
 def test_a_deploy_that_changes_nothing_is_one_request(scene: Scene) -> None:
@@ -130,7 +132,7 @@ def test_a_deploy_that_changes_nothing_is_one_request(scene: Scene) -> None:
 
 def test_an_interpreter_that_has_everything_is_used_as_it_is(scene: Scene) -> None:
     scene.use_gpus(FakeGpu())
-    image = make_image(scene.server.home / "miniconda3", scene.index.wheels, "torch", "torchmetrics", "pytorch-lightning")
+    image = make_image(scene.server.home / "miniconda3", scene.index.wheels, "torch", *LIGHTNING)
     before = installed(image)
     deployed = scene.deploy(TORCH)
     assert deployed.python == str(image) and "used as it is" in last_step(deployed)[1] and "GPU works" in last_step(deployed)[1]
@@ -140,12 +142,12 @@ def test_an_interpreter_that_has_everything_is_used_as_it_is(scene: Scene) -> No
 
 
 def test_only_what_is_missing_is_installed_on_top(scene: Scene) -> None:
-    """pytorch-lightning is there, but the torchmetrics that it needs is not."""
+    """pytorch-lightning and its torchmetrics are there, but not what torchmetrics needs."""
     scene.use_gpus(FakeGpu())
-    image = make_image(scene.server.home / "image", scene.index.wheels, "torch", "pytorch-lightning")
+    image = make_image(scene.server.home / "image", scene.index.wheels, "torch", *LIGHTNING[:2])
     before = installed(image)
     deployed = scene.deploy(TORCH + "demo-pkg\n", python=str(image))
-    assert scene.fetched() == ["demo_pkg", "torchmetrics"], "its torch stays"
+    assert scene.fetched() == ["demo_pkg", "lightning_utilities"], "its torch stays"
     assert "on top of" in last_step(deployed)[1] and "GPU works" in last_step(deployed)[1]
     assert deployed.python.startswith(str(scene.only_environment()))
     assert installed(image) == before
@@ -154,12 +156,13 @@ def test_only_what_is_missing_is_installed_on_top(scene: Scene) -> None:
 
 def test_no_requirements_build_nothing(scene: Scene) -> None:
     deployed = scene.deploy("", requirements="none")
+    assert scene.requests == 3, "facts, code, record"
     assert "no packages are asked for" in last_step(deployed)[1] and not list(scene.environments.glob("*/venv"))
     assert last_step(scene.deploy("", requirements="none"))[0] is False and scene.requests == 1
 
 
 def test_the_proof_is_made_again_when_driver_or_gpus_change(scene: Scene) -> None:
-    image = make_image(scene.server.home / "image", scene.index.wheels, "torch", "torchmetrics", "pytorch-lightning")
+    image = make_image(scene.server.home / "image", scene.index.wheels, "torch", *LIGHTNING)
     card, other = FakeGpu(), FakeGpu()
     old, new = "580.65.06", "580.95.05"
     seen = []
@@ -172,7 +175,7 @@ def test_the_proof_is_made_again_when_driver_or_gpus_change(scene: Scene) -> Non
 
 def test_no_gpu_is_a_warning(scene: Scene) -> None:
     torch_wheel(scene.project.parent / "cpu", "2.6.0+cpu", None)
-    image = make_image(scene.server.home / "image", scene.index.wheels, "torchmetrics", "pytorch-lightning")
+    image = make_image(scene.server.home / "image", scene.index.wheels, *LIGHTNING)
     make_image(scene.server.home / "image", scene.project.parent / "cpu", "torch")
     deployed = scene.deploy(TORCH, python=str(image))
     assert last_step(deployed)[1].endswith("warning: no GPU: training will run on the CPU")

@@ -19,6 +19,8 @@ from venv import EnvBuilder
 
 from tests.support.sshd import base_python
 
+LIGHTNING = ("pytorch-lightning", "torchmetrics", "lightning-utilities")
+"""The first needs the second, which needs the third."""
 IMPORTS = "torch-imports"
 """In the HOME of whoever imports the fake torch; a line for each time."""
 
@@ -91,7 +93,8 @@ def torch_wheel(directory: Path, version: str = "2.5.0", cuda: str | None = "12.
 def fake_wheels(directory: Path) -> Path:
     """torch for CUDA, Lightning with what it needs, and demo-pkg in two versions."""
     torch_wheel(directory)
-    make_wheel(directory, "torchmetrics", "1.4.0")
+    make_wheel(directory, "lightning-utilities", "0.11.0")
+    make_wheel(directory, "torchmetrics", "1.4.0", requires=["lightning-utilities>=0.8"])
     make_wheel(directory, "pytorch-lightning", "2.5.0", requires=["torch>=2.1", "torchmetrics>0.7", 'rich>12; extra == "extra"'])
     make_wheel(directory, "demo-pkg", "1.0")
     make_wheel(directory, "demo-pkg", "1.1")

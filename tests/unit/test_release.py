@@ -73,7 +73,8 @@ def test_without_git_rubbish_stays_here(tmp_path: Path) -> None:
 
 def test_secrets_and_large_files_are_left_out_and_named(tmp_path: Path) -> None:
     make_tree(tmp_path, {
-        "a.py": "1", ".env": "TOKEN=1", "sub/.env.local": "2", ".env.example": "3", "deploy_key": KEY, "ca.pem": "-----BEGIN CERTIFICATE-----",
+        "a.py": "1", ".env": "TOKEN=1", "sub/.env.local": "2", ".env.example": "3", "deploy_key": KEY,
+        "ca.pem": "-----BEGIN CERTIFICATE-----",
         "both.pem": "-----BEGIN CERTIFICATE-----\n" * 4 + KEY, "notes.md": "a key begins with " + KEY, "big.bin": bytes(2 << 20),
         "out": Link("/etc/passwd"), "up": Link("../x"), ".venv/pyvenv.cfg": "", ".venv/lib/x.py": "",
     })  # fmt: skip

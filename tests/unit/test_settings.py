@@ -19,7 +19,9 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         parse_settings({"rooot": "x", "timeout_s": "soon", "torch": "cuda", "max_file_mib": -1, "command": [1]}, tmp_path)
     text = str(caught.value)
-    for part in ("remote.rooot (did you mean root?)", "remote.timeout_s must be a number", "remote.torch", "max_file_mib", "remote.command must be a text"):
+    parts = ("remote.rooot (did you mean root?)", "remote.timeout_s must be a number", "remote.torch", "max_file_mib",
+             "remote.command must be a text")  # fmt: skip
+    for part in parts:
         assert part in text
     assert "\n" not in text
 
