@@ -135,6 +135,8 @@ def status(task: Task) -> int:
     answers = on_all(task, list_runs)
     if task.json:
         task.display.json(status_json(answers))
+    elif len(answers) == 1 and answers[0][2]:
+        raise answers[0][2]
     else:
         show_status(task.display, answers)
     return first_failure(answers)
@@ -271,11 +273,15 @@ def show_fetched(display: Display, fetched: Fetched) -> None:
         display.line(f"  epochs         {show(summary.get('epochs'))}, best {show(summary.get('best_epoch'))}")
         display.line(f"  time           {duration(summary.get('seconds'))}")
     else:
-        remark = f": {run.reason}" if run.reason else ""
-        display.line(f"  state          {run.state}{remark}" + ("; fetch again when it has ended" if run.state == "running" else ""))
+        _, state, epoch, accuracy, _, remark = status_cells(run)
+        display.line(f"  state          {state}{f': {remark}' if remark else ''}")
+        display.line(f"  epoch          {show(epoch)}, {show(accuracy)}")
     display.line(f"  results        {fetched.path}")
-    for path in fetched.gone[:5]:
-        display.note(f"  {path} was replaced on the server meanwhile; fetch again for its newer form")
+    if run.state in ("queued", "running"):
+        display.line("fetch again when it has ended; only what is new will be transferred")
+    else:
+        for path in fetched.gone[:5]:
+            display.note(f"{path} vanished on the server meanwhile; fetch again")
 
 
 COMMANDS: dict[str, Callable[[Task], int]] = {

@@ -249,7 +249,8 @@ def show_summary(display: Display, session: Session, deployed: Deployed) -> None
 
 def show_gpu_table(display: Display, report: GpuReport) -> None:
     if not report.gpus:
-        display.note(f"warning: no GPU: {report.problem or 'nvidia-smi shows none'}")
+        remedy = f" — {report.remedy}" if report.remedy else ""
+        display.line(f"GPUs: none ({report.problem or 'nvidia-smi shows none'}){remedy}")
         return
     rows = [
         [item.index, item.name, item.memory_total_mib, item.memory_used_mib, item.utilization_percent, users_of(item)]
@@ -283,7 +284,13 @@ def gpu_json(host: str, answer: Any, error: RemoteError | None) -> dict[str, Any
     if error:
         return {"host": host, "error": error.message, "gpus": None}
     report = gpu.parse_gpus(answer.get("gpu") or {})
-    return {"host": host, "driver": report.driver_version, "problem": report.problem, "gpus": [gpu_row(item) for item in report.gpus]}
+    return {
+        "host": host,
+        "driver": report.driver_version,
+        "problem": report.problem,
+        "gpus": [gpu_row(item) for item in report.gpus],
+        "torch": proofs.describe_proofs(answer),
+    }
 
 
 def show_gpus(display: Display, answer: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,16 @@ class Wish:
     requirements_hash: str
     report: GpuReport
     machine: str
+    # pip there was told to ask no index.
+    offline: bool = False
+
+    @property
+    def names_torch_source(self) -> bool:
+        """The requirements (or pip's settings there) say themselves which build of torch it is, or where it comes from."""
+        lines = [str(line.specifier) for line in self.requirements.lines if canonical(line.name) == "torch"]
+        own = any(option == "--no-index" or re.search(r"/whl/|pytorch", option) for option in self.requirements.options)
+        urls = any(line.url for line in self.requirements.lines if canonical(line.name) == "torch")
+        return self.offline or own or urls or any("+" in line for line in lines)
 
     @property
     def needs_torch(self) -> bool:
@@ -109,7 +120,8 @@ def plan_environment(facts: Mapping[str, Any], settings: Settings, requirements_
     if not asks_nothing and "inspection" not in facts:
         return EnvironmentPlan("inspect-first", "looking at what the server's interpreters have")
     machine = str((facts.get("system") or {}).get("machine") or "x86_64")
-    wish = Wish(settings, parse_requirements(requirements_text), digest, report, machine)
+    told = str(((facts.get("inspection") or {}).get("pip_config") or {}).get("no-index") or "").lower()
+    wish = Wish(settings, parse_requirements(requirements_text), digest, report, machine, told in ("1", "true", "yes", "on"))
     plan = _plan_bare(wish, facts) if asks_nothing else _plan_inspected(wish, facts)
     note = (f"the environment of before is not used: {changed}",) if changed else ()
     return EnvironmentPlan(plan.kind, plan.why, plan.key, args=plan.args, notes=note + plan.notes)
@@ -322,6 +334,8 @@ def _key(parts: list[Any], facts: Mapping[str, Any] | None) -> str:
 def _torch(wish: Wish, item: Candidate) -> dict[str, Any]:
     """Which torch to install, from where, and why that one."""
     wanted = wish.settings.torch
+    if wanted == "auto" and wish.names_torch_source:
+        return {"build": "own", "reason": "from where the requirements or pip's settings say"}
     if wanted != "auto":
         choice = gpu.TorchBuild(wanted, f"{wanted}, as remote.torch says")
     else:

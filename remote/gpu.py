@@ -99,8 +99,11 @@ def parse_processes(answer: Mapping[str, Any], pids: Mapping[str, Any]) -> dict[
     return found
 
 
-def choose_gpus(gpus: Sequence[Gpu], devices: str = "auto", ignore_busy: bool = False) -> Choice:
-    """`auto`: every GPU that is seen to be free. Indices are taken as given, busy or not, if they exist and can be pinned."""
+def choose_gpus(gpus: Sequence[Gpu], devices: str = "auto", ignore_busy: bool = False, limit: int = 0) -> Choice:
+    """`auto`: every GPU that is seen to be free, at most `limit` (0: no limit).
+
+    Indices are taken as given, busy or not, if they exist and can be pinned.
+    """
     if devices != "auto":
         return _choose_named(gpus, devices)
     if not gpus:
@@ -109,7 +112,7 @@ def choose_gpus(gpus: Sequence[Gpu], devices: str = "auto", ignore_busy: bool = 
     free = tuple(gpu for gpu, reason in reasons if reason is None)
     notes = tuple(f"gpu {gpu.index}: {reason}" for gpu, reason in reasons if reason is not None)
     if free:
-        return Choice(gpus=free, notes=notes)
+        return Choice(gpus=free[: limit or None], notes=notes)
     indices = ",".join(str(gpu.index) for gpu in gpus)
     return Choice(problem="no GPU is free: " + "; ".join(notes), remedy=f"wait, or name one: --devices {indices}", notes=notes)
 

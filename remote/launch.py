@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -52,7 +53,7 @@ def train_one(
     pending = Pending(session.project, session.host, request, deployed.release.tree)
     run = pending.read() or new_run_id(name or request.recipe or (settings.recipe if is_own_trainer(settings) else "run"))
     asked["argv"] = plan_argv(
-        settings, request, deployed.python, f"{deployed.root}/runs/{run}", deployed.data_path or data, asked.pop("trainer_devices")
+        settings, request, deployed.python, f"{deployed.root}/runs/{run}", asked.pop("trainer_data"), asked.pop("trainer_devices")
     )
     pending.write(run)
     answer = start_patiently(session, run, asked)
@@ -66,10 +67,14 @@ def train_one(
 
 def plan_run(session: Session, request: TrainRequest, deployed: Deployed) -> dict[str, Any]:
     """What run.json will say, but for the run's own directory. Raises GpuUnfit or NotFound for what can't be had there."""
-    report = deployed.gpus
+    report, wants_gpu, most, place = deployed.gpus, True, 0, request.data
     if is_own_trainer(session.project.settings):
         config = effective_config(session.project.directory, request, session.project.settings)
         require_gpu(config, bool(report.gpus), session.host)
+        wants_gpu, most = config.accelerator != "cpu", config.max_devices
+        if request.data is None and not os.path.isabs(config.data) and config.data != "synthetic":
+            # Shared by all runs, and not downloaded into each.
+            place = f"{deployed.root}/{config.data}"
     if request.data is not None and request.data != "synthetic" and deployed.data_path is None:
         raise NotFound(
             f"--data {request.data}: no such file or directory on the server",
@@ -84,11 +89,16 @@ def plan_run(session: Session, request: TrainRequest, deployed: Deployed) -> dic
         "python": deployed.python,
         "prefix": deployed.prefix,
         "trainer_devices": request.devices,
+        "trainer_data": deployed.data_path or place,
     }
-    if report.gpus:
-        choice = choose_gpus(report.gpus, request.devices)
+    if report.gpus and not wants_gpu:
+        asked |= {"gpus": []}
+    elif report.gpus:
+        choice = choose_gpus(report.gpus, request.devices, limit=most)
         if choice.problem is not None:
             raise choice.problem_error(session.host)
+        for note in choice.notes:
+            session.display.note(f"note: {note}")
         asked |= {
             "gpus": [gpu.uuid for gpu in choice.gpus],
             "gpu_names": [f"{gpu.index}" for gpu in choice.gpus],

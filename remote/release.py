@@ -29,6 +29,7 @@ SECRET_NAMES = (
 )  # fmt: skip
 NO_SECRETS = (".env.example", ".env.sample", ".env.template", ".env.dist")
 PRIVATE_KEY = re.compile(rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----|^PuTTY-User-Key-File", re.MULTILINE)
+OVER_LIMIT = "over the limit"
 SMALL_MANIFEST = 600
 """A manifest of so many files goes with the first call; a longer one only when it is needed."""
 
@@ -66,10 +67,14 @@ def build_release(project: Path, max_file_mib: float, include: str = "", dest: s
     tracked, listed, modes = list_files(project)
     virtual = {path[: -len("pyvenv.cfg")] for path in listed if path.endswith("/pyvenv.cfg") and path not in tracked}
     left_out += [(path, "a virtual environment") for path in sorted(virtual)]
+    too_large: list[tuple[int, str, str]] = []
     for path in sorted(set(listed), key=lambda name: name.encode("utf-8", "surrogateescape")):
         if path not in tracked and (path == own or path.startswith((own + "/", *virtual))):
             continue
         reason = reason_to_leave(project, path, max_file_mib, included)
+        if reason and reason.startswith(OVER_LIMIT):
+            too_large.append((-os.lstat(project / path).st_size, path, reason))
+            continue
         if reason:
             left_out.append((path, reason))
             continue
@@ -81,6 +86,7 @@ def build_release(project: Path, max_file_mib: float, include: str = "", dest: s
     if not entries:
         raise UsageError(f"no files to send in {project}", step="release", remedy="run fab in the project's directory")
     rows = ((entry.path, entry.mode, entry.size, entry.sha256) for entry in entries)
+    left_out = [(path, reason) for _, path, reason in sorted(too_large)] + left_out
     return Release(tree_hash(rows), tuple(entries), tuple(left_out), describe_origin(project))
 
 
@@ -165,7 +171,7 @@ def reason_to_leave(project: Path, path: str, max_file_mib: float, included: lis
     if lower not in NO_SECRETS and any(fnmatch.fnmatchcase(lower, pattern) for pattern in SECRET_NAMES):
         return "looks like a secret"
     if status.st_size > max_file_mib * 2**20:
-        return f"{status.st_size / 2**20:.0f} MiB, over the limit of {max_file_mib:g} MiB"
+        return f"{OVER_LIMIT} of {max_file_mib:g} MiB: {status.st_size / 2**20:.0f} MiB"
     return None
 
 

@@ -21,6 +21,12 @@ from remote.records import Run, Settings
 from remote.session import Project, Session, who_am_i
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}\Z")
+OWN_OPTIONS = {
+    "data": "give it as --data",
+    "devices": "give it as --devices",
+    "recipe": "give it as --recipe",
+    "run_dir": "the run's directory is chosen here",
+}
 PENDING_S = 24 * 3600.0
 """A launch whose answer was lost is taken up again within this time."""
 
@@ -46,6 +52,8 @@ def parse_request(
         key, sign, value = item.partition("=")
         if not sign or not key:
             errors.append(f"--set needs field=value, not {item!r:.80}")
+        elif key in OWN_OPTIONS:
+            errors.append(f"--set {key}=…: {OWN_OPTIONS[key]}")
         else:
             pairs.append((key, value))
     if name is not None and not NAME.match(name):

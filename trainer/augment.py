@@ -5,6 +5,8 @@ So the order of loading, the number of workers and a stop in the middle change n
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -32,8 +34,9 @@ def _shifted(bits: Tensor, count: int) -> Tensor:
     return (bits >> count) & ((1 << (64 - count)) - 1)
 
 
+@functools.lru_cache(maxsize=2)
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    """A permutation of 0 … count-1, the same on every device and in every process."""
+    """A permutation of 0 … count-1, the same on every device and in every process. Kept, since every batch asks for it."""
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, epoch, 99]).generate_state(1, np.uint32)[0]))
     return torch.randperm(count, generator=generator)
 

@@ -55,15 +55,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def newest_that_loads(directory: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
-    """The checkpoint that is furthest on, and what was wrong with those passed over; None where none loads."""
+def newest_that_loads(directory: Path, judged: bool = False) -> tuple[Path, dict[str, Any], list[str]] | None:
+    """The checkpoint that is furthest on, and what was wrong with those passed over; None where none loads.
+
+    `judged`: only those from an epoch's end, whose loss and accuracy were found good.
+    """
     found: list[tuple[tuple[int, int], Path, dict[str, Any]]] = []
     wrong = []
     for path in sorted(directory.glob("*.ckpt")):
         try:
             content = load_checkpoint(path)
             position = (int(content["training"]["epoch"]), int(content["training"]["batch"]))
-            found.append((position, path, content))
+            if not judged or position[1] == 0:
+                found.append((position, path, content))
         except (ValueError, KeyError, TypeError) as error:
             wrong.append(str(error))
     if not found:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+import os
+import re
+import reprlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -29,11 +32,12 @@ AT_LEAST: Mapping[str, float] = {
     "learning_rate_batch": 0, "bias_learning_rate": 0, "head_learning_rate": 0, "weight_decay": 0, "gradient_clip_val": 0,
     "warmup_fraction": 0, "final_fraction": 0, "patience": 0, "min_delta": 0, "mixup_prob": 0, "mixup_alpha": 0,
     "label_smoothing": 0, "crop_padding": 0, "cutout": 0, "validation_fraction": 0, "validation_max": 0, "train_images": 0,
-    "whiten_bias_epochs": 0, "restart_epochs": 1, "seed": 0, "depth": 2, "max_restores": 0,
+    "whiten_bias_epochs": 0, "restart_epochs": 1, "seed": 0, "depth": 2, "max_restores": 0, "momentum": 0, "muon_momentum": 0,
 }  # fmt: skip
 AT_MOST: Mapping[str, float] = {
     "mixup_prob": 1, "label_smoothing": 0.999, "warmup_fraction": 1, "final_fraction": 1, "validation_fraction": 0.9, "crop_padding": 16,
     "cutout": 32, "seed": 2**31 - 1, "momentum": 0.9999, "muon_momentum": 0.9999, "depth": 3, "max_epochs": 100_000,
+    "batch_size": 1_000_000, "accumulate_grad_batches": 100_000, "num_workers": 4096, "prefetch_factor": 4096,
 }  # fmt: skip
 
 
@@ -146,49 +150,82 @@ def load_config(recipe: str, overrides: Mapping[str, object] | None = None) -> T
     """A recipe by name or by the path of a YAML file, with `overrides` on top. Raises ConfigError with every mistake."""
     errors: list[str] = []
     values = read_recipe(recipe, errors)
-    values.update(overrides or {})
-    typed: dict[str, Any] = {"recipe": Path(recipe).stem}
-    for name, value in values.items():
-        if name == "recipe":
-            continue
-        if name not in FIELDS:
-            near = difflib.get_close_matches(name, FIELDS, 1)
-            errors.append(f"unknown field {name!r:.60}" + (f" (did you mean {near[0]}?)" if near else ""))
-            continue
-        try:
-            typed[name] = parse_value(FIELDS[name], value)
-        except ValueError as error:
-            errors.append(f"{name} {error}, not {value!r:.60}")
-    errors += check_values(typed)
-    if errors:
-        raise ConfigError(errors)
-    config = TrainConfig(**typed)
-    errors = check_together(config)
+    if overrides and "recipe" in overrides:
+        errors.append("recipe is no field to change: choose one with --recipe")
+    values.update({name: value for name, value in (overrides or {}).items() if name != "recipe"})
+    typed, wrong = parse_fields(values, errors)
+    for name, text in check_values(typed):
+        wrong.add(name)
+        errors.append(text)
+    config = TrainConfig(**{name: value for name, value in typed.items() if name not in wrong})
+    errors += [text for names, text in check_together(config) if wrong.isdisjoint(names)]
     if errors:
         raise ConfigError(errors)
     return config
 
 
+def parse_fields(values: Mapping[str, object], errors: list[str]) -> tuple[dict[str, Any], set[str]]:
+    """Typed values, and the names of the fields whose value is none; what is wrong is added to `errors`."""
+    typed: dict[str, Any] = {}
+    wrong = set()
+    for name, value in values.items():
+        if name not in FIELDS:
+            errors.append(f"unknown field {shown(name)}{suggestion(name, FIELDS)}")
+            continue
+        try:
+            typed[name] = parse_value(FIELDS[name], value)
+        except ValueError as error:
+            wrong.add(name)
+            errors.append(f"{name} {error}, not {shown(value)}")
+    return typed, wrong
+
+
 def read_recipe(recipe: str, errors: list[str]) -> dict[str, object]:
+    """The values of a recipe or of a file, which may name with `recipe` the one that it changes."""
+    if recipe in recipe_names():
+        return {**_read_yaml(RECIPES / f"{recipe}.yaml", errors), "recipe": recipe}
+    path = Path(recipe)
+    if path.suffix not in (".yaml", ".yml") or not os.path.isfile(path):
+        hint, names = suggestion(recipe, recipe_names()), ", ".join(recipe_names())
+        errors.append(f"unknown recipe {shown(recipe)}{hint}; there are {names}, or the path of a .yaml file")
+        return {}
+    values = _read_yaml(path, errors)
+    base = values.setdefault("recipe", path.stem)
+    if base in recipe_names():
+        return {**read_recipe(str(base), errors), **values}
+    # What --print_config showed for a file of one's own holds every field, and its name stands for nothing else.
+    if base != path.stem and FIELDS.keys() - values.keys():
+        errors.append(f"{path.name} changes an unknown recipe {shown(base)}{suggestion(str(base), recipe_names())}")
+    return values
+
+
+def _read_yaml(path: Path, errors: list[str]) -> dict[str, Any]:
     import yaml
 
-    path = RECIPES / f"{recipe}.yaml"
-    if recipe not in recipe_names():
-        path = Path(recipe)
-        if path.suffix not in (".yaml", ".yml") or not path.is_file():
-            near = difflib.get_close_matches(recipe, recipe_names(), 1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            errors.append(f"unknown recipe {recipe!r:.60}{hint}; there are {', '.join(recipe_names())}, or the path of a .yaml file")
-            return {}
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        errors.append(f"the recipe {recipe} can't be read: {' '.join(str(error).split())[:200]}")
+    except Exception as error:  # hostile YAML raises many kinds: of numbers, dates and depth too
+        errors.append(f"the recipe {path} can't be read: {' '.join(str(error).split())[:200]}")
         return {}
     if not isinstance(values, dict):
-        errors.append(f"the recipe {recipe} must be a list of `field: value` lines")
+        errors.append(f"the recipe {path} must be a list of `field: value` lines")
         return {}
-    return {str(name): value for name, value in values.items()}
+    return {name if isinstance(name, str) else shown(name): value for name, value in values.items()}
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def shown(value: object) -> str:
+    """A value in an error message: short, whatever it is."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 60
+    try:
+        return short.repr(value)
+    except ValueError:  # python refuses to write out very long numbers
+        return "a number that is too long"
 
 
 def parse_value(kind: Any, value: object) -> object:
@@ -236,34 +273,37 @@ def _number(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def check_values(values: Mapping[str, Any]) -> list[str]:
+def check_values(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(field, what is wrong) for each value out of its range."""
     errors = []
     for name, value in values.items():
         if name in CHOICES and value not in CHOICES[name]:
-            errors.append(f"{name} must be one of {', '.join(CHOICES[name])}, not {value!r:.60}")
+            errors.append((name, f"{name} must be one of {', '.join(CHOICES[name])}, not {shown(value)}"))
         if name in AT_LEAST and value < AT_LEAST[name]:
-            errors.append(f"{name} must be at least {AT_LEAST[name]:g}, not {value:g}")
+            errors.append((name, f"{name} must be at least {AT_LEAST[name]:g}, not {value:g}"))
         if name in AT_MOST and value > AT_MOST[name]:
-            errors.append(f"{name} must be at most {AT_MOST[name]:g}, not {value:g}")
+            errors.append((name, f"{name} must be at most {AT_MOST[name]:g}, not {value:g}"))
     if "learning_rate" in values and values["learning_rate"] <= 0:
-        errors.append(f"learning_rate must be above 0, not {values['learning_rate']:g}")
+        errors.append(("learning_rate", f"learning_rate must be above 0, not {values['learning_rate']:g}"))
     devices = str(values.get("devices", "auto"))
-    if devices != "auto" and not all(part.strip().isascii() and part.strip().isdigit() for part in devices.split(",")):
-        errors.append(f"devices must be auto or numbers such as 0,1, not {devices!r:.60}")
+    if devices != "auto" and not re.fullmatch(r"\s*[0-9]{1,4}\s*(,\s*[0-9]{1,4}\s*)*", devices):
+        errors.append(("devices", f"devices must be auto or numbers such as 0,1, not {shown(devices)}"))
     return errors
 
 
-def check_together(config: TrainConfig) -> list[str]:
-    """What each field allows alone but not with the others."""
+def check_together(config: TrainConfig) -> list[tuple[set[str], str]]:
+    """What each field allows alone but not with the others: (the fields, what is wrong)."""
     errors = []
     if config.network == "speed" and len(config.widths) != 3:
-        errors.append(f"the network speed has three stages: widths must be three numbers, not {len(config.widths)}")
+        text = f"the network speed has three stages: widths must be three numbers, not {len(config.widths)}"
+        errors.append(({"network", "widths"}, text))
     if config.optimizer == "muon" and config.network != "speed":
-        errors.append("the optimizer muon needs the network speed, which it was written for")
+        errors.append(({"optimizer", "network"}, "the optimizer muon needs the network speed, which it was written for"))
     if config.mixup_prob > 0 and config.mixup_alpha <= 0:
-        errors.append("mixup needs mixup_alpha above 0; mixup_prob 0 switches it off")
+        errors.append(({"mixup_prob", "mixup_alpha"}, "mixup needs mixup_alpha above 0; mixup_prob 0 switches it off"))
     if config.patience and not config.validation_fraction:
-        errors.append("early stopping needs a validation split: set validation_fraction, or patience 0")
+        text = "early stopping needs a validation split: set validation_fraction, or patience 0"
+        errors.append(({"patience", "validation_fraction"}, text))
     return errors
 
 

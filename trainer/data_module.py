@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -58,13 +59,14 @@ class ImageDataModule(pl.LightningDataModule):
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches; the images left over differ from epoch to epoch."""
-        return max(1, len(self.train_images) // (self.share * self.world))
+        return self.steps_for(self.world)
+
+    def steps_for(self, world: int) -> int:
+        return max(1, len(self.train_images) // (self.share * world))
 
     def epoch_indices(self, epoch: int, batch: int) -> Tensor:
         """The images of one step in this process, as places in train_images."""
-        order = epoch_order(len(self.train_images), self.config.seed, epoch)
-        whole = order[batch * self.share * self.world : (batch + 1) * self.share * self.world]
-        return whole[self.rank :: self.world]
+        return step_indices(len(self.train_images), self.config, epoch, batch, self.rank, self.world)
 
     def epoch_loader(self, epoch: int, start: int = 0) -> EpochBatches:
         if self._loader is None:
@@ -89,22 +91,41 @@ class EpochBatches:
         return self.loader.batches(self.epoch, self.start)
 
 
+def step_indices(count: int, config: TrainConfig, epoch: int, batch: int, rank: int, world: int) -> Tensor:
+    """Every `world`-th image of the step's effective batch: together the processes take what one alone would."""
+    size = config.batch_size * config.accumulate_grad_batches * world
+    return epoch_order(count, config.seed, epoch)[batch * size : (batch + 1) * size][rank::world]
+
+
 def split_indices(labels: Tensor, config: TrainConfig) -> tuple[Tensor, Tensor]:
-    """Training and validation, both with each class in its share; at most validation_max, at least one per class."""
+    """Training and validation, both with each class in its share; at most validation_max. Sorted, and the same for every seed."""
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     order = torch.randperm(len(labels), generator=generator)
     classes = [order[labels[order] == label] for label in range(int(labels.max()) + 1)]
-    share = min(config.validation_fraction, config.validation_max / len(labels)) if config.validation_fraction else 0.0
-    held = [min(len(part) - 1, max(1, round(len(part) * share))) if share else 0 for part in classes]
+    wanted = min(round(config.validation_fraction * len(labels)), config.validation_max)
+    held = deal_out(wanted, [len(part) for part in classes]) if config.validation_fraction else [0] * len(classes)
     validation = torch.cat([part[:count] for part, count in zip(classes, held, strict=True)]).sort().values
     rest = [part[count:] for part, count in zip(classes, held, strict=True)]
     if config.train_images:
         kept = config.train_images / len(labels)
         rest = [part[: max(1, round((len(part) + count) * kept))] for part, count in zip(rest, held, strict=True)]
     train = torch.cat(rest).sort().values
-    if share and not len(validation):
+    if config.validation_fraction and not len(validation):
         raise DataError("no image is left for validation: add images, or set validation_fraction 0 and patience 0")
     return train, validation
+
+
+def deal_out(wanted: int, counts: list[int]) -> list[int]:
+    """`wanted` images in the classes' proportion: of each class of two or more at least one, and never its last."""
+    share = wanted / max(1, sum(counts))
+    held = [min(count - 1, max(1, int(count * share))) if count else 0 for count in counts]
+    # What rounding down has left over goes where most is missing; what the ones above have taken too much, where most is held.
+    for _ in range(wanted - sum(held)):
+        place = max(range(len(counts)), key=lambda i: (counts[i] * share - held[i]) if held[i] < counts[i] - 1 else -math.inf)
+        held[place] += held[place] < counts[place] - 1
+    while sum(held) > max(wanted, sum(count > 1 for count in counts)):
+        held[max(range(len(counts)), key=lambda i: (held[i] > 1, held[i] - counts[i] * share))] -= 1
+    return held
 
 
 def choose_loader(config: TrainConfig, device: torch.device, images: Arrays) -> str:
@@ -190,11 +211,12 @@ class _Places(Sampler[tuple[int, int]]):
 
 class _Batches(Dataset[Batch]):
     def __init__(self, module: ImageDataModule) -> None:
-        self.images = module.train_images
-        self.module = module
+        # Not the module itself: where workers are not forked, it can't be sent to them.
+        self.images, self.config = module.train_images, module.config
+        self.rank, self.world = module.rank, module.world
 
     def __getitem__(self, place: tuple[int, int]) -> Batch:
         epoch, batch = place
-        indices = self.module.epoch_indices(epoch, batch)
+        indices = step_indices(len(self.images), self.config, epoch, batch, self.rank, self.world)
         part = self.images.take(indices)
-        return augment(part.images, indices, epoch, self.module.config), part.labels
+        return augment(part.images, indices, epoch, self.config), part.labels

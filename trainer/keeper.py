@@ -21,6 +21,8 @@ from trainer.progress import Progress, TensorBoard, epoch_line, write_metrics
 CHANCE_FACTOR = 1.2
 LEARNT_FACTOR = 2.0
 """An accuracy below 1.2 times chance, after one above 2 times chance, has collapsed."""
+AGREE_EVERY_STEPS = 10
+"""GPUs ask each other so often whether to stop: it makes them wait for one another."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -43,7 +45,7 @@ class Keeper(pl.Callback):
         self.clock, self.best_clock = Clock(), Clock()
         # A best state that is not written yet.
         self.best_pending: dict[str, Any] | None = None
-        self.session_start = self.epoch_start = time.monotonic()
+        self.session_start = time.monotonic()
         self.session_step = 0
         self.mark: tuple[float, int] = (0.0, 0)
 
@@ -59,7 +61,13 @@ class Keeper(pl.Callback):
             raise KeyboardInterrupt
         self.asked_to_stop = True
 
+    def raise_if_asked(self) -> None:
+        """For what comes after the training, whose state is saved by then."""
+        if self.asked_to_stop:
+            raise Stopped
+
     def stop_if_asked(self, trainer: pl.Trainer, model: Classifier) -> None:
+        """Save and raise Stopped; several processes agree on it, so that all of them stop at the same step."""
         asked = self.asked_to_stop
         if trainer.world_size > 1:
             asked = bool(trainer.strategy.reduce_boolean_decision(asked, all=False))
@@ -71,8 +79,7 @@ class Keeper(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         model = _classifier(pl_module)
-        self.install()
-        self.session_start = self.epoch_start = time.monotonic()
+        self.session_start = time.monotonic()
         self.session_step = model.state.step
         model.prepare()
         if self.run_dir:
@@ -80,24 +87,27 @@ class Keeper(pl.Callback):
         if model.state.batch >= model.data_module.steps_per_epoch:
             # It was stopped while it validated.
             self.finish_epoch(trainer, model)
+        if plateaued(model.state.history, model.config.patience, model.config.min_delta):
+            trainer.should_stop = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.install()  # Lightning has put its own in the meantime
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         model = _classifier(pl_module)
-        self.epoch_start = time.monotonic()
+        if not model.state.batch:
+            self.account(model.state)
+            model.state.epoch_began = model.state.seconds
         self.mark = (time.monotonic(), model.state.step)
-        if self.run_dir:
-            self.tell(trainer, model, "fitting")
+        self.tell_if_due(trainer, model, "fitting")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         model = _classifier(pl_module)
-        self.stop_if_asked(trainer, model)
-        if self.progress.due():
-            self.tell(trainer, model, "fitting")
+        if trainer.world_size == 1 or model.device.type == "cpu" or not model.state.step % AGREE_EVERY_STEPS:
+            self.stop_if_asked(trainer, model)
+        if self.tell_if_due(trainer, model, "fitting") and trainer.world_size == 1:
+            raise_if_not_finite(model)  # several processes find it together, at the epoch's end
         if self.clock.due(WITHIN_EPOCH_EVERY_S) and model.state.batch < model.data_module.steps_per_epoch:
-            self.raise_if_not_finite(model)
             self.save_last(model)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -118,8 +128,10 @@ class Keeper(pl.Callback):
         state = model.state
         if trainer.world_size > 1:
             torch.distributed.all_reduce(model.sums)
-        self.raise_if_not_finite(model)
-        trained_s = time.monotonic() - self.epoch_start
+        raise_if_not_finite(model)
+        if not model.is_sound():
+            raise Diverged(f"a weight is not finite after epoch {state.epoch + 1}")
+        trained_s = self.seconds(state) - state.epoch_began
         validation = self.validate(trainer, model)
         loss, images, right, counted = model.sums.tolist()
         row = {
@@ -130,15 +142,18 @@ class Keeper(pl.Callback):
             "train_accuracy": right / counted if counted else None,
             "val_loss": validation.loss if validation else None,
             "val_accuracy": validation.accuracy if validation else None,
-            "seconds": time.monotonic() - self.epoch_start,
+            "seconds": self.seconds(state) - state.epoch_began,
             "images_per_s": images / max(1e-9, trained_s),
         }
+        if validation and not math.isfinite(validation.loss):
+            raise Diverged(f"the validation loss is not finite in epoch {row['epoch']}")
         if collapsed([*state.history, row], len(model.classes)):
             raise Diverged(f"the accuracy fell to chance in epoch {row['epoch']}")
         improved = is_best([*state.history, row])
         state.history.append(row)
         state.epoch, state.batch = state.epoch + 1, 0
         self.account(state)
+        state.epoch_began = state.seconds
         model.sums.zero_()
         self.record(model, row, improved)
         if plateaued(state.history, model.config.patience, model.config.min_delta):
@@ -148,14 +163,12 @@ class Keeper(pl.Callback):
         if ending or self.clock.due(LAST_EVERY_S):
             self.save_last(model)
         self.stop_if_asked(trainer, model)
-        self.epoch_start = time.monotonic()
 
     def validate(self, trainer: pl.Trainer, model: Classifier) -> Evaluation | None:
         arrays = model.data_module.validation
         if arrays is None:
             return None
-        if self.run_dir:
-            self.tell(trainer, model, "validating")
+        self.tell_if_due(trainer, model, "validating")
 
         def stop() -> None:
             # Alone, a process need not finish; several must stay together.
@@ -175,13 +188,16 @@ class Keeper(pl.Callback):
         if self.board:
             self.board.add(row)
         if improved and row["val_accuracy"] is not None:
-            self.best_pending = model.checkpoint()
+            # A copy, since it is written later where one was written a moment ago.
+            self.best_pending = copy.deepcopy(model.checkpoint())
             if self.best_clock.due(LAST_EVERY_S):
                 self.flush_best()
-            else:
-                self.best_pending = copy.deepcopy(self.best_pending)
 
     # -- files
+
+    def seconds(self, state: TrainingState) -> float:
+        """On the training clock, which stands still between a stop and the resumption."""
+        return state.seconds + time.monotonic() - self.session_start
 
     def account(self, state: TrainingState) -> None:
         """What has passed on the training clock goes into the state."""
@@ -190,10 +206,14 @@ class Keeper(pl.Callback):
         self.session_start, self.session_step = now, state.step
 
     def save_last(self, model: Classifier) -> None:
+        """Write last.ckpt. What is no longer finite does not replace a good one."""
         self.clock.reset()
         self.account(model.state)
         if self.run_dir:
             self.flush_best()
+            if not (math.isfinite(float(model.sums[0])) and model.is_sound()):
+                print("not saved: loss or weights are not finite; the checkpoint before stays", flush=True)
+                return
             save_whole(model.checkpoint(), self.run_dir / "checkpoints" / "last.ckpt")
 
     def flush_best(self) -> None:
@@ -212,17 +232,14 @@ class Keeper(pl.Callback):
 
     # -- telling
 
-    def raise_if_not_finite(self, model: Classifier) -> None:
-        if not math.isfinite(float(model.sums[0])):
-            raise Diverged(f"the loss is not finite in epoch {model.state.epoch + 1}")
-
-    def tell(self, trainer: pl.Trainer, model: Classifier, phase: str) -> None:
+    def tell_if_due(self, trainer: pl.Trainer, model: Classifier, phase: str) -> bool:
+        """Progress of this step, at most once a second; says whether it was told."""
+        if not self.progress.due():
+            return False
         state, now = model.state, time.monotonic()
         steps = model.data_module.steps_per_epoch
         total = steps * model.config.max_epochs
         loss, images, right, counted = model.sums.tolist()
-        if phase == "fitting" and images:
-            self.raise_if_not_finite(model)
         since, step = self.mark
         share = model.data_module.share * trainer.world_size
         rate = (state.step - step) * share / (now - since) if state.step > step else None
@@ -236,15 +253,16 @@ class Keeper(pl.Callback):
             step=state.step,
             total_steps=total,
             metrics={
-                "train_loss": loss / images if images else last.get("train_loss"),
+                "train_loss": loss / images if images and math.isfinite(loss) else last.get("train_loss"),
                 "train_accuracy": right / counted if counted else last.get("train_accuracy"),
                 "val_accuracy": last.get("val_accuracy"),
                 "best_val_accuracy": best_accuracy(state.history),
             },
             images_per_s=rate if rate is not None else last.get("images_per_s"),
             seconds_left=per_step * (total - state.step) if per_step is not None else None,
-            seconds=state.seconds + now - self.session_start,
+            seconds=self.seconds(state),
         )
+        return True
 
     def seconds_per_step(self, state: TrainingState, now: float, done: int) -> float | None:
         """By the last epoch with its validation where there is one, else by this one so far."""
@@ -253,6 +271,11 @@ class Keeper(pl.Callback):
             before = state.history[-2]["step"] if len(state.history) > 1 else 0
             return float(row["seconds"] / max(1, row["step"] - before))
         return (now - self.session_start) / done if done > 0 else None
+
+
+def raise_if_not_finite(model: Classifier) -> None:
+    if not math.isfinite(float(model.sums[0])):
+        raise Diverged(f"the loss is not finite in epoch {model.state.epoch + 1}")
 
 
 def _classifier(module: pl.LightningModule) -> Classifier:
@@ -264,13 +287,15 @@ def best_accuracy(history: Sequence[Mapping[str, Any]]) -> float | None:
     return max((row["val_accuracy"] for row in history if row["val_accuracy"] is not None), default=None)
 
 
+def best_row(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The epoch whose checkpoint is kept as the best; None without a validation split."""
+    rows = [row for row in history if row["val_accuracy"] is not None]
+    return max(rows, key=lambda row: (row["val_accuracy"], -row["val_loss"]), default=None)
+
+
 def is_best(history: Sequence[Mapping[str, Any]]) -> bool:
     """The newest epoch is better than all before it; of equal accuracies the lower loss wins."""
-    newest, *older = reversed(history)
-    if newest["val_accuracy"] is None:
-        return False
-    rank = (newest["val_accuracy"], -newest["val_loss"])
-    return all(rank > (row["val_accuracy"], -row["val_loss"]) for row in older if row["val_accuracy"] is not None)
+    return best_row(history) is history[-1]
 
 
 def plateaued(history: Sequence[Mapping[str, Any]], patience: int, min_delta: float) -> bool:

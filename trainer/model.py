@@ -40,12 +40,22 @@ class TrainingState:
     restores: int = 0
     # Into so many parts a process's share of the effective batch is cut, for the memory's sake; 0: accumulate_grad_batches.
     parts: int = 0
-    # On the training clock: whitening, training and validation.
+    # On the training clock: whitening, training and validation; and what it showed when this epoch began.
     seconds: float = 0.0
+    epoch_began: float = 0.0
+    # Over all processes, as `batch` and `step` count them.
+    images_per_step: int = 0
     # One row per epoch.
     history: list[dict[str, Any]] = field(default_factory=list)
     # Of the epoch so far: loss, images, right ones, and those that were counted for it.
     sums: list[float] = field(default_factory=lambda: [0.0] * 4)
+
+    def fit_to(self, images_per_step: int, steps_per_epoch: int) -> None:
+        """Another batch size or number of devices than before the stop: go on from the same share of the epoch."""
+        if self.images_per_step not in (0, images_per_step):
+            self.batch = min(steps_per_epoch, self.batch * self.images_per_step // images_per_step)
+            self.step = self.epoch * steps_per_epoch + self.batch
+        self.images_per_step = images_per_step
 
 
 class Classifier(pl.LightningModule):
@@ -141,7 +151,8 @@ class Classifier(pl.LightningModule):
             with contextlib.nullcontext() if last else self._without_sync():
                 logits = self.network(images[some].contiguous(memory_format=torch.channels_last))
                 loss = self.loss(logits, labels[some], partners and (partners[0], partners[1][some]))
-                self.manual_backward(loss if self.config.optimizer == "muon" else loss / whole)
+                # Muon's learning rates are for the sum over the whole batch, and several processes average their gradients.
+                self.manual_backward(loss * self.trainer.world_size if self.config.optimizer == "muon" else loss / whole)
             with torch.no_grad():
                 right = (logits.argmax(1) == labels[some]).sum() if mixed is None else torch.zeros((), device=loss.device)
                 counted = len(logits) if mixed is None else 0
@@ -176,6 +187,10 @@ class Classifier(pl.LightningModule):
             "training": copy.deepcopy(dataclasses.asdict(self.state)),
         }
 
+    def is_sound(self) -> bool:
+        """No weight is infinite or not a number."""
+        return all(bool(torch.isfinite(p).all()) for p in self.network.parameters())
+
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Weights and state now, the optimizer's when the training starts."""
         self.load_state_dict(checkpoint["state_dict"])
@@ -189,5 +204,5 @@ def _double(number: int, like: Tensor) -> Tensor:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    kinds = tuple(kind for name in ("OutOfMemoryError",) if (kind := getattr(torch, name, None)))
-    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError, *kinds)) or "can't allocate memory" in str(error)
+    """On a GPU, or on the CPU, where torch raises a plain RuntimeError."""
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "can't allocate memory" in str(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import secrets
 import time
@@ -41,13 +42,29 @@ class Progress:
 
     def __init__(self, run_dir: Path | None) -> None:
         self.path = run_dir / "progress.json" if run_dir else None
-        self.told = 0.0
+        self.told = -math.inf
 
     def due(self) -> bool:
         return self.path is not None and time.monotonic() - self.told >= EVERY_S
 
-    def tell(self, phase: str, **values: Any) -> None:
-        if self.path is not None:
+    def tell(
+        self,
+        phase: str,
+        *,
+        epoch: int,
+        max_epochs: int,
+        step: int | None = None,
+        total_steps: int | None = None,
+        metrics: Mapping[str, float | None] | None = None,
+        images_per_s: float | None = None,
+        seconds_left: float | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """`phase`: starting, fitting, validating or testing; `seconds`: on the training clock. None is what is not known."""
+        if self.due():
+            assert self.path is not None
+            values = {"epoch": epoch, "max_epochs": max_epochs, "step": step, "total_steps": total_steps, "metrics": metrics or {},
+                      "images_per_s": images_per_s, "seconds_left": seconds_left, "seconds": seconds}  # fmt: skip
             self.told = time.monotonic()
             temporary = self.path.with_suffix(".tmp")
             # No fsync: this file is worth nothing after a crash.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
 import hashlib
+import http.client
 import json
 import os
 import secrets
@@ -41,6 +44,8 @@ BATCH_MD5 = {
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 DOWNLOAD_TIMEOUT_S = 30.0
+RETRY_PAUSE_S = 1.0
+"""After the first broken download; doubled after each further one, up to ten times as long."""
 REMEDY = f"bring {ARCHIVE} (md5 {ARCHIVE_MD5}) to this machine and give its path as --data"
 
 
@@ -79,7 +84,11 @@ def load_images(data: str, say: Callable[[str], None] = print, download: bool = 
     if data == "synthetic":
         found = make_synthetic()
     else:
-        found = _load_path(Path(data).expanduser(), say, download)
+        try:
+            found = _load_path(Path(os.path.expanduser(data)), say, download)
+        except OSError as error:
+            place = error.filename or data
+            raise DataError(f"{place} can't be read ({error.strerror or error}): give this user access, or name another --data") from None
     return found if found.sha256 else dataclasses.replace(found, sha256=hash_images(found))
 
 
@@ -132,7 +141,7 @@ def check_archive(path: Path) -> None:
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(512)
-        if head.lstrip()[:1] == b"<":
+        if is_web_page(head):
             raise DataError(f"{path} is a web page, not the CIFAR-10 archive; {REMEDY}")
         if not head.startswith(b"\x1f\x8b"):
             raise DataError(f"{path} is not a .tar.gz archive; {REMEDY}")
@@ -178,27 +187,36 @@ def download_archive(target: Path, say: Callable[[str], None], url: str = "", tr
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     say(f"downloading CIFAR-10 (170 MB) from {url} to {target}")
-    problem = ""
+    problem, damaged = "", 0
     for number in range(tries):
+        if number:
+            say(f"the download broke off ({problem}); trying again")
+            time.sleep(RETRY_PAUSE_S * min(2.0 ** (number - 1), 10.0))
         try:
             _download_some(url, part, say)
             check_archive(part)
         except DataError as error:
+            # Not resumed but begun anew, and only once: a part left by an earlier version may be to blame, or the server.
             part.unlink(missing_ok=True)
             problem = str(error).split(";")[0].replace(str(part), "what came")
-        except (urllib.error.URLError, OSError, ValueError) as error:
-            problem = str(getattr(error, "reason", None) or error) or type(error).__name__
-            if isinstance(error, urllib.error.HTTPError) and error.code in (403, 404):
+            damaged += 1
+            if damaged > 1 or "web page" in problem:
                 break
+        except (http.client.HTTPException, OSError, ValueError) as error:
+            problem = " ".join(str(getattr(error, "reason", None) or error).split()) or type(error).__name__
+            code = error.code if isinstance(error, urllib.error.HTTPError) else 0
+            if code in (403, 404):
+                break
+            if code == 416:  # it has less than we do
+                part.unlink(missing_ok=True)
         else:
             os.replace(part, target)
             return
-        say(f"the download broke off ({problem}); trying again")
-        time.sleep(min(2.0**number, 10.0) * float(os.environ.get("CIFAR10_PAUSE", "1")))
     raise DataError(f"CIFAR-10 can't be downloaded from {url}: {problem}; {REMEDY}")
 
 
 def _download_some(url: str, part: Path, say: Callable[[str], None]) -> None:
+    """Append what is missing of `part`. Raises DataError for a web page, OSError for a connection that ended early."""
     have = part.stat().st_size if part.exists() else 0
     if have >= ARCHIVE_BYTES:
         return
@@ -218,9 +236,13 @@ def _download_some(url: str, part: Path, say: Callable[[str], None]) -> None:
                     say(f"  {have / 1e6:.0f} of {ARCHIVE_BYTES / 1e6:.0f} MB")
     if have < ARCHIVE_BYTES:
         with open(part, "rb") as file:
-            if file.read(1) == b"<":
-                raise DataError("a web page")
-        raise OSError(f"it ended after {have / 1e6:.0f} MB")
+            if is_web_page(file.read(512)):
+                raise DataError("what came is a web page")
+        raise OSError(f"it ended after {have:,} bytes")
+
+
+def is_web_page(head: bytes) -> bool:
+    return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
 
 
 # A folder of images
@@ -232,16 +254,17 @@ def load_folder(path: Path, say: Callable[[str], None]) -> ImageData:
         raise DataError(f"{path} has train/ but no test/: put images that the training must not see into {path / 'test'}/<class>/")
     classes = _class_names(path / "train")
     if extra := sorted(set(_class_names(path / "test")) - set(classes)):
-        raise DataError(f"{path / 'test'} has classes that train/ lacks: {', '.join(extra[:5])}")
+        raise DataError(f"{path / 'test'} has classes that train/ lacks, {', '.join(extra[:5])}: add images of them there, or remove them")
     if len(classes) < 2:
-        raise DataError(f"{path / 'train'} must hold a folder for each of at least two classes; there is {', '.join(classes) or 'none'}")
+        there = ", ".join(classes) or "none"
+        raise DataError(f"{path / 'train'} needs two classes or more, and has {there}: put each class's images into a folder of its own")
     files = {part: [(file, number) for number, name in enumerate(classes) for file in _image_files(path / part / name)]
              for part in ("train", "test")}  # fmt: skip
     empty = [name for number, name in enumerate(classes) if not any(label == number for _, label in files["train"])]
     if empty:
         raise DataError(f"no image in {path / 'train' / empty[0]}: fill the folder or remove it" + _more(empty[1:]))
     if not files["test"]:
-        raise DataError(f"no image in {path / 'test'}: the accuracy is measured on them")
+        raise DataError(f"no image in {path / 'test'}: put some into {path / 'test'}/<class>/, the accuracy is measured on them")
     key = _listing_hash(path, files["train"] + files["test"])
     cached = _read_cache(path, key)
     if cached is None:
@@ -280,33 +303,36 @@ def decode(files: Sequence[tuple[Path, int]], say: Callable[[str], None]) -> Arr
     """Decode, convert to RGB and bring to 32×32. Raises DataError naming the first file that is no image."""
     from PIL import Image, ImageOps
 
-    converted: dict[str, int] = {}
+    modes: list[str] = []  # appending is safe from threads, counting would not be
 
     def one(file: Path) -> np.ndarray[Any, Any]:
         try:
             with Image.open(file) as image:
                 if image.mode != "RGB":
-                    converted[image.mode] = converted.get(image.mode, 0) + 1
-                turned = ImageOps.exif_transpose(image).convert("RGBA" if "A" in image.mode or "transparency" in image.info else "RGB")
+                    modes.append(image.mode)
+                turned = ImageOps.exif_transpose(image)
+                if turned.mode.startswith("I"):  # 16 bits of grey, which convert() would clip to white
+                    turned = Image.fromarray((np.asarray(turned) >> 8).clip(0, 255).astype(np.uint8))
+                turned = turned.convert("RGBA" if "A" in turned.mode or "transparency" in turned.info else "RGB")
                 if turned.mode == "RGBA":
                     ground = Image.new("RGBA", turned.size, (255, 255, 255, 255))
                     turned = Image.alpha_composite(ground, turned).convert("RGB")
                 if turned.size != (SIZE, SIZE):
                     turned = ImageOps.fit(turned, (SIZE, SIZE), Image.Resampling.BICUBIC)
                 return np.asarray(turned, dtype=np.uint8).transpose(2, 0, 1)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # each format's decoder has its own kinds for a damaged file
             raise DataError(f"{file} is no image that can be read ({' '.join(str(error).split())[:100]}): remove or replace it") from None
 
     with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
         images = np.stack(list(pool.map(one, [file for file, _ in files])))
-    for mode, count in sorted(converted.items()):
+    for mode, count in sorted(collections.Counter(modes).items()):
         name = {"L": "grey", "RGBA": "RGBA", "P": "palette", "1": "black-and-white", "LA": "grey with transparency"}.get(mode, mode)
         say(f"{count} {name} images were converted to RGB")
     return Arrays(torch.from_numpy(images), torch.tensor([label for _, label in files], dtype=torch.int64))
 
 
 def _cache_places(path: Path, key: str) -> list[Path]:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     return [path / ".decoded" / f"{key}.npz", home / "trainer-images" / f"{key}.npz"]
 
 
@@ -317,7 +343,7 @@ def _read_cache(path: Path, key: str) -> ImageData | None:
                 arrays = [Arrays(torch.from_numpy(file[f"{p}_images"]), torch.from_numpy(file[f"{p}_labels"])) for p in ("train", "test")]
                 about = json.loads(str(file["about"]))
             return ImageData(arrays[0], arrays[1], tuple(about["classes"]), "folder", str(path), str(about["sha256"]))
-        except (OSError, ValueError, KeyError, EOFError, SyntaxError):
+        except Exception:  # none there, or a damaged one: then the images are decoded again
             continue
     return None
 
@@ -336,7 +362,8 @@ def _write_cache(path: Path, key: str, data: ImageData) -> None:
             os.replace(temporary, place)
             return
         except OSError:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 # Made-up images

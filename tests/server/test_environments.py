@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,14 +19,15 @@ import pytest
 from remote.connection import Target
 from remote.deploy import Deployed, deploy
 from remote.display import Display
-from remote.errors import ConnectionLost, EnvironmentFailed, RemoteError
+from remote.errors import ConnectionLost, EnvironmentFailed, RemoteError, ServerUnfit
 from remote.loopback import LoopbackServer
 from remote.records import Settings
 from remote.session import Project, Session
+from tests.support.agent import agent
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.project import make_tree, snapshot
 from tests.support.sshd import MakeServer
-from tests.support.wheels import IMPORTS, LIGHTNING, Index, fake_wheels, make_image, make_wheel, site_of, torch_wheel
+from tests.support.wheels import IMPORTS, LIGHTNING, Index, fake_wheels, make_image, make_wheel, newest, site_of, torch_wheel, unpack
 
 TORCH = "torch>=2.4\npytorch-lightning>=2.5  # and what it needs\n"
 
@@ -154,6 +156,18 @@ def test_only_what_is_missing_is_installed_on_top(scene: Scene) -> None:
     assert last_step(scene.deploy(TORCH + "demo-pkg\n", python=str(image)))[0] is False
 
 
+def test_the_same_on_top_of_a_plain_interpreter_with_packages_of_the_users(scene: Scene) -> None:
+    """As `pip install --user` leaves them."""
+    scene.use_gpus(FakeGpu())
+    site = scene.server.home / f".local/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    for name in ("torch", *LIGHTNING):
+        unpack(newest(scene.index.wheels, name), site)
+    deployed = scene.deploy(TORCH + "demo-pkg\n")
+    assert scene.fetched() == ["demo_pkg"]
+    assert "on top of" in last_step(deployed)[1] and "GPU works" in last_step(deployed)[1]
+    assert not list(site.glob("demo*"))
+
+
 def test_no_requirements_build_nothing(scene: Scene) -> None:
     deployed = scene.deploy("", requirements="none")
     assert scene.requests == 3, "facts, code, record"
@@ -279,6 +293,15 @@ def test_an_environment_that_was_spoilt_is_made_again(scene: Scene) -> None:
     second = scene.deploy("demo-pkg\n")
     assert last_step(second)[0] and (site / "demo_pkg.py").exists()
     assert f"the environment of before is not used: the packages in {site} changed" in scene.shown
+
+
+def test_no_environment_is_made_in_another_projects_root(scene: Scene) -> None:
+    scene.deploy("", requirements="none")
+    record = json.loads((scene.only_environment() / "env.json").read_text())
+    plan = {"key": "a" * 16, "kind": "as-is", "python": record["base"]}
+    with agent(scene.server) as link, pytest.raises(ServerUnfit, match="belongs to the project"):
+        link.call("environment_prepare", root=link.root, project="other", identity=None, plan=plan)
+    assert scene.only_environment().name == record["key"]
 
 
 def test_wrong_requirements_are_told_before_anything_is_sent(scene: Scene) -> None:

@@ -109,17 +109,22 @@ def make_image(directory: Path, wheels: Path, *names: str) -> Path:
         link.unlink()
     python.symlink_to(base_python())
     for name in names:
-        install(python, sorted(wheels.glob(f"{name.replace('-', '_')}-*.whl"))[-1])
+        unpack(newest(wheels, name), site_of(python))
     return python
+
+
+def newest(wheels: Path, name: str) -> Path:
+    return sorted(wheels.glob(f"{name.replace('-', '_')}-*.whl"))[-1]
 
 
 def site_of(python: Path) -> Path:
     return next((python.parent.parent / "lib").glob("python*/site-packages"))
 
 
-def install(python: Path, wheel: Path) -> None:
+def unpack(wheel: Path, site: Path) -> None:
+    """Install it, as far as a pure wheel needs."""
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site_of(python))
+        archive.extractall(site)
 
 
 class Index:

@@ -296,6 +296,28 @@ def test_the_torch_build_is_chosen_by_driver_and_capability(gpu: dict[str, Any],
     assert found.args["need_mib"] == (1500 if build == "cpu" else 7168)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--no-index",
+        "--extra-index-url https://download.pytorch.org/whl/cu121",
+        "-f https://mirror/pytorch-wheels/cu121",
+        "torch==2.4.0+cu121",
+        "torch @ https://host/torch-2.4.0-py3-none-any.whl",
+    ],
+)
+def test_whoever_names_the_source_of_torch_gets_it_from_there(line: str) -> None:
+    chosen = plan(interpreter("/p"), text=f"{line}\ntorch\ntorchvision\n", gpu=gpu_facts("550.1")).args
+    assert "index" not in chosen["torch"] and "torchvision" in chosen["install"]
+    assert plan(interpreter("/p"), text=f"{line}\ntorch\n", gpu=gpu_facts(), settings=Settings(torch="cu126")).args["torch"]["index"]
+
+
+def test_a_server_whose_pip_asks_no_index_is_not_sent_to_one() -> None:
+    facts = make_facts(interpreter("/p"), gpu=gpu_facts("550.1"))
+    facts["inspection"]["pip_config"] = {"no-index": "true", "find-links": "/wheels"}
+    assert "index" not in plan_environment(facts, Settings(), TEXT).args["torch"]
+
+
 def test_a_driver_too_old_for_any_torch_is_told_before_gigabytes_are_fetched() -> None:
     with pytest.raises(GpuUnfit, match="too old for any torch build") as caught:
         plan(interpreter("/p"), gpu=gpu_facts("390.1", cap="6.1"))
