@@ -16,6 +16,9 @@ from remote.release import SMALL_MANIFEST, ReleasePlan, build_release, manifest_
 from remote.session import Session, who_am_i
 from remote.text import one_line
 
+EAGER_BYTES = 256 << 10
+"""So little is sent without waiting for the server's consent: a refusal costs less than the round trip."""
+
 
 @dataclass
 class Deployed:
@@ -129,7 +132,14 @@ def send_release(session: Session, release: Release, plan: ReleasePlan) -> str:
             session.display.progress(f"sending {size(sent)} of {size(total)}")
 
     session.call_as_owner(
-        "release_put", waiting_note(session), frames(), tree=release.tree, manifest=rows, origin=release.origin, who=who_am_i()
+        "release_put",
+        waiting_note(session),
+        frames(),
+        eager=total <= EAGER_BYTES,
+        tree=release.tree,
+        manifest=rows,
+        origin=release.origin,
+        who=who_am_i(),
     )
     session.display.clear()
     count = len({entry.sha256 for entry in release.entries if entry.sha256 in missing})

@@ -105,8 +105,10 @@ class Link:
         if self._channel is not None:
             self._channel.close()
 
-    def call(self, op: str, on_event: OnEvent | None = None, upload: Upload | None = None, **args: Any) -> dict[str, Any]:
-        """One request, one round trip. `upload` starts when the agent says that it is ready.
+    def call(
+        self, op: str, on_event: OnEvent | None = None, upload: Upload | None = None, eager: bool = False, **args: Any
+    ) -> dict[str, Any]:
+        """One request, one round trip. `upload` starts when the agent says that it is ready; `eager`: at once, for little.
 
         Raises what the agent refuses with, as a class of remote.errors; ConnectionLost when it goes silent.
         """
@@ -114,6 +116,9 @@ class Link:
         number = self.requests
         self._send({"id": number, "op": op, "args": args})
         try:
+            if eager and upload is not None:
+                self._upload(number, upload)
+                upload = None
             while True:
                 message, blob = self._receive()
                 if message.get("id") != number:
@@ -123,8 +128,9 @@ class Link:
                 if "error" in message:
                     self._refuse(op, _dict(message["error"]))
                 event = _dict(message.get("event"))
-                if event.get("ready") is True and upload is not None:
-                    self._upload(number, upload)
+                if event.get("ready") is True:
+                    if upload is not None:
+                        self._upload(number, upload)
                 elif on_event is not None:
                     on_event(event, blob)
         except RemoteError as error:

@@ -106,7 +106,7 @@ class Keeper(pl.Callback):
         if trainer.world_size == 1 or model.device.type == "cpu" or not model.state.step % AGREE_EVERY_STEPS:
             self.stop_if_asked(trainer, model)
         if self.tell_if_due(trainer, model, "fitting") and trainer.world_size == 1:
-            raise_if_not_finite(model)  # several processes find it together, at the epoch's end
+            raise_if_not_finite(model.sums, model.state.epoch)  # several processes find it together, at the epoch's end
         if self.clock.due(WITHIN_EPOCH_EVERY_S) and model.state.batch < model.data_module.steps_per_epoch:
             self.save_last(model)
 
@@ -125,15 +125,15 @@ class Keeper(pl.Callback):
 
     def finish_epoch(self, trainer: pl.Trainer, model: Classifier) -> None:
         """Validate, judge, record and save; then the next epoch begins. Also called for an epoch that was stopped in its validation."""
-        state = model.state
+        state, sums = model.state, model.sums.clone()
         if trainer.world_size > 1:
-            torch.distributed.all_reduce(model.sums)
-        raise_if_not_finite(model)
+            torch.distributed.all_reduce(sums)
+        raise_if_not_finite(sums, state.epoch)
         if not model.is_sound():
             raise Diverged(f"a weight is not finite after epoch {state.epoch + 1}")
         trained_s = self.seconds(state) - state.epoch_began
         validation = self.validate(trainer, model)
-        loss, images, right, counted = model.sums.tolist()
+        loss, images, right, counted = sums.tolist()
         row = {
             "epoch": state.epoch + 1,
             "step": state.step,
@@ -264,6 +264,20 @@ class Keeper(pl.Callback):
         )
         return True
 
+    def tell_testing(self, model: Classifier) -> None:
+        state = model.state
+        last = state.history[-1] if state.history else {}
+        metrics = {name: last.get(name) for name in ("train_loss", "train_accuracy", "val_accuracy")}
+        self.progress.tell(
+            "testing",
+            epoch=state.epoch,
+            max_epochs=model.config.max_epochs,
+            step=state.step,
+            total_steps=state.step,
+            metrics={**metrics, "best_val_accuracy": best_accuracy(state.history)},
+            seconds=state.seconds,
+        )
+
     def seconds_per_step(self, state: TrainingState, now: float, done: int) -> float | None:
         """By the last epoch with its validation where there is one, else by this one so far."""
         if state.history:
@@ -273,9 +287,9 @@ class Keeper(pl.Callback):
         return (now - self.session_start) / done if done > 0 else None
 
 
-def raise_if_not_finite(model: Classifier) -> None:
-    if not math.isfinite(float(model.sums[0])):
-        raise Diverged(f"the loss is not finite in epoch {model.state.epoch + 1}")
+def raise_if_not_finite(sums: torch.Tensor, epoch: int) -> None:
+    if not math.isfinite(float(sums[0])):
+        raise Diverged(f"the loss is not finite in epoch {epoch + 1}")
 
 
 def _classifier(module: pl.LightningModule) -> Classifier:

@@ -52,7 +52,7 @@ class Builder:
         self.plan: Dict[str, Any] = {}
         self.state: Dict[str, Any] = {}
         self.environment: Dict[str, str] = {}
-        self.child: "Optional[subprocess.Popen[bytes]]" = None
+        self.child: Optional[subprocess.Popen[bytes]] = None
         self.exit_code: Optional[int] = None
         self.said = 0.0
         self.venv = os.path.join(directory, "venv")

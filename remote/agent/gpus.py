@@ -110,7 +110,7 @@ class _Question:
     def __init__(self, argv: List[str], fields: Sequence[str]) -> None:
         self.fields = list(fields)
         self.started = time.monotonic()
-        self.process: "Optional[subprocess.Popen[bytes]]" = None
+        self.process: Optional[subprocess.Popen[bytes]] = None
         self.problem = ""
         environment = dict(os.environ, LC_ALL="C")
         try:

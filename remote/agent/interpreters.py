@@ -221,8 +221,7 @@ def run_python(python: str, script: str, timeout_s: float, arguments: Iterable[s
         done = subprocess.run(
             [python, "-c", script, *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             timeout=timeout_s,
             env=plain_environment(),
             cwd="/",

@@ -22,7 +22,7 @@ class Server:
         self.reader = reader
         self.writer = writer
         self.idle_s = idle_s
-        self.frames: "queue.Queue[Optional[protocol.Frame]]" = queue.Queue(maxsize=16)
+        self.frames: queue.Queue[Optional[protocol.Frame]] = queue.Queue(maxsize=16)
         self.gone = threading.Event()
         self.heard = time.monotonic()
         self.write_lock = threading.Lock()

@@ -32,7 +32,7 @@ class Supervisor:
         self.asked: Dict[str, Any] = {}
         self.state: Dict[str, Any] = {}
         self.stop = threading.Event()
-        self.child: Optional["subprocess.Popen[bytes]"] = None
+        self.child: Optional[subprocess.Popen[bytes]] = None
 
     def path(self, name: str) -> str:
         return os.path.join(self.directory, name)

@@ -1,0 +1,147 @@
+"""The main job with the real trainer, against a real sshd: deploy → train → a cut → fetch-results, and once more."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from remote.loopback import LoopbackServer
+from tests.e2e.test_three_commands import FAB, OWN, fab, wait_for
+from tests.support.project import commit, make_project, snapshot
+from tests.support.proxy import Relay
+
+TINY = ["--set", "widths=8,8,8", "--set", "train_images=1500", "--set", "max_epochs=3"]
+RUN_FILES = {
+    "run.json", "state.json", "train.log", "progress.json", "metrics.csv", "summary.json", "curves.png", "confusion.png", "report.md",
+    "weights.pt", "logs", "checkpoints", "source",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of real image files that a network can tell apart: red, green and blue ones."""
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for part, count in (("train", 60), ("test", 20)):
+        for channel, name in enumerate(("red", "green", "blue")):
+            place = folder / part / name
+            place.mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 120, (40, 48, 3), dtype=np.uint8)
+                pixels[..., channel] += 130
+                Image.fromarray(pixels).save(place / f"{number}.png")
+    return folder
+
+
+def only_run(project: Path) -> Path:
+    return next(path for path in (project / "results").iterdir() if not path.name.startswith("."))
+
+
+def test_the_main_job_through_a_cut(tmp_path: Path, server: LoopbackServer) -> None:
+    project = make_project(tmp_path / "project", settings={"python": sys.executable, "project": "p"})
+    with Relay(server.host, server.port) as relay:
+        route = server.via(relay.port)
+        assert "first release" in fab(project, route, "deploy").stdout
+        started = fab(project, route, "train", "--recipe", "demo", *TINY, "--name", "first", "--no-follow")
+        assert "it trains" in started.stdout
+        relay.cut()
+        wait_for(lambda: json.loads(fab(project, server, "status", "--json").stdout)[0]["state"] != "running", 120)
+        assert json.loads(fab(project, server, "status", "--json").stdout)[0]["state"] == "finished"
+        relay.mend()
+        fetched = fab(project, route, "fetch-results").stdout
+        run = only_run(project)
+        summary = json.loads((run / "summary.json").read_text())
+        assert f"test accuracy  {100 * summary['test_accuracy']:.2f}%" in fetched and str(run) in fetched
+
+        # The second time nothing is done, and that is said.
+        again = fab(project, route, "deploy")
+        assert "code kept: nothing changed" in again.stdout and "environment kept" in again.stdout
+        assert "nothing to fetch" in fab(project, route, "fetch-results").stdout
+    assert {path.name for path in run.iterdir()} == RUN_FILES
+    assert snapshot(run / "source")["trainer/train.py"] == snapshot(project)["trainer/train.py"]
+    state = json.loads((run / "state.json").read_text())
+    assert state["state"] == "finished" and state["exit_code"] == 0
+    assert {"host", "boot_id", "pid", "started", "ended"} <= set(state)
+
+    # What came back is what was measured there: the accuracy follows from the files alone.
+    for file in ("weights.pt", next((run / "checkpoints").glob("best*.ckpt")).relative_to(run)):
+        told = subprocess.run(
+            [sys.executable, "-m", "trainer.evaluate", "--checkpoint", str(run / file), "--data", "synthetic"],
+            cwd=run / "source", capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert told.stdout.splitlines()[0] == f"test_accuracy {summary['test_accuracy']:.4f}", told.stderr
+
+
+def test_a_second_deploy_leaves_a_running_training_alone(tmp_path: Path, server: LoopbackServer) -> None:
+    files = {"train.sh": "echo up; while [ ! -e ../go ]; do sleep 0.1; done; cat part.sh; sh part.sh\n", "part.sh": "echo old\n"}
+    project = make_project(tmp_path / "project", files, settings=OWN, parts=("fabfile.py", "remote"))
+    fab(project, server, "train", "--no-follow")
+    (project / "part.sh").write_text("echo new\n")
+    commit(project, "changed")
+    assert "code changed" in fab(project, server, "deploy").stdout
+    run = json.loads(fab(project, server, "status", "--json").stdout)[0]["run"]
+    (server.home / "projects" / "p" / "runs" / run / "go").touch()
+    assert "echo old\nold\n" in fab(project, server, "logs", "--follow").stdout
+    fab(project, server, "fetch-results")
+    assert (only_run(project) / "source" / "part.sh").read_text() == "echo old\n"
+
+
+def test_ctrl_c_while_following_leaves_the_training_alone(tmp_path: Path, server: LoopbackServer) -> None:
+    files = {"train.sh": "echo first line; sleep 300\n"}
+    project = make_project(tmp_path / "project", files, settings=OWN, parts=("fabfile.py", "remote"))
+    leader, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [*FAB, "-S", str(server.ssh_config), "-H", "loopback", "train"],
+        cwd=project, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True, preexec_fn=take_terminal,
+    )  # fmt: skip
+    os.close(terminal)
+    seen = read_until(leader, b"first line")
+    os.write(leader, b"\x03")
+    seen += read_until(leader, b"fetch-results\r\n")
+    assert process.wait(20) == 0
+    assert b"the training goes on" in seen and b"logs --run" in seen
+    assert json.loads(fab(project, server, "status", "--json").stdout)[0]["state"] == "running"
+    fab(project, server, "stop")
+
+
+def take_terminal() -> None:
+    """Make stdin the controlling terminal, so that Ctrl-C reaches the process as it reaches a person's."""
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def read_until(leader: int, mark: bytes, timeout_s: float = 30.0) -> bytes:
+    seen, deadline = b"", time.monotonic() + timeout_s
+    while mark not in seen:
+        assert time.monotonic() < deadline, seen.decode(errors="replace")
+        if select.select([leader], [], [], 0.5)[0]:
+            try:
+                seen += os.read(leader, 65536)
+            except OSError:  # the other end is closed
+                break
+    return seen
+
+
+def test_the_demo_with_images_of_ones_own(tmp_path: Path, photos: Path) -> None:
+    """`make demo DATA=dir`: the whole way on a server that it starts itself."""
+    project = make_project(tmp_path / "project", settings={"project": "p"})
+    done = subprocess.run([*FAB, "demo", "--data", str(photos)], cwd=project, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "synthetic" not in done.stdout and "finished after 4 epochs" in done.stdout
+    summary = json.loads((only_run(project) / "summary.json").read_text())
+    assert summary["data"]["classes"] == ["blue", "green", "red"] and summary["test_accuracy"] > 0.8
+    assert not (photos / "train" / "blue").is_symlink()
+    shutil.rmtree(photos / ".decoded", ignore_errors=True)

@@ -1,0 +1,65 @@
+"""Small trainings for the tests: few made-up images, tiny networks, seconds on a CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.checkpoints import load_checkpoint
+from trainer.config import TrainConfig, load_config
+from trainer.sources import ImageData, make_synthetic
+
+RESIDUAL: dict[str, object] = {
+    "data": "synthetic", "accelerator": "cpu", "deterministic": True, "widths": "8,8", "max_epochs": 3, "batch_size": 40,
+    "validation_max": 60, "restart_epochs": 2,
+}  # fmt: skip
+# As narrow a network needs lower rates than the recipe's.
+SPEED: dict[str, object] = {
+    "network": "speed", "optimizer": "muon", "widths": "16,16,16", "learning_rate": 0.1, "learning_rate_batch": 0, "schedule": "triangle",
+    "bias_learning_rate": 0.005, "head_learning_rate": 0.05, "mixup_prob": 0, "gradient_clip_val": 0, "flip": "alternate",
+}  # fmt: skip
+
+
+def tiny_config(**changes: object) -> TrainConfig:
+    return load_config("standard", {**RESIDUAL, **changes})
+
+
+def speed_config(**changes: object) -> TrainConfig:
+    return tiny_config(**{**SPEED, **changes})
+
+
+def tiny_data(train: int = 400, test: int = 120, classes: int = 4) -> ImageData:
+    return make_synthetic(train, test, classes)
+
+
+def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    content: dict[str, torch.Tensor] = load_checkpoint(checkpoint)["state_dict"]
+    return content
+
+
+def same_bits(one: Any, other: Any) -> bool:
+    """Of whole checkpoints: tensors to the bit, everything else but what a clock has shown."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        timed = ("seconds", "images_per_s", "epoch_began")
+        return one.keys() == other.keys() and all(same_bits(one[name], other[name]) for name in one if name not in timed)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(same_bits(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+@contextlib.contextmanager
+def signals_kept() -> Iterator[None]:
+    """The trainer takes SIGTERM and SIGINT for itself; pytest wants its own back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

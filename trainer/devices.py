@@ -1,0 +1,62 @@
+"""Which devices a training uses, and what they are."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from trainer.config import TrainConfig
+from trainer.options import EXIT_DEVICE, TrainError
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """`indices`: of the GPUs as torch counts them; None on a CPU, where `count` is the number of processes."""
+
+    accelerator: str
+    count: int
+    indices: tuple[int, ...] | None = None
+
+
+def choose_devices(config: TrainConfig) -> Devices:
+    """Raises TrainError where the GPU asked for is missing: nothing falls back to a CPU in silence."""
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.accelerator == "cpu" or (config.accelerator == "auto" and not available):
+        return Devices("cpu", _limited(cpu_processes(config.devices), config.max_devices))
+    if not available:
+        raise TrainError(
+            "torch sees no GPU (driver, or a build of torch for CPUs?); to train on the CPU all the same: --accelerator cpu", EXIT_DEVICE
+        )
+    wanted = tuple(range(available)) if config.devices == "auto" else tuple(int(part) for part in config.devices.split(","))
+    missing = [index for index in wanted if index >= available]
+    if missing or len(set(wanted)) < len(wanted):
+        raise TrainError(f"--devices {config.devices}: torch sees GPUs 0 to {available - 1}, each may be named once", EXIT_DEVICE)
+    wanted = wanted[: _limited(len(wanted), config.max_devices)]
+    return Devices("gpu", len(wanted), wanted)
+
+
+def cpu_processes(devices: str) -> int:
+    """`auto` is one; `2` and `0,1` are two."""
+    if devices == "auto":
+        return 1
+    parts = devices.split(",")
+    return len(parts) if len(parts) > 1 else max(1, int(parts[0]))
+
+
+def _limited(count: int, limit: int) -> int:
+    return min(count, limit) if limit else count
+
+
+def describe_devices(devices: Devices) -> list[str]:
+    if devices.indices is None:
+        return [f"CPU, {devices.count} process(es), {torch.get_num_threads()} threads each"]
+    lines = [f"{devices.count} GPU(s)"]
+    for index in devices.indices:
+        about = torch.cuda.get_device_properties(index)
+        lines.append(f"  gpu {index}: {about.name}, {about.total_memory / 2**30:.1f} GiB")
+    return lines
+
+
+def torch_device(devices: Devices) -> torch.device:
+    return torch.device("cpu" if devices.indices is None else f"cuda:{devices.indices[0]}")
