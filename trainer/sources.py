@@ -10,7 +10,6 @@ import http.client
 import json
 import os
 import secrets
-import sys
 import tarfile
 import time
 import urllib.error
@@ -394,6 +393,3 @@ def _gratings(count: int, classes: int, seed: int) -> Arrays:
     pixels = (255 * image.clip(0, 1)).astype(np.uint8)
     return Arrays(torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64)))
 
-
-if sys.version_info < (3, 10):  # noqa: UP036  a clear line on old servers
-    raise SystemExit("the trainer needs python 3.10 or newer")

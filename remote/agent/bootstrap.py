@@ -3,13 +3,16 @@
 The text of this file is executed by whatever python the server has, so it first refuses one that is too old (exit code 96).
 """
 
+import sys
+
+if sys.version_info < (3, 8):  # noqa: UP036  this is where older ones are told
+    sys.exit(96)
 import hashlib
 import importlib.util
 import json
 import os
 import shutil
 import struct
-import sys
 import tempfile
 
 

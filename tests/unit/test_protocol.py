@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -64,3 +66,11 @@ def test_a_bomb_does_not_unpack_beyond_its_announcement() -> None:
     assert packed
     with pytest.raises(protocol.BadFrame):
         protocol.unpack(blob, 1000)
+
+
+def test_the_bootstrap_refuses_an_old_python_before_it_does_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(protocol.__file__).parent / "bootstrap.py").read_text()
+    monkeypatch.setattr(sys, "version_info", (3, 7, 16))
+    with pytest.raises(SystemExit) as ended:
+        exec(compile(text, "bootstrap", "exec"), {})
+    assert ended.value.code == 96
