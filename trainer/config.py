@@ -258,7 +258,7 @@ def parse_value(kind: Any, value: object) -> object:
         return tuple(int(n) for n in numbers if n is not None)
     if isinstance(value, bool):
         return "true" if value else "false"
-    if not isinstance(value, (str, int, float)) or "\0" in str(value):
+    if not isinstance(value, (str, int, float)) or (isinstance(value, int) and abs(value) > 1e18) or "\0" in str(value):
         raise ValueError("must be a text")
     return str(value)
 

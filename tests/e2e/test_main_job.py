@@ -18,6 +18,7 @@ from PIL import Image
 
 from remote.loopback import LoopbackServer
 from tests.e2e.test_three_commands import FAB, OWN, fab, wait_for
+from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.project import commit, make_project, snapshot
 from tests.support.proxy import Relay
 
@@ -145,3 +146,25 @@ def test_the_demo_with_images_of_ones_own(tmp_path: Path, photos: Path) -> None:
     assert summary["data"]["classes"] == ["blue", "green", "red"] and summary["test_accuracy"] > 0.8
     assert not (photos / "train" / "blue").is_symlink()
     shutil.rmtree(photos / ".decoded", ignore_errors=True)
+
+
+def test_gpus_are_chosen_pinned_and_watched(tmp_path: Path, server: LoopbackServer) -> None:
+    """The busy GPU is passed over with its reason, the free one is pinned by its UUID, its use is recorded and shown."""
+    busy, free = FakeGpu(memory_used="20000"), FakeGpu(name="NVIDIA A100", utilization="3")
+    write_nvidia_smi(Path(server.path) / "nvidia-smi", [busy, free], processes=[(busy.uuid, os.getpid(), "/usr/bin/python3", 19000)])
+    files = {"train.sh": "echo pinned $CUDA_VISIBLE_DEVICES order $CUDA_DEVICE_ORDER; sleep 1\n"}
+    project = make_project(tmp_path / "project", files, settings=OWN, parts=("fabfile.py", "remote"))
+    deployed = fab(project, server, "deploy").stdout
+    assert "NVIDIA A100" in deployed and "81559" in deployed and ": python3" in deployed
+    trained = fab(project, server, "train", "--follow")
+    assert f"pinned {free.uuid} order PCI_BUS_ID" in trained.stdout
+    assert "gpu 0:" in trained.stderr and "python3" in trained.stderr
+    fab(project, server, "fetch-results")
+    header, *rows = (only_run(project) / "gpu.csv").read_text().splitlines()
+    assert header.startswith("time,index,uuid") and all(free.uuid in row and row.endswith(",3,10,81559") for row in rows) and rows
+    assert json.loads(fab(project, server, "status", "--json").stdout)[0]["gpus"] == [free.uuid]
+    told = json.loads(fab(project, server, "check-gpu", "--json").stdout)[0]
+    assert [gpu["memory_used_mib"] for gpu in told["gpus"]] == [20000, 10]
+    both = fab(project, server, "train", "--devices", "1,0", "--follow")
+    assert f"pinned {free.uuid},{busy.uuid} " in both.stdout and "gpu 0 is not free" in both.stderr
+    assert "there is no gpu 7" in fab(project, server, "train", "--devices", "7", code=9).stderr

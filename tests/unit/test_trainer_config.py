@@ -50,7 +50,8 @@ def test_an_unknown_recipe_is_named_with_a_suggestion() -> None:
 
 
 def test_a_recipe_is_not_changed_like_a_field() -> None:
-    assert errors_of(recipe="fast") == ["recipe is no field to change: choose one with --recipe"]
+    with pytest.raises(ConfigError, match="^recipe is no field to change: choose one with --recipe$"):
+        load_config("standard", {"recipe": "fast"})
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,8 @@ def test_unknown_options_are_named_together_with_wrong_values(capsys: pytest.Cap
 
 
 HOSTILE = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.dates() | st.just(10**5000) | st.just("9" * 5000),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.dates() | st.just("9" * 5000)
+    | st.builds(lambda: 10**5000),  # hypothesis itself can't write such a number out
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )  # fmt: skip
@@ -109,7 +111,7 @@ def test_parse_value_gives_a_value_of_the_type_or_says_what_it_must_be(name: str
     try:
         result = parse_value(FIELDS[name], value)
     except ValueError as error:
-        assert "must be" in str(error) or "limit" in str(error)
+        assert "must be" in str(error)
         return
     assert isinstance(result, tuple if name == "widths" else FIELDS[name])
 
