@@ -144,6 +144,10 @@ def worker_count(config: TrainConfig) -> int:
     return min(config.num_workers, cores)
 
 
+def block_size(device: torch.device) -> int:
+    return BLOCK_BATCHES if device.type == "cuda" else 1
+
+
 class DeviceLoader:
     """All images lie on the device, and are shuffled and augmented there."""
 
@@ -154,7 +158,7 @@ class DeviceLoader:
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         module = self.module
-        block = BLOCK_BATCHES if self.images.device.type == "cuda" else 1
+        block = block_size(self.images.device)
         for first in range(start, module.steps_per_epoch, block):
             numbers = range(first, min(first + block, module.steps_per_epoch))
             parts = [module.epoch_indices(epoch, number) for number in numbers]

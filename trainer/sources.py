@@ -102,7 +102,8 @@ def _load_path(path: Path, say: Callable[[str], None], download: bool) -> ImageD
     archive = path / ARCHIVE
     if archive.exists():
         return load_archive(archive)
-    if path.is_dir() and any(entry for entry in path.iterdir() if not entry.name.startswith(".")):
+    # A download that broke off leaves its part, which is gone on with.
+    if path.is_dir() and any(entry for entry in path.iterdir() if not entry.name.startswith((".", ARCHIVE))):
         raise DataError(
             f"{path} holds neither CIFAR-10 nor train/<class>/* and test/<class>/*; name a folder that does, or an empty one for a download"
         )

@@ -50,7 +50,7 @@ def test_an_unknown_recipe_is_named_with_a_suggestion() -> None:
 
 
 def test_a_recipe_is_not_changed_like_a_field() -> None:
-    with pytest.raises(ConfigError, match="^recipe is no field to change: choose one with --recipe$"):
+    with pytest.raises(ConfigError, match=r"^recipe is no field to change: choose one with --recipe$"):
         load_config("standard", {"recipe": "fast"})
 
 
