@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+LAST, BEST = "last.ckpt", "best.ckpt"
+"""Names that stay, so that a mirror of the run has one of each, and not every best one that there was."""
 LAST_EVERY_S = 20.0
 """last.ckpt is written at an epoch's end if the last one is older; and always when the training ends."""
 WITHIN_EPOCH_EVERY_S = 120.0
@@ -33,11 +35,10 @@ def save_whole(content: Mapping[str, Any], path: Path) -> None:
 
 
 def copy_whole(source: Path, target: Path) -> None:
-    """With its time, by which the best of several is told."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        shutil.copy2(source, temporary)
+        shutil.copyfile(source, temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -32,7 +32,8 @@ AT_LEAST: Mapping[str, float] = {
     "learning_rate_batch": 0, "bias_learning_rate": 0, "head_learning_rate": 0, "weight_decay": 0, "gradient_clip_val": 0,
     "warmup_fraction": 0, "final_fraction": 0, "patience": 0, "min_delta": 0, "mixup_prob": 0, "mixup_alpha": 0,
     "label_smoothing": 0, "crop_padding": 0, "cutout": 0, "validation_fraction": 0, "validation_max": 0, "train_images": 0,
-    "whiten_bias_epochs": 0, "restart_epochs": 1, "seed": 0, "depth": 2, "max_restores": 0, "momentum": 0, "muon_momentum": 0,
+    "whiten_bias_epochs": 0, "part_images": 0,
+    "restart_epochs": 1, "seed": 0, "depth": 2, "max_restores": 0, "momentum": 0, "muon_momentum": 0,
 }  # fmt: skip
 AT_MOST: Mapping[str, float] = {
     "mixup_prob": 1, "label_smoothing": 0.999, "warmup_fraction": 1, "final_fraction": 1, "validation_fraction": 0.9, "crop_padding": 16,
@@ -76,6 +77,9 @@ class TrainConfig:
     batch_size: int = 128
     accumulate_grad_batches: int = 1
 
+    # So many images go through the network at once, their gradients added up; 0: all on a GPU, what fits the cache on a CPU.
+    part_images: int = 0
+
     # Loading: in worker processes, or from a copy of all images on the device; auto takes the device where they fit.
     loader: str = "auto"
     num_workers: int = 8
@@ -117,6 +121,8 @@ class TrainConfig:
     # A loss that is not finite, or an accuracy fallen to chance: back to the last good state with half the rate, so often.
     max_restores: int = 2
 
+    # The training in equal portions, each with images of so many pixels per side: small ones cost less while much is learnt.
+    resolutions: tuple[int, ...] = (32,)
     # Augmentation. crop_padding: shifts of up to so many pixels. cutout: side of the square that is greyed out.
     flip: str = "random"
     crop_padding: int = 4
@@ -297,6 +303,8 @@ def check_together(config: TrainConfig) -> list[tuple[set[str], str]]:
     if config.network == "speed" and len(config.widths) != 3:
         text = f"the network speed has three stages: widths must be three numbers, not {len(config.widths)}"
         errors.append(({"network", "widths"}, text))
+    if not all(8 <= pixels <= 64 for pixels in config.resolutions):
+        errors.append(f"resolutions must lie between 8 and 64 pixels, not {shown(list(config.resolutions))}")
     if config.optimizer == "muon" and config.network != "speed":
         errors.append(({"optimizer", "network"}, "the optimizer muon needs the network speed, which it was written for"))
     if config.mixup_prob > 0 and config.mixup_alpha <= 0:

@@ -112,7 +112,7 @@ class Loaded:
 
 
 def load_network(path: Path) -> Loaded:
-    """From best*.ckpt, last.ckpt or weights.pt; nothing in the file is executed. Raises DataError for what can't be loaded."""
+    """From best.ckpt, last.ckpt or weights.pt; nothing in the file is executed. Raises DataError for what can't be loaded."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         about = content["hyper_parameters"]
@@ -156,7 +156,7 @@ def as_json(evaluation: Evaluation, classes: tuple[str, ...]) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.evaluate", description="Accuracy of a checkpoint on the test images.")
-    parser.add_argument("--checkpoint", required=True, type=Path, help="best*.ckpt, last.ckpt or weights.pt")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="best.ckpt, last.ckpt or weights.pt")
     parser.add_argument("--data", default="", help="as for the training; default: what the checkpoint was trained on")
     parser.add_argument("--accelerator", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--json", action="store_true", help="also per-class accuracy and the confusion matrix, as JSON alone")

@@ -11,13 +11,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from trainer.checkpoints import newest_that_loads, save_whole
+from trainer.checkpoints import BEST, LAST, newest_that_loads, save_whole
 from trainer.config import TrainConfig, effective_batch, peak_learning_rate, to_dict
 from trainer.data_module import ImageDataModule, worker_count
 from trainer.devices import Devices, choose_devices, describe_devices, torch_device
 from trainer.evaluate import evaluate, load_network, uses_half
 from trainer.keeper import Diverged, Keeper, best_row
-from trainer.model import Classifier, is_out_of_memory
+from trainer.model import Classifier, first_parts, is_out_of_memory
 from trainer.networks import make_network
 from trainer.optimizers import parameter_count
 from trainer.options import EXIT_DIVERGED, EXIT_MEMORY, TrainError
@@ -147,8 +147,7 @@ def finish(
 ) -> dict[str, Any]:
     """Test the best checkpoint once, and write weights.pt, the report and, last of all, summary.json."""
     history = model.state.history
-    best = newest(run_dir / "checkpoints", "best-*.ckpt") if module.validation is not None else None
-    chosen = best or run_dir / "checkpoints" / "last.ckpt"
+    chosen = run_dir / "checkpoints" / (BEST if module.validation is not None else LAST)
     device = torch_device(devices)
     network = load_network(chosen).network.to(device)
     tested = time.monotonic()
@@ -177,7 +176,7 @@ def finish(
         "wall_seconds": time.monotonic() - started,
         "images_per_s": history[-1]["images_per_s"] if history else None,
         "restores": model.state.restores,
-        "parts": model.state.parts or config.accumulate_grad_batches,
+        "parts": model.state.parts or first_parts(config, module.share, device),
         "effective_batch": effective_batch(config, devices.count),
         "learning_rate": peak_learning_rate(config, devices.count),
         "seed": config.seed,
@@ -196,10 +195,6 @@ def finish(
     write_report(run_dir, summary, history)
     write_json(run_dir / "summary.json", summary)
     return summary
-
-
-def newest(directory: Path, pattern: str) -> Path | None:
-    return max(directory.glob(pattern), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def versions() -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from trainer.checkpoints import LAST_EVERY_S, WITHIN_EPOCH_EVERY_S, Clock, save_whole
+from trainer.checkpoints import BEST, LAST, LAST_EVERY_S, WITHIN_EPOCH_EVERY_S, Clock, save_whole
 from trainer.evaluate import Evaluation, evaluate, uses_half
 from trainer.model import Classifier, TrainingState
 from trainer.progress import Progress, TensorBoard, epoch_line, write_metrics
@@ -214,21 +214,14 @@ class Keeper(pl.Callback):
             if not (math.isfinite(float(model.sums[0])) and model.is_sound()):
                 print("not saved: loss or weights are not finite; the checkpoint before stays", flush=True)
                 return
-            save_whole(model.checkpoint(), self.run_dir / "checkpoints" / "last.ckpt")
+            save_whole(model.checkpoint(), self.run_dir / "checkpoints" / LAST)
 
     def flush_best(self) -> None:
-        """Write the best state, then remove the one before it."""
-        if self.best_pending is None or self.run_dir is None:
-            return
-        row = self.best_pending["training"]["history"][-1]
-        directory = self.run_dir / "checkpoints"
-        path = directory / f"best-{row['epoch']:03d}-{row['val_accuracy']:.4f}.ckpt"
-        save_whole(self.best_pending, path)
-        self.best_pending = None
-        self.best_clock.reset()
-        for other in directory.glob("best-*.ckpt"):
-            if other != path:
-                other.unlink()
+        """Write the best state where it waits to be written."""
+        if self.best_pending is not None and self.run_dir is not None:
+            save_whole(self.best_pending, self.run_dir / "checkpoints" / BEST)
+            self.best_pending = None
+            self.best_clock.reset()
 
     # -- telling
 

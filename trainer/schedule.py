@@ -14,6 +14,12 @@ def rate_factor(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
     return triangle_factor(step / (steps_per_epoch * config.max_epochs), config.warmup_fraction, config.final_fraction)
 
 
+def resolution(config: TrainConfig, step: int, steps_per_epoch: int) -> int:
+    """Pixels per side at a step: `resolutions` in equal portions of the training."""
+    portion = len(config.resolutions) * step // (steps_per_epoch * config.max_epochs)
+    return config.resolutions[min(portion, len(config.resolutions) - 1)]
+
+
 def restarts_factor(epoch: float, max_epochs: int, period: int, compressed: bool = False) -> float:
     """Cosine annealing with warm restarts (Loshchilov & Hutter 2017, arXiv 1608.03983), T_mult 1, minimum 0.
 

@@ -59,15 +59,16 @@ def run_new(config: TrainConfig, data: ImageData, run_dir: Path) -> None:
 
 def run_resumed(config: TrainConfig, data: ImageData, run_dir: Path, start: Start) -> None:
     """In another directory than before it needs the best checkpoint, too: no later epoch may be as good."""
-    from trainer.checkpoints import copy_whole
+    from trainer.checkpoints import BEST, LAST, copy_whole
 
     if tuple(start.content["hyper_parameters"]["classes"]) != data.classes:
         raise TrainError(f"the checkpoint was trained on other classes than those at {config.data}: name its images with --data", EXIT_DATA)
     place = run_dir / "checkpoints"
     if is_first_process() and start.path.resolve().parent != place.resolve():
-        for path in start.path.resolve().parent.glob("best-*.ckpt"):
-            copy_whole(path, place / path.name)
-        copy_whole(start.path, place / "last.ckpt")
+        best = start.path.resolve().parent / BEST
+        if best.exists():
+            copy_whole(best, place / BEST)
+        copy_whole(start.path, place / LAST)
     run_once(config, data, run_dir, start.content)
 
 
