@@ -304,7 +304,7 @@ def check_together(config: TrainConfig) -> list[tuple[set[str], str]]:
         text = f"the network speed has three stages: widths must be three numbers, not {len(config.widths)}"
         errors.append(({"network", "widths"}, text))
     if not all(8 <= pixels <= 64 for pixels in config.resolutions):
-        errors.append(f"resolutions must lie between 8 and 64 pixels, not {shown(list(config.resolutions))}")
+        errors.append(({"resolutions"}, f"resolutions must lie between 8 and 64 pixels, not {shown(list(config.resolutions))}"))
     if config.optimizer == "muon" and config.network != "speed":
         errors.append(({"optimizer", "network"}, "the optimizer muon needs the network speed, which it was written for"))
     if config.mixup_prob > 0 and config.mixup_alpha <= 0:

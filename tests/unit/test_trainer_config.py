@@ -125,7 +125,7 @@ def test_load_config_raises_nothing_but_config_errors(overrides: dict[str, objec
         return
     assert all(getattr(config, name) in known for name, known in CHOICES.items())
     for name, kind in FIELDS.items():
-        assert isinstance(getattr(config, name), tuple if name == "widths" else kind)
+        assert isinstance(getattr(config, name), tuple if name in ("widths", "resolutions") else kind)
 
 
 @pytest.mark.parametrize(

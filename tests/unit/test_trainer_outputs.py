@@ -1,0 +1,308 @@
+"""What a run tells while it goes, and what it leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.support.training import signals_kept, speed_config, tiny_config, tiny_data
+from trainer import evaluate as evaluation
+from trainer import train
+from trainer.checkpoints import load_checkpoint
+from trainer.fit import train as train_once
+from trainer.keeper import best_row, collapsed, is_best, plateaued
+from trainer.model import Classifier
+from trainer.progress import EVERY_S, Progress, point_logs
+from trainer.report import draw_confusion, draw_curves, to_png
+
+DATA = tiny_data()
+
+
+@pytest.fixture(autouse=True)
+def quiet_and_restored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    train.quiet()
+    with signals_kept():
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("outputs") / "run"
+    with signals_kept():
+        train_once(speed_config(tta="shift"), DATA, place)
+    return place
+
+
+# -- progress.json
+
+
+def test_progress_is_replaced_at_most_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    progress = Progress(tmp_path)
+    written = []
+    for number in range(100):
+        now[0] += 0.07
+        progress.tell("fitting", epoch=number, max_epochs=100)
+        if not written or (tmp_path / "progress.json").stat().st_ino != written[-1]:
+            written.append((tmp_path / "progress.json").stat().st_ino)
+    assert len(written) == 7, "in seven seconds"
+    assert EVERY_S == 1.0
+
+
+def test_progress_is_whole_whenever_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slower training than usual, read without a pause: the fields that people and `fab` look for are all there."""
+    original = Classifier.training_step
+
+    def slowly(self: Classifier, batch: Any, batch_idx: int) -> None:
+        time.sleep(0.1)
+        original(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", slowly)
+    texts: dict[str, float] = {}
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                texts.setdefault((tmp_path / "run" / "progress.json").read_text(), time.monotonic())
+            except FileNotFoundError:
+                pass
+            time.sleep(0.001)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        train_once(tiny_config(), DATA, tmp_path / "run")
+    finally:
+        done.set()
+        reader.join()
+    seen = [json.loads(text) for text in texts]
+    assert len(seen) >= 3
+    times = list(texts.values())
+    assert all(later - earlier > 0.9 for earlier, later in zip(times, times[1:], strict=False))
+    names = {"phase", "time", "epoch", "max_epochs", "step", "total_steps", "metrics", "images_per_s", "seconds_left", "seconds"}
+    assert all(value.keys() == names for value in seen)
+    assert seen[0]["phase"] == "starting"
+    fitting = [value for value in seen if value["phase"] == "fitting"][-1]
+    assert fitting["max_epochs"] == 3 and fitting["total_steps"] == 27 and 0 < fitting["step"] <= 27
+    assert 1 <= fitting["epoch"] <= 3 and 50 < fitting["images_per_s"] < 400 and 0 < fitting["seconds_left"] < 5
+    assert fitting["metrics"].keys() == {"train_loss", "train_accuracy", "val_accuracy", "best_val_accuracy"}
+
+
+# -- tables, events, summary
+
+
+def rows_of(run: Path) -> list[dict[str, str]]:
+    with open(run / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def events_of(run: Path, tag: str) -> list[int]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(run / "logs"))
+    accumulator.Reload()
+    return [event.step for event in accumulator.Scalars(tag)]
+
+
+def test_a_row_and_an_event_per_epoch_after_a_resumption_too(run: Path, tmp_path: Path) -> None:
+    assert [row["epoch"] for row in rows_of(run)] == ["1", "2", "3"]
+    assert {name for row in rows_of(run) for name, value in row.items() if not value} == set()
+    config = speed_config(max_epochs=2)
+    train_once(config, DATA, tmp_path / "run")
+    saved = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    train_once(dataclasses.replace(config, max_epochs=4), DATA, tmp_path / "run", saved)
+    assert [row["epoch"] for row in rows_of(tmp_path / "run")] == ["1", "2", "3", "4"]
+    for tag in ("loss/train", "loss/val", "accuracy/train", "accuracy/val", "learning_rate"):
+        assert events_of(tmp_path / "run", tag) == [1, 2, 3, 4]
+
+
+def test_the_summary_says_what_was_trained_on_what(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert 0 <= summary["test_accuracy"] <= 1 and summary["test_images"] == 120
+    assert sum(map(sum, summary["confusion"])) == 120 and list(summary["per_class"]) == list(DATA.classes)
+    assert summary["data"]["train"] == 360 and summary["data"]["validation"] == 40
+    assert summary["seed"] == 1 and summary["epochs"] == summary["max_epochs"] == 3 and summary["restores"] == 0
+    assert set(summary["versions"]) >= {"python", "torch", "torchvision", "pytorch_lightning"}
+    assert summary["config"]["tta"] == "shift" and summary["effective_batch"] == 40
+    best = max(rows_of(run), key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
+    assert summary["best_epoch"] == int(best["epoch"]) and summary["checkpoint"].startswith(f"checkpoints/best-{int(best['epoch']):03d}")
+    assert 0 < summary["seconds"] and summary["wall_seconds"] < 60
+
+
+def test_the_hash_is_the_data_s(tmp_path: Path) -> None:
+    from trainer.sources import Arrays, hash_images
+
+    changed = DATA.train.images.clone()
+    changed[7, 0, 3, 3] ^= 1
+    other = dataclasses.replace(DATA, train=Arrays(changed, DATA.train.labels))
+    assert hash_images(DATA) == hash_images(tiny_data()) != hash_images(other)
+
+
+def test_weights_and_checkpoints_are_evaluated_as_the_summary_says(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trainer.sources.make_synthetic", lambda: DATA)
+    summary = json.loads((run / "summary.json").read_text())
+    weights = torch.load(run / "weights.pt", weights_only=True)
+    assert weights.keys() == {"state_dict", "hyper_parameters"} and (run / "weights.pt").stat().st_size < 100e6
+    for path in (run / "weights.pt", run / summary["checkpoint"]):
+        assert evaluation.main(["--checkpoint", str(path)]) == 0
+        assert capsys.readouterr().out.splitlines()[0] == f"test_accuracy {summary['test_accuracy']:.4f}"
+    assert evaluation.main(["--checkpoint", str(run / "weights.pt"), "--data", "synthetic", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {name: summary[name] for name in told} == told
+    assert evaluation.main(["--checkpoint", str(run / "checkpoints" / "last.ckpt")]) == 0
+
+
+def test_lightning_loads_a_checkpoint_by_itself(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    model = Classifier.load_from_checkpoint(run / summary["checkpoint"], map_location="cpu")
+    result = evaluation.evaluate(model.network, DATA.test, "shift")
+    assert result.accuracy == summary["test_accuracy"] and model.classes == DATA.classes
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", None])
+def test_evaluating_no_checkpoint_is_one_line(content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.ckpt"
+    if content is not None:
+        path.write_bytes(content)
+    assert evaluation.main(["--checkpoint", str(path)]) == 3
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and err.startswith(f"error: {path} can't be loaded as a checkpoint of this trainer")
+
+
+def test_evaluating_on_other_classes_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluation.main(["--checkpoint", str(run / "weights.pt"), "--data", "synthetic"]) == 3
+    assert "the checkpoint knows pattern 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tta", ["none", "flip", "shift"])
+def test_evaluation_counts_every_image_once(tta: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "BATCH", 50)
+    network = Classifier(dataclasses.asdict(tiny_config()), DATA.classes).network
+    result = evaluation.evaluate(network, DATA.test, tta)
+    assert result.count == 120 and result.confusion.sum(1).tolist() == torch.bincount(DATA.test.labels).tolist()
+    assert network.training
+
+
+def test_pictures_are_pictures(run: Path) -> None:
+    for name in ("curves.png", "confusion.png"):
+        with Image.open(run / name) as image:
+            assert image.format == "PNG" and min(image.size) > 200
+            assert len(set(image.convert("L").getdata())) > 20, "not empty"
+    report = (run / "report.md").read_text()
+    assert report.startswith("# Test accuracy ") and "![curves](curves.png)" in report and "synthetic" in report
+    assert "\n| pattern 3 |" in report and "    learning_rate: 0.1\n" in report
+
+
+def test_pictures_of_little_and_of_much() -> None:
+    row = {"epoch": 1, "train_loss": 1.0, "val_loss": None, "train_accuracy": None, "val_accuracy": None, "learning_rate": 0.1}
+    for history in ([], [row], [row | {"epoch": number} for number in range(1, 151)]):
+        assert to_png(draw_curves(history, {"test_accuracy": 0.5, "best_epoch": None})).startswith(b"\x89PNG")
+    many = [[1] * 200 for _ in range(200)]
+    assert to_png(draw_confusion(many, [str(number) for number in range(200)])).startswith(b"\x89PNG")
+
+
+# -- ./logs
+
+
+def test_logs_leads_to_the_newest_run_and_leaves_a_folder_alone(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "runs" / name / "logs").mkdir(parents=True)
+        point_logs(tmp_path / "runs" / name, Path("logs"))
+        assert Path("logs").resolve() == (tmp_path / "runs" / name / "logs").resolve()
+    assert not os.path.isabs(os.readlink("logs")), "the folder may be moved"
+    os.unlink("logs")
+    Path("logs").mkdir()
+    point_logs(tmp_path / "runs" / "a", Path("logs"))
+    assert not Path("logs").is_symlink()
+
+
+ARGUMENTS = ["--data", "synthetic", "--accelerator", "cpu", "--widths", "8", "--batch_size", "40", "--max_epochs", "1"]
+
+
+def test_a_run_without_a_directory_goes_to_runs_and_logs_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.sources.make_synthetic", lambda: DATA)
+    assert train.main(ARGUMENTS) == 0
+    [run] = Path("runs").iterdir()
+    assert (run / "summary.json").exists()
+    assert Path("logs").resolve() == (run / "logs").resolve() and list(Path("logs").iterdir())
+
+
+# -- several seeds
+
+
+def test_seeds_are_averaged_and_finished_ones_are_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trainer.sources.make_synthetic", lambda: DATA)
+    place = tmp_path / "seeds"
+    arguments = [*ARGUMENTS, "--seed", "4", "--repeat", "2", "--run_dir", str(place)]
+    assert train.main(arguments) == 0
+    own = [json.loads((place / f"seed-{seed}" / "summary.json").read_text()) for seed in (4, 5)]
+    accuracies = [summary["test_accuracy"] for summary in own]
+    summary = json.loads((place / "summary.json").read_text())
+    assert [summary["seed"] for summary in own] == summary["seeds"] == [4, 5]
+    assert summary["test_accuracy"] == pytest.approx(statistics.mean(accuracies))
+    assert summary["test_accuracy_std"] == pytest.approx(statistics.stdev(accuracies)) and summary["test_accuracies"] == accuracies
+    assert f"{statistics.mean(accuracies):.4f} ± {statistics.stdev(accuracies):.4f}" in capsys.readouterr().out
+
+    (place / "seed-5" / "summary.json").unlink()
+    before = (place / "seed-4" / "weights.pt").stat().st_mtime_ns
+    assert train.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "seed 4: done already" in out and "resuming from" in out and out.count("epoch 1/1") == 0
+    assert (place / "seed-4" / "weights.pt").stat().st_mtime_ns == before
+
+    assert train.main([*arguments, "--learning_rate", "0.5"]) == 2
+    assert "seed-4 was trained with another learning_rate: give the same values, or another --run_dir" in capsys.readouterr().err
+
+
+# -- pure decisions
+
+
+def history(*accuracies: float | None, loss: float = 1.0) -> list[dict[str, Any]]:
+    return [
+        {"epoch": number + 1, "val_accuracy": accuracy, "val_loss": loss, "train_accuracy": accuracy}
+        for number, accuracy in enumerate(accuracies)
+    ]
+
+
+def test_the_best_epoch_is_the_first_of_the_highest_accuracy_then_of_the_lower_loss() -> None:
+    rows = history(0.5, 0.7, 0.7, 0.6)
+    assert best_row(rows) is rows[1]
+    assert [is_best(rows[:count]) for count in (1, 2, 3, 4)] == [True, True, False, False]
+    rows[2]["val_loss"] = 0.9
+    assert best_row(rows) is rows[2] and is_best(rows[:3])
+    assert best_row(history(None)) is None and not is_best(history(None, None))
+
+
+def test_stopping_early_waits_for_a_gain_of_more_than_min_delta() -> None:
+    assert not plateaued(history(0.5, 0.5, 0.5), 3, 0.0)
+    assert plateaued(history(0.5, 0.5, 0.5, 0.5), 3, 0.0)
+    assert plateaued(history(0.5, 0.5001, 0.5002), 2, 0.0002)
+    assert not plateaued(history(0.5, 0.5001, 0.5003), 2, 0.0002), "measured from the best that counted"
+    assert not plateaued(history(*[0.5] * 99), 0, 0.0)
+    assert not plateaued([], 1, 0.0)
+
+
+def test_a_collapse_is_a_fall_from_twice_chance_to_chance() -> None:
+    assert collapsed(history(0.3, 0.11), 10)
+    assert not collapsed(history(0.3, 0.13), 10)
+    assert not collapsed(history(0.15, 0.1), 10), "it had not learnt anything yet"
+    assert not collapsed(history(0.1), 10) and not collapsed(history(None, None), 10)
