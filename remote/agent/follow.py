@@ -10,6 +10,9 @@ from .runs import FINAL, describe_run, find_run
 
 POLL_S = 0.25
 BATCH = 256 << 10
+SETTLE_S, SETTLE_TRAINER_S = 1.0, 20.0
+"""A command is taken for started so long after it began to write; the trainer tells itself when it trains, unless its images
+take longer to arrive."""
 
 
 @operation("follow")
@@ -39,13 +42,22 @@ def follow(
                 told[key] = value
                 news: Dict[str, Any] = {key: value}
                 call.event(**news)
-        started = final or (described["state"] == "running" and (_size(log) > 0 or bool(described["progress"])))
+        started = final or (described["state"] == "running" and has_started(described, _size(log) > 0))
         late = deadline is not None and time.monotonic() > deadline
         if until == "now" or final or late or (until == "started" and started):
             return {"run": run, "offset": offset, "started": started, "late": late, "described": described}
         if not call.alive():
             raise BrokenPipeError
         time.sleep(POLL_S)
+
+
+def has_started(described: Dict[str, Any], wrote: bool) -> bool:
+    """It trains; or it wrote something and has lived for a while: what fails at once is then told as a failure."""
+    if described["progress"].get("phase") not in (None, "starting"):
+        return True
+    lived = time.time() - float(described["detail"].get("started") or time.time())
+    settled = SETTLE_TRAINER_S if described["asked"].get("finish") == "summary" else SETTLE_S
+    return bool(wrote or described["progress"]) and lived >= settled
 
 
 def _state(described: Dict[str, Any]) -> Dict[str, Any]:

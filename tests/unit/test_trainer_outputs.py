@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import statistics
@@ -72,13 +73,13 @@ def test_progress_is_whole_whenever_it_is_read(tmp_path: Path, monkeypatch: pyte
         original(self, batch, batch_idx)
 
     monkeypatch.setattr(Classifier, "training_step", slowly)
-    texts: dict[str, float] = {}
+    texts: dict[str, None] = {}
     done = threading.Event()
 
     def read() -> None:
         while not done.is_set():
             try:
-                texts.setdefault((tmp_path / "run" / "progress.json").read_text(), time.monotonic())
+                texts.setdefault((tmp_path / "run" / "progress.json").read_text())
             except FileNotFoundError:
                 pass
             time.sleep(0.001)
@@ -92,14 +93,13 @@ def test_progress_is_whole_whenever_it_is_read(tmp_path: Path, monkeypatch: pyte
         reader.join()
     seen = [json.loads(text) for text in texts]
     assert len(seen) >= 3
-    times = list(texts.values())
-    assert all(later - earlier > 0.9 for earlier, later in zip(times, times[1:], strict=False))
+    assert all(later["time"] - earlier["time"] > 0.9 for earlier, later in itertools.pairwise(seen))
     names = {"phase", "time", "epoch", "max_epochs", "step", "total_steps", "metrics", "images_per_s", "seconds_left", "seconds"}
     assert all(value.keys() == names for value in seen)
     assert seen[0]["phase"] == "starting"
-    fitting = [value for value in seen if value["phase"] == "fitting"][-1]
+    fitting = next(value for value in seen if value["step"])
     assert fitting["max_epochs"] == 3 and fitting["total_steps"] == 27 and 0 < fitting["step"] <= 27
-    assert 1 <= fitting["epoch"] <= 3 and 50 < fitting["images_per_s"] < 400 and 0 < fitting["seconds_left"] < 5
+    assert 1 <= fitting["epoch"] <= 3 and 1 < fitting["images_per_s"] < 400 and 0 <= fitting["seconds_left"] < 60
     assert fitting["metrics"].keys() == {"train_loss", "train_accuracy", "val_accuracy", "best_val_accuracy"}
 
 
@@ -140,8 +140,9 @@ def test_the_summary_says_what_was_trained_on_what(run: Path) -> None:
     assert set(summary["versions"]) >= {"python", "torch", "torchvision", "pytorch_lightning"}
     assert summary["config"]["tta"] == "shift" and summary["effective_batch"] == 40
     best = max(rows_of(run), key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
-    assert summary["best_epoch"] == int(best["epoch"]) and summary["checkpoint"].startswith(f"checkpoints/best-{int(best['epoch']):03d}")
-    assert 0 < summary["seconds"] and summary["wall_seconds"] < 60
+    assert summary["best_epoch"] == int(best["epoch"]) and summary["checkpoint"] == "checkpoints/best.ckpt"
+    assert load_checkpoint(run / "checkpoints" / "best.ckpt")["training"]["epoch"] == summary["best_epoch"]
+    assert summary["seconds"] > 0 and summary["wall_seconds"] < 60
 
 
 def test_the_hash_is_the_data_s(tmp_path: Path) -> None:
@@ -204,7 +205,7 @@ def test_pictures_are_pictures(run: Path) -> None:
     for name in ("curves.png", "confusion.png"):
         with Image.open(run / name) as image:
             assert image.format == "PNG" and min(image.size) > 200
-            assert len(set(image.convert("L").getdata())) > 20, "not empty"
+            assert len(set(image.convert("L").tobytes())) > 20, "not empty"
     report = (run / "report.md").read_text()
     assert report.startswith("# Test accuracy ") and "![curves](curves.png)" in report and "synthetic" in report
     assert "\n| pattern 3 |" in report and "    learning_rate: 0.1\n" in report
