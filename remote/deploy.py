@@ -63,6 +63,7 @@ def deploy(session: Session, data: str | None = None) -> Deployed:
     deployed.data_path = found if isinstance(found, str) else None
     put_release(session, deployed)
     prepare_environment(session, deployed, requirements)
+    session.remember_agent()
     return deployed
 
 

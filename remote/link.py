@@ -52,6 +52,11 @@ def agent_program() -> bytes:
     return buffer.getvalue()
 
 
+@functools.cache
+def agent_hash() -> str:
+    return hashlib.sha256(agent_program()).hexdigest()
+
+
 def _source(file: Path) -> bytes:
     return file.read_bytes().replace(b"\r\n", b"\n")
 
@@ -74,9 +79,14 @@ def start_command(nonce: str, python: str = "") -> str:
 
 
 class Link:
-    """The agent on one connection. `with` starts and ends it. `requests` counts the calls, the cost on a slow link."""
+    """The agent on one connection. `with` starts and ends it. `requests` counts the calls, the cost on a slow link.
 
-    def __init__(self, connection: Connection, root: str, python: str = "", idle_s: float = IDLE_S) -> None:
+    `new_there`: the server is not known to keep this agent, so that it is sent without being asked for.
+    """
+
+    def __init__(
+        self, connection: Connection, root: str, python: str = "", idle_s: float = IDLE_S, new_there: bool = False
+    ) -> None:
         self.connection = connection
         self.root = root
         self.python = python
@@ -86,6 +96,7 @@ class Link:
         self._channel: Channel | None = None
         self._closed = threading.Event()
         self._greeted = False
+        self._send_program = new_there
         self._nonce = f"agent-{secrets.token_hex(8)}"
 
     @property
@@ -94,9 +105,10 @@ class Link:
 
     def __enter__(self) -> Link:
         self._channel = self.connection.start(start_command(self._nonce, self.python))
-        program = agent_program()
-        hello = {"root": self.root, "agent": hashlib.sha256(program).hexdigest(), "idle_s": self.idle_s}
+        hello = {"root": self.root, "agent": agent_hash(), "idle_s": self.idle_s}
         self._send(hello)
+        if self._send_program:
+            self._send({"agent": True}, agent_program())
         threading.Thread(target=self._ping, daemon=True).start()
         return self
 
@@ -179,7 +191,8 @@ class Link:
             except EOFError:
                 raise self._ended() from None
             if "need" in message:
-                self._send({"agent": True}, agent_program())
+                if not self._send_program:
+                    self._send({"agent": True}, agent_program())
             elif "alive" not in message:
                 return message, blob
 

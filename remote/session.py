@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 from remote.connection import Connection, Target
 from remote.display import Display
-from remote.link import Link, OnEvent, Upload
+from remote.link import Link, OnEvent, Upload, agent_hash
 from remote.records import Settings
 
 Connect = Callable[[Target], Connection]
@@ -66,11 +67,33 @@ class Session:
         self.connection = Connection(self.target)
         self.connection.open()
         try:
-            self.link = Link(self.connection, self.project.settings.root, self.project.settings.python)
+            settings = self.project.settings
+            self.link = Link(self.connection, settings.root, settings.python, new_there=not self._keeps_agent())
             self.link.__enter__()
         except BaseException:
             self.close()
             raise
+
+    @property
+    def _memory(self) -> Path:
+        """Holds the hash of the agent that this server keeps; worth one round trip, and nothing if it is wrong."""
+        key = hashlib.sha256(f"{self.host}\0{self.project.settings.root}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
+        return self.project.dest / ".pending" / f"{key}.agent"
+
+    def _keeps_agent(self) -> bool:
+        try:
+            return self._memory.read_text() == agent_hash()
+        except (OSError, ValueError):
+            return False
+
+    def remember_agent(self) -> None:
+        """Called once something was done that keeps the agent there."""
+        if not self._keeps_agent():
+            try:
+                self._memory.parent.mkdir(parents=True, exist_ok=True)
+                self._memory.write_text(agent_hash())
+            except OSError:
+                pass
 
     def close(self) -> None:
         if self.link is not None:

@@ -5,11 +5,29 @@ import io
 import marshal
 import sys
 import zipfile
+from typing import Set
+
+from .paths import write_whole
 
 CONTENT = b""
 """Set by the bootstrap."""
+_wanted: Set[str] = set()
 UNCHECKED = (1).to_bytes(4, "little")
 """PEP 552: a pyc that is valid whatever became of its source; ours has none beside it."""
+
+
+def compile_later(path: str) -> None:
+    """Nobody waits for it: it is done when the laptop has gone."""
+    _wanted.add(path)
+
+
+def compile_wanted() -> None:
+    for path in _wanted:
+        try:
+            write_whole(path, compile_program(CONTENT))
+        except OSError:  # a full disk, or the project is gone: the next login tries again
+            pass
+    _wanted.clear()
 
 
 def compiled_name(digest: str) -> str:

@@ -78,8 +78,10 @@ def keep_agent(layout: Layout) -> str:
     digest = os.environ["REMOTE_AGENT_HASH"]
     path = os.path.join(layout.agents, program.compiled_name(digest))
     if not os.path.exists(path):
-        write_whole(layout.agent(digest), program.CONTENT)
-        write_whole(path, program.compile_program(program.CONTENT))
+        program.compile_later(path)
+        path = layout.agent(digest)
+    if not os.path.exists(path):
+        write_whole(path, program.CONTENT)
     os.environ["REMOTE_AGENT_PYZ"] = path
     return path
 

@@ -7,7 +7,7 @@ import time
 import traceback
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-from . import protocol
+from . import program, protocol
 from .calls import OPERATIONS, Call, Refusal
 
 ALIVE_EVERY_S = 5.0
@@ -179,4 +179,5 @@ def main(hello: Dict[str, Any], waiting: List[protocol.Frame]) -> None:
     for frame in waiting:
         server.frames.put(frame)
     server.serve()
+    program.compile_wanted()
     os._exit(0)

@@ -113,7 +113,7 @@ def test_parse_value_gives_a_value_of_the_type_or_says_what_it_must_be(name: str
     except ValueError as error:
         assert "must be" in str(error)
         return
-    assert isinstance(result, tuple if name == "widths" else FIELDS[name])
+    assert isinstance(result, tuple if name in ("widths", "resolutions") else FIELDS[name])
 
 
 @given(st.dictionaries(st.sampled_from(sorted(FIELDS)) | st.text(max_size=12), HOSTILE, max_size=4))
