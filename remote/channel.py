@@ -198,8 +198,9 @@ class Stream:
         if due:
             try:
                 self._transport.post(struct.pack(">BII", 93, self._remote, due))
-            except Exception as error:
-                raise self.lost(host) from error
+            except Exception:
+                # What has come is not thrown away for it: the loss is told when all of it is used up.
+                pass
         return data
 
     def _take_chunks(self, limit: int) -> bytes:
