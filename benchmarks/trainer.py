@@ -1,0 +1,192 @@
+"""The trainer beside its yardsticks, in one run on this machine.
+
+    python benchmarks/trainer.py standard                              # images/s beside a bare PyTorch loop, some minutes
+    python benchmarks/trainer.py fast --data DIR --seeds 3             # accuracy and time of `fast`
+    python benchmarks/trainer.py fast --data DIR --reference PORT.py   # beside another program, in turn, seed by seed
+    … --write                                                          # into benchmarks/results/trainer-<part>.{md,json}
+
+PORT.py is brought from outside the repository. It is called as `python PORT.py --data DIR --seed N`, and its last line must be
+JSON: {"accuracy": fraction, "clock": seconds, "test_images": n, "images_per_s": n}. The clock is that of the speed records:
+whitening, training and the final evaluation, without loading and compilation; `wall` is what a person waits for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+Row = dict[str, Any]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("standard", "fast"))
+    parser.add_argument("--data", default="synthetic", help="as for trainer.train")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--reference", type=Path, help="the other program")
+    parser.add_argument("--turns", type=int, default=3, help="of `standard`")
+    parser.add_argument("--images", type=int, default=1280, help="per turn of `standard`")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the recipe to change")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    rows = measure_standard(options) if options.part == "standard" else measure_fast(options)
+    text = (render_standard if options.part == "standard" else render_fast)(rows)
+    about = describe()
+    page = "\n".join([f"# Trainer: {options.part}", "", *(f"{name}: {value}  " for name, value in about.items()), "", text, ""])
+    print(page)
+    if options.write:
+        folder = REPOSITORY / "benchmarks" / "results"
+        (folder / f"trainer-{options.part}.md").write_text(page)
+        (folder / f"trainer-{options.part}.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    return 0
+
+
+def describe() -> Row:
+    import torch
+
+    names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"{names[0] if names else 'CPU'}, {os.cpu_count()} cores"
+    return {
+        "command": " ".join(["python benchmarks/trainer.py", *(Path(word).name if "/" in word else word for word in sys.argv[1:])]),
+        "machine": device,
+        "software": f"Python {platform.python_version()}, torch {torch.__version__}",
+    }
+
+
+def train(data: str, recipe: str, seed: int, changes: Sequence[str]) -> tuple[Row, float]:
+    """Summary and wall seconds of one training as a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        words = ["--recipe", recipe, "--data", data, "--seed", str(seed), "--run_dir", f"{folder}/run"]
+        for change in changes:
+            words += ["--set", change]
+        begin = time.perf_counter()
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        subprocess.run([sys.executable, "-m", "trainer.train", *words], cwd=folder, env=environment, check=True, stdout=sys.stderr)
+        return json.loads(Path(folder, "run", "summary.json").read_text()), time.perf_counter() - begin
+
+
+# fast
+
+
+def measure_fast(options: argparse.Namespace) -> list[Row]:
+    rows = []
+    for seed in range(1, options.seeds + 1):
+        summary, wall = train(options.data, "fast", seed, options.set)
+        rows.append({"tool": "ours", "seed": seed, "accuracy": summary["test_accuracy"], "clock": summary["seconds"], "wall": wall,
+                     "images_per_s": summary["data"]["train"] * summary["epochs"] / summary["seconds"],
+                     "test_images": summary["test_images"]})  # fmt: skip
+        print(rows[-1], file=sys.stderr)
+        if options.reference:
+            begin = time.perf_counter()
+            command = [sys.executable, str(options.reference), "--data", options.data, "--seed", str(seed)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            rows.append(
+                {"tool": "reference", "seed": seed, "wall": time.perf_counter() - begin, **json.loads(done.stdout.splitlines()[-1])}
+            )
+            print(rows[-1], file=sys.stderr)
+    return rows
+
+
+def render_fast(rows: Sequence[Row]) -> str:
+    lines = [
+        "| tool | n | test accuracy, mean ± sd | 95% interval of the mean | clock, s | wall, s | images/s |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for tool in dict.fromkeys(row["tool"] for row in rows):
+        own = [row for row in rows if row["tool"] == tool]
+        accuracies = [row["accuracy"] for row in own]
+        mean = statistics.mean(accuracies)
+        # All seeds see the same test images: their number bounds what can be known, however many seeds there are.
+        error = math.sqrt(mean * (1 - mean) / own[0]["test_images"])
+        deviation = f" ± {100 * statistics.stdev(accuracies):.2f}" if len(own) > 1 else ""
+        lines.append(
+            f"| {tool} | {len(own)} | {100 * mean:.2f}%{deviation} | {100 * (mean - 1.96 * error):.1f}–{100 * (mean + 1.96 * error):.1f}% "
+            f"| {spread(own, 'clock')} | {spread(own, 'wall')} | {spread(own, 'images_per_s')} |"
+        )
+    lines += ["", f"{rows[0]['test_images']} test images; the interval is that of their number."]
+    return "\n".join(lines)
+
+
+def spread(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    values = [row[name] for row in rows if row.get(name) is not None]
+    if not values:
+        return "–"
+    return f"{statistics.median(values):.0f}" + (f" ({min(values):.0f}–{max(values):.0f})" if len(values) > 1 else "")
+
+
+# standard beside a bare loop
+
+
+def measure_standard(options: argparse.Namespace) -> list[Row]:
+    rows = []
+    changes = ["accelerator=auto", f"train_images={options.images}", "max_epochs=1", "validation_max=100", *options.set]
+    for turn in range(options.turns):
+        summary, _ = train(options.data, "standard", 1, changes)
+        ours = {"tool": "trainer", "turn": turn, "images_per_s": summary["images_per_s"]}
+        bare = {"tool": "bare loop", "turn": turn, "images_per_s": bare_loop(options.images, changes)}
+        rows += [ours, bare]
+        print(ours, bare, file=sys.stderr)
+    return rows
+
+
+def bare_loop(count: int, changes: Sequence[str]) -> float:
+    """images/s of forward, backward, clipping and Adam on images in memory; no augmentation, no mixup, no bookkeeping."""
+    import torch
+    import torch.nn.functional as F
+
+    from trainer.config import load_config
+    from trainer.networks import make_network
+    from trainer.optimizers import make_optimizer
+
+    config = load_config("standard", dict(change.split("=", 1) for change in changes))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = make_network(config, 10).to(device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(network, config, 0.002)
+    images = torch.randint(0, 256, (config.batch_size, 3, 32, 32), dtype=torch.uint8, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (config.batch_size,), device=device)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = F.cross_entropy(network(images).float(), labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip_val)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    # The first steps make the optimizer's state and choose kernels; the trainer's are counted with them, so they count here, too.
+    begin = time.perf_counter()
+    for _ in range(count // config.batch_size):
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return count // config.batch_size * config.batch_size / (time.perf_counter() - begin)
+
+
+def render_standard(rows: Sequence[Row]) -> str:
+    lines = ["| tool | n | images/s, median (min–max) |", "|---|--:|--:|"]
+    for tool in dict.fromkeys(row["tool"] for row in rows):
+        own = [row for row in rows if row["tool"] == tool]
+        values = [row["images_per_s"] for row in own]
+        lines.append(f"| {tool} | {len(own)} | {statistics.median(values):.1f} ({min(values):.1f}–{max(values):.1f}) |")
+    ratios = [a["images_per_s"] / b["images_per_s"] for a, b in zip(rows[::2], rows[1::2], strict=True)]
+    lines += ["", f"trainer / bare loop, turn by turn: {statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
