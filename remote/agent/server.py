@@ -161,10 +161,16 @@ def describe_os_error(error: OSError) -> Dict[str, Any]:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return {
             "kind": "ServerUnfit",
-            "message": f"no space left on the server's disk{where}",
+            "message": f"no space left on the server's disk{where}{_on_mount(error.filename)}",
             "remedy": "free some space, or set remote.root to another disk",
         }
     return {"kind": "ServerUnfit", "message": f"{error.strerror or error}{where}", "remedy": None}
+
+
+def _on_mount(name: Any) -> str:
+    from .paths import mount_of
+
+    return f" (the disk at {mount_of(os.path.dirname(os.fsdecode(name)))})" if isinstance(name, (str, bytes)) else ""
 
 
 def main(hello: Dict[str, Any], waiting: List[protocol.Frame]) -> None:
