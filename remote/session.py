@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from remote import link
 from remote.connection import Connection, Target
 from remote.display import Display
 from remote.link import Link, OnEvent, Upload
@@ -66,7 +67,7 @@ class Session:
         self.connection = Connection(self.target)
         self.connection.open()
         try:
-            self.link = Link(self.connection, self.project.settings.root, self.project.settings.python)
+            self.link = Link(self.connection, self.project.settings.root, self.project.settings.python, link.IDLE_S)
             self.link.__enter__()
         except BaseException:
             self.close()

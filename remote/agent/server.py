@@ -74,9 +74,12 @@ class Server:
 
     def _watch(self) -> None:
         """Tells the laptop that we live, and ends the process when the laptop does not."""
-        while not self.gone.wait(ALIVE_EVERY_S):
+        while not self.gone.wait(min(ALIVE_EVERY_S, self.idle_s / 4)):
             # A full queue means that we are slow, not that the laptop is silent.
             if time.monotonic() - self.heard > self.idle_s and not self.frames.full():
+                # Whoever waits for an upload is told: the lock must not be held for longer than the silence.
+                self.gone.set()
+                self.frames.put(None)
                 break
             threading.Thread(target=self._say_alive, daemon=True).start()
         self.gone.set()
