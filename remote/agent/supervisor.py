@@ -204,7 +204,7 @@ class Supervisor:
         """State, reason and cause from the exit code, our own doing, the kernel's counters and the log's end."""
         trainer = self.asked.get("finish") == "summary"
         # A command of one's own may well exit with 0 when it is stopped; only a summary says that all was done.
-        done = os.path.exists(self.path("summary.json")) if trainer else code == 0 and not self.stop.is_set()
+        done = os.path.exists(self.path("summary.json")) if trainer else code == 0 and not (self.stop.is_set() or self.disk_problem)
         if done:
             return {"state": "finished", "reason": None, "cause": None}
         if self.disk_problem and not self.stop.is_set():
