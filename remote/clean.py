@@ -7,19 +7,16 @@ from typing import Any
 from remote import environment
 from remote.deploy import ask_facts, read_requirements, waiting_note
 from remote.display import Display, show, size
-from remote.errors import ProtocolError, RemoteError
+from remote.errors import RemoteError
 from remote.session import Session, who_am_i
 
 
 def clean_one(session: Session, remove: bool, unfetched: bool) -> dict[str, Any]:
     """The server's answer: `items` that nothing needs (removed with `remove`), and the runs `kept`."""
-    answer = session.call_as_owner(
-        "clean", waiting_note(session), who=who_am_i(), environment=needed_environment(session), unfetched=unfetched, remove=remove
+    needed = needed_environment(session)
+    return session.call_as_owner(
+        "clean", waiting_note(session), who=who_am_i(), environment=needed, unfetched=unfetched, remove=remove
     )
-    for name in ("items", "kept"):
-        if not isinstance(answer.get(name), list) or not all(isinstance(item, dict) for item in answer[name]):
-            raise ProtocolError("the server's list has the wrong form", host=session.host, step="clean")
-    return answer
 
 
 def needed_environment(session: Session) -> str:
@@ -33,7 +30,7 @@ def needed_environment(session: Session) -> str:
 
 
 def show_cleaned(display: Display, session: Session, answer: dict[str, Any], remove: bool) -> None:
-    items, kept = answer["items"], answer["kept"]
+    items, kept = answer.get("items") or [], answer.get("kept") or []
     for run in kept:
         if run.get("state") in ("finished", "failed", "stopped"):
             display.note(f"kept: {show(run.get('run'))} ({show(run.get('state'))}; {show(run.get('why'))})")

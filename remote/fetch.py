@@ -149,7 +149,8 @@ def fetch_run(session: Session, run: str, dest: Path) -> Fetched:
     results = [part.strip() for part in session.project.settings.results.split(",") if part.strip()]
     answer = session.call("fetch_manifest", run=run, results=results)
     described = answer.get("run")
-    if not isinstance(described, dict) or not safe_path(str(described.get("run")), True) or "/" in str(described.get("run")):
+    name = described.get("run") if isinstance(described, dict) else None
+    if not isinstance(described, dict) or not isinstance(name, str) or not safe_path(name, True) or "/" in name or name.startswith("."):
         raise ProtocolError("the server names no run", host=session.host)
     files = checked_manifest(answer.get("files") or [])
     directory = dest / str(described["run"])

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from remote.agent import protocol
+from remote.answers import check_answer
 from remote.errors import BY_KIND, ConnectionLost, ProtocolError, RemoteError, ServerUnfit
 from remote.text import one_line
 
@@ -134,7 +135,7 @@ class Link:
                 if message.get("id") != number:
                     continue
                 if "result" in message:
-                    return _dict(message["result"])
+                    return check_answer(op, _dict(message["result"]))
                 if "error" in message:
                     self._refuse(op, _dict(message["error"]))
                 event = _dict(message.get("event"))

@@ -103,7 +103,7 @@ class Lab:
     def parsed_project(self) -> Project:
         return Project(self.project, parse_settings(self.all_settings, self.project), None)
 
-    def task(self, name: str, route: LoopbackServer | Route | None = None, **options: Any) -> Done:
+    def task(self, name: str, /, route: LoopbackServer | Route | None = None, **options: Any) -> Done:
         return run_task(name, self.project, self.all_settings, self.target(route), self.json, **options)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -124,7 +124,7 @@ class Lab:
         return {name: what for name, what in kept.items() if "/.incoming/" not in name}
 
 
-def run_task(name: str, project: Path, settings: Mapping[str, Any], target: Target, as_json: bool, **options: Any) -> Done:
+def run_task(name: str, project: Path, settings: Mapping[str, Any], target: Target, as_json: bool, /, **options: Any) -> Done:
     """As fabfile.py calls it. A bug's traceback would come out as an exception."""
 
     class Context:
