@@ -130,6 +130,22 @@ def check_gpu(c: Context, json: bool = False) -> None:
 
 @task(
     auto_shortflags=False,
+    help={"yes": "remove what is listed", "unfetched": "also runs that have ended and were never fetched completely",
+          "json": "print only JSON on stdout"},
+)  # fmt: skip
+def clean(c: Context, yes: bool = False, unfetched: bool = False, json: bool = False) -> None:
+    """
+    List what nothing on the server needs: releases, environments, and runs that were fetched; with --yes remove it.
+
+    A run that has not ended stays, and one that was not fetched completely, unless --unfetched is given.
+
+        fab -H user@host clean --yes
+    """
+    call(c, "clean", json=json, yes=yes, unfetched=unfetched)
+
+
+@task(
+    auto_shortflags=False,
     help={
         "data": "a CIFAR-10 archive or a folder of images; without it, synthetic images are made",
         "keep": "keep the demo's server directory",
@@ -142,7 +158,7 @@ def demo(c: Context, data: str | None = None, keep: bool = False) -> None:
     call(c, "demo", data=data, keep=keep)
 
 
-TASKS = (deploy, train, fetch_results, status, logs, stop, check_gpu, demo)
+TASKS = (deploy, train, fetch_results, status, logs, stop, check_gpu, clean, demo)
 ns = Collection(*TASKS)
 ns.configure({"remote": defaults()})
 taskline.take_over(list(ns.task_names))

@@ -178,7 +178,7 @@ def status_cells(run: Run) -> list[object]:
         shown = f"val {percent(metrics['best_val_accuracy'])}"
     gpus = run.asked.get("gpu_names") or run.asked.get("gpus")
     remark = run.reason
-    if run.state == "running" and run.progress.get("seconds_left") is not None:
+    if run.state == "running" and not run.reason and run.progress.get("seconds_left") is not None:
         remark = f"{duration(run.progress['seconds_left'])} left"
     return [run.run, run.state, f"{epoch}/{total}" if epoch is not None else None, shown,
             ", ".join(map(str, gpus)) if isinstance(gpus, list) else None, remark]  # fmt: skip
@@ -284,6 +284,21 @@ def show_fetched(display: Display, fetched: Fetched) -> None:
             display.note(f"{path} vanished on the server meanwhile; fetch again")
 
 
+def clean(task: Task) -> int:
+    from remote.clean import clean_one, show_cleaned
+
+    answers = []
+    for target in task.targets:
+        with task.session(target) as session:
+            answer = clean_one(session, task.options["yes"], task.options["unfetched"])
+            if not task.json:
+                show_cleaned(task.display, session, answer, task.options["yes"])
+            answers.append({"host": session.host} | answer)
+    if task.json:
+        task.display.json(answers)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Task], int]] = {
     "deploy": deploy,
     "train": train,
@@ -292,5 +307,6 @@ COMMANDS: dict[str, Callable[[Task], int]] = {
     "stop": stop,
     "check_gpu": check_gpu,
     "fetch_results": fetch_results,
+    "clean": clean,
 }
 

@@ -16,6 +16,8 @@ from remote.release import SMALL_MANIFEST, ReleasePlan, build_release, manifest_
 from remote.session import Session, who_am_i
 from remote.text import one_line
 
+AGENT_MIB = 1
+"""What our own program and records take there."""
 EAGER_BYTES = 256 << 10
 """So little is sent without waiting for the server's consent: a refusal costs less than the round trip."""
 
@@ -112,11 +114,27 @@ def put_release(session: Session, deployed: Deployed) -> None:
         session.call_as_owner("release_use", waiting_note(session), tree=release.tree, who=who_am_i())
         deployed.steps.append((True, f"{plan.why} ({label})"))
         return
-    deployed.steps.append((True, f"{plan.why}: {send_release(session, release, plan)} ({label})"))
+    deployed.steps.append((True, f"{plan.why}: {send_release(session, deployed, plan)} ({label})"))
 
 
-def send_release(session: Session, release: Release, plan: ReleasePlan) -> str:
+def require_room(session: Session, deployed: Deployed) -> None:
+    """Known before anything is sent. The server checks again, under its lock."""
+    root = deployed.facts["root"]
+    need = (2 * sum(max(entry.size, 4096) for entry in deployed.release.entries) >> 20) + AGENT_MIB
+    free = root.get("free_mib")
+    if isinstance(free, int) and free < need:
+        raise ServerUnfit(
+            f"the disk at {show(root.get('mount'))} has {free} MiB free, the code needs {need} MiB there",
+            host=session.host,
+            step="root",
+            remedy="free some space (fab … clean), or set remote.root to another disk",
+        )
+
+
+def send_release(session: Session, deployed: Deployed, plan: ReleasePlan) -> str:
     """Send what is missing; returns how much that was."""
+    require_room(session, deployed)
+    release = deployed.release
     rows = manifest_rows(release)
     missing = plan.missing
     if missing is None:

@@ -12,11 +12,12 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from remote.agent.trees import SYMLINK
-from remote.errors import ProtocolError, TransferFailed
-from remote.session import Session
+from remote.errors import ProtocolError, RemoteError, TransferFailed
+from remote.session import Session, who_am_i
 
 SOURCE = "source/"
 PART = ".part"
+ENDED = ("finished", "failed", "stopped")
 ROUNDS = 3
 """A file that changes while it is read is asked for so often."""
 SPARE_BYTES = 16 << 20
@@ -148,7 +149,8 @@ def fetch_run(session: Session, run: str, dest: Path) -> Fetched:
     results = [part.strip() for part in session.project.settings.results.split(",") if part.strip()]
     answer = session.call("fetch_manifest", run=run, results=results)
     described = answer.get("run")
-    if not isinstance(described, dict) or not safe_path(str(described.get("run")), True) or "/" in str(described.get("run")):
+    name = described.get("run") if isinstance(described, dict) else None
+    if not isinstance(described, dict) or not isinstance(name, str) or not safe_path(name, True) or "/" in name or name.startswith("."):
         raise ProtocolError("the server names no run", host=session.host)
     files = checked_manifest(answer.get("files") or [])
     directory = dest / str(described["run"])
@@ -162,8 +164,21 @@ def fetch_run(session: Session, run: str, dest: Path) -> Fetched:
             host=session.host,
             remedy="free some space or give another place with --dest, then run the same command again",
         ) from None
+    tell_fetched(session, fetched)
     fetched.seconds = time.monotonic() - started
     return fetched
+
+
+def tell_fetched(session: Session, fetched: Fetched) -> None:
+    """Let the server know that all of an ended run is here, so that `clean` may remove it there."""
+    detail = fetched.run.get("detail")
+    ended = detail.get("ended") if isinstance(detail, Mapping) else None
+    if fetched.run.get("state") not in ENDED or fetched.gone or not isinstance(detail, Mapping) or detail.get("fetched"):
+        return
+    try:
+        session.call("fetch_done", run=str(fetched.run["run"]), ended=ended, files=fetched.files, who=who_am_i())
+    except RemoteError as error:
+        session.display.note(f"all is here, but the server could not be told so ({error.message}); `clean` will keep the run there")
 
 
 def _fetch_files(session: Session, directory: Path, files: list[RemoteFile], fetched: Fetched) -> None:

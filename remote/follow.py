@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from remote.display import render_progress
-from remote.errors import ConnectionLost, Unreachable
+from remote.errors import ConnectionLost, ProtocolError, Unreachable
 from remote.records import Run
 from remote.runs import parse_run
 from remote.session import Session
@@ -39,7 +39,16 @@ class Follower:
 
     def until_started(self, wait_s: float) -> tuple[bool, Run]:
         """Whether it shows a sign of life (or has ended) within `wait_s`, and the run as it stands."""
-        answer = self._follow("started", wait_s)
+        for pause in (*PAUSES_S[:4], None):
+            try:
+                answer = self._follow("started", wait_s)
+                break
+            except (ConnectionLost, Unreachable) as error:
+                self.session.close()
+                if pause is None:
+                    raise
+                self.session.display.note(f"{error.message}; the run goes on. Trying again in {pause:.0f} s")
+                time.sleep(pause)
         return answer.get("started") is True, parse_run(answer.get("described"))
 
     def until_end(self) -> Run:
@@ -73,6 +82,8 @@ class Follower:
     def _event(self, event: dict[str, Any], blob: bytes) -> None:
         self.attempt = 0
         if type(event.get("log")) is int:
+            if self.tail is None and event["log"] != self.offset:
+                raise ProtocolError("the server tells the log from another place than was asked for", step="follow")
             self.tail = None
             self.offset = event["log"] + len(blob)
             if self.show_log:

@@ -57,12 +57,14 @@ def train_one(
     )
     pending.write(run)
     answer = start_patiently(session, run, asked)
-    pending.clear()
     if answer.get("note"):
         session.display.note(f"note: {answer['note']}")
-    where = "in tmux" if answer.get("launched") == "tmux" else "without tmux (setsid)"
-    session.display.line(f"run {run}: started {where} on {session.host}")
-    return watch(session, run, session.display.live if follow is None else follow)
+    if answer.get("again"):
+        session.display.line(f"run {run}: a call whose answer was lost has started it on {session.host}; no second one is started")
+    else:
+        where = "in tmux" if answer.get("launched") == "tmux" else "without tmux (setsid)"
+        session.display.line(f"run {run}: started {where} on {session.host}")
+    return watch(session, run, session.display.live if follow is None else follow, pending)
 
 
 def plan_run(session: Session, request: TrainRequest, deployed: Deployed) -> dict[str, Any]:
@@ -121,10 +123,14 @@ def start_patiently(session: Session, run: str, asked: dict[str, Any]) -> dict[s
     raise AssertionError("unreachable")
 
 
-def watch(session: Session, run: str, follow: bool) -> int:
-    """Wait for the first sign of life, then show the training or leave it alone."""
+def watch(session: Session, run: str, follow: bool, pending: Pending) -> int:
+    """Wait for the first sign of life, then show the training or leave it alone.
+
+    Only then is the launch forgotten: until the user was told of the run, the same command means the same run.
+    """
     follower = Follower(session, run, show_log=follow)
     started, described = follower.until_started(START_WAIT_S)
+    pending.clear()
     if described.state == "failed":
         show_log_end(session, run, follower)
         raise_if_failed(described, session.host)

@@ -9,6 +9,7 @@ import io
 import re
 import secrets
 import threading
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from remote.agent import protocol
+from remote.answers import check_answer
 from remote.errors import BY_KIND, ConnectionLost, ProtocolError, RemoteError, ServerUnfit
 from remote.text import one_line
 
@@ -28,6 +30,12 @@ IDLE_S = 60.0
 """An agent that hears nothing for so long ends, and frees its locks."""
 MAX_NOISE = 256 << 10
 """Bytes that a login shell may print before the agent speaks."""
+MAX_ANSWER = 16 << 20
+MAX_PARTS = 1_000_000
+"""Of one answer's JSON: its bytes, and its commas and brackets, each of which may cost 60 bytes of memory here."""
+QUICK = ("facts", "runs", "release_missing", "fetch_manifest", "run_start", "run_stop")
+"""Requests that are answered from a few files: an agent that lives but never answers them is given up after QUICK_WAITS timeouts."""
+QUICK_WAITS = 10
 PYTHONS = "python3 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8"
 PYTHON_PLACES = "$HOME/miniconda3 $HOME/anaconda3 $HOME/miniforge3 /opt/conda /opt/miniconda3 /root/miniconda3 /venv/main /usr/local"
 NO_PYTHON, OLD_PYTHON = 97, 95
@@ -93,6 +101,7 @@ class Link:
         self.idle_s = idle_s
         self.requests = 0
         self._buffer = bytearray()
+        self._deadline: float | None = None
         self._channel: Channel | None = None
         self._closed = threading.Event()
         self._greeted = False
@@ -126,6 +135,8 @@ class Link:
         """
         self.requests += 1
         number = self.requests
+        wait_s = QUICK_WAITS * self.connection.target.timeout_s
+        self._deadline = time.monotonic() + wait_s if op in QUICK else None
         self._send({"id": number, "op": op, "args": args})
         try:
             if eager and upload is not None:
@@ -136,7 +147,7 @@ class Link:
                 if message.get("id") != number:
                     continue
                 if "result" in message:
-                    return _dict(message["result"])
+                    return check_answer(op, _dict(message["result"]))
                 if "error" in message:
                     self._refuse(op, _dict(message["error"]))
                 event = _dict(message.get("event"))
@@ -158,7 +169,7 @@ class Link:
         kind = str(error.get("kind"))
         message = str(error.get("message"))
         if kind == "bug":
-            raise ProtocolError(f"the agent failed in {op!r}:\n{one_line(message, 4000, keep_newlines=True)}", host=self.host)
+            raise ProtocolError(f"the agent failed in {op!r}: {last_words(message)}", host=self.host, remedy="please report this")
         remedy = error.get("remedy")
         refused = BY_KIND.get(kind, ProtocolError)(
             one_line(message, 2000), host=self.host, remedy=one_line(str(remedy), 1000) if remedy else None
@@ -185,7 +196,7 @@ class Link:
             self._greet()
         while True:
             try:
-                message, blob = protocol.read_frame(self._read_exactly)
+                message, blob = protocol.read_frame(self._read_exactly, MAX_ANSWER, max_parts=MAX_PARTS)
             except protocol.BadFrame as error:
                 raise ProtocolError(f"the server sent what is no message of ours ({error})", host=self.host) from None
             except EOFError:
@@ -222,6 +233,8 @@ class Link:
 
     def _fill(self) -> None:
         assert self._channel is not None
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise ConnectionLost("the server lives but gives no answer", host=self.host, remedy="run the same command again")
         data = self._channel.receive(1 << 20)
         if not data:
             raise EOFError
@@ -250,6 +263,13 @@ class Link:
             host=self.host,
             remedy="a forced command or a restricted shell stands behind this login; ask for one that may run commands",
         )
+
+
+def last_words(trace: str) -> str:
+    """Of a traceback from the server: where it happened and what, in one line."""
+    lines = [line for line in trace.strip().splitlines() if line.strip()]
+    where = next((line.strip() for line in reversed(lines) if line.strip().startswith("File ")), "")
+    return one_line(f"{lines[-1] if lines else 'it did not say why'}{f' ({where})' if where else ''}", 500)
 
 
 def _dict(value: Any) -> dict[str, Any]:

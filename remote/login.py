@@ -320,8 +320,12 @@ class Login:
             )
             return refused
         why = said or self._transport.wire.fault or one_line(str(error), 200)
-        if self._tried or said:
-            return self._refused(f"the server hung up during the login{f' ({why})' if why else ''}")
+        if said:
+            return self._refused(f"the server hung up during the login ({why})")
+        # Without a word it may as well be the network: "refused" would send people to look at their keys.
         return ConnectionLost(
-            f"the server hung up during the login{f' ({why})' if why else ''}", host=self._config.name, step="login"
+            f"the connection was lost during the login{f' ({why})' if why else ''}",
+            host=self._config.name,
+            step="login",
+            remedy="run the same command again",
         )

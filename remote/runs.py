@@ -233,6 +233,9 @@ def run_json(run: Run, host: str) -> dict[str, Any]:
         "started": run.detail.get("started"),
         "ended": run.detail.get("ended"),
         "server": run.host,
+        "elsewhere": run.detail.get("elsewhere") is True,
+        "unsupervised": run.detail.get("unsupervised") is True,
+        "fetched": run.detail.get("fetched"),
     }
 
 

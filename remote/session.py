@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from remote import link
 from remote.connection import Connection, Target
 from remote.display import Display
 from remote.link import Link, OnEvent, Upload, agent_hash
@@ -68,7 +69,7 @@ class Session:
         self.connection.open()
         try:
             settings = self.project.settings
-            self.link = Link(self.connection, settings.root, settings.python, new_there=not self._keeps_agent())
+            self.link = Link(self.connection, settings.root, settings.python, link.IDLE_S, new_there=not self._keeps_agent())
             self.link.__enter__()
         except BaseException:
             self.close()

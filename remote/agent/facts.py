@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional
 
 from . import environments, gpus, interpreters, releases, runs
 from .calls import Call, operation
-from .paths import Layout, read_json, resolve_root
+from .paths import Layout, mount_of, read_json, resolve_root
 from .roots import root_problem
 
 
@@ -149,10 +149,3 @@ def root_facts(layout: Layout, project: str, identity: Optional[str]) -> Dict[st
         mount=mount_of(existing),
     )
     return answer
-
-
-def mount_of(path: str) -> str:
-    path = os.path.realpath(path)
-    while not os.path.ismount(path):
-        path = os.path.dirname(path)
-    return path

@@ -31,6 +31,8 @@ def follow(
     log = os.path.join(directory, "train.log")
     if tail is not None:
         offset = start_of_line(log, max(0, _size(log) - tail))
+        # Said before there is anything to tell: after a cut the laptop goes on from here, not from a new tail.
+        call.event(log=offset)
     told: Dict[str, Any] = {}
     deadline = time.monotonic() + wait_s if wait_s > 0 else None
     while True:

@@ -6,14 +6,23 @@ from typing import List, Optional
 
 def start_time(pid: int) -> Optional[int]:
     """Clock ticks after boot at which `pid` started; None if there is no such process or it is a zombie."""
+    fields = _stat(pid)
+    return None if fields is None or fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def child_start_time(pid: int) -> Optional[int]:
+    """The same for a child that was not waited for yet: it may have ended already, and its number is still its own."""
+    fields = _stat(pid)
+    return None if fields is None else int(fields[19])
+
+
+def _stat(pid: int) -> Optional[List[bytes]]:
+    """The fields from the state on."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+            return file.read().rpartition(b")")[2].split()
     except OSError:
         return None
-    if fields[0] in (b"Z", b"X"):
-        return None
-    return int(fields[19])
 
 
 def is_same(pid: object, started: object) -> bool:
@@ -38,26 +47,41 @@ def group_members(group: int) -> List[int]:
 
 
 def kernel_kills() -> Optional[int]:
-    """How often the kernel killed something for lack of memory, here or in this control group; None if it doesn't tell."""
-    total = None
-    for path, key in ((_own_memory_events(), "oom_kill"), ("/proc/vmstat", "oom_kill")):
-        try:
-            with open(path) as file:
-                for line in file:
-                    name, _, value = line.partition(" ")
-                    if name == key:
-                        total = (total or 0) + int(value)
-        except (OSError, ValueError):
-            continue
-    return total
+    """How often the kernel killed something of this control group for lack of memory; None if it doesn't tell.
+
+    The whole machine's count serves only where no group has one: it also counts what others lost.
+    """
+    for place in _memory_groups():
+        count = _counter(place)
+        if count is not None:
+            return count
+    return _counter("/proc/vmstat")
 
 
-def _own_memory_events() -> str:
+def _memory_groups() -> List[str]:
+    """The files that may count the kills of our own group, for both versions of control groups."""
+    places = []
     try:
         with open("/proc/self/cgroup") as file:
             for line in file:
-                if line.startswith("0::"):
-                    return "/sys/fs/cgroup" + line[3:].strip() + "/memory.events"
-    except OSError:
+                _, controllers, path = line.rstrip("\n").split(":", 2)
+                if not controllers:
+                    places.append(f"/sys/fs/cgroup{path}/memory.events")
+                elif "memory" in controllers.split(","):
+                    places.insert(0, f"/sys/fs/cgroup/memory{path}/memory.oom_control")
+    except (OSError, ValueError):
         pass
-    return "/sys/fs/cgroup/memory.events"
+    # A container's own view begins at its group.
+    return [*places, "/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"]
+
+
+def _counter(path: str) -> Optional[int]:
+    try:
+        with open(path) as file:
+            for line in file:
+                name, _, value = line.partition(" ")
+                if name == "oom_kill":
+                    return int(value)
+    except (OSError, ValueError):
+        pass
+    return None

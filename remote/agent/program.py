@@ -41,5 +41,7 @@ def compile_program(content: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(buffer, "w") as target:
         for name in source.namelist():
             code = compile(source.read(name), name, "exec", dont_inherit=True)
-            target.writestr(name[:-3] + ".pyc", importlib.util.MAGIC_NUMBER + UNCHECKED + bytes(8) + marshal.dumps(code))
+            # A fixed time: the same program gives the same file, whoever has sent it.
+            info = zipfile.ZipInfo(name[:-3] + ".pyc", (1980, 1, 1, 0, 0, 0))
+            target.writestr(info, importlib.util.MAGIC_NUMBER + UNCHECKED + bytes(8) + marshal.dumps(code))
     return buffer.getvalue()

@@ -8,7 +8,7 @@
 import json
 import struct
 import zlib
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 HEADER = struct.Struct(">II")
 MAX_JSON = 64 << 20
@@ -39,12 +39,20 @@ def decode_json(text: bytes) -> Dict[str, Any]:
     return message
 
 
-def read_frame(read_exactly: Callable[[int], bytes], max_json: int = MAX_JSON, max_blob: int = MAX_BLOB) -> Frame:
-    """`read_exactly(n)` returns n bytes or raises EOFError. Raises BadFrame before reading a body that is too large."""
+def read_frame(
+    read_exactly: Callable[[int], bytes], max_json: int = MAX_JSON, max_blob: int = MAX_BLOB, max_parts: Optional[int] = None
+) -> Frame:
+    """`read_exactly(n)` returns n bytes or raises EOFError. Raises BadFrame before reading a body that is too large.
+
+    `max_parts`: commas and brackets in the JSON; without it 16 MB of brackets become 400 MB of lists.
+    """
     json_length, blob_length = HEADER.unpack(read_exactly(HEADER.size))
     if json_length > max_json or blob_length > max_blob:
         raise BadFrame(f"a frame of {json_length} + {blob_length} bytes")
-    message = decode_json(read_exactly(json_length))
+    text = read_exactly(json_length)
+    if max_parts is not None and text.count(b",") + text.count(b"[") + text.count(b"{") > max_parts:
+        raise BadFrame("an answer of too many parts")
+    message = decode_json(text)
     return message, read_exactly(blob_length) if blob_length else b""
 
 

@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
 from . import protocol
 from .calls import Call, Refusal, operation
-from .paths import HASH, Layout, read_json, resolve_root, write_json
+from .paths import HASH, Layout, mount_of, read_json, resolve_root, write_json
 from .roots import lock_project, prepare_root, space_left, unlock_project
 from .trees import SYMLINK, Entry, tree_hash
 
@@ -159,7 +159,7 @@ def _require_space(layout: Layout, entries: List[Entry]) -> None:
     if free < need:
         raise Refusal(
             "ServerUnfit",
-            f"the release needs {need >> 20} MiB at {layout.root}, {free >> 20} MiB are free",
+            f"the release needs {(need >> 20) + 1} MiB on the disk at {mount_of(layout.releases)}, {free >> 20} MiB are free",
             "free some space (fab … clean), or set remote.root to another disk",
         )
     if inodes is not None and 0 < inodes < len(entries) * 2:

@@ -11,11 +11,13 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from .calls import Call, Refusal, operation
 from .paths import RUN_ID, Layout, read_json, resolve_root, write_json
-from .processes import is_same
+from .processes import is_same, start_time
 from .releases import read_manifest, write_tree
 from .roots import keep_agent, prepare_root
 
 FINAL = ("finished", "failed", "stopped")
+FETCHED = ".fetched.json"
+"""In a run's directory: a laptop has all of it, as it was when it had ended."""
 
 
 def boot_id() -> str:
@@ -33,7 +35,12 @@ def list_runs(layout: Layout) -> List[Dict[str, Any]]:
     except OSError:
         return []
     runs = [describe_run(layout, name) for name in names]
-    return sorted(runs, key=lambda run: (str(run["asked"].get("created") or ""), run["run"]), reverse=True)
+    return sorted(runs, key=lambda run: (_number(run["detail"].get("since")), run["run"]), reverse=True)
+
+
+def _number(value: object) -> float:
+    """`since` is this server's own clock: laptops' clocks may be years apart, and would choose a wrong `latest`."""
+    return float(value) if isinstance(value, (int, float)) else 0.0
 
 
 def describe_run(layout: Layout, run: str) -> Dict[str, Any]:
@@ -41,6 +48,7 @@ def describe_run(layout: Layout, run: str) -> Dict[str, Any]:
     directory = layout.run(run)
     asked = read_json(os.path.join(directory, "run.json")) or {}
     state = judge(directory, read_json(os.path.join(directory, "state.json")) or {}, asked)
+    state["fetched"] = read_fetched(directory, state)
     return {
         "run": run,
         "state": state.get("state"),
@@ -56,12 +64,20 @@ def describe_run(layout: Layout, run: str) -> Dict[str, Any]:
     }
 
 
+def read_fetched(directory: str, state: Dict[str, Any]) -> Optional[float]:
+    """When this run was fetched completely after its end; None if it was not."""
+    mark = read_json(os.path.join(directory, FETCHED)) or {}
+    when = mark.get("time")
+    return float(when) if isinstance(when, (int, float)) and mark.get("ended") == state.get("ended") else None
+
+
 def judge(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) -> Dict[str, Any]:
     """Correct a recorded state by what can be seen now, on the host that recorded it; elsewhere it is told as recorded."""
     if state.get("state") not in ("queued", "running"):
         return state
     if state.get("host") != os.uname().nodename:
-        return dict(state, elsewhere=True)
+        # Homes may be shared: only the host that runs it can tell whether it lives.
+        return dict(state, elsewhere=True, reason=f"as recorded by {state.get('host')}, which alone can tell whether it lives")
     ended = dict(state, state="failed", judged=True)
     if state.get("boot_id") != boot_id():
         return dict(ended, reason="the server was rebooted", cause="rebooted")
@@ -72,10 +88,18 @@ def judge(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) -> Dict[
     if is_same(state.get("supervisor_pid"), state.get("supervisor_started")):
         return state
     if is_same(state.get("pid"), state.get("pid_started")):
-        return dict(state, unsupervised=True)
+        return dict(state, unsupervised=True, reason="its supervisor was killed; it trains on without one")
     if asked.get("finish") == "summary" and os.path.exists(os.path.join(directory, "summary.json")):
         return dict(state, state="finished", judged=True, reason=None)
+    if start_time(_pid(state, "pid")) is not None or start_time(_pid(state, "supervisor_pid")) is not None:
+        return dict(ended, reason="killed from outside, its supervisor too; another process has its number by now", cause="pid reused")
     return dict(ended, reason="killed from outside, its supervisor too", cause="killed")
+
+
+def _pid(state: Dict[str, Any], key: str) -> int:
+    """0, the number of no process, where none was recorded."""
+    value = state.get(key)
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 @operation("runs")
@@ -112,14 +136,15 @@ def run_start(
     layout = Layout(resolve_root(root))
     directory = layout.run(run)
     prepare_root(layout, project, identity)
-    if not os.path.isdir(directory):
+    again = os.path.isdir(directory)
+    if not again:
         _create(layout, run, directory, asked)
     state = read_json(os.path.join(directory, "state.json")) or {}
     if state.get("state") == "queued" and not state.get("supervisor_pid"):
         how, note = launch(layout, directory, run)
     else:
         how, note = str(state.get("launched") or "already"), None
-    return {"run": run, "path": directory, "launched": how, "note": note}
+    return {"run": run, "path": directory, "launched": how, "note": note, "again": again}
 
 
 def _create(layout: Layout, run: str, directory: str, asked: Dict[str, Any]) -> None:

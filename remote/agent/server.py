@@ -74,9 +74,12 @@ class Server:
 
     def _watch(self) -> None:
         """Tells the laptop that we live, and ends the process when the laptop does not."""
-        while not self.gone.wait(ALIVE_EVERY_S):
+        while not self.gone.wait(min(ALIVE_EVERY_S, self.idle_s / 4)):
             # A full queue means that we are slow, not that the laptop is silent.
             if time.monotonic() - self.heard > self.idle_s and not self.frames.full():
+                # Whoever waits for an upload is told: the lock must not be held for longer than the silence.
+                self.gone.set()
+                self.frames.put(None)
                 break
             threading.Thread(target=self._say_alive, daemon=True).start()
         self.gone.set()
@@ -161,10 +164,16 @@ def describe_os_error(error: OSError) -> Dict[str, Any]:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return {
             "kind": "ServerUnfit",
-            "message": f"no space left on the server's disk{where}",
+            "message": f"no space left on the server's disk{where}{_on_mount(error.filename)}",
             "remedy": "free some space, or set remote.root to another disk",
         }
     return {"kind": "ServerUnfit", "message": f"{error.strerror or error}{where}", "remedy": None}
+
+
+def _on_mount(name: Any) -> str:
+    from .paths import mount_of
+
+    return f" (the disk at {mount_of(os.path.dirname(os.fsdecode(name)))})" if isinstance(name, (str, bytes)) else ""
 
 
 def main(hello: Dict[str, Any], waiting: List[protocol.Frame]) -> None:

@@ -12,13 +12,20 @@ import time
 from typing import Any, Dict, List, Optional
 
 from . import gpus
-from .paths import read_json, write_json
-from .processes import group_members, kernel_kills, start_time
+from .paths import mount_of, read_json, write_json
+from .processes import child_start_time, group_members, kernel_kills, start_time
 from .runs import boot_id
 
 STOP_S = 60.0
 """From SIGTERM to SIGKILL: the time a trainer has to save."""
 SAMPLE_EVERY_S = 10.0
+DISK_EVERY_S = 1.0
+LEAST_FREE = 4 << 20
+"""Bytes that must be free for the training to go on, or one checkpoint more than that."""
+SPARE = 64 << 10
+"""Held back so that the end can be recorded on a full disk."""
+DIVERGED = 5
+"""The trainer's exit code for a loss that became infinite, after all its ways back were used up."""
 TAIL = 64 << 10
 
 
@@ -33,6 +40,7 @@ class Supervisor:
         self.state: Dict[str, Any] = {}
         self.stop = threading.Event()
         self.child: Optional[subprocess.Popen[bytes]] = None
+        self.disk_problem: Optional[str] = None
 
     def path(self, name: str) -> str:
         return os.path.join(self.directory, name)
@@ -67,9 +75,24 @@ class Supervisor:
 
     def record(self, **changes: Any) -> None:
         self.state.update(changes)
-        write_json(self.path("state.json"), self.state)
+        try:
+            write_json(self.path("state.json"), self.state)
+        except OSError:
+            self.free_spare()
+            write_json(self.path("state.json"), self.state)
+
+    def keep_spare(self) -> None:
+        with open(self.path(".spare"), "wb") as file:
+            file.write(b"\xa5" * SPARE)
+
+    def free_spare(self) -> None:
+        try:
+            os.unlink(self.path(".spare"))
+        except OSError:
+            pass
 
     def supervise(self) -> int:
+        self.keep_spare()
         kills = kernel_kills()
         started = time.time()
         problem = self.start()
@@ -78,11 +101,12 @@ class Supervisor:
             return 1
         assert self.child is not None
         pid = self.child.pid
-        self.record(state="running", pid=pid, pid_started=start_time(pid), started=started)
+        self.record(state="running", pid=pid, pid_started=child_start_time(pid), started=started)
         threading.Thread(target=self.sample_gpus, daemon=True).start()
         threading.Thread(target=self.mirror_log, daemon=True).start()
         code = self.wait()
         self.kill_rest(pid)
+        self.free_spare()
         self.record(ended=time.time(), exit_code=code, **self.outcome(code, kills))
         time.sleep(0.3)  # the mirror shows the last lines to whoever is attached
         return 0 if self.state["state"] == "finished" else 1
@@ -130,12 +154,16 @@ class Supervisor:
 
     def wait(self) -> int:
         assert self.child is not None
+        looked = 0.0
         while True:
             try:
                 return self.child.wait(0.25)
             except subprocess.TimeoutExpired:
                 pass
-            if self.stop.is_set():
+            if time.monotonic() - looked > DISK_EVERY_S:
+                looked = time.monotonic()
+                self.disk_problem = self.find_disk_problem()
+            if self.stop.is_set() or self.disk_problem:
                 break
         # SIGTERM goes to the trainer alone: its loader workers must live until it has saved.
         self.record(stopping=time.time())
@@ -145,6 +173,20 @@ class Supervisor:
         except subprocess.TimeoutExpired:
             self.child.kill()
             return self.child.wait()
+
+    def find_disk_problem(self) -> Optional[str]:
+        """Told while one checkpoint can still be written, so that stopping saves the state. None: there is room."""
+        need = LEAST_FREE
+        try:
+            disk = os.statvfs(self.directory)
+            with os.scandir(self.path("checkpoints")) as scan:
+                need += max([entry.stat().st_size for entry in scan if entry.is_file()], default=0)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return None
+        free = disk.f_bavail * disk.f_frsize
+        return f"the disk at {mount_of(self.directory)} is full: {free >> 20} MiB are free" if free < need else None
 
     def kill_rest(self, group: int) -> None:
         for _ in range(20):
@@ -162,9 +204,11 @@ class Supervisor:
         """State, reason and cause from the exit code, our own doing, the kernel's counters and the log's end."""
         trainer = self.asked.get("finish") == "summary"
         # A command of one's own may well exit with 0 when it is stopped; only a summary says that all was done.
-        done = os.path.exists(self.path("summary.json")) if trainer else code == 0 and not self.stop.is_set()
+        done = os.path.exists(self.path("summary.json")) if trainer else code == 0 and not (self.stop.is_set() or self.disk_problem)
         if done:
             return {"state": "finished", "reason": None, "cause": None}
+        if self.disk_problem and not self.stop.is_set():
+            return {"state": "failed", "reason": f"{self.disk_problem}; it was stopped, its last checkpoint is kept", "cause": "disk full"}
         if self.stop.is_set():
             asked = read_json(self.path("stop.json")) or {}
             who = asked.get("who")
@@ -172,6 +216,9 @@ class Supervisor:
         tail = self.log_tail()
         if re.search(r"CUDA out of memory|torch\.(cuda\.)?OutOfMemoryError|CUDA_ERROR_OUT_OF_MEMORY", tail):
             return {"state": "failed", "reason": "out of memory on the GPU", "cause": "gpu memory"}
+        if code and re.search(r"No space left on device|Disk quota exceeded", tail):
+            place = mount_of(self.directory)
+            return {"state": "failed", "reason": f"the disk at {place} is full, or its quota is used up", "cause": "disk full"}
         if code == -signal.SIGKILL or "killed by signal: Killed" in tail:
             kills = kernel_kills()
             if kills_before is not None and kills is not None and kills > kills_before:
@@ -180,6 +227,8 @@ class Supervisor:
             name = signal.Signals(-code).name if -code in [s.value for s in signal.Signals] else f"signal {-code}"
             return {"state": "failed", "reason": f"killed from outside ({name})", "cause": "killed"}
         last = last_error_line(tail)
+        if trainer and code == DIVERGED:
+            return {"state": "failed", "reason": f"diverged{': ' + last if last else ''}", "cause": "diverged"}
         if code == 0:
             return {"state": "failed", "reason": "it ended without a summary" + (f": {last}" if last else ""), "cause": "no summary"}
         return {"state": "failed", "reason": f"exit code {code}" + (f": {last}" if last else ""), "cause": "exit code"}

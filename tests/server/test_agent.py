@@ -227,7 +227,7 @@ def test_killed_from_outside_is_told_apart(server: LoopbackServer, tmp_path: Pat
     ("change", "state", "cause"),
     [
         ({"boot_id": "other"}, "failed", "rebooted"),
-        ({"pid_started": 1, "supervisor_started": 1}, "failed", "killed"),
+        ({"pid_started": 1, "supervisor_started": 1}, "failed", "pid reused"),
         ({"host": "far"}, "running", None),
     ],
 )

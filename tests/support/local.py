@@ -6,6 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
+from remote.connection import Target
 from remote.records import Host
 
 
@@ -51,6 +52,7 @@ class LocalConnection:
 
     def __init__(self, home: Path, **environment: str) -> None:
         self.home = home
+        self.target = Target("local")
         self.host = Host("local", "me", "localhost", 22)
         self.environment = {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"} | environment
         self.channels: list[LocalChannel] = []

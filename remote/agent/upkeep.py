@@ -1,0 +1,161 @@
+"""What nothing needs any more: found, told with its reason, and removed. A run that was not fetched stays unless told otherwise."""
+
+import os
+import secrets
+import shutil
+import time
+from typing import Any, Dict, List, Optional, Set
+
+from .calls import Call, Refusal, operation
+from .environments import describe_environment
+from .paths import HASH, RUN_ID, Layout, resolve_root, write_json
+from .releases import current_release
+from .roots import lock_project, prepare_root, unlock_project
+from .runs import FETCHED, FINAL, describe_run, find_run
+
+GONE = ".gone-"
+LEFTOVER_S = 3600.0
+"""A launch makes its directory aside in seconds; what is older was left by one that was killed."""
+
+
+@operation("fetch_done")
+def fetch_done(call: Call, root: str, run: str, ended: Any, files: int, who: str) -> Dict[str, Any]:
+    """The laptop has every file, verified, of a run that had ended (at `ended`) when its files were listed."""
+    layout = Layout(resolve_root(root))
+    found = find_run(layout, run)
+    if found["state"] not in FINAL or found["detail"].get("ended") != ended:
+        return {"marked": False}
+    write_json(os.path.join(found["path"], FETCHED), {"ended": ended, "files": files, "who": who, "time": time.time()})
+    return {"marked": True}
+
+
+@operation("clean")
+def clean(
+    call: Call,
+    root: str,
+    project: str,
+    identity: Optional[str],
+    who: str,
+    environment: str = "",
+    unfetched: bool = False,
+    remove: bool = False,
+) -> Dict[str, Any]:
+    """List, and with `remove` also remove, what nothing needs. `environment`: the key of the one that the next deploy would keep.
+
+    Answers `items` (kind, name, bytes, why) and `kept` (the runs that stay, with why).
+    """
+    layout = Layout(resolve_root(root))
+    if not os.path.isdir(layout.root):
+        return {"items": [], "kept": [], "removed": False}
+    prepare_root(layout, project, identity)
+    lock_project(call, layout, who)
+    try:
+        items, kept = find_unneeded(layout, environment, unfetched)
+        if remove:
+            for item in items:
+                _remove(layout, item)
+    finally:
+        unlock_project(layout)
+    told = [{key: item[key] for key in ("kind", "name", "bytes", "why")} for item in items]
+    return {"items": told, "kept": kept, "removed": remove}
+
+
+def find_unneeded(layout: Layout, environment: str, unfetched: bool) -> Any:
+    """The items to remove, each with its `paths`; and the runs that stay."""
+    items: List[Dict[str, Any]] = []
+    kept: List[Dict[str, Any]] = []
+    releases: Set[str] = {current_release(layout) or ""}
+    environments: Set[str] = {environment}
+    for name in _names(layout.runs, RUN_ID):
+        run = describe_run(layout, name)
+        why = why_to_keep(run, unfetched)
+        if why is None:
+            reason = "fetched completely" if run["detail"].get("fetched") else "not fetched, but that is wanted"
+            items.append(_item("run", name, [run["path"]], f"{run['state']}, {reason}"))
+            continue
+        kept.append({"run": name, "state": run["state"], "why": why})
+        releases.add(str(run["release"]))
+        if run["state"] not in FINAL:
+            environments.add(str(run["asked"].get("environment_key")))
+    for tree in _names(layout.releases, HASH):
+        if tree not in releases:
+            paths = [layout.release(tree), layout.manifest(tree)]
+            items.append(_item("release", tree, paths, "no run was made from it, and it is not current"))
+    for key in _names(layout.environments, HASH):
+        found = describe_environment(layout, key) or {}
+        if key not in environments and not found.get("building"):
+            items.append(_item("environment", key, [layout.environment(key)], "neither this project's next deploy nor a live run uses it"))
+    return items + _leftovers(layout), kept
+
+
+def why_to_keep(run: Dict[str, Any], unfetched: bool) -> Optional[str]:
+    """None where nothing needs the run any more."""
+    if run["state"] not in FINAL:
+        return "it has not ended"
+    if not run["detail"].get("fetched") and not unfetched:
+        return "not fetched completely since it ended"
+    return None
+
+
+def _leftovers(layout: Layout) -> List[Dict[str, Any]]:
+    """What killed deploys, launches and removals left aside; under the lock no deploy is at work."""
+    found = []
+    places = ((layout.releases, (".staging-", ".incoming", GONE)), (layout.runs, (".new-", GONE)), (layout.environments, (GONE,)))
+    for directory, prefixes in places:
+        for name in _listed(directory):
+            path = os.path.join(directory, name)
+            old = time.time() - _changed(path) > LEFTOVER_S
+            if name.startswith(prefixes) and (old or not name.startswith(".new-")):
+                found.append(_item("leftover", name, [path], "left by something that was cut off"))
+    return found
+
+
+def _names(directory: str, pattern: Any) -> List[str]:
+    return sorted(name for name in _listed(directory) if pattern.match(name) and os.path.isdir(os.path.join(directory, name)))
+
+
+def _listed(directory: str) -> List[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
+
+
+def _changed(path: str) -> float:
+    try:
+        return os.lstat(path).st_mtime
+    except OSError:
+        return time.time()
+
+
+def _item(kind: str, name: str, paths: List[str], why: str) -> Dict[str, Any]:
+    return {"kind": kind, "name": name, "paths": paths, "why": why, "bytes": sum(map(_bytes_below, paths))}
+
+
+def _bytes_below(path: str) -> int:
+    """Bytes on the disk of all files below, links not followed."""
+    if not os.path.isdir(path) or os.path.islink(path):
+        return _blocks(path)
+    return sum(_blocks(os.path.join(folder, name)) for folder, _, files in os.walk(path) for name in files)
+
+
+def _blocks(path: str) -> int:
+    try:
+        return os.lstat(path).st_blocks * 512
+    except OSError:
+        return 0
+
+
+def _remove(layout: Layout, item: Dict[str, Any]) -> None:
+    """First out of sight by one rename, so that nobody ever sees half of it."""
+    if item["kind"] == "run" and describe_run(layout, item["name"])["state"] not in FINAL:
+        raise Refusal("RunFailed", f"{item['name']} runs again", "nothing of it was removed")
+    for path in item["paths"]:
+        if not os.path.lexists(path):
+            continue
+        aside = os.path.join(os.path.dirname(path), GONE + secrets.token_hex(6))
+        os.rename(path, aside)
+        if os.path.isdir(aside) and not os.path.islink(aside):
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            os.unlink(aside)

@@ -1,0 +1,127 @@
+"""`clean` removes what nothing needs, and never a run that was not fetched unless told so."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from remote.agent import upkeep
+from remote.loopback import LoopbackServer
+from tests.support.faults import Lab, wait_until
+from tests.support.project import snapshot
+
+
+@pytest.fixture
+def lab(server: LoopbackServer, tmp_path: Path) -> Lab:
+    return Lab(server, tmp_path)
+
+
+def train(lab: Lab, text: str = "echo up\n", ended: bool = True) -> str:
+    """Start a run of changed code; returns its id."""
+    known = {path.name for path in (lab.root / "runs").glob("2*")}
+    (lab.project / "train.sh").write_text(text)
+    assert lab.task("train").code == 0
+    (run,) = {path.name for path in (lab.root / "runs").glob("2*")} - known
+    if ended:
+        wait_until(lambda: next(row for row in lab.rows() if row["run"] == run)["state"] not in ("queued", "running"))
+    return run
+
+
+def names(lab: Lab, folder: str) -> set[str]:
+    return {path.name for path in (lab.root / folder).iterdir() if path.is_dir()}
+
+
+def test_only_what_was_fetched_goes_and_only_when_told(lab: Lab) -> None:
+    fetched, unfetched = train(lab, "echo one\n"), train(lab, "echo two\n")
+    assert lab.task("fetch_results", run_name=fetched).code == 0
+    assert [row["run"] for row in lab.rows() if row["fetched"]] == [fetched]
+    before = snapshot(lab.root)
+    listed = lab.task("clean")
+    assert "nothing was removed yet" in listed.out and fetched in listed.out and unfetched not in listed.out
+    assert f"kept: {unfetched}" in listed.err and "not fetched" in listed.err
+    assert {k: v for k, v in snapshot(lab.root).items() if k != ".deploy.lock"} == {k: v for k, v in before.items() if k != ".deploy.lock"}
+    assert lab.task("clean", yes=True).code == 0
+    assert names(lab, "runs") == {unfetched}
+    assert lab.task("clean", yes=True, unfetched=True).code == 0
+    assert names(lab, "runs") == set()
+    # The code that the next run starts from stays, and so does what it runs in.
+    assert len([name for name in names(lab, "releases") if not name.startswith(".")]) == 1
+    assert (lab.root / "current").resolve().is_dir() and list(lab.root.glob("env/*/ready"))
+    assert "code kept" in lab.task("deploy").out
+
+
+def test_a_fetch_before_the_end_does_not_count(lab: Lab) -> None:
+    run = train(lab, "echo up; while [ ! -e ../go ]; do sleep 0.1; done; echo result\n", ended=False)
+    assert lab.task("fetch_results").code == 0
+    (lab.root / "runs" / run / "go").touch()
+    wait_until(lambda: lab.rows()[0]["state"] == "finished")
+    assert lab.task("clean", yes=True).code == 0
+    assert names(lab, "runs") == {run} and lab.rows()[0]["fetched"] is None
+    assert lab.task("fetch_results").code == 0
+    assert lab.task("clean", yes=True).code == 0
+    assert names(lab, "runs") == set()
+    assert (lab.results / run / "train.log").read_text() == "up\nresult\n"
+
+
+def test_a_live_run_keeps_its_code_and_environment_whatever_is_told(lab: Lab) -> None:
+    run = train(lab, "echo up; sleep 60\n", ended=False)
+    (lab.project / "train.sh").write_text("echo other\n")
+    assert lab.task("deploy").code == 0
+    before = names(lab, "releases"), names(lab, "env")
+    assert lab.task("clean", yes=True, unfetched=True).code == 0
+    assert (names(lab, "releases"), names(lab, "env")) == before and names(lab, "runs") == {run}
+    assert lab.rows()[0]["state"] == "running"
+    # On another host of a shared home nobody here can tell whether it lives.
+    state = lab.state_file(run)
+    os.kill(json.loads(state.read_text())["supervisor_pid"], signal.SIGKILL)
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"host": "node7"}))
+    assert lab.task("clean", yes=True, unfetched=True).code == 0
+    assert names(lab, "runs") == {run}
+
+
+def test_old_code_environments_and_leftovers_go(lab: Lab) -> None:
+    assert lab.task("deploy").code == 0
+    kept = names(lab, "releases"), names(lab, "env")
+    (lab.project / "train.sh").write_text("echo changed\n")
+    assert lab.task("deploy").code == 0
+    for leftover in ("releases/.staging-1", "releases/.gone-2", "runs/.new-3", "env/00112233445566"):
+        (lab.root / leftover).mkdir()
+    os.utime(lab.root / "runs/.new-3", (0, 0))
+    (lab.root / "runs/.new-4").mkdir()  # somebody's launch, just now
+    lab.json = True
+    told = json.loads(lab.task("clean", yes=True).out)[0]
+    assert {item["kind"] for item in told["items"]} == {"release", "environment", "leftover"} and told["removed"] is True
+    assert not names(lab, "releases") & kept[0] and names(lab, "env") == kept[1]
+    assert names(lab, "runs") == {".new-4"}
+
+
+def test_nothing_to_remove_is_said_and_nothing_is_made(lab: Lab) -> None:
+    assert "nothing to remove" in lab.task("clean", yes=True).out
+    assert not lab.root.exists()
+
+
+def test_a_link_in_a_run_does_not_lead_the_removal_away(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("x")
+    run = train(lab)
+    (lab.root / "runs" / run / "work" / "link").symlink_to(tmp_path / "precious")
+    assert lab.task("clean", yes=True, unfetched=True).code == 0
+    assert names(lab, "runs") == set() and (tmp_path / "precious" / "file").exists()
+
+
+def test_another_projects_root_is_refused(lab: Lab) -> None:
+    train(lab)
+    lab.settings = {"project": "other"}
+    done = lab.task("clean", yes=True, unfetched=True)
+    assert done.code == 7 and "belongs to the project 'p'" in done.err and names(lab, "runs")
+
+
+def test_what_keeps_a_run() -> None:
+    assert upkeep.why_to_keep({"state": "running", "detail": {"fetched": 1.0}}, True)
+    assert upkeep.why_to_keep({"state": "unknown", "detail": {}}, True)
+    assert upkeep.why_to_keep({"state": "failed", "detail": {}}, False)
+    assert upkeep.why_to_keep({"state": "failed", "detail": {}}, True) is None
