@@ -19,6 +19,7 @@ from remote.follow import Follower
 from remote.loopback import LoopbackServer
 from remote.session import Session
 from tests.support.faults import LOST, UNREACHABLE, Lab, short_pauses, stalling, wait_until
+from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.proxy import Direction, Relay
 from tests.support.sweeps import PHASES, Follow, Sweep
 
@@ -50,6 +51,7 @@ def test_a_cut_while_waiting_for_the_first_sign_of_life_starts_no_second_run(
     server: LoopbackServer, relay: Relay, tmp_path: Path
 ) -> None:
     """The launch was answered, the user was not told yet: the same command must mean the same run."""
+    write_nvidia_smi(Path(server.path) / "nvidia-smi", [FakeGpu()])  # whose only GPU the run has by then
     lab = Lab(server, tmp_path, relay, files={"train.sh": "sleep 3; echo up; sleep 20\n"})
     assert lab.task("deploy").code == 0
     ended: list[int] = []
