@@ -135,14 +135,14 @@ def test_the_tail_of_an_empty_log_is_followed_from_its_beginning(server: Loopbac
     """A cut before the first line: what was written meanwhile is longer than the tail, and none of it may be skipped."""
     lab = Lab(server, tmp_path, relay, files={"train.sh": "while [ ! -e ../go ]; do sleep 0.1; done; seq 5000; sleep 1\n"})
     assert lab.task("deploy").code == 0
-    thread = threading.Thread(target=lambda: lab.task("train", route=server))
+    thread = threading.Thread(target=lambda: lab.task("train", route=server), daemon=True)
     thread.start()
     wait_until(lambda: any((lab.root / "runs").glob("*/train.log")))
     texts: list[str] = []
     with Session(lab.target(), lab.parsed_project(), Display(notes=io.StringIO())) as session:
         follower = Follower(session, "latest", sink=texts.append)
         follower.tail = 200
-        following = threading.Thread(target=follower.until_end)
+        following = threading.Thread(target=follower.until_end, daemon=True)
         following.start()
         wait_until(lambda: follower.tail is None)
         relay.refuse = True

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from remote import host_keys, identities
 from remote.identities import Secrets
 from remote.loopback import LoopbackServer
 from tests.support.faults import Lab, run_task, wait_until
+from tests.support.hostile import recording
 from tests.support.sshd import MakeServer
 
 SECRET = "hunter2-Zq9"
@@ -115,8 +117,10 @@ def test_an_indexs_password_shows_nowhere(server: LoopbackServer, tmp_path: Path
     pip.write_text(f"[global]\nindex-url = http://me:{SECRET}@127.0.0.1:9/simple\nretries = 0\n")
     pip.parent.parent.chmod(0o700)
     lab = Lab(server, tmp_path, files={"train.sh": "echo up\n", "r.txt": "demo-pkg\n"}, settings={"requirements": "r.txt"})
-    with Listing() as listing:
+    heard: dict[str, list[tuple[dict[str, Any], bytes]]] = {}
+    with Listing() as listing, recording(heard):
         done = lab.task("deploy")
+    assert "environment_inspect" in heard and SECRET not in repr(heard)
     assert done.code == 8 and len(done.error_lines) == 1, done
     assert SECRET not in done.out + done.err
     assert holds(lab.root) == []
