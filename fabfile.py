@@ -35,6 +35,9 @@ def deploy(c: Context, json: bool = False) -> None:
     remote.requirements, and proves it with a real operation on the GPU. What is in place already is kept.
 
         fab -H user@host:port deploy
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 7 server, 8 environment, 9 GPU.
+    All are in docs/reliability.md.
     """
     call(c, "deploy", json=json)
 
@@ -68,6 +71,9 @@ def train(
     The laptop may be closed afterwards. Ctrl-C while following leaves the training alone.
 
         fab -H user@host train --recipe demo --set max_epochs=3
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused,
+    7 server, 8 environment, 9 GPU, 10 the training failed. After 4 the same command never starts a second run.
     """
     following = True if follow else False if no_follow else None
     call(c, "train", recipe=recipe, fields=set or [], data=data, devices=devices, name=name, follow=following)
@@ -86,6 +92,9 @@ def fetch_results(c: Context, run: str = "latest", dest: str | None = None, json
     while the training is still going.
 
         fab -H user@host fetch-results --run latest
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused,
+    11 no such run, 12 not verified or no room here. After 4 the same command goes on where it stopped.
     """
     call(c, "fetch_results", json=json, run_name=run, dest=dest)
 
@@ -96,6 +105,9 @@ def status(c: Context, json: bool = False) -> None:
     Show all runs of this project on the server: state, progress, accuracy, GPUs.
 
     With -H a,b all hosts are asked at once.
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused.
+    A server that can't be reached is shown as unreachable, never as a failed run.
     """
     call(c, "status", json=json)
 
@@ -108,6 +120,8 @@ def status(c: Context, json: bool = False) -> None:
 def logs(c: Context, run: str = "latest", follow: bool = False, lines: int = 40, json: bool = False) -> None:
     """
     Show the end of a run's log; with --follow what comes after it, too.
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 11 no such run.
     """
     call(c, "logs", json=json, run_name=run, follow=follow, lines=lines)
 
@@ -116,6 +130,8 @@ def logs(c: Context, run: str = "latest", follow: bool = False, lines: int = 40,
 def stop(c: Context, run: str = "latest") -> None:
     """
     Stop a run politely: it has a minute to save its state.
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 10 it did not stop, 11 no such run.
     """
     call(c, "stop", run_name=run)
 
@@ -124,6 +140,8 @@ def stop(c: Context, run: str = "latest") -> None:
 def check_gpu(c: Context, json: bool = False) -> None:
     """
     Show the server's GPUs: nvidia-smi as a table, who uses them, and what torch sees.
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused.
     """
     call(c, "check_gpu", json=json)
 
@@ -140,6 +158,8 @@ def clean(c: Context, yes: bool = False, unfetched: bool = False, json: bool = F
     A run that has not ended stays, and one that was not fetched completely, unless --unfetched is given.
 
         fab -H user@host clean --yes
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 7 another project's root.
     """
     call(c, "clean", json=json, yes=yes, unfetched=unfetched)
 

@@ -150,7 +150,7 @@ def status_json(answers: Sequence[tuple[Target, Any, RemoteError | None]]) -> li
             rows.append(down | {"exit_code": None, "error": type(error).__name__})
         else:
             rows += [run_json(run, target.spec) for run in runs]
-    return sorted(rows, key=lambda row: str(row["run"] or "~"), reverse=True)
+    return sorted(rows, key=lambda row: (row["run"] is None, row.get("created") or 0.0, str(row["run"])), reverse=True)
 
 
 def show_status(display: Display, answers: Sequence[tuple[Target, Any, RemoteError | None]]) -> None:

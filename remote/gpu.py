@@ -32,6 +32,9 @@ OLD_NAMES = ((r"\bV100|TITAN V\b|GV100", 7.0), (r"\bP100\b|GP100", 6.0), (r"\bP4
              (r"\bM40\b|\bM60\b|GTX 9\d\d|GTX TITAN X", 5.2), (r"\bK80\b", 3.7))  # fmt: skip
 
 
+NOBODY: Mapping[str, str] = {}
+
+
 @dataclass(frozen=True)
 class Choice:
     """The GPUs to use, or why there are none. `notes` says of each GPU passed over why."""
@@ -99,16 +102,19 @@ def parse_processes(answer: Mapping[str, Any], pids: Mapping[str, Any]) -> dict[
     return found
 
 
-def choose_gpus(gpus: Sequence[Gpu], devices: str = "auto", ignore_busy: bool = False, limit: int = 0) -> Choice:
+def choose_gpus(
+    gpus: Sequence[Gpu], devices: str = "auto", ignore_busy: bool = False, limit: int = 0, held: Mapping[str, str] = NOBODY
+) -> Choice:
     """`auto`: every GPU that is seen to be free, at most `limit` (0: no limit).
 
-    Indices are taken as given, busy or not, if they exist and can be pinned.
+    Indices are taken as given, busy or not, if they exist and can be pinned. `held`: UUIDs that live runs of this project were
+    given, which may not show on the GPU yet, and their runs.
     """
     if devices != "auto":
-        return _choose_named(gpus, devices)
+        return _choose_named(gpus, devices, held)
     if not gpus:
         return Choice(problem="the server has no GPU", remedy="see fab -H … check-gpu")
-    reasons = [(gpu, unusable_reason(gpu) or (None if ignore_busy else busy_reason(gpu))) for gpu in gpus]
+    reasons = [(gpu, unusable_reason(gpu) or (None if ignore_busy else busy_reason(gpu, held))) for gpu in gpus]
     free = tuple(gpu for gpu, reason in reasons if reason is None)
     notes = tuple(f"gpu {gpu.index}: {reason}" for gpu, reason in reasons if reason is not None)
     if free:
@@ -117,7 +123,7 @@ def choose_gpus(gpus: Sequence[Gpu], devices: str = "auto", ignore_busy: bool = 
     return Choice(problem="no GPU is free: " + "; ".join(notes), remedy=f"wait, or name one: --devices {indices}", notes=notes)
 
 
-def _choose_named(gpus: Sequence[Gpu], devices: str) -> Choice:
+def _choose_named(gpus: Sequence[Gpu], devices: str, held: Mapping[str, str]) -> Choice:
     by_index = {gpu.index: gpu for gpu in gpus}
     has = ", ".join(str(index) for index in sorted(by_index)) or "none"
     remedy = f"the server's GPUs are: {has}; see fab -H … check-gpu"
@@ -132,7 +138,7 @@ def _choose_named(gpus: Sequence[Gpu], devices: str) -> Choice:
     problems += [f"gpu {gpu.index}: {reason}" for gpu in chosen if (reason := unusable_reason(gpu))]
     if problems:
         return Choice(problem="; ".join(problems), remedy=remedy)
-    notes = tuple(f"gpu {gpu.index} is not free: {reason}" for gpu in chosen if (reason := busy_reason(gpu)))
+    notes = tuple(f"gpu {gpu.index} is not free: {reason}" for gpu in chosen if (reason := busy_reason(gpu, held)))
     return Choice(gpus=chosen, notes=notes)
 
 
@@ -142,10 +148,18 @@ def unusable_reason(gpu: Gpu) -> str | None:
     return None
 
 
-def busy_reason(gpu: Gpu) -> str | None:
+def held_gpus(runs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """UUID → run, for the runs that have not ended."""
+    live = [run for run in runs if run.get("state") in ("queued", "running") and isinstance(run.get("gpus"), list)]
+    return {str(uuid): str(run.get("run")) for run in live for uuid in run["gpus"]}
+
+
+def busy_reason(gpu: Gpu, held: Mapping[str, str] = NOBODY) -> str | None:
     """Why a GPU must be taken for busy; None if it is seen to be free. Containers hide processes, so memory counts too."""
     if gpu.processes:
         return "; ".join(describe_process(process) for process in gpu.processes[:3])
+    if gpu.uuid in held:
+        return f"the run {one_line(held[gpu.uuid], 60)} has it"
     used, total = gpu.memory_used_mib, gpu.memory_total_mib
     if used is None:
         return "its memory use is unknown"

@@ -9,9 +9,9 @@ from typing import Any
 
 from remote.deploy import Deployed, deploy, show_steps
 from remote.display import percent, show
-from remote.errors import ConnectionLost, NotFound, RunFailed
+from remote.errors import ConnectionLost, NotFound, RemoteError, RunFailed
 from remote.follow import PAUSES_S, Follower
-from remote.gpu import choose_gpus
+from remote.gpu import choose_gpus, held_gpus
 from remote.records import Run
 from remote.runs import (
     Pending,
@@ -49,14 +49,20 @@ def train_one(
     request = parse_request(settings, session.project.directory, recipe, fields, data, devices, name)
     deployed = deploy(session, data=data)
     show_steps(session.display, deployed, only_changes=True)
-    asked = plan_run(session, request, deployed)
     pending = Pending(session.project, session.host, request, deployed.release.tree)
-    run = pending.read() or new_run_id(name or request.recipe or (settings.recipe if is_own_trainer(settings) else "run"))
-    asked["argv"] = plan_argv(
-        settings, request, deployed.python, f"{deployed.root}/runs/{run}", asked.pop("trainer_data"), asked.pop("trainer_devices")
-    )
+    try:
+        return start_and_watch(session, request, deployed, pending, session.display.live if follow is None else follow)
+    finally:
+        pending.release()
+
+
+def start_and_watch(session: Session, request: TrainRequest, deployed: Deployed, pending: Pending, follow: bool) -> int:
+    """Under an id that an earlier call, cut off, may have chosen already."""
+    settings = session.project.settings
+    label = request.name or request.recipe or (settings.recipe if is_own_trainer(settings) else "run")
+    run = pending.take() or new_run_id(label)
     pending.write(run)
-    answer = start_patiently(session, run, asked)
+    answer = start_on_free_gpus(session, request, deployed, run, pending)
     if answer.get("note"):
         session.display.note(f"note: {answer['note']}")
     if answer.get("again"):
@@ -64,7 +70,7 @@ def train_one(
     else:
         where = "in tmux" if answer.get("launched") == "tmux" else "without tmux (setsid)"
         session.display.line(f"run {run}: started {where} on {session.host}")
-    return watch(session, run, session.display.live if follow is None else follow, pending)
+    return watch(session, run, follow, pending)
 
 
 def plan_run(session: Session, request: TrainRequest, deployed: Deployed) -> dict[str, Any]:
@@ -96,7 +102,7 @@ def plan_run(session: Session, request: TrainRequest, deployed: Deployed) -> dic
     if report.gpus and not wants_gpu:
         asked |= {"gpus": []}
     elif report.gpus:
-        choice = choose_gpus(report.gpus, request.devices, limit=most)
+        choice = choose_gpus(report.gpus, request.devices, limit=most, held=held_gpus(deployed.facts.get("runs") or ()))
         if choice.problem is not None:
             raise choice.problem_error(session.host)
         for note in choice.notes:
@@ -107,6 +113,33 @@ def plan_run(session: Session, request: TrainRequest, deployed: Deployed) -> dic
             "trainer_devices": "auto",
         }
     return asked
+
+
+def start_on_free_gpus(session: Session, request: TrainRequest, deployed: Deployed, run: str, pending: Pending) -> dict[str, Any]:
+    """Plan and start. Where another launch was quicker to take a GPU, the rest are looked at again."""
+    settings = session.project.settings
+    if any(known.get("run") == run for known in deployed.facts.get("runs") or ()):
+        # An earlier call has made it, with GPUs of its own choice, which it may be using by now.
+        return start_patiently(session, run, {})
+    while True:
+        try:
+            asked = plan_run(session, request, deployed)
+            data, devices = asked.pop("trainer_data"), asked.pop("trainer_devices")
+            asked["argv"] = plan_argv(settings, request, deployed.python, f"{deployed.root}/runs/{run}", data, devices)
+            return start_patiently(session, run, asked)
+        except ConnectionLost:
+            raise
+        except RemoteError as error:
+            taken = error.details.get("taken")
+            if not isinstance(taken, dict) or not taken.keys() & {gpu.uuid for gpu in deployed.gpus.gpus}:
+                pending.clear()
+                raise
+            holders = [{"run": holder, "state": "running", "gpus": [uuid]} for uuid, holder in taken.items()]
+            known = [*(deployed.facts.get("runs") or ()), *holders]
+            if held_gpus(known) == held_gpus(deployed.facts.get("runs") or ()):
+                pending.clear()
+                raise
+            deployed.facts = {**deployed.facts, "runs": known}
 
 
 def start_patiently(session: Session, run: str, asked: dict[str, Any]) -> dict[str, Any]:

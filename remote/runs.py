@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from remote.errors import GpuUnfit, NotFound, ProtocolError, RunFailed, UsageError
 from remote.records import Run, Settings
@@ -27,6 +27,7 @@ OWN_OPTIONS = {
     "recipe": "give it as --recipe",
     "run_dir": "the run's directory is chosen here",
 }
+MOST_AT_ONCE = 16
 PENDING_S = 24 * 3600.0
 """A launch whose answer was lost is taken up again within this time."""
 
@@ -135,29 +136,62 @@ def require_gpu(config: Any, has_gpu: bool, host: str) -> None:
 
 
 class Pending:
-    """Remembers a launch until the server has confirmed it, so that a repeated command is the same start."""
+    """Remembers a launch until the user was told of its run, so that a command repeated after a cut is the same start.
+
+    A launch that is still under way in another process is not taken up: two such commands at once are two starts.
+    """
 
     def __init__(self, project: Project, host: str, request: TrainRequest, tree: str) -> None:
         key = json.dumps([host, project.settings.root, project.settings.command, repr(request), tree])
-        self.path = project.dest / ".pending" / (hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:24] + ".json")
+        name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+        self._places = [project.dest / ".pending" / f"{name}{f'-{number}' if number else ''}.json" for number in range(MOST_AT_ONCE)]
+        self._lock: IO[bytes] | None = None
+        self.path = self._places[0]
 
-    def read(self) -> str | None:
+    def take(self) -> str | None:
+        """The run of a launch that was cut off, if there is one. From here on it is ours."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for place in self._places:
+            self.path, self._lock = place, _locked(place.with_suffix(".lock"))
+            if self._lock is not None:
+                break
         try:
             value = json.loads(self.path.read_text())
-            if time.time() - float(value["time"]) < PENDING_S:
+            if 0 <= time.time() - float(value["time"]) < PENDING_S:
                 return str(value["run"])
         except (OSError, ValueError, KeyError, TypeError):
             pass
         return None
 
     def write(self, run: str) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps({"run": run, "time": time.time()}))
         os.replace(temporary, self.path)
 
     def clear(self) -> None:
         self.path.unlink(missing_ok=True)
+        self.release()
+
+    def release(self) -> None:
+        """Leave what is remembered to the next call. The lock's file stays: another process may be about to lock it."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def _locked(path: Path) -> IO[bytes] | None:
+    """The open file, locked until it is closed or we end; None where another process has it. Windows has no such lock."""
+    file = path.open("ab")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except OSError:
+        file.close()
+        return None
+    return file
 
 
 def start_run(session: Session, run: str, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,6 +244,10 @@ def list_runs(session: Session, run: str | None = None) -> list[Run]:
     return [parse_run(item) for item in found] if isinstance(found, list) else []
 
 
+def _time(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
 def run_json(run: Run, host: str) -> dict[str, Any]:
     """The form of `status --json`."""
     metrics = run.progress.get("metrics") if isinstance(run.progress.get("metrics"), Mapping) else {}
@@ -230,6 +268,7 @@ def run_json(run: Run, host: str) -> dict[str, Any]:
         "test_accuracy": run.summary.get("test_accuracy"),
         "seconds_left": run.progress.get("seconds_left") if run.state == "running" else None,
         "gpus": run.asked.get("gpus"),
+        "created": _time(run.detail.get("since")),
         "started": run.detail.get("started"),
         "ended": run.detail.get("ended"),
         "server": run.host,

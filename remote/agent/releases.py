@@ -127,6 +127,10 @@ def release_put(
         make_current(layout, tree)
         shutil.rmtree(layout.incoming, ignore_errors=True)
         removed = _prune(layout)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = layout.releases  # a write names no file, and people want to know which disk
+        raise
     finally:
         unlock_project(layout)
     return {"received": received, "removed": removed, "path": layout.release(tree)}

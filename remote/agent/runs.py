@@ -1,5 +1,7 @@
 """Runs: started once by their id, told truthfully, stopped politely."""
 
+import contextlib
+import fcntl
 import os
 import secrets
 import shutil
@@ -7,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from .calls import Call, Refusal, operation
 from .paths import RUN_ID, Layout, read_json, resolve_root, write_json
@@ -138,13 +140,37 @@ def run_start(
     prepare_root(layout, project, identity)
     again = os.path.isdir(directory)
     if not again:
-        _create(layout, run, directory, asked)
+        with _one_launch_at_a_time(layout):
+            _require_free_gpus(layout, asked)
+            _create(layout, run, directory, asked)
     state = read_json(os.path.join(directory, "state.json")) or {}
     if state.get("state") == "queued" and not state.get("supervisor_pid"):
         how, note = launch(layout, directory, run)
     else:
         how, note = str(state.get("launched") or "already"), None
     return {"run": run, "path": directory, "launched": how, "note": note, "again": again}
+
+
+@contextlib.contextmanager
+def _one_launch_at_a_time(layout: Layout) -> Iterator[None]:
+    fd = os.open(os.path.join(layout.runs, ".launch.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _require_free_gpus(layout: Layout, asked: Dict[str, Any]) -> None:
+    """GPUs that were chosen because they seemed free must not have been given to another run meanwhile."""
+    wanted = asked.get("gpus")
+    if asked.get("devices") != "auto" or not isinstance(wanted, list) or not wanted:
+        return
+    live = [run for run in list_runs(layout) if run["state"] not in FINAL and isinstance(run["gpus"], list)]
+    taken = {uuid: run["run"] for run in live for uuid in run["gpus"] if uuid in wanted}
+    if taken:
+        holders = ", ".join(sorted(set(taken.values())))
+        raise Refusal("GpuUnfit", f"the GPUs were given to {holders} just now", "wait, or name one: --devices 0", taken=taken)
 
 
 def _create(layout: Layout, run: str, directory: str, asked: Dict[str, Any]) -> None:

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from remote.agent import upkeep
+from remote.agent.paths import write_json
+from remote.agent.runs import FETCHED, read_fetched
 from remote.loopback import LoopbackServer
+from tests.support.agent import agent
 from tests.support.faults import Lab, wait_until
 from tests.support.project import snapshot
 
@@ -65,6 +68,18 @@ def test_a_fetch_before_the_end_does_not_count(lab: Lab) -> None:
     assert lab.task("clean", yes=True).code == 0
     assert names(lab, "runs") == set()
     assert (lab.results / run / "train.log").read_text() == "up\nresult\n"
+
+
+def test_the_server_itself_marks_no_run_that_goes_on_and_no_other_end(lab: Lab) -> None:
+    """Whatever a laptop claims: the mark is for the end that was fetched, and for no later one."""
+    run = train(lab, "echo up; sleep 60\n", ended=False)
+    with agent(lab.server) as link:
+        for ended in (None, 1.0):
+            assert link.call("fetch_done", root="~/projects/p", run=run, ended=ended, files=1, who="x") == {"marked": False}
+    place = lab.root / "runs" / run
+    write_json(str(place / FETCHED), {"ended": 1.0, "time": 2.0})
+    assert read_fetched(str(place), {"ended": 1.0}) == 2.0
+    assert read_fetched(str(place), {"ended": 3.0}) is None
 
 
 def test_a_live_run_keeps_its_code_and_environment_whatever_is_told(lab: Lab) -> None:

@@ -19,6 +19,7 @@ from remote.follow import Follower
 from remote.loopback import LoopbackServer
 from remote.session import Session
 from tests.support.faults import LOST, UNREACHABLE, Lab, short_pauses, stalling, wait_until
+from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.proxy import Direction, Relay
 from tests.support.sweeps import PHASES, Follow, Sweep
 
@@ -50,6 +51,7 @@ def test_a_cut_while_waiting_for_the_first_sign_of_life_starts_no_second_run(
     server: LoopbackServer, relay: Relay, tmp_path: Path
 ) -> None:
     """The launch was answered, the user was not told yet: the same command must mean the same run."""
+    write_nvidia_smi(Path(server.path) / "nvidia-smi", [FakeGpu()])  # whose only GPU the run has by then
     lab = Lab(server, tmp_path, relay, files={"train.sh": "sleep 3; echo up; sleep 20\n"})
     assert lab.task("deploy").code == 0
     ended: list[int] = []
@@ -133,14 +135,14 @@ def test_the_tail_of_an_empty_log_is_followed_from_its_beginning(server: Loopbac
     """A cut before the first line: what was written meanwhile is longer than the tail, and none of it may be skipped."""
     lab = Lab(server, tmp_path, relay, files={"train.sh": "while [ ! -e ../go ]; do sleep 0.1; done; seq 5000; sleep 1\n"})
     assert lab.task("deploy").code == 0
-    thread = threading.Thread(target=lambda: lab.task("train", route=server))
+    thread = threading.Thread(target=lambda: lab.task("train", route=server), daemon=True)
     thread.start()
     wait_until(lambda: any((lab.root / "runs").glob("*/train.log")))
     texts: list[str] = []
     with Session(lab.target(), lab.parsed_project(), Display(notes=io.StringIO())) as session:
         follower = Follower(session, "latest", sink=texts.append)
         follower.tail = 200
-        following = threading.Thread(target=follower.until_end)
+        following = threading.Thread(target=follower.until_end, daemon=True)
         following.start()
         wait_until(lambda: follower.tail is None)
         relay.refuse = True

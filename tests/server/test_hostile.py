@@ -234,6 +234,14 @@ def test_a_lying_server_is_refused_in_one_line(tmp_path: Path, task: str, answer
         assert done.code == 0 or not [file for file in lab.results.rglob("a") if file.is_file() and file.read_bytes() != GOOD]
 
 
+def test_a_server_that_lives_but_never_answers_is_given_up(tmp_path: Path) -> None:
+    """Its life signs keep every single wait short: the answer as a whole has a limit, too."""
+    lab = LyingLab(tmp_path)
+    lab.settings = {"timeout_s": 0.02}
+    done = lab.ask("status", always(*[encode({"alive": True})] * 60_000))
+    assert done.code == 4 and "lives but gives no answer" in done.err and done.seconds < 3
+
+
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[Any]]]:
     """What an honest agent answers in every task."""

@@ -35,7 +35,7 @@ class Sweep:
         self.server, self.directory, self.relay = server, directory, relay
         self.numbers = count()
         self.totals: dict[tuple[str, Direction], int] = {}
-        self.compared = self.recovered = 0
+        self.compared = self.recovered = self.started_twice = 0
         self.deployed: dict[str, str] = {}
         self.fetched: dict[str, str] = {}
         self.measure()
@@ -81,7 +81,10 @@ class Sweep:
         check_nothing_half(lab, self.deployed)
         again = lab.task(point.phase)
         assert again.code == 0, (point, again)
-        getattr(self, f"compare_{point.phase}")(lab, point)
+        if point.phase == "train":
+            self.compare_train(lab, point, done)
+        else:
+            getattr(self, f"compare_{point.phase}")(lab, point)
         self.compared += 1
         return done
 
@@ -89,11 +92,14 @@ class Sweep:
         left, wanted = lab.server_state(), self.deployed_as(lab)
         assert left == wanted, (point, sorted(set(left.items()) ^ set(wanted.items())))
 
-    def compare_train(self, lab: Lab, point: CutPoint) -> None:
+    def compare_train(self, lab: Lab, point: CutPoint, done: Done) -> None:
+        """A launch that the user was told of is over, and the same command a new one; any other must not double."""
         wait_until(lambda: all(row["state"] == "finished" for row in lab.rows()))
-        # A launch that was answered is over: the same command afterwards is a new one. An unanswered one must not double.
-        for run in (lab.root / "runs").iterdir():
-            assert len((run / "started").read_text().split()) == 1, point
+        runs = [path for path in (lab.root / "runs").iterdir() if path.is_dir()]
+        wanted = 1 if done.code else 2
+        processes = sum(len((run / "started").read_text().split()) for run in runs)
+        self.started_twice += max(0, len(runs) - wanted) + max(0, processes - len(runs))
+        assert len(runs) == wanted and processes == wanted, (point, done, runs)
         assert not list((lab.results / ".pending").glob("*.json")), point
 
     def compare_fetch_results(self, lab: Lab, point: CutPoint) -> None:
