@@ -229,9 +229,10 @@ def shown(value: object) -> str:
     short = reprlib.Repr()
     short.maxstring = short.maxother = 60
     try:
-        return short.repr(value)
+        text = short.repr(value)
     except ValueError:  # python refuses to write out very long numbers
         return "a number that is too long"
+    return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 def parse_value(kind: Any, value: object) -> object:

@@ -63,7 +63,7 @@ def draw_curves(history: History, summary: Mapping[str, Any]) -> Figure:
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if best is not None:
-            axes.axvline(best, color="0.7", linewidth=1, zorder=0)
+            axes.axvline(best, color="0.7", linewidth=1, zorder=0, label=f"best epoch {best}")
         if axes is not rate and axes.get_legend_handles_labels()[0]:
             axes.legend()
     return figure

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -121,7 +122,8 @@ class Lab:
         kept = {name: what for name, what in found.items() if name.split("/")[0] in ("agent", "releases", "project.json")}
         kept["current"] = os.readlink(self.root / "current") if (self.root / "current").is_symlink() else "–"
         kept["environments"] = ",".join(sorted(path.parent.name for path in self.root.glob("env/*/ready")))
-        return {name: what for name, what in kept.items() if "/.incoming/" not in name}
+        # The compiled form of the agent comes after the laptop has gone, or with the next login.
+        return {name: what for name, what in kept.items() if "/.incoming/" not in name and not re.match(r"agent/\w+\.cpython", name)}
 
 
 def run_task(name: str, project: Path, settings: Mapping[str, Any], target: Target, as_json: bool, /, **options: Any) -> Done:

@@ -14,6 +14,9 @@ from trainer.checkpoints import load_checkpoint
 from trainer.config import TrainConfig, load_config
 from trainer.sources import ImageData, make_synthetic
 
+# Tiny networks gain nothing from threads, which wait for each other for long where the machine is busy.
+torch.set_num_threads(1)
+
 RESIDUAL: dict[str, object] = {
     "data": "synthetic", "accelerator": "cpu", "deterministic": True, "widths": "8,8", "max_epochs": 3, "batch_size": 40,
     "validation_max": 60, "restart_epochs": 2,

@@ -14,7 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer import options, train
-from trainer.config import CHOICES, FIELDS, ConfigError, TrainConfig, load_config, parse_value, peak_learning_rate, recipe_names, to_yaml
+from trainer.config import (
+    CHOICES,
+    FIELDS,
+    ConfigError,
+    TrainConfig,
+    load_config,
+    parse_value,
+    peak_learning_rate,
+    recipe_names,
+    shown,
+    to_yaml,
+)
 from trainer.schedule import rate_factor, restarts_factor, triangle_factor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,6 +148,11 @@ def test_load_config_raises_nothing_but_config_errors(overrides: dict[str, objec
 def test_a_broken_file_gives_config_errors(text: bytes, tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_bytes(text)
     assert all(len(line) < 400 and "\n" not in line for line in errors_of(str(tmp_path / "broken.yaml")))
+
+
+def test_a_value_is_shown_in_short_whatever_it_is() -> None:
+    for value in ({"a" * 500: ["b" * 500, {"c" * 500: "d" * 500}]}, ["x" * 99] * 99, b"e" * 999, 10**5000):
+        assert len(shown(value)) <= 101
 
 
 @given(st.text(max_size=40))

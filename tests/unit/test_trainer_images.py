@@ -202,6 +202,11 @@ def test_shares_are_within_an_image_of_the_proportion(counts: list[int], wanted:
         assert all(abs(part - wanted * count / sum(counts)) <= 1 for part, count in zip(held, counts, strict=True))
 
 
+def test_small_classes_take_their_one_image_from_the_large_one_s_share() -> None:
+    assert deal_out(5, [2, 2, 2, 100]) == [1, 1, 1, 2]
+    assert deal_out(3, [1, 2, 2, 100]) == [0, 1, 1, 1]
+
+
 def test_a_split_of_nothing_is_refused() -> None:
     with pytest.raises(DataError, match="no image is left for validation: add images, or set validation_fraction 0 and patience 0"):
         split_indices(torch.arange(3), tiny_config())

@@ -103,12 +103,14 @@ def test_filters_keep_their_norm_and_the_whitening_bias_stops() -> None:
     config = speed_config(whiten_bias_epochs=3, learning_rate=0.0001)
     network = speed_network(config)
     optimizer = cast(MuonWithSGD, make_optimizer(network, config, config.learning_rate))
+    filters = cast(list[Tensor], optimizer.param_groups[0]["params"])
+    for p in filters:
+        p.data.mul_(1.7)
     set_rates(optimizer, 0.5, progress_epochs=1.5)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.00005, 0.0025, 0.025, 0.0025])
     set_rates(optimizer, 0.5, progress_epochs=4.0)
     assert optimizer.param_groups[3]["lr"] == 0.0
     train_steps(network, optimizer, 3, summed=True)
-    filters = cast(list[Tensor], optimizer.param_groups[0]["params"])
     assert len(filters) == 6 and all(abs(float(p.detach().norm()) - len(p) ** 0.5) < 0.01 * len(p) ** 0.5 for p in filters)
 
 

@@ -90,6 +90,51 @@ def test_smaller_parts_give_the_same_training_as_accumulation(
     assert all(torch.allclose(healed[name], wanted[name], atol=1e-5) for name in wanted)
 
 
+def gradient_norms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Of each step, before clipping."""
+    norms: list[float] = []
+
+    def clip(self: Classifier, *arguments: Any) -> None:
+        norms.append(float(torch.stack([p.grad.norm() for p in self.network.parameters() if p.grad is not None]).norm()))
+
+    monkeypatch.setattr(Classifier, "clip_gradients", clip)
+    return norms
+
+
+def test_gradients_are_of_the_whole_batch_s_mean_however_it_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms = gradient_norms(monkeypatch)
+    train_once(PLAIN, DATA, tmp_path / "whole")
+    whole = norms[0]
+    norms.clear()
+    train_once(dataclasses.replace(PLAIN, batch_size=20, accumulate_grad_batches=2), DATA, tmp_path / "halves")
+    assert norms[0] == pytest.approx(whole, rel=0.4), "but for BatchNorm, which sees half as many images at a time"
+
+
+def test_what_was_done_before_memory_ran_out_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs out in the second part of the first step, when the first part's gradients and loss are there already."""
+    halves = dataclasses.replace(PLAIN, batch_size=20, accumulate_grad_batches=2, max_epochs=1)
+    original = ResidualCNN.forward
+    calls = []
+
+    def forward(self: ResidualCNN, x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        if len(calls) == 2:
+            raise on_gpu()
+        return original(self, x)
+
+    norms = gradient_norms(monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr(ResidualCNN, "forward", forward)
+        train_once(halves, DATA, tmp_path / "healed")
+    healed = norms[0]
+    norms.clear()
+    assert calls[:6] == [20, 20, 10, 10, 10, 10]
+    train_once(dataclasses.replace(halves, batch_size=10, accumulate_grad_batches=4), DATA, tmp_path / "quarters")
+    assert healed == pytest.approx(norms[0], rel=1e-4)
+    losses = [load_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["training"]["history"][0] for name in ("healed", "quarters")]
+    assert losses[0]["train_loss"] == pytest.approx(losses[1]["train_loss"], rel=1e-5)
+
+
 def test_parts_are_kept_when_the_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +202,14 @@ def test_a_loss_that_is_not_finite_goes_back_with_half_the_rate(
     assert summary["restores"] == 2 and summary["epochs"] == 3
     assert all(math.isfinite(float(value.double().sum())) for value in weights_of(tmp_path / "run" / "checkpoints" / "last.ckpt").values())
     assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") == 4
+
+
+def test_it_goes_back_to_a_state_that_was_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One saved within the epoch that went wrong may carry the seed of it."""
+    seen = infinite_at(monkeypatch, 13, 1)
+    monkeypatch.setattr("trainer.keeper.WITHIN_EPOCH_EVERY_S", 0.0)
+    train_once(PLAIN, DATA, tmp_path / "run")
+    assert [len(rates(seen, step)) for step in (8, 9, 12)] == [1, 2, 2]
 
 
 def test_it_starts_anew_where_nothing_good_was_saved(
