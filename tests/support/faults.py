@@ -14,7 +14,6 @@ import io
 import json
 import os
 import re
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -159,22 +158,10 @@ def spread(total: int, count: int) -> list[int]:
 @contextlib.contextmanager
 def stalling(relay: Relay, after: int, direction: Direction) -> Iterator[None]:
     """Both ways stall once `after` more bytes have gone in `direction`."""
-    start = relay.bytes_up if direction == "up" else relay.bytes_down
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.001):
-            if (relay.bytes_up if direction == "up" else relay.bytes_down) - start >= after:
-                relay.stall = "both"
-                return
-
-    thread = threading.Thread(target=watch)
-    thread.start()
+    relay.stall_after(after, direction)
     try:
         yield
     finally:
-        ended.set()
-        thread.join()
         relay.mend()
 
 

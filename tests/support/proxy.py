@@ -76,6 +76,7 @@ class Relay:
         self.connections = self.cuts = self.bytes_up = self.bytes_down = 0
         self.port = 0
         self._cut: _Cut | None = None
+        self._halt: _Cut | None = None
         self._pairs: set[_Pair] = set()
         self._server: asyncio.Server | None = None
 
@@ -104,10 +105,19 @@ class Relay:
         cut = _Cut(count, direction, count if repeat else None)
         self._call(lambda: setattr(self, "_cut", cut))
 
+    def stall_after(self, count: int, direction: Direction) -> None:
+        """Nothing passes either way once exactly `count` more bytes went in `direction`, until mend()."""
+        halt = _Cut(count, direction, None)
+        self._call(lambda: setattr(self, "_halt", halt))
+
     def mend(self) -> None:
         """No fault from now on."""
-        self.stall = None
-        self._call(lambda: setattr(self, "_cut", None))
+
+        def forget() -> None:
+            self._cut = self._halt = None
+            self.stall = None
+
+        self._call(forget)
         self.refuse = False
 
     @property
@@ -184,7 +194,7 @@ class Relay:
                 await _sleep_until(due)
                 while self.stall in ("both", direction):
                     await asyncio.sleep(0.005)
-                await self._forward(data, sink, direction)
+                await self._forward(await self._halted(data, sink, direction), sink, direction)
             await reading  # raises what ended the reading
             if sink.can_write_eof():
                 sink.write_eof()
@@ -202,6 +212,22 @@ class Relay:
                 await pipe.put(max(now, free_at) + self.latency_s, data)
         finally:
             pipe.end(loop.time() + self.latency_s)
+
+    async def _halted(self, data: bytes, sink: asyncio.StreamWriter, direction: Direction) -> bytes:
+        """Where a stall was ordered: passes on what comes before it, waits it out, and returns the rest."""
+        halt = self._halt
+        if halt is None or halt.direction != direction:
+            return data
+        if len(data) <= halt.left:
+            halt.left -= len(data)
+            return data
+        first, rest = data[: halt.left], data[halt.left :]
+        self._halt, self.stall = None, "both"
+        if first:
+            await self._forward(first, sink, direction)
+        while self.stall is not None:
+            await asyncio.sleep(0.005)
+        return rest
 
     async def _forward(self, data: bytes, sink: asyncio.StreamWriter, direction: Direction) -> None:
         cut = self._cut if self._cut and self._cut.direction in (None, direction) else None
