@@ -157,11 +157,30 @@ def start_patiently(session: Session, run: str, asked: dict[str, Any]) -> dict[s
 
 
 def watch(session: Session, run: str, follow: bool, pending: Pending) -> int:
-    """Wait for the first sign of life, then show the training or leave it alone.
+    """Wait for the first sign of life, then show the training or leave it alone. Ctrl-C never harms it.
 
     Only then is the launch forgotten: until the user was told of the run, the same command means the same run.
     """
     follower = Follower(session, run, show_log=follow)
+    if follow:
+        session.display.note("following; Ctrl-C leaves the training alone")
+    try:
+        wait_for_start(session, run, follower, pending)
+        if follow:
+            return show_end(session, follower.until_end())
+    except KeyboardInterrupt:
+        pending.clear()
+        session.display.note(
+            f"\nthe training goes on. Come back with: fab -H {session.host} logs --run {run} --follow; "
+            f"results with: fab -H {session.host} fetch-results"
+        )
+        return 0
+    session.display.line(f"it trains. Come back with: fab -H {session.host} logs --follow | status | fetch-results")
+    return 0
+
+
+def wait_for_start(session: Session, run: str, follower: Follower, pending: Pending) -> None:
+    """Raises RunFailed, with the log's end shown, for what ended at once or shows nothing."""
     started, described = follower.until_started(START_WAIT_S)
     pending.clear()
     if described.state == "failed":
@@ -173,19 +192,6 @@ def watch(session: Session, run: str, follow: bool, pending: Pending) -> int:
             host=session.host,
             remedy=f"fab -H {session.host} logs --run {run} --follow",
         )
-    if not follow:
-        session.display.line(f"it trains. Come back with: fab -H {session.host} logs --follow | status | fetch-results")
-        return 0
-    session.display.note("following; Ctrl-C leaves the training alone")
-    try:
-        ended = follower.until_end()
-    except KeyboardInterrupt:
-        session.display.note(
-            f"\nthe training goes on. Come back with: fab -H {session.host} logs --run {run} --follow; "
-            f"results with: fab -H {session.host} fetch-results"
-        )
-        return 0
-    return show_end(session, ended)
 
 
 def show_log_end(session: Session, run: str, follower: Follower) -> None:
