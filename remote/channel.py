@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import threading
 import time
@@ -242,7 +243,9 @@ class Stream:
             self._chunks.clear()
             self._changed.notify_all()
         if tell and self._transport.is_active():
-            self._transport.post_later(struct.pack(">BI", 97, self._remote))
+            # Cut at this very moment: EOFError, OSError or SSHException. It is closed either way.
+            with contextlib.suppress(Exception):
+                self._transport.post_later(struct.pack(">BI", 97, self._remote))
 
     def _wait(self, deadline: float, timeout_s: float, host: str) -> None:
         """Holding the condition."""

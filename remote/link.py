@@ -182,7 +182,21 @@ class Link:
 
     def _send(self, message: dict[str, Any], blob: bytes = b"") -> None:
         assert self._channel is not None
-        self._channel.send(protocol.encode(message, len(blob)) + blob)
+        try:
+            self._channel.send(protocol.encode(message, len(blob)) + blob)
+        except ConnectionLost:
+            # A command that ended at once takes nothing more: what it said before is the reason, not the connection.
+            if self._greeted or self._channel.exit_code() is None:
+                raise
+            self._hear_out()
+            raise self._ended() from None
+
+    def _hear_out(self) -> None:
+        try:
+            while len(self._buffer) < MAX_NOISE:
+                self._fill()
+        except (EOFError, RemoteError):
+            pass
 
     def _ping(self) -> None:
         while not self._closed.wait(PING_EVERY_S):
