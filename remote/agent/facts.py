@@ -13,20 +13,12 @@ from typing import Any, Dict, List, Optional
 from . import environments, gpus, interpreters, releases, runs
 from .calls import Call, operation
 from .paths import Layout, mount_of, read_json, resolve_root
+from .processes import boot_id
 from .roots import root_problem
 
 
 def host_name() -> str:
     return socket.gethostname()
-
-
-def boot_id() -> str:
-    """Changes with every boot; empty where the system does not tell."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
 
 
 def user_name() -> str:

@@ -4,6 +4,15 @@ import os
 from typing import List, Optional
 
 
+def boot_id() -> str:
+    """Changes with every boot; empty where the system does not tell."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
 def start_time(pid: int) -> Optional[int]:
     """Clock ticks after boot at which `pid` started; None if there is no such process or it is a zombie."""
     fields = _stat(pid)

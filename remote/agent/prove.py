@@ -10,6 +10,7 @@ from . import gpus
 from .calls import Call, Refusal, operation
 from .interpreters import plain_environment
 from .paths import Layout, read_json, resolve_root, write_json
+from .processes import boot_id
 
 PROVE_TIMEOUT_S = 300.0
 """Importing torch from a cold network disk takes minutes at times."""
@@ -247,14 +248,6 @@ def _run(call: Call, python: str, modules: List[str]) -> Dict[str, Any]:
 
 def _since(started: float) -> float:
     return round(time.monotonic() - started, 1)
-
-
-def boot_id() -> str:
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
 
 
 def read_proofs(directory: str) -> List[Dict[str, Any]]:

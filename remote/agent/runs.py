@@ -13,21 +13,13 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from .calls import Call, Refusal, operation
 from .paths import RUN_ID, Layout, read_json, resolve_root, write_json
-from .processes import is_same, start_time
+from .processes import boot_id, is_same, start_time
 from .releases import read_manifest, write_tree
 from .roots import keep_agent, prepare_root
 
 FINAL = ("finished", "failed", "stopped")
 FETCHED = ".fetched.json"
 """In a run's directory: a laptop has all of it, as it was when it had ended."""
-
-
-def boot_id() -> str:
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
 
 
 def list_runs(layout: Layout) -> List[Dict[str, Any]]:

@@ -13,8 +13,7 @@ from typing import Any, Dict, List, Optional
 
 from . import gpus
 from .paths import mount_of, read_json, write_json
-from .processes import child_start_time, group_members, kernel_kills, start_time
-from .runs import boot_id
+from .processes import boot_id, child_start_time, group_members, kernel_kills, start_time
 
 STOP_S = 60.0
 """From SIGTERM to SIGKILL: the time a trainer has to save."""

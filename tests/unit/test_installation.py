@@ -24,8 +24,8 @@ FAILURES = [
         "the package index can't be reached from the server",
     ),
     (
-        "HTTPSConnectionPool(host='pypi.org', port=443): Read timed out.\nReadTimeoutError",
-        "the package index (pypi.org) can't be reached from the server",
+        "HTTPSConnectionPool(host='index.example', port=443): Read timed out.\nReadTimeoutError",
+        "the package index (index.example) can't be reached from the server",
     ),
     (
         "error: Failed to fetch: `https://me:pw@mirror.org/simple/`\n  Caused by: error sending request for url",
