@@ -589,8 +589,9 @@ class Embedded:
         for child in list(self._children):  # asyncio can't let go of a child; what it started with setsid lives on
             with contextlib.suppress(ProcessLookupError):
                 child.kill()
-            await child.wait()
+            # Before the wait: what the child has started may hold the other ends, and wait() waits for them, too.
             _hang_up(child, 0, 1, 2)
+            await child.wait()
         await asyncio.sleep(0)  # closed pipes need one more turn of the loop
 
     async def _serve(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
