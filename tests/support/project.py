@@ -6,6 +6,7 @@ make_tree(path, HOSTILE); assert snapshot(path) == snapshot(other)
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -83,13 +84,17 @@ def make_tree(path: Path, files: Mapping[str, Content]) -> Path:
 
 
 def snapshot(path: Path) -> dict[str, str]:
-    """Name → kind and content of every file and link below `path`; folders count by what they hold."""
+    """Name → kind and content of every file and link below `path`; folders count by what they hold.
+
+    A file that goes while this looks (the temporary form of one that a server is writing) was not there.
+    """
     found = {}
     for folder, folders, files in os.walk(path):
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         for name in [*files, *links]:
             entry = Path(folder, name)
-            found[str(entry.relative_to(path))] = _describe(entry)
+            with contextlib.suppress(FileNotFoundError):
+                found[str(entry.relative_to(path))] = _describe(entry)
     return found
 
 
