@@ -14,22 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
-import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY))
-
-Row = dict[str, Any]
+from trainings import Row, accuracies, describe, spread, train, write_page
 
 
 def main() -> int:
@@ -38,6 +30,7 @@ def main() -> int:
     parser.add_argument("--data", default="synthetic", help="as for trainer.train")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--reference", type=Path, help="the other program")
+    parser.add_argument("--reference-seeds", type=int, default=0, help="at most so many of them for the other program; 0: all")
     parser.add_argument("--turns", type=int, default=3, help="of `standard`")
     parser.add_argument("--images", type=int, default=1280, help="per turn of `standard`")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the recipe to change")
@@ -45,38 +38,8 @@ def main() -> int:
     options = parser.parse_args()
     rows = measure_standard(options) if options.part == "standard" else measure_fast(options)
     text = (render_standard if options.part == "standard" else render_fast)(rows)
-    about = describe()
-    page = "\n".join([f"# Trainer: {options.part}", "", *(f"{name}: {value}  " for name, value in about.items()), "", text, ""])
-    print(page)
-    if options.write:
-        folder = REPOSITORY / "benchmarks" / "results"
-        (folder / f"trainer-{options.part}.md").write_text(page)
-        (folder / f"trainer-{options.part}.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    write_page(f"trainer-{options.part}", f"Trainer: {options.part}", describe("trainer.py"), text, rows, options.write)
     return 0
-
-
-def describe() -> Row:
-    import torch
-
-    names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"{names[0] if names else 'CPU'}, {os.cpu_count()} cores"
-    return {
-        "command": " ".join(["python benchmarks/trainer.py", *(Path(word).name if "/" in word else word for word in sys.argv[1:])]),
-        "machine": device,
-        "software": f"Python {platform.python_version()}, torch {torch.__version__}",
-    }
-
-
-def train(data: str, recipe: str, seed: int, changes: Sequence[str]) -> tuple[Row, float]:
-    """Summary and wall seconds of one training as a process of its own."""
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        words = ["--recipe", recipe, "--data", data, "--seed", str(seed), "--run_dir", f"{folder}/run"]
-        for change in changes:
-            words += ["--set", change]
-        begin = time.perf_counter()
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-        subprocess.run([sys.executable, "-m", "trainer.train", *words], cwd=folder, env=environment, check=True, stdout=sys.stderr)
-        return json.loads(Path(folder, "run", "summary.json").read_text()), time.perf_counter() - begin
 
 
 # fast
@@ -85,18 +48,17 @@ def train(data: str, recipe: str, seed: int, changes: Sequence[str]) -> tuple[Ro
 def measure_fast(options: argparse.Namespace) -> list[Row]:
     rows = []
     for seed in range(1, options.seeds + 1):
-        summary, wall = train(options.data, "fast", seed, options.set)
-        rows.append({"tool": "ours", "seed": seed, "accuracy": summary["test_accuracy"], "clock": summary["seconds"], "wall": wall,
+        done = train(options.data, "fast", seed, options.set)
+        summary = done.summary
+        rows.append({"tool": "ours", "seed": seed, "accuracy": summary["test_accuracy"], "clock": summary["seconds"], "wall": done.wall,
                      "images_per_s": summary["data"]["train"] * summary["epochs"] / summary["seconds"],
                      "test_images": summary["test_images"]})  # fmt: skip
         print(rows[-1], file=sys.stderr)
-        if options.reference:
+        if options.reference and seed <= (options.reference_seeds or options.seeds):
             begin = time.perf_counter()
             command = [sys.executable, str(options.reference), "--data", options.data, "--seed", str(seed)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            rows.append(
-                {"tool": "reference", "seed": seed, "wall": time.perf_counter() - begin, **json.loads(done.stdout.splitlines()[-1])}
-            )
+            told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+            rows.append({"tool": "reference", "seed": seed, "wall": time.perf_counter() - begin, **json.loads(told)})
             print(rows[-1], file=sys.stderr)
     return rows
 
@@ -108,24 +70,11 @@ def render_fast(rows: Sequence[Row]) -> str:
     ]
     for tool in dict.fromkeys(row["tool"] for row in rows):
         own = [row for row in rows if row["tool"] == tool]
-        accuracies = [row["accuracy"] for row in own]
-        mean = statistics.mean(accuracies)
-        # All seeds see the same test images: their number bounds what can be known, however many seeds there are.
-        error = math.sqrt(mean * (1 - mean) / own[0]["test_images"])
-        deviation = f" ± {100 * statistics.stdev(accuracies):.2f}" if len(own) > 1 else ""
-        lines.append(
-            f"| {tool} | {len(own)} | {100 * mean:.2f}%{deviation} | {100 * (mean - 1.96 * error):.1f}–{100 * (mean + 1.96 * error):.1f}% "
-            f"| {spread(own, 'clock')} | {spread(own, 'wall')} | {spread(own, 'images_per_s')} |"
-        )
+        accuracy, interval = accuracies(own)
+        clocks = f"{spread(own, 'clock')} | {spread(own, 'wall')} | {spread(own, 'images_per_s')}"
+        lines.append(f"| {tool} | {len(own)} | {accuracy} | {interval} | {clocks} |")
     lines += ["", f"{rows[0]['test_images']} test images; the interval is that of their number."]
     return "\n".join(lines)
-
-
-def spread(rows: Sequence[Mapping[str, Any]], name: str) -> str:
-    values = [row[name] for row in rows if row.get(name) is not None]
-    if not values:
-        return "–"
-    return f"{statistics.median(values):.0f}" + (f" ({min(values):.0f}–{max(values):.0f})" if len(values) > 1 else "")
 
 
 # standard beside a bare loop
@@ -135,8 +84,8 @@ def measure_standard(options: argparse.Namespace) -> list[Row]:
     rows = []
     changes = ["accelerator=auto", f"train_images={options.images}", "max_epochs=1", "validation_max=100", *options.set]
     for turn in range(options.turns):
-        summary, _ = train(options.data, "standard", 1, changes)
-        ours = {"tool": "trainer", "turn": turn, "images_per_s": summary["images_per_s"]}
+        done = train(options.data, "standard", 1, changes)
+        ours = {"tool": "trainer", "turn": turn, "images_per_s": done.summary["images_per_s"]}
         bare = {"tool": "bare loop", "turn": turn, "images_per_s": bare_loop(options.images, changes)}
         rows += [ours, bare]
         print(ours, bare, file=sys.stderr)

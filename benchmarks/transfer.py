@@ -27,6 +27,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from machine import cpu
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
@@ -365,20 +367,10 @@ def describe(plan: Plan, server: LoopbackServer) -> dict[str, object]:
     """What a reader needs to judge the figures; no names of machines or people."""
     return {
         "command": " ".join(["python benchmarks/transfer.py", *sys.argv[1:]]),
-        "machine": f"{cpu_model()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        "software": ", ".join(
-            [f"Python {platform.python_version()}", server.kind, *map(version, (["ssh", "-V"], ["rsync", "--version"]))]
-        ),
+        "machine": f"{cpu()}, {platform.system()} {platform.machine()}",
+        "software": ", ".join([f"Python {platform.python_version()}", server.kind, *map(version, (["ssh", "-V"], ["rsync", "--version"]))]),
         "relay": f"{plan.rtt_ms:g} ms round trip, no limit on throughput",
     }
-
-
-def cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "unknown CPU"
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
 
 
 def version(argv: Sequence[str]) -> str:

@@ -68,11 +68,15 @@ class ImageDataModule(pl.LightningDataModule):
         """The images of one step in this process, as places in train_images."""
         return step_indices(len(self.train_images), self.config, epoch, batch, self.rank, self.world)
 
-    def epoch_loader(self, epoch: int, start: int = 0) -> EpochBatches:
+    def load(self) -> DeviceLoader | WorkerLoader:
+        """The loader, made at its first use."""
         if self._loader is None:
             kind = DeviceLoader if self.loader_kind == "device" else WorkerLoader
             self._loader = kind(self)
-        return EpochBatches(self._loader, epoch, start, self.steps_per_epoch)
+        return self._loader
+
+    def epoch_loader(self, epoch: int, start: int = 0) -> EpochBatches:
+        return EpochBatches(self.load(), epoch, start, self.steps_per_epoch)
 
 
 class EpochBatches:

@@ -17,6 +17,7 @@ from trainer.checkpoints import BEST, LAST, LAST_EVERY_S, WITHIN_EPOCH_EVERY_S, 
 from trainer.evaluate import Evaluation, evaluate, uses_half
 from trainer.model import Classifier, TrainingState
 from trainer.progress import Progress, TensorBoard, epoch_line, write_metrics
+from trainer.warm_up import compile_network
 
 CHANCE_FACTOR = 1.2
 LEARNT_FACTOR = 2.0
@@ -79,6 +80,9 @@ class Keeper(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         model = _classifier(pl_module)
+        # Loading and compilation are not on the training clock.
+        model.data_module.load()
+        compile_network(model)
         self.session_start = time.monotonic()
         self.session_step = model.state.step
         model.prepare()

@@ -89,8 +89,6 @@ class Classifier(pl.LightningModule):
             generator = torch.Generator().manual_seed(self.config.seed)
             chosen = torch.randperm(len(images), generator=generator)[:WHITENING_IMAGES]
             self.network.init_whitening(images[chosen].to(self.device))
-        if self.config.compile == "true" or (self.config.compile == "auto" and self.device.type == "cuda"):
-            self.network.compile()
 
     @property
     def data_module(self) -> ImageDataModule:

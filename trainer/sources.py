@@ -393,4 +393,3 @@ def _gratings(count: int, classes: int, seed: int) -> Arrays:
     image = 0.5 + 0.3 * ground + (wave * window)[:, None] * colour + random.normal(0, 0.12, (count, 3, SIZE, SIZE))
     pixels = (255 * image.clip(0, 1)).astype(np.uint8)
     return Arrays(torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64)))
-

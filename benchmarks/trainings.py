@@ -1,0 +1,95 @@
+"""One training as a process of its own, and how its figures are written: shared by trainer.py and gpu.py."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from machine import cpu
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Training:
+    """`wall`: seconds of the whole process. `epochs`: rows of metrics.csv, numbers as float."""
+
+    summary: Row
+    epochs: Sequence[Mapping[str, float]]
+    wall: float
+
+
+def train(data: str, recipe: str, seed: int, changes: Iterable[str], timeout: float | None = None) -> Training:
+    """Raises subprocess.TimeoutExpired, or CalledProcessError where the training fails; what it says goes to stderr."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        words = ["--recipe", recipe, "--data", data, "--seed", str(seed), "--run_dir", f"{folder}/run"]
+        for change in changes:
+            words += ["--set", change]
+        argv = [sys.executable, "-m", "trainer.train", *words]
+        begin = time.perf_counter()
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        subprocess.run(argv, cwd=folder, env=environment, check=True, stdout=sys.stderr, timeout=timeout)
+        wall = time.perf_counter() - begin
+        with open(f"{folder}/run/metrics.csv", newline="") as file:
+            epochs = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        return Training(json.loads(Path(folder, "run", "summary.json").read_text()), epochs, wall)
+
+
+def describe(script: str) -> Row:
+    """What a table must say about itself: the command (without folders), the machine, the versions."""
+    import torch
+
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else cpu()
+    return {
+        "command": " ".join([f"python benchmarks/{script}", *(Path(word).name if "/" in word else word for word in sys.argv[1:])]),
+        "machine": device,
+        "software": f"Python {platform.python_version()}, torch {torch.__version__}",
+    }
+
+
+def write_page(name: str, title: str, about: Row, text: str, rows: Sequence[Row], write: bool) -> None:
+    """Print the page, and with `write` keep it and its rows under benchmarks/results/."""
+    page = "\n".join([f"# {title}", "", *(f"{key}: {value}  " for key, value in about.items()), "", text, ""])
+    print(page)
+    if write:
+        folder = REPOSITORY / "benchmarks" / "results"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.md").write_text(page)
+        (folder / f"{name}.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+
+
+def spread(rows: Sequence[Mapping[str, Any]], name: str, digits: int = 0) -> str:
+    """Median (min–max) of the rows that have it."""
+    values = [row[name] for row in rows if row.get(name) is not None]
+    if not values:
+        return "–"
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def accuracies(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Mean ± standard deviation over the seeds, and the 95% interval of the mean as far as the test images bound it.
+
+    All seeds see the same test images: their number bounds what can be known, however many seeds there are.
+    """
+    values = [row["accuracy"] for row in rows]
+    mean = statistics.mean(values)
+    error = math.sqrt(mean * (1 - mean) / rows[0]["test_images"])
+    deviation = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * mean:.2f}%{deviation}", f"{100 * (mean - 1.96 * error):.1f}–{100 * (mean + 1.96 * error):.1f}%"
