@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
+import io
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from trainer.progress import write_whole
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 """Names that stay, so that a mirror of the run has one of each, and not every best one that there was."""
@@ -21,27 +21,11 @@ WITHIN_EPOCH_EVERY_S = 120.0
 
 
 def save_whole(content: Mapping[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def copy_whole(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Raises OSError where it can't be written; what stood there before stays."""
+    # torch's own writer turns a full disk into errors that don't say so.
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    write_whole(path, buffer.getbuffer())
 
 
 class Clock:

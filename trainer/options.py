@@ -11,7 +11,7 @@ from typing import Any
 from trainer.config import FIELDS, ConfigError, TrainConfig, from_dict, load_config, shown, suggestion, to_dict
 from trainer.processes import say
 
-EXIT_USAGE, EXIT_DATA, EXIT_DEVICE, EXIT_DIVERGED, EXIT_MEMORY, EXIT_STOPPED = 2, 3, 4, 5, 6, 143
+EXIT_USAGE, EXIT_DATA, EXIT_DEVICE, EXIT_DIVERGED, EXIT_MEMORY, EXIT_DISK, EXIT_STOPPED = 2, 3, 4, 5, 6, 7, 143
 
 
 FIXED = ("network", "widths", "depth", "optimizer", "amsgrad", "validation_fraction", "validation_max")
@@ -31,7 +31,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m trainer.train",
         description="Train a network on CIFAR-10 or a folder of images. Every field that --print_config shows is an option of its own: "
         "--max_epochs 10.",
-        epilog="exit codes: 0 finished, 2 wrong options, 3 no usable images, 4 no such device, 5 diverged, 6 out of memory, 143 stopped",
+        epilog="exit codes: 0 finished, 2 wrong options, 3 no usable images, 4 no such device, 5 diverged, 6 out of memory, 7 disk full, "
+        "143 stopped",
         allow_abbrev=False,
     )
     parser.add_argument("--recipe", help="standard, fast, demo or another of trainer/recipes, or the path of a .yaml file")

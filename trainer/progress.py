@@ -18,7 +18,7 @@ COLUMNS = ("epoch", "step", "learning_rate", "train_loss", "train_accuracy", "va
 History = Sequence[Mapping[str, Any]]
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | memoryview) -> None:
     """The file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")

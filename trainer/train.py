@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.config import ConfigError, TrainConfig, to_dict, to_yaml
-from trainer.options import EXIT_DATA, EXIT_DIVERGED, EXIT_STOPPED, EXIT_USAGE, Start, TrainError, find_start, parse
+from trainer.options import EXIT_DATA, EXIT_DISK, EXIT_DIVERGED, EXIT_STOPPED, EXIT_USAGE, Start, TrainError, find_start, parse
 from trainer.processes import end_others, end_with_parent, is_first_process, say
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 ELSEWHERE = ("recipe", "run_dir", "devices", "num_workers", "prefetch_factor", "pin_memory", "persistent_workers")
 """Fields that may differ between seeds that are averaged: where and how, not what."""
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def quiet() -> None:
@@ -59,7 +62,8 @@ def run_new(config: TrainConfig, data: ImageData, run_dir: Path) -> None:
 
 def run_resumed(config: TrainConfig, data: ImageData, run_dir: Path, start: Start) -> None:
     """In another directory than before it needs the best checkpoint, too: no later epoch may be as good."""
-    from trainer.checkpoints import BEST, LAST, copy_whole
+    from trainer.checkpoints import BEST, LAST
+    from trainer.progress import write_whole
 
     if tuple(start.content["hyper_parameters"]["classes"]) != data.classes:
         raise TrainError(f"the checkpoint was trained on other classes than those at {config.data}: name its images with --data", EXIT_DATA)
@@ -67,8 +71,8 @@ def run_resumed(config: TrainConfig, data: ImageData, run_dir: Path, start: Star
     if is_first_process() and start.path.resolve().parent != place.resolve():
         best = start.path.resolve().parent / BEST
         if best.exists():
-            copy_whole(best, place / BEST)
-        copy_whole(start.path, place / LAST)
+            write_whole(place / BEST, best.read_bytes())
+        write_whole(place / LAST, start.path.read_bytes())
     run_once(config, data, run_dir, start.content)
 
 
@@ -141,6 +145,20 @@ def run(options: argparse.Namespace, config: TrainConfig, start: Start | None) -
     except Stopped:
         again = f"the same command with --run_dir {run_dir}" if options.repeat > 1 else f"--resume auto --run_dir {run_dir}"
         raise TrainError(f"stopped; the state is saved. To go on: {again}", EXIT_STOPPED) from None
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        again = f"free space, then --resume auto --run_dir {run_dir}"
+        raise TrainError(f"the disk is full ({error.strerror}); the checkpoint before is kept. To go on: {again}", EXIT_DISK) from None
+
+
+def tell(text: str) -> None:
+    """The last line, and what is still to be written; where the log's own disk is full, the exit code alone has to do."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = sys.stderr = open(os.devnull, "w")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -164,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not is_first_process() and error.code in (EXIT_STOPPED, EXIT_DIVERGED):
             # All processes know, and the first one tells. Another code than 0 here would get it killed while it saves.
             return 0
-        print(f"{'' if error.code == EXIT_STOPPED else 'error: '}{error}", file=sys.stderr, flush=True)
+        tell(f"{'' if error.code == EXIT_STOPPED else 'error: '}{error}")
         return error.code
     finally:
         os.environ.pop("TRAINER_RUN_DIR", None)

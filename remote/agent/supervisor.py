@@ -23,7 +23,7 @@ LEAST_FREE = 4 << 20
 """Bytes that must be free for the training to go on, or one checkpoint more than that."""
 SPARE = 64 << 10
 """Held back so that the end can be recorded on a full disk."""
-DIVERGED = 5
+DIVERGED, DISK_FULL = 5, 7
 """The trainer's exit code for a loss that became infinite, after all its ways back were used up."""
 TAIL = 64 << 10
 
@@ -215,7 +215,8 @@ class Supervisor:
         tail = self.log_tail()
         if re.search(r"CUDA out of memory|torch\.(cuda\.)?OutOfMemoryError|CUDA_ERROR_OUT_OF_MEMORY", tail):
             return {"state": "failed", "reason": "out of memory on the GPU", "cause": "gpu memory"}
-        if code and re.search(r"No space left on device|Disk quota exceeded", tail):
+        # The log may lie on that disk as well: then the code alone tells.
+        if (trainer and code == DISK_FULL) or (code and re.search(r"No space left on device|Disk quota exceeded", tail)):
             place = mount_of(self.directory)
             return {"state": "failed", "reason": f"the disk at {place} is full, or its quota is used up", "cause": "disk full"}
         if code == -signal.SIGKILL or "killed by signal: Killed" in tail:

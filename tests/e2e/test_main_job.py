@@ -117,10 +117,15 @@ def test_ctrl_c_while_following_leaves_the_training_alone(tmp_path: Path, server
 
 
 def take_terminal() -> None:
-    """Make stdin the controlling terminal, so that Ctrl-C reaches the process as it reaches a person's."""
+    """Make stdin the controlling terminal, so that Ctrl-C reaches the process as it reaches a person's.
+
+    Tests that run in the background of a shell ignore SIGINT, and what they start inherits that.
+    """
     import fcntl
+    import signal
     import termios
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
