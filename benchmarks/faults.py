@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import random
-import shlex
 import shutil
 import sys
 import tempfile
@@ -39,6 +38,8 @@ from tests.server.test_hostile import REPLIES, LyingLab, altered  # noqa: E402
 from tests.support.agent import agent  # noqa: E402
 from tests.support.faults import Lab, short_pauses, wait_until  # noqa: E402
 from tests.support.hostile import recording  # noqa: E402
+from tests.support.names import is_a_name, trained_on  # noqa: E402
+from tests.support.photos import write_photos  # noqa: E402
 from tests.support.project import make_project  # noqa: E402
 from tests.support.proxy import Relay  # noqa: E402
 from tests.support.sshd import end_tmux, sparse_path  # noqa: E402
@@ -129,19 +130,16 @@ def strings(room: Room, plan: Plan) -> None:
 
 
 def fab_strings(room: Room, plan: Plan) -> None:
-    """Through the real command: the words of remote.command, with a project's directory of a hostile name."""
-    script = 'import json, sys; json.dump(sys.argv[1:], open("../told.json", "w")); print("told")\n'
-    texts = [text for text in HOSTILE_STRINGS if len(text) < 1000 and "\udcff" not in text]
-    for number, text in enumerate(random.Random(0).sample(texts, plan.fab_strings)):
-        command = f"{sys.executable} stub.py {shlex.quote(text)}"
-        words = {"requirements": "none", "command": command, "project": f"fab {number} $(touch pwned)'"}
-        project = make_project(room.folder / f"fab {number} ;'", {"stub.py": script}, settings=words, parts=("fabfile.py", "remote"))
-        fab(project, room.server, "train", "--follow")
-        fab(project, room.server, "fetch-results")
-        (told,) = (room.server.home / "projects" / words["project"]).glob("runs/*/told.json")
-        assert json.loads(told.read_text()) == [text]
-        room.count(**{"strings tried through fab": 1})
-    assert not list(room.server.home.rglob("pwned"))
+    """Through the real command to the real trainer: a project in a directory of a hostile name trains on images in another."""
+    photos = write_photos(room.folder / "photos")
+    project = make_project(room.folder / "fab ;' $(touch pwned)", settings={"python": sys.executable, "project": "p"})
+    for text in random.Random(0).sample([text for text in HOSTILE_STRINGS if is_a_name(text)], plan.fab_strings):
+        assert trained_on(text, fab, project, room.server, photos) == f"{room.server.home}/{text}"
+        room.count(**{"strings tried through fab and the trainer": 1})
+    for text in [text for text in HOSTILE_STRINGS if "\n" in text]:
+        assert "error: train: --data must be" in fab(project, room.server, "train", "--data", text, code=2).stderr
+        room.count(**{"strings refused by fab before anything was sent": 1})
+    assert not list(room.server.home.rglob("pwned*"))
 
 
 def lies(room: Room, plan: Plan) -> None:

@@ -62,7 +62,7 @@ def parse_request(
     if not re.fullmatch(r"auto|\d+(,\d+)*", devices):
         errors.append(f"--devices must be auto or indices such as 0,1, not {devices!r:.80}")
     if data is not None and (not data.strip() or "\0" in data or "\n" in data):
-        errors.append("--data must be a path on the server")
+        errors.append(f"--data must be a path on the server, on one line, not {data!r:.80}")
     request = TrainRequest(recipe, tuple(pairs), data, devices, name)
     if is_own_trainer(settings):
         errors += config_errors(project, request, settings)

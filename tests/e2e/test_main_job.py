@@ -12,13 +12,13 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from remote.loopback import LoopbackServer
 from tests.e2e.test_three_commands import FAB, OWN, fab, wait_for
+from tests.support.names import trained_on
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
+from tests.support.photos import write_photos
 from tests.support.project import commit, make_project, snapshot
 from tests.support.proxy import Relay
 
@@ -31,18 +31,7 @@ RUN_FILES = {
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of real image files that a network can tell apart: red, green and blue ones."""
-    folder = tmp_path_factory.mktemp("photos")
-    random = np.random.default_rng(0)
-    for part, count in (("train", 60), ("test", 20)):
-        for channel, name in enumerate(("red", "green", "blue")):
-            place = folder / part / name
-            place.mkdir(parents=True)
-            for number in range(count):
-                pixels = random.integers(0, 120, (40, 48, 3), dtype=np.uint8)
-                pixels[..., channel] += 130
-                Image.fromarray(pixels).save(place / f"{number}.png")
-    return folder
+    return write_photos(tmp_path_factory.mktemp("photos"))
 
 
 def only_run(project: Path) -> Path:
@@ -173,3 +162,11 @@ def test_gpus_are_chosen_pinned_and_watched(tmp_path: Path, server: LoopbackServ
     both = fab(project, server, "train", "--devices", "1,0", "--follow")
     assert f"pinned {free.uuid},{busy.uuid} " in both.stdout and "gpu 0 is not free" in both.stderr
     assert "there is no gpu 7" in fab(project, server, "train", "--devices", "7", code=9).stderr
+
+
+def test_the_worst_name_reaches_the_real_trainer_as_it_is(tmp_path: Path, server: LoopbackServer, photos: Path) -> None:
+    """benchmarks/faults.py does the same with 20 of the strings that break what quotes badly."""
+    name = "-rf 'q\"$(touch pwned1);`touch pwned2` & #{pane_id} *\x1b[31m \\ ünï日本🎉"
+    project = make_project(tmp_path / "it's $HOME", settings={"python": sys.executable, "project": "p"})
+    assert trained_on(name, fab, project, server, photos) == f"{server.home}/{name}"
+    assert not [*server.home.rglob("pwned*"), *project.rglob("pwned*")]

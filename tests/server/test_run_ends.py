@@ -63,7 +63,9 @@ class Ends:
     def told(self) -> dict[str, Any]:
         """The row of --json; the table must say the same."""
         (row,) = self.lab.rows()
-        table = self.lab.task("status").out.splitlines()[1]
+        done = self.lab.task("status")
+        assert done.code == 0, done
+        table = done.out.splitlines()[1]
         assert row["state"] in table and (row["reason"] is None or row["reason"][:60] in table), table
         return row
 
