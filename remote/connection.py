@@ -302,6 +302,8 @@ def explain_handshake(error: Exception, wire: Any, config: HostConfig, timeout_s
             f"{where} accepted the connection but then said nothing for {timeout_s:g} s",
             "the server hangs, or no SSH server listens there",
         )
+    if wire.greeted and isinstance(error, (EOFError, OSError)):
+        return ConnectionLost("the connection was lost before the login", host=config.name, remedy="run the same command again")
     if isinstance(error, (EOFError, OSError, paramiko.SSHException)):
         why = f", saying {said!r}" if said else ""
         return fail(

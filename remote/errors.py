@@ -28,13 +28,13 @@ class UsageError(RemoteError):
 
 
 class Unreachable(RemoteError):
-    """No connection could be opened: name, route, port, banner or key exchange."""
+    """No connection could be opened: name, route, port, banner or a key exchange that fails."""
 
     exit_code = 3
 
 
 class ConnectionLost(RemoteError):
-    """The connection broke or went silent after it stood. Repeating the command goes on from there."""
+    """The connection broke, or went silent after the login. Repeating the command goes on from there."""
 
     exit_code = 4
 

@@ -53,7 +53,7 @@ class Wire:
         self._closed = False  # read by paramiko too
         self._acknowledge = quick_acknowledgement(sock)
         self.greeting = b""
-        self._greeted = False
+        self.greeted = False
         self.fault: str | None = None
 
     def settimeout(self, seconds: float | None) -> None:
@@ -67,7 +67,7 @@ class Wire:
             if self._acknowledge is not None and len(self._ahead) < SMALL:
                 self._acknowledge()
             self._offset = 0
-            if not self._greeted:
+            if not self.greeted:
                 self._greet(self._ahead)
         data = self._ahead[self._offset : self._offset + size]
         self._offset += len(data)
@@ -78,7 +78,7 @@ class Wire:
         self.greeting += data[: MAX_GREETING - len(self.greeting)]
         start = 0 if self.greeting.startswith(b"SSH-") else self.greeting.find(b"\nSSH-") + 1
         if (start or self.greeting.startswith(b"SSH-")) and b"\n" in self.greeting[start:]:
-            self.greeting, self._greeted = self.greeting[:start], True
+            self.greeting, self.greeted = self.greeting[:start], True
         elif len(self.greeting) >= MAX_GREETING:
             raise self._fail(errno.EPROTO, "what answers there is no SSH server")
 

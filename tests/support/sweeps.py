@@ -119,7 +119,7 @@ def check_told(point: CutPoint, done: Done) -> None:
     assert "Traceback" not in done.err and "Traceback" not in done.out, (point, done)
     if done.code:
         assert len(done.error_lines) == 1 and "\n" not in done.error_lines[0], (point, done)
-        assert done.code == LOST or "before the login" in done.err or "key exchange" in done.err, (point, done)
+        assert done.code == LOST or "closed the connection before the login" in done.err, (point, done)
 
 
 def check_nothing_half(lab: Lab, deployed: dict[str, str]) -> None:
