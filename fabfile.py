@@ -178,7 +178,58 @@ def demo(c: Context, data: str | None = None, keep: bool = False) -> None:
     call(c, "demo", data=data, keep=keep)
 
 
-TASKS = (deploy, train, fetch_results, status, logs, stop, check_gpu, clean, demo)
+@task(
+    auto_shortflags=False,
+    iterable=["accept"],
+    help={
+        "run": "a fetched run: latest (that has a result), its id, the beginning of it, its name, or a path",
+        "dest": "where the bundle is made (default: submission/)",
+        "data": "the images that it was tested on, here: archive or folder; default: where the run had them",
+        "push": "address of a repository of yours, to which it is pushed as main",
+        "github": "NAME or OWNER/NAME of a public repository that GitHub's program gh creates, after asking",
+        "accept": "a file that may stay although it looks like a secret; may be given several times",
+        "yes": "don't ask before a public repository is created",
+    },
+)
+def submit(
+    c: Context,
+    run: str = "latest",
+    dest: str = "submission",
+    data: str | None = None,
+    push: str | None = None,
+    github: str | None = None,
+    accept: list[str] | None = None,
+    yes: bool = False,
+) -> None:
+    """
+    Make a fetched run into a repository to hand in: source, logs, weights, and a README with the accuracy.
+
+    The weights are evaluated again and must give the claimed figure. Keys, tokens, .env files and home directories in
+    settings stop it; SHA256SUMS covers every file. Nothing is pushed unless you say where.
+
+        fab submit --data cifar-10-python.tar.gz --push git@github.com:you/cifar10.git
+
+    Exit codes: 0 ready, 2 usage, or something must not be handed in, 12 the figure is not given again, or the push failed.
+    """
+    call(c, "submit", run=run, dest=dest, data=data, push=push, github=github, accept=accept or [], yes=yes)
+
+
+@task(
+    auto_shortflags=False,
+    help={"folder": "the bundle, as made by submit or as cloned", "data": "evaluate its weights on these images, too"},
+)
+def verify_submission(c: Context, folder: str = "submission", data: str | None = None) -> None:
+    """
+    Check a bundle: every file against SHA256SUMS, the claimed accuracy, secrets; with --data the weights themselves.
+
+        fab verify-submission --folder clone-of-it --data cifar-10-python.tar.gz
+
+    Exit codes: 0 it is what it claims, 2 usage, 12 it is not.
+    """
+    call(c, "verify_submission", folder=folder, data=data)
+
+
+TASKS = (deploy, train, fetch_results, status, logs, stop, check_gpu, clean, demo, submit, verify_submission)
 ns = Collection(*TASKS)
 ns.configure({"remote": defaults()})
 taskline.take_over(list(ns.task_names))

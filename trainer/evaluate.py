@@ -126,15 +126,20 @@ def load_network(path: Path) -> Loaded:
     return Loaded(network.to(memory_format=torch.channels_last), config, classes)
 
 
-def evaluate_checkpoint(path: Path, data: str, accelerator: str = "auto") -> tuple[Evaluation, Loaded]:
-    """On the test images, as the training evaluated it. Raises DataError where images and checkpoint don't belong together."""
+def evaluate_checkpoint(path: Path, data: str, accelerator: str = "auto") -> tuple[Evaluation, Loaded, str]:
+    """On the test images, as the training evaluated it; with the hash of the images.
+
+    Raises DataError where images and checkpoint don't belong together.
+    """
     loaded = load_network(path)
+    if not (data or loaded.config.data):
+        raise DataError(f"{path} does not say where its images are: name them with --data")
     images = load_images(data or loaded.config.data, lambda text: print(text, file=sys.stderr))
     if images.classes != loaded.classes:
         raise DataError(f"the checkpoint knows {', '.join(loaded.classes[:4])} …, the images are {', '.join(images.classes[:4])} …")
     device = torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     half = device.type == "cuda" and uses_half(loaded.config, device)
-    return evaluate(loaded.network.to(device), images.test, loaded.config.tta, half), loaded
+    return evaluate(loaded.network.to(device), images.test, loaded.config.tta, half), loaded, images.sha256
 
 
 def uses_half(config: TrainConfig, device: torch.device) -> bool:
@@ -157,17 +162,17 @@ def as_json(evaluation: Evaluation, classes: tuple[str, ...]) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.evaluate", description="Accuracy of a checkpoint on the test images.")
     parser.add_argument("--checkpoint", required=True, type=Path, help="best.ckpt, last.ckpt or weights.pt")
-    parser.add_argument("--data", default="", help="as for the training; default: what the checkpoint was trained on")
+    parser.add_argument("--data", default="", help="as for the training; default: what the checkpoint was trained on (not of weights.pt)")
     parser.add_argument("--accelerator", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--json", action="store_true", help="also per-class accuracy and the confusion matrix, as JSON alone")
     options = parser.parse_args(arguments)
     try:
-        evaluation, loaded = evaluate_checkpoint(options.checkpoint, options.data, options.accelerator)
+        evaluation, loaded, sha256 = evaluate_checkpoint(options.checkpoint, options.data, options.accelerator)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_DATA
     if options.json:
-        print(json.dumps(as_json(evaluation, loaded.classes)))
+        print(json.dumps(as_json(evaluation, loaded.classes) | {"data_sha256": sha256}))
         return 0
     print(f"test_accuracy {evaluation.accuracy:.4f}")
     width = max(map(len, loaded.classes))

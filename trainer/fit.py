@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import time
 from importlib.metadata import version
@@ -159,7 +160,9 @@ def finish(
     evaluation = evaluate(network, module.data.test, config.tta, device.type == "cuda" and uses_half(config, device), before_batch)
     test_s = time.monotonic() - tested
     state = {f"network.{name}": value.cpu() for name, value in network.state_dict().items()}
-    save_whole({"state_dict": state, "hyper_parameters": dict(model.hparams)}, run_dir / "weights.pt")
+    # To be given away: without the paths of the machine that it was trained on.
+    about = {"config": to_dict(dataclasses.replace(config, data="", run_dir="")), "classes": list(model.classes)}
+    save_whole({"state_dict": state, "hyper_parameters": about}, run_dir / "weights.pt")
     top = best_row(history) or {"epoch": None, "val_accuracy": None}
     summary = {
         "test_accuracy": evaluation.accuracy,

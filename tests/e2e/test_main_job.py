@@ -170,3 +170,34 @@ def test_the_worst_name_reaches_the_real_trainer_as_it_is(tmp_path: Path, server
     project = make_project(tmp_path / "it's $HOME", settings={"python": sys.executable, "project": "p"})
     assert trained_on(name, fab, project, server, photos) == f"{server.home}/{name}"
     assert not [*server.home.rglob("pwned*"), *project.rglob("pwned*")]
+
+
+def test_handing_in_what_was_trained(tmp_path: Path, server: LoopbackServer, photos: Path) -> None:
+    """Pushed to a real repository; whoever clones it can check all of it, with the clone's own code and weights."""
+    project = make_project(tmp_path / "project", settings={"python": sys.executable, "project": "p"})
+    fab(project, server, "train", "--recipe", "demo", *TINY[:2], "--set", "max_epochs=2", "--data", str(photos), "--follow")
+    fab(project, server, "fetch-results")
+    bare = tmp_path / "bare.git"
+    subprocess.run(["git", "init", "--quiet", "--bare", "--initial-branch=main", bare], check=True)
+    told = here(project, "submit", "--data", str(photos), "--push", str(bare)).stdout
+    accuracy = json.loads((only_run(project) / "summary.json").read_text())["test_accuracy"]
+    assert f"{100 * accuracy:.2f}%; from weights.pt again {100 * accuracy:.2f}%" in told and f"pushed to {bare}" in told
+
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", bare, clone], check=True)
+    subprocess.run(["sha256sum", "--strict", "--quiet", "-c", "SHA256SUMS"], cwd=clone, check=True)
+    checked = here(project, "verify-submission", "--folder", str(clone), "--data", str(photos)).stdout
+    assert f"{100 * accuracy:.2f}% is claimed everywhere, and the weights give it" in checked
+    again = [sys.executable, "-m", "trainer.train", "--recipe", "../recipe.yaml", "--data", str(photos), "--print_config"]
+    config = subprocess.run(again, cwd=clone / "source", capture_output=True, text=True, check=True).stdout
+    assert "max_epochs: 2" in config and "recipe: demo" in config
+    page = (clone / "summary.json").read_text()
+    (clone / "summary.json").write_text(page.replace(f'"test_accuracy": {accuracy}', '"test_accuracy": 0.999'))
+    assert "README.md: its accuracy is not" in here(project, "verify-submission", "--folder", str(clone), code=12).stderr
+
+
+def here(project: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """A task that needs no server."""
+    done = subprocess.run([*FAB, *words], cwd=project, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
