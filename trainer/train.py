@@ -191,4 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if not is_first_process():
+        # Its communication threads have nobody left to talk to: unwinding them ends in a message from C++ now and then.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
