@@ -51,6 +51,7 @@ def deploy(c: Context, json: bool = False) -> None:
         "data": "where the data is on the server: a path, or `synthetic`; default: the recipe's",
         "devices": "GPUs to use: auto takes the free ones, 0,1 are nvidia-smi's indices",
         "name": "a name for the run, to find it by",
+        "resume": "go on with a run that has ended, from its newest checkpoint: latest, its id, the beginning of it, or its name",
         "follow": "stay and show the training (default on a terminal); the training goes on without you",
         "no-follow": "come back as soon as the training runs",
     },
@@ -62,6 +63,7 @@ def train(
     data: str | None = None,
     devices: str = "auto",
     name: str | None = None,
+    resume: str | None = None,
     follow: bool = False,
     no_follow: bool = False,
 ) -> None:
@@ -71,12 +73,13 @@ def train(
     The laptop may be closed afterwards. Ctrl-C while following leaves the training alone.
 
         fab -H user@host train --recipe demo --set max_epochs=3
+        fab -H user@host train --resume latest      # a run that the server no longer has is brought there from results/
 
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused,
     7 server, 8 environment, 9 GPU, 10 the training failed. After 4 the same command never starts a second run.
     """
     following = True if follow else False if no_follow else None
-    call(c, "train", recipe=recipe, fields=set or [], data=data, devices=devices, name=name, follow=following)
+    call(c, "train", recipe=recipe, fields=set or [], data=data, devices=devices, name=name, resume=resume, follow=following)
 
 
 @task(

@@ -43,6 +43,8 @@ SHAPES: Mapping[str, Shape] = {
     "runs": {"runs": [dict]},
     "fetch_manifest": {"run": dict, "files": [list]},
     "run_start": {"launched": str, "note": str, "again": bool},
+    "run_resume": {"run": str, "launched": str, "note": str, "again": bool, "attempt": int},
+    "run_import": {"run": str, "exists": bool},
     "run_stop": {"run": str, "state": str, "asked": bool},
     "clean": {"items": [{"bytes": int}], "kept": [{"run": str, "state": str}]},
 }

@@ -129,10 +129,12 @@ def deploy(task: Task) -> int:
 
 def train(task: Task) -> int:
     from remote.launch import train_one
+    from remote.resume import resume_one
 
-    target = task.only_target("train")
-    with task.session(target) as session:
-        return train_one(session, **task.options)
+    options = dict(task.options)
+    run = options.pop("resume")
+    with task.session(task.only_target("train")) as session:
+        return resume_one(session, run, **options) if run else train_one(session, **options)
 
 
 def status(task: Task) -> int:
@@ -170,6 +172,10 @@ def show_status(display: Display, answers: Sequence[tuple[Target, Any, RemoteErr
     if len(answers) == 1:
         head, rows = head[1:], [row[1:] for row in rows]
     display.table(head, rows)
+    for target, runs, _ in answers:
+        # Of the newest one, which is what a person is about to go on with.
+        if runs and runs[0].state in ("failed", "stopped") and not runs[0].detail.get("elsewhere"):
+            display.note(f"go on with {runs[0].run} from its newest checkpoint: fab -H {target.spec} train --resume {runs[0].run}")
 
 
 def status_cells(run: Run) -> list[object]:
@@ -184,6 +190,9 @@ def status_cells(run: Run) -> list[object]:
     remark = run.reason
     if run.state == "running" and not run.reason and run.progress.get("seconds_left") is not None:
         remark = f"{duration(run.progress['seconds_left'])} left"
+    attempts = run.detail.get("attempts")
+    if isinstance(attempts, list) and attempts:
+        remark = f"attempt {len(attempts) + 1}{f', {remark}' if remark else ''}"
     return [run.run, run.state, f"{epoch}/{total}" if epoch is not None else None, shown,
             ", ".join(map(str, gpus)) if isinstance(gpus, list) else None, remark]  # fmt: skip
 

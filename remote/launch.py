@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from remote.deploy import Deployed, deploy, show_steps
@@ -116,17 +116,27 @@ def plan_run(session: Session, request: TrainRequest, deployed: Deployed) -> dic
 
 
 def start_on_free_gpus(session: Session, request: TrainRequest, deployed: Deployed, run: str, pending: Pending) -> dict[str, Any]:
-    """Plan and start. Where another launch was quicker to take a GPU, the rest are looked at again."""
-    settings = session.project.settings
+    """Plan and start a new run."""
     if any(known.get("run") == run for known in deployed.facts.get("runs") or ()):
         # An earlier call has made it, with GPUs of its own choice, which it may be using by now.
-        return start_patiently(session, run, {})
+        return start_patiently(session, lambda: start_run(session, run, {}))
+
+    def start(asked: dict[str, Any]) -> dict[str, Any]:
+        data, devices = asked.pop("trainer_data"), asked.pop("trainer_devices")
+        argv = plan_argv(session.project.settings, request, deployed.python, f"{deployed.root}/runs/{run}", data, devices)
+        return start_run(session, run, asked | {"argv": argv})
+
+    return launch_on_free_gpus(session, request, deployed, pending, start)
+
+
+def launch_on_free_gpus(
+    session: Session, request: TrainRequest, deployed: Deployed, pending: Pending, start: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """Plan, and `start` with the plan. Where another launch was quicker to take a GPU, the rest are looked at again."""
     while True:
         try:
             asked = plan_run(session, request, deployed)
-            data, devices = asked.pop("trainer_data"), asked.pop("trainer_devices")
-            asked["argv"] = plan_argv(settings, request, deployed.python, f"{deployed.root}/runs/{run}", data, devices)
-            return start_patiently(session, run, asked)
+            return start_patiently(session, lambda asked=asked: start(dict(asked)))  # type: ignore[misc]
         except ConnectionLost:
             raise
         except RemoteError as error:
@@ -142,11 +152,11 @@ def start_on_free_gpus(session: Session, request: TrainRequest, deployed: Deploy
             deployed.facts = {**deployed.facts, "runs": known}
 
 
-def start_patiently(session: Session, run: str, asked: dict[str, Any]) -> dict[str, Any]:
+def start_patiently(session: Session, start: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A launch whose answer is lost is asked for again: its id makes it the same launch."""
     for pause in (*PAUSES_S[:4], None):
         try:
-            return start_run(session, run, asked)
+            return start()
         except ConnectionLost:
             if pause is None:
                 raise
@@ -207,7 +217,7 @@ def show_end(session: Session, run: Run) -> int:
     """The result in one line; raises RunFailed for a failure."""
     raise_if_failed(run, session.host)
     if run.state == "stopped":
-        session.display.line(f"{run.run} was stopped: {run.reason or ''}")
+        session.display.line(f"{run.run} was stopped: {run.reason or ''}; to go on: fab -H {session.host} train --resume {run.run}")
         return 0
     accuracy = run.summary.get("test_accuracy")
     result = f", test accuracy {percent(accuracy)}" if accuracy is not None else ""
@@ -223,5 +233,7 @@ def wait_until_stopped(session: Session, run: str) -> int:
     described = only_run(list_runs(session, run))
     if answer.get("late"):
         raise RunFailed(f"{run} is still {described.state} after {STOP_WAIT_S:.0f} s", host=session.host, remedy="look at its log")
-    session.display.line(f"{run}: {described.state}{': ' + described.reason if described.reason else ''}")
+    session.display.line(f"{described.run}: {described.state}{': ' + described.reason if described.reason else ''}")
+    if described.state == "stopped":
+        session.display.line(f"to go on: fab -H {session.host} train --resume {described.run}")
     return 0

@@ -78,7 +78,7 @@ def build_release(project: Path, max_file_mib: float, include: str = "", dest: s
         if reason:
             left_out.append((path, reason))
             continue
-        entry, head = _entry(project, path, modes.get(path))
+        entry, head = entry_of(project, path, modes.get(path))
         if entry and entry.size < 32 << 10 and is_private_key(path, head) and not _is_included(path, included):
             left_out.append((path, "holds a private key"))
         elif entry:
@@ -191,7 +191,7 @@ def _inside(path: str, target: str) -> bool:
     return not os.path.isabs(target) and (reached + "/").replace(os.sep, "/").startswith("/root/")
 
 
-def _entry(project: Path, path: str, mode: int | None) -> tuple[FileEntry | None, bytes]:
+def entry_of(project: Path, path: str, mode: int | None) -> tuple[FileEntry | None, bytes]:
     """The entry and the file's first bytes; None for a file that git knows but that is gone."""
     head = b""
     place = project / path

@@ -275,6 +275,7 @@ def run_json(run: Run, host: str) -> dict[str, Any]:
         "elsewhere": run.detail.get("elsewhere") is True,
         "unsupervised": run.detail.get("unsupervised") is True,
         "fetched": run.detail.get("fetched"),
+        "attempts": run.detail.get("attempts") or [],
     }
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from remote import bundle
 from remote.display import Display, percent
 from remote.errors import RemoteError, TransferFailed, UsageError
+from remote.results import find_run
 from remote.session import Project
 from remote.text import one_line
 
@@ -80,32 +81,6 @@ def verify(display: Display, folder: str, data: str | None) -> int:
     measured = "and the weights give it" if data else "the weights were not evaluated (--data would)"
     display.line(f"{folder}: {len(bundle.files_of(place))} files as listed; {percent(claim.accuracy)} is claimed everywhere, {measured}")
     return 0
-
-
-def find_run(results: Path, name: str) -> Path:
-    """A fetched run: a path, `latest`, or its id, the beginning of it or the name it was given."""
-    if os.sep in name and Path(name).is_dir():
-        return Path(name)
-    runs = sorted((path for path in results.glob("*") if path.is_dir() and not path.name.startswith(".")), reverse=True)
-    if name == "latest":
-        # Of those that can be handed in: a failed attempt may be newer.
-        found = [path for path in runs if (path / "summary.json").exists()] or runs
-    else:
-        found = [path for path in runs if path.name == name]
-        found = found or [path for path in runs if path.name.startswith(name) or _named(path) == name]
-    if not found:
-        raise UsageError(f"{name}: no such run in {results}", step="submit", remedy="bring it here first: fab -H … fetch-results")
-    if len(found) > 1 and name != "latest":
-        raise UsageError(f"{name} may be {', '.join(path.name for path in found[:4])}", step="submit", remedy="name one of them in full")
-    return found[0]
-
-
-def _named(run: Path) -> str | None:
-    try:
-        name = json.loads((run / "run.json").read_text(encoding="utf-8")).get("name")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return name if isinstance(name, str) else None
 
 
 def require_free(place: Path) -> None:

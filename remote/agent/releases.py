@@ -117,13 +117,13 @@ def release_put(
     prepare_root(layout, project, identity)
     lock_project(call, layout, who)
     try:
-        _require_space(layout, entries)
+        require_space(layout, entries)
         call.event(ready=True)
         sizes = {sha256: size for _, _, size, sha256 in entries}
-        received = _receive(call, layout, sizes)
+        received = receive(call, layout, sizes)
         if not os.path.isdir(layout.release(tree)):
             _remove_leftovers(layout)
-            _assemble(layout, tree, entries, origin)
+            assemble(layout, tree, entries, origin)
         make_current(layout, tree)
         shutil.rmtree(layout.incoming, ignore_errors=True)
         removed = _prune(layout)
@@ -157,7 +157,7 @@ def make_current(layout: Layout, tree: str) -> None:
     os.replace(aside, layout.current)
 
 
-def _require_space(layout: Layout, entries: List[Entry]) -> None:
+def require_space(layout: Layout, entries: List[Entry]) -> None:
     need = sum(max(size, 4096) for _, _, size, _ in entries) * 2
     free, inodes = space_left(layout.releases)
     if free < need:
@@ -170,7 +170,7 @@ def _require_space(layout: Layout, entries: List[Entry]) -> None:
         raise Refusal("ServerUnfit", f"the file system at {layout.root} has {inodes} inodes left, the release needs more")
 
 
-def _receive(call: Call, layout: Layout, sizes: Dict[str, int]) -> int:
+def receive(call: Call, layout: Layout, sizes: Dict[str, int]) -> int:
     """Store uploaded contents by hash. Each appears under its name only when its hash is right."""
     os.makedirs(layout.incoming, mode=0o700, exist_ok=True)
     total = 0
@@ -233,7 +233,7 @@ class _Partial:
             pass
 
 
-def _assemble(layout: Layout, tree: str, entries: List[Entry], origin: str) -> None:
+def assemble(layout: Layout, tree: str, entries: List[Entry], origin: str) -> None:
     places = known_contents(layout, {sha256 for _, _, _, sha256 in entries})
     incoming = os.fsencode(layout.incoming)
     uses: Dict[str, int] = {}

@@ -132,9 +132,10 @@ def run_start(
     prepare_root(layout, project, identity)
     again = os.path.isdir(directory)
     if not again:
-        with _one_launch_at_a_time(layout):
-            _require_free_gpus(layout, asked)
-            _create(layout, run, directory, asked)
+        with one_launch_at_a_time(layout):
+            require_free_gpus(layout, asked)
+            with new_run(layout, run, asked) as aside:
+                write_json(os.path.join(aside, "state.json"), queued_state())
     state = read_json(os.path.join(directory, "state.json")) or {}
     if state.get("state") == "queued" and not state.get("supervisor_pid"):
         how, note = launch(layout, directory, run)
@@ -144,7 +145,7 @@ def run_start(
 
 
 @contextlib.contextmanager
-def _one_launch_at_a_time(layout: Layout) -> Iterator[None]:
+def one_launch_at_a_time(layout: Layout) -> Iterator[None]:
     fd = os.open(os.path.join(layout.runs, ".launch.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -153,7 +154,7 @@ def _one_launch_at_a_time(layout: Layout) -> Iterator[None]:
         os.close(fd)
 
 
-def _require_free_gpus(layout: Layout, asked: Dict[str, Any]) -> None:
+def require_free_gpus(layout: Layout, asked: Dict[str, Any]) -> None:
     """GPUs that were chosen because they seemed free must not have been given to another run meanwhile."""
     wanted = asked.get("gpus")
     if asked.get("devices") != "auto" or not isinstance(wanted, list) or not wanted:
@@ -165,7 +166,13 @@ def _require_free_gpus(layout: Layout, asked: Dict[str, Any]) -> None:
         raise Refusal("GpuUnfit", f"the GPUs were given to {holders} just now", "wait, or name one: --devices 0", taken=taken)
 
 
-def _create(layout: Layout, run: str, directory: str, asked: Dict[str, Any]) -> None:
+def queued_state(**more: Any) -> Dict[str, Any]:
+    return dict(more, state="queued", host=os.uname().nodename, boot_id=boot_id(), since=time.time())
+
+
+@contextlib.contextmanager
+def new_run(layout: Layout, run: str, asked: Dict[str, Any]) -> Iterator[str]:
+    """The directory of a run with its own copy of the release; it has its name once the block has written the rest."""
     tree = str(asked["release"])
     if not os.path.isdir(layout.release(tree)):
         raise Refusal("NotFound", f"the release {tree[:12]} is not on the server", "deploy first: fab -H … deploy")
@@ -183,11 +190,8 @@ def _create(layout: Layout, run: str, directory: str, asked: Dict[str, Any]) -> 
             os.makedirs(os.path.dirname(place), exist_ok=True)
             os.symlink(os.readlink(os.path.join(base, path.encode("utf-8", "surrogateescape"))), place)
         write_json(os.path.join(aside, "run.json"), asked)
-        write_json(
-            os.path.join(aside, "state.json"),
-            {"state": "queued", "host": os.uname().nodename, "boot_id": boot_id(), "since": time.time()},
-        )
-        os.rename(aside, directory)
+        yield aside
+        os.rename(aside, layout.run(run))
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise

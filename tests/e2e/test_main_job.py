@@ -21,6 +21,7 @@ from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.photos import write_photos
 from tests.support.project import commit, make_project, snapshot
 from tests.support.proxy import Relay
+from tests.support.sshd import MakeServer
 
 TINY = ["--set", "widths=8,8,8", "--set", "train_images=1500", "--set", "max_epochs=3"]
 RUN_FILES = {
@@ -201,3 +202,26 @@ def here(project: Path, *words: str, code: int = 0) -> subprocess.CompletedProce
     done = subprocess.run([*FAB, *words], cwd=project, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
     assert done.returncode == code, done.stdout + done.stderr
     return done
+
+
+def test_a_training_goes_on_on_another_server(tmp_path: Path, make_server: MakeServer, photos: Path) -> None:
+    """Stopped here, fetched, and resumed there with what was fetched: the same run, its epochs and their history in one piece."""
+    project = make_project(tmp_path / "project", settings={"python": sys.executable, "project": "p"})
+    first, second = make_server(), make_server()
+    calm = ("learning_rate=0.01", "bias_learning_rate=0.001", "head_learning_rate=0.01")
+    long = [word for field in ("widths=8,8,8", "max_epochs=400", *calm) for word in ("--set", field)]
+    fab(project, first, "train", "--recipe", "demo", *long, "--data", str(photos), "--no-follow")
+    (run,) = (first.home / "projects" / "p" / "runs").glob("2*")
+    wait_for(lambda: (run / "metrics.csv").exists() and len((run / "metrics.csv").read_text().splitlines()) > 3, 60)
+    assert "train --resume" in fab(project, first, "stop").stdout
+    fab(project, first, "fetch-results")
+    done = len((only_run(project) / "metrics.csv").read_text().splitlines()) - 1
+    resumed = fab(project, second, "train", "--resume", "latest", "--set", f"max_epochs={done + 2}", "--follow")
+    assert "bringing what was fetched of it" in resumed.stderr and "attempt 2 started" in resumed.stdout
+    assert f"finished after {done + 2} epochs" in resumed.stdout
+    fab(project, second, "fetch-results")
+    rows = (only_run(project) / "metrics.csv").read_text().splitlines()[1:]
+    assert [int(row.split(",")[0]) for row in rows] == list(range(1, done + 3))
+    (told,) = json.loads(fab(project, second, "status", "--json").stdout)
+    assert told["run"] == run.name and [attempt["state"] for attempt in told["attempts"]] == ["stopped"]
+    assert (only_run(project) / "train.log").read_text().count("test_accuracy") == 1

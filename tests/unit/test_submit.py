@@ -15,6 +15,7 @@ from remote import bundle, findings, submit
 from remote.display import Display
 from remote.errors import RemoteError, TransferFailed, UsageError
 from remote.records import Settings
+from remote.results import find_run
 from remote.session import Project
 from tests.support.project import make_tree
 
@@ -212,12 +213,12 @@ def test_what_github_would_refuse_is_left_out_and_said(desk: Desk, monkeypatch: 
 def test_runs_are_found_by_id_beginning_name_or_path(desk: Desk) -> None:
     newer = make_tree(desk.results / "20261124-200000-fast-cd34", {"train.log": "failed"})
     for name in ("latest", RUN, "20261124-1015", "mine", str(desk.run)):
-        assert submit.find_run(desk.results, name) == desk.run
-    assert submit.find_run(desk.results, newer.name) == newer
+        assert find_run(desk.results, name) == desk.run
+    assert find_run(desk.results, newer.name) == newer
     with pytest.raises(UsageError, match="no such run"):
-        submit.find_run(desk.results, "other")
+        find_run(desk.results, "other")
     with pytest.raises(UsageError, match="may be"):
-        submit.find_run(desk.results, "2026")
+        find_run(desk.results, "2026")
     with pytest.raises(UsageError, match="has not finished"):
         desk.submit(run=newer.name)
 

@@ -1,0 +1,157 @@
+"""`train --resume`: the next attempt of a run that has ended, on its server, or on another one with what was fetched of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from remote.agent.trees import tree_hash
+from remote.deploy import deploy, show_steps
+from remote.display import size
+from remote.errors import NotFound, UsageError
+from remote.launch import launch_on_free_gpus, plan_run, watch
+from remote.records import FileEntry, Run
+from remote.release import entry_of, upload_frames
+from remote.results import find_run
+from remote.runs import Pending, TrainRequest, is_own_trainer, list_runs, parse_request
+from remote.session import Session, who_am_i
+
+PARTS = (".part", ".tmp")
+
+
+CARRIED = ("gpus", "gpu_names", "environment_key", "python", "prefix", "devices", "who")
+"""What may differ between a run's attempts, beside the command's words."""
+
+
+def resume_one(
+    session: Session, run: str, recipe: str | None, fields: Sequence[str], data: str | None, devices: str, name: str | None,
+    follow: bool | None,
+) -> int:  # fmt: skip
+    """Find the run there or here, deploy, and start its next attempt; one that still runs is followed."""
+    settings = session.project.settings
+    if recipe or name:
+        raise UsageError("--recipe and --name belong to a new run; a resumed one keeps its own", step="train")
+    given = parse_request(settings, session.project.directory, None, fields, data, devices, None)
+    kept = find_there(session, run)
+    here = None if kept else find_here(session, run)
+    identifier = kept.run if kept else here.name if here else run
+    asked = kept.asked if kept else read_mapping(here, "run.json")
+    request = dataclasses.replace(given, recipe=text_of(asked, "recipe"), data=data or text_of(asked, "data"))
+    pending = Pending(session.project, session.host, request, identifier)
+    following = session.display.live if follow is None else follow
+    if kept and kept.state in ("queued", "running") and not kept.detail.get("elsewhere"):
+        session.display.line(f"run {identifier}: it is {kept.state} on {session.host}; no second one is started")
+        return watch(session, identifier, following, pending)
+    if (kept.state if kept else read_mapping(here, "state.json").get("state")) == "finished":
+        raise UsageError(f"{identifier} has finished", step="train", remedy="train again without --resume")
+    deployed = deploy(session, data=request.data)
+    show_steps(session.display, deployed, only_changes=True)
+    if here:
+        plan_run(session, request, deployed)  # what can't be had there is said before anything is brought
+        bring(session, here, asked)
+
+    def start(planned: dict[str, Any]) -> dict[str, Any]:
+        run_dir, place, there = f"{deployed.root}/runs/{identifier}", planned["trainer_data"], planned["trainer_devices"]
+        changes: dict[str, Any] = {key: planned[key] for key in CARRIED if key in planned}
+        changes["argv"] = resumed_argv(session, asked, request, deployed.python, run_dir, place, there)
+        return session.call_as_owner("run_resume", run=identifier, asked=changes)
+
+    answer = launch_on_free_gpus(session, request, deployed, pending, start)
+    if answer.get("note"):
+        session.display.note(f"note: {answer['note']}")
+    if answer.get("again"):
+        session.display.line(f"run {identifier}: it is running already on {session.host}; no second one is started")
+    else:
+        session.display.line(f"run {identifier}: attempt {answer.get('attempt')} started on {session.host}")
+    return watch(session, identifier, following, pending)
+
+
+def resumed_argv(
+    session: Session, asked: Mapping[str, Any], request: TrainRequest, python: str, run_dir: str, data: str | None, devices: str
+) -> list[str]:
+    """The trainer goes on from its newest checkpoint with its own values; a command of one's own is run again as it was."""
+    words = shlex.split(text_of(asked, "command") or session.project.settings.command)
+    if words[0] in ("python", "python3"):
+        words[0] = python
+    if is_own_trainer(session.project.settings):
+        words += ["--resume", "auto", "--run_dir", run_dir, "--devices", devices]
+        words += ["--data", data] if data is not None else []
+        for key, value in request.fields:
+            words += ["--set", f"{key}={value}"]
+    return words
+
+
+def find_there(session: Session, run: str) -> Run | None:
+    try:
+        return next(iter(list_runs(session, run)), None)
+    except NotFound:
+        return None
+
+
+def find_here(session: Session, run: str) -> Path:
+    """What was fetched of it. Raises NotFound where it is neither there nor here."""
+    try:
+        return find_run(session.project.dest, run, having="checkpoints")
+    except UsageError:
+        raise NotFound(
+            f"no run {run!r:.80} on the server, and none in {session.project.dest} to bring there",
+            host=session.host,
+            step="train",
+            remedy=f"fab -H {session.host} status",
+        ) from None
+
+
+def read_mapping(run: Path | None, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads((run / name).read_text(encoding="utf-8")) if run else {}
+    except (OSError, ValueError):
+        value = {}
+    return value if isinstance(value, dict) else {}
+
+
+def text_of(values: Mapping[str, Any], name: str) -> str | None:
+    value = values.get(name)
+    return value if isinstance(value, str) and value else None
+
+
+def bring(session: Session, run: Path, asked: Mapping[str, Any]) -> None:
+    """Send a fetched run, its source included; what has arrived already is not sent again."""
+    if not any((run / "checkpoints").glob("*.ckpt")) and is_own_trainer(session.project.settings):
+        raise NotFound(f"{run} holds no checkpoint to go on from", step="train", remedy="train again without --resume")
+    entries = list(entries_of(run))
+    rows = [[entry.path, entry.mode, entry.size, entry.sha256] for entry in entries]
+    tree = tree_hash((entry.path, entry.mode, entry.size, entry.sha256) for entry in entries)
+    missing = frozenset(session.call("release_missing", tree=tree, manifest=rows)["missing"])
+    total = sum(entry.size for entry in {entry.sha256: entry for entry in entries}.values() if entry.sha256 in missing)
+    session.display.note(f"{run.name} is not on {session.host}: bringing what was fetched of it, {size(total)}")
+    sent = 0
+
+    def frames() -> Iterator[tuple[dict[str, Any], bytes]]:
+        nonlocal sent
+        for header, blob in upload_frames(run, entries, missing):
+            yield header, blob
+            sent += sum(length for _, length, _ in header["pieces"])
+            session.display.progress(f"sending {size(sent)} of {size(total)}")
+
+    state = read_mapping(run, "state.json")
+    arguments: dict[str, Any] = {"run": run.name, "tree": tree, "manifest": rows, "asked": dict(asked), "state": state, "who": who_am_i()}
+    session.call_as_owner("run_import", None, frames(), **arguments)
+    session.display.clear()
+
+
+def entries_of(run: Path) -> Iterator[FileEntry]:
+    """Every file and link of a fetched run, in order of path; not what a fetch that was cut has left."""
+    for place, folders, names in os.walk(run):
+        folders.sort()
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        for name in sorted([*names, *links]):
+            path = (Path(place) / name).relative_to(run).as_posix()
+            if not path.endswith(PARTS) and not path.startswith("."):
+                entry, _ = entry_of(run, path, None)
+                if entry is not None:
+                    yield entry
