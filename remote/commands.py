@@ -60,7 +60,7 @@ def run(context: Any, directory: Path, command: str, json: bool, options: dict[s
         if command in ("submit", "verify_submission"):
             from remote import submit
 
-            return submit.submit(project, display, **options) if command == "submit" else submit.verify(display, **options)
+            return submit.submit(project, display, **options) if command == "submit" else submit.verify(project, display, **options)
         targets = [complete_target(target, context, settings.timeout_s) for target in LINE.targets]
         if not targets:
             name = command.replace("_", "-")

@@ -41,7 +41,7 @@ def submit(
         left_out = bundle.collect(source, draft)
         refuse_findings(draft, tuple(accept))
         display.note("evaluating the weights again")
-        evaluation = evaluate_here(draft, data or default_data(claim))
+        evaluation = evaluate_here(project, draft, data or default_data(claim))
         bundle.check_evaluation(claim, evaluation)
         write_own_files(draft, claim, evaluation, left_out, accept)
         commit = make_repository(draft, f"{percent(claim.accuracy)} on the test set")
@@ -64,7 +64,7 @@ def submit(
     return 0
 
 
-def verify(display: Display, folder: str, data: str | None) -> int:
+def verify(project: Project, display: Display, folder: str, data: str | None) -> int:
     """Check a bundle against its checksums and its own claim; with `data` its weights, too. Raises TransferFailed where it fails."""
     place = Path(folder).expanduser()
     if not place.is_dir():
@@ -72,7 +72,7 @@ def verify(display: Display, folder: str, data: str | None) -> int:
     problems = bundle.problems_of(place)
     claim = bundle.read_claim(place)
     if data and not problems:
-        bundle.check_evaluation(claim, evaluate_here(place, data))
+        bundle.check_evaluation(claim, evaluate_here(project, place, data))
     for problem in problems[:20]:
         display.note(f"  {one_line(problem, 300)}")
     if problems:
@@ -119,16 +119,19 @@ def default_data(claim: bundle.Claim) -> str:
     )
 
 
-def evaluate_here(place: Path, data: str) -> Mapping[str, Any]:
-    """What the bundle's own code measures with the bundle's own weights. Raises UsageError or TransferFailed."""
+def evaluate_here(project: Project, place: Path, data: str) -> Mapping[str, Any]:
+    """What this project's own code measures with the bundle's weights. Raises UsageError or TransferFailed.
+
+    Not the bundle's code: it came from a server, or from whoever handed it in, and must run nothing here.
+    """
     if importlib.util.find_spec("torch") is None:
         raise UsageError(
             "evaluating the weights needs torch, which is not installed here", step="submit", remedy="pip install -r requirements.txt"
         )
     where = data if data == "synthetic" else str(Path(data).expanduser().absolute())
-    argv = [sys.executable, "-m", "trainer.evaluate", "--checkpoint", str(place / "weights.pt"), "--data", where, "--json"]
+    argv = [sys.executable, "-m", "trainer.evaluate", "--checkpoint", str((place / "weights.pt").absolute()), "--data", where, "--json"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(argv, cwd=place / "source", env=environment, capture_output=True, text=True, errors="replace")
+    done = subprocess.run(argv, cwd=project.directory, env=environment, capture_output=True, text=True, errors="replace")
     try:
         told = json.loads(done.stdout.splitlines()[-1])
         return {"test_accuracy": float(told["test_accuracy"]), **{key: told.get(key) for key in ("test_images", "data_sha256")}}

@@ -61,7 +61,7 @@ class Desk:
     def verify(self, folder: Path | None = None) -> str:
         out = io.StringIO()
         try:
-            assert submit.verify(Display(out=out, notes=out), str(folder or self.dest), None) == 0
+            assert submit.verify(self.project, Display(out=out, notes=out), str(folder or self.dest), None) == 0
         except TransferFailed as error:
             return out.getvalue() + str(error)
         return ""
@@ -74,7 +74,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, accuracy: float, sha256: str = "ab" * 32) -> None:
-    def evaluate(place: Path, data: str) -> Mapping[str, Any]:
+    def evaluate(project: Project, place: Path, data: str) -> Mapping[str, Any]:
         assert (place / "weights.pt").read_bytes() == b"w" * 99
         return {"test_accuracy": accuracy, "data_sha256": sha256}
 
@@ -240,3 +240,15 @@ def test_without_torch_it_says_what_to_install(tmp_path: Path, monkeypatch: pyte
     monkeypatch.undo()
     with pytest.raises(UsageError, match="name them: --data PATH"):
         desk.submit(data=None)
+
+
+def test_the_project_s_own_code_evaluates_and_never_the_bundle_s(tmp_path: Path) -> None:
+    """What came from a server, or from somebody else, is not run here."""
+    desk = Desk(tmp_path / "project")
+    told = 'import json, sys; print(json.dumps({"test_accuracy": 0.9123, "argv": sys.argv[1:]}))\n'
+    make_tree(desk.project.directory, {"trainer/__init__.py": "", "trainer/evaluate.py": told})
+    make_tree(desk.run / "source", {"trainer/__init__.py": "", "trainer/evaluate.py": "open('/pwned', 'w'); raise SystemExit(9)\n"})
+    assert submit.evaluate_here(desk.project, desk.run, "synthetic")["test_accuracy"] == 0.9123
+    (desk.project.directory / "trainer" / "evaluate.py").write_text("import sys; sys.exit('error: DATA is not here\\n')")
+    with pytest.raises(TransferFailed, match="can't be evaluated: DATA is not here"):
+        submit.evaluate_here(desk.project, desk.run, "nowhere")
