@@ -85,9 +85,10 @@ def train(
 @task(
     auto_shortflags=False,
     help={"run": "latest, all, or a run's id, its beginning or its name", "dest": "directory here (default: results/)",
+          "watch": "keep mirroring until the run has ended: a server that vanishes then costs minutes, not the run",
           "json": "print only JSON on stdout"},
 )  # fmt: skip
-def fetch_results(c: Context, run: str = "latest", dest: str | None = None, json: bool = False) -> None:
+def fetch_results(c: Context, run: str = "latest", dest: str | None = None, watch: bool = False, json: bool = False) -> None:
     """
     Bring a run's logs, checkpoints, weights and source here, every file verified.
 
@@ -95,11 +96,12 @@ def fetch_results(c: Context, run: str = "latest", dest: str | None = None, json
     while the training is still going.
 
         fab -H user@host fetch-results --run latest
+        fab -H user@host fetch-results --watch
 
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused,
     11 no such run, 12 not verified or no room here. After 4 the same command goes on where it stopped.
     """
-    call(c, "fetch_results", json=json, run_name=run, dest=dest)
+    call(c, "fetch_results", json=json, run_name=run, dest=dest, watch=watch)
 
 
 @task(auto_shortflags=False, help={"json": "print only JSON on stdout: a list, newest run first"})
@@ -137,6 +139,41 @@ def stop(c: Context, run: str = "latest") -> None:
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 10 it did not stop, 11 no such run.
     """
     call(c, "stop", run_name=run)
+
+
+@task(auto_shortflags=False, help={"run": "latest, or a run's id, its beginning or its name"})
+def follow(c: Context, run: str = "latest") -> None:
+    """
+    Show a run live: its last log lines and what comes, progress, accuracy, time left, GPU use. Ctrl-C leaves it alone.
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 11 no such run.
+    """
+    call(c, "logs", run_name=run, follow=True, lines=12)
+
+
+@task(auto_shortflags=False, help={"run": "latest, or a run's id, its beginning or its name"})
+def attach(c: Context, run: str = "latest") -> None:
+    """
+    Go into a run's tmux with the system's ssh; Ctrl-b d comes back and leaves it running.
+
+    Exit codes: ssh's own, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 10 it does not run in tmux,
+    11 no such run.
+    """
+    call(c, "attach", run=run)
+
+
+@task(auto_shortflags=False)
+def setup_key(c: Context) -> None:
+    """
+    Put your public key on the server, so that later commands ask for no password.
+
+    Takes the key of -i, else the first of ~/.ssh, else makes an ed25519 key. Then logs in with it alone, to be sure.
+
+        fab -H user@host:port setup-key
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, also with the new key.
+    """
+    call(c, "setup_key")
 
 
 @task(auto_shortflags=False, help={"json": "print only JSON on stdout"})
@@ -232,7 +269,9 @@ def verify_submission(c: Context, folder: str = "submission", data: str | None =
     call(c, "verify_submission", folder=folder, data=data)
 
 
-TASKS = (deploy, train, fetch_results, status, logs, stop, check_gpu, clean, demo, submit, verify_submission)
+TASKS = (
+    deploy, train, fetch_results, status, follow, logs, attach, stop, check_gpu, setup_key, clean, submit, verify_submission, demo,
+)  # fmt: skip
 ns = Collection(*TASKS)
 ns.configure({"remote": defaults()})
 taskline.take_over(list(ns.task_names))

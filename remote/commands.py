@@ -227,6 +227,22 @@ def stop(task: Task) -> int:
         return wait_until_stopped(session, str(answer["run"]))
 
 
+def attach(task: Task) -> int:
+    from remote.attach import attach as attach_one
+
+    with task.session(task.only_target("attach")) as session:
+        return attach_one(session, task.options["run"])
+
+
+def setup_key(task: Task) -> int:
+    from remote.setup_key import setup_key as setup_one
+
+    for target in task.targets:
+        with task.session(target) as session:
+            setup_one(session)
+    return 0
+
+
 def check_gpu(task: Task) -> int:
     from remote.deploy import gpu_facts, gpu_json, show_gpus
 
@@ -245,6 +261,10 @@ def check_gpu(task: Task) -> int:
 
 
 def fetch_results(task: Task) -> int:
+    from remote.watch import watch_run
+
+    if task.options.get("watch"):
+        task.only_target("fetch-results --watch")
     dest = Path(task.options["dest"]).expanduser() if task.options["dest"] else task.project.dest
     results, failure = [], 0
     for target in task.targets:
@@ -253,7 +273,7 @@ def fetch_results(task: Task) -> int:
             if wanted == ["all"]:
                 wanted = [run.run for run in list_runs(session)]
             for name in wanted:
-                fetched = fetch_run(session, name, dest)
+                fetched = watch_run(session, name, dest) if task.options.get("watch") else fetch_run(session, name, dest)
                 show_fetched(task.display, fetched)
                 results.append(fetched_json(fetched, session.host))
     if task.json:
@@ -318,6 +338,8 @@ COMMANDS: dict[str, Callable[[Task], int]] = {
     "status": status,
     "logs": logs,
     "stop": stop,
+    "attach": attach,
+    "setup_key": setup_key,
     "check_gpu": check_gpu,
     "fetch_results": fetch_results,
     "clean": clean,

@@ -85,6 +85,8 @@ class Run:
     progress: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
     detail: Mapping[str, Any] = field(default_factory=dict)
+    # Its directory on the server.
+    path: str = ""
 
 
 @dataclass(frozen=True)

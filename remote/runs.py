@@ -235,6 +235,7 @@ def parse_run(value: Any) -> Run:
         progress=mapping("progress"),
         summary=mapping("summary"),
         detail=mapping("detail"),
+        path=text("path") or "",
     )
 
 

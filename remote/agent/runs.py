@@ -12,6 +12,7 @@ import time
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from .calls import Call, Refusal, operation
+from .names import session_name, socket_name
 from .paths import RUN_ID, Layout, read_json, resolve_root, write_json
 from .processes import boot_id, is_same, start_time
 from .releases import read_manifest, write_tree
@@ -197,13 +198,6 @@ def new_run(layout: Layout, run: str, asked: Dict[str, Any]) -> Iterator[str]:
         raise
 
 
-def socket_name(directory: str) -> str:
-    """A tmux server of its own for every run: it has this login's environment, and ending it harms no other run."""
-    import hashlib
-
-    return "run-" + hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
-
-
 def launch(layout: Layout, directory: str, run: str) -> Tuple[str, Optional[str]]:
     """Start the supervisor so that it outlives this login. Returns how, and what a person should know about it."""
     program = keep_agent(layout)
@@ -232,8 +226,7 @@ def _launch_tmux(tmux: List[str], directory: str, run: str, command: List[str]) 
     environment = {key: value for key, value in os.environ.items() if key not in ("TMUX", "TMUX_PANE")}
     if not any(environment.get(key) for key in ("LC_ALL", "LC_CTYPE", "LANG")):
         environment["LC_CTYPE"] = "C.UTF-8"
-    session = "".join(c if c.isalnum() or c in "-_" else "_" for c in run)
-    arguments = ["-L", socket_name(directory), "-f", "/dev/null", "new-session", "-d", "-s", session, "-x", "160", "-y", "48"]
+    arguments = ["-L", socket_name(directory), "-f", "/dev/null", "new-session", "-d", "-s", session_name(run), "-x", "160", "-y", "48"]
     try:
         done = subprocess.run(
             tmux + arguments + ["-c", directory] + command,

@@ -41,7 +41,7 @@ SETTINGS: Mapping[str, Any] = {"requirements": "none", "command": "sh train.sh",
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "deploy": {},
     "train": {"recipe": None, "fields": [], "data": None, "devices": "auto", "name": None, "resume": None, "follow": False},
-    "fetch_results": {"run_name": "latest", "dest": None},
+    "fetch_results": {"run_name": "latest", "dest": None, "watch": False},
     "status": {},
     "logs": {"run_name": "latest", "follow": False, "lines": 40},
     "stop": {"run_name": "latest"},

@@ -1,0 +1,56 @@
+"""`fetch-results --watch`: a mirror of a run that is kept up to date while it trains, through broken connections, to its end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from remote.display import bar, percent, size
+from remote.errors import ConnectionLost, Unreachable
+from remote.fetch import ENDED, Fetched, fetch_run
+from remote.follow import PAUSES_S
+from remote.records import Run
+from remote.runs import parse_run
+from remote.session import Session
+
+EVERY_S = 30.0
+"""Between two looks; a run that ends is fetched at once."""
+
+
+def watch_run(session: Session, run: str, dest: Path) -> Fetched:
+    """Fetch again and again; returns what the last fetch did, once the run has ended and all of it is here.
+
+    Raises what no waiting mends: no such run, no room here, a server that lies.
+    """
+    name, attempt, received = run, 0, 0
+    session.display.note("mirroring; Ctrl-C leaves the training alone and keeps what is here")
+    while True:
+        try:
+            fetched = fetch_run(session, name, dest)
+            described = parse_run(fetched.run)
+            name, received = described.run, received + fetched.received  # "latest" stays the run that it was
+            if described.state in ENDED and not fetched.gone:
+                return fetched
+            session.display.progress(mirror_line(described, received), force=True)
+            if described.state not in ENDED:
+                session.call("follow", None, run=name, until="end", wait_s=EVERY_S, tail=0)
+            attempt = 0
+        except (ConnectionLost, Unreachable) as error:
+            session.close()
+            pause = PAUSES_S[min(attempt, len(PAUSES_S) - 1)]
+            session.display.note(f"{error.message}; what was fetched stays. Trying again in {pause:.0f} s (Ctrl-C ends this)")
+            time.sleep(pause)
+            attempt += 1
+
+
+def mirror_line(run: Run, received: int) -> str:
+    """What is known of the training, how much has come, and when it was looked at."""
+    step, total = run.progress.get("step"), run.progress.get("total_steps")
+    metrics = run.progress.get("metrics")
+    best = metrics.get("best_val_accuracy") if isinstance(metrics, dict) else None
+    parts = [bar(step / total if isinstance(step, int) and isinstance(total, int) and total > 0 else None), run.state]
+    if run.progress.get("epoch") is not None:
+        parts.append(f"epoch {run.progress['epoch']}/{run.progress.get('max_epochs')}")
+    if best is not None:
+        parts.append(f"best {percent(best)}")
+    return "  ".join([*parts, f"{size(received)} mirrored", time.strftime("%H:%M:%S")])
