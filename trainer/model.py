@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WHITENING_IMAGES = 5000
 CPU_PART_IMAGES = 125
+STEPS_APART = 3
 
 
 @dataclass
@@ -74,6 +75,7 @@ class Classifier(pl.LightningModule):
         self.state = TrainingState()
         self.sums = torch.zeros(4, dtype=torch.float64)
         self.optimizer_state: dict[str, Any] | None = None
+        self.steps_apart = STEPS_APART
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return make_optimizer(self.network, self.config, peak_learning_rate(self.config, self.trainer.world_size))
@@ -115,28 +117,55 @@ class Classifier(pl.LightningModule):
         state.step += 1
 
     def backward_in_parts(self, images: Tensor, labels: Tensor, mixed: tuple[float, Tensor] | None) -> None:
-        """Gradients of the whole batch. Where the memory does not suffice, it is tried again in twice as many, smaller parts."""
+        """Gradients of the whole batch. Where the memory does not suffice, it is tried again in twice as many, smaller parts.
+
+        Several processes must find that out together: for the first steps with a number of parts they compute apart, agree, and
+        only then exchange their gradients. Memory that suffices for those suffices for all.
+        """
         before = self.sums.clone()
+        world = self.trainer.world_size
         while True:
             parts = self.state.parts or first_parts(self.config, len(labels), self.device)
             set_momentum(self.network, parts)
+            apart = world > 1 and self.steps_apart > 0
+            lacking: BaseException | None = None
             try:
-                self._backward(images, labels, mixed, parts)
-                return
+                self._backward(images, labels, mixed, parts, apart)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or parts >= len(labels) or self.trainer.world_size > 1:
+                if not is_out_of_memory(error) or (world > 1 and not apart):
                     raise
+                lacking = error
+            if not (self._any_process(lacking is not None) if apart else lacking):
+                if apart:
+                    self._average_gradients()
+                    self.steps_apart -= 1
+                return
+            if parts >= len(labels):
+                raise lacking or torch.cuda.OutOfMemoryError("another process of this training is out of memory")
+            del lacking
             self.network.zero_grad(set_to_none=True)
             self.sums.copy_(before)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self.state.parts = min(len(labels), 2 * parts)
+            self.steps_apart = STEPS_APART
             self.print(
                 f"out of memory: batches of {-(-len(labels) // parts)} images are cut to {-(-len(labels) // self.state.parts)}, "
-                f"accumulated {self.state.parts} times; the effective batch stays {effective_batch(self.config, 1)}"
+                f"accumulated {self.state.parts} times; the effective batch stays {effective_batch(self.config, world)}"
             )
 
-    def _backward(self, images: Tensor, labels: Tensor, mixed: tuple[float, Tensor] | None, parts: int) -> None:
+    def _any_process(self, mine: bool) -> bool:
+        flag = torch.tensor(float(mine), device=self.device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        return bool(flag)
+
+    def _average_gradients(self) -> None:
+        for parameter in self.network.parameters():
+            if parameter.grad is not None:
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.trainer.world_size
+
+    def _backward(self, images: Tensor, labels: Tensor, mixed: tuple[float, Tensor] | None, parts: int, apart: bool) -> None:
         partners = None
         if mixed is not None:
             share, places = mixed[0], mixed[1].to(labels.device)
@@ -149,7 +178,7 @@ class Classifier(pl.LightningModule):
         for first in range(0, whole, size):
             some = slice(first, first + size)
             last = first + size >= whole
-            with contextlib.nullcontext() if last else self._without_sync():
+            with contextlib.nullcontext() if last and not apart else self._without_sync():
                 logits = self.network(resized(images[some].contiguous(memory_format=torch.channels_last), pixels))
                 loss = self.loss(logits, labels[some], partners and (partners[0], partners[1][some]))
                 # Muon's learning rates are for the sum over the whole batch, and several processes average their gradients.

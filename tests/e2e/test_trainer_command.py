@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,28 @@ TINY = ["--data", "synthetic", "--accelerator", "cpu", "--deterministic", "true"
 DEADLINE_S = 90.0
 
 
+SCARCE = """
+import os, sys
+from trainer import networks, train
+original = networks.ResidualCNN.forward
+def forward(self, images):
+    if self.training and len(images) > 10 and os.environ.get("LOCAL_RANK") == "1":
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+    return original(self, images)
+networks.ResidualCNN.forward = forward
+sys.exit(train.main())
+"""
+"""The second process alone has memory for ten images at a time."""
+
+
 class Command:
     """A trainer in a session of its own, so that what it leaves behind is found and ended."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, program: Sequence[str] = ("-m", "trainer.train")) -> None:
         self.log = folder / "log"
         self.run_dir = folder / "run"
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        argv = [sys.executable, "-m", "trainer.train", *arguments, "--run_dir", str(self.run_dir)]
+        argv = [sys.executable, *program, *arguments, "--run_dir", str(self.run_dir)]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 argv, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -90,9 +104,9 @@ Start = Callable[..., Command]
 def start(tmp_path: Path) -> Iterator[Start]:
     commands: list[Command] = []
 
-    def begin(*arguments: str, folder: str = "a") -> Command:
+    def begin(*arguments: str, folder: str = "a", program: Sequence[str] = ("-m", "trainer.train")) -> Command:
         (tmp_path / folder).mkdir(exist_ok=True)
-        commands.append(Command(tmp_path / folder, *arguments))
+        commands.append(Command(tmp_path / folder, *arguments, program=program))
         return commands[-1]
 
     yield begin
@@ -160,6 +174,23 @@ def test_two_processes_train_as_one_with_the_doubled_batch(start: Start) -> None
     assert (first - second).norm() < 0.2 * second.norm()
     assert two.output().count("effective batch 100, peak learning rate 0.0015625") == 1, "only the first process talks"
     assert two.output().count("test_accuracy") == 1 and two.gone_within(5)
+
+
+def test_two_processes_cut_their_batches_together_when_one_lacks_memory(start: Start, tmp_path: Path) -> None:
+    """With as many images in each part as the first try had, the result would be the same; batch norm sees smaller ones."""
+    (tmp_path / "scarce.py").write_text(SCARCE)
+    arguments = [*TINY, "--max_epochs", "2", "--batch_size", "40", "--devices", "2"]
+    scarce = start(*arguments, folder="scarce", program=[str(tmp_path / "scarce.py")])
+    assert scarce.wait() == 0, scarce.output()
+    told = "out of memory: batches of {} images are cut to {}, accumulated {} times; the effective batch stays 80"
+    assert [scarce.output().count(told.format(*sizes)) for sizes in ((40, 20, 2), (20, 10, 4))] == [1, 1], scarce.output()
+    assert scarce.output().count("out of memory") == 2 and scarce.summary()["parts"] == 4 and scarce.gone_within(5)
+    parts = start(*arguments, "--part_images", "10", folder="parts")
+    assert parts.wait() == 0, parts.output()
+    rows = [command.last()["training"]["history"] for command in (scarce, parts)]
+    for ours, theirs in zip(*rows, strict=True):
+        assert (ours["step"], ours["learning_rate"]) == (theirs["step"], theirs["learning_rate"])
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.02)
 
 
 def test_two_processes_stop_together_and_go_on(start: Start) -> None:
