@@ -11,7 +11,7 @@ from remote.deploy import Deployed, deploy, show_steps
 from remote.display import percent, show
 from remote.errors import ConnectionLost, NotFound, RemoteError, RunFailed
 from remote.follow import PAUSES_S, Follower
-from remote.gpu import choose_gpus, held_gpus
+from remote.gpu import choose_gpus, gpu_error, held_gpus
 from remote.records import Run
 from remote.runs import (
     Pending,
@@ -104,7 +104,7 @@ def plan_run(session: Session, request: TrainRequest, deployed: Deployed) -> dic
     elif report.gpus:
         choice = choose_gpus(report.gpus, request.devices, limit=most, held=held_gpus(deployed.facts.get("runs") or ()))
         if choice.problem is not None:
-            raise choice.problem_error(session.host)
+            raise gpu_error(choice, session.host)
         for note in choice.notes:
             session.display.note(f"note: {note}")
         asked |= {

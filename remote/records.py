@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from remote.agent.gpu_choice import Gpu, GpuProcess, GpuReport
+
+__all__ = [
+    "EnvironmentPlan", "FileEntry", "Gpu", "GpuProcess", "GpuReport", "Host", "Release", "Run", "Settings",
+]  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Host:
@@ -87,45 +93,6 @@ class Run:
     detail: Mapping[str, Any] = field(default_factory=dict)
     # Its directory on the server.
     path: str = ""
-
-
-@dataclass(frozen=True)
-class GpuProcess:
-    """What computes on a GPU; containers hide some or all of it."""
-
-    pid: int | None
-    name: str | None
-    memory_mib: int | None
-    user: str | None = None
-    age_s: float | None = None
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One GPU as nvidia-smi tells it; `index` is nvidia-smi's, `uuid` is what it is pinned by."""
-
-    index: int
-    uuid: str
-    name: str | None = None
-    memory_total_mib: int | None = None
-    memory_used_mib: int | None = None
-    utilization_percent: int | None = None
-    # Such as 8.6; unknown to drivers before 510.
-    compute_capability: float | None = None
-    # True where the GPU is split into instances.
-    mig: bool | None = None
-    processes: tuple[GpuProcess, ...] = ()
-
-
-@dataclass(frozen=True)
-class GpuReport:
-    """A server's GPUs. `found`: nvidia-smi is there. `problem`: why there are none, in one line, with its remedy."""
-
-    gpus: tuple[Gpu, ...] = ()
-    driver_version: str | None = None
-    found: bool | None = None
-    problem: str | None = None
-    remedy: str | None = None
 
 
 @dataclass(frozen=True)

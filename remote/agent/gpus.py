@@ -1,11 +1,11 @@
-"""What nvidia-smi says, unparsed: the laptop judges it. Also, for both ends, which torch build a driver carries."""
+"""What nvidia-smi says, unparsed: gpu_choice.py judges it, on either end."""
 
 import os
 import pwd
 import shutil
 import subprocess
 import time
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence
 
 GPU_FIELDS = (
     "index",
@@ -25,15 +25,6 @@ USAGE_FIELDS = ("index", "uuid", "utilization.gpu", "memory.used", "memory.total
 PLACES = ("/usr/bin", "/usr/local/nvidia/bin", "/usr/lib/wsl/lib")
 FORMAT = "--format=csv,noheader,nounits"
 OUTPUT_LIMIT = 200_000
-
-TORCH_BUILDS: Tuple[Tuple[str, int, float, float], ...] = (
-    ("cu130", 580, 7.5, 99.0),
-    ("cu128", 570, 7.5, 12.0),
-    ("cu126", 525, 5.0, 9.0),
-    ("cu118", 450, 5.0, 9.0),
-)
-"""Index name, lowest driver, lowest and highest compute capability. Newest first."""
-
 
 def find_nvidia_smi() -> Optional[str]:
     found = shutil.which("nvidia-smi")
@@ -84,24 +75,6 @@ def sample_usage(uuids: Optional[Sequence[str]], timeout_s: float = 10.0) -> Opt
         for row in rows
         if len(row) == len(USAGE_FIELDS) and (wanted is None or row[1] in wanted)
     ]
-
-
-def fitting_build(driver: Optional[str], capabilities: Sequence[Optional[float]]) -> Optional[str]:
-    """The newest torch build that this driver carries and that has kernels for all these GPUs; None if there is none.
-
-    An unknown driver or capability excludes nothing.
-    """
-    known = [cap for cap in capabilities if cap is not None]
-    major = driver_major(driver)
-    for name, lowest_driver, lowest, highest in TORCH_BUILDS:
-        if (major is None or major >= lowest_driver) and all(lowest <= cap <= highest for cap in known):
-            return name
-    return None
-
-
-def driver_major(driver: Optional[str]) -> Optional[int]:
-    first = str(driver or "").split(".")[0]
-    return int(first) if first.isascii() and first.isdigit() and len(first) < 6 else None
 
 
 class _Question:

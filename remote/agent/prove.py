@@ -6,7 +6,7 @@ import subprocess
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
-from . import gpus
+from . import gpu_choice, gpus
 from .calls import Call, Refusal, operation
 from .interpreters import plain_environment
 from .paths import Layout, read_json, resolve_root, write_json
@@ -111,7 +111,7 @@ def cards_of(raw: Dict[str, Any]) -> Tuple[Optional[str], List[Dict[str, str]]]:
     rows = [[cell.strip() for cell in line.split(",")] for line in answer["output"].splitlines()]
     cards = [dict(zip(answer["fields"], row)) for row in rows if len(row) == len(answer["fields"])]
     cards = [card for card in cards if card["uuid"].startswith(("GPU-", "MIG-"))]
-    drivers = [card["driver_version"] for card in cards if gpus.driver_major(card["driver_version"]) is not None]
+    drivers = [card["driver_version"] for card in cards if gpu_choice.driver_major(card["driver_version"]) is not None]
     return (drivers[0] if drivers else None), cards
 
 
@@ -163,7 +163,7 @@ def _no_cuda(version: str, proof: Dict[str, Any], cards: List[Dict[str, str]]) -
     said = "; ".join(proof.get("warnings") or []) or "torch gives no reason"
     driver, cuda = proof.get("driver"), str(proof.get("cuda"))
     lowest = {"13": 580, "12": 525, "11": 450}.get(cuda.split(".")[0])
-    major = gpus.driver_major(driver)
+    major = gpu_choice.driver_major(driver)
     if lowest is not None and major is not None and major < lowest:
         message = f"{version} (CUDA {cuda}) needs driver ≥ {lowest}; this is {driver}"
         return Refusal("GpuUnfit", message, _torch_remedy(driver, cards))
@@ -196,7 +196,7 @@ def has_kernels(capability: str, arch: List[str]) -> bool:
 
 
 def _torch_remedy(driver: Optional[str], cards: List[Dict[str, str]]) -> str:
-    build = gpus.fitting_build(driver, [_capability(card.get("compute_cap")) for card in cards])
+    build = gpu_choice.fitting_build(driver, [_capability(card.get("compute_cap")) for card in cards])
     if build is None:
         return f"no torch build fits driver {driver} and these GPUs: ask for a newer driver"
     return f"set remote.torch: {build} in fabric.yaml and deploy again"

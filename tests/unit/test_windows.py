@@ -1,0 +1,25 @@
+"""A laptop may run Windows: what the orchestrator imports there has none of Unix's modules."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CODE = """
+import sys
+for name in ("fcntl", "pwd", "grp", "termios", "resource", "tty", "pty", "syslog"):
+    sys.modules[name] = None
+import importlib, pkgutil
+import remote
+for found in pkgutil.iter_modules(remote.__path__):
+    if found.name != "agent":
+        importlib.import_module("remote." + found.name)
+import trainer.config
+"""
+
+
+def test_the_laptop_s_modules_import_without_unix() -> None:
+    done = subprocess.run([sys.executable, "-c", CODE], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
