@@ -50,6 +50,8 @@ def deploy(c: Context, json: bool = False) -> None:
         "set": "field=value, a field of the recipe to change; may be given several times",
         "data": "where the data is on the server: a path, or `synthetic`; default: the recipe's",
         "devices": "GPUs to use: auto takes the free ones, 0,1 are nvidia-smi's indices",
+        "gpus": "so many of the free ones; where too few are free the run waits in the server's queue",
+        "now": "refuse rather than wait for a GPU",
         "name": "a name for the run, to find it by",
         "resume": "go on with a run that has ended, from its newest checkpoint: latest, its id, the beginning of it, or its name",
         "follow": "stay and show the training (default on a terminal); the training goes on without you",
@@ -64,6 +66,8 @@ def train(
     devices: str = "auto",
     name: str | None = None,
     resume: str | None = None,
+    gpus: int = 0,
+    now: bool = False,
     follow: bool = False,
     no_follow: bool = False,
 ) -> None:
@@ -79,7 +83,10 @@ def train(
     7 server, 8 environment, 9 GPU, 10 the training failed. After 4 the same command never starts a second run.
     """
     following = True if follow else False if no_follow else None
-    call(c, "train", recipe=recipe, fields=set or [], data=data, devices=devices, name=name, resume=resume, follow=following)
+    call(
+        c, "train", recipe=recipe, fields=set or [], data=data, devices=devices, name=name, resume=resume, gpus=gpus or None,
+        now=now, follow=following,
+    )  # fmt: skip
 
 
 @task(

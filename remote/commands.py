@@ -187,7 +187,7 @@ def status_cells(run: Run) -> list[object]:
     if shown is None and isinstance(metrics, Mapping) and metrics.get("best_val_accuracy") is not None:
         shown = f"val {percent(metrics['best_val_accuracy'])}"
     gpus = run.asked.get("gpu_names") or run.asked.get("gpus")
-    remark = run.reason
+    remark = run.detail.get("waiting") if run.state == "queued" and run.detail.get("waiting") else run.reason
     if run.state == "running" and not run.reason and run.progress.get("seconds_left") is not None:
         remark = f"{duration(run.progress['seconds_left'])} left"
     attempts = run.detail.get("attempts")

@@ -36,6 +36,7 @@ class Follower:
         self.lines = LineBuffer(sink or session.display.log)
         self.tail: int | None = None
         self.attempt = 0
+        self.waiting = ""
 
     def until_started(self, wait_s: float) -> tuple[bool, Run]:
         """Whether it shows a sign of life (or has ended) within `wait_s`, and the run as it stands."""
@@ -92,7 +93,12 @@ class Follower:
             self.progress = event["progress"]
         if isinstance(event.get("gpu"), Mapping):
             self.gpu = event["gpu"]
-        if self.progress:
+        state = event.get("state")
+        if isinstance(state, Mapping):
+            self.waiting = state["waiting"] if state.get("state") == "queued" and isinstance(state.get("waiting"), str) else ""
+        if self.waiting:
+            self.session.display.progress(f"{self.waiting} (Ctrl-C leaves it in the queue)", force=True)
+        elif self.progress:
             self.session.display.progress(render_progress(self.progress, self.gpu))
 
 

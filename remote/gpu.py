@@ -18,11 +18,14 @@ from remote.agent.gpu_choice import (
     held_gpus,
     parse_gpus,
     parse_processes,
+    unusable_reason,
 )
 from remote.errors import GpuUnfit
 from remote.records import Gpu
 
-__all__ = ["busy_reason", "choose_gpus", "describe_mib", "describe_process", "held_gpus", "parse_gpus", "parse_processes"]
+__all__ = [
+    "busy_reason", "choose_gpus", "describe_mib", "describe_process", "held_gpus", "parse_gpus", "parse_processes", "unusable_reason",
+]  # fmt: skip
 
 # Where the driver is too old to tell the compute capability, the name does.
 OLD_NAMES = ((r"\bV100|TITAN V\b|GV100", 7.0), (r"\bP100\b|GP100", 6.0), (r"\bP4\b|\bP40\b|GTX 10\d\d|TITAN Xp?\b|Quadro P", 6.1),

@@ -9,9 +9,9 @@ from typing import Any
 
 from remote.deploy import Deployed, deploy, show_steps
 from remote.display import percent, show
-from remote.errors import ConnectionLost, NotFound, RemoteError, RunFailed
+from remote.errors import ConnectionLost, GpuUnfit, NotFound, RemoteError, RunFailed
 from remote.follow import PAUSES_S, Follower
-from remote.gpu import choose_gpus, gpu_error, held_gpus
+from remote.gpu import choose_gpus, gpu_error, held_gpus, unusable_reason
 from remote.records import Run
 from remote.runs import (
     Pending,
@@ -43,10 +43,12 @@ def train_one(
     data: str | None,
     devices: str,
     name: str | None,
+    gpus: int | None,
+    now: bool,
     follow: bool | None,
 ) -> int:
     settings = session.project.settings
-    request = parse_request(settings, session.project.directory, recipe, fields, data, devices, name)
+    request = parse_request(settings, session.project.directory, recipe, fields, data, devices, name, gpus, now)
     deployed = deploy(session, data=data)
     show_steps(session.display, deployed, only_changes=True)
     pending = Pending(session.project, session.host, request, deployed.release.tree)
@@ -102,17 +104,32 @@ def plan_run(session: Session, request: TrainRequest, deployed: Deployed) -> dic
     if report.gpus and not wants_gpu:
         asked |= {"gpus": []}
     elif report.gpus:
-        choice = choose_gpus(report.gpus, request.devices, limit=most, held=held_gpus(deployed.facts.get("runs") or ()))
+        asked |= plan_gpus(session, request, deployed, most)
+    return asked
+
+
+def plan_gpus(session: Session, request: TrainRequest, deployed: Deployed, most: int) -> dict[str, Any]:
+    """GPUs that are free now, or a place in the server's queue. Raises GpuUnfit where that can't help, or with --now."""
+    gpus, runs = deployed.gpus.gpus, deployed.facts.get("runs") or ()
+    if request.gpus and (request.gpus > len(gpus) or 0 < most < request.gpus):
+        has = f"this recipe uses {most}" if 0 < most < request.gpus else f"the server has {len(gpus)}"
+        raise GpuUnfit(f"--gpus {request.gpus}: {has}", host=session.host, step="choose GPUs", remedy="ask for fewer")
+    choice = choose_gpus(gpus, request.devices, limit=request.gpus or most, held=held_gpus(runs))
+    waiting = [run for run in runs if run.get("state") == "queued" and dict(run.get("asked") or {}).get("queue")]
+    enough = len(choice.gpus) >= (request.gpus or 1) and not waiting
+    if request.devices != "auto" or enough or request.now or all(unusable_reason(gpu) for gpu in gpus):
         if choice.problem is not None:
             raise gpu_error(choice, session.host)
+        if request.now and not enough:
+            why = f"{len(waiting)} runs wait already" if waiting else f"{len(choice.gpus)} of {request.gpus} GPUs are free"
+            raise GpuUnfit(
+                "; ".join([why, *choice.notes]), host=session.host, step="choose GPUs", remedy="leave out --now to wait for them"
+            )
         for note in choice.notes:
             session.display.note(f"note: {note}")
-        asked |= {
-            "gpus": [gpu.uuid for gpu in choice.gpus],
-            "gpu_names": [f"{gpu.index}" for gpu in choice.gpus],
-            "trainer_devices": "auto",
-        }
-    return asked
+        uuids, names = [gpu.uuid for gpu in choice.gpus], [f"{gpu.index}" for gpu in choice.gpus]
+        return {"gpus": uuids, "gpu_names": names, "trainer_devices": "auto", "queue": False}
+    return {"gpus": [], "gpu_names": [], "trainer_devices": "auto", "queue": True, "wanted_gpus": request.gpus or 1}
 
 
 def start_on_free_gpus(session: Session, request: TrainRequest, deployed: Deployed, run: str, pending: Pending) -> dict[str, Any]:
@@ -175,7 +192,11 @@ def watch(session: Session, run: str, follow: bool, pending: Pending) -> int:
     if follow:
         session.display.note("following; Ctrl-C leaves the training alone")
     try:
-        wait_for_start(session, run, follower, pending)
+        described = wait_for_start(session, run, follower, pending)
+        if described.state == "queued":
+            session.display.line(f"it {described.detail.get('waiting')}. It starts by itself: fab -H {session.host} status tells when")
+            if not follow:
+                return 0
         if follow:
             return show_end(session, follower.until_end())
     except KeyboardInterrupt:
@@ -189,7 +210,7 @@ def watch(session: Session, run: str, follow: bool, pending: Pending) -> int:
     return 0
 
 
-def wait_for_start(session: Session, run: str, follower: Follower, pending: Pending) -> None:
+def wait_for_start(session: Session, run: str, follower: Follower, pending: Pending) -> Run:
     """Raises RunFailed, with the log's end shown, for what ended at once or shows nothing."""
     started, described = follower.until_started(START_WAIT_S)
     pending.clear()
@@ -202,6 +223,7 @@ def wait_for_start(session: Session, run: str, follower: Follower, pending: Pend
             host=session.host,
             remedy=f"fab -H {session.host} logs --run {run} --follow",
         )
+    return described
 
 
 def show_log_end(session: Session, run: str, follower: Follower) -> None:

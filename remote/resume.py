@@ -24,19 +24,19 @@ from remote.session import Session, who_am_i
 PARTS = (".part", ".tmp")
 
 
-CARRIED = ("gpus", "gpu_names", "environment_key", "python", "prefix", "devices", "who")
+CARRIED = ("gpus", "gpu_names", "queue", "wanted_gpus", "environment_key", "python", "prefix", "devices", "who")
 """What may differ between a run's attempts, beside the command's words."""
 
 
 def resume_one(
     session: Session, run: str, recipe: str | None, fields: Sequence[str], data: str | None, devices: str, name: str | None,
-    follow: bool | None,
+    gpus: int | None, now: bool, follow: bool | None,
 ) -> int:  # fmt: skip
     """Find the run there or here, deploy, and start its next attempt; one that still runs is followed."""
     settings = session.project.settings
     if recipe or name:
         raise UsageError("--recipe and --name belong to a new run; a resumed one keeps its own", step="train")
-    given = parse_request(settings, session.project.directory, None, fields, data, devices, None)
+    given = parse_request(settings, session.project.directory, None, fields, data, devices, None, gpus, now)
     kept = find_there(session, run)
     here = None if kept else find_here(session, run)
     identifier = kept.run if kept else here.name if here else run

@@ -41,11 +41,16 @@ class TrainRequest:
     data: str | None = None
     devices: str = "auto"
     name: str | None = None
+    # So many of the free GPUs; None: all that are free, or one after waiting.
+    gpus: int | None = None
+    # Refuse rather than wait for a GPU.
+    now: bool = False
 
 
 def parse_request(
-    settings: Settings, project: Path, recipe: str | None, fields: Sequence[str], data: str | None, devices: str, name: str | None
-) -> TrainRequest:
+    settings: Settings, project: Path, recipe: str | None, fields: Sequence[str], data: str | None, devices: str, name: str | None,
+    gpus: int | None = None, now: bool = False,
+) -> TrainRequest:  # fmt: skip
     """Raises UsageError with every mistake at once; nothing has been sent by then."""
     errors = []
     pairs = []
@@ -63,7 +68,9 @@ def parse_request(
         errors.append(f"--devices must be auto or indices such as 0,1, not {devices!r:.80}")
     if data is not None and (not data.strip() or "\0" in data or "\n" in data):
         errors.append(f"--data must be a path on the server, on one line, not {data!r:.80}")
-    request = TrainRequest(recipe, tuple(pairs), data, devices, name)
+    if gpus is not None and (gpus < 1 or devices != "auto"):
+        errors.append("--gpus is a number from 1 on, and goes with --devices auto alone")
+    request = TrainRequest(recipe, tuple(pairs), data, devices, name, gpus, now)
     if is_own_trainer(settings):
         errors += config_errors(project, request, settings)
     elif recipe or pairs or data:
@@ -269,6 +276,7 @@ def run_json(run: Run, host: str) -> dict[str, Any]:
         "test_accuracy": run.summary.get("test_accuracy"),
         "seconds_left": run.progress.get("seconds_left") if run.state == "running" else None,
         "gpus": run.asked.get("gpus"),
+        "waiting": run.detail.get("waiting") if run.state == "queued" else None,
         "created": _time(run.detail.get("since")),
         "started": run.detail.get("started"),
         "ended": run.detail.get("ended"),

@@ -44,7 +44,8 @@ def follow(
                 told[key] = value
                 news: Dict[str, Any] = {key: value}
                 call.event(**news)
-        started = final or (described["state"] == "running" and has_started(described, _size(log) > 0))
+        waits = described["state"] == "queued" and bool(described["detail"].get("waiting"))
+        started = final or waits or (described["state"] == "running" and has_started(described, _size(log) > 0))
         late = deadline is not None and time.monotonic() > deadline
         if until == "now" or final or late or (until == "started" and started):
             return {"run": run, "offset": offset, "started": started, "late": late, "described": described}
@@ -63,7 +64,7 @@ def has_started(described: Dict[str, Any], wrote: bool) -> bool:
 
 
 def _state(described: Dict[str, Any]) -> Dict[str, Any]:
-    return {"state": described["state"], "reason": described["reason"]}
+    return {"state": described["state"], "reason": described["reason"], "waiting": described["detail"].get("waiting")}
 
 
 def _size(path: str) -> int:

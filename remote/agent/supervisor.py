@@ -14,6 +14,7 @@ from typing import Any, Dict, List, Optional
 from . import gpus
 from .paths import mount_of, read_json, write_json
 from .processes import boot_id, child_start_time, group_members, kernel_kills, start_time
+from .waiting import take_gpus
 
 STOP_S = 60.0
 """From SIGTERM to SIGKILL: the time a trainer has to save."""
@@ -92,6 +93,9 @@ class Supervisor:
 
     def supervise(self) -> int:
         self.keep_spare()
+        if self.asked.get("queue") and not self.wait_for_gpus():
+            self.record(state="stopped", reason=f"{self.who_stopped()} while it waited", cause="stopped", ended=time.time())
+            return 1
         kills = kernel_kills()
         started = time.time()
         problem = self.start()
@@ -109,6 +113,24 @@ class Supervisor:
         self.record(ended=time.time(), exit_code=code, **self.outcome(code, kills))
         time.sleep(0.3)  # the mirror shows the last lines to whoever is attached
         return 0 if self.state["state"] == "finished" else 1
+
+    def wait_for_gpus(self) -> bool:
+        """Its place in the queue is the time since when it is queued. False where it was stopped."""
+
+        def tell(reason: str) -> None:
+            if self.state.get("waiting") != reason:
+                self.record(waiting=reason)
+
+        def take(uuids: List[str], indices: List[str]) -> None:
+            self.asked.update(gpus=uuids, gpu_names=indices, queue=False)
+            write_json(self.path("run.json"), self.asked)
+            self.record(waiting=None)
+
+        return take_gpus(self.directory, int(self.asked.get("wanted_gpus") or 1), self.stop, tell, take)
+
+    def who_stopped(self) -> str:
+        who = (read_json(self.path("stop.json")) or {}).get("who")
+        return f"stopped by {who}" if who else "stopped by a signal"
 
     def start(self) -> Optional[str]:
         """Start the command with its output in train.log; returns why it could not be started."""
@@ -209,9 +231,7 @@ class Supervisor:
         if self.disk_problem and not self.stop.is_set():
             return {"state": "failed", "reason": f"{self.disk_problem}; it was stopped, its last checkpoint is kept", "cause": "disk full"}
         if self.stop.is_set():
-            asked = read_json(self.path("stop.json")) or {}
-            who = asked.get("who")
-            return {"state": "stopped", "reason": f"stopped by {who}" if who else "stopped by a signal", "cause": "stopped"}
+            return {"state": "stopped", "reason": self.who_stopped(), "cause": "stopped"}
         tail = self.log_tail()
         if re.search(r"CUDA out of memory|torch\.(cuda\.)?OutOfMemoryError|CUDA_ERROR_OUT_OF_MEMORY", tail):
             return {"state": "failed", "reason": "out of memory on the GPU", "cause": "gpu memory"}

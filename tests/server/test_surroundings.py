@@ -238,7 +238,7 @@ class TestGpus:
         files = {"train.sh": "echo up; sleep 30\n"}
         project = make_project(tmp_path / "project", files, settings=settings, parts=("fabfile.py", "remote"))
         fab(project, server, "deploy")
-        together = [start_fab(project, server, "train", "--no-follow") for _ in range(2)]
+        together = [start_fab(project, server, "train", "--no-follow", "--now") for _ in range(2)]
         told = [one.communicate(timeout=60) for one in together]
         assert sorted(one.returncode for one in together) == [0, 9], told
         (refusal,) = [err for one, (_, err) in zip(together, told, strict=True) if one.returncode]

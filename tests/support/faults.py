@@ -40,7 +40,8 @@ FILES: Mapping[str, Content] = {
 SETTINGS: Mapping[str, Any] = {"requirements": "none", "command": "sh train.sh", "results": "big", "project": "p", "timeout_s": 10.0}
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "deploy": {},
-    "train": {"recipe": None, "fields": [], "data": None, "devices": "auto", "name": None, "resume": None, "follow": False},
+    "train": {"recipe": None, "fields": [], "data": None, "devices": "auto", "name": None, "resume": None, "gpus": None, "now": False,
+              "follow": False},
     "fetch_results": {"run_name": "latest", "dest": None, "watch": False},
     "status": {},
     "logs": {"run_name": "latest", "follow": False, "lines": 40},
