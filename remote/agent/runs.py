@@ -156,12 +156,23 @@ def one_launch_at_a_time(layout: Layout) -> Iterator[None]:
 
 
 def require_free_gpus(layout: Layout, asked: Dict[str, Any]) -> None:
-    """GPUs that were chosen because they seemed free must not have been given to another run meanwhile."""
+    """GPUs that were chosen because they seemed free must still be: given to no other run, and used by nobody else.
+
+    This is the second look at them; the first was the laptop's.
+    """
     wanted = asked.get("gpus")
     if asked.get("devices") != "auto" or not isinstance(wanted, list) or not wanted:
         return
+    from .waiting import free_gpus  # loaded with all operations: the program's file may be gone by now
+
     live = [run for run in list_runs(layout) if run["state"] not in FINAL and isinstance(run["gpus"], list)]
     taken = {uuid: run["run"] for run in live for uuid in run["gpus"] if uuid in wanted}
+    if not taken:
+        free, reason = free_gpus(layout, "")
+        known = [uuid for uuid, _ in free]
+        taken = {uuid: "somebody" for uuid in wanted if uuid not in known}
+        if taken:
+            raise Refusal("GpuUnfit", f"the GPUs are in use by now: {reason}", "wait, or name one: --devices 0", taken=taken)
     if taken:
         holders = ", ".join(sorted(set(taken.values())))
         raise Refusal("GpuUnfit", f"the GPUs were given to {holders} just now", "wait, or name one: --devices 0", taken=taken)

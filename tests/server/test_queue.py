@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from remote import launch
 from remote.loopback import LoopbackServer
 from tests.support.agent import agent, put, start
 from tests.support.faults import Lab, wait_until
@@ -107,3 +108,22 @@ def test_so_many_gpus_are_asked_for(server: LoopbackServer, tmp_path: Path) -> N
     waits = lab.task("train", name="later", gpus=2)
     assert waits.code == 0 and "it waits for 2 GPUs: gpu 1:" in waits.out
     lab.task("stop")
+
+
+def test_a_gpu_that_somebody_took_between_two_looks_is_not_taken_from_them(server: LoopbackServer, tmp_path: Path) -> None:
+    """The laptop saw it free; when the run is to start, somebody else trains there."""
+    other = FakeGpu()
+    show(server, FREE, other)
+    lab = Lab(server, tmp_path)
+    lab.task("deploy")
+    original = launch.plan_gpus
+
+    def plan(*arguments: Any) -> dict[str, Any]:
+        planned = original(*arguments)
+        show(server, FakeGpu(uuid=FREE.uuid, memory_used="40960"), other)
+        return planned
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(launch, "plan_gpus", plan)
+        assert lab.task("train", name="mine", gpus=1).code == 0
+    assert rows(lab)["mine"]["gpus"] == [other.uuid]
