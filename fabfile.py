@@ -52,6 +52,8 @@ def deploy(c: Context, json: bool = False) -> None:
         "devices": "GPUs to use: auto takes the free ones, 0,1 are nvidia-smi's indices",
         "gpus": "so many of the free ones; where too few are free the run waits in the server's queue",
         "now": "refuse rather than wait for a GPU",
+        "max-restarts": "after a crash or a kill the server itself goes on from the newest checkpoint, so often",
+        "notify": "a webhook that is told when the run has ended (ntfy, Slack, Feishu, WeCom, …): its address, or @FILE with it",
         "name": "a name for the run, to find it by",
         "resume": "go on with a run that has ended, from its newest checkpoint: latest, its id, the beginning of it, or its name",
         "follow": "stay and show the training (default on a terminal); the training goes on without you",
@@ -68,6 +70,8 @@ def train(
     resume: str | None = None,
     gpus: int = 0,
     now: bool = False,
+    max_restarts: int = 0,
+    notify: str | None = None,
     follow: bool = False,
     no_follow: bool = False,
 ) -> None:
@@ -85,7 +89,7 @@ def train(
     following = True if follow else False if no_follow else None
     call(
         c, "train", recipe=recipe, fields=set or [], data=data, devices=devices, name=name, resume=resume, gpus=gpus or None,
-        now=now, follow=following,
+        now=now, max_restarts=max_restarts, notify=notify, follow=following,
     )  # fmt: skip
 
 

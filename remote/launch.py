@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from remote.runs import (
     plan_argv,
     raise_if_failed,
     require_gpu,
+    resumed_argv,
     start_run,
 )
 from remote.session import Session
@@ -45,10 +47,12 @@ def train_one(
     name: str | None,
     gpus: int | None,
     now: bool,
+    max_restarts: int,
+    notify: str | None,
     follow: bool | None,
 ) -> int:
     settings = session.project.settings
-    request = parse_request(settings, session.project.directory, recipe, fields, data, devices, name, gpus, now)
+    request = parse_request(settings, session.project.directory, recipe, fields, data, devices, name, gpus, now, max_restarts, notify)
     deployed = deploy(session, data=data)
     show_steps(session.display, deployed, only_changes=True)
     pending = Pending(session.project, session.host, request, deployed.release.tree)
@@ -140,8 +144,10 @@ def start_on_free_gpus(session: Session, request: TrainRequest, deployed: Deploy
 
     def start(asked: dict[str, Any]) -> dict[str, Any]:
         data, devices = asked.pop("trainer_data"), asked.pop("trainer_devices")
-        argv = plan_argv(session.project.settings, request, deployed.python, f"{deployed.root}/runs/{run}", data, devices)
-        return start_run(session, run, asked | {"argv": argv})
+        settings, run_dir = session.project.settings, f"{deployed.root}/runs/{run}"
+        argv = plan_argv(settings, request, deployed.python, run_dir, data, devices)
+        again = resumed_argv(settings, settings.command, dataclasses.replace(request, fields=()), deployed.python, run_dir, data, devices)
+        return start_run(session, run, asked | {"argv": argv, "resume_argv": again}, request.notify)
 
     return launch_on_free_gpus(session, request, deployed, pending, start)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from remote.launch import launch_on_free_gpus, plan_run, watch
 from remote.records import FileEntry, Run
 from remote.release import entry_of, upload_frames
 from remote.results import find_run
-from remote.runs import Pending, TrainRequest, is_own_trainer, list_runs, parse_request
+from remote.runs import Pending, is_own_trainer, list_runs, parse_request, resumed_argv
 from remote.session import Session, who_am_i
 
 PARTS = (".part", ".tmp")
@@ -30,13 +29,13 @@ CARRIED = ("gpus", "gpu_names", "queue", "wanted_gpus", "environment_key", "pyth
 
 def resume_one(
     session: Session, run: str, recipe: str | None, fields: Sequence[str], data: str | None, devices: str, name: str | None,
-    gpus: int | None, now: bool, follow: bool | None,
+    gpus: int | None, now: bool, max_restarts: int, notify: str | None, follow: bool | None,
 ) -> int:  # fmt: skip
     """Find the run there or here, deploy, and start its next attempt; one that still runs is followed."""
     settings = session.project.settings
     if recipe or name:
         raise UsageError("--recipe and --name belong to a new run; a resumed one keeps its own", step="train")
-    given = parse_request(settings, session.project.directory, None, fields, data, devices, None, gpus, now)
+    given = parse_request(settings, session.project.directory, None, fields, data, devices, None, gpus, now, max_restarts, notify)
     kept = find_there(session, run)
     here = None if kept else find_here(session, run)
     identifier = kept.run if kept else here.name if here else run
@@ -58,8 +57,10 @@ def resume_one(
     def start(planned: dict[str, Any]) -> dict[str, Any]:
         run_dir, place, there = f"{deployed.root}/runs/{identifier}", planned["trainer_data"], planned["trainer_devices"]
         changes: dict[str, Any] = {key: planned[key] for key in CARRIED if key in planned}
-        changes["argv"] = resumed_argv(session, asked, request, deployed.python, run_dir, place, there)
-        return session.call_as_owner("run_resume", run=identifier, asked=changes)
+        command = text_of(asked, "command") or settings.command
+        argv = resumed_argv(settings, command, request, deployed.python, run_dir, place, there)
+        changes |= {"argv": argv, "resume_argv": argv, "max_restarts": request.max_restarts}
+        return session.call_as_owner("run_resume", run=identifier, asked=changes, notify=request.notify)
 
     answer = launch_on_free_gpus(session, request, deployed, pending, start)
     if answer.get("note"):
@@ -69,21 +70,6 @@ def resume_one(
     else:
         session.display.line(f"run {identifier}: attempt {answer.get('attempt')} started on {session.host}")
     return watch(session, identifier, following, pending)
-
-
-def resumed_argv(
-    session: Session, asked: Mapping[str, Any], request: TrainRequest, python: str, run_dir: str, data: str | None, devices: str
-) -> list[str]:
-    """The trainer goes on from its newest checkpoint with its own values; a command of one's own is run again as it was."""
-    words = shlex.split(text_of(asked, "command") or session.project.settings.command)
-    if words[0] in ("python", "python3"):
-        words[0] = python
-    if is_own_trainer(session.project.settings):
-        words += ["--resume", "auto", "--run_dir", run_dir, "--devices", devices]
-        words += ["--data", data] if data is not None else []
-        for key, value in request.fields:
-            words += ["--set", f"{key}={value}"]
-    return words
 
 
 def find_there(session: Session, run: str) -> Run | None:

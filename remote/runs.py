@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,11 +45,15 @@ class TrainRequest:
     gpus: int | None = None
     # Refuse rather than wait for a GPU.
     now: bool = False
+    # The supervisor goes on by itself after a crash, so often.
+    max_restarts: int = 0
+    # A webhook, told when the run has ended. A secret: in no record, log or error.
+    notify: str = field(default="", repr=False)
 
 
 def parse_request(
     settings: Settings, project: Path, recipe: str | None, fields: Sequence[str], data: str | None, devices: str, name: str | None,
-    gpus: int | None = None, now: bool = False,
+    gpus: int | None = None, now: bool = False, max_restarts: int = 0, notify: str | None = None,
 ) -> TrainRequest:  # fmt: skip
     """Raises UsageError with every mistake at once; nothing has been sent by then."""
     errors = []
@@ -70,7 +74,14 @@ def parse_request(
         errors.append(f"--data must be a path on the server, on one line, not {data!r:.80}")
     if gpus is not None and (gpus < 1 or devices != "auto"):
         errors.append("--gpus is a number from 1 on, and goes with --devices auto alone")
-    request = TrainRequest(recipe, tuple(pairs), data, devices, name, gpus, now)
+    if max_restarts < 0:
+        errors.append("--max-restarts must not be negative")
+    address = ""
+    try:
+        address = read_address(notify)
+    except ValueError as error:
+        errors.append(str(error))
+    request = TrainRequest(recipe, tuple(pairs), data, devices, name, gpus, now, max_restarts, address)
     if is_own_trainer(settings):
         errors += config_errors(project, request, settings)
     elif recipe or pairs or data:
@@ -78,6 +89,19 @@ def parse_request(
     if errors:
         raise UsageError("; ".join(errors), step="train", remedy="fab train --help tells what can be given")
     return request
+
+
+def read_address(given: str | None) -> str:
+    """Of --notify: an address, or @FILE that holds one and keeps it out of process lists. Raises ValueError, without the address."""
+    text = given or ""
+    if text.startswith("@"):
+        try:
+            text = Path(text[1:]).expanduser().read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
+            raise ValueError(f"--notify {given}: the file can't be read") from None
+    if text and not re.fullmatch(r"https?://[^\s\x00-\x1f\x7f]{3,2000}", text):
+        raise ValueError("--notify needs an http or https address, or @FILE with one in it")
+    return text
 
 
 def is_own_trainer(settings: Settings) -> bool:
@@ -128,6 +152,21 @@ def plan_argv(settings: Settings, request: TrainRequest, python: str, run_dir: s
         words += ["--data", data]
     for key, value in request.fields:
         words += ["--set", f"{key}={value}"]
+    return words
+
+
+def resumed_argv(
+    settings: Settings, command: str, request: TrainRequest, python: str, run_dir: str, data: str | None, devices: str
+) -> list[str]:
+    """The trainer goes on from its newest checkpoint with its own values; a command of one's own is run again as it was."""
+    words = shlex.split(command)
+    if words[0] in ("python", "python3"):
+        words[0] = python
+    if is_own_trainer(settings):
+        words += ["--resume", "auto", "--run_dir", run_dir, "--devices", devices]
+        words += ["--data", data] if data is not None else []
+        for key, value in request.fields:
+            words += ["--set", f"{key}={value}"]
     return words
 
 
@@ -201,9 +240,9 @@ def _locked(path: Path) -> IO[bytes] | None:
     return file
 
 
-def start_run(session: Session, run: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+def start_run(session: Session, run: str, asked: Mapping[str, Any], notify: str = "") -> dict[str, Any]:
     """Create and launch; the agent does it once for an id, however often it is asked."""
-    return session.call_as_owner("run_start", run=run, asked=dict(asked))
+    return session.call_as_owner("run_start", run=run, asked=dict(asked), notify=notify)
 
 
 def describe_request(request: TrainRequest, settings: Settings) -> dict[str, Any]:
@@ -217,6 +256,7 @@ def describe_request(request: TrainRequest, settings: Settings) -> dict[str, Any
         "who": who_am_i(),
         "created": time.time(),
         "finish": "summary" if is_own_trainer(settings) else "exit",
+        "max_restarts": request.max_restarts,
     }
 
 
@@ -285,6 +325,7 @@ def run_json(run: Run, host: str) -> dict[str, Any]:
         "unsupervised": run.detail.get("unsupervised") is True,
         "fetched": run.detail.get("fetched"),
         "attempts": run.detail.get("attempts") or [],
+        "notified": run.detail.get("notified"),
     }
 
 

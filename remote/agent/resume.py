@@ -10,19 +10,19 @@ from .calls import Call, Refusal, operation
 from .paths import Layout, resolve_root, write_json
 from .releases import assemble, checked_manifest, known_contents, receive, require_space, write_tree
 from .roots import lock_project, prepare_root, unlock_project
-from .runs import FINAL, find_run, launch, new_run, one_launch_at_a_time, queued_state, require_free_gpus
+from .runs import ATTEMPT, FINAL, find_run, keep_address, launch, new_run, one_launch_at_a_time, queued_state, require_free_gpus
 from .trees import tree_hash
 
 SOURCE = "source/"
-KEPT = ("state", "reason", "cause", "exit_code", "host", "started", "ended")
-"""Of an attempt that has ended."""
 MOVED = "moved"
 OWN = ("run.json", "state.json", "progress.json")
 """Written anew where a run is brought to another host."""
 
 
 @operation("run_resume")
-def run_resume(call: Call, root: str, project: str, identity: Optional[str], run: str, asked: Dict[str, Any]) -> Dict[str, Any]:
+def run_resume(
+    call: Call, root: str, project: str, identity: Optional[str], run: str, asked: Dict[str, Any], notify: str = ""
+) -> Dict[str, Any]:
     """Launch the next attempt of a run that has ended. `asked`: what differs from the attempt before. One that runs is left alone."""
     layout = Layout(resolve_root(root))
     prepare_root(layout, project, identity)
@@ -43,6 +43,7 @@ def run_resume(call: Call, root: str, project: str, identity: Optional[str], run
             if os.path.exists(os.path.join(directory, name)):
                 os.unlink(os.path.join(directory, name))
         write_json(os.path.join(directory, "run.json"), dict(found["asked"], **asked))
+        keep_address(directory, notify)
         write_json(os.path.join(directory, "state.json"), queued_state(attempts=attempts))
     how, note = launch(layout, directory, found["run"])
     return {"run": found["run"], "again": False, "launched": how, "note": note, "attempt": len(attempts) + 1}
@@ -53,7 +54,7 @@ def past_attempts(state: Dict[str, Any]) -> List[Any]:
     attempts = state.get("attempts")
     known = list(attempts) if isinstance(attempts, list) else []
     if state.get("cause") != MOVED:
-        known.append({key: state.get(key) for key in KEPT})
+        known.append({key: state.get(key) for key in ATTEMPT})
     return known
 
 

@@ -13,12 +13,14 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from .calls import Call, Refusal, operation
 from .names import session_name, socket_name
-from .paths import RUN_ID, Layout, read_json, resolve_root, write_json
+from .paths import RUN_ID, Layout, read_json, resolve_root, write_json, write_whole
 from .processes import boot_id, is_same, start_time
 from .releases import read_manifest, write_tree
 from .roots import keep_agent, prepare_root
 
 FINAL = ("finished", "failed", "stopped")
+ATTEMPT = ("state", "reason", "cause", "exit_code", "host", "started", "ended")
+"""What is kept of an attempt that has ended."""
 FETCHED = ".fetched.json"
 """In a run's directory: a laptop has all of it, as it was when it had ended."""
 
@@ -125,7 +127,7 @@ def find_run(layout: Layout, name: str, known: Optional[List[Dict[str, Any]]] = 
 
 @operation("run_start")
 def run_start(
-    call: Call, root: str, project: str, identity: Optional[str], run: str, asked: Dict[str, Any], work_mode: str = "copy"
+    call: Call, root: str, project: str, identity: Optional[str], run: str, asked: Dict[str, Any], notify: str = ""
 ) -> Dict[str, Any]:
     """Create the run and launch its supervisor. The id makes it the same start when it is repeated."""
     layout = Layout(resolve_root(root))
@@ -137,6 +139,7 @@ def run_start(
             require_free_gpus(layout, asked)
             with new_run(layout, run, asked) as aside:
                 write_json(os.path.join(aside, "state.json"), queued_state())
+                keep_address(aside, notify)
     state = read_json(os.path.join(directory, "state.json")) or {}
     if state.get("state") == "queued" and not state.get("supervisor_pid"):
         how, note = launch(layout, directory, run)
@@ -176,6 +179,12 @@ def require_free_gpus(layout: Layout, asked: Dict[str, Any]) -> None:
     if taken:
         holders = ", ".join(sorted(set(taken.values())))
         raise Refusal("GpuUnfit", f"the GPUs were given to {holders} just now", "wait, or name one: --devices 0", taken=taken)
+
+
+def keep_address(directory: str, address: str) -> None:
+    """Of a webhook: a secret, so in no record, and in a hidden file, which is never fetched."""
+    if address:
+        write_whole(os.path.join(directory, ".notify"), address.encode() + b"\n")
 
 
 def queued_state(**more: Any) -> Dict[str, Any]:

@@ -11,9 +11,10 @@ import threading
 import time
 from typing import Any, Dict, List, Optional
 
-from . import gpus
+from . import gpus, notify
 from .paths import mount_of, read_json, write_json
 from .processes import boot_id, child_start_time, group_members, kernel_kills, start_time
+from .runs import ATTEMPT
 from .waiting import take_gpus
 
 STOP_S = 60.0
@@ -26,6 +27,10 @@ SPARE = 64 << 10
 """Held back so that the end can be recorded on a full disk."""
 DIVERGED, DISK_FULL = 5, 7
 """The trainer's exit code for a loss that became infinite, after all its ways back were used up."""
+FRUITLESS = (2, 3, 4, DISK_FULL, DIVERGED)
+"""Exit codes of the trainer that another try can't change."""
+RESTART_S = float(os.environ.get("REMOTE_RESTART_S", "5"))
+"""Times the number of the restart, at most a minute: what broke may mend itself."""
 TAIL = 64 << 10
 
 
@@ -41,6 +46,8 @@ class Supervisor:
         self.stop = threading.Event()
         self.child: Optional[subprocess.Popen[bytes]] = None
         self.disk_problem: Optional[str] = None
+        self.watched = False
+        self.log_from = 0
 
     def path(self, name: str) -> str:
         return os.path.join(self.directory, name)
@@ -72,6 +79,8 @@ class Supervisor:
         except Exception as error:
             self.record(state="failed", reason=f"the supervisor failed: {error}", cause="supervisor", ended=time.time())
             raise
+        finally:
+            self.notify()
 
     def record(self, **changes: Any) -> None:
         self.state.update(changes)
@@ -96,23 +105,64 @@ class Supervisor:
         if self.asked.get("queue") and not self.wait_for_gpus():
             self.record(state="stopped", reason=f"{self.who_stopped()} while it waited", cause="stopped", ended=time.time())
             return 1
+        restarts = 0
+        while True:
+            ended = self.run_once()
+            if restarts >= int(self.asked.get("max_restarts") or 0) or not self.may_restart(ended):
+                break
+            restarts += 1
+            self.restart(ended, restarts)
+        self.free_spare()
+        self.record(**ended)
+        time.sleep(0.3)  # the mirror shows the last lines to whoever is attached
+        return 0 if self.state["state"] == "finished" else 1
+
+    def run_once(self) -> Dict[str, Any]:
+        """Start it and wait; returns how it ended, which is not recorded yet."""
         kills = kernel_kills()
         started = time.time()
         problem = self.start()
         if problem:
-            self.record(state="failed", reason=problem, cause="not started", started=started, ended=time.time())
-            return 1
+            return {"state": "failed", "reason": problem, "cause": "not started", "started": started, "ended": time.time()}
         assert self.child is not None
         pid = self.child.pid
         self.record(state="running", pid=pid, pid_started=child_start_time(pid), started=started)
-        threading.Thread(target=self.sample_gpus, daemon=True).start()
-        threading.Thread(target=self.mirror_log, daemon=True).start()
+        if not self.watched:
+            self.watched = True
+            threading.Thread(target=self.sample_gpus, daemon=True).start()
+            threading.Thread(target=self.mirror_log, daemon=True).start()
         code = self.wait()
         self.kill_rest(pid)
-        self.free_spare()
-        self.record(ended=time.time(), exit_code=code, **self.outcome(code, kills))
-        time.sleep(0.3)  # the mirror shows the last lines to whoever is attached
-        return 0 if self.state["state"] == "finished" else 1
+        return dict(self.outcome(code, kills), ended=time.time(), exit_code=code)
+
+    def may_restart(self, ended: Dict[str, Any]) -> bool:
+        """After what another try may mend: not after a wrong option, a missing image, a divergence, a full disk or a stop."""
+        if self.stop.is_set() or ended.get("cause") not in ("gpu memory", "host memory", "killed", "exit code"):
+            return False
+        return self.asked.get("finish") != "summary" or ended.get("exit_code") not in FRUITLESS
+
+    def restart(self, ended: Dict[str, Any], number: int) -> None:
+        """The next attempt, from the newest checkpoint where there is one."""
+        attempts = list(self.state.get("attempts") or [])
+        attempts.append({key: dict(self.state, **ended).get(key) for key in ATTEMPT})
+        self.record(attempts=attempts)
+        if os.path.isdir(self.path("checkpoints")) and os.listdir(self.path("checkpoints")) and self.asked.get("resume_argv"):
+            self.asked["argv"] = self.asked["resume_argv"]
+        with open(self.path("train.log"), "ab") as log:
+            line = f"supervisor: {ended.get('reason')}; restarting ({number} of {self.asked.get('max_restarts')})\n"
+            log.write(line.encode("utf-8", "replace"))
+        self.stop.wait(min(60.0, RESTART_S * number))
+
+    def notify(self) -> None:
+        """Post to the address that lies in .notify, if there is one."""
+        try:
+            with open(self.path(".notify")) as file:
+                address = file.read().strip()
+            summary = read_json(self.path("summary.json")) or {}
+            facts = notify.facts_of(os.path.basename(self.directory), self.asked, self.state, summary)
+            self.record(notified=notify.post(address, facts))
+        except OSError:
+            pass
 
     def wait_for_gpus(self) -> bool:
         """Its place in the queue is the time since when it is queued. False where it was stopped."""
@@ -135,6 +185,7 @@ class Supervisor:
     def start(self) -> Optional[str]:
         """Start the command with its output in train.log; returns why it could not be started."""
         work = self.path("work")
+        self.log_from = os.path.getsize(self.path("train.log")) if os.path.exists(self.path("train.log")) else 0
         log = os.open(self.path("train.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             self.child = subprocess.Popen(
@@ -256,7 +307,8 @@ class Supervisor:
     def log_tail(self) -> str:
         try:
             with open(self.path("train.log"), "rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+                # What an attempt before said is not this one's reason.
+                file.seek(max(self.log_from, os.fstat(file.fileno()).st_size - TAIL))
                 return file.read().decode("utf-8", "replace")
         except OSError:
             return ""
