@@ -173,6 +173,22 @@ def attach(c: Context, run: str = "latest") -> None:
     call(c, "attach", run=run)
 
 
+@task(
+    auto_shortflags=False,
+    help={"run": "latest, or a run's id, its beginning or its name", "port": "on this computer (default: a free one)",
+          "browser": "open it in a browser (default on a terminal)"},
+)  # fmt: skip
+def tensorboard(c: Context, run: str = "latest", port: int = 0, browser: bool = True) -> None:
+    """
+    Mirror a run's logs and show them in TensorBoard on 127.0.0.1, where nobody else on the server sees them. Ctrl-C ends it.
+
+        fab -H user@host tensorboard
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 11 no such run.
+    """
+    call(c, "tensorboard", run=run, port=port, browser=browser)
+
+
 @task(auto_shortflags=False)
 def setup_key(c: Context) -> None:
     """
@@ -281,7 +297,8 @@ def verify_submission(c: Context, folder: str = "submission", data: str | None =
 
 
 TASKS = (
-    deploy, train, fetch_results, status, follow, logs, attach, stop, check_gpu, setup_key, clean, submit, verify_submission, demo,
+    deploy, train, fetch_results, status, follow, logs, attach, tensorboard, stop, check_gpu, setup_key, clean, submit,
+    verify_submission, demo,
 )  # fmt: skip
 ns = Collection(*TASKS)
 ns.configure({"remote": defaults()})

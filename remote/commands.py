@@ -16,7 +16,7 @@ from remote.errors import INTERRUPTED, RemoteError, UsageError
 from remote.fetch import Fetched, fetch_run
 from remote.records import Run
 from remote.release import project_identity
-from remote.runs import list_runs, run_json
+from remote.runs import TrainOptions, list_runs, run_json
 from remote.session import Project, Session, who_am_i
 from remote.settings import parse_settings
 from remote.taskline import LINE
@@ -131,10 +131,9 @@ def train(task: Task) -> int:
     from remote.launch import train_one
     from remote.resume import resume_one
 
-    options = dict(task.options)
-    run = options.pop("resume")
+    options = TrainOptions(**task.options)
     with task.session(task.only_target("train")) as session:
-        return resume_one(session, run, **options) if run else train_one(session, **options)
+        return resume_one(session, options.resume, options) if options.resume else train_one(session, options)
 
 
 def status(task: Task) -> int:
@@ -232,6 +231,14 @@ def attach(task: Task) -> int:
 
     with task.session(task.only_target("attach")) as session:
         return attach_one(session, task.options["run"])
+
+
+def tensorboard(task: Task) -> int:
+    from remote.board import serve
+
+    options = task.options
+    with task.session(task.only_target("tensorboard")) as session:
+        return serve(session, options["run"], task.project.dest, options["port"], options["browser"])
 
 
 def setup_key(task: Task) -> int:
@@ -339,6 +346,7 @@ COMMANDS: dict[str, Callable[[Task], int]] = {
     "logs": logs,
     "stop": stop,
     "attach": attach,
+    "tensorboard": tensorboard,
     "setup_key": setup_key,
     "check_gpu": check_gpu,
     "fetch_results": fetch_results,

@@ -38,7 +38,7 @@ def demo(project: Project, display: Display, data: str | None, keep: bool) -> in
             target = Target("loopback", ssh_config=str(server.ssh_config), interactive=False, timeout_s=settings.timeout_s)
             steps: dict[str, dict[str, Any]] = {
                 "deploy": {},
-                "train": {"recipe": "demo", "fields": [], "data": where, "devices": "auto", "name": None, "follow": True},
+                "train": {"recipe": "demo", "data": where, "follow": True},
                 "fetch_results": {"run_name": "latest", "dest": None},
             }
             for name, options in steps.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from remote.deploy import Deployed, deploy, show_steps
@@ -16,6 +16,7 @@ from remote.gpu import choose_gpus, gpu_error, held_gpus, unusable_reason
 from remote.records import Run
 from remote.runs import (
     Pending,
+    TrainOptions,
     TrainRequest,
     describe_request,
     effective_config,
@@ -38,26 +39,13 @@ STOP_WAIT_S = 90.0
 SHOWN_LOG_LINES = 25
 
 
-def train_one(
-    session: Session,
-    recipe: str | None,
-    fields: Sequence[str],
-    data: str | None,
-    devices: str,
-    name: str | None,
-    gpus: int | None,
-    now: bool,
-    max_restarts: int,
-    notify: str | None,
-    follow: bool | None,
-) -> int:
-    settings = session.project.settings
-    request = parse_request(settings, session.project.directory, recipe, fields, data, devices, name, gpus, now, max_restarts, notify)
-    deployed = deploy(session, data=data)
+def train_one(session: Session, options: TrainOptions) -> int:
+    request = parse_request(session.project.settings, session.project.directory, options)
+    deployed = deploy(session, data=options.data)
     show_steps(session.display, deployed, only_changes=True)
     pending = Pending(session.project, session.host, request, deployed.release.tree)
     try:
-        return start_and_watch(session, request, deployed, pending, session.display.live if follow is None else follow)
+        return start_and_watch(session, request, deployed, pending, session.display.live if options.follow is None else options.follow)
     finally:
         pending.release()
 

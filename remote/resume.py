@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from remote.launch import launch_on_free_gpus, plan_run, watch
 from remote.records import FileEntry, Run
 from remote.release import entry_of, upload_frames
 from remote.results import find_run
-from remote.runs import Pending, is_own_trainer, list_runs, parse_request, resumed_argv
+from remote.runs import Pending, TrainOptions, is_own_trainer, list_runs, parse_request, resumed_argv
 from remote.session import Session, who_am_i
 
 PARTS = (".part", ".tmp")
@@ -27,22 +27,19 @@ CARRIED = ("gpus", "gpu_names", "queue", "wanted_gpus", "environment_key", "pyth
 """What may differ between a run's attempts, beside the command's words."""
 
 
-def resume_one(
-    session: Session, run: str, recipe: str | None, fields: Sequence[str], data: str | None, devices: str, name: str | None,
-    gpus: int | None, now: bool, max_restarts: int, notify: str | None, follow: bool | None,
-) -> int:  # fmt: skip
+def resume_one(session: Session, run: str, options: TrainOptions) -> int:
     """Find the run there or here, deploy, and start its next attempt; one that still runs is followed."""
     settings = session.project.settings
-    if recipe or name:
+    if options.recipe or options.name:
         raise UsageError("--recipe and --name belong to a new run; a resumed one keeps its own", step="train")
-    given = parse_request(settings, session.project.directory, None, fields, data, devices, None, gpus, now, max_restarts, notify)
+    given = parse_request(settings, session.project.directory, options)
     kept = find_there(session, run)
     here = None if kept else find_here(session, run)
     identifier = kept.run if kept else here.name if here else run
     asked = kept.asked if kept else read_mapping(here, "run.json")
-    request = dataclasses.replace(given, recipe=text_of(asked, "recipe"), data=data or text_of(asked, "data"))
+    request = dataclasses.replace(given, recipe=text_of(asked, "recipe"), data=options.data or text_of(asked, "data"))
     pending = Pending(session.project, session.host, request, identifier)
-    following = session.display.live if follow is None else follow
+    following = session.display.live if options.follow is None else options.follow
     if kept and kept.state in ("queued", "running") and not kept.detail.get("elsewhere"):
         session.display.line(f"run {identifier}: it is {kept.state} on {session.host}; no second one is started")
         return watch(session, identifier, following, pending)

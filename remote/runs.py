@@ -51,14 +51,29 @@ class TrainRequest:
     notify: str = field(default="", repr=False)
 
 
-def parse_request(
-    settings: Settings, project: Path, recipe: str | None, fields: Sequence[str], data: str | None, devices: str, name: str | None,
-    gpus: int | None = None, now: bool = False, max_restarts: int = 0, notify: str | None = None,
-) -> TrainRequest:  # fmt: skip
+@dataclass(frozen=True)
+class TrainOptions:
+    """The options of `fab train` as they were typed; fabfile.py explains them. `follow` None: on a terminal."""
+
+    recipe: str | None = None
+    fields: Sequence[str] = ()
+    data: str | None = None
+    devices: str = "auto"
+    name: str | None = None
+    resume: str | None = None
+    gpus: int | None = None
+    now: bool = False
+    max_restarts: int = 0
+    notify: str | None = field(default=None, repr=False)
+    follow: bool | None = None
+
+
+def parse_request(settings: Settings, project: Path, options: TrainOptions) -> TrainRequest:
     """Raises UsageError with every mistake at once; nothing has been sent by then."""
+    name, devices, data, gpus = options.name, options.devices, options.data, options.gpus
     errors = []
     pairs = []
-    for item in fields:
+    for item in options.fields:
         key, sign, value = item.partition("=")
         if not sign or not key:
             errors.append(f"--set needs field=value, not {item!r:.80}")
@@ -74,17 +89,17 @@ def parse_request(
         errors.append(f"--data must be a path on the server, on one line, not {data!r:.80}")
     if gpus is not None and (gpus < 1 or devices != "auto"):
         errors.append("--gpus is a number from 1 on, and goes with --devices auto alone")
-    if max_restarts < 0:
+    if options.max_restarts < 0:
         errors.append("--max-restarts must not be negative")
     address = ""
     try:
-        address = read_address(notify)
+        address = read_address(options.notify)
     except ValueError as error:
         errors.append(str(error))
-    request = TrainRequest(recipe, tuple(pairs), data, devices, name, gpus, now, max_restarts, address)
+    request = TrainRequest(options.recipe, tuple(pairs), data, devices, name, gpus, options.now, options.max_restarts, address)
     if is_own_trainer(settings):
         errors += config_errors(project, request, settings)
-    elif recipe or pairs or data:
+    elif options.recipe or pairs or data:
         errors.append("--recipe, --set and --data belong to trainer.train; remote.command is another command: put its arguments there")
     if errors:
         raise UsageError("; ".join(errors), step="train", remedy="fab train --help tells what can be given")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from remote.display import bar, percent, size
@@ -22,19 +23,28 @@ def watch_run(session: Session, run: str, dest: Path) -> Fetched:
 
     Raises what no waiting mends: no such run, no room here, a server that lies.
     """
-    name, attempt, received = run, 0, 0
     session.display.note("mirroring; Ctrl-C leaves the training alone and keeps what is here")
+    received = 0
+    for fetched in mirror(session, run, dest, EVERY_S):
+        received += fetched.received
+        session.display.progress(mirror_line(parse_run(fetched.run), received), force=True)
+    session.display.clear()
+    return fetched
+
+
+def mirror(session: Session, run: str, dest: Path, every_s: float) -> Iterator[Fetched]:
+    """Every fetch's outcome, at once and then every `every_s` and when the run ends, with which it ends; over broken connections."""
+    name, attempt = run, 0
     while True:
         try:
             fetched = fetch_run(session, name, dest)
             described = parse_run(fetched.run)
-            name, received = described.run, received + fetched.received  # "latest" stays the run that it was
-            if described.state in ENDED and not fetched.gone:
-                return fetched
-            session.display.progress(mirror_line(described, received), force=True)
+            name, attempt = described.run, 0  # "latest" stays the run that it was
+            yield fetched
             if described.state not in ENDED:
-                session.call("follow", None, run=name, until="end", wait_s=EVERY_S, tail=0)
-            attempt = 0
+                session.call("follow", None, run=name, until="end", wait_s=every_s, tail=0)
+            elif not fetched.gone:
+                return
         except (ConnectionLost, Unreachable) as error:
             session.close()
             pause = PAUSES_S[min(attempt, len(PAUSES_S) - 1)]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,29 @@ def test_a_mirror_grows_with_the_run_and_survives_a_dropped_link(server: Loopbac
     assert ended.code == 0 and "what was fetched stays" in ended.err and "Traceback" not in ended.err, ended
     assert (only_run(lab.project) / "work" / "out" / "b").read_text() == "2\n"
     assert "last line" in (only_run(lab.project) / "train.log").read_text()
+
+
+def test_tensorboard_shows_the_mirror_and_leaves_nothing_behind(tmp_path: Path, server: LoopbackServer) -> None:
+    project = make_project(tmp_path / "project", {"train.sh": WAITS}, settings=OWN, parts=("fabfile.py", "remote"))
+    fab(project, server, "train", "--no-follow")
+    leader, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [*FAB, "-S", str(server.ssh_config), "-H", "loopback", "tensorboard", "--no-browser"], cwd=project,
+        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True, preexec_fn=take_terminal,
+    )  # fmt: skip
+    os.close(terminal)
+    told = read_until(leader, b"/ (Ctrl-C", 90)
+    address = re.search(rb"http://127\.0\.0\.1:\d+/", told)
+    assert address, told
+    with urllib.request.urlopen(address[0].decode(), timeout=20) as page:
+        assert b"TensorBoard" in page.read()
+    os.write(leader, b"\x03")
+    assert b"the training goes on" in read_until(leader, b"stays")
+    assert process.wait(20) == 0
+    with pytest.raises(OSError):
+        urllib.request.urlopen(address[0].decode(), timeout=5)
+    assert json.loads(fab(project, server, "status", "--json").stdout)[0]["state"] == "running"
+    fab(project, server, "stop")
 
 
 def test_a_key_that_is_set_up_logs_in_and_is_added_once(tmp_path: Path, make_server: MakeServer) -> None:

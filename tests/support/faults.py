@@ -40,17 +40,14 @@ FILES: Mapping[str, Content] = {
 SETTINGS: Mapping[str, Any] = {"requirements": "none", "command": "sh train.sh", "results": "big", "project": "p", "timeout_s": 10.0}
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "deploy": {},
-    "train": {
-        "recipe": None, "fields": [], "data": None, "devices": "auto", "name": None, "resume": None, "gpus": None, "now": False,
-        "max_restarts": 0, "notify": None, "follow": False,
-    },
+    "train": {"follow": False},
     "fetch_results": {"run_name": "latest", "dest": None, "watch": False},
     "status": {},
     "logs": {"run_name": "latest", "follow": False, "lines": 40},
     "stop": {"run_name": "latest"},
     "check_gpu": {},
     "clean": {"yes": False, "unfetched": False},
-}  # fmt: skip
+}
 LOST, UNREACHABLE = 4, 3
 
 
