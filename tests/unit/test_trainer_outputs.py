@@ -161,11 +161,15 @@ def test_weights_and_checkpoints_are_evaluated_as_the_summary_says(
     summary = json.loads((run / "summary.json").read_text())
     weights = torch.load(run / "weights.pt", weights_only=True)
     assert weights.keys() == {"state_dict", "hyper_parameters"} and (run / "weights.pt").stat().st_size < 100e6
-    for path in (run / "weights.pt", run / summary["checkpoint"]):
-        assert evaluation.main(["--checkpoint", str(path)]) == 0
+    for path, *data in ((run / "weights.pt", "--data", "synthetic"), (run / summary["checkpoint"],)):
+        assert evaluation.main(["--checkpoint", str(path), *map(str, data)]) == 0
         assert capsys.readouterr().out.splitlines()[0] == f"test_accuracy {summary['test_accuracy']:.4f}"
+    # weights.pt is given away: it names no place of the machine that made it.
+    assert evaluation.main(["--checkpoint", str(run / "weights.pt")]) == 3 and "name them with --data" in capsys.readouterr().err
+    assert str(run).encode() not in (run / "weights.pt").read_bytes()
     assert evaluation.main(["--checkpoint", str(run / "weights.pt"), "--data", "synthetic", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
+    assert len(told.pop("data_sha256")) == 64
     assert {name: summary[name] for name in told} == told
     assert evaluation.main(["--checkpoint", str(run / "checkpoints" / "last.ckpt")]) == 0
 
