@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer.config import ConfigError, TrainConfig, to_dict, to_yaml
 from trainer.options import EXIT_DATA, EXIT_DISK, EXIT_DIVERGED, EXIT_STOPPED, EXIT_USAGE, Start, TrainError, find_start, parse
@@ -190,10 +190,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+    """main() as a process of its own."""
     code = main()
     if not is_first_process():
-        # Its communication threads have nobody left to talk to: unwinding them ends in a message from C++ now and then.
+        # Its communication threads have nobody left to talk to: unwinding them aborts the process now and then.
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    command()

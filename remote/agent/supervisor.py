@@ -112,6 +112,9 @@ class Supervisor:
                 break
             restarts += 1
             self.restart(ended, restarts)
+            if self.stop.is_set():
+                ended = {"state": "stopped", "reason": self.who_stopped(), "cause": "stopped", "ended": time.time(), "exit_code": None}
+                break
         self.free_spare()
         self.record(**ended)
         time.sleep(0.3)  # the mirror shows the last lines to whoever is attached

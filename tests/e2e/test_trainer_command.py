@@ -24,7 +24,7 @@ DEADLINE_S = 90.0
 
 
 SCARCE = """
-import os, sys
+import os
 from trainer import networks, train
 original = networks.ResidualCNN.forward
 def forward(self, images):
@@ -32,7 +32,7 @@ def forward(self, images):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
     return original(self, images)
 networks.ResidualCNN.forward = forward
-sys.exit(train.main())
+train.command()
 """
 """The second process alone has memory for ten images at a time."""
 

@@ -45,7 +45,7 @@ def test_a_cut_anywhere_leaves_nothing_half_and_repeating_ends_as_if_uncut(
 ) -> None:
     sweep = Sweep(server, tmp_path, relay)
     codes = {sweep.cut(point).code for point in sweep.points(phase, 14)}
-    assert codes >= {LOST, UNREACHABLE} and sweep.compared == 14
+    assert LOST in codes and sweep.compared == 14
 
 
 def test_a_cut_while_waiting_for_the_first_sign_of_life_starts_no_second_run(

@@ -62,6 +62,14 @@ def test_one_that_is_stopped_stays_stopped(server: LoopbackServer, tmp_path: Pat
     assert ended(lab)["state"] == "stopped" and "restarting" not in log_of(lab)
 
 
+def test_one_that_pauses_before_another_try_can_be_stopped(make_server: MakeServer, tmp_path: Path) -> None:
+    lab = Lab(make_server(env={"REMOTE_RESTART_S": "30"}), tmp_path, files={"train.sh": "echo up; exit 3"})
+    lab.task("train", max_restarts=5)
+    wait_until(lambda: "restarting (1 of 5)" in log_of(lab))
+    assert lab.rows()[0]["state"] == "running"
+    assert "stopped by" in lab.task("stop").out and log_of(lab).count("up") == 1
+
+
 def test_one_that_is_killed_goes_on_and_its_reason_is_its_own(server: LoopbackServer, tmp_path: Path) -> None:
     """The first try's log speaks of memory on the GPU; that is not why the second one ended."""
     script = "[ -e ../again ] && exit 7; touch ../again; echo 'torch.OutOfMemoryError: CUDA out of memory'; exec sleep 60"
