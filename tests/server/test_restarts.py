@@ -67,7 +67,7 @@ def test_one_that_pauses_before_another_try_can_be_stopped(make_server: MakeServ
     lab.task("train", max_restarts=5)
     wait_until(lambda: "restarting (1 of 5)" in log_of(lab))
     assert lab.rows()[0]["state"] == "running"
-    assert "stopped by" in lab.task("stop").out and log_of(lab).count("up") == 1
+    assert "stopped by" in lab.task("stop").out and log_of(lab).splitlines().count("up") == 1
 
 
 def test_one_that_is_killed_goes_on_and_its_reason_is_its_own(server: LoopbackServer, tmp_path: Path) -> None:
