@@ -10,7 +10,6 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,8 @@ from trainer.model import Classifier
 from trainer.progress import EVERY_S, Progress, point_logs
 from trainer.report import draw_confusion, draw_curves, to_png
 
+pytestmark = pytest.mark.usefixtures("quiet_trainer")
 DATA = tiny_data()
-
-
-@pytest.fixture(autouse=True)
-def quiet_and_restored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    train.quiet()
-    with signals_kept():
-        yield
 
 
 @pytest.fixture(scope="module")

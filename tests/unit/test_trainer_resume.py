@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,12 @@ from trainer.config import TrainConfig
 from trainer.fit import train as train_once
 from trainer.keeper import Keeper, Stopped
 
+pytestmark = pytest.mark.usefixtures("quiet_trainer")
 DATA = tiny_data()
 MIXED = tiny_config(mixup_prob=1.0, crop_padding=2)
 SPEED = speed_config()
 STEPS = 9
 """Per epoch: 400 images less 40 to validate, in batches of 40."""
-
-
-@pytest.fixture(autouse=True)
-def quiet_and_restored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    train.quiet()
-    with signals_kept():
-        yield
 
 
 def stop_at_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.support.training import signals_kept, speed_config, tiny_config, tiny_data, weights_of
+from tests.support.training import speed_config, tiny_config, tiny_data, weights_of
 from trainer import options, train
 from trainer.checkpoints import load_checkpoint
 from trainer.config import TrainConfig
@@ -21,17 +21,10 @@ from trainer.model import Classifier
 from trainer.networks import ResidualCNN, SpeedCNN
 from trainer.options import TrainError
 
+pytestmark = pytest.mark.usefixtures("quiet_trainer")
 DATA = tiny_data()
 PLAIN = tiny_config(mixup_prob=1.0, crop_padding=2, max_epochs=2)
 SPEED = speed_config(max_epochs=2)
-
-
-@pytest.fixture(autouse=True)
-def quiet_and_restored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    train.quiet()
-    with signals_kept():
-        yield
 
 
 # -- out of memory

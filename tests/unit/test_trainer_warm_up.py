@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.support.training import same_bits, signals_kept, speed_config, tiny_config, tiny_data, weights_of
-from trainer import train, warm_up
+from tests.support.training import same_bits, speed_config, tiny_config, tiny_data, weights_of
+from trainer import warm_up
 from trainer.config import TrainConfig, load_config, recipe_names
 from trainer.fit import train as train_once
 
+pytestmark = pytest.mark.usefixtures("quiet_trainer")
 DATA = tiny_data()
 SLOW_S = 1.5
-
-
-@pytest.fixture(autouse=True)
-def quiet_and_restored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    train.quiet()
-    with signals_kept():
-        yield
 
 
 @pytest.fixture
