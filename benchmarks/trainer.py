@@ -3,7 +3,7 @@
     python benchmarks/trainer.py standard                              # images/s beside a bare PyTorch loop, some minutes
     python benchmarks/trainer.py fast --data DIR --seeds 3             # accuracy and time of `fast`
     python benchmarks/trainer.py fast --data DIR --reference PORT.py   # beside another program, in turn, seed by seed
-    … --write                                                          # into benchmarks/results/trainer-<part>.{md,json}
+    … --name original --write                              # into benchmarks/results/trainer-<part>[-<name>].{md,json}
 
 PORT.py is brought from outside the repository. It is called as `python PORT.py --data DIR --seed N`, and its last line must be
 JSON: {"accuracy": fraction, "clock": seconds, "test_images": n, "images_per_s": n}. The clock is that of the speed records:
@@ -34,11 +34,13 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=3, help="of `standard`")
     parser.add_argument("--images", type=int, default=1280, help="per turn of `standard`")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the recipe to change")
+    parser.add_argument("--name", default="", help="which images these were, as part of the page's name")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     rows = measure_standard(options) if options.part == "standard" else measure_fast(options)
     text = (render_standard if options.part == "standard" else render_fast)(rows)
-    write_page(f"trainer-{options.part}", f"Trainer: {options.part}", describe("trainer.py"), text, rows, options.write)
+    name = "-".join(filter(None, (options.part, options.name)))
+    write_page(f"trainer-{name}", f"Trainer: {name}", describe("trainer.py"), text, rows, options.write)
     return 0
 
 
