@@ -13,7 +13,7 @@ import webbrowser
 from pathlib import Path
 
 from remote.errors import UsageError
-from remote.runs import parse_run
+from remote.runs import is_own_trainer, parse_run
 from remote.session import Session
 from remote.watch import mirror
 
@@ -30,7 +30,9 @@ def serve(session: Session, run: str, dest: Path, port: int, browser: bool) -> i
     try:
         for fetched in mirror(session, run, dest, EVERY_S):
             if board is None:
-                board, address = start(fetched.path / "logs", port)
+                # A project of somebody else writes its events where it likes.
+                logs = fetched.path / "logs" if is_own_trainer(session.project.settings) else fetched.path
+                board, address = start(logs, port)
                 session.display.line(f"{parse_run(fetched.run).run}: {address} (Ctrl-C ends it, not the training)")
                 if browser and session.display.live:
                     webbrowser.open(address)

@@ -172,7 +172,7 @@ def check_evaluation(claim: Claim, evaluation: Mapping[str, Any]) -> None:
             remedy="name the same data with --data",
         )
     if not agrees(float(evaluation["test_accuracy"]), claim.accuracy):
-        text = f"the weights give {percent(evaluation['test_accuracy'])} here, and the run claims {percent(claim.accuracy)}"
+        text = f"the weights give {percent(evaluation['test_accuracy'])}, and the run claims {percent(claim.accuracy)}"
         raise TransferFailed(text, step="submit", remedy="fetch the run again; if it stays so, don't hand it in")
 
 
@@ -197,7 +197,7 @@ def readme(claim: Claim, evaluation: Mapping[str, Any], left_out: list[str]) -> 
         f"# {'Synthetic images' if synthetic else 'Image classification'}: {accuracy} accuracy on the test set",
         "",
         f"Measured on {claim.images} test images, read once at the end of the training; measured again from `weights.pt` before this was "
-        f"handed in: {percent(evaluation['test_accuracy'])}.",
+        f"handed in{', on the server that had trained it' if evaluation.get('where') else ''}: {percent(evaluation['test_accuracy'])}.",
         "",
     ]
     if synthetic:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from remote import environment
-from remote.deploy import ask_facts, read_requirements, waiting_note
+from remote.deploy import ask_facts, read_requirements
 from remote.display import Display, show, size
 from remote.errors import RemoteError
+from remote.sending import waiting_note
 from remote.session import Session, who_am_i
 
 

@@ -21,9 +21,6 @@ from remote.session import Project, Session, who_am_i
 from remote.settings import parse_settings
 from remote.taskline import LINE
 
-START_WAIT_S = 180.0
-"""Importing torch from a cold network disk can take minutes."""
-
 
 @dataclasses.dataclass
 class Task:
@@ -57,12 +54,12 @@ def run(context: Any, directory: Path, command: str, json: bool, options: dict[s
             from remote.demo import demo
 
             return demo(project, display, **options)
-        if command in ("submit", "verify_submission"):
+        if command == "verify_submission":
             from remote import submit
 
-            return submit.submit(project, display, **options) if command == "submit" else submit.verify(project, display, **options)
+            return submit.verify(project, display, **options)
         targets = [complete_target(target, context, settings.timeout_s) for target in LINE.targets]
-        if not targets:
+        if not targets and command not in WITHOUT_SERVER:
             name = command.replace("_", "-")
             raise UsageError(f"{name} needs a server", remedy=f"fab -H user@host[:port] {name}")
         project = dataclasses.replace(project, identity=project_identity(directory))
@@ -241,6 +238,36 @@ def tensorboard(task: Task) -> int:
         return serve(session, options["run"], task.project.dest, options["port"], options["browser"])
 
 
+def submit(task: Task) -> int:
+    from remote.submit import submit as submit_one
+
+    if not task.targets:
+        return submit_one(task.project, task.display, None, **task.options)
+    with task.session(task.only_target("submit")) as session:
+        return submit_one(task.project, task.display, session, **task.options)
+
+
+def doctor(task: Task) -> int:
+    from remote.doctor import examine
+
+    return examine(task.project, [task.session(target) for target in task.targets], task.display)
+
+
+def upload_data(task: Task) -> int:
+    from remote.upload import show_uploaded
+    from remote.upload import upload_data as upload_to
+
+    answers = []
+    for target in task.targets:
+        with task.session(target) as session:
+            done = upload_to(session, task.options["path"], task.options["name"])
+            show_uploaded(session, done)
+            answers.append({"host": session.host} | done)
+    if task.json:
+        task.display.json(answers)
+    return 0
+
+
 def setup_key(task: Task) -> int:
     from remote.setup_key import setup_key as setup_one
 
@@ -268,9 +295,11 @@ def check_gpu(task: Task) -> int:
 
 
 def fetch_results(task: Task) -> int:
+    from remote.shutdown import shut_down
     from remote.watch import watch_run
 
-    if task.options.get("watch"):
+    watching = bool(task.options.get("watch") or task.options.get("then_shutdown"))
+    if watching:
         task.only_target("fetch-results --watch")
     dest = Path(task.options["dest"]).expanduser() if task.options["dest"] else task.project.dest
     results, failure = [], 0
@@ -280,9 +309,11 @@ def fetch_results(task: Task) -> int:
             if wanted == ["all"]:
                 wanted = [run.run for run in list_runs(session)]
             for name in wanted:
-                fetched = watch_run(session, name, dest) if task.options.get("watch") else fetch_run(session, name, dest)
+                fetched = watch_run(session, name, dest) if watching else fetch_run(session, name, dest)
                 show_fetched(task.display, fetched)
                 results.append(fetched_json(fetched, session.host))
+            if task.options.get("then_shutdown"):
+                shut_down(session, dest, bool(task.options.get("yes")))
     if task.json:
         task.display.json(results)
     return failure
@@ -339,6 +370,7 @@ def clean(task: Task) -> int:
     return 0
 
 
+WITHOUT_SERVER = ("submit", "doctor")
 COMMANDS: dict[str, Callable[[Task], int]] = {
     "deploy": deploy,
     "train": train,
@@ -351,5 +383,8 @@ COMMANDS: dict[str, Callable[[Task], int]] = {
     "check_gpu": check_gpu,
     "fetch_results": fetch_results,
     "clean": clean,
+    "upload_data": upload_data,
+    "doctor": doctor,
+    "submit": submit,
 }
 

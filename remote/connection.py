@@ -114,6 +114,7 @@ class Connection:
         self._ask = (ask or TerminalAsker()) if interactive else None
         self._transports: list[Transport] = []
         self._session: Stream | None = None
+        self.by_password = False
         self._prepared: tuple[list[Identity], Secrets, list[str]] | None = None
 
     def __enter__(self) -> Connection:
@@ -188,7 +189,7 @@ class Connection:
         (identities, secrets, notes), self._prepared = self._prepared, None
         session = Login(transport, config, identities, secrets, notes).run(with_session=last)
         if last:
-            self._session = session
+            self._session, self.by_password = session, secrets.password_worked
 
     def _dial(self, config: HostConfig) -> Any:
         from remote.dial import ProxyProcess, connect_tcp

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,8 @@ from remote import environment, gpu, proofs, requirements_file
 from remote.display import Display, duration, show, size
 from remote.errors import ProtocolError, RemoteError, ServerUnfit
 from remote.records import EnvironmentPlan, Gpu, GpuReport, Release
-from remote.release import SMALL_MANIFEST, ReleasePlan, build_release, manifest_rows, plan_release, upload_frames
+from remote.release import SMALL_MANIFEST, ReleasePlan, build_release, manifest_rows, plan_release
+from remote.sending import Sending, known_parts, waiting_note
 from remote.session import Session, who_am_i
 from remote.text import one_line
 
@@ -34,6 +35,7 @@ class Deployed:
     python: str = ""
     prefix: str = ""
     data_path: str | None = None
+    images: str = ""
     steps: list[tuple[bool, str]] = field(default_factory=list)
 
     @property
@@ -136,44 +138,24 @@ def send_release(session: Session, deployed: Deployed, plan: ReleasePlan) -> str
     require_room(session, deployed)
     release = deployed.release
     rows = manifest_rows(release)
-    missing = plan.missing
+    missing, answer = plan.missing, deployed.facts
     if missing is None:
-        missing = frozenset(session.call("release_missing", tree=release.tree, manifest=rows)["missing"])
+        answer = session.call("release_missing", tree=release.tree, manifest=rows)
+        missing = frozenset(answer["missing"])
     started = time.monotonic()
-    total = sum(entry.size for entry in release.entries if entry.sha256 in missing)
-    sent = 0
-
-    def frames() -> Iterator[tuple[dict[str, Any], bytes]]:
-        nonlocal sent
-        for header, blob in upload_frames(session.project.directory, release.entries, missing):
-            yield header, blob
-            sent += sum(length for _, length, _ in header["pieces"])
-            session.display.progress(f"sending {size(sent)} of {size(total)}")
-
+    sending = Sending(session.project.directory, release.entries, missing, known_parts(answer))
     session.call_as_owner(
         "release_put",
         waiting_note(session),
-        frames(),
-        eager=total <= EAGER_BYTES,
+        sending.frames(session.display),
+        eager=sending.total <= EAGER_BYTES,
         tree=release.tree,
         manifest=rows,
         origin=release.origin,
         who=who_am_i(),
     )
     session.display.clear()
-    count = len({entry.sha256 for entry in release.entries if entry.sha256 in missing})
-    return f"{count} files sent, {size(total)}, {time.monotonic() - started:.1f} s"
-
-
-def waiting_note(session: Session) -> Any:
-    def note(event: dict[str, Any], blob: bytes) -> None:
-        if isinstance(event.get("waiting"), dict):
-            holder = event["waiting"]
-            since = holder.get("since")
-            age = f", for {duration(time.time() - since)}" if isinstance(since, (int, float)) else ""
-            session.display.note(f"waiting: {show(holder.get('who') or 'somebody')} is deploying{age}")
-
-    return note
+    return f"{len(sending.contents)} files sent, {size(sending.total)}, {time.monotonic() - started:.1f} s"
 
 
 def prepare_environment(session: Session, deployed: Deployed, requirements: str) -> None:

@@ -23,8 +23,8 @@ class Display:
         self.out = out or (sys.stderr if json_mode else sys.stdout)
         self.notes = notes or sys.stderr
         self.live = self.notes.isatty() and os.environ.get("TERM") != "dumb"
-        self._bar = ""
-        self._bar_time = 0.0
+        self._shown = 0
+        self._shown_at = 0.0
 
     def line(self, text: str = "") -> None:
         """A line of the result."""
@@ -53,20 +53,40 @@ class Display:
 
     def progress(self, text: str, force: bool = False) -> None:
         """One line that is replaced; on what is no terminal nothing is shown."""
+        self.block([text], force)
+
+    def block(self, lines: Sequence[str], force: bool = False) -> None:
+        """Some lines at the bottom that are replaced, below whatever else is shown; on what is no terminal nothing is shown."""
         now = time.monotonic()
-        if not self.live or (now - self._bar_time < 0.1 and not force):
+        if not self.live or (now - self._shown_at < 0.1 and not force):
             return
-        columns = shutil.get_terminal_size().columns - 1
-        text = one_line(text, 4000)
-        while width(text) > columns:
-            text = text[:-1]
-        _write(self.notes, f"\r{text}\x1b[K")
-        self._bar, self._bar_time = text, now
+        screen = shutil.get_terminal_size()
+        fitting = [_cut(line, screen.columns - 1) for line in lines[: max(1, screen.lines - 2)]]
+        up = f"\x1b[{self._shown - 1}A" if self._shown > 1 else ""
+        _write(self.notes, f"\r{up}" + "\n".join(f"{line}\x1b[K" for line in fitting) + "\x1b[J")
+        self._shown, self._shown_at = len(fitting), now
+
+    def confirm(self, question: str) -> bool | None:
+        """Yes or no, where somebody sits at a terminal; None where nobody does."""
+        if not sys.stdin.isatty() or not self.notes.isatty():
+            return None
+        self.clear()
+        _write(self.notes, printable(f"{question} [y/N] "))
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def clear(self) -> None:
-        if self._bar:
-            _write(self.notes, "\r\x1b[K")
-            self._bar = ""
+        if self._shown:
+            up = f"\x1b[{self._shown - 1}A" if self._shown > 1 else ""
+            _write(self.notes, f"\r{up}\x1b[J")
+            self._shown = 0
+
+
+def _cut(text: str, columns: int) -> str:
+    """On one line, and no wider than that."""
+    text = printable(text[:4000]).replace("\n", " ").replace("\t", " ")
+    while width(text) > columns:
+        text = text[:-1]
+    return text
 
 
 def _write(stream: TextIO, text: str) -> None:
@@ -136,27 +156,49 @@ def number(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def render_progress(progress: Mapping[str, Any], gpu: Mapping[str, Any] | None = None) -> str:
-    """The training in one line, from the trainer's progress.json; what is unknown is left out."""
+def render_progress(progress: Mapping[str, Any], gpu: Mapping[str, Any] | None = None) -> list[str]:
+    """The training in a few lines, from progress.json and the GPUs' use; what is unknown is left out."""
     metrics = progress.get("metrics")
     metrics = metrics if isinstance(metrics, Mapping) else {}
     step, total = number(progress.get("step")), number(progress.get("total_steps"))
-    parts = [bar(step / total if step is not None and total else None)]
-    if progress.get("phase") and progress.get("phase") != "fitting":
-        parts.append(str(progress["phase"]))
+    share = step / total if step is not None and total else None
+    first = [bar(share, 30)]
+    if share is not None:
+        first.append(f"{100 * share:.0f}%")
     if number(progress.get("epoch")) is not None:
-        parts.append(f"epoch {progress['epoch']}" + (f"/{progress['max_epochs']}" if progress.get("max_epochs") else ""))
-    if number(metrics.get("train_loss")) is not None:
-        parts.append(f"loss {metrics['train_loss']:.3f}")
-    if number(metrics.get("val_accuracy")) is not None:
-        parts.append(f"val {percent(metrics['val_accuracy'])}")
-    if number(metrics.get("best_val_accuracy")) is not None:
-        parts.append(f"best {percent(metrics['best_val_accuracy'])}")
-    if number(progress.get("images_per_s")) is not None:
-        parts.append(f"{progress['images_per_s']:.0f} images/s")
+        first.append(f"epoch {progress['epoch']}" + (f"/{progress['max_epochs']}" if progress.get("max_epochs") else ""))
+    if progress.get("phase") and progress.get("phase") != "fitting":
+        first.append(str(progress["phase"]))
     if number(progress.get("seconds_left")) is not None:
-        parts.append(f"{duration(progress['seconds_left'])} left")
+        first.append(f"{duration(progress['seconds_left'])} left")
+    second = []
+    if number(metrics.get("train_loss")) is not None:
+        second.append(f"loss {metrics['train_loss']:.3f}")
+    if number(metrics.get("val_accuracy")) is not None:
+        second.append(f"validation {percent(metrics['val_accuracy'])}")
+    if number(metrics.get("best_val_accuracy")) is not None:
+        second.append(f"best {percent(metrics['best_val_accuracy'])}")
+    if number(progress.get("images_per_s")) is not None:
+        second.append(f"{progress['images_per_s']:.0f} images/s")
+    lines = ["  ".join(first), *(["  ".join(second)] if second else [])]
     for index, sample in (gpu or {}).items():
         if isinstance(sample, Mapping):
-            parts.append(f"gpu{index} {sample.get('utilization_percent') or UNKNOWN}% {sample.get('memory_used_mib') or UNKNOWN} MiB")
-    return "  ".join(parts)
+            lines.append(render_gpu(str(index), sample))
+    return lines
+
+
+def _figure(cell: object) -> float | None:
+    """A cell of gpu.csv."""
+    try:
+        value = float(str(cell))
+    except ValueError:
+        return None
+    return value if 0 <= value < 1e9 else None
+
+
+def render_gpu(index: str, sample: Mapping[str, Any]) -> str:
+    """gpu0 [████████··]  82%  memory 11.2 of 80.0 GiB"""
+    use, used, total = (_figure(sample.get(key)) for key in ("utilization_percent", "memory_used_mib", "memory_total_mib"))
+    busy = f"{bar(use / 100, 10)} {use:3.0f}%" if use is not None else f"{bar(None, 10)} {UNKNOWN:>4}"
+    of = f" of {total / 1024:.1f}" if total is not None else ""
+    return f"gpu{index} {busy}  memory {used / 1024:.1f}{of} GiB" if used is not None else f"gpu{index} {busy}"

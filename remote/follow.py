@@ -99,7 +99,7 @@ class Follower:
         if self.waiting:
             self.session.display.progress(f"{self.waiting} (Ctrl-C leaves it in the queue)", force=True)
         elif self.progress:
-            self.session.display.progress(render_progress(self.progress, self.gpu))
+            self.session.display.block(["", *render_progress(self.progress, self.gpu)], force=True)
 
 
 class LineBuffer:

@@ -250,6 +250,7 @@ class Secrets:
         self._ask = None if host.batch else ask
         self._shown = shown
         self.prompts = host.prompts
+        self.password_worked = False
 
     def __repr__(self) -> str:
         return "Secrets(…)"
@@ -276,6 +277,7 @@ class Secrets:
 
     def worked(self, password: str) -> None:
         self._passwords[self._key] = password
+        self.password_worked = True
 
     def ask(self, prompt: str) -> str | None:
         if self._ask is None:

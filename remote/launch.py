@@ -32,6 +32,7 @@ from remote.runs import (
     start_run,
 )
 from remote.session import Session
+from remote.upload import provide_cifar10
 
 START_WAIT_S = 180.0
 """Importing torch from a cold network disk takes minutes at times."""
@@ -76,14 +77,14 @@ def plan_run(session: Session, request: TrainRequest, deployed: Deployed) -> dic
         wants_gpu, most = config.accelerator != "cpu", config.max_devices
         if request.data is None and not os.path.isabs(config.data) and config.data != "synthetic":
             # Shared by all runs, and not downloaded into each.
-            place = f"{deployed.root}/{config.data}"
+            shared = f"{deployed.root}/{config.data}"
+            place = deployed.images = deployed.images or (provide_cifar10(session, deployed) if config.data == "data" else shared)
     if request.data is not None and request.data != "synthetic" and deployed.data_path is None:
-        raise NotFound(
-            f"--data {request.data}: no such file or directory on the server",
-            host=session.host,
-            step="train",
-            remedy="give its path there (absolute, below your home, or below the project's data/)",
-        )
+        here = os.path.exists(os.path.expanduser(request.data))
+        send = f"it is here; send it once: fab -H {session.host} upload-data {request.data}"
+        there = "give its path there (absolute, below your home, or a name in the project's data/)"
+        text = f"--data {request.data}: no such file or directory on the server"
+        raise NotFound(text, host=session.host, step="train", remedy=send if here else there)
     asked = describe_request(request, session.project.settings) | {
         "release": deployed.release.tree,
         "origin": deployed.release.origin,

@@ -33,7 +33,7 @@ MAX_NOISE = 256 << 10
 MAX_ANSWER = 16 << 20
 MAX_PARTS = 1_000_000
 """Of one answer's JSON: its bytes, and its commas and brackets, each of which may cost 60 bytes of memory here."""
-QUICK = ("facts", "runs", "release_missing", "fetch_manifest", "run_start", "run_stop")
+QUICK = ("facts", "runs", "release_missing", "data_missing", "fetch_manifest", "run_start", "run_stop")
 """Requests that are answered from a few files: an agent that lives but never answers them is given up after QUICK_WAITS timeouts."""
 QUICK_WAITS = 10
 PYTHONS = "python3 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8"

@@ -51,6 +51,8 @@ class Settings:
     include: str = ""
     # Where results are kept here.
     dest: str = "results"
+    # What ends a rented server, for fetch-results --then-shutdown; empty: shutdown -h now, by sudo where one is not root.
+    shutdown: str = ""
 
 
 @dataclass(frozen=True)

@@ -191,12 +191,12 @@ def _inside(path: str, target: str) -> bool:
     return not os.path.isabs(target) and (reached + "/").replace(os.sep, "/").startswith("/root/")
 
 
-def entry_of(project: Path, path: str, mode: int | None) -> tuple[FileEntry | None, bytes]:
-    """The entry and the file's first bytes; None for a file that git knows but that is gone."""
+def entry_of(project: Path, path: str, mode: int | None, follow: bool = False) -> tuple[FileEntry | None, bytes]:
+    """The entry and the file's first bytes; None for a file that git knows but that is gone. `follow`: what a link leads to."""
     head = b""
     place = project / path
     try:
-        status = os.lstat(place)
+        status = os.stat(place) if follow else os.lstat(place)
         if stat.S_ISLNK(status.st_mode):
             target = os.fsencode(os.readlink(place).replace(os.sep, "/"))
             return FileEntry(path, SYMLINK, len(target), hashlib.sha256(target).hexdigest()), b""
@@ -215,42 +215,53 @@ def entry_of(project: Path, path: str, mode: int | None) -> tuple[FileEntry | No
     return FileEntry(path, mode, size, digest.hexdigest()), head
 
 
-def content_of(project: Path, entry: FileEntry) -> Iterator[bytes]:
-    """Its bytes in pieces; a file that changed meanwhile is found out by its hash on the other end."""
+def content_of(project: Path, entry: FileEntry, begin: int = 0) -> Iterator[bytes]:
+    """Its bytes from `begin` on, in pieces; a file that changed meanwhile is found out by its hash on the other end."""
     place = project / entry.path
     if entry.mode == SYMLINK:
-        yield os.fsencode(os.readlink(place).replace(os.sep, "/"))
+        yield os.fsencode(os.readlink(place).replace(os.sep, "/"))[begin:]
         return
-    left = entry.size
+    left = entry.size - begin
     with open(place, "rb") as file:
+        file.seek(begin)
         while left and (data := file.read(min(protocol.CHUNK, left))):
             left -= len(data)
             yield data
 
 
-def upload_frames(project: Path, entries: Iterable[FileEntry], missing: frozenset[str]) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Frames for `release_put`: pieces of contents packed together, compressed where that gains. Each content goes once."""
+def upload_frames(
+    project: Path, entries: Iterable[FileEntry], missing: frozenset[str], partial: Mapping[str, int] | None = None
+) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Frames of contents: pieces packed together, compressed where that gains. Each content goes once.
+
+    `partial`: of how many the server has so many bytes already; they are not sent again.
+    """
     wanted = {entry.sha256: entry for entry in entries if entry.sha256 in missing}
+    begun = {sha256: have for sha256, have in (partial or {}).items() if sha256 in wanted and 0 < have <= wanted[sha256].size}
     pieces: list[list[Any]] = []
     data = bytearray()
     for sha256, entry in wanted.items():
-        left = entry.size
+        left = entry.size - begun.get(sha256, 0)
         if not left:
             pieces.append([sha256, 0, True])
-        for piece in content_of(project, entry):
+        for piece in content_of(project, entry, begun.get(sha256, 0)):
             left -= len(piece)
             pieces.append([sha256, len(piece), left <= 0])
             data += piece
             if len(data) >= protocol.CHUNK or len(pieces) >= 2000:
-                yield _frame(pieces, bytes(data))
+                yield _frame(pieces, bytes(data), begun)
                 pieces, data = [], bytearray()
     if pieces:
-        yield _frame(pieces, bytes(data))
+        yield _frame(pieces, bytes(data), begun)
 
 
-def _frame(pieces: list[list[Any]], data: bytes) -> tuple[dict[str, Any], bytes]:
+def _frame(pieces: list[list[Any]], data: bytes, begun: dict[str, int]) -> tuple[dict[str, Any], bytes]:
+    """Takes out of `begun` what this frame goes on with."""
     blob, packed = protocol.pack(data)
-    return {"pieces": pieces, "packed": packed}, blob
+    header: dict[str, Any] = {"pieces": pieces, "packed": packed}
+    if goes_on := {sha256: begun.pop(sha256) for sha256, _, _ in pieces if sha256 in begun}:
+        header["from"] = goes_on
+    return header, blob
 
 
 def describe_origin(project: Path) -> str:

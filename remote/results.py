@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from remote.errors import UsageError
 
@@ -27,9 +28,15 @@ def find_run(results: Path, name: str, having: str = "summary.json") -> Path:
     return found[0]
 
 
-def _named(run: Path) -> str | None:
+def read_mapping(run: Path | None, name: str) -> dict[str, Any]:
+    """A record of a fetched run; empty where there is none, or it is no JSON object."""
     try:
-        name = json.loads((run / "run.json").read_text(encoding="utf-8")).get("name")
-    except (OSError, ValueError, AttributeError):
-        return None
+        value = json.loads((run / name).read_text(encoding="utf-8")) if run else {}
+    except (OSError, ValueError):
+        value = {}
+    return value if isinstance(value, dict) else {}
+
+
+def _named(run: Path) -> str | None:
+    name = read_mapping(run, "run.json").get("name")
     return name if isinstance(name, str) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,9 +14,10 @@ from remote.display import size
 from remote.errors import NotFound, UsageError
 from remote.launch import launch_on_free_gpus, plan_run, watch
 from remote.records import FileEntry, Run
-from remote.release import entry_of, upload_frames
-from remote.results import find_run
+from remote.release import entry_of
+from remote.results import find_run, read_mapping
 from remote.runs import Pending, TrainOptions, is_own_trainer, list_runs, parse_request, resumed_argv
+from remote.sending import Sending, known_parts, waiting_note
 from remote.session import Session, who_am_i
 
 PARTS = (".part", ".tmp")
@@ -89,14 +89,6 @@ def find_here(session: Session, run: str) -> Path:
         ) from None
 
 
-def read_mapping(run: Path | None, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads((run / name).read_text(encoding="utf-8")) if run else {}
-    except (OSError, ValueError):
-        value = {}
-    return value if isinstance(value, dict) else {}
-
-
 def text_of(values: Mapping[str, Any], name: str) -> str | None:
     value = values.get(name)
     return value if isinstance(value, str) and value else None
@@ -109,21 +101,12 @@ def bring(session: Session, run: Path, asked: Mapping[str, Any]) -> None:
     entries = list(entries_of(run))
     rows = [[entry.path, entry.mode, entry.size, entry.sha256] for entry in entries]
     tree = tree_hash((entry.path, entry.mode, entry.size, entry.sha256) for entry in entries)
-    missing = frozenset(session.call("release_missing", tree=tree, manifest=rows)["missing"])
-    total = sum(entry.size for entry in {entry.sha256: entry for entry in entries}.values() if entry.sha256 in missing)
-    session.display.note(f"{run.name} is not on {session.host}: bringing what was fetched of it, {size(total)}")
-    sent = 0
-
-    def frames() -> Iterator[tuple[dict[str, Any], bytes]]:
-        nonlocal sent
-        for header, blob in upload_frames(run, entries, missing):
-            yield header, blob
-            sent += sum(length for _, length, _ in header["pieces"])
-            session.display.progress(f"sending {size(sent)} of {size(total)}")
-
+    answer = session.call("release_missing", tree=tree, manifest=rows)
+    sending = Sending(run, entries, frozenset(answer["missing"]), known_parts(answer))
+    session.display.note(f"{run.name} is not on {session.host}: bringing what was fetched of it, {size(sending.total)}")
     state = read_mapping(run, "state.json")
     arguments: dict[str, Any] = {"run": run.name, "tree": tree, "manifest": rows, "asked": dict(asked), "state": state, "who": who_am_i()}
-    session.call_as_owner("run_import", None, frames(), **arguments)
+    session.call_as_owner("run_import", waiting_note(session), sending.frames(session.display), **arguments)
     session.display.clear()
 
 

@@ -66,7 +66,7 @@ def _problems(settings: Settings, project: str) -> list[str]:
         errors.append("remote.max_file_mib must be above 0")
     if not re.fullmatch(r"auto|cpu|cu\d{2,4}|rocm[\d.]+", settings.torch):
         errors.append(f"remote.torch must be auto, cpu or a build such as cu126, not {settings.torch!r:.40}")
-    for key in ("command", "results", "requirements", "python", "dest"):
+    for key in ("command", "results", "requirements", "python", "dest", "shutdown"):
         if "\0" in getattr(settings, key):
             errors.append(f"remote.{key} holds a NUL character")
     if not settings.command.strip():

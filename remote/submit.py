@@ -1,4 +1,4 @@
-"""`submit` and `verify-submission`: a fetched run becomes a repository to hand in, once its weights have given the claimed figure again."""
+"""`submit` and `verify-submission`: a fetched run becomes a repository to hand in, once its weights give the claimed figure again."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from remote import bundle
+from remote.deploy import show_event
 from remote.display import Display, percent
 from remote.errors import RemoteError, TransferFailed, UsageError
-from remote.results import find_run
-from remote.session import Project
+from remote.results import find_run, read_mapping
+from remote.session import Project, Session
 from remote.text import one_line
 
 NOBODY = ("-c", "user.name=submission", "-c", "user.email=submission@localhost")
@@ -26,10 +27,13 @@ NOBODY = ("-c", "user.name=submission", "-c", "user.email=submission@localhost")
 
 
 def submit(
-    project: Project, display: Display, run: str, dest: str, data: str | None, push: str | None, github: str | None,
-    accept: Sequence[str], yes: bool,
+    project: Project, display: Display, session: Session | None, run: str, dest: str, data: str | None, push: str | None,
+    github: str | None, accept: Sequence[str], yes: bool,
 ) -> int:  # fmt: skip
-    """Build the bundle beside its place, check it, and only then give it its name; then push where that is asked for."""
+    """Build the bundle beside its place, check it, and only then give it its name; then push where that is asked for.
+
+    With a session the weights are evaluated on that server, which has made them.
+    """
     source = find_run(project.dest, run)
     place = Path(dest).expanduser().absolute()
     require_free(place)
@@ -41,7 +45,7 @@ def submit(
         left_out = bundle.collect(source, draft)
         refuse_findings(draft, tuple(accept))
         display.note("evaluating the weights again")
-        evaluation = evaluate_here(project, draft, data or default_data(claim))
+        evaluation = evaluate_there(session, source, draft, data) if session else evaluate_here(project, draft, data or default_data(claim))
         bundle.check_evaluation(claim, evaluation)
         write_own_files(draft, claim, evaluation, left_out, accept)
         commit = make_repository(draft, f"{percent(claim.accuracy)} on the test set")
@@ -115,7 +119,7 @@ def default_data(claim: bundle.Claim) -> str:
     raise UsageError(
         "the weights must be evaluated again, and the images are not here",
         step="submit",
-        remedy="name them: --data PATH (archive or folder)",
+        remedy="name them: --data PATH (archive or folder), or have it done on the server: fab -H … submit",
     )
 
 
@@ -125,9 +129,8 @@ def evaluate_here(project: Project, place: Path, data: str) -> Mapping[str, Any]
     Not the bundle's code: it came from a server, or from whoever handed it in, and must run nothing here.
     """
     if importlib.util.find_spec("torch") is None:
-        raise UsageError(
-            "evaluating the weights needs torch, which is not installed here", step="submit", remedy="pip install -r requirements.txt"
-        )
+        remedy = "fab -H … submit has it done on the server, or: pip install -r requirements.txt"
+        raise UsageError("evaluating the weights needs torch, which is not installed here", step="submit", remedy=remedy)
     where = data if data == "synthetic" else str(Path(data).expanduser().absolute())
     argv = [sys.executable, "-m", "trainer.evaluate", "--checkpoint", str((place / "weights.pt").absolute()), "--data", where, "--json"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"PYTHONDONTWRITEBYTECODE": "1"}
@@ -139,6 +142,25 @@ def evaluate_here(project: Project, place: Path, data: str) -> Mapping[str, Any]
         last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit code {done.returncode}")
         text = one_line(last.removeprefix("error: "), 300)
         raise TransferFailed(f"the weights can't be evaluated: {text}", step="submit", remedy="look at --data") from None
+
+
+def evaluate_there(session: Session, source: Path, draft: Path, data: str | None) -> Mapping[str, Any]:
+    """The same by the server that made the run, with the run's own release. Raises NotFound where it has lost the run or the images."""
+    place = data or data_of(source)
+    arguments: dict[str, Any] = {"run": source.name, "weights_sha256": bundle.digest(draft / "weights.pt"), "data": place}
+    told = session.call("evaluate", show_event(session), **arguments).get("told")
+    session.display.clear()
+    if not isinstance(told, dict) or told.get("test_accuracy") is None:
+        raise TransferFailed("the server tells no accuracy", host=session.host, step="submit")
+    return {**told, "where": "on the server"}
+
+
+def data_of(run: Path) -> str:
+    """Where the run had its images on the server: of its command, else of its configuration."""
+    argv = list(map(str, read_mapping(run, "run.json").get("argv") or []))
+    if "--data" in argv[:-1]:
+        return argv[argv.index("--data") + 1]
+    return str(dict(read_mapping(run, "summary.json").get("config") or {}).get("data") or "")
 
 
 def write_own_files(draft: Path, claim: bundle.Claim, evaluation: Mapping[str, Any], left_out: list[str], accept: Sequence[str]) -> None:
@@ -200,9 +222,10 @@ def publish(place: Path, name: str, display: Display, yes: bool) -> None:
     if shutil.which("gh") is None:
         raise UsageError("GitHub's program gh is not installed", step="submit", remedy="create a repository by hand, then --push URL")
     if not yes:
-        if not sys.stdin.isatty():
+        agreed = display.confirm(f"create the PUBLIC repository {name} on GitHub and push {place} to it?")
+        if agreed is None:
             raise UsageError("a public repository is created only after a confirmation", step="submit", remedy="--yes says so beforehand")
-        if input(f"create the PUBLIC repository {name} on GitHub and push {place} to it? [y/N] ").strip().lower() not in ("y", "yes"):
+        if not agreed:
             display.note("not published; the bundle stays where it is")
             return
     done = subprocess.run(

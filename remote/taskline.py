@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from remote.connection import Target, targets_from_fabric
 
 
 @dataclass
 class TaskLine:
+    """What every task needs beside its own options; `project`: the directory whose fabfile.py is in use."""
+
     targets: list[Target] = field(default_factory=list)
+    project: Path = field(default_factory=Path.cwd)
 
 
 LINE = TaskLine()

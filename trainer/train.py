@@ -121,9 +121,10 @@ def summarise(summaries: Sequence[Mapping[str, Any]], run_dir: Path) -> None:
 
 def run(options: argparse.Namespace, config: TrainConfig, start: Start | None) -> None:
     """Raises TrainError for all that may be expected to go wrong."""
+    from trainer.archive import DataError
     from trainer.devices import choose_devices
     from trainer.keeper import Stopped
-    from trainer.sources import DataError, load_images
+    from trainer.sources import load_images
 
     # Lightning's other processes find the directory that the first one chose.
     run_dir = Path(config.run_dir or os.environ.setdefault("TRAINER_RUN_DIR", f"runs/{time.strftime('%Y%m%d-%H%M%S')}"))

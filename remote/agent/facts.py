@@ -10,8 +10,9 @@ import threading
 import time
 from typing import Any, Dict, List, Optional
 
-from . import environments, gpus, interpreters, releases, runs
+from . import datasets, environments, gpus, interpreters, releases, runs
 from .calls import Call, operation
+from .contents import partly_received
 from .paths import Layout, mount_of, read_json, resolve_root
 from .processes import boot_id
 from .roots import root_problem
@@ -59,26 +60,19 @@ def facts(
         "releases": releases.list_releases(layout),
         "current": releases.current_release(layout),
         "runs": [brief(run) for run in runs.list_runs(layout)],
+        "datasets": datasets.describe_datasets(layout),
     }
     if tree is not None:
         answer["release_exists"] = os.path.isdir(layout.release(tree))
         if manifest is not None and not answer["release_exists"]:
             answer["missing"] = releases.missing_contents(layout, tree, manifest)
+            answer["partial"] = partly_received(layout.incoming, answer["missing"])
     if data is not None:
-        answer["data_path"] = find_data(layout, data)
+        answer["data_path"] = datasets.find_data(layout, data)
     if gpu:
         thread.join(15)
         answer["gpu"] = dict(found)
     return answer
-
-
-def find_data(layout: Layout, data: str) -> Optional[str]:
-    """An absolute path, one below the home, or a name in the project's data/; None if there is nothing."""
-    home = os.path.expanduser("~")
-    for place in (os.path.join(layout.data, data), os.path.join(home, os.path.expanduser(data))):
-        if os.path.exists(place):
-            return os.path.realpath(place)
-    return None
 
 
 def brief(run: Dict[str, Any]) -> Dict[str, Any]:

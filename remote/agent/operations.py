@@ -1,3 +1,3 @@
 """Importing this module registers every operation."""
 
-from . import account, environments, facts, files, follow, releases, resume, runs, upkeep, waiting  # noqa: F401
+from . import account, datasets, environments, evaluation, facts, files, follow, power, releases, resume, runs, upkeep, waiting  # noqa: F401

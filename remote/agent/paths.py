@@ -23,6 +23,9 @@ class Layout:
         self.data = os.path.join(root, "data")
         self.runs = os.path.join(root, "runs")
         self.lock = os.path.join(root, ".deploy.lock")
+        self.sets = os.path.join(root, "data", ".sets")
+        self.data_incoming = os.path.join(root, "data", ".incoming")
+        self.data_lock = os.path.join(root, "data", ".lock")
 
     def agent(self, digest: str) -> str:
         return os.path.join(self.agents, _checked(HASH, digest) + ".pyz")
@@ -32,6 +35,12 @@ class Layout:
 
     def manifest(self, tree: str) -> str:
         return os.path.join(self.releases, _checked(HASH, tree) + ".json")
+
+    def set(self, tree: str) -> str:
+        return os.path.join(self.sets, _checked(HASH, tree))
+
+    def set_manifest(self, tree: str) -> str:
+        return os.path.join(self.sets, _checked(HASH, tree) + ".json")
 
     def environment(self, key: str) -> str:
         return os.path.join(self.environments, _checked(HASH, key))

@@ -1,16 +1,14 @@
 """Releases: immutable trees named by their hash, assembled aside and renamed into place."""
 
-import hashlib
 import os
 import secrets
 import shutil
-import stat
-from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
-from . import protocol
 from .calls import Call, Refusal, operation
+from .contents import known_contents, partly_received, receive, write_tree
 from .paths import HASH, Layout, mount_of, read_json, resolve_root, write_json
-from .roots import lock_project, prepare_root, space_left, unlock_project
+from .roots import lock, prepare_root, space_left, unlock
 from .trees import SYMLINK, Entry, tree_hash
 
 KEEP_RELEASES = 10
@@ -68,43 +66,23 @@ def read_manifest(layout: Layout, tree: str) -> List[Entry]:
     return [(e[0], e[1], e[2], e[3]) for e in entries] if isinstance(entries, list) else []
 
 
-def known_contents(layout: Layout, wanted: Set[str]) -> Dict[str, bytes]:
-    """Where wanted contents already lie on this server: hash → path."""
-    found: Dict[str, bytes] = {}
-    incoming = os.fsencode(layout.incoming)
-    if os.path.isdir(incoming):
-        for name in os.listdir(incoming):
-            if name.decode("ascii", "replace") in wanted:
-                found[name.decode()] = os.path.join(incoming, name)
-    for tree, _ in _by_age(layout)[:SEARCHED_RELEASES]:
-        if len(found) == len(wanted):
-            break
-        base = os.fsencode(layout.release(tree))
-        for path, mode, size, sha256 in read_manifest(layout, tree):
-            if sha256 in wanted and sha256 not in found and mode != SYMLINK:
-                place = os.path.join(base, path.encode("utf-8", "surrogateescape"))
-                if _is_file_of(place, size):
-                    found[sha256] = place
-    return found
-
-
-def _is_file_of(path: bytes, size: int) -> bool:
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return False
-    return stat.S_ISREG(status.st_mode) and status.st_size == size
+def known(layout: Layout, wanted: Set[str]) -> Dict[str, bytes]:
+    """Where wanted contents already lie: received by a deploy that was cut off, or part of a release."""
+    trees = ((layout.release(tree), read_manifest(layout, tree)) for tree, _ in _by_age(layout)[:SEARCHED_RELEASES])
+    return known_contents(layout.incoming, trees, wanted)
 
 
 def missing_contents(layout: Layout, tree: str, manifest: List[Any]) -> List[str]:
     wanted = {sha256 for _, _, _, sha256 in checked_manifest(tree, manifest)}
-    return sorted(wanted - set(known_contents(layout, wanted)))
+    return sorted(wanted - set(known(layout, wanted)))
 
 
 @operation("release_missing")
 def release_missing(call: Call, root: str, tree: str, manifest: List[Any]) -> Dict[str, Any]:
     """For a manifest too large to go with the first call."""
-    return {"missing": missing_contents(Layout(resolve_root(root)), tree, manifest)}
+    layout = Layout(resolve_root(root))
+    missing = missing_contents(layout, tree, manifest)
+    return {"missing": missing, "partial": partly_received(layout.incoming, missing)}
 
 
 @operation("release_put")
@@ -115,12 +93,12 @@ def release_put(
     layout = Layout(resolve_root(root))
     entries = checked_manifest(tree, manifest)
     prepare_root(layout, project, identity)
-    lock_project(call, layout, who)
+    lock(call, layout.lock, who)
     try:
         require_space(layout, entries)
         call.event(ready=True)
         sizes = {sha256: size for _, _, size, sha256 in entries}
-        received = receive(call, layout, sizes)
+        received = receive(call, layout.incoming, sizes)
         if not os.path.isdir(layout.release(tree)):
             _remove_leftovers(layout)
             assemble(layout, tree, entries, origin)
@@ -132,7 +110,7 @@ def release_put(
             error.filename = layout.releases  # a write names no file, and people want to know which disk
         raise
     finally:
-        unlock_project(layout)
+        unlock(layout.lock)
     return {"received": received, "removed": removed, "path": layout.release(tree)}
 
 
@@ -141,11 +119,11 @@ def release_use(call: Call, root: str, project: str, identity: Optional[str], tr
     """Make a release that is already here the current one."""
     layout = Layout(resolve_root(root))
     prepare_root(layout, project, identity)
-    lock_project(call, layout, who)
+    lock(call, layout.lock, who)
     try:
         make_current(layout, tree)
     finally:
-        unlock_project(layout)
+        unlock(layout.lock)
     return {}
 
 
@@ -170,71 +148,8 @@ def require_space(layout: Layout, entries: List[Entry]) -> None:
         raise Refusal("ServerUnfit", f"the file system at {layout.root} has {inodes} inodes left, the release needs more")
 
 
-def receive(call: Call, layout: Layout, sizes: Dict[str, int]) -> int:
-    """Store uploaded contents by hash. Each appears under its name only when its hash is right."""
-    os.makedirs(layout.incoming, mode=0o700, exist_ok=True)
-    total = 0
-    partial: Dict[str, _Partial] = {}
-    try:
-        for header, blob in call.blobs():
-            pieces = header["pieces"]
-            limit = sum(length for _, length, _ in pieces)
-            if limit > protocol.MAX_BLOB:
-                raise Refusal("ProtocolError", "an upload frame is too large")
-            data = protocol.unpack(blob, limit + 1) if header.get("packed") else blob
-            position = 0
-            for sha256, length, last in pieces:
-                if sha256 not in sizes:
-                    raise Refusal("ProtocolError", "an upload that is not in the manifest")
-                piece = data[position : position + length]
-                position += length
-                total += len(piece)
-                if sha256 not in partial:
-                    partial[sha256] = _Partial(os.path.join(layout.incoming, sha256), sizes[sha256])
-                partial[sha256].write(piece)
-                if last:
-                    partial.pop(sha256).finish(sha256)
-    finally:
-        for leftover in partial.values():
-            leftover.drop()
-    return total
-
-
-class _Partial:
-    """A content on its way in."""
-
-    def __init__(self, path: str, size: int) -> None:
-        self.path = path
-        self.size = size
-        self.length = 0
-        self.digest = hashlib.sha256()
-        self.temporary = f"{path}.{secrets.token_hex(4)}.tmp"
-        self.file = open(self.temporary, "wb")
-
-    def write(self, data: bytes) -> None:
-        self.length += len(data)
-        if self.length > self.size:
-            raise Refusal("ProtocolError", "more bytes than announced")
-        self.digest.update(data)
-        self.file.write(data)
-
-    def finish(self, sha256: str) -> None:
-        self.file.close()
-        if self.digest.hexdigest() != sha256:
-            self.drop()
-            raise Refusal("TransferFailed", "a file changed while it was being sent", "run the same command again")
-        os.replace(self.temporary, self.path)
-
-    def drop(self) -> None:
-        self.file.close()
-        try:
-            os.unlink(self.temporary)
-        except OSError:
-            pass
-
-
 def assemble(layout: Layout, tree: str, entries: List[Entry], origin: str) -> None:
-    places = known_contents(layout, {sha256 for _, _, _, sha256 in entries})
+    places = known(layout, {sha256 for _, _, _, sha256 in entries})
     incoming = os.fsencode(layout.incoming)
     uses: Dict[str, int] = {}
     for _, _, _, sha256 in entries:
@@ -242,12 +157,12 @@ def assemble(layout: Layout, tree: str, entries: List[Entry], origin: str) -> No
     aside = os.path.join(layout.releases, f".staging-{secrets.token_hex(6)}")
     os.mkdir(aside, 0o700)
 
-    def source(sha256: str) -> Tuple[bytes, bool]:
+    def source(sha256: str) -> Tuple[bytes, str]:
         if sha256 not in places:
             raise Refusal("TransferFailed", "the release is not complete on the server", "run the same command again")
         uses[sha256] -= 1
         place = places[sha256]
-        return place, place.startswith(incoming) and not uses[sha256]
+        return place, "move" if place.startswith(incoming) and not uses[sha256] else "copy"
 
     try:
         write_tree(aside, entries, source)
@@ -256,55 +171,6 @@ def assemble(layout: Layout, tree: str, entries: List[Entry], origin: str) -> No
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-
-
-def write_tree(target: str, entries: List[Entry], source: Callable[[str], Tuple[bytes, bool]]) -> None:
-    """Write every entry below `target`. `source(hash)` gives the file that has it and whether it may be moved away."""
-    base = os.fsencode(target)
-    made = {base}
-    for path, mode, _, sha256 in entries:
-        place = os.path.join(base, path.encode("utf-8", "surrogateescape"))
-        directory = os.path.dirname(place)
-        if directory not in made:
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-            made.add(directory)
-        origin, movable = source(sha256)
-        if mode == SYMLINK:
-            with open(origin, "rb") as file:
-                _link_inside(base, place, file.read())
-            continue
-        if movable:
-            os.rename(origin, place)
-        else:
-            copy_verified(origin, place, sha256)
-        os.chmod(place, mode)
-
-
-def _link_inside(base: bytes, place: bytes, target: bytes) -> None:
-    reached = os.path.normpath(os.path.join(os.path.dirname(place), target))
-    if os.path.isabs(target) or not (reached == base or reached.startswith(base + b"/")):
-        raise Refusal("ProtocolError", f"a link that leaves the release: {target!r:.80}")
-    os.symlink(target, place)
-
-
-def copy_verified(origin: bytes, place: bytes, sha256: str) -> None:
-    digest = hashlib.sha256()
-    with open(origin, "rb") as reader, open(place, "wb") as writer:
-        for data in _chunks(reader):
-            digest.update(data)
-            writer.write(data)
-    if digest.hexdigest() != sha256:
-        raise Refusal(
-            "TransferFailed", f"{os.fsdecode(origin)} on the server is not what was sent", "remove that file and deploy again"
-        )
-
-
-def _chunks(reader: Any) -> Iterator[bytes]:
-    while True:
-        data = reader.read(1 << 20)
-        if not data:
-            return
-        yield data
 
 
 def _remove_leftovers(layout: Layout) -> None:

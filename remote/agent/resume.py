@@ -7,9 +7,10 @@ import time
 from typing import Any, Dict, List, Optional
 
 from .calls import Call, Refusal, operation
+from .contents import receive, write_tree
 from .paths import Layout, resolve_root, write_json
-from .releases import assemble, checked_manifest, known_contents, receive, require_space, write_tree
-from .roots import lock_project, prepare_root, unlock_project
+from .releases import assemble, checked_manifest, known, require_space
+from .roots import lock, prepare_root, unlock
 from .runs import ATTEMPT, FINAL, find_run, keep_address, launch, new_run, one_launch_at_a_time, queued_state, require_free_gpus
 from .trees import tree_hash
 
@@ -69,26 +70,26 @@ def run_import(
     source = [(path[len(SOURCE) :], mode, size, sha256) for path, mode, size, sha256 in entries if path.startswith(SOURCE)]
     rest = [entry for entry in entries if not entry[0].startswith(SOURCE) and entry[0] not in OWN]
     prepare_root(layout, project, identity)
-    lock_project(call, layout, who)
+    lock(call, layout.lock, who)
     try:
         if os.path.isdir(layout.run(run)):
             return {"run": run, "exists": True}
         require_space(layout, entries)
         call.event(ready=True)
-        receive(call, layout, {sha256: size for _, _, size, sha256 in entries})
+        receive(call, layout.incoming, {sha256: size for _, _, size, sha256 in entries})
         release = tree_hash(source)
         if not os.path.isdir(layout.release(release)):
             assemble(layout, release, source, str(asked.get("origin") or ""))
         # Looked up afterwards: assembling has moved what it used.
-        places = known_contents(layout, {sha256 for _, _, _, sha256 in rest})
+        places = known(layout, {sha256 for _, _, _, sha256 in rest})
         lost = [path for path, _, _, sha256 in rest if sha256 not in places]
         if lost:
             raise Refusal("TransferFailed", f"{lost[0]} has not arrived", "run the same command again")
         moved = {"state": "stopped", "cause": MOVED, "reason": f"brought here from {state.get('host')}", "ended": time.time()}
         with new_run(layout, run, dict(asked, release=release)) as place:
-            write_tree(place, rest, lambda sha256: (places[sha256], False))
+            write_tree(place, rest, lambda sha256: (places[sha256], "copy"))
             write_json(os.path.join(place, "state.json"), {**queued_state(attempts=past_attempts(state)), **moved})
         shutil.rmtree(layout.incoming, ignore_errors=True)
     finally:
-        unlock_project(layout)
+        unlock(layout.lock)
     return {"run": run, "exists": False}

@@ -86,11 +86,11 @@ def keep_agent(layout: Layout) -> str:
     return path
 
 
-def lock_project(call: Call, layout: Layout, who: str) -> None:
-    """One deploy at a time. Waits for another one, telling whom for; the kernel frees the lock with its holder's process."""
-    if layout.lock in _held:
+def lock(call: Call, path: str, who: str) -> None:
+    """One at a time: waits for another one, telling whom for; the kernel frees the lock with its holder's process."""
+    if path in _held:
         return
-    fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     told = 0.0
     while True:
         try:
@@ -106,7 +106,19 @@ def lock_project(call: Call, layout: Layout, who: str) -> None:
             time.sleep(0.2)
     os.ftruncate(fd, 0)
     os.pwrite(fd, json.dumps({"who": who, "since": time.time()}).encode(), 0)
-    _held[layout.lock] = fd
+    _held[path] = fd
+
+
+def try_lock(path: str) -> bool:
+    """The same without waiting; False where somebody has it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return False
+    _held[path] = fd
+    return True
 
 
 def _holder(fd: int) -> Dict[str, Any]:
@@ -117,8 +129,8 @@ def _holder(fd: int) -> Dict[str, Any]:
     return {"who": value.get("who"), "since": value.get("since")} if isinstance(value, dict) else {}
 
 
-def unlock_project(layout: Layout) -> None:
-    fd = _held.pop(layout.lock, None)
+def unlock(path: str) -> None:
+    fd = _held.pop(path, None)
     if fd is not None:
         os.close(fd)
 

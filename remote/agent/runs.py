@@ -12,10 +12,11 @@ import time
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from .calls import Call, Refusal, operation
+from .contents import write_tree
 from .names import session_name, socket_name
 from .paths import RUN_ID, Layout, read_json, resolve_root, write_json, write_whole
 from .processes import boot_id, is_same, start_time
-from .releases import read_manifest, write_tree
+from .releases import read_manifest
 from .roots import keep_agent, prepare_root
 
 FINAL = ("finished", "failed", "stopped")
@@ -205,7 +206,7 @@ def new_run(layout: Layout, run: str, asked: Dict[str, Any]) -> Iterator[str]:
         entries = read_manifest(layout, tree)
         by_hash = {sha256: os.path.join(base, path.encode("utf-8", "surrogateescape")) for path, mode, _, sha256 in entries}
         links = [entry for entry in entries if entry[1] == 0o120000]
-        write_tree(work, [entry for entry in entries if entry[1] != 0o120000], lambda sha256: (by_hash[sha256], False))
+        write_tree(work, [entry for entry in entries if entry[1] != 0o120000], lambda sha256: (by_hash[sha256], "copy"))
         for path, _, _, _ in links:
             place = os.path.join(os.fsencode(work), path.encode("utf-8", "surrogateescape"))
             os.makedirs(os.path.dirname(place), exist_ok=True)

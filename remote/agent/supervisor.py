@@ -214,7 +214,9 @@ class Supervisor:
         # Made before the start: torch stages checkpoints in TMPDIR, and a rename between file systems shows half a file.
         temporary = self.path("tmp")
         os.makedirs(temporary, mode=0o700, exist_ok=True)
-        values.update(PYTHONUNBUFFERED="1", REMOTE_RUN_DIR=self.directory, TMPDIR=temporary, CUDA_DEVICE_ORDER="PCI_BUS_ID")
+        data = os.path.join(os.path.dirname(os.path.dirname(self.directory)), "data")
+        values.update(PYTHONUNBUFFERED="1", REMOTE_RUN_DIR=self.directory, REMOTE_DATA_DIR=data, TMPDIR=temporary)
+        values.update(CUDA_DEVICE_ORDER="PCI_BUS_ID")
         if python:
             values["PATH"] = os.path.dirname(python) + os.pathsep + values.get("PATH", os.defpath)
         root = str(self.asked.get("prefix") or "")

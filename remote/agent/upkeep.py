@@ -10,12 +10,13 @@ from .calls import Call, Refusal, operation
 from .environments import describe_environment
 from .paths import HASH, RUN_ID, Layout, resolve_root, write_json
 from .releases import current_release
-from .roots import lock_project, prepare_root, unlock_project
-from .runs import FETCHED, FINAL, describe_run, find_run
+from .roots import lock, prepare_root, try_lock, unlock
+from .runs import FETCHED, FINAL, describe_run, find_run, list_runs
 
 GONE = ".gone-"
 LEFTOVER_S = 3600.0
 """A launch makes its directory aside in seconds; what is older was left by one that was killed."""
+UPLOAD_S = 24 * 3600.0
 
 
 @operation("fetch_done")
@@ -48,14 +49,19 @@ def clean(
     if not os.path.isdir(layout.root):
         return {"items": [], "kept": [], "removed": False}
     prepare_root(layout, project, identity)
-    lock_project(call, layout, who)
+    lock(call, layout.lock, who)
+    # Images that are being sent just now are left alone, with all that lies beside them.
+    has_data = try_lock(layout.data_lock) if os.path.exists(layout.data_lock) else True
     try:
         items, kept = find_unneeded(layout, environment, unfetched)
+        items += find_unneeded_data(layout) if has_data else []
         if remove:
             for item in items:
                 _remove(layout, item)
     finally:
-        unlock_project(layout)
+        unlock(layout.lock)
+        if has_data:
+            unlock(layout.data_lock)
     told = [{key: item[key] for key in ("kind", "name", "bytes", "why")} for item in items]
     return {"items": told, "kept": kept, "removed": remove}
 
@@ -86,6 +92,22 @@ def find_unneeded(layout: Layout, environment: str, unfetched: bool) -> Any:
         if key not in environments and not found.get("building"):
             items.append(_item("environment", key, [layout.environment(key)], "neither this project's next deploy nor a live run uses it"))
     return items + _leftovers(layout), kept
+
+
+def find_unneeded_data(layout: Layout) -> List[Dict[str, Any]]:
+    """Sets to which no name in data/ leads any more, and what was left of an upload that nobody has gone on with for a day."""
+    named = {os.path.realpath(os.path.join(layout.data, name)) for name in _listed(layout.data)}
+    live = " ".join(str(run["asked"].get("argv")) for run in list_runs(layout) if run["state"] not in FINAL)
+    items = []
+    for tree in _names(layout.sets, HASH):
+        place = os.path.realpath(layout.set(tree))
+        if place not in live and not any((name + os.sep).startswith(place + os.sep) for name in named):
+            paths = [layout.set(tree), layout.set_manifest(tree)]
+            items.append(_item("images", tree, paths, "no name in data/ leads to them any more"))
+    parts = [os.path.join(layout.data_incoming, name) for name in _listed(layout.data_incoming)]
+    if parts and time.time() - max(map(_changed, parts)) > UPLOAD_S:
+        items.append(_item("leftover", "images", [layout.data_incoming], "of an upload that was cut off more than a day ago"))
+    return items
 
 
 def why_to_keep(run: Dict[str, Any], unfetched: bool) -> Optional[str]:

@@ -184,6 +184,11 @@ def test_handing_in_what_was_trained(tmp_path: Path, server: LoopbackServer, pho
     accuracy = json.loads((only_run(project) / "summary.json").read_text())["test_accuracy"]
     assert f"{100 * accuracy:.2f}%; from weights.pt again {100 * accuracy:.2f}%" in told and f"pushed to {bare}" in told
 
+    # A laptop without torch or the images has it done by the server, with the same figure.
+    there = fab(project, server, "submit", "--dest", str(tmp_path / "other")).stdout
+    assert f"{100 * accuracy:.2f}%; from weights.pt again {100 * accuracy:.2f}%" in there
+    assert "on the server that had trained it" in (tmp_path / "other" / "README.md").read_text()
+
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", bare, clone], check=True)
     subprocess.run(["sha256sum", "--strict", "--quiet", "-c", "SHA256SUMS"], cwd=clone, check=True)

@@ -47,6 +47,8 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "stop": {"run_name": "latest"},
     "check_gpu": {},
     "clean": {"yes": False, "unfetched": False},
+    "upload_data": {"name": None},
+    "doctor": {},
 }
 LOST, UNREACHABLE = 4, 3
 

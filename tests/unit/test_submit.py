@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from remote.errors import RemoteError, TransferFailed, UsageError
 from remote.records import Settings
 from remote.results import find_run
 from remote.session import Project
-from tests.support.project import make_tree
+from tests.support.project import Executable, make_tree
 
 SUMMARY: dict[str, Any] = {
     "test_accuracy": 0.9123, "test_images": 10000, "epochs": 3, "max_epochs": 3, "seconds": 75.0, "seed": 1,
@@ -54,7 +55,7 @@ class Desk:
         given = {"run": "latest", "dest": str(self.dest), "data": "synthetic", "push": None, "github": None, "accept": (), "yes": False}
         out = io.StringIO()
         try:
-            return submit.submit(self.project, Display(out=out, notes=out), **{**given, **options})
+            return submit.submit(self.project, Display(out=out, notes=out), None, **{**given, **options})
         finally:
             self.told = out.getvalue()
 
@@ -98,7 +99,7 @@ def test_a_bundle_is_a_repository_that_says_what_it_claims(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(("accuracy", "sha256", "told"), [
-    (0.90, "ab" * 32, "the weights give 90.00% here, and the run claims 91.23%"),
+    (0.90, "ab" * 32, "the weights give 90.00%, and the run claims 91.23%"),
     (0.9123, "cd" * 32, "not the images that the run was tested on"),
 ])  # fmt: skip
 def test_a_figure_that_is_not_given_again_is_not_handed_in(
@@ -232,10 +233,58 @@ def test_pushing_where_nothing_is_told_in_one_line_and_the_bundle_stays(desk: De
     assert submit.without_password("https://me:token@github.com/a/b.git") == "https://github.com/a/b.git"
 
 
+GH = """#!/bin/sh
+echo "$@" >> "$TOLD"
+test -n "$FAILS" && { echo "GraphQL: Name already exists on this account (createRepository)" >&2; exit 1; }
+for word; do case $word in --source=*) source=${word#--source=};; esac; done
+git -C "$source" remote add origin "$BARE" && git -C "$source" push --quiet origin main || exit 1
+echo "https://github.com/you/cifar10"
+"""
+"""As far as we use it: https://cli.github.com/manual/gh_repo_create."""
+
+
+@pytest.fixture
+def gh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for GitHub's program, with a bare repository for GitHub. Returns what it was told."""
+    make_tree(tmp_path / "bin", {"gh": Executable(GH)})
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("TOLD", str(tmp_path / "told"))
+    monkeypatch.setenv("BARE", str(tmp_path / "github.git"))
+    subprocess.run(["git", "init", "--quiet", "--bare", "--initial-branch=main", tmp_path / "github.git"], check=True)
+    return tmp_path / "told"
+
+
+def test_a_public_repository_is_made_only_after_a_yes_and_its_address_is_shown(
+    desk: Desk, gh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="--yes says so beforehand"):
+        desk.submit(github="you/cifar10")
+    assert not gh.exists() and desk.verify() == ""
+    monkeypatch.setattr(Display, "confirm", lambda display, question: "PUBLIC repository you/cifar10" not in question)
+    desk.submit(github="you/cifar10")
+    assert not gh.exists() and "not published" in desk.told
+    assert desk.submit(github="you/cifar10", yes=True) == 0
+    assert "published, to be sent: https://github.com/you/cifar10\n" in desk.told
+    assert gh.read_text() == f"repo create you/cifar10 --public --source={desk.dest} --remote=origin --push\n"
+    subprocess.run(["git", "clone", "--quiet", tmp_path / "github.git", tmp_path / "clone"], check=True)
+    assert desk.verify(tmp_path / "clone") == ""
+
+
+def test_what_github_refuses_is_told_in_one_line_and_the_bundle_stays(desk: Desk, gh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAILS", "1")
+    with pytest.raises(TransferFailed, match="Name already exists"):
+        desk.submit(github="cifar10", yes=True)
+    assert desk.verify() == ""
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(submit, "make_repository", lambda place, message: "abc")
+    with pytest.raises(UsageError, match="gh is not installed — create a repository by hand, then --push URL"):
+        desk.submit(github="cifar10", yes=True, dest=str(desk.dest.parent / "other"))
+
+
 def test_without_torch_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk(tmp_path / "project")
     monkeypatch.setattr(submit.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install -r requirements\.txt"):
+    with pytest.raises(UsageError, match=r"fab -H … submit has it done on the server, or: pip install -r requirements\.txt"):
         desk.submit()
     monkeypatch.undo()
     with pytest.raises(UsageError, match="name them: --data PATH"):

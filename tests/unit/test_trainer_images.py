@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.training import tiny_config, tiny_data
+from trainer.archive import DataError
 from trainer.augment import augment, cut_out, epoch_order, mixup_draw, random_integers, shift
 from trainer.data_module import DeviceLoader, ImageDataModule, WorkerLoader, deal_out, split_indices
-from trainer.sources import DataError
 
 ALL = {"flip": "random", "crop_padding": 4, "cutout": 8}
 IMAGES = torch.randint(0, 256, (50, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -18,8 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
+from trainer import archive as archive_module
 from trainer import options, sources, train
-from trainer.sources import ARCHIVE, BATCHES, DataError, ImageData, load_images
+from trainer.archive import ARCHIVE, DataError
+from trainer.sources import BATCHES, ImageData, load_images
 
 PER_BATCH = 6
 
@@ -46,9 +48,9 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             add_file(file, name, content)
     content = path.read_bytes()
     monkeypatch.setattr(sources, "BATCH_MD5", sums)
-    monkeypatch.setattr(sources, "ARCHIVE_BYTES", len(content))
-    monkeypatch.setattr(sources, "ARCHIVE_MD5", hashlib.md5(content).hexdigest())
-    monkeypatch.setattr(sources, "RETRY_PAUSE_S", 0.0)
+    monkeypatch.setattr(archive_module, "ARCHIVE_BYTES", len(content))
+    monkeypatch.setattr(archive_module, "ARCHIVE_MD5", hashlib.md5(content).hexdigest())
+    monkeypatch.setattr(archive_module, "RETRY_PAUSE_S", 0.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return path
 

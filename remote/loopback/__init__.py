@@ -1,0 +1,195 @@
+"""An SSH server on 127.0.0.1 for `fab demo` and the tests: the machine's own OpenSSH sshd, else an embedded one.
+
+Everything it needs and writes lies in one directory: keys, known_hosts, ssh_config, log and the HOME of its sessions.
+It listens on 127.0.0.1 only, on a port that the system chooses, and stops with the process that started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from remote.errors import ServerUnfit
+from remote.loopback.accounts import (
+    HOST,
+    START_TIMEOUT_S,
+    Account,
+    Backend,
+    Keys,
+    Route,
+    Session,
+    find_sshd,
+    make_key,
+    make_keys,
+    render_ssh_config,
+    why_not_sshd,
+)
+from remote.loopback.embedded import Embedded
+from remote.loopback.openssh import OpenSSH
+
+__all__ = ["Keys", "LoopbackServer", "Route", "expected_kind", "make_key", "make_keys"]
+
+
+class LoopbackServer:
+    """`with LoopbackServer(directory) as server:` serves logins until the block ends.
+
+    `home`, `path`, `env` and `shell` are what the sessions see (defaults: `directory/home`, this process's PATH,
+    nothing, the account's own). `embedded` asks for the embedded server even where sshd is installed. `user` is an
+    account to log in as, if this process is root; its HOME is chowned to it. `options` are sshd_config settings that
+    come before ours and so win; the embedded server refuses them. `password` lets that password in too, embedded only.
+
+    Once open: `host, port, user, identity, known_hosts, ssh_config` (together: `route`), `log`, `kind`.
+    """
+
+    host = HOST
+    port: int
+    kind: str
+    user: str
+    route: Route
+    identity: Path
+    known_hosts: Path
+    ssh_config: Path
+
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        home: Path | str | None = None,
+        path: str | None = None,
+        env: Mapping[str, str] | None = None,
+        embedded: bool = False,
+        user: str | None = None,
+        shell: str | None = None,
+        keys: Keys | None = None,
+        options: Mapping[str, str] | None = None,
+        password: str | None = None,
+    ) -> None:
+        self.directory = Path(directory).absolute()
+        self.home = Path(home).absolute() if home else self.directory / "home"
+        self.path = path if path is not None else os.environ.get("PATH", os.defpath)
+        self.log = self.directory / "log"
+        self._env, self._shell, self._user, self._keys = dict(env or {}), shell, user, keys
+        self._embedded, self._options, self._password = embedded or password is not None, dict(options or {}), password
+        self._backend: Backend | None = None
+
+    def __enter__(self) -> LoopbackServer:
+        self.open()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Make what is missing, start to serve and wait for an SSH banner; errors carry the log's end."""
+        account = Account.find(self._user)
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._keys = self._keys or make_keys(self.directory / "keys")
+        if account.uid != os.geteuid():
+            self._admit(account)
+        session = Session(account, self.home, self.path, self._env, self._shell or account.shell)
+        self._backend = self._choose(session, self._keys)
+        try:
+            self.kind, self.port, self.user = self._backend.kind, self._backend.open(), account.name
+            self.route = self._write_route(self.port, self.directory)
+            self.known_hosts, self.ssh_config = self.route.known_hosts, self.route.ssh_config
+            self.identity = self.route.identity
+            self._await_banner(self.port)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stop listening and end the sessions' sshd processes; what a session left running on purpose (tmux) lives."""
+        backend, self._backend = self._backend, None
+        if backend:
+            backend.thaw()
+            backend.close()
+
+    def via(self, port: int) -> Route:
+        """The same login through a relay that listens on `port` of 127.0.0.1, with files of its own."""
+        directory = self.directory / f"via-{port}"
+        directory.mkdir(exist_ok=True)
+        return self._write_route(port, directory)
+
+    def drop_connections(self) -> None:
+        """Kill the sessions' sshd processes, as a reboot of the server would; new logins are still served."""
+        self._open().drop()
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Within the block no open session makes progress (SIGSTOP): the connection stands and is silent."""
+        backend = self._open()
+        backend.freeze()
+        try:
+            yield
+        finally:
+            backend.thaw()
+
+    def log_tail(self, lines: int = 40) -> str:
+        """The end of the server's log, for error messages and failed tests."""
+        if not self.log.exists():
+            return ""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def _open(self) -> Backend:
+        if self._backend is None:
+            raise RuntimeError("this LoopbackServer is not open")
+        return self._backend
+
+    def _choose(self, session: Session, keys: Keys) -> Backend:
+        if not self._embedded and why_not_sshd(session.account) is None:
+            return OpenSSH(self.directory, session, keys, self.log, self._options)
+        if self._options:
+            raise ValueError("the embedded SSH server knows no sshd_config options")
+        return Embedded(session, keys, self.log, self._password)
+
+    def _admit(self, account: Account) -> None:
+        """Let another account reach its HOME and its session's files; it can't if a folder above is closed to it."""
+        if os.geteuid() != 0:
+            raise ServerUnfit(f"only root can serve logins as {account.name}", host=HOST, step="loopback server")
+        self.directory.chmod(0o711)
+        for root, folders, files in os.walk(self.home):
+            for entry in [root, *(os.path.join(root, name) for name in [*folders, *files])]:
+                os.chown(entry, account.uid, account.gid, follow_symlinks=False)
+        for parent in self.home.parents:
+            if not parent.stat().st_mode & 0o001:
+                raise ServerUnfit(
+                    f"{account.name} can't enter {parent}",
+                    host=HOST,
+                    step="loopback server",
+                    remedy="choose a directory that everybody may enter (mode 0711)",
+                )
+
+    def _write_route(self, port: int, directory: Path) -> Route:
+        assert self._keys is not None
+        key = Path(f"{self._keys.host}.pub").read_text().split()
+        known_hosts = directory / "known_hosts"
+        known_hosts.write_text(f"[{HOST}]:{port} {key[0]} {key[1]}\n")
+        route = Route(HOST, port, self.user, self._keys.user, known_hosts, directory / "ssh_config")
+        route.ssh_config.write_text(render_ssh_config(route))
+        return route
+
+    def _await_banner(self, port: int) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection((HOST, port), START_TIMEOUT_S) as client:
+                if client.recv(4) == b"SSH-":
+                    return
+                break  # it answered, and not with a banner: it won't get better
+            time.sleep(0.02)
+        raise ServerUnfit(
+            f"the SSH server on loopback does not answer; its log ends with:\n{self.log_tail()}",
+            host=HOST,
+            step="loopback server",
+        )
+
+
+def expected_kind(embedded: bool = False) -> str:
+    """Which server would serve this process's own account, with the reason if it is not sshd."""
+    reason = "asked for" if embedded else why_not_sshd(Account.find(None))
+    return f"embedded ({reason})" if reason else f"{OpenSSH.kind} ({find_sshd()})"

@@ -1,0 +1,129 @@
+"""Tells `fab status` and `fab follow` how a training is doing. `python -m remote init` puts this file into a project.
+
+Any script:
+
+    from run_progress import tell, finish
+    tell(epoch=3, max_epochs=10, train_loss=0.41, val_accuracy=0.87)      # as often as you like
+    finish(test_accuracy=0.91)
+
+PyTorch Lightning:
+
+    from run_progress import lightning_callback
+    trainer = Trainer(..., callbacks=[lightning_callback()])
+
+Epochs count from 1, accuracies are fractions. Outside of a run, and in all processes but the first, it does nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import time
+from typing import Any
+
+EVERY_S = 1.0
+LOSSES = ("train_loss", "loss", "train/loss", "loss/train", "train_loss_epoch", "train_loss_step")
+ACCURACIES = ("val_accuracy", "val_acc", "val/accuracy", "val/acc", "valid_accuracy", "valid_acc", "accuracy/val", "acc/val")
+
+_state: dict[str, Any] = {"told": 0.0, "epoch": None, "best": None, "begun": None}
+
+
+def tell(
+    epoch: int | None = None, max_epochs: int | None = None, step: int | None = None, total_steps: int | None = None,
+    images_per_s: float | None = None, phase: str = "fitting", **metrics: float | None
+) -> None:  # fmt: skip
+    """Replace progress.json, at most once a second and at every new epoch. Shown are train_loss, val_accuracy and its best."""
+    directory = _directory()
+    if directory is None:
+        return
+    now = time.monotonic()
+    if _state["begun"] is None:
+        _state["begun"] = (now, _share(epoch, max_epochs, step, total_steps) or 0.0)
+    accuracy = metrics.get("val_accuracy")
+    if accuracy is not None and (_state["best"] is None or accuracy > _state["best"]):
+        _state["best"] = accuracy
+    if now - _state["told"] < EVERY_S and epoch == _state["epoch"] and phase == "fitting":
+        return
+    _state.update(told=now, epoch=epoch)
+    if step is None and total_steps is None and epoch is not None and max_epochs:
+        step, total_steps = epoch, max_epochs
+    values = {"phase": phase, "time": time.time(), "epoch": epoch, "max_epochs": max_epochs, "step": step, "total_steps": total_steps,
+              "images_per_s": images_per_s, "seconds_left": _seconds_left(now, _share(epoch, max_epochs, step, total_steps)),
+              "metrics": {"best_val_accuracy": _state["best"], **metrics}}  # fmt: skip
+    _write(os.path.join(directory, "progress.json"), values)
+
+
+def finish(**figures: Any) -> None:
+    """Write summary.json; `test_accuracy` is what status and fetch-results show."""
+    directory = _directory()
+    if directory is not None:
+        _write(os.path.join(directory, "summary.json"), figures)
+
+
+def _directory() -> str | None:
+    if any(os.environ.get(name, "0") not in ("", "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        return None
+    directory = os.environ.get("REMOTE_RUN_DIR")
+    return directory if directory and os.path.isdir(directory) else None
+
+
+def _share(epoch: int | None, max_epochs: int | None, step: int | None, total_steps: int | None) -> float | None:
+    if step is not None and total_steps:
+        return min(1.0, step / total_steps)
+    return min(1.0, epoch / max_epochs) if epoch is not None and max_epochs else None
+
+
+def _seconds_left(now: float, share: float | None) -> float | None:
+    begun, before = _state["begun"]
+    if share is None or share <= before or now - begun < 2:
+        return None
+    return float((now - begun) / (share - before) * (1 - share))
+
+
+def _write(path: str, values: dict[str, Any]) -> None:
+    """Whole or not at all; a full disk costs the progress, not the training."""
+    try:
+        with open(path + ".tmp", "w") as file:
+            json.dump(values, file, default=float)
+        os.replace(path + ".tmp", path)
+    except (OSError, TypeError, ValueError):
+        pass
+
+
+def lightning_callback(loss: str = "", accuracy: str = "") -> Any:
+    """A callback for the Lightning that is in use. `loss`, `accuracy`: names that you log; empty: the usual ones are looked for."""
+    lightning: Any = sys.modules.get("lightning.pytorch") or sys.modules.get("pytorch_lightning")
+    if lightning is None:
+        name = "pytorch_lightning" if importlib.util.find_spec("pytorch_lightning") else "lightning.pytorch"
+        lightning = importlib.import_module(name)
+
+    def pick(metrics: Any, names: Any) -> float | None:
+        return next((float(metrics[name]) for name in names if name in metrics), None)
+
+    class RunProgress(lightning.Callback):  # type: ignore[misc]
+        def report(self, trainer: Any, phase: str = "fitting") -> None:
+            if trainer.is_global_zero and not trainer.sanity_checking:
+                total, most, metrics = trainer.estimated_stepping_batches, trainer.max_epochs, trainer.callback_metrics
+                tell(
+                    epoch=trainer.current_epoch + 1, max_epochs=most if most and most > 0 else None, step=trainer.global_step,
+                    total_steps=int(total) if total != float("inf") else None, phase=phase,
+                    train_loss=pick(metrics, [loss] if loss else LOSSES),
+                    val_accuracy=pick(metrics, [accuracy] if accuracy else ACCURACIES),
+                )  # fmt: skip
+
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            self.report(trainer)
+
+        def on_validation_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.state.fn == "fit":
+                self.report(trainer, "validating")
+
+        def on_test_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.is_global_zero:
+                found = pick(trainer.callback_metrics, ("test_accuracy", "test_acc", "test/accuracy", "test/acc"))
+                finish(test_accuracy=found, epochs=trainer.current_epoch)
+
+    return RunProgress()

@@ -1,0 +1,139 @@
+"""`upload-data`: images go to the server once, whole or not at all, over as many connections as it takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from remote import upload
+from remote.loopback import LoopbackServer
+from tests.support.faults import LOST, Done, Lab, short_pauses, wait_until
+from tests.support.project import Link, make_tree, snapshot
+from tests.support.proxy import Relay
+
+SEES = 'ls "$REMOTE_DATA_DIR"; cat "$REMOTE_DATA_DIR/photos/train/cat/1.png"; while [ -e ../wait ]; do sleep 0.1; done\n'
+
+
+@pytest.fixture
+def lab(server: LoopbackServer, tmp_path: Path) -> Lab:
+    return Lab(server, tmp_path, files={"train.sh": SEES})
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    names = {f"train/{kind}/{number}.png": f"{kind} {number}\n" for kind in ("cat", "dog") for number in range(20)}
+    odd = {"test/cat/日本 'q\"\n.png": "odd", "test/cat/same.png": "cat 1\n", ".hidden": "h", "Thumbs.db": "t", "big": os.urandom(900_000)}
+    made = make_tree(tmp_path / "photos", {**names, **odd})
+    make_tree(tmp_path, {"elsewhere/far.png": "far"})
+    return make_tree(made, {"train/cat/linked.png": Link("../../../elsewhere/far.png"), "train/loop": Link("../train")})
+
+
+def visible(folder: Path) -> dict[str, str]:
+    """What is to arrive: no hidden files, and links as what they lead to."""
+    found = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not name.startswith((".", "train/loop")) and path.name != "Thumbs.db":
+            found[name] = path.read_bytes().hex()
+    return found
+
+
+def test_a_folder_goes_there_once_and_every_run_sees_it(lab: Lab, photos: Path) -> None:
+    first = lab.task("upload_data", path=str(photos))
+    assert first.code == 0 and "verified by sha256" in first.out and "train --data photos" in first.out, first
+    there = lab.root / "data" / "photos"
+    assert visible(there) == visible(photos) and not list(there.rglob(".hidden"))
+    assert there.resolve().parent.name == ".sets" and not (lab.root / "data" / ".incoming").exists()
+    assert lab.root.stat().st_mode & 0o777 == 0o700
+    assert "nothing to send, it is there already" in lab.task("upload_data", path=str(photos)).out
+    assert lab.task("train", follow=True).out.count("cat 1\n") == 1
+
+
+def test_a_change_sends_only_what_is_new_and_leaves_a_running_training_its_images(lab: Lab, photos: Path) -> None:
+    lab.task("upload_data", path=str(photos))
+    before = (lab.root / "data" / "photos").resolve()
+    kept = visible(before)
+    (photos / "train" / "dog" / "new.png").write_text("new dog\n")
+    lab.json = True
+    (told,) = json.loads(lab.task("upload_data", path=str(photos)).out)
+    assert told["sent"] == len("new dog\n")
+    after = (lab.root / "data" / "photos").resolve()
+    assert after != before and visible(after) == visible(photos) and visible(before) == kept
+    assert (after / "big").stat().st_ino == (before / "big").stat().st_ino, "what is the same takes no room twice"
+    lab.json = False
+    assert "no name in data/ leads to them" in lab.task("clean").out
+    assert lab.task("clean", yes=True).code == 0
+    assert not before.exists() and visible(after) == visible(photos)
+
+
+def test_it_goes_on_where_a_cut_stopped_it(lab: Lab, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (photos / "big").write_bytes(os.urandom(8_000_000))
+    monkeypatch.setattr(upload, "TRIES", 1)
+    with Relay(lab.server.host, lab.server.port) as relay, short_pauses():
+        lab.relay = relay
+        assert lab.task("deploy").code == 0
+        relay.cut_after(6_000_000, "up")
+        cut = lab.task("upload_data", path=str(photos))
+        assert cut.code == LOST and len(cut.error_lines) == 1, cut
+        assert not (lab.root / "data" / "photos").exists()
+        wait_until(lambda: list((lab.root / "data" / ".incoming").glob("*.part")))
+        have = sum(file.stat().st_size for file in (lab.root / "data" / ".incoming").iterdir())
+        relay.mend()
+        lab.json = True
+        (told,) = json.loads(lab.task("upload_data", path=str(photos)).out)
+    assert have > 2_000_000 and told["sent"] <= told["bytes"] - have
+    assert visible(lab.root / "data" / "photos") == visible(photos)
+
+
+def test_it_comes_back_by_itself(lab: Lab, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload, "PAUSES_S", (0.3,) * 6)
+    with Relay(lab.server.host, lab.server.port) as relay:
+        lab.relay = relay
+        lab.task("deploy")
+        relay.cut_after(400_000, "up")
+        done: list[Done] = []
+        thread = threading.Thread(target=lambda: done.append(lab.task("upload_data", path=str(photos))))
+        thread.start()
+        time.sleep(0.5)
+        relay.mend()
+        thread.join(60)
+    assert done[0].code == 0 and "what has arrived stays" in done[0].err, done
+    assert visible(lab.root / "data" / "photos") == visible(photos)
+
+
+def test_a_part_that_was_changed_on_the_server_is_not_trusted(lab: Lab, photos: Path) -> None:
+    (photos / "big").write_bytes(os.urandom(3_000_000))
+    lab.task("deploy")
+    incoming = lab.root / "data" / ".incoming"
+    sha256 = hashlib.sha256((photos / "big").read_bytes()).hexdigest()
+    make_tree(incoming, {f"{sha256}.part": b"x" * 1_000_000})
+    wrong = lab.task("upload_data", path=str(photos))
+    assert wrong.code == 12 and "run the same command again" in wrong.err and not (lab.root / "data" / "photos").exists()
+    assert lab.task("upload_data", path=str(photos)).code == 0
+    assert visible(lab.root / "data" / "photos") == visible(photos)
+
+
+def test_a_single_file_keeps_its_name(lab: Lab, tmp_path: Path) -> None:
+    file = make_tree(tmp_path / "here", {"words.txt": "w" * 1000}) / "words.txt"
+    assert lab.task("upload_data", path=str(file), name="corpus.txt").code == 0
+    assert (lab.root / "data" / "corpus.txt").read_text() == "w" * 1000
+    assert snapshot((lab.root / "data" / "corpus.txt").resolve().parent).keys() == {"words.txt"}
+
+
+@pytest.mark.parametrize(("path", "name", "told"), [
+    ("nowhere", None, "no such file or folder here"), ("photos", "../x", "can't be a name"), ("photos", ".sets", "can't be a name"),
+    ("photos", "mine", "was not made by upload-data"), ("empty", None, "holds no files"),
+])  # fmt: skip
+def test_what_can_not_be_is_said_and_nothing_is_sent(lab: Lab, photos: Path, path: str, name: str | None, told: str) -> None:
+    lab.task("deploy")
+    make_tree(lab.root / "data" / "mine", {"a": "1"})
+    (photos.parent / "empty").mkdir()
+    done = lab.task("upload_data", path=str(photos.parent / path), name=name)
+    assert done.code == 2 and told in done.err and len(done.error_lines) == 1, done
+    assert sorted(entry.name for entry in (lab.root / "data").iterdir()) == ["mine"]
