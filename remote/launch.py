@@ -238,7 +238,9 @@ def show_end(session: Session, run: Run) -> int:
         return 0
     accuracy = run.summary.get("test_accuracy")
     result = f", test accuracy {percent(accuracy)}" if accuracy is not None else ""
-    session.display.line(f"{run.run} finished after {show(run.summary.get('epochs'))} epochs{result}")
+    epochs = run.summary.get("epochs")
+    after = f" after {show(epochs)} epochs" if epochs is not None else ""
+    session.display.line(f"{run.run} finished{after}{result}")
     session.display.line(f"bring everything here: fab -H {session.host} fetch-results")
     return 0
 
