@@ -171,7 +171,19 @@ def show_status(display: Display, answers: Sequence[tuple[Target, Any, RemoteErr
     for target, runs, _ in answers:
         # Of the newest one, which is what a person is about to go on with.
         if runs and runs[0].state in ("failed", "stopped") and not runs[0].detail.get("elsewhere"):
-            display.note(f"go on with {runs[0].run} from its newest checkpoint: fab -H {target.spec} train --resume {runs[0].run}")
+            display.note(resume_hint(runs[0], target.spec))
+
+
+def resume_hint(run: Run, host: str) -> str:
+    """What an end has cost, and which command goes on."""
+    saved, told = run.detail.get("checkpointed"), run.progress.get("time")
+    if not isinstance(saved, (int, float)):
+        if run.asked.get("finish") == "summary":
+            return f"{run.run} has saved no checkpoint: train again"
+        return f"go on with {run.run}: fab -H {host} train --resume {run.run}"
+    lost = told - saved if isinstance(told, (int, float)) else 0.0
+    cost = f", {duration(lost)} of training before its end are lost" if lost >= 1 else ""
+    return f"go on with {run.run} from its newest checkpoint{cost}: fab -H {host} train --resume {run.run}"
 
 
 def status_cells(run: Run) -> list[object]:

@@ -163,7 +163,7 @@ def server_checks(session: Session) -> Iterator[Check]:
     try:
         facts = ask_facts(session, None)
         answered = time.monotonic()
-        runs = session.call("runs")["runs"]
+        runs = session.call("runs").get("runs") or []
         round_trip = time.monotonic() - answered
     except RemoteError as error:
         yield there("login", PROBLEM, error.message, error.remedy or "", error.exit_code)

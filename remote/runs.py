@@ -339,6 +339,7 @@ def run_json(run: Run, host: str) -> dict[str, Any]:
         "elsewhere": run.detail.get("elsewhere") is True,
         "unsupervised": run.detail.get("unsupervised") is True,
         "fetched": run.detail.get("fetched"),
+        "checkpointed": run.detail.get("checkpointed"),
         "attempts": run.detail.get("attempts") or [],
         "notified": run.detail.get("notified"),
     }

@@ -47,6 +47,7 @@ def describe_run(layout: Layout, run: str) -> Dict[str, Any]:
     asked = read_json(os.path.join(directory, "run.json")) or {}
     state = judge(directory, read_json(os.path.join(directory, "state.json")) or {}, asked)
     state["fetched"] = read_fetched(directory, state)
+    state["checkpointed"] = newest_checkpoint(directory)
     return {
         "run": run,
         "state": state.get("state"),
@@ -60,6 +61,15 @@ def describe_run(layout: Layout, run: str) -> Dict[str, Any]:
         "summary": read_json(os.path.join(directory, "summary.json")) or {},
         "path": directory,
     }
+
+
+def newest_checkpoint(directory: str) -> Optional[float]:
+    """When the newest of checkpoints/*.ckpt was written; None without one."""
+    try:
+        with os.scandir(os.path.join(directory, "checkpoints")) as scan:
+            return max((entry.stat().st_mtime for entry in scan if entry.name.endswith(".ckpt")), default=None)
+    except OSError:
+        return None
 
 
 def read_fetched(directory: str, state: Dict[str, Any]) -> Optional[float]:

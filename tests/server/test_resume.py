@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,21 @@ def test_the_next_attempt_goes_on_and_the_history_stays(lab: Lab) -> None:
     assert (attempt["state"], attempt["exit_code"], attempt["ended"]) == ("failed", 3, before["ended"])
     assert (run_of(lab) / "train.log").read_text().endswith("done at 2\n")
     assert "attempt 2" in lab.task("status").out
+
+
+def test_status_says_what_an_end_has_cost(server: LoopbackServer, tmp_path: Path) -> None:
+    script = """
+cd "$REMOTE_RUN_DIR"; mkdir -p checkpoints
+echo x > checkpoints/last.ckpt; touch -d '100 seconds ago' checkpoints/last.ckpt
+echo '{"epoch": 3, "max_epochs": 9, "time": '$(date +%s)'}' > progress.json
+exit 3
+"""
+    lab = Lab(server, tmp_path, files={"train.sh": script})
+    run = fail_once(lab)["run"]
+    told = lab.task("status").err
+    cost = r"1 min (39|40) s of training before its end are lost"
+    assert re.search(rf"go on with {run} from its newest checkpoint, {cost}: fab -H", told), told
+    assert time.time() - only_row(lab)["checkpointed"] > 99
 
 
 def test_one_that_runs_is_left_alone_and_followed(lab: Lab) -> None:

@@ -73,6 +73,7 @@ class LyingConnection:
     def __init__(self, target: Target, answer: Answer) -> None:
         self.target = target
         self.host = Host("box")
+        self.by_password = False
         self.answer = answer
 
     def open(self) -> None:
