@@ -12,6 +12,7 @@ import pytest
 from remote.agent import upkeep
 from remote.agent.paths import write_json
 from remote.agent.runs import FETCHED, read_fetched
+from remote.errors import RunFailed
 from remote.loopback import LoopbackServer
 from tests.support.agent import agent
 from tests.support.faults import Lab, wait_until
@@ -32,6 +33,25 @@ def train(lab: Lab, text: str = "echo up\n", ended: bool = True) -> str:
     if ended:
         wait_until(lambda: next(row for row in lab.rows() if row["run"] == run)["state"] not in ("queued", "running"))
     return run
+
+
+def test_the_agent_shuts_nothing_down_that_holds_what_nobody_fetched(lab: Lab, tmp_path: Path) -> None:
+    """Asked under the lock of launches, by whatever laptop: the last word is the server's own."""
+    mark = tmp_path / "down"
+    run = train(lab)
+    wanted = {"root": str(lab.root), "command": f"touch '{mark}'", "really": True}
+    with agent(lab.server) as link:
+        with pytest.raises(RunFailed, match=f"{run} was not fetched completely: the server was not shut down"):
+            link.call("shutdown", **wanted)
+        assert not mark.exists() and lab.task("fetch_results").code == 0
+        assert link.call("shutdown", **{**wanted, "really": False})["command"] == wanted["command"] and not mark.exists()
+        live = train(lab, "echo up; sleep 300\n", ended=False)
+        with pytest.raises(RunFailed, match=f"{live} is running: the server was not shut down"):
+            link.call("shutdown", **wanted)
+        lab.task("stop")
+        lab.task("fetch_results")
+        link.call("shutdown", **wanted)
+    assert mark.exists()
 
 
 def names(lab: Lab, folder: str) -> set[str]:
