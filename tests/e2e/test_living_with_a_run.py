@@ -150,7 +150,9 @@ while [ ! -e ../go ]; do sleep 0.1; done
     os.close(terminal)
     seen = read_until(leader, b"gpu0")
     (run_directory(server) / "more").touch()
-    seen += read_until(leader, b"second line") + read_until(leader, b"gpu0")
+    seen += read_until(leader, b"second line")
+    if b"gpu0" not in seen.rpartition(b"second line")[2]:
+        seen += read_until(leader, b"gpu0")
     time.sleep(0.5)
     seen += os.read(leader, 65536) if select.select([leader], [], [], 0.2)[0] else b""
     shown = [line for line in screen_of(seen.decode()) if line]
