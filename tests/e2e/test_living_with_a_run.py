@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import pty
 import re
 import select
-import struct
 import subprocess
-import termios
 import threading
 import time
 import urllib.request
@@ -19,13 +15,14 @@ from pathlib import Path
 import pytest
 
 from remote.loopback import LoopbackServer
-from tests.e2e.test_main_job import only_run, read_until, take_terminal
+from tests.e2e.test_main_job import only_run
 from tests.e2e.test_three_commands import FAB, OWN, fab, wait_for
 from tests.support.faults import Lab, short_pauses, wait_until
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.project import make_project
 from tests.support.proxy import Relay
 from tests.support.sshd import MakeServer
+from tests.support.terminal import fab_on_terminal, read_until
 
 WAITS = "echo first line; mkdir -p out; echo 1 > out/a; while [ ! -e ../go ]; do sleep 0.1; done; echo 2 > out/b; echo last line\n"
 
@@ -38,12 +35,7 @@ def run_directory(server: LoopbackServer) -> Path:
 def test_attaching_shows_the_training_and_detaching_leaves_it(tmp_path: Path, server: LoopbackServer) -> None:
     project = make_project(tmp_path / "project", {"train.sh": WAITS}, settings=OWN, parts=("fabfile.py", "remote"))
     fab(project, server, "train", "--no-follow")
-    leader, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [*FAB, "-S", str(server.ssh_config), "-H", "loopback", "attach"], cwd=project, env={**os.environ, "TERM": "xterm"},
-        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True, preexec_fn=take_terminal,
-    )  # fmt: skip
-    os.close(terminal)
+    leader, process = fab_on_terminal(project, server, "attach")
     read_until(leader, b"first line")
     time.sleep(1)  # as a person does: tmux asks the terminal what it is, and takes the next keys for the answer
     os.write(leader, b"\x02d")
@@ -79,12 +71,7 @@ def test_a_mirror_grows_with_the_run_and_survives_a_dropped_link(server: Loopbac
 def test_tensorboard_shows_the_mirror_and_leaves_nothing_behind(tmp_path: Path, server: LoopbackServer) -> None:
     project = make_project(tmp_path / "project", {"train.sh": WAITS}, settings=OWN, parts=("fabfile.py", "remote"))
     fab(project, server, "train", "--no-follow")
-    leader, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [*FAB, "-S", str(server.ssh_config), "-H", "loopback", "tensorboard", "--no-browser"], cwd=project,
-        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True, preexec_fn=take_terminal,
-    )  # fmt: skip
-    os.close(terminal)
+    leader, process = fab_on_terminal(project, server, "tensorboard", "--no-browser")
     told = read_until(leader, b"/ (Ctrl-C", 90)
     address = re.search(rb"http://127\.0\.0\.1:\d+/", told)
     assert address, told
@@ -141,13 +128,7 @@ while [ ! -e ../go ]; do sleep 0.1; done
 """
     project = make_project(tmp_path / "project", {"train.sh": script}, settings=OWN, parts=("fabfile.py", "remote"))
     fab(project, server, "train", "--devices", "0", "--no-follow")
-    leader, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    process = subprocess.Popen(
-        [*FAB, "-S", str(server.ssh_config), "-H", "loopback", "follow"], cwd=project, env={**os.environ, "TERM": "xterm"},
-        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True, preexec_fn=take_terminal,
-    )  # fmt: skip
-    os.close(terminal)
+    leader, process = fab_on_terminal(project, server, "follow", size=(24, 80))
     seen = read_until(leader, b"gpu0")
     (run_directory(server) / "more").touch()
     seen += read_until(leader, b"second line")

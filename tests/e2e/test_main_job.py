@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import select
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,7 @@ from tests.support.photos import write_photos
 from tests.support.project import commit, make_project, snapshot
 from tests.support.proxy import Relay
 from tests.support.sshd import MakeServer
+from tests.support.terminal import fab_on_terminal, read_until
 
 TINY = ["--set", "widths=8,8,8", "--set", "train_images=1500", "--set", "max_epochs=3"]
 RUN_FILES = {
@@ -91,12 +89,7 @@ def test_a_second_deploy_leaves_a_running_training_alone(tmp_path: Path, server:
 def test_ctrl_c_while_following_leaves_the_training_alone(tmp_path: Path, server: LoopbackServer) -> None:
     files = {"train.sh": "echo first line; sleep 300\n"}
     project = make_project(tmp_path / "project", files, settings=OWN, parts=("fabfile.py", "remote"))
-    leader, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [*FAB, "-S", str(server.ssh_config), "-H", "loopback", "train"],
-        cwd=project, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True, preexec_fn=take_terminal,
-    )  # fmt: skip
-    os.close(terminal)
+    leader, process = fab_on_terminal(project, server, "train")
     seen = read_until(leader, b"first line")
     os.write(leader, b"\x03")
     seen += read_until(leader, b"fetch-results\r\n")
@@ -104,31 +97,6 @@ def test_ctrl_c_while_following_leaves_the_training_alone(tmp_path: Path, server
     assert b"the training goes on" in seen and b"logs --run" in seen
     assert json.loads(fab(project, server, "status", "--json").stdout)[0]["state"] == "running"
     fab(project, server, "stop")
-
-
-def take_terminal() -> None:
-    """Make stdin the controlling terminal, so that Ctrl-C reaches the process as it reaches a person's.
-
-    Tests that run in the background of a shell ignore SIGINT, and what they start inherits that.
-    """
-    import fcntl
-    import signal
-    import termios
-
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
-def read_until(leader: int, mark: bytes, timeout_s: float = 30.0) -> bytes:
-    seen, deadline = b"", time.monotonic() + timeout_s
-    while mark not in seen:
-        assert time.monotonic() < deadline, seen.decode(errors="replace")
-        if select.select([leader], [], [], 0.5)[0]:
-            try:
-                seen += os.read(leader, 65536)
-            except OSError:  # the other end is closed
-                break
-    return seen
 
 
 def test_the_demo_with_images_of_ones_own(tmp_path: Path, photos: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pty
 import re
 import shlex
 import subprocess
@@ -15,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from remote.loopback import LoopbackServer
-from tests.e2e.test_main_job import only_run, read_until, take_terminal
+from tests.e2e.test_main_job import only_run
 from tests.e2e.test_three_commands import FAB, OWN, fab, wait_for
 from tests.support.project import make_project, make_tree
 from tests.support.proxy import Relay
+from tests.support.terminal import fab_on_terminal, read_until
 
 TELLS = 'echo "argv: $*"; mkdir -p "$REMOTE_RUN_DIR/checkpoints"; echo {} > "$REMOTE_RUN_DIR/summary.json"\n'
 ARCHIVE = "cifar-10-python.tar.gz"
@@ -54,12 +54,7 @@ def test_a_server_that_can_not_download_is_offered_the_archive(
     make_tree(project / "data", {ARCHIVE: content})
     nobody = fab(project, server, "train", *CPU, "--no-follow", code=11, env=home)
     assert f"upload-data {project / 'data' / ARCHIVE}" in nobody.stderr
-    leader, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [*FAB, "-S", str(server.ssh_config), "-H", "loopback", "train", *CPU, "--no-follow"], cwd=project,
-        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True, preexec_fn=take_terminal,
-    )  # fmt: skip
-    os.close(terminal)
+    leader, process = fab_on_terminal(project, server, "train", *CPU, "--no-follow")
     read_until(leader, b"once for all runs? [y/N]")
     os.write(leader, b"y\n")
     assert b"it trains" in read_until(leader, b"fetch-results\r\n", 60) and process.wait(20) == 0
@@ -97,12 +92,7 @@ def test_the_bill_ends_only_when_everything_is_here(tmp_path: Path, server: Loop
     fab(project, server, "train", "--no-follow", "--name", "third")
     third = next(row for row in json.loads(fab(project, server, "status", "--json").stdout) if row["name"] == "third")
     there = server.home / "projects" / "p" / "runs" / third["run"]
-    leader, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [*FAB, "-S", str(server.ssh_config), "-H", "loopback", "fetch-results", "--then-shutdown"], cwd=project,
-        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True, preexec_fn=take_terminal,
-    )  # fmt: skip
-    os.close(terminal)
+    leader, process = fab_on_terminal(project, server, "fetch-results", "--then-shutdown")
     seen = read_until(leader, b"[y/N]", 60)
     assert b"3 runs are here" in seen and b"Shut loopback down" in seen and not mark.exists()
     assert (project / "results" / third["run"] / "work/out/weights").read_bytes() == (there / "work/out/weights").read_bytes()

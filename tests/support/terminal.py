@@ -1,0 +1,57 @@
+"""fab as a person runs it: on a terminal, which is read and typed into.
+
+    leader, process = fab_on_terminal(project, server, "train")
+    read_until(leader, b"first line"); os.write(leader, b"\\x03"); assert process.wait(20) == 0
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+from remote.loopback import LoopbackServer
+
+
+def fab_on_terminal(
+    project: Path, server: LoopbackServer, *words: str, size: tuple[int, int] = (50, 160)
+) -> tuple[int, subprocess.Popen[bytes]]:
+    """Our end of the terminal, and the process. `size`: rows and columns."""
+    leader, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fabric", "-S", str(server.ssh_config), "-H", "loopback", *words], cwd=project,
+        env={**os.environ, "TERM": "xterm"}, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+        preexec_fn=take_terminal,
+    )  # fmt: skip
+    os.close(terminal)
+    return leader, process
+
+
+def take_terminal() -> None:
+    """Make stdin the controlling terminal, so that Ctrl-C reaches the process as it reaches a person's.
+
+    Tests that run in the background of a shell ignore SIGINT, and what they start inherits that.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def read_until(leader: int, mark: bytes, timeout_s: float = 30.0) -> bytes:
+    seen, deadline = b"", time.monotonic() + timeout_s
+    while mark not in seen:
+        assert time.monotonic() < deadline, seen.decode(errors="replace")
+        if select.select([leader], [], [], 0.5)[0]:
+            try:
+                seen += os.read(leader, 65536)
+            except OSError:  # the other end is closed
+                break
+    return seen
