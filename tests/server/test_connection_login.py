@@ -283,7 +283,7 @@ class TestSilenceAndRefusals:
             begun = time.monotonic()
             refused = refusal(self.goal(listener.getsockname()[1], tmp_path))
             assert isinstance(refused, Unreachable) and "said nothing for 0.5 s" in refused.message
-            assert time.monotonic() - begun < 3
+            assert time.monotonic() - begun < 10
 
     @pytest.mark.parametrize(
         ("words", "wanted"),
@@ -316,7 +316,7 @@ class TestSilenceAndRefusals:
                     channel.receive(1)
                 with pytest.raises(ConnectionLost):
                     channel.send(bytes(100 << 20))
-                assert time.monotonic() - begun < 5
+                assert time.monotonic() - begun < 20
 
     @pytest.mark.parametrize("count", [0, 10, 500, 1000, 1300, 1600])
     def test_a_cut_during_the_login_is_one_line(self, server: LoopbackServer, tmp_path: Path, count: int) -> None:

@@ -80,14 +80,14 @@ def test_a_deploy_takes_over_what_a_dead_connection_had_locked(
         monkeypatch.setattr(link, "PING_EVERY_S", 0.5)
         done = lab.task("deploy", route=server)
     assert done.code == 0 and "first release" in done.out and "is deploying" in done.err, done
-    assert done.seconds < 12
+    assert done.seconds < 30
 
 
 class TestFrozen:
     """Every wait ends by remote.timeout_s, wherever the exchange stood still."""
 
     TIMEOUT_S = 1.0
-    MOST_S = 4.0
+    MOST_S = 15.0
 
     @pytest.mark.parametrize(
         ("after", "direction"), [(0, "up"), (1200, "down"), (2000, "up"), (3000, "up"), (60_000, "up"), (200_000, "up")]

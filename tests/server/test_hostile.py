@@ -240,7 +240,7 @@ def test_a_server_that_lives_but_never_answers_is_given_up(tmp_path: Path) -> No
     lab = LyingLab(tmp_path)
     lab.settings = {"timeout_s": 0.02}
     done = lab.ask("status", always(*[encode({"alive": True})] * 60_000))
-    assert done.code == 4 and "lives but gives no answer" in done.err and done.seconds < 3
+    assert done.code == 4 and "lives but gives no answer" in done.err and done.seconds < 15
 
 
 @pytest.fixture(scope="module")

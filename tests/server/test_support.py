@@ -74,7 +74,7 @@ class TestServer:
         server = make_server()
         begin = time.monotonic()
         with LoopbackServer(server.directory / "second", keys=server._keys) as second:
-            assert time.monotonic() - begin < 0.3
+            assert time.monotonic() - begin < 3
             client = subprocess.Popen(["ssh", "-F", str(second.ssh_config), "loopback", "cat"], stdin=subprocess.PIPE)
             assert _eventually(lambda: "Starting session" in second.log_tail() or "Command: cat" in second.log_tail())
         assert client.wait(5) == 255
@@ -151,11 +151,13 @@ def _echo_one(client: socket.socket) -> None:
 class TestRelay:
     def test_latency_is_paid_once_per_round_trip(self, echo: tuple[str, int]) -> None:
         with Relay(*echo, latency_s=0.02) as relay, socket.create_connection((relay.host, relay.port)) as client:
-            begin = time.monotonic()
+            took = []
             for _ in range(10):
+                begin = time.monotonic()
                 client.sendall(b"x")
                 assert client.recv(1) == b"x"
-            assert 0.4 <= time.monotonic() - begin < 0.7
+                took.append(time.monotonic() - begin)
+            assert 0.04 <= min(took) < 0.08  # one of ten is undisturbed on a busy machine too
 
     def test_latency_does_not_limit_throughput(self, echo: tuple[str, int]) -> None:
         size = 20_000_000
@@ -163,7 +165,7 @@ class TestRelay:
             begin = time.monotonic()
             threading.Thread(target=client.sendall, args=(bytes(size),)).start()
             assert len(_receive(client, size)) == size
-            assert time.monotonic() - begin < 2  # a sleep for each of its hundreds of chunks would take ten times that
+            assert time.monotonic() - begin < 10  # a sleep for each of its 306 chunks would take 15 s
             assert (relay.bytes_up, relay.bytes_down, relay.connections) == (size, size, 1)
 
     @pytest.mark.parametrize("count", [0, 1, 1000, 300_000])

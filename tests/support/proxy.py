@@ -232,12 +232,15 @@ class Relay:
     async def _forward(self, data: bytes, sink: asyncio.StreamWriter, direction: Direction) -> None:
         cut = self._cut if self._cut and self._cut.direction in (None, direction) else None
         part = data[: cut.left] if cut else data
-        sink.write(part)
-        await sink.drain()
+        if sink.transport.is_closing():
+            raise ConnectionResetError
+        # Counted first: who has received a byte must find it counted.
         if direction == "up":
             self.bytes_up += len(part)
         else:
             self.bytes_down += len(part)
+        sink.write(part)
+        await sink.drain()
         if not cut:
             return
         cut.left -= len(part)
