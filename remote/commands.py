@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from remote.connection import Target
-from remote.display import Display, duration, percent, show
+from remote.display import Display
 from remote.errors import INTERRUPTED, RemoteError, UsageError
-from remote.fetch import Fetched, fetch_run
-from remote.records import Run
+from remote.fetch import fetch_run
 from remote.release import project_identity
+from remote.run_view import Answers, fetched_json, show_fetched, show_status, status_json
 from remote.runs import TrainOptions, list_runs, run_json
 from remote.session import Project, Session, who_am_i
 from remote.settings import parse_settings
@@ -105,7 +105,7 @@ def on_all(task: Task, ask: Callable[[Session], Any]) -> list[tuple[Target, Any,
         return list(pool.map(one, quiet))
 
 
-def first_failure(answers: Sequence[tuple[Target, Any, RemoteError | None]]) -> int:
+def first_failure(answers: Answers) -> int:
     return next((error.exit_code for _, _, error in answers if error), 0)
 
 
@@ -142,67 +142,6 @@ def status(task: Task) -> int:
     else:
         show_status(task.display, answers)
     return first_failure(answers)
-
-
-def status_json(answers: Sequence[tuple[Target, Any, RemoteError | None]]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for target, runs, error in answers:
-        if error:
-            down = {"run": None, "state": "unreachable", "epoch": None, "host": target.spec, "reason": error.message}
-            rows.append(down | {"exit_code": None, "error": type(error).__name__})
-        else:
-            rows += [run_json(run, target.spec) for run in runs]
-    return sorted(rows, key=lambda row: (row["run"] is None, row.get("created") or 0.0, str(row["run"])), reverse=True)
-
-
-def show_status(display: Display, answers: Sequence[tuple[Target, Any, RemoteError | None]]) -> None:
-    rows: list[list[object]] = []
-    for target, runs, error in answers:
-        if error:
-            rows.append([target.spec, None, "unreachable", None, None, None, error.message])
-        rows += [[target.spec, *status_cells(run)] for run in runs or []]
-    if not rows:
-        display.line("no runs yet; start one: fab -H … train")
-        return
-    head = ["host", "run", "state", "epoch", "accuracy", "gpus", "remark"]
-    if len(answers) == 1:
-        head, rows = head[1:], [row[1:] for row in rows]
-    display.table(head, rows)
-    for target, runs, _ in answers:
-        # Of the newest one, which is what a person is about to go on with.
-        if runs and runs[0].state in ("failed", "stopped") and not runs[0].detail.get("elsewhere"):
-            display.note(resume_hint(runs[0], target.spec))
-
-
-def resume_hint(run: Run, host: str) -> str:
-    """What an end has cost, and which command goes on."""
-    saved, told = run.detail.get("checkpointed"), run.progress.get("time")
-    if not isinstance(saved, (int, float)):
-        if run.asked.get("finish") == "summary":
-            return f"{run.run} has saved no checkpoint: train again"
-        return f"go on with {run.run}: fab -H {host} train --resume {run.run}"
-    lost = told - saved if isinstance(told, (int, float)) else 0.0
-    cost = f", {duration(lost)} of training before its end are lost" if lost >= 1 else ""
-    return f"go on with {run.run} from its newest checkpoint{cost}: fab -H {host} train --resume {run.run}"
-
-
-def status_cells(run: Run) -> list[object]:
-    epoch = run.progress.get("epoch")
-    total = run.progress.get("max_epochs")
-    metrics = run.progress.get("metrics")
-    accuracy = run.summary.get("test_accuracy")
-    shown = f"test {percent(accuracy)}" if accuracy is not None else None
-    if shown is None and isinstance(metrics, Mapping) and metrics.get("best_val_accuracy") is not None:
-        shown = f"val {percent(metrics['best_val_accuracy'])}"
-    gpus = run.asked.get("gpu_names") or run.asked.get("gpus")
-    remark = run.detail.get("waiting") if run.state == "queued" and run.detail.get("waiting") else run.reason
-    if run.state == "running" and not run.reason and run.progress.get("seconds_left") is not None:
-        remark = f"{duration(run.progress['seconds_left'])} left"
-    attempts = run.detail.get("attempts")
-    if isinstance(attempts, list) and attempts:
-        remark = f"attempt {len(attempts) + 1}{f', {remark}' if remark else ''}"
-    return [run.run, run.state, f"{epoch}/{total}" if epoch is not None else None, shown,
-            ", ".join(map(str, gpus)) if isinstance(gpus, list) else None, remark]  # fmt: skip
 
 
 def logs(task: Task) -> int:
@@ -332,42 +271,6 @@ def fetch_results(task: Task) -> int:
     return 0
 
 
-def fetched_json(fetched: Fetched, host: str) -> dict[str, Any]:
-    from remote.runs import parse_run
-
-    return run_json(parse_run(fetched.run), host) | {
-        "path": str(fetched.path),
-        "files": fetched.files,
-        "changed": fetched.changed,
-        "received": fetched.received,
-    }
-
-
-def show_fetched(display: Display, fetched: Fetched) -> None:
-    from remote.runs import parse_run
-
-    run = parse_run(fetched.run)
-    amount = f"{fetched.received / 2**20:.1f} MiB received, {fetched.changed} of {fetched.files} files new or grown"
-    display.line(f"{run.run}: {amount if fetched.changed else 'nothing to fetch, all files here are complete'}; verified by sha256")
-    summary = run.summary
-    if summary:
-        kind = dict(summary.get("data") or {}).get("kind")
-        note = " (synthetic images: this says nothing about real ones)" if kind == "synthetic" else ""
-        display.line(f"  test accuracy  {percent(summary.get('test_accuracy'))}{note}")
-        display.line(f"  epochs         {show(summary.get('epochs'))}, best {show(summary.get('best_epoch'))}")
-        display.line(f"  time           {duration(summary.get('seconds'))}")
-    else:
-        _, state, epoch, accuracy, _, remark = status_cells(run)
-        display.line(f"  state          {state}{f': {remark}' if remark else ''}")
-        display.line(f"  epoch          {show(epoch)}, {show(accuracy)}")
-    display.line(f"  results        {fetched.path}")
-    if run.state in ("queued", "running"):
-        display.line("fetch again when it has ended; only what is new will be transferred")
-    else:
-        for path in fetched.gone[:5]:
-            display.note(f"{path} vanished on the server meanwhile; fetch again")
-
-
 def clean(task: Task) -> int:
     from remote.clean import clean_one, show_cleaned
 
@@ -400,4 +303,3 @@ COMMANDS: dict[str, Callable[[Task], int]] = {
     "doctor": doctor,
     "submit": submit,
 }
-
