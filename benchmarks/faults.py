@@ -11,9 +11,6 @@ exchange. The first fault that breaks a promise ends the program with its circum
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import random
 import shutil
 import sys
@@ -25,6 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pages import about, write_page
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
@@ -186,20 +185,8 @@ def open_room() -> Iterator[Room]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def render(about: dict[str, Any], counts: dict[str, int]) -> str:
-    lines = [f"- {name}: {value}" for name, value in about.items()]
-    lines += ["", "| what | count |", "|---|--:|", *(f"| {name} | {number:,} |" for name, number in counts.items())]
-    return "\n".join([*lines, ""])
-
-
-def write_results(about: dict[str, Any], counts: dict[str, int]) -> None:
-    folder = REPOSITORY / "benchmarks" / "results"
-    folder.mkdir(parents=True, exist_ok=True)
-    data = json.dumps({"about": about, "counts": counts}, indent=1, ensure_ascii=False) + "\n"
-    for name, content in (("faults.md", f"# Faults provoked\n\n{render(about, counts)}"), ("faults.json", data)):
-        draft = folder / f".{name}.draft"
-        draft.write_text(content)
-        os.replace(draft, folder / name)
+def render(counts: dict[str, int]) -> str:
+    return "\n".join(["| what | count |", "|---|--:|", *(f"| {name} | {number:,} |" for name, number in counts.items())])
 
 
 def main(argv: Sequence[str]) -> None:
@@ -215,16 +202,9 @@ def main(argv: Sequence[str]) -> None:
             part = time.monotonic()
             PARTS[name](room, plan)
             print(f"{name}: {time.monotonic() - part:.0f} s", file=sys.stderr, flush=True)
-        about = {
-            "command": " ".join(["python benchmarks/faults.py", *sys.argv[1:]]),
-            "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-            "software": f"Python {platform.python_version()}, {room.server.kind}",
-            "seconds": round(time.monotonic() - begun),
-        }
+        said = about("faults.py", room.server.kind) | {"seconds": round(time.monotonic() - begun)}
         counts = room.counts
-    print(render(about, counts))
-    if given_options.write:
-        write_results(about, counts)
+    write_page("faults", "Faults provoked", said, render(counts), {"counts": counts}, given_options.write)
 
 
 if __name__ == "__main__":

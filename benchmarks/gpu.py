@@ -20,7 +20,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from trainings import Row, Training, accuracies, describe, spread, train, write_page
+from pages import write_page
+from trainings import Row, Training, accuracies, column, describe, train
 
 STANDARD_EPOCHS = 150
 DOCUMENT_ACCURACY = "93%, and 1 to 2 hours"
@@ -45,7 +46,7 @@ def main() -> int:
     if not options.cpu and not torch.cuda.is_available():
         parser.error("torch sees no GPU here: check nvidia-smi, and that torch is a CUDA build; --cpu only tries this program")
     rows = measure(options)
-    write_page("gpu", "The recipes on a GPU", describe("gpu.py"), render(rows), rows, options.write)
+    write_page("gpu", "The recipes on a GPU", describe("gpu.py"), render(rows), {"rows": rows}, options.write)
     return 0 if all("error" not in row for row in rows) else 1
 
 
@@ -185,7 +186,7 @@ def render(rows: Sequence[Row]) -> str:
     done = [row for row in rows if "error" not in row]
     for recipe in dict.fromkeys(row["recipe"] for row in done):
         own = [row for row in done if row["recipe"] == recipe]
-        cells = [spread(own, name, digits) for name, digits in (
+        cells = [column(own, name, digits) for name, digits in (
             ("clock", 2), ("wall", 1), ("epoch_s", 2), ("images_per_s", 0), ("gpu_percent", 0), ("memory_mib", 0))]  # fmt: skip
         lines.append(f"| {recipe} | {len(own)} | {own[0]['epochs']} | {' | '.join(accuracies(own))} | {' | '.join(cells)} |")
     lines += ["", "Several values: median (min–max). The interval is that of the number of test images."]

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainings import Row, accuracies, describe, spread, train, write_page
+from pages import spread, write_page
+from trainings import Row, accuracies, column, describe, train
 
 
 def main() -> int:
@@ -40,7 +40,7 @@ def main() -> int:
     rows = measure_standard(options) if options.part == "standard" else measure_fast(options)
     text = (render_standard if options.part == "standard" else render_fast)(rows)
     name = "-".join(filter(None, (options.part, options.name)))
-    write_page(f"trainer-{name}", f"Trainer: {name}", describe("trainer.py"), text, rows, options.write)
+    write_page(f"trainer-{name}", f"Trainer: {name}", describe("trainer.py"), text, {"rows": rows}, options.write)
     return 0
 
 
@@ -73,7 +73,7 @@ def render_fast(rows: Sequence[Row]) -> str:
     for tool in dict.fromkeys(row["tool"] for row in rows):
         own = [row for row in rows if row["tool"] == tool]
         accuracy, interval = accuracies(own)
-        clocks = f"{spread(own, 'clock')} | {spread(own, 'wall')} | {spread(own, 'images_per_s')}"
+        clocks = f"{column(own, 'clock')} | {column(own, 'wall')} | {column(own, 'images_per_s')}"
         lines.append(f"| {tool} | {len(own)} | {accuracy} | {interval} | {clocks} |")
     lines += ["", f"{rows[0]['test_images']} test images; the interval is that of their number."]
     return "\n".join(lines)
@@ -132,10 +132,9 @@ def render_standard(rows: Sequence[Row]) -> str:
     lines = ["| tool | n | images/s, median (min–max) |", "|---|--:|--:|"]
     for tool in dict.fromkeys(row["tool"] for row in rows):
         own = [row for row in rows if row["tool"] == tool]
-        values = [row["images_per_s"] for row in own]
-        lines.append(f"| {tool} | {len(own)} | {statistics.median(values):.1f} ({min(values):.1f}–{max(values):.1f}) |")
+        lines.append(f"| {tool} | {len(own)} | {column(own, 'images_per_s', 1)} |")
     ratios = [a["images_per_s"] / b["images_per_s"] for a, b in zip(rows[::2], rows[1::2], strict=True)]
-    lines += ["", f"trainer / bare loop, turn by turn: {statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"]
+    lines += ["", f"trainer / bare loop, turn by turn: {spread(ratios, 2)}"]
     return "\n".join(lines)
 
 

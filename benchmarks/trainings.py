@@ -1,4 +1,4 @@
-"""One training as a process of its own, and how its figures are written: shared by trainer.py and gpu.py."""
+"""One training as a process of its own, and what its figures are: shared by trainer.py and gpu.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from machine import cpu
+from pages import about, spread
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
@@ -51,36 +50,15 @@ def train(data: str, recipe: str, seed: int, changes: Iterable[str], timeout: fl
 
 
 def describe(script: str) -> Row:
-    """What a table must say about itself: the command (without folders), the machine, the versions."""
+    """What a table must say about itself; the machine is the GPU where there is one."""
     import torch
 
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else cpu()
-    return {
-        "command": " ".join([f"python benchmarks/{script}", *(Path(word).name if "/" in word else word for word in sys.argv[1:])]),
-        "machine": device,
-        "software": f"Python {platform.python_version()}, torch {torch.__version__}",
-    }
+    said = about(script, f"torch {torch.__version__}")
+    return said | ({"machine": torch.cuda.get_device_name(0)} if torch.cuda.is_available() else {})
 
 
-def write_page(name: str, title: str, about: Row, text: str, rows: Sequence[Row], write: bool) -> None:
-    """Print the page, and with `write` keep it and its rows under benchmarks/results/."""
-    page = "\n".join([f"# {title}", "", *(f"{key}: {value}  " for key, value in about.items()), "", text, ""])
-    print(page)
-    if write:
-        folder = REPOSITORY / "benchmarks" / "results"
-        folder.mkdir(exist_ok=True)
-        (folder / f"{name}.md").write_text(page)
-        (folder / f"{name}.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
-
-
-def spread(rows: Sequence[Mapping[str, Any]], name: str, digits: int = 0) -> str:
-    """Median (min–max) of the rows that have it."""
-    values = [row[name] for row in rows if row.get(name) is not None]
-    if not values:
-        return "–"
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+def column(rows: Sequence[Mapping[str, Any]], name: str, digits: int = 0) -> str:
+    return spread((row.get(name) for row in rows), digits)
 
 
 def accuracies(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:

@@ -14,9 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,7 +25,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from machine import cpu
+from pages import about, spread, write_page
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
@@ -323,15 +321,11 @@ def measure_all(lab: Lab, plan: Plan) -> None:
         measure_memory(lab, plan)
 
 
-def render(samples: Sequence[Sample], notes: Mapping[str, float], about: Mapping[str, object]) -> str:
+def render(samples: Sequence[Sample], notes: Mapping[str, float]) -> str:
     """The tables, in the order in which things were measured first."""
-    lines = [f"{key}: {value}  " for key, value in about.items()]
-    lines += [
-        "",
+    lines = [
         "Seconds: median (min–max). Ratios: median of the ratios within each repeat; below 1 we are faster.",
         "",
-    ]
-    lines += [
         "| case | link | n | ours | rsync | scp -r | ours/rsync | ours/scp |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
@@ -356,40 +350,9 @@ def ratios(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float
     return [ours[turn] / theirs[turn] for turn in ours.keys() & theirs.keys()]
 
 
-def spread(values: Sequence[float], digits: int) -> str:
-    if not values:
-        return "–"
-    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
-    return f"{middle} ({low}–{high})" if len(values) > 1 else middle
-
-
-def describe(plan: Plan, server: LoopbackServer) -> dict[str, object]:
-    """What a reader needs to judge the figures; no names of machines or people."""
-    return {
-        "command": " ".join(["python benchmarks/transfer.py", *sys.argv[1:]]),
-        "machine": f"{cpu()}, {platform.system()} {platform.machine()}",
-        "software": ", ".join([f"Python {platform.python_version()}", server.kind, *map(version, (["ssh", "-V"], ["rsync", "--version"]))]),
-        "relay": f"{plan.rtt_ms:g} ms round trip, no limit on throughput",
-    }
-
-
 def version(argv: Sequence[str]) -> str:
     done = subprocess.run(argv, capture_output=True, text=True)
     return (done.stdout or done.stderr).split("\n")[0].split(",")[0].strip()
-
-
-def write_results(text: str, samples: Sequence[Sample], notes: Mapping[str, float], about: Mapping[str, object]) -> None:
-    folder = REPOSITORY / "benchmarks" / "results"
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [asdict(sample) for sample in samples]
-    data = json.dumps({"about": about, "server_peak_mb": notes, "samples": rows}, indent=1, ensure_ascii=False)
-    for name, content in (
-        ("transfer.md", f"# Transfers beside rsync and scp\n\n{text}"),
-        ("transfer.json", data + "\n"),
-    ):
-        draft = folder / f".{name}.draft"
-        draft.write_text(content)
-        os.replace(draft, folder / name)
 
 
 def parse_plan(argv: Sequence[str]) -> tuple[Plan, bool]:
@@ -413,12 +376,11 @@ def parse_plan(argv: Sequence[str]) -> tuple[Plan, bool]:
 def main(argv: Sequence[str]) -> None:
     plan, write = parse_plan(argv)
     with open_lab(plan) as lab:
-        about = describe(plan, lab.server)
+        software = ", ".join([lab.server.kind, *map(version, (["ssh", "-V"], ["rsync", "--version"]))])
+        said = about("transfer.py", software) | {"relay": f"{plan.rtt_ms:g} ms round trip, no limit on throughput"}
         measure_all(lab, plan)
-        text = render(lab.samples, lab.notes, about)
-    print(text)
-    if write:
-        write_results(text, lab.samples, lab.notes, about)
+    data = {"server_peak_mb": lab.notes, "samples": [asdict(sample) for sample in lab.samples]}
+    write_page("transfer", "Transfers beside rsync and scp", said, render(lab.samples, lab.notes), data, write)
 
 
 if __name__ == "__main__":

@@ -15,40 +15,19 @@ from remote.agent.environments import check_plan
 from remote.agent.paths import HASH
 from remote.environment import KEPT, inspection_detail, plan_environment
 from remote.errors import EnvironmentFailed, GpuUnfit
-from remote.proofs import describe_environment, describe_proofs, proof_needed
-from remote.records import EnvironmentPlan, Gpu, GpuReport, Settings
-from remote.requirements_file import requirements_hash
-
-TEXT = "torch>=2.4,<2.15\npytorch-lightning>=2.5\n"
-TORCH = {"version": "2.5.1+cu124", "cuda": "12.4", "hip": None}
-CPU_TORCH = {"version": "2.5.1+cpu", "cuda": None, "hip": None}
-PACKAGES = {"torch": "2.5.1+cu124", "pytorch-lightning": "2.5.0", "torchmetrics": "1.4.0"}
-REQUIRES = {"torch": ["nvidia-cublas-cu12==1"], "pytorch-lightning": ["torch>=2.1", "torchmetrics>0.7", "fsspec[http]; extra == 'x'"]}
-SYSTEM = {"machine": "x86_64", "boot_id": "boot", "host": "box"}
-
-
-def interpreter(path: str, version: str = "3.11.7", **more: Any) -> dict[str, Any]:
-    info = [int(part) for part in version.split(".")]
-    markers = {"python_version": ".".join(version.split(".")[:2]), "python_full_version": version, "sys_platform": "linux"}
-    entry = {"path": path, "version": version, "version_info": info, "markers": markers, "has_venv": True, "has_pip": True}
-    return entry | {"packages": {}, "requires": {}, "urls": {}, "torch": {}} | more
-
-
-def image(path: str = "/opt/conda/bin/python", **more: Any) -> dict[str, Any]:
-    return interpreter(path, **{"packages": PACKAGES, "requires": REQUIRES, "torch": TORCH, **more})
-
-
-def gpu_facts(driver: str = "550.54.15", cap: str = "9.0", name: str = "H100", uuid: str = "GPU-1") -> dict[str, Any]:
-    fields = ["index", "uuid", "name", "compute_cap", "driver_version"]
-    return {"found": True, "gpus": {"exit": 0, "fields": fields, "output": f"0, {uuid}, {name}, {cap}, {driver}\n"}}
-
-
-NO_GPU: dict[str, Any] = {"found": False}
-
-
-def make_facts(*interpreters: Mapping[str, Any], gpu: Mapping[str, Any] = NO_GPU, inspected: bool = True, **more: Any) -> dict[str, Any]:
-    facts = {"system": SYSTEM, "gpu": gpu, "environments": [], "interpreters": list(interpreters), "runs": [], **more}
-    return facts | ({"inspection": {"interpreters": list(interpreters), "uv": None}} if inspected else {})
+from remote.records import EnvironmentPlan, Settings
+from tests.support.interpreters import (
+    CPU_TORCH,
+    NO_GPU,
+    PACKAGES,
+    REQUIRES,
+    TEXT,
+    gpu_facts,
+    image,
+    interpreter,
+    make_facts,
+    record,
+)
 
 
 def plan(*interpreters: Mapping[str, Any], text: str = TEXT, settings: Settings = Settings(), **more: Any) -> EnvironmentPlan:  # noqa: B008
@@ -57,12 +36,6 @@ def plan(*interpreters: Mapping[str, Any], text: str = TEXT, settings: Settings 
         check_plan(dict(found.args))
         assert found.key == found.args["key"] and HASH.match(found.key or "")
     return found
-
-
-def record(text: str = TEXT, **more: Any) -> dict[str, Any]:
-    made = {"key": "0" * 16, "ready": True, "valid": True, "requirements_hash": requirements_hash(text), "built": 1.0, "proofs": []}
-    made |= {"wanted": {"python": "", "torch": "auto"}, "needs_torch": True, "torch": TORCH}
-    return made | {"version": "3.11.7", "python": "/v/python"} | more
 
 
 # Keep
@@ -379,71 +352,3 @@ def test_whatever_a_server_tells_of_its_packages_a_plan_comes_out(packages: dict
     merged = {**PACKAGES, **packages}
     found = plan(image(packages=merged, requires={**requires, "torch": list(packages.values())}), gpu=gpu_facts())
     assert found.kind in ("as-is", "overlay", "venv")
-
-
-# The proof
-
-
-REPORT = GpuReport((Gpu(0, "GPU-1", "H100"),), "550.54.15", True)
-PROOF = {"ok": True, "gpu": True, "driver": "550.54.15", "gpu_uuids": ["GPU-1"], "boot_id": "boot", "host": "box", "reason": None}
-
-
-def facts_of(environment: Mapping[str, Any], gpu: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    return {"system": SYSTEM, "environments": [environment], "gpu": gpu or gpu_facts()}
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({}, None),
-        ({"boot_id": "earlier"}, "not tried since the server started"),
-        ({"host": "other box"}, "not tried since the server started"),
-        ({"driver": "535.1"}, "the driver changed from 535.1 to 550.54.15"),
-        ({"gpu_uuids": ["GPU-2"]}, "the GPUs changed"),
-        ({"ok": False, "reason": "every GPU is full"}, "the last trial failed (every GPU is full)"),
-    ],
-)
-def test_a_proof_holds_for_its_boot_driver_and_gpus(change: dict[str, Any], reason: str | None) -> None:
-    environment = record(proofs=[PROOF | change])
-    assert proof_needed(environment, facts_of(environment), REPORT) == reason
-
-
-def test_other_hosts_of_a_shared_home_keep_their_proofs() -> None:
-    environment = record(proofs=[PROOF, PROOF | {"host": "other", "boot_id": "b2", "driver": "535.1"}])
-    assert proof_needed(environment, facts_of(environment), REPORT) is None
-
-
-def test_what_needs_no_torch_needs_no_proof() -> None:
-    environment = record(needs_torch=False)
-    assert proof_needed(environment, facts_of(environment), REPORT) is None
-    assert proof_needed(record(), facts_of(record()), REPORT) == "not tried yet"
-
-
-def test_a_server_without_gpu_is_proved_once_too() -> None:
-    environment = record(proofs=[PROOF | {"driver": None, "gpu_uuids": [], "gpu": False}])
-    assert proof_needed(environment, facts_of(environment, NO_GPU), GpuReport()) is None
-
-
-def test_the_summary_says_what_was_done_or_why_nothing() -> None:
-    kept = describe_environment(EnvironmentPlan("keep", KEPT), record(proof=PROOF))
-    assert kept == f"{KEPT} (python 3.11.7, torch 2.5.1+cu124, CUDA 12.4); GPU works (the proof still holds)"
-    built = describe_environment(
-        EnvironmentPlan("venv", "why"), record(proof=PROOF, proved=True, made=True, base="/usr/bin/python3", seconds=92.3, installer="uv")
-    )
-    assert built == "environment built: a venv of /usr/bin/python3 in 92 s with uv (python 3.11.7, torch 2.5.1+cu124, CUDA 12.4); " \
-        "GPU works (tried just now)"  # fmt: skip
-    no_gpu = {"ok": True, "gpu": False, "reason": "no GPU: y"}
-    warned = describe_environment(EnvironmentPlan("as-is", "why"), record(made=True, proof=no_gpu, base="/x", names=["torch"]))
-    assert warned.startswith("environment: /x is used as it is (") and warned.endswith("; warning: no GPU: y")
-    other = describe_environment(EnvironmentPlan("venv", "why"), record(made=False, needs_torch=False, torch={}))
-    assert other == "environment ready: somebody else's deploy has built it (python 3.11.7); no torch is required"
-
-
-def test_check_gpu_tells_what_torch_sees() -> None:
-    proved = record(proofs=[PROOF])
-    assert describe_proofs(facts_of(proved)) == [
-        "environment 00000000 (python 3.11.7, torch 2.5.1+cu124, CUDA 12.4): GPU works (the proof still holds)"
-    ]
-    assert describe_proofs(facts_of(record()))[0].endswith("the next deploy tries it: not tried yet")
-    assert describe_proofs(facts_of(record(valid=False, changed="/x is gone")))[0].endswith("tries it: /x is gone")
-    assert describe_proofs(facts_of(record(ready=False))) == ["torch has not been tried here yet: fab -H … deploy does so"]
