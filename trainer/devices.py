@@ -48,6 +48,14 @@ def _limited(count: int, limit: int) -> int:
     return min(count, limit) if limit else count
 
 
+def limit_note(config: TrainConfig, devices: Devices) -> str | None:
+    """What to say where more devices are named than the recipe uses; `auto` names none."""
+    named = cpu_processes(config.devices) if devices.indices is None else len(config.devices.split(","))
+    if named <= devices.count:
+        return None
+    return f"{named} devices are named, {devices.count} used: recipe {config.recipe} has max_devices {config.max_devices} (0: no limit)"
+
+
 def describe_devices(devices: Devices) -> list[str]:
     if devices.indices is None:
         return [f"CPU, {devices.count} process(es), {torch.get_num_threads()} threads each"]

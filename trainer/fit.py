@@ -15,7 +15,7 @@ import torch
 from trainer.checkpoints import BEST, LAST, newest_that_loads, save_whole
 from trainer.config import TrainConfig, effective_batch, peak_learning_rate, to_dict
 from trainer.data_module import ImageDataModule, worker_count
-from trainer.devices import Devices, choose_devices, describe_devices, torch_device
+from trainer.devices import Devices, choose_devices, describe_devices, limit_note, torch_device
 from trainer.evaluate import evaluate, load_network, uses_half
 from trainer.keeper import Diverged, Keeper, best_row
 from trainer.model import Classifier, first_parts, is_out_of_memory
@@ -52,7 +52,7 @@ def describe(config: TrainConfig, devices: Devices, module: ImageDataModule, wor
     module.device = torch_device(devices)
     if config.accelerator == "auto" and devices.indices is None:
         print("torch sees no GPU: training on the CPU")
-    for line in describe_devices(devices):
+    for line in [*describe_devices(devices), *filter(None, [limit_note(config, devices)])]:
         print(line)
     data, held = module.data, module.validation
     print(

@@ -26,6 +26,7 @@ from trainer.config import (
     shown,
     to_yaml,
 )
+from trainer.devices import Devices, limit_note
 from trainer.schedule import rate_factor, restarts_factor, triangle_factor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -205,3 +206,18 @@ def test_the_triangle_rises_and_falls() -> None:
     assert triangle_factor(1.0, 0.2, 0.05) == pytest.approx(0.05)
     assert math.isclose(triangle_factor(0.6, 0.2, 0.0), 0.5)
     assert triangle_factor(1.0, 1.0, 0.5) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("named", "limit", "used", "said"),
+    [
+        ("0,1", 1, Devices("cpu", 1), "2 devices are named, 1 used: recipe standard has max_devices 1"),
+        ("0,3", 1, Devices("gpu", 1, (0,)), "2 devices are named, 1 used"),
+        ("auto", 1, Devices("gpu", 1, (0,)), None),
+        ("3", 1, Devices("gpu", 1, (3,)), None),
+        ("0,1", 0, Devices("cpu", 2), None),
+    ],
+)
+def test_devices_that_a_recipe_leaves_alone_are_told(named: str, limit: int, used: Devices, said: str | None) -> None:
+    note = limit_note(TrainConfig(devices=named, max_devices=limit), used)
+    assert note is None if said is None else note is not None and note.startswith(said)
