@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from remote import gpu
 from remote.errors import EnvironmentFailed, GpuUnfit
-from remote.records import EnvironmentPlan, Gpu, GpuReport, Settings
+from remote.records import EnvironmentPlan, GpuReport, Settings
 from remote.requirements_file import (
     Installed,
     Requirements,
@@ -61,10 +61,9 @@ class Wish:
     @property
     def names_torch_source(self) -> bool:
         """The requirements (or pip's settings there) say themselves which build of torch it is, or where it comes from."""
-        lines = [str(line.specifier) for line in self.requirements.lines if canonical(line.name) == "torch"]
         own = any(option == "--no-index" or re.search(r"/whl/|pytorch", option) for option in self.requirements.options)
-        urls = any(line.url for line in self.requirements.lines if canonical(line.name) == "torch")
-        return self.offline or own or urls or any("+" in line for line in lines)
+        torch = [line for line in self.requirements.lines if canonical(line.name) == "torch"]
+        return self.offline or own or any(line.url or "+" in str(line.specifier) for line in torch)
 
     @property
     def needs_torch(self) -> bool:
@@ -243,8 +242,7 @@ def _usable(wish: Wish, entries: Iterable[Record]) -> tuple[list[Candidate], lis
 def _judge(wish: Wish, entry: Record, order: int) -> Candidate:
     if "packages" not in entry:
         return Candidate(entry, order, {})
-    facts = (entry.get(name) or {} for name in ("packages", "requires", "urls", "markers"))
-    missing = Installed(*facts).find_missing(wish.requirements)
+    missing = Installed(*(entry.get(name) or {} for name in ("packages", "requires", "urls", "markers"))).find_missing(wish.requirements)
     problem = torch_problem(entry.get("torch") or {}, wish.settings.torch, wish.report) if wish.needs_torch else None
     return Candidate(entry, order, missing, problem)
 
@@ -383,7 +381,7 @@ def _capabilities(report: GpuReport) -> list[float | None]:
 
 
 def _about(report: GpuReport) -> str:
-    card: Gpu = report.gpus[0]
+    card = report.gpus[0]
     cap = gpu.capability(card)
     return f"driver {report.driver_version or '–'} and {card.name or 'the GPU'}" + (f" (compute capability {cap:.1f})" if cap else "")
 
