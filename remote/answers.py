@@ -46,7 +46,7 @@ SHAPES: Mapping[str, Shape] = {
     "data_put": {"path": str, "received": int},
     "reach": {"reached": bool, "problem": str},
     "runs": {"runs": [dict]},
-    "fetch_manifest": {"run": dict, "files": [list]},
+    "fetch_manifest": {"run": dict, "files": [list], "left": [list], "seen": str, "marked": str},
     "run_start": {"launched": str, "note": str, "again": bool},
     "run_resume": {"run": str, "launched": str, "note": str, "again": bool, "attempt": int},
     "run_import": {"run": str, "exists": bool},

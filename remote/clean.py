@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from remote import environment
@@ -12,11 +13,11 @@ from remote.sending import waiting_note
 from remote.session import Session, who_am_i
 
 
-def clean_one(session: Session, remove: bool, unfetched: bool) -> dict[str, Any]:
-    """The server's answer: `items` that nothing needs (removed with `remove`), and the runs `kept`."""
+def clean_one(session: Session, remove: bool, named: Sequence[str]) -> dict[str, Any]:
+    """The server's answer: `items` that nothing needs (removed with `remove`), and the runs `kept`. `named`: runs that may go unfetched."""
     needed = needed_environment(session)
     return session.call_as_owner(
-        "clean", waiting_note(session), who=who_am_i(), environment=needed, unfetched=unfetched, remove=remove
+        "clean", waiting_note(session), who=who_am_i(), environment=needed, named=list(named), remove=remove
     )
 
 
@@ -34,7 +35,7 @@ def show_cleaned(display: Display, session: Session, answer: dict[str, Any], rem
     items, kept = answer.get("items") or [], answer.get("kept") or []
     for run in kept:
         if run.get("state") in ("finished", "failed", "stopped"):
-            display.note(f"kept: {show(run.get('run'))} ({show(run.get('state'))}; {show(run.get('why'))})")
+            display.note(f"kept: {show(run.get('run'))} ({show(run.get('state'))}; {show(run.get('why'))}); --run with its id removes it")
     if not items:
         display.line("nothing to remove: everything there is in use, or not fetched yet")
         return

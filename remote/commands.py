@@ -259,7 +259,8 @@ def fetch_results(task: Task) -> int:
             if wanted == ["all"]:
                 wanted = [run.run for run in list_runs(session)]
             for name in wanted:
-                fetched = watch_run(session, name, dest) if watching else fetch_run(session, name, dest)
+                ask = not task.options.get("yes")
+                fetched = watch_run(session, name, dest, ask) if watching else fetch_run(session, name, dest, ask)
                 show_fetched(task.display, fetched)
                 results.append(fetched_json(fetched, session.host))
             if task.options.get("then_shutdown"):
@@ -277,7 +278,7 @@ def clean(task: Task) -> int:
     answers = []
     for target in task.targets:
         with task.session(target) as session:
-            answer = clean_one(session, task.options["yes"], task.options["unfetched"])
+            answer = clean_one(session, task.options["yes"], task.options["named"])
             if not task.json:
                 show_cleaned(task.display, session, answer, task.options["yes"])
             answers.append({"host": session.host} | answer)

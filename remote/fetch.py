@@ -1,22 +1,27 @@
-"""Brings a run's directory here: manifest → missing ranges → .part files → sha256 → rename."""
+"""Brings a run's directory here: manifest → missing ranges → parts → sha256 → rename."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
+import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from remote.agent.trees import SYMLINK
-from remote.errors import ProtocolError, RemoteError, TransferFailed
+from remote.display import size
+from remote.errors import ProtocolError, RemoteError, TransferFailed, UsageError
+from remote.results import read_mapping
 from remote.session import Session, who_am_i
 
 SOURCE = "source/"
-PART = ".part"
+PARTS = ".fetch"
+"""In a run's directory here: what has not arrived whole; its names are hashes of the paths."""
 ENDED = ("finished", "failed", "stopped")
 ROUNDS = 3
 """A file that changes while it is read is asked for so often."""
@@ -32,6 +37,16 @@ class RemoteFile:
     size: int
     mode: int
     sha256: str | None
+
+
+@dataclass(frozen=True)
+class Left:
+    """Something of the run that does not come. `lost`: its bytes would go with the run."""
+
+    path: str
+    size: int
+    why: str
+    lost: bool
 
 
 @dataclass(frozen=True)
@@ -64,46 +79,65 @@ class Fetched:
     files: int = 0
     changed: int = 0
     received: int = 0
-    gone: list[str] = field(default_factory=list)
+    # Not here although it was listed: path → why; None: it vanished meanwhile.
+    gone: dict[str, str | None] = field(default_factory=dict)
+    # What stays on the server by remote.results, or since it can't be had: the size counts what would be lost with the run.
+    left: list[Left] = field(default_factory=list)
     seconds: float = 0.0
 
 
-def checked_manifest(rows: Iterable[Any], windows: bool = os.name == "nt") -> list[RemoteFile]:
-    """The server's list of files; raises ProtocolError for what could leave the run's directory here or is no file list."""
-    files, seen = [], set()
+def checked_manifest(rows: Iterable[Any], system: str = sys.platform) -> tuple[list[RemoteFile], list[Left]]:
+    """The server's list of files, and those that this system can't hold.
+
+    Raises ProtocolError for what could leave the run's directory here or is no file list.
+    """
+    files, left, paths, taken = [], [], set(), set()
     for row in rows:
         try:
             path, size, mode, sha256 = row
         except (TypeError, ValueError):
             raise ProtocolError("the list of files has the wrong form") from None
-        if not isinstance(path, str) or not safe_path(path, windows):
+        if not isinstance(path, str) or not safe_path(path):
             raise ProtocolError(f"the server names a file that may not be written here: {path!r:.120}")
         if type(size) is not int or not 0 <= size < 1 << 50 or mode not in (0o644, 0o755, SYMLINK):
             raise ProtocolError(f"the server announces an impossible file: {path!r:.120}")
         if sha256 is not None and not (isinstance(sha256, str) and len(sha256) == 64):
             raise ProtocolError(f"the server announces an impossible hash: {path!r:.120}")
-        if (path.casefold() in seen and windows) or path in seen:
+        if mode == SYMLINK and size > 4096:
+            raise ProtocolError(f"the server announces a link without end: {path!r:.120}")
+        if path in paths:
             raise ProtocolError(f"the server names a file twice: {path!r:.120}")
-        if mode == SYMLINK and (not path.startswith(SOURCE) or size > 4096):
-            raise ProtocolError(f"the server announces a link outside the source: {path!r:.120}")
-        seen.add(path.casefold() if windows else path)
+        paths.add(path)
+        same = path if system == "linux" else unicodedata.normalize("NFC", path).casefold()
+        if not holds_name(path, system) or same in taken:
+            left.append(Left(path, size, "this computer can't hold that name", True))
+            continue
+        taken.add(same)
         files.append(RemoteFile(path, size, mode, sha256))
-    return files
+    return files, left
 
 
-def safe_path(path: str, windows: bool) -> bool:
-    """A relative path of plain names that stays below where it is put, and that isn't one of our own part files."""
-    if not path or len(path) > 2000 or path.startswith("/") or "\0" in path or path.endswith(PART):
+def safe_path(path: str) -> bool:
+    """A relative path of plain names that stays below where it is put, and away from our own parts."""
+    if not path or len(path) > 4000 or path.startswith(("/", PARTS + "/")) or "\0" in path or path == PARTS:
         return False
     parts = path.split("/")
-    if any(part in ("", ".", "..") or len(part.encode("utf-8", "surrogateescape")) > 255 for part in parts):
+    return not any(part in ("", ".", "..") or len(part.encode("utf-8", "surrogateescape")) > 255 for part in parts)
+
+
+def holds_name(path: str, system: str = sys.platform) -> bool:
+    """Whether this system's files can have that name, as it is."""
+    if system == "linux":
+        return True
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
         return False
-    if windows:
-        bad = set('<>:"|?*\\')
-        return not any(
-            bad & set(part) or part.endswith((" ", ".")) or part.split(".")[0].lower() in RESERVED or min(part) < " " for part in parts
-        )
-    return True
+    bad = set('<>:"|?*\\')
+    return system != "win32" or not any(
+        bad & set(part) or part.endswith((" ", ".")) or part.split(".")[0].lower() in RESERVED or min(part) < " "
+        for part in path.split("/")
+    )
 
 
 def plan_fetch(files: Iterable[RemoteFile], local: Callable[[RemoteFile], LocalBytes | None]) -> FetchPlan:
@@ -122,7 +156,7 @@ def plan_fetch(files: Iterable[RemoteFile], local: Callable[[RemoteFile], LocalB
 def read_local(directory: Path, file: RemoteFile) -> LocalBytes | None:
     """Hash what is here of a file. A part file counts if it holds more than the complete one."""
     place = directory / PurePosixPath(file.path)
-    part = place.with_name(place.name + PART)
+    part = part_of(directory, file)
     if file.mode == SYMLINK and place.is_symlink():
         target = os.fsencode(os.readlink(place).replace(os.sep, "/"))
         return LocalBytes(len(target), hashlib.sha256(target), False)
@@ -140,52 +174,109 @@ def read_local(directory: Path, file: RemoteFile) -> LocalBytes | None:
     return LocalBytes(size, digest, chosen == part)
 
 
-def fetch_run(session: Session, run: str, dest: Path) -> Fetched:
+def part_of(directory: Path, file: RemoteFile) -> Path:
+    """Where a file's bytes are kept until it is whole."""
+    return directory / PARTS / hashlib.sha256(file.path.encode("utf-8", "surrogateescape")).hexdigest()[:40]
+
+
+def fetch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetched:
     """Fetch one run completely. After a lost connection the same call goes on where it stopped.
 
-    Raises TransferFailed where this disk has no room or a file can't be had unchanged.
+    `ask`: first, where much is to come and somebody sits at the terminal. Raises UsageError where the answer is no, and
+    TransferFailed where this disk has no room or a file can't be had unchanged.
     """
     started = time.monotonic()
     results = [part.strip() for part in session.project.settings.results.split(",") if part.strip()]
     answer = session.call("fetch_manifest", run=run, results=results)
     described = answer.get("run")
     name = described.get("run") if isinstance(described, dict) else None
-    if not isinstance(described, dict) or not isinstance(name, str) or not safe_path(name, True) or "/" in name or name.startswith("."):
+    plain = isinstance(name, str) and safe_path(name) and holds_name(name, "win32") and "/" not in name and not name.startswith(".")
+    if not isinstance(described, dict) or not plain:
         raise ProtocolError("the server names no run", host=session.host)
-    files = checked_manifest(answer.get("files") or [])
+    files, unheld = checked_manifest(answer.get("files") or [])
     directory = dest / str(described["run"])
     refuse_links(dest, directory)
-    fetched = Fetched(directory, described, files=len(files))
+    fetched = Fetched(directory, described, files=len(files), left=unheld + parse_left(answer.get("left") or []))
     try:
-        _fetch_files(session, directory, files, fetched)
+        remove_stale_links(directory, files)
+        link_known_source(dest, directory, files, described.get("release"))
+        _fetch_files(session, directory, files, fetched, ask)
+        if (directory / PARTS).is_dir() and not any((directory / PARTS).iterdir()):
+            (directory / PARTS).rmdir()
     except OSError as error:
         raise TransferFailed(
             f"{directory} can't be written: {error.strerror or error}",
             host=session.host,
             remedy="free some space or give another place with --dest, then run the same command again",
         ) from None
-    tell_fetched(session, fetched)
+    if answer.get("marked") != ("narrowed" if any(row.lost for row in fetched.left) else "complete"):
+        tell_fetched(session, fetched, answer.get("seen"), bool(results))
     fetched.seconds = time.monotonic() - started
     return fetched
 
 
-def tell_fetched(session: Session, fetched: Fetched) -> None:
-    """Let the server know that all of an ended run is here, so that `clean` may remove it there."""
+def parse_left(rows: Iterable[Any]) -> list[Left]:
+    """What the server says stays there; raises ProtocolError for anything else."""
+    found = []
+    for row in rows:
+        if len(row) != 4 or not isinstance(row[0], str) or type(row[1]) is not int or not isinstance(row[2], str):
+            raise ProtocolError("the list of what stays there has the wrong form")
+        found.append(Left(row[0], row[1], row[2], row[3] is not False))
+    return found
+
+
+def tell_fetched(session: Session, fetched: Fetched, seen: object, narrowed: bool) -> None:
+    """Let the server know that all of an ended run is here, so that `clean` may remove it there.
+
+    `narrowed`: something stays there by remote.results, as the user set it: `clean` keeps such a run.
+    """
     detail = fetched.run.get("detail")
-    ended = detail.get("ended") if isinstance(detail, Mapping) else None
-    if fetched.run.get("state") not in ENDED or fetched.gone or not isinstance(detail, Mapping) or detail.get("fetched"):
+    lost = [row for row in fetched.left if row.lost]
+    if fetched.run.get("state") not in ENDED or fetched.gone or (lost and not narrowed) or not isinstance(detail, Mapping):
         return
+    mark: dict[str, Any] = {"ended": detail.get("ended"), "files": fetched.files, "seen": str(seen), "narrowed": bool(lost)}
     try:
-        session.call("fetch_done", run=str(fetched.run["run"]), ended=ended, files=fetched.files, who=who_am_i())
+        session.call("fetch_done", run=str(fetched.run["run"]), who=who_am_i(), **mark)
     except RemoteError as error:
         session.display.note(f"all is here, but the server could not be told so ({error.message}); `clean` will keep the run there")
 
 
-def _fetch_files(session: Session, directory: Path, files: list[RemoteFile], fetched: Fetched) -> None:
+def remove_stale_links(directory: Path, files: Iterable[RemoteFile]) -> None:
+    """A link that was fetched before may be a folder by now. One that leads elsewhere is the user's, and stops the fetch."""
+    folders = {parent for file in files for parent in PurePosixPath(file.path).parents}
+    for folder in sorted(folders, key=lambda path: len(path.parts))[1:]:
+        place = directory / folder
+        if place.is_symlink() and place.resolve().is_relative_to(directory.resolve()):
+            place.unlink()
+
+
+def link_known_source(dest: Path, directory: Path, files: Iterable[RemoteFile], release: object) -> None:
+    """The same code that another run here has is not sent again: one file under two names. Each is verified like all others."""
+    source = [file for file in files if file.path.startswith(SOURCE) and file.mode != SYMLINK]
+    if not isinstance(release, str) or (source and (directory / source[-1].path).exists()):
+        return
+    for other in dest.glob("2*"):
+        if other != directory and (other / SOURCE).is_dir() and read_mapping(other, "run.json").get("release") == release:
+            break
+    else:
+        return
+    for file in source:
+        known, place = other / file.path, directory / file.path
+        if known.is_file() and not known.is_symlink() and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(known, place)
+            except OSError:  # a file system without such links
+                shutil.copy2(known, place)
+
+
+def _fetch_files(session: Session, directory: Path, files: list[RemoteFile], fetched: Fetched, ask: bool) -> None:
     pending = files
-    for _ in range(ROUNDS):
+    for count in range(ROUNDS):
         plan = plan_fetch(pending, lambda file: read_local(directory, file))
         _require_space(session, directory, plan)
+        if ask and not count:
+            _agree(session, plan)
         receiver = Receiver(directory, plan, fetched, lambda done, total: _show(session, done, total))
         if plan.wanted:
             ranges = [[f.path, h.size if h else 0, h.digest.hexdigest() if h else None, f.size] for f, h in plan.wanted]
@@ -199,6 +290,18 @@ def _fetch_files(session: Session, directory: Path, files: list[RemoteFile], fet
         pending = receiver.wrong
     names = ", ".join(file.path for file in pending[:3])
     raise TransferFailed(f"{names} changed each time while being read", host=session.host, remedy="run the same command again")
+
+
+def _agree(session: Session, plan: FetchPlan) -> None:
+    """Much is asked about where somebody can answer; where nobody can, it comes: nothing is ever left out for its size."""
+    if plan.bytes_at_most <= session.project.settings.ask_above_mib * 2**20:
+        return
+    largest = sorted((file for file, _ in plan.wanted), key=lambda file: -file.size)[:3]
+    names = ", ".join(f"{file.path} ({size(file.size)})" for file in largest)
+    if session.display.confirm(f"{size(plan.bytes_at_most)} are to be fetched, among them {names}. Fetch them?") is False:
+        raise UsageError(
+            "nothing was fetched", step="fetch", host=session.host, remedy="remote.results narrows what comes; --yes fetches all unasked"
+        )
 
 
 def _show(session: Session, done: int, total: int) -> None:
@@ -254,7 +357,7 @@ class Receiver:
         if blob:
             self._write(blob)
         if "done" in event:
-            self._end(event["done"])
+            self._end(event["done"], event.get("why"))
 
     def close(self) -> None:
         if self.output is not None:
@@ -292,7 +395,8 @@ class Receiver:
 
     def _open_part(self, file: RemoteFile, have: LocalBytes | None) -> IO[bytes]:
         place = self._place(file)
-        part = place.with_name(place.name + PART)
+        part = part_of(self.directory, file)
+        part.parent.mkdir(exist_ok=True)
         if part.is_symlink():
             part.unlink()
         if self.position and have and not have.part:
@@ -312,16 +416,16 @@ class Receiver:
             raise TransferFailed(f"{place.parent} leads out of {self.directory} through a link", remedy="remove that link")
         return place
 
-    def _end(self, sha256: object) -> None:
+    def _end(self, sha256: object, why: object = None) -> None:
         assert self.current is not None
         (file, have), self.current = self.current, None
         self.close()
         if sha256 is None:
-            self.fetched.gone.append(file.path)
+            self.fetched.gone[file.path] = why if isinstance(why, str) else None
             return
         right = self.position == file.size and self.digest.hexdigest() == sha256 and file.sha256 in (None, sha256)
         place = self._place(file)
-        part = place.with_name(place.name + PART)
+        part = part_of(self.directory, file)
         if not right:
             self.wrong.append(file)
             part.unlink(missing_ok=True)
@@ -331,6 +435,7 @@ class Receiver:
             _set_mode(place, file.mode)
         else:
             if not part.exists():
+                part.parent.mkdir(exist_ok=True)
                 part.touch()
             _set_mode(part, file.mode)
             if place.is_dir() and not place.is_symlink():
@@ -339,13 +444,16 @@ class Receiver:
             self.fetched.changed += 1
 
     def make_links(self) -> None:
-        """Last of all, and only those that stay inside the source."""
+        """Last of all, and only those that stay inside the run; of its source, inside that."""
         for file, content in self.links:
             place = self._place(file)
             target = content.decode("utf-8", "surrogateescape")
             reached = os.path.normpath(os.path.join(os.path.dirname(file.path), target))
-            if os.path.isabs(target) or not (reached + "/").startswith(SOURCE) or "\0" in target:
-                raise ProtocolError(f"the server sends a link that leads out of the source: {file.path!r:.120}")
+            leaves = not (reached + "/").startswith(SOURCE) if file.path.startswith(SOURCE) else reached.split("/")[0] == ".."
+            if os.path.isabs(target) or leaves or "\0" in target:
+                raise ProtocolError(f"the server sends a link that leads out of the run: {file.path!r:.120}")
+            if place.is_dir() and not place.is_symlink():
+                raise TransferFailed(f"{place} is a directory, a link of that name was fetched", remedy="remove it")
             if place.is_symlink() or place.exists():
                 place.unlink()
             try:

@@ -37,8 +37,10 @@ class Settings:
     command: str = "python -m trainer.train"
     # The file whose packages the server gets; "none" for nothing.
     requirements: str = "trainer/requirements.txt"
-    # What to keep of a command of one's own: patterns below its working directory, comma-separated.
+    # What comes back of all that a run wrote beside its code: patterns below its working directory, comma-separated; empty: everything.
     results: str = ""
+    # Where more than this is to be fetched, in MiB, a terminal is asked first. Nothing is left out for its size.
+    ask_above_mib: float = 5120.0
     # The recipe where --recipe is not given.
     recipe: str = "standard"
     # The torch build to install: auto, cpu, or an index name such as cu126.

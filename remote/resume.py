@@ -12,6 +12,7 @@ from remote.agent.trees import tree_hash
 from remote.deploy import deploy, show_steps
 from remote.display import size
 from remote.errors import NotFound, UsageError
+from remote.fetch import PARTS
 from remote.launch import launch_on_free_gpus, plan_run, watch
 from remote.records import FileEntry, Run
 from remote.release import entry_of
@@ -19,9 +20,6 @@ from remote.results import find_run, read_mapping
 from remote.runs import Pending, TrainOptions, is_own_trainer, list_runs, parse_request, resumed_argv
 from remote.sending import Sending, known_parts, waiting_note
 from remote.session import Session, who_am_i
-
-PARTS = (".part", ".tmp")
-
 
 CARRIED = ("gpus", "gpu_names", "queue", "wanted_gpus", "environment_key", "python", "prefix", "devices", "who")
 """What may differ between a run's attempts, beside the command's words."""
@@ -117,7 +115,7 @@ def entries_of(run: Path) -> Iterator[FileEntry]:
         links = [name for name in folders if os.path.islink(os.path.join(place, name))]
         for name in sorted([*names, *links]):
             path = (Path(place) / name).relative_to(run).as_posix()
-            if not path.endswith(PARTS) and not path.startswith("."):
+            if not path.startswith(PARTS + "/"):
                 entry, _ = entry_of(run, path, None)
                 if entry is not None:
                     yield entry

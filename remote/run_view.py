@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from remote.connection import Target
-from remote.display import Display, duration, percent, show
+from remote.display import Display, duration, percent, show, size
 from remote.errors import RemoteError
 from remote.fetch import Fetched
 from remote.records import Run
@@ -80,24 +80,37 @@ def status_json(answers: Answers) -> list[dict[str, Any]]:
 def show_fetched(display: Display, fetched: Fetched) -> None:
     run = parse_run(fetched.run)
     amount = f"{fetched.received / 2**20:.1f} MiB received, {fetched.changed} of {fetched.files} files new or grown"
-    display.line(f"{run.run}: {amount if fetched.changed else 'nothing to fetch, all files here are complete'}; verified by sha256")
+    display.line(f"{run.run}: {amount if fetched.changed else 'nothing to fetch, what is here is as there'}; verified by sha256")
     summary = run.summary
     if summary:
         kind = dict(summary.get("data") or {}).get("kind")
         note = " (synthetic images: this says nothing about real ones)" if kind == "synthetic" else ""
-        display.line(f"  test accuracy  {percent(summary.get('test_accuracy'))}{note}")
-        display.line(f"  epochs         {show(summary.get('epochs'))}, best {show(summary.get('best_epoch'))}")
-        display.line(f"  time           {duration(summary.get('seconds'))}")
+        if "test_accuracy" in summary:
+            display.line(f"  test accuracy  {percent(summary.get('test_accuracy'))}{note}")
+        if "epochs" in summary:
+            display.line(f"  epochs         {show(summary.get('epochs'))}, best {show(summary.get('best_epoch'))}")
+        if "seconds" in summary:
+            display.line(f"  time           {duration(summary.get('seconds'))}")
     else:
         _, state, epoch, accuracy, _, remark = status_cells(run)
         display.line(f"  state          {state}{f': {remark}' if remark else ''}")
-        display.line(f"  epoch          {show(epoch)}, {show(accuracy)}")
+        if epoch or accuracy:
+            display.line(f"  epoch          {show(epoch)}, {show(accuracy)}")
     display.line(f"  results        {fetched.path}")
     if run.state in ("queued", "running"):
         display.line("fetch again when it has ended; only what is new will be transferred")
     else:
-        for path in fetched.gone[:5]:
-            display.note(f"{path} vanished on the server meanwhile; fetch again")
+        for path, why in list(fetched.gone.items())[:5]:
+            display.note(f"{path} can't be read on the server: {why}" if why else f"{path} vanished on the server meanwhile; fetch again")
+    show_left(display, fetched)
+
+
+def show_left(display: Display, fetched: Fetched) -> None:
+    """What of the run is not here, each with its size, and what that means."""
+    for row in fetched.left:
+        display.note(f"not fetched: {row.path}{f' ({size(row.size)})' if row.size else ''}: {row.why}")
+    if any(row.lost for row in fetched.left):
+        display.note("so the run is not here completely, and `clean` keeps it on the server")
 
 
 def fetched_json(fetched: Fetched, host: str) -> dict[str, Any]:
@@ -106,4 +119,5 @@ def fetched_json(fetched: Fetched, host: str) -> dict[str, Any]:
         "files": fetched.files,
         "changed": fetched.changed,
         "received": fetched.received,
+        "left": [{"path": row.path, "size": row.size, "why": row.why, "lost": row.lost} for row in fetched.left],
     }

@@ -62,8 +62,9 @@ def _problems(settings: Settings, project: str) -> list[str]:
         errors.append("remote.root must be a path")
     if not 0 < settings.timeout_s <= 3600:
         errors.append("remote.timeout_s must be between 0 and 3600 seconds")
-    if settings.max_file_mib <= 0:
-        errors.append("remote.max_file_mib must be above 0")
+    for key in ("max_file_mib", "ask_above_mib"):
+        if getattr(settings, key) <= 0:
+            errors.append(f"remote.{key} must be above 0")
     if not re.fullmatch(r"auto|cpu|cu\d{2,4}|rocm[\d.]+", settings.torch):
         errors.append(f"remote.torch must be auto, cpu or a build such as cu126, not {settings.torch!r:.40}")
     for key in ("command", "results", "requirements", "python", "dest", "shutdown"):

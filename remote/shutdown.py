@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from remote.display import size
 from remote.errors import ConnectionLost, RemoteError, RunFailed, Unreachable, UsageError
 from remote.fetch import ENDED, fetch_run
 from remote.runs import list_runs
@@ -18,16 +19,20 @@ LOOK_EVERY_S = 3.0
 def shut_down(session: Session, dest: Path, yes: bool) -> None:
     """Fetch every other run, too, then ask and shut down. Raises RunFailed where something there has not ended, and changes nothing."""
     runs = list_runs(session)
+    left: list[str] = []
     for run in runs:
         if run.state not in ENDED and not run.detail.get("elsewhere"):
             text = f"{run.run} is {run.state}: the server was not shut down"
             raise RunFailed(text, host=session.host, remedy="the same command with --run of that one")
-        fetch_run(session, run.run, dest)
+        fetched = fetch_run(session, run.run, dest, ask=False)
+        left += [f"{run.run}/{row.path} ({size(row.size)})" for row in fetched.left if row.lost]
     command = session.project.settings.shutdown
     told = session.call("shutdown", command=command, really=False)
     others = told.get("others") or []
     people = f" Other people work on it: {one_line(', '.join(map(str, others)), 200)}." if others else ""
     kept = f"{len(runs)} {'run is' if len(runs) == 1 else 'runs are'} here in {dest}, verified by sha256."
+    if left:
+        kept += f" Not here, by remote.results: {one_line(', '.join(left), 400)}."
     agreed = yes or session.display.confirm(f"{kept}{people} Shut {session.host} down (`{one_line(str(told.get('command')), 200)}`)?")
     if agreed is None:
         text = "a server is shut down only after a confirmation; everything is here"

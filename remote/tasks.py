@@ -96,7 +96,7 @@ def train(
     help={"run": "latest, all, or a run's id, its beginning or its name", "dest": "directory here (default: results/)",
           "watch": "keep mirroring until the run has ended: a server that vanishes then costs minutes, not the run",
           "then-shutdown": "mirror to the end; once every run of the project is here and verified, ask, and shut the server down",
-          "yes": "don't ask before the shutdown", "json": "print only JSON on stdout"},
+          "yes": "don't ask before much is fetched, nor before the shutdown", "json": "print only JSON on stdout"},
 )  # fmt: skip
 def fetch_results(
     c: Context, run: str = "latest", dest: str | None = None, watch: bool = False, then_shutdown: bool = False, yes: bool = False,
@@ -105,8 +105,8 @@ def fetch_results(
     """
     Bring a run's logs, checkpoints, weights and source here, every file verified.
 
-    Only what is missing or grew is transferred; after a broken connection the same command goes on where it stopped. Works
-    while the training is still going.
+    Everything that the run created or changed comes, beside caches and environments; remote.results narrows that. Only what is
+    missing or grew is transferred; after a broken connection the same command goes on where it stopped. Works while it trains.
 
         fab -H user@host fetch-results --run latest
         fab -H user@host fetch-results --watch
@@ -252,20 +252,21 @@ def check_gpu(c: Context, json: bool = False) -> None:
 
 @task(
     auto_shortflags=False,
-    help={"yes": "remove what is listed", "unfetched": "also runs that have ended and were never fetched completely",
+    iterable=["run"],
+    help={"yes": "remove what is listed", "run": "a run that may go although not all of it was fetched; may be given several times",
           "json": "print only JSON on stdout"},
 )  # fmt: skip
-def clean(c: Context, yes: bool = False, unfetched: bool = False, json: bool = False) -> None:
+def clean(c: Context, yes: bool = False, run: list[str] | None = None, json: bool = False) -> None:
     """
     List what nothing on the server needs: releases, environments, and runs that were fetched; with --yes remove it.
 
-    A run that has not ended stays, and one that was not fetched completely, unless --unfetched is given.
+    A run that has not ended stays, and so does one of which something is not here, unless it is named by --run.
 
         fab -H user@host clean --yes
 
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 7 another project's root.
     """
-    call(c, "clean", json=json, yes=yes, unfetched=unfetched)
+    call(c, "clean", json=json, yes=yes, named=run or [])
 
 
 @task(

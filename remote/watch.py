@@ -18,32 +18,33 @@ EVERY_S = 30.0
 """Between two looks; a run that ends is fetched at once."""
 
 
-def watch_run(session: Session, run: str, dest: Path) -> Fetched:
+def watch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetched:
     """Fetch again and again; returns what the last fetch did, once the run has ended and all of it is here.
 
     Raises what no waiting mends: no such run, no room here, a server that lies.
     """
     session.display.note("mirroring; Ctrl-C leaves the training alone and keeps what is here")
     received = 0
-    for fetched in mirror(session, run, dest, EVERY_S):
+    for fetched in mirror(session, run, dest, EVERY_S, ask):
         received += fetched.received
         session.display.progress(mirror_line(parse_run(fetched.run), received), force=True)
     session.display.clear()
     return fetched
 
 
-def mirror(session: Session, run: str, dest: Path, every_s: float) -> Iterator[Fetched]:
+def mirror(session: Session, run: str, dest: Path, every_s: float, ask: bool = False) -> Iterator[Fetched]:
     """Every fetch's outcome, at once and then every `every_s` and when the run ends, with which it ends; over broken connections."""
     name, attempt = run, 0
     while True:
         try:
-            fetched = fetch_run(session, name, dest)
+            fetched = fetch_run(session, name, dest, ask)
+            ask = False
             described = parse_run(fetched.run)
             name, attempt = described.run, 0  # "latest" stays the run that it was
             yield fetched
             if described.state not in ENDED:
                 session.call("follow", None, run=name, until="end", wait_s=every_s, tail=0)
-            elif not fetched.gone:
+            elif None not in fetched.gone.values():
                 return
         except (ConnectionLost, Unreachable) as error:
             session.close()

@@ -172,6 +172,8 @@ def write_tree(target: str, entries: List[Entry], source: Callable[[str], Tuple[
             os.makedirs(directory, mode=0o700, exist_ok=True)
             made.add(directory)
         origin, how = source(sha256)
+        if os.path.islink(place) or (mode == SYMLINK and os.path.lexists(place)):
+            os.unlink(place)  # what a run had replaced
         if mode == SYMLINK:
             with open(origin, "rb") as file:
                 _link_inside(base, place, file.read())

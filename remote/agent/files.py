@@ -1,69 +1,38 @@
 """A run's files: what there is, and their bytes from any offset, hashed."""
 
-import fnmatch
 import hashlib
+import io
 import os
-import stat
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
 from . import protocol
 from .calls import Call, Refusal, operation
-from .paths import HASH, Layout, resolve_root
-from .releases import read_manifest
-from .runs import describe_run, find_run
+from .outputs import find_outputs, link_target, narrow, told
+from .paths import Layout, resolve_root
+from .releases import release_of
+from .runs import describe_run, find_run, read_mark
 
-HIDDEN = ("work", "tmp")
 SOURCE = "source/"
 
 
 @operation("fetch_manifest")
 def fetch_manifest(call: Call, root: str, run: str, results: Optional[List[str]] = None) -> Dict[str, Any]:
-    """The run's files as they stand: path, size, mode, and for the release's files their hash (else None)."""
+    """What the run has made, as it stands: path, size, mode, and for the release's files their hash (else None).
+
+    `left`: what stays here, as (path, bytes, why, whether it would be lost with the run). `seen`: a hash over what was there,
+    for `fetch_done`; `marked`: what a laptop has of exactly that (complete, narrowed, None).
+    """
     layout = Layout(resolve_root(root))
     described = describe_run(layout, find_run(layout, run)["run"])
-    files = [list(entry) for entry in run_files(described["path"], results or [])]
-    tree = described["release"]
-    if isinstance(tree, str) and HASH.match(tree):
-        files += [[SOURCE + path, size, mode, sha256] for path, mode, size, sha256 in read_manifest(layout, tree)]
-    return {"run": described, "files": files}
-
-
-def run_files(directory: str, results: List[str]) -> Iterator[Tuple[str, int, int, None]]:
-    """Regular files of the run without work/, temporary and hidden ones; of work/, what matches `results`."""
-    for path, status in _walk(directory, ""):
-        top = path.split("/")[0]
-        if top in HIDDEN:
-            inside = path[len(top) + 1 :]
-            if top != "work" or not any(matches(inside, pattern) for pattern in results):
-                continue
-        yield path, status.st_size, 0o755 if status.st_mode & 0o100 else 0o644, None
-
-
-def matches(path: str, pattern: str) -> bool:
-    """A pattern names a file, a directory with all below it, or is a shell pattern over the whole path."""
-    pattern = pattern.strip("/")
-    return path == pattern or path.startswith(pattern + "/") or fnmatch.fnmatchcase(path, pattern)
-
-
-def _walk(directory: str, below: str) -> Iterator[Tuple[str, os.stat_result]]:
-    try:
-        with os.scandir(os.path.join(directory, below)) as scan:
-            entries = sorted(scan, key=lambda entry: entry.name)
-    except OSError:
-        return
-    for entry in entries:
-        if entry.name.startswith(".") or entry.name.endswith((".tmp", ".part")) or entry.is_symlink():
-            continue
-        path = f"{below}/{entry.name}" if below else entry.name
-        try:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(directory, path)
-            else:
-                status = entry.stat(follow_symlinks=False)
-                if stat.S_ISREG(status.st_mode):
-                    yield path, status
-        except OSError:
-            continue
+    release = release_of(layout, described)
+    outputs = find_outputs(described["path"], release)
+    seen = outputs.seen()
+    narrow(outputs, results or [])
+    files = [[path, size, mode, None] for path, size, mode, _ in outputs.files]
+    files += [[SOURCE + path, size, mode, sha256] for path, mode, size, sha256 in release]
+    mark = read_mark(described["path"], described["detail"])
+    marked = None if mark.get("seen") != seen else "narrowed" if mark.get("narrowed") else "complete"
+    return {"run": described, "files": files, "left": told(outputs), "seen": seen, "marked": marked}
 
 
 @operation("fetch_read")
@@ -79,34 +48,33 @@ def fetch_read(call: Call, root: str, run: str, ranges: List[Any]) -> Dict[str, 
     for path, have, have_sha256, end in ranges:
         if not isinstance(path, str) or not isinstance(have, int) or not isinstance(end, int) or not 0 <= have <= end:
             raise Refusal("ProtocolError", f"a wrong range of {path!r:.80}")
-        sent += _send_file(call, _open(layout, described, path), path, have, have_sha256, end)
+        try:
+            file = _open(layout, described, path)
+        except FileNotFoundError:
+            call.event(file=path, offset=0, done=None)
+        except OSError as error:
+            call.event(file=path, offset=0, done=None, why=error.strerror)
+        else:
+            sent += _send_file(call, file, path, have, have_sha256, end)
     return {"sent": sent}
 
 
-def _open(layout: Layout, described: Dict[str, Any], path: str) -> Optional[Any]:
-    """The file for a path of the manifest; None if it is gone. Refuses what is not inside the run or its release."""
+def _open(layout: Layout, described: Dict[str, Any], path: str) -> Any:
+    """The file for a path of the manifest. Refuses what is not inside the run or its release; raises OSError where it can't be read."""
     if any(part in ("", ".", "..") for part in path.split("/")):
         raise Refusal("ProtocolError", f"not a path inside the run: {path!r:.80}")
     base = described["path"]
     if path.startswith(SOURCE):
         base, path = layout.release(str(described["release"])), path[len(SOURCE) :]
     place = os.path.join(os.fsencode(base), path.encode("utf-8", "surrogateescape"))
-    if os.path.islink(place):
-        import io
-
-        return io.BytesIO(os.fsencode(os.readlink(place)))
-    if not os.path.realpath(place).startswith(os.path.realpath(os.fsencode(base)) + b"/"):
+    if not (os.path.realpath(os.path.dirname(place)) + b"/").startswith(os.path.realpath(os.fsencode(base)) + b"/"):
         raise Refusal("ProtocolError", f"not a path inside the run: {path!r:.80}")
-    try:
-        return open(place, "rb", buffering=0)
-    except OSError:
-        return None
+    if os.path.islink(place):
+        return io.BytesIO(link_target(base, path)[0])
+    return open(place, "rb", buffering=0)
 
 
-def _send_file(call: Call, file: Optional[Any], path: str, have: int, have_sha256: Optional[str], end: int) -> int:
-    if file is None:
-        call.event(file=path, offset=0, done=None)
-        return 0
+def _send_file(call: Call, file: Any, path: str, have: int, have_sha256: Optional[str], end: int) -> int:
     with file:
         digest, offset = hashlib.sha256(), 0
         if have and have_sha256:

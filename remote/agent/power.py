@@ -8,6 +8,7 @@ from typing import Any, Dict, List
 from .calls import Call, Refusal, operation
 from .paths import Layout, resolve_root
 from .runs import FINAL, list_runs, one_launch_at_a_time
+from .upkeep import why_not_fetched
 
 COMMAND_S = 30.0
 FIRST_PERSON, NOBODY = 1000, 65534
@@ -25,8 +26,9 @@ def shutdown(call: Call, root: str, command: str, really: bool) -> Dict[str, Any
                 continue
             if run["state"] not in FINAL:
                 raise Refusal("RunFailed", f"{run['run']} is {run['state']}: the server was not shut down", "wait for it, or stop it")
-            if not run["detail"].get("fetched"):
-                text = f"{run['run']} was not fetched completely: the server was not shut down"
+            why = why_not_fetched(layout, run, narrowed=True)
+            if why:
+                text = f"{run['run']}: {why}; the server was not shut down"
                 raise Refusal("RunFailed", text, "fetch-results --run all")
         if really:
             carry_out(chosen)

@@ -66,6 +66,12 @@ def read_manifest(layout: Layout, tree: str) -> List[Entry]:
     return [(e[0], e[1], e[2], e[3]) for e in entries] if isinstance(entries, list) else []
 
 
+def release_of(layout: Layout, described: Dict[str, Any]) -> List[Entry]:
+    """The code that a run was given; empty where its release is unknown."""
+    tree = described.get("release")
+    return read_manifest(layout, tree) if isinstance(tree, str) and HASH.match(tree) else []
+
+
 def known(layout: Layout, wanted: Set[str]) -> Dict[str, bytes]:
     """Where wanted contents already lie: received by a deploy that was cut off, or part of a release."""
     trees = ((layout.release(tree), read_manifest(layout, tree)) for tree, _ in _by_age(layout)[:SEARCHED_RELEASES])

@@ -14,6 +14,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 from .calls import Call, Refusal, operation
 from .contents import write_tree
 from .names import session_name, socket_name
+from .outputs import mark_copied
 from .paths import RUN_ID, Layout, read_json, resolve_root, write_json, write_whole
 from .processes import boot_id, is_same, start_time
 from .releases import read_manifest
@@ -72,11 +73,16 @@ def newest_checkpoint(directory: str) -> Optional[float]:
         return None
 
 
-def read_fetched(directory: str, state: Dict[str, Any]) -> Optional[float]:
-    """When this run was fetched completely after its end; None if it was not."""
+def read_mark(directory: str, state: Dict[str, Any]) -> Dict[str, Any]:
+    """What a laptop has of this run since it ended; empty if it was not fetched since."""
     mark = read_json(os.path.join(directory, FETCHED)) or {}
-    when = mark.get("time")
-    return float(when) if isinstance(when, (int, float)) and mark.get("ended") == state.get("ended") else None
+    return mark if isinstance(mark.get("time"), (int, float)) and mark.get("ended") == state.get("ended") else {}
+
+
+def read_fetched(directory: str, state: Dict[str, Any]) -> Optional[float]:
+    """When this run was fetched completely after its end; None if it was not, or if remote.results left something of it there."""
+    mark = read_mark(directory, state)
+    return float(mark["time"]) if mark and not mark.get("narrowed") else None
 
 
 def judge(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) -> Dict[str, Any]:
@@ -211,6 +217,7 @@ def new_run(layout: Layout, run: str, asked: Dict[str, Any]) -> Iterator[str]:
     aside = os.path.join(layout.runs, f".new-{secrets.token_hex(6)}")
     work = os.path.join(aside, "work")
     os.makedirs(work, mode=0o700)
+    begin_ns = os.stat(work).st_ctime_ns
     try:
         base = os.fsencode(layout.release(tree))
         entries = read_manifest(layout, tree)
@@ -221,6 +228,7 @@ def new_run(layout: Layout, run: str, asked: Dict[str, Any]) -> Iterator[str]:
             place = os.path.join(os.fsencode(work), path.encode("utf-8", "surrogateescape"))
             os.makedirs(os.path.dirname(place), exist_ok=True)
             os.symlink(os.readlink(os.path.join(base, path.encode("utf-8", "surrogateescape"))), place)
+        mark_copied(aside, begin_ns)
         write_json(os.path.join(aside, "run.json"), asked)
         yield aside
         os.rename(aside, layout.run(run))

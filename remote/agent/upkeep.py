@@ -4,14 +4,15 @@ import os
 import secrets
 import shutil
 import time
-from typing import Any, Dict, List, Optional, Set
+from typing import Any, Dict, List, Optional, Sequence, Set
 
 from .calls import Call, Refusal, operation
 from .environments import describe_environment
+from .outputs import find_outputs
 from .paths import HASH, RUN_ID, Layout, resolve_root, write_json
-from .releases import current_release
+from .releases import current_release, release_of
 from .roots import lock, prepare_root, try_lock, unlock
-from .runs import FETCHED, FINAL, describe_run, find_run, list_runs
+from .runs import FETCHED, FINAL, describe_run, find_run, list_runs, read_mark
 
 GONE = ".gone-"
 LEFTOVER_S = 3600.0
@@ -20,14 +21,33 @@ UPLOAD_S = 24 * 3600.0
 
 
 @operation("fetch_done")
-def fetch_done(call: Call, root: str, run: str, ended: Any, files: int, who: str) -> Dict[str, Any]:
-    """The laptop has every file, verified, of a run that had ended (at `ended`) when its files were listed."""
+def fetch_done(
+    call: Call, root: str, run: str, ended: Any, files: int, who: str, seen: str, narrowed: bool = False
+) -> Dict[str, Any]:
+    """The laptop has every file, verified, of a run that had ended (at `ended`) when its files were listed, as `seen`.
+
+    `narrowed`: but for what remote.results leaves here.
+    """
     layout = Layout(resolve_root(root))
     found = find_run(layout, run)
     if found["state"] not in FINAL or found["detail"].get("ended") != ended:
         return {"marked": False}
-    write_json(os.path.join(found["path"], FETCHED), {"ended": ended, "files": files, "who": who, "time": time.time()})
+    mark = {"ended": ended, "files": files, "who": who, "time": time.time(), "seen": seen, "narrowed": narrowed}
+    write_json(os.path.join(found["path"], FETCHED), mark)
     return {"marked": True}
+
+
+def why_not_fetched(layout: Layout, run: Dict[str, Any], narrowed: bool = False, directory: str = "") -> Optional[str]:
+    """None where a laptop has all that the run has made, as it is now; `narrowed`: or all that it wanted of it."""
+    directory = directory or run["path"]
+    mark = read_mark(directory, run["detail"])
+    if not mark:
+        return "not fetched completely since it ended"
+    if mark.get("narrowed") and not narrowed:
+        return "fetched but for what remote.results leaves out"
+    if mark.get("seen") != find_outputs(directory, release_of(layout, run), run["path"]).seen():
+        return "changed since it was fetched"
+    return None
 
 
 @operation("clean")
@@ -38,10 +58,12 @@ def clean(
     identity: Optional[str],
     who: str,
     environment: str = "",
-    unfetched: bool = False,
+    named: Sequence[str] = (),
     remove: bool = False,
 ) -> Dict[str, Any]:
     """List, and with `remove` also remove, what nothing needs. `environment`: the key of the one that the next deploy would keep.
+
+    `named`: runs that have ended and may go although they were not fetched completely.
 
     Answers `items` (kind, name, bytes, why) and `kept` (the runs that stay, with why).
     """
@@ -53,7 +75,8 @@ def clean(
     # Images that are being sent just now are left alone, with all that lies beside them.
     has_data = try_lock(layout.data_lock) if os.path.exists(layout.data_lock) else True
     try:
-        items, kept = find_unneeded(layout, environment, unfetched)
+        unwanted = {find_run(layout, name)["run"] for name in named}
+        items, kept = find_unneeded(layout, environment, unwanted)
         items += find_unneeded_data(layout) if has_data else []
         if remove:
             for item in items:
@@ -66,7 +89,7 @@ def clean(
     return {"items": told, "kept": kept, "removed": remove}
 
 
-def find_unneeded(layout: Layout, environment: str, unfetched: bool) -> Any:
+def find_unneeded(layout: Layout, environment: str, unwanted: Set[str]) -> Any:
     """The items to remove, each with its `paths`; and the runs that stay."""
     items: List[Dict[str, Any]] = []
     kept: List[Dict[str, Any]] = []
@@ -74,10 +97,10 @@ def find_unneeded(layout: Layout, environment: str, unfetched: bool) -> Any:
     environments: Set[str] = {environment}
     for name in _names(layout.runs, RUN_ID):
         run = describe_run(layout, name)
-        why = why_to_keep(run, unfetched)
+        why = why_to_keep(layout, run, unwanted)
         if why is None:
-            reason = "fetched completely" if run["detail"].get("fetched") else "not fetched, but that is wanted"
-            items.append(_item("run", name, [run["path"]], f"{run['state']}, {reason}"))
+            reason = "named by --run" if name in unwanted else "fetched completely"
+            items.append(dict(_item("run", name, [run["path"]], f"{run['state']}, {reason}"), unwanted=name in unwanted))
             continue
         kept.append({"run": name, "state": run["state"], "why": why})
         releases.add(str(run["release"]))
@@ -110,13 +133,11 @@ def find_unneeded_data(layout: Layout) -> List[Dict[str, Any]]:
     return items
 
 
-def why_to_keep(run: Dict[str, Any], unfetched: bool) -> Optional[str]:
+def why_to_keep(layout: Layout, run: Dict[str, Any], unwanted: Set[str]) -> Optional[str]:
     """None where nothing needs the run any more."""
     if run["state"] not in FINAL:
         return "it has not ended"
-    if not run["detail"].get("fetched") and not unfetched:
-        return "not fetched completely since it ended"
-    return None
+    return None if run["run"] in unwanted else why_not_fetched(layout, run)
 
 
 def _leftovers(layout: Layout) -> List[Dict[str, Any]]:
@@ -170,13 +191,18 @@ def _blocks(path: str) -> int:
 
 def _remove(layout: Layout, item: Dict[str, Any]) -> None:
     """First out of sight by one rename, so that nobody ever sees half of it."""
-    if item["kind"] == "run" and describe_run(layout, item["name"])["state"] not in FINAL:
+    run = describe_run(layout, item["name"]) if item["kind"] == "run" else None
+    if run is not None and run["state"] not in FINAL:
         raise Refusal("RunFailed", f"{item['name']} runs again", "nothing of it was removed")
     for path in item["paths"]:
         if not os.path.lexists(path):
             continue
         aside = os.path.join(os.path.dirname(path), GONE + secrets.token_hex(6))
         os.rename(path, aside)
+        why = why_not_fetched(layout, run, directory=aside) if run is not None and not item["unwanted"] else None
+        if why is not None:
+            os.rename(aside, path)
+            raise Refusal("RunFailed", f"{item['name']}: {why}", "nothing of it was removed; fetch it again")
         if os.path.isdir(aside) and not os.path.islink(aside):
             shutil.rmtree(aside, ignore_errors=True)
         else:

@@ -147,13 +147,14 @@ def test_a_cut_between_and_during(project: Path, server: LoopbackServer) -> None
         lost = fab(project, route, "fetch-results", code=4)
         assert "lost" in lost.stderr and len(lost.stderr.strip().splitlines()) == 1
         run = next(path for path in (project / "results").iterdir() if not path.name.startswith("."))
-        assert not (run / "work/out/weights").exists() and (run / "work/out/weights.part").stat().st_size > 5_000_000
+        (part,) = (run / ".fetch").iterdir()
+        assert not (run / "work/out/weights").exists() and part.stat().st_size > 5_000_000
         relay.mend()
         told = json.loads(fab(project, route, "fetch-results", "--json").stdout)[0]
         assert told["received"] < 25_000_000
     there = server.home / "projects" / "p" / "runs" / run.name
     assert (run / "work/out/weights").read_bytes() == (there / "work/out/weights").read_bytes()
-    assert not list(run.rglob("*.part"))
+    assert not (run / ".fetch").exists()
 
 
 def wait_for(condition, timeout_s: float = 30.0) -> None:  # type: ignore[no-untyped-def]

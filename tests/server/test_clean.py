@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from remote.agent import upkeep
-from remote.agent.paths import write_json
+from remote.agent.outputs import find_outputs
+from remote.agent.paths import Layout, write_json
 from remote.agent.runs import FETCHED, read_fetched
 from remote.errors import RunFailed
 from remote.loopback import LoopbackServer
@@ -41,7 +42,7 @@ def test_the_agent_shuts_nothing_down_that_holds_what_nobody_fetched(lab: Lab, t
     run = train(lab)
     wanted = {"root": str(lab.root), "command": f"touch '{mark}'", "really": True}
     with agent(lab.server) as link:
-        with pytest.raises(RunFailed, match=f"{run} was not fetched completely: the server was not shut down"):
+        with pytest.raises(RunFailed, match=f"{run}: not fetched completely since it ended; the server was not shut down"):
             link.call("shutdown", **wanted)
         assert not mark.exists() and lab.task("fetch_results").code == 0
         assert link.call("shutdown", **{**wanted, "really": False})["command"] == wanted["command"] and not mark.exists()
@@ -69,7 +70,7 @@ def test_only_what_was_fetched_goes_and_only_when_told(lab: Lab) -> None:
     assert {k: v for k, v in snapshot(lab.root).items() if k != ".deploy.lock"} == {k: v for k, v in before.items() if k != ".deploy.lock"}
     assert lab.task("clean", yes=True).code == 0
     assert names(lab, "runs") == {unfetched}
-    assert lab.task("clean", yes=True, unfetched=True).code == 0
+    assert lab.task("clean", yes=True, named=sorted(names(lab, "runs"))).code == 0
     assert names(lab, "runs") == set()
     # The code that the next run starts from stays, and so does what it runs in.
     assert len([name for name in names(lab, "releases") if not name.startswith(".")]) == 1
@@ -95,7 +96,7 @@ def test_the_server_itself_marks_no_run_that_goes_on_and_no_other_end(lab: Lab) 
     run = train(lab, "echo up; sleep 60\n", ended=False)
     with agent(lab.server) as link:
         for ended in (None, 1.0):
-            assert link.call("fetch_done", root="~/projects/p", run=run, ended=ended, files=1, who="x") == {"marked": False}
+            assert link.call("fetch_done", root="~/projects/p", run=run, ended=ended, files=1, who="x", seen="") == {"marked": False}
     place = lab.root / "runs" / run
     write_json(str(place / FETCHED), {"ended": 1.0, "time": 2.0})
     assert read_fetched(str(place), {"ended": 1.0}) == 2.0
@@ -107,14 +108,14 @@ def test_a_live_run_keeps_its_code_and_environment_whatever_is_told(lab: Lab) ->
     (lab.project / "train.sh").write_text("echo other\n")
     assert lab.task("deploy").code == 0
     before = names(lab, "releases"), names(lab, "env")
-    assert lab.task("clean", yes=True, unfetched=True).code == 0
+    assert lab.task("clean", yes=True, named=sorted(names(lab, "runs"))).code == 0
     assert (names(lab, "releases"), names(lab, "env")) == before and names(lab, "runs") == {run}
     assert lab.rows()[0]["state"] == "running"
     # On another host of a shared home nobody here can tell whether it lives.
     state = lab.state_file(run)
     os.kill(json.loads(state.read_text())["supervisor_pid"], signal.SIGKILL)
     state.write_text(json.dumps(json.loads(state.read_text()) | {"host": "node7"}))
-    assert lab.task("clean", yes=True, unfetched=True).code == 0
+    assert lab.task("clean", yes=True, named=sorted(names(lab, "runs"))).code == 0
     assert names(lab, "runs") == {run}
 
 
@@ -144,19 +145,29 @@ def test_a_link_in_a_run_does_not_lead_the_removal_away(lab: Lab, tmp_path: Path
     (tmp_path / "precious" / "file").write_text("x")
     run = train(lab)
     (lab.root / "runs" / run / "work" / "link").symlink_to(tmp_path / "precious")
-    assert lab.task("clean", yes=True, unfetched=True).code == 0
+    assert lab.task("clean", yes=True, named=sorted(names(lab, "runs"))).code == 0
     assert names(lab, "runs") == set() and (tmp_path / "precious" / "file").exists()
 
 
 def test_another_projects_root_is_refused(lab: Lab) -> None:
     train(lab)
     lab.settings = {"project": "other"}
-    done = lab.task("clean", yes=True, unfetched=True)
+    done = lab.task("clean", yes=True, named=sorted(names(lab, "runs")))
     assert done.code == 7 and "belongs to the project 'p'" in done.err and names(lab, "runs")
 
 
-def test_what_keeps_a_run() -> None:
-    assert upkeep.why_to_keep({"state": "running", "detail": {"fetched": 1.0}}, True)
-    assert upkeep.why_to_keep({"state": "unknown", "detail": {}}, True)
-    assert upkeep.why_to_keep({"state": "failed", "detail": {}}, False)
-    assert upkeep.why_to_keep({"state": "failed", "detail": {}}, True) is None
+def test_what_keeps_a_run(tmp_path: Path) -> None:
+    layout = Layout(str(tmp_path))
+    run = {"run": "r", "path": str(tmp_path), "release": None}
+    for state in ("running", "unknown"):
+        assert upkeep.why_to_keep(layout, {**run, "state": state, "detail": {}}, {"r"})
+    ended = {**run, "state": "failed", "detail": {"ended": 1.0}}
+    assert upkeep.why_to_keep(layout, ended, set()) and upkeep.why_to_keep(layout, ended, {"r"}) is None
+    mark = {"ended": 1.0, "time": 2.0, "seen": find_outputs(str(tmp_path), []).seen()}
+    write_json(str(tmp_path / FETCHED), mark)
+    assert upkeep.why_to_keep(layout, ended, set()) is None
+    write_json(str(tmp_path / FETCHED), mark | {"narrowed": True})
+    assert "remote.results" in str(upkeep.why_to_keep(layout, ended, set()))
+    (tmp_path / "late").touch()
+    write_json(str(tmp_path / FETCHED), mark)
+    assert "changed" in str(upkeep.why_to_keep(layout, ended, set()))

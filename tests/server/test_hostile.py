@@ -162,7 +162,7 @@ REPLIES: list[tuple[str, str, Callable[[str, dict[str, Any]], Frames], int]] = [
     ("empty name", "fetch_results", listing(one("")), 13),
     ("double slash", "fetch_results", listing(one("a//b")), 13),
     ("NUL", "fetch_results", listing(one("a\0b")), 13),
-    ("part file", "fetch_results", listing(one("weights.pt.part")), 13),
+    ("part file", "fetch_results", listing(one(".fetch/0")), 13),
     ("name too long", "fetch_results", listing(one("x" * 300)), 13),
     ("name is a number", "fetch_results", listing(one(7)), 13),
     ("the same twice", "fetch_results", listing(FILE, FILE), 13),
@@ -173,7 +173,6 @@ REPLIES: list[tuple[str, str, Callable[[str, dict[str, Any]], Frames], int]] = [
     ("run has no name", "fetch_results", listing(FILE, run={"state": "x"}), 13),
     ("device mode", "fetch_results", listing(one("a", 4, 0o20644)), 13),
     ("setuid mode", "fetch_results", listing(one("a", 4, 0o4755)), 13),
-    ("link outside the source", "fetch_results", listing(one("a", 4, 0o120000)), 13),
     ("long link", "fetch_results", listing(one("source/a", 1 << 20, 0o120000)), 13),
     ("negative size", "fetch_results", listing(one("a", -1)), 13),
     ("size of a petabyte", "fetch_results", listing(one("a", 1 << 50)), 13),
@@ -329,13 +328,13 @@ def test_the_laptops_disk_is_full(server: LoopbackServer, tmp_path: Path) -> Non
         wait_until(lambda: lab.rows()[0]["state"] == "finished")
         early = lab.task("fetch_results")  # not enough room, known beforehand
         assert early.code == 12 and "MiB free at" in early.err and "--dest" in early.err and len(early.error_lines) == 1
-        assert not list(lab.results.rglob("*.part"))
+        assert not list(lab.results.glob("*/.fetch/*"))
         subprocess.run(["mount", "-o", "remount,size=20m", lab.results], check=True)
         with filling(lab.results):
             late = lab.task("fetch_results")  # fills while it comes
         assert late.code == 12 and "No space left" in late.err and len(late.error_lines) == 1, late
         assert lab.task("fetch_results").code == 0
-        assert not list(lab.results.rglob("*.part"))
+        assert not list(lab.results.glob("*/.fetch/*"))
     finally:
         subprocess.run(["umount", "--lazy", lab.results], check=True)
 

@@ -46,7 +46,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "logs": {"run_name": "latest", "follow": False, "lines": 40},
     "stop": {"run_name": "latest"},
     "check_gpu": {},
-    "clean": {"yes": False, "unfetched": False},
+    "clean": {"yes": False, "named": []},
     "upload_data": {"name": None},
     "doctor": {},
 }

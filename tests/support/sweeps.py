@@ -108,7 +108,7 @@ class Sweep:
 
     def compare_fetch_results(self, lab: Lab, point: CutPoint) -> None:
         assert results_of(lab) == self.fetched, point
-        assert not list(lab.results.rglob("*.part")), point
+        assert not list(lab.results.rglob(".fetch")), point
         assert lab.rows()[0]["fetched"], point
 
     def deployed_as(self, lab: Lab) -> dict[str, str]:
@@ -138,7 +138,7 @@ def check_nothing_half(lab: Lab, deployed: dict[str, str]) -> None:
         assert (lab.root / "current").resolve().is_dir()
     for file in lab.results.rglob("*"):
         inside = file.relative_to(lab.results)
-        if file.is_file() and not file.name.endswith(".part") and not inside.parts[0].startswith("."):
+        if file.is_file() and ".fetch" not in inside.parts and not inside.parts[0].startswith("."):
             source = lab.root / "runs" / inside
             if inside.parts[1] == "source":
                 source = lab.root / "current" / Path(*inside.parts[2:])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from remote.agent.trees import SYMLINK
 from remote.errors import ProtocolError, TransferFailed
-from remote.fetch import Fetched, LocalBytes, Receiver, RemoteFile, checked_manifest, plan_fetch, read_local, safe_path
+from remote.fetch import PARTS, Fetched, LocalBytes, Receiver, RemoteFile, checked_manifest, holds_name, plan_fetch, read_local, safe_path
 
 
 def sha(data: bytes) -> str:
@@ -45,14 +45,14 @@ def test_a_file_appears_whole(tmp_path: Path) -> None:
 def test_an_interrupted_file_goes_on_where_it_stopped(tmp_path: Path) -> None:
     file = RemoteFile("a", 6, 0o644, None)
     receive(tmp_path, [file], [({"file": "a", "offset": 0}, b"abc")])
-    assert os.listdir(tmp_path) == ["a.part"]
+    assert os.listdir(tmp_path) == [PARTS]
     plan = plan_fetch([file], lambda f: read_local(tmp_path, f))
     have = plan.wanted[0][1]
     assert have and (have.size, have.part, have.digest.hexdigest()) == (3, True, sha(b"abc"))
     assert plan.bytes_at_most == 3
     receive(tmp_path, [file], [whole("a", b"abcdef", 3)])
     assert (tmp_path / "a").read_bytes() == b"abcdef"
-    assert os.listdir(tmp_path) == ["a"]
+    assert not os.listdir(tmp_path / PARTS)
 
 
 def test_a_file_that_grew_gets_only_its_end(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_an_unchanged_file_is_not_touched(tmp_path: Path) -> None:
 
 def test_wrong_bytes_never_get_the_name(tmp_path: Path) -> None:
     receiver = receive(tmp_path, [RemoteFile("a", 3, 0o644, None)], [({"file": "a", "offset": 0, "done": sha(b"abc")}, b"abX")])
-    assert [file.path for file in receiver.wrong] == ["a"] and os.listdir(tmp_path) == []
+    assert [file.path for file in receiver.wrong] == ["a"] and not (tmp_path / "a").exists() and not os.listdir(tmp_path / PARTS)
 
 
 def test_known_source_is_not_asked_for(tmp_path: Path) -> None:
@@ -93,8 +93,11 @@ def test_a_hash_that_differs_from_the_release_is_wrong(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["../a", "/etc/passwd", "a/../../b", "", ".", "a//b", "a/./b", "a\0b", "x" * 300, "a.part", "a/", "/", "..", "a/..", "y/" * 1500],
-)
+    [
+        "../a", "/etc/passwd", "a/../../b", "", ".", "a//b", "a/./b", "a\0b", "x" * 300, ".fetch", ".fetch/a", "a/", "/", "..", "a/..",
+        "y/" * 1500,
+    ],
+)  # fmt: skip
 def test_paths_that_lead_elsewhere_are_refused(path: str) -> None:
     with pytest.raises(ProtocolError):
         checked_manifest([[path, 1, 0o644, None]])
@@ -102,14 +105,23 @@ def test_paths_that_lead_elsewhere_are_refused(path: str) -> None:
 
 @pytest.mark.parametrize("path", ["a:b", "con", "NUL.txt", "a\\b", "a ", "a.", "x|y", "a\nb", "C:/x"])
 def test_windows_refuses_what_its_file_system_twists(path: str) -> None:
-    assert not safe_path(path, windows=True)
+    assert not holds_name(path, "win32") and holds_name(path, "linux")
+    files, left = checked_manifest([[path, 1, 0o644, None], ["b", 1, 0o644, None]], "win32") if path != "C:/x" else ([], [])
+    assert [file.path for file in files] in (["b"], []) and all(row.lost for row in left)
+
+
+def test_names_that_a_disk_takes_for_one_are_not_written_over_each_other() -> None:
+    rows = [["Model.pt", 1, 0o644, None], ["model.pt", 2, 0o644, None], ["e\u0301", 1, 0o644, None], ["\u00e9", 1, 0o644, None]]
+    files, left = checked_manifest(rows, "darwin")
+    assert [file.path for file in files] == ["Model.pt", "e\u0301"] and [row.path for row in left] == ["model.pt", "\u00e9"]
+    assert all(row.lost for row in left) and len(checked_manifest(rows, "linux")[0]) == 4
 
 
 @pytest.mark.parametrize(
     "row",
     [
         ["a", -1, 0o644, None], ["a", 1 << 60, 0o644, None], ["a", True, 0o644, None], ["a", "1", 0o644, None], ["a", 1, 0o4755, None],
-        ["a", 1, 0o644, "short"], ["a", 1, 0o644], "a", None, 5, [None, 1, 0o644, None], ["a", 1, SYMLINK, None],
+        ["a", 1, 0o644, "short"], ["a", 1, 0o644], "a", None, 5, [None, 1, 0o644, None], ["a", 1, 0o600, None],
         ["source/a", 10000, SYMLINK, None], ["a", 1.5, 0o644, None],
     ],
 )  # fmt: skip
@@ -150,6 +162,19 @@ def test_links_out_of_the_source_are_refused(tmp_path: Path, target: str) -> Non
     assert not (tmp_path / "source/l").is_symlink()
 
 
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../x", "../../checkpoints"])
+def test_links_out_of_the_run_are_refused(tmp_path: Path, target: str) -> None:
+    data = target.encode()
+    with pytest.raises(ProtocolError, match="link"):
+        receive(tmp_path, [RemoteFile("work/l", len(data), SYMLINK, None)], [whole("work/l", data)])
+    assert not (tmp_path / "work/l").is_symlink()
+
+
+def test_a_link_to_another_file_of_the_run_comes_as_one(tmp_path: Path) -> None:
+    receive(tmp_path, [RemoteFile("work/last", 14, SYMLINK, None)], [whole("work/last", b"../checkpoints")])
+    assert os.readlink(tmp_path / "work/last") == "../checkpoints"
+
+
 def test_a_link_here_does_not_lead_what_is_written_away(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -163,5 +188,5 @@ def test_a_link_here_does_not_lead_what_is_written_away(tmp_path: Path) -> None:
 
 @given(st.text(max_size=60))
 def test_safe_paths_stay_inside(path: str) -> None:
-    if safe_path(path, windows=False):
+    if safe_path(path):
         assert os.path.normpath(os.path.join("/base", path)).startswith("/base/")
