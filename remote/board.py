@@ -13,7 +13,7 @@ import webbrowser
 from pathlib import Path
 
 from remote.errors import UsageError
-from remote.runs import is_own_trainer, parse_run
+from remote.runs import parse_run
 from remote.session import Session
 from remote.watch import mirror
 
@@ -31,7 +31,7 @@ def serve(session: Session, run: str, dest: Path, port: int, browser: bool) -> i
         for fetched in mirror(session, run, dest, EVERY_S):
             if board is None:
                 # A project of somebody else writes its events where it likes.
-                logs = fetched.path / "logs" if is_own_trainer(session.project.settings) else fetched.path
+                logs = fetched.path / "logs" if session.project.has_own_trainer else fetched.path
                 board, address = start(logs, port)
                 session.display.line(f"{parse_run(fetched.run).run}: {address} (Ctrl-C ends it, not the training)")
                 if browser and session.display.live:

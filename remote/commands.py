@@ -50,6 +50,9 @@ def run(context: Any, directory: Path, command: str, json: bool, options: dict[s
     try:
         settings = parse_settings(dict(context.config.get("remote") or {}), directory)
         project = Project(directory, settings, None)
+        if LINE.words and command != "train":
+            name = command.replace("_", "-")
+            raise UsageError(f"what follows -- belongs to train, not to {name}: {LINE.words[0]!r:.80}", step=name)
         if command == "demo":
             from remote.demo import demo
 
@@ -128,7 +131,7 @@ def train(task: Task) -> int:
     from remote.launch import train_one
     from remote.resume import resume_one
 
-    options = TrainOptions(**task.options)
+    options = TrainOptions(**task.options, arguments=LINE.words or None)
     with task.session(task.only_target("train")) as session:
         return resume_one(session, options.resume, options) if options.resume else train_one(session, options)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from remote import environment, gpu, proofs, requirements_file
+from remote.command import describe_command
 from remote.display import Display, duration, show, size
 from remote.errors import ProtocolError, RemoteError, ServerUnfit
 from remote.records import EnvironmentPlan, Gpu, GpuReport, Release
@@ -65,6 +66,8 @@ def deploy(session: Session, data: str | None = None) -> Deployed:
     deployed = Deployed(release, str(facts["root"]["path"]), facts, gpu.parse_gpus(facts.get("gpu") or {}))
     found = facts.get("data_path")
     deployed.data_path = found if isinstance(found, str) else None
+    if command := describe_command(session.project.settings.command):
+        deployed.steps.append((False, command))
     put_release(session, deployed)
     prepare_environment(session, deployed, requirements)
     session.remember_agent()

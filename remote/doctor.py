@@ -19,7 +19,6 @@ from remote.deploy import ask_facts, choose_environment, read_requirements, user
 from remote.display import Display, show, size
 from remote.errors import EnvironmentFailed, GpuUnfit, RemoteError, ServerUnfit, UsageError
 from remote.release import build_release
-from remote.runs import is_own_trainer
 from remote.session import Project, Session
 from remote.setup_key import PREFERRED
 from remote.upload import ARCHIVE, load_archive_module
@@ -170,7 +169,7 @@ def server_checks(session: Session) -> Iterator[Check]:
         return
     yield from login_checks(session, there, answered - begun, round_trip)
     yield from machine_checks(facts, there)
-    yield from gpu_checks(facts, there)
+    yield from gpu_checks(session.project, facts, there)
     yield from environment_checks(session, facts, there)
     yield from data_checks(session, facts, there)
     states = [str(run.get("state")) for run in runs if isinstance(run, Mapping)]
@@ -220,10 +219,11 @@ def machine_checks(facts: Mapping[str, Any], there: Any) -> Iterator[Check]:
         yield there("logout", PROBLEM, "this server kills what you leave running", "ask its administrator for `loginctl enable-linger`")
 
 
-def gpu_checks(facts: Mapping[str, Any], there: Any) -> Iterator[Check]:
+def gpu_checks(project: Project, facts: Mapping[str, Any], there: Any) -> Iterator[Check]:
     report = gpu.parse_gpus(facts.get("gpu") or {})
     if not report.gpus:
-        yield there("gpu", WARNING, report.problem or "nvidia-smi shows none", report.remedy or "train with --set accelerator=cpu")
+        cpu = "train with --set accelerator=cpu" if project.has_own_trainer else ""
+        yield there("gpu", WARNING, report.problem or "nvidia-smi shows none", report.remedy or cpu)
         return
     choice = gpu.choose_gpus(report.gpus, held=gpu.held_gpus(facts.get("runs") or ()))
     names = ", ".join(dict.fromkeys(show(item.name) for item in report.gpus))
@@ -256,7 +256,7 @@ def environment_checks(session: Session, facts: Mapping[str, Any], there: Any) -
 def data_checks(session: Session, facts: Mapping[str, Any], there: Any) -> Iterator[Check]:
     datasets = facts.get("datasets") or {}
     names = [str(name) for name in datasets.get("names") or ()]
-    if not is_own_trainer(session.project.settings):
+    if not session.project.has_own_trainer:
         if names:
             yield there("data", OK, ", ".join(map(show, names[:8])))
         return

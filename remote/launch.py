@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from remote.command import label_of
 from remote.deploy import Deployed, deploy, show_steps
 from remote.display import percent, show
 from remote.errors import ConnectionLost, GpuUnfit, NotFound, RemoteError, RunFailed
@@ -20,7 +21,6 @@ from remote.runs import (
     TrainRequest,
     describe_request,
     effective_config,
-    is_own_trainer,
     list_runs,
     new_run_id,
     only_run,
@@ -41,7 +41,7 @@ SHOWN_LOG_LINES = 25
 
 
 def train_one(session: Session, options: TrainOptions) -> int:
-    request = parse_request(session.project.settings, session.project.directory, options)
+    request = parse_request(session.project, options)
     deployed = deploy(session, data=options.data)
     show_steps(session.display, deployed, only_changes=True)
     pending = Pending(session.project, session.host, request, deployed.release.tree)
@@ -54,7 +54,7 @@ def train_one(session: Session, options: TrainOptions) -> int:
 def start_and_watch(session: Session, request: TrainRequest, deployed: Deployed, pending: Pending, follow: bool) -> int:
     """Under an id that an earlier call, cut off, may have chosen already."""
     settings = session.project.settings
-    label = request.name or request.recipe or (settings.recipe if is_own_trainer(settings) else "run")
+    label = request.name or request.recipe or (settings.recipe if session.project.has_own_trainer else label_of(settings.command))
     run = pending.take() or new_run_id(label)
     pending.write(run)
     answer = start_on_free_gpus(session, request, deployed, run, pending)
@@ -71,7 +71,7 @@ def start_and_watch(session: Session, request: TrainRequest, deployed: Deployed,
 def plan_run(session: Session, request: TrainRequest, deployed: Deployed) -> dict[str, Any]:
     """What run.json will say, but for the run's own directory. Raises GpuUnfit or NotFound for what can't be had there."""
     report, wants_gpu, most, place = deployed.gpus, True, 0, request.data
-    if is_own_trainer(session.project.settings):
+    if session.project.has_own_trainer:
         config = effective_config(session.project.directory, request, session.project.settings)
         require_gpu(config, bool(report.gpus), session.host)
         wants_gpu, most = config.accelerator != "cpu", config.max_devices
@@ -85,7 +85,7 @@ def plan_run(session: Session, request: TrainRequest, deployed: Deployed) -> dic
         there = "give its path there (absolute, below your home, or a name in the project's data/)"
         text = f"--data {request.data}: no such file or directory on the server"
         raise NotFound(text, host=session.host, step="train", remedy=send if here else there)
-    asked = describe_request(request, session.project.settings) | {
+    asked = describe_request(request, session.project) | {
         "release": deployed.release.tree,
         "origin": deployed.release.origin,
         "environment_key": deployed.environment_key,
@@ -133,9 +133,10 @@ def start_on_free_gpus(session: Session, request: TrainRequest, deployed: Deploy
 
     def start(asked: dict[str, Any]) -> dict[str, Any]:
         data, devices = asked.pop("trainer_data"), asked.pop("trainer_devices")
-        settings, run_dir = session.project.settings, f"{deployed.root}/runs/{run}"
-        argv = plan_argv(settings, request, deployed.python, run_dir, data, devices)
-        again = resumed_argv(settings, settings.command, dataclasses.replace(request, fields=()), deployed.python, run_dir, data, devices)
+        project, run_dir = session.project, f"{deployed.root}/runs/{run}"
+        argv = plan_argv(project, request, deployed.python, run_dir, data, devices)
+        plain = dataclasses.replace(request, fields=())
+        again = resumed_argv(project, project.settings.command, plain, deployed.python, run_dir, data, devices)
         return start_run(session, run, asked | {"argv": argv, "resume_argv": again}, request.notify)
 
     return launch_on_free_gpus(session, request, deployed, pending, start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import hashlib
 import os
@@ -19,10 +20,14 @@ from remote.errors import UsageError
 from remote.records import FileEntry, Release
 
 PRUNED = {
-    ".git", ".hg", ".svn", "__pycache__", ".venv", "venv", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", ".tox",
-    ".ipynb_checkpoints", "node_modules", ".idea", "runs", "results", "data", "logs", "lightning_logs",
+    ".git", ".hg", ".svn", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", ".tox",
+    ".ipynb_checkpoints", "node_modules", ".idea",
 }  # fmt: skip
-"""Directories left out where there's no git to ask."""
+"""Directories that hold nothing of a project; left out where there's no git to ask."""
+DATA_NAMES = {"runs", "results", "data", "logs", "lightning_logs"}
+"""Directories that often hold data or results. Without git they are sent where code lies in them, else left out."""
+CODE = (".py", ".ipynb", ".pyx", ".sh", ".c", ".cc", ".cpp", ".cu", ".h")
+FETCHED_RUN = re.compile(r"\d{8}-\d{6}-.+-[0-9a-f]{4}")
 SECRET_NAMES = (
     ".env", ".env.*", "*.key", "*.ppk", "*.p12", "*.pfx", "*.jks", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519",
     "id_ecdsa_sk", "id_ed25519_sk", ".netrc", "_netrc", ".pypirc", ".git-credentials", ".pgpass", ".htpasswd",
@@ -62,14 +67,17 @@ def manifest_rows(release: Release) -> list[list[Any]]:
 def build_release(project: Path, max_file_mib: float, include: str = "", dest: str = "results") -> Release:
     """List and hash the project's files. Raises UsageError for an unreadable one or for an empty project."""
     included = [pattern.strip() for pattern in include.split(",") if pattern.strip()]
-    entries, left_out = [], []
+    entries: list[FileEntry] = []
     own = os.path.normpath(dest).replace(os.sep, "/")
-    tracked, listed, modes = list_files(project)
+    tracked, listed, modes, left_out = list_files(project)
+    listed += find_included(project, included, own)
     virtual = {path[: -len("pyvenv.cfg")] for path in listed if path.endswith("/pyvenv.cfg") and path not in tracked}
     left_out += [(path, "a virtual environment") for path in sorted(virtual)]
+    if any(path not in tracked and is_fetched(path, own) for path in listed):
+        left_out.append((f"{own}/", "fetched runs"))
     too_large: list[tuple[int, str, str]] = []
     for path in sorted(set(listed), key=lambda name: name.encode("utf-8", "surrogateescape")):
-        if path not in tracked and (path == own or path.startswith((own + "/", *virtual))):
+        if path not in tracked and (is_fetched(path, own) or path.startswith(tuple(virtual))):
             continue
         reason = reason_to_leave(project, path, max_file_mib, included)
         if reason and reason.startswith(OVER_LIMIT):
@@ -84,35 +92,80 @@ def build_release(project: Path, max_file_mib: float, include: str = "", dest: s
         elif entry:
             entries.append(entry)
     if not entries:
-        raise UsageError(f"no files to send in {project}", step="release", remedy="run fab in the project's directory")
+        why, remedy = why_nothing(project)
+        raise UsageError(f"no files to send in {project}{why}", step="release", remedy=remedy)
     rows = ((entry.path, entry.mode, entry.size, entry.sha256) for entry in entries)
     left_out = [(path, reason) for _, path, reason in sorted(too_large)] + left_out
     return Release(tree_hash(rows), tuple(entries), tuple(left_out), describe_origin(project))
 
 
-def list_files(project: Path) -> tuple[set[str], list[str], dict[str, int]]:
-    """Tracked paths, all paths to consider (relative, with `/`), and modes from the index where the file system has none."""
+def is_fetched(path: str, own: str) -> bool:
+    """Whether a file belongs to a run that was fetched into `own`, or to what is remembered there."""
+    if not path.startswith(own + "/"):
+        return False
+    first = path[len(own) + 1 :].partition("/")[0]
+    return first == ".pending" or bool(FETCHED_RUN.fullmatch(first))
+
+
+def why_nothing(project: Path) -> tuple[str, str]:
+    """Where every file is ignored by a repository that lies around the project: that, and what to do."""
+    top = (_git(project, "rev-parse", "--show-toplevel") or b"").decode("utf-8", "surrogateescape").strip()
+    if top and Path(top).resolve() != project.resolve() and _git(project, "check-ignore", "-q", ".") is not None:
+        return f": the repository {top} around it ignores them", "`git init` here makes it a project of its own"
+    return "", "run fab in the project's directory"
+
+
+def find_included(project: Path, patterns: list[str], own: str) -> list[str]:
+    """The files that remote.include names, whether git ignores them or not. Raises UsageError for a pattern that matches none."""
+    if not patterns:
+        return []
+    everything = [path for path in _walk(project, DATA_NAMES, []) if not is_fetched(path, own)]
+    found = [path for path in everything if _is_included(path, patterns)]
+    for pattern in patterns:
+        if not any(_is_included(path, [pattern]) for path in found):
+            names = set(everything) | {path.rsplit("/", 1)[-1] for path in everything}
+            near = difflib.get_close_matches(pattern, sorted(names), 3, 0.5)
+            hint = f"; is it {' or '.join(near)}?" if near else ""
+            raise UsageError(f"remote.include: {pattern!r:.120} matches no file{hint}", step="release", remedy="mend fabric.yaml")
+    return found
+
+
+def list_files(project: Path) -> tuple[set[str], list[str], dict[str, int], list[tuple[str, str]]]:
+    """Tracked paths, all paths to consider (relative, with `/`), modes from the index where the file system has none, and folders
+    left out, with the reason. Raises UsageError for submodules that have no content here.
+    """
     if _git(project, "rev-parse", "--is-inside-work-tree") is None:
-        return set(), list(_walk(project)), {}
-    tracked, everything, modes = set(), [], {}
+        left: list[tuple[str, str]] = []
+        return set(), list(_walk(project, set(), left)), {}, left
+    tracked, everything, modes, empty = set(), [], {}, []
     for line in _zero_separated(_git(project, "ls-files", "-z", "--stage") or b""):
         info, _, path = line.partition("\t")
         tracked.add(path)
         if os.name == "nt" and info.startswith("100755"):
             modes[path] = 0o755
+        if info.startswith("160000") and not (project / path / ".git").exists() and not _holds_files(project / path):
+            empty.append(path)
+    if empty:
+        names, them = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if empty[5:] else ""), "s" * (len(empty) > 1)
+        raise UsageError(f"the submodule{them} {names}: no content here", step="release", remedy="git submodule update --init --recursive")
     untracked = _zero_separated(_git(project, "ls-files", "-z", "--others", "--exclude-standard") or b"")
     for path in [*tracked, *untracked]:
         place = project / path
         if path.endswith("/") or (place.is_dir() and not place.is_symlink()):
-            # A submodule or a repository inside this one: its own git knows its files.
-            inner_tracked, inner, inner_modes = list_files(place)
+            # A submodule or a repository inside this one: its own git knows its files. Without its .git, git would tell of ours.
+            own = (place / ".git").exists()
+            inner_tracked, inner, inner_modes, _ = list_files(place) if own else (set(), list(_walk(place, set(), [])), {}, [])
             prefix = path.rstrip("/") + "/"
             tracked |= {prefix + name for name in inner_tracked} if path in tracked else set()
             everything += [prefix + name for name in inner]
             modes |= {prefix + name: mode for name, mode in inner_modes.items()}
         else:
             everything.append(path)
-    return tracked, everything, modes
+    return tracked, everything, modes, []
+
+
+def _holds_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def _git(project: Path, *arguments: str) -> bytes | None:
@@ -131,7 +184,7 @@ def _git(project: Path, *arguments: str) -> bytes | None:
     if done.returncode == 0:
         return done.stdout
     error = done.stderr.decode("utf-8", "replace").strip()
-    if "not a git repository" in error or arguments[0] in ("log", "symbolic-ref", "status"):
+    if "not a git repository" in error or arguments[0] in ("log", "symbolic-ref", "status", "check-ignore"):
         return None
     raise UsageError(f"git can't list the files: {error.splitlines()[0] if error else done.returncode}", step="release")
 
@@ -140,19 +193,39 @@ def _zero_separated(output: bytes) -> list[str]:
     return [os.fsdecode(name) for name in output.split(b"\0") if name]
 
 
-def _walk(project: Path) -> Iterator[str]:
+def _walk(project: Path, also: set[str], left: list[tuple[str, str]]) -> Iterator[str]:
+    """Every file but those of caches and environments; of folders that seem to hold data, only where code lies in them or `also`
+    names them. What is left out goes to `left`.
+    """
     for directory, names, files in os.walk(project):
         below = os.path.relpath(directory, project)
         prefix = "" if below == "." else below.replace(os.sep, "/") + "/"
         for name in list(names):
-            if os.path.islink(os.path.join(directory, name)):
+            place = os.path.join(directory, name)
+            if os.path.islink(place):
                 names.remove(name)
                 files.append(name)
-            elif name in PRUNED or os.path.exists(os.path.join(directory, name, "pyvenv.cfg")):
+            elif os.path.exists(os.path.join(place, "pyvenv.cfg")):
                 names.remove(name)
+                left.append((f"{prefix}{name}/", "a virtual environment"))
+            elif name in PRUNED:
+                names.remove(name)
+                left += [(f"{prefix}{name}/", "a cache or a tool's own")] if not name.startswith((".git", "__pycache__")) else []
+            elif name in DATA_NAMES - also and not _holds_code(place):
+                names.remove(name)
+                left.append((f"{prefix}{name}/", "no code in it: taken for data or results"))
         for name in files:
             if not name.endswith((".pyc", ".pyo")) and name != ".DS_Store":
                 yield prefix + name
+
+
+def _holds_code(folder: str) -> bool:
+    """Whether code lies in it; what a fetched run's source is made of does not count."""
+    for _, names, files in os.walk(folder):
+        names[:] = [name for name in names if name not in PRUNED and not FETCHED_RUN.fullmatch(name)]
+        if any(name.endswith(CODE) for name in files):
+            return True
+    return False
 
 
 def reason_to_leave(project: Path, path: str, max_file_mib: float, included: list[str]) -> str | None:
@@ -181,8 +254,12 @@ def is_private_key(path: str, head: bytes) -> bool:
 
 
 def _is_included(path: str, patterns: list[str]) -> bool:
+    """A pattern names a file by its path or its name, or a folder with all below it."""
     name = path.rsplit("/", 1)[-1]
-    return any(fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    return any(
+        fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(name, pattern) or path.startswith(pattern.rstrip("/") + "/")
+        for pattern in patterns
+    )
 
 
 def _inside(path: str, target: str) -> bool:

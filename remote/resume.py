@@ -17,7 +17,7 @@ from remote.launch import launch_on_free_gpus, plan_run, watch
 from remote.records import FileEntry, Run
 from remote.release import entry_of
 from remote.results import find_run, read_mapping
-from remote.runs import Pending, TrainOptions, is_own_trainer, list_runs, parse_request, resumed_argv
+from remote.runs import Pending, TrainOptions, list_runs, parse_request, resumed_argv
 from remote.sending import Sending, known_parts, waiting_note
 from remote.session import Session, who_am_i
 
@@ -30,12 +30,15 @@ def resume_one(session: Session, run: str, options: TrainOptions) -> int:
     settings = session.project.settings
     if options.recipe or options.name:
         raise UsageError("--recipe and --name belong to a new run; a resumed one keeps its own", step="train")
-    given = parse_request(settings, session.project.directory, options)
+    given = parse_request(session.project, options)
     kept = find_there(session, run)
     here = None if kept else find_here(session, run)
     identifier = kept.run if kept else here.name if here else run
     asked = kept.asked if kept else read_mapping(here, "run.json")
-    request = dataclasses.replace(given, recipe=text_of(asked, "recipe"), data=options.data or text_of(asked, "data"))
+    arguments = given.arguments or tuple(str(word) for word in asked.get("arguments") or ())
+    request = dataclasses.replace(
+        given, recipe=text_of(asked, "recipe"), data=options.data or text_of(asked, "data"), arguments=arguments
+    )
     pending = Pending(session.project, session.host, request, identifier)
     following = session.display.live if options.follow is None else options.follow
     if kept and kept.state in ("queued", "running") and not kept.detail.get("elsewhere"):
@@ -53,8 +56,8 @@ def resume_one(session: Session, run: str, options: TrainOptions) -> int:
         run_dir, place, there = f"{deployed.root}/runs/{identifier}", planned["trainer_data"], planned["trainer_devices"]
         changes: dict[str, Any] = {key: planned[key] for key in CARRIED if key in planned}
         command = text_of(asked, "command") or settings.command
-        argv = resumed_argv(settings, command, request, deployed.python, run_dir, place, there)
-        changes |= {"argv": argv, "resume_argv": argv, "max_restarts": request.max_restarts}
+        argv = resumed_argv(session.project, command, request, deployed.python, run_dir, place, there)
+        changes |= {"argv": argv, "resume_argv": argv, "max_restarts": request.max_restarts, "arguments": list(arguments)}
         return session.call_as_owner("run_resume", run=identifier, asked=changes, notify=request.notify)
 
     answer = launch_on_free_gpus(session, request, deployed, pending, start)
@@ -64,7 +67,14 @@ def resume_one(session: Session, run: str, options: TrainOptions) -> int:
         session.display.line(f"run {identifier}: it is running already on {session.host}; no second one is started")
     else:
         session.display.line(f"run {identifier}: attempt {answer.get('attempt')} started on {session.host}")
+        session.display.note(code_note(str(asked.get("release") or ""), deployed.release.tree))
     return watch(session, identifier, following, pending)
+
+
+def code_note(its: str, now: str) -> str:
+    """Which code an attempt goes on with: the run keeps the copy that it was started with, and what it has changed in it."""
+    changed = "" if its in ("", now) else f"; what you deployed since ({now[:12]}) is for new runs"
+    return f"it goes on with its own copy of the code ({its[:12] or 'as it was'}){changed}"
 
 
 def find_there(session: Session, run: str) -> Run | None:
@@ -94,7 +104,7 @@ def text_of(values: Mapping[str, Any], name: str) -> str | None:
 
 def bring(session: Session, run: Path, asked: Mapping[str, Any]) -> None:
     """Send a fetched run, its source included; what has arrived already is not sent again."""
-    if not any((run / "checkpoints").glob("*.ckpt")) and is_own_trainer(session.project.settings):
+    if not any((run / "checkpoints").glob("*.ckpt")) and session.project.has_own_trainer:
         raise NotFound(f"{run} holds no checkpoint to go on from", step="train", remedy="train again without --resume")
     entries = list(entries_of(run))
     rows = [[entry.path, entry.mode, entry.size, entry.sha256] for entry in entries]

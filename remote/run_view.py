@@ -11,8 +11,10 @@ from remote.errors import RemoteError
 from remote.fetch import Fetched
 from remote.records import Run
 from remote.runs import parse_run, run_json
+from remote.text import one_line
 
 # Per host what came of a question to it, or why nothing did.
+LONGEST_COMMAND = 36
 Answers = Sequence[tuple[Target, Any, RemoteError | None]]
 
 
@@ -20,12 +22,12 @@ def show_status(display: Display, answers: Answers) -> None:
     rows: list[list[object]] = []
     for target, runs, error in answers:
         if error:
-            rows.append([target.spec, None, "unreachable", None, None, None, error.message])
+            rows.append([target.spec, None, None, "unreachable", None, None, None, error.message])
         rows += [[target.spec, *status_cells(run)] for run in runs or []]
     if not rows:
         display.line("no runs yet; start one: fab -H … train")
         return
-    head = ["host", "run", "state", "epoch", "accuracy", "gpus", "remark"]
+    head = ["host", "run", "command", "state", "epoch", "accuracy", "gpus", "remark"]
     if len(answers) == 1:
         head, rows = head[1:], [row[1:] for row in rows]
     display.table(head, rows)
@@ -50,8 +52,17 @@ def status_cells(run: Run) -> list[object]:
     attempts = run.detail.get("attempts")
     if isinstance(attempts, list) and attempts:
         remark = f"attempt {len(attempts) + 1}{f', {remark}' if remark else ''}"
-    return [run.run, run.state, f"{epoch}/{total}" if epoch is not None else None, shown,
+    return [run.run, command_cell(run), run.state, f"{epoch}/{total}" if epoch is not None else None, shown,
             ", ".join(map(str, gpus)) if isinstance(gpus, list) else None, remark]  # fmt: skip
+
+
+def command_cell(run: Run) -> str | None:
+    """Our trainer's recipe; else the command with its arguments, its middle left out where it is long."""
+    if run.asked.get("recipe"):
+        return str(run.asked["recipe"])
+    words = run.asked.get("arguments")
+    text = one_line(" ".join([str(run.asked.get("command") or ""), *map(str, words if isinstance(words, list) else [])]).strip(), 400)
+    return text if len(text) <= LONGEST_COMMAND else f"{text[: LONGEST_COMMAND - 17]}…{text[-16:]}" if text else None
 
 
 def resume_hint(run: Run, host: str) -> str:
@@ -92,7 +103,7 @@ def show_fetched(display: Display, fetched: Fetched) -> None:
         if "seconds" in summary:
             display.line(f"  time           {duration(summary.get('seconds'))}")
     else:
-        _, state, epoch, accuracy, _, remark = status_cells(run)
+        _, _, state, epoch, accuracy, _, remark = status_cells(run)
         display.line(f"  state          {state}{f': {remark}' if remark else ''}")
         if epoch or accuracy:
             display.line(f"  epoch          {show(epoch)}, {show(accuracy)}")

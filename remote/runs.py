@@ -8,7 +8,6 @@ import json
 import os
 import re
 import secrets
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from remote.command import plan_words, runs_own_trainer
 from remote.errors import GpuUnfit, NotFound, ProtocolError, RunFailed, UsageError
 from remote.records import Run, Settings
 from remote.session import Project, Session, who_am_i
@@ -49,6 +49,8 @@ class TrainRequest:
     max_restarts: int = 0
     # A webhook, told when the run has ended. A secret: in no record, log or error.
     notify: str = field(default="", repr=False)
+    # What follows `--`, for a command of one's own; None: nothing was given.
+    arguments: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,19 @@ class TrainOptions:
     max_restarts: int = 0
     notify: str | None = field(default=None, repr=False)
     follow: bool | None = None
+    arguments: Sequence[str] | None = None
 
 
-def parse_request(settings: Settings, project: Path, options: TrainOptions) -> TrainRequest:
+def parse_request(project: Project, options: TrainOptions) -> TrainRequest:
     """Raises UsageError with every mistake at once; nothing has been sent by then."""
     name, devices, data, gpus = options.name, options.devices, options.data, options.gpus
-    errors = []
+    errors: list[str] = []
     pairs = []
-    for item in options.fields:
+    arguments = tuple(options.arguments) if options.arguments else None
+    fields = [*options.fields]
+    if arguments and project.has_own_trainer:
+        fields, arguments = [*fields, *as_fields(arguments, errors)], None
+    for item in fields:
         key, sign, value = item.partition("=")
         if not sign or not key:
             errors.append(f"--set needs field=value, not {item!r:.80}")
@@ -96,11 +103,15 @@ def parse_request(settings: Settings, project: Path, options: TrainOptions) -> T
         address = read_address(options.notify)
     except ValueError as error:
         errors.append(str(error))
-    request = TrainRequest(options.recipe, tuple(pairs), data, devices, name, gpus, options.now, options.max_restarts, address)
-    if is_own_trainer(settings):
-        errors += config_errors(project, request, settings)
+    request = TrainRequest(
+        options.recipe, tuple(pairs), data, devices, name, gpus, options.now, options.max_restarts, address, arguments
+    )
+    if project.has_own_trainer:
+        errors += config_errors(project.directory, request, project.settings)
+    elif project.settings.command == Settings.command and not (project.directory / "trainer").is_dir():
+        errors.append(f"remote.command is `{Settings.command}`, and there is no trainer here: `python -m remote init` sets yours")
     elif options.recipe or pairs or data:
-        errors.append("--recipe, --set and --data belong to trainer.train; remote.command is another command: put its arguments there")
+        errors.append("--recipe, --set and --data belong to our trainer; the arguments of a command of one's own follow `--`")
     if errors:
         raise UsageError("; ".join(errors), step="train", remedy="fab train --help tells what can be given")
     return request
@@ -119,9 +130,16 @@ def read_address(given: str | None) -> str:
     return text
 
 
-def is_own_trainer(settings: Settings) -> bool:
-    """Whether the command is our trainer, whose arguments, recipes and summary we know."""
-    return "trainer.train" in shlex.split(settings.command)
+def as_fields(arguments: Sequence[str], errors: list[str]) -> list[str]:
+    """Our trainer's options, as typed behind `--`, as fields; what is none goes to `errors`."""
+    fields, words = [], iter(arguments)
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not name.startswith("--"):
+            errors.append(f"behind -- an option such as --max_epochs 3 is expected, not {word!r:.80}")
+            continue
+        fields.append(f"{name[2:]}={value if sign else next(words, '')}")
+    return fields
 
 
 def load_config_module(project: Path) -> Any:
@@ -155,34 +173,27 @@ def new_run_id(label: str) -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{label}-{secrets.token_hex(2)}"
 
 
-def plan_argv(settings: Settings, request: TrainRequest, python: str, run_dir: str, data: str | None, devices: str) -> list[str]:
-    """The command's words; a leading `python` is the environment's."""
-    words = shlex.split(settings.command)
-    if words[0] in ("python", "python3"):
-        words[0] = python
-    if not is_own_trainer(settings):
-        return words
-    words += ["--recipe", request.recipe or settings.recipe, "--run_dir", run_dir, "--devices", devices]
-    if data is not None:
-        words += ["--data", data]
-    for key, value in request.fields:
-        words += ["--set", f"{key}={value}"]
-    return words
+def plan_argv(project: Project, request: TrainRequest, python: str, run_dir: str, data: str | None, devices: str) -> list[str]:
+    """The command's words, with what was asked for."""
+    if not project.has_own_trainer:
+        return plan_words(project.settings.command, request.arguments or (), python)
+    words = ["--recipe", request.recipe or project.settings.recipe, "--run_dir", run_dir, "--devices", devices]
+    return plan_words(project.settings.command, [*words, *trainer_words(request, data)], python)
 
 
 def resumed_argv(
-    settings: Settings, command: str, request: TrainRequest, python: str, run_dir: str, data: str | None, devices: str
+    project: Project, command: str, request: TrainRequest, python: str, run_dir: str, data: str | None, devices: str
 ) -> list[str]:
     """The trainer goes on from its newest checkpoint with its own values; a command of one's own is run again as it was."""
-    words = shlex.split(command)
-    if words[0] in ("python", "python3"):
-        words[0] = python
-    if is_own_trainer(settings):
-        words += ["--resume", "auto", "--run_dir", run_dir, "--devices", devices]
-        words += ["--data", data] if data is not None else []
-        for key, value in request.fields:
-            words += ["--set", f"{key}={value}"]
-    return words
+    if not runs_own_trainer(command, project.directory):
+        return plan_words(command, request.arguments or (), python)
+    words = ["--resume", "auto", "--run_dir", run_dir, "--devices", devices]
+    return plan_words(command, [*words, *trainer_words(request, data)], python)
+
+
+def trainer_words(request: TrainRequest, data: str | None) -> list[str]:
+    words = ["--data", data] if data is not None else []
+    return words + [word for key, value in request.fields for word in ("--set", f"{key}={value}")]
 
 
 def require_gpu(config: Any, has_gpu: bool, host: str) -> None:
@@ -260,17 +271,19 @@ def start_run(session: Session, run: str, asked: Mapping[str, Any], notify: str 
     return session.call_as_owner("run_start", run=run, asked=dict(asked), notify=notify)
 
 
-def describe_request(request: TrainRequest, settings: Settings) -> dict[str, Any]:
+def describe_request(request: TrainRequest, project: Project) -> dict[str, Any]:
+    settings, own = project.settings, project.has_own_trainer
     return {
         "name": request.name,
-        "recipe": request.recipe or settings.recipe if is_own_trainer(settings) else None,
+        "recipe": request.recipe or settings.recipe if own else None,
         "fields": dict(request.fields),
         "data": request.data,
         "devices": request.devices,
         "command": settings.command,
+        "arguments": list(request.arguments or ()),
         "who": who_am_i(),
         "created": time.time(),
-        "finish": "summary" if is_own_trainer(settings) else "exit",
+        "finish": "summary" if own else "exit",
         "max_restarts": request.max_restarts,
     }
 
@@ -326,6 +339,8 @@ def run_json(run: Run, host: str) -> dict[str, Any]:
         "exit_code": run.detail.get("exit_code"),
         "name": run.asked.get("name"),
         "recipe": run.asked.get("recipe"),
+        "command": run.asked.get("command"),
+        "arguments": run.asked.get("arguments") or [],
         "val_accuracy": metrics.get("val_accuracy"),
         "best_val_accuracy": metrics.get("best_val_accuracy"),
         "test_accuracy": run.summary.get("test_accuracy"),

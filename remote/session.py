@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from remote import link
+from remote.command import runs_own_trainer
 from remote.connection import Connection, Target
 from remote.display import Display
 from remote.link import Link, OnEvent, Upload, agent_hash
@@ -35,6 +36,10 @@ class Project:
     directory: Path
     settings: Settings
     identity: str | None = None
+
+    @property
+    def has_own_trainer(self) -> bool:
+        return runs_own_trainer(self.settings.command, self.directory)
 
     @property
     def dest(self) -> Path:

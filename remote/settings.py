@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from remote.command import shell_signs
 from remote.errors import UsageError
 from remote.records import Settings
 
@@ -72,4 +73,8 @@ def _problems(settings: Settings, project: str) -> list[str]:
             errors.append(f"remote.{key} holds a NUL character")
     if not settings.command.strip():
         errors.append("remote.command must not be empty")
+    try:
+        shell_signs(settings.command)
+    except ValueError as error:
+        errors.append(f"remote.command can't be read ({str(error).lower()}): {settings.command!r:.80}")
     return errors

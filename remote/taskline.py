@@ -19,6 +19,8 @@ class TaskLine:
     """What every task needs beside its own options; `project`: the directory whose fabfile.py is in use."""
 
     targets: list[Target] = field(default_factory=list)
+    # What follows `--`, word for word.
+    words: list[str] = field(default_factory=list)
     project: Path = field(default_factory=Path.cwd)
 
 
@@ -36,6 +38,10 @@ def take_over(task_names: Collection[str]) -> None:
     if not words or words[0].replace("_", "-") not in {name.replace("_", "-") for name in task_names}:
         return
     LINE.targets = targets_from_fabric()
+    if core.remainder:
+        # Fabric would run it as a command of its own, after joining the words.
+        argv = list(program.argv)
+        LINE.words, core.remainder = argv[argv.index("--") + 1 :], ""
     arguments = core[0].args
     for name in ("hosts", "ssh-config", "identity"):
         if name in arguments:

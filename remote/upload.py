@@ -16,7 +16,7 @@ from remote.errors import ConnectionLost, NotFound, UsageError
 from remote.follow import PAUSES_S
 from remote.records import FileEntry
 from remote.release import entry_of
-from remote.runs import is_own_trainer, load_config_module
+from remote.runs import load_config_module
 from remote.sending import Sending, known_parts, waiting_note
 from remote.session import Session, who_am_i
 
@@ -31,7 +31,7 @@ def upload_data(session: Session, given: str, name: str | None = None) -> dict[s
     if not path.exists():
         raise UsageError(f"{given}: no such file or folder here", step="upload-data")
     path = path.resolve()
-    if is_own_trainer(session.project.settings):
+    if session.project.has_own_trainer:
         require_images(session, path)
     folder = path if path.is_dir() else path.parent
     entries = list(entries_of(session, path))

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
+from remote.command import plan_words
 from remote.link import Link
 from remote.loopback import LoopbackServer
-from remote.records import Settings
-from remote.runs import TrainRequest, plan_argv
 from tests.support.agent import ROOT, follow, put, start
 from tests.support.project import make_tree
 
@@ -56,7 +55,7 @@ class Echo:
         self.runs += 1
         middle = len(texts) // 2
         command = f"python stub.py {shlex.join(texts[:middle])}"
-        words = plan_argv(Settings(command=command), TrainRequest(), sys.executable, "", None, "auto")
+        words = plan_words(command, (), sys.executable)
         value = texts[0] if texts else ""
         start(self.link, run, self.release, *words, *texts[middle:], environment={"HOSTILE": value}, name=value)
         described, _ = follow(self.link, run)

@@ -99,8 +99,71 @@ def test_an_untracked_virtual_environment_stays_here(tmp_path: Path) -> None:
 def test_fetched_results_are_not_sent_back(tmp_path: Path) -> None:
     make_tree(tmp_path, {"a.py": "1"})
     commit(tmp_path, "first")
-    make_tree(tmp_path, {"results/run/weights.pt": "2"})
-    assert paths(tmp_path) == ["a.py"]
+    make_tree(tmp_path, {"results/20260101-000000-run-12ab/source/b.py": "2", "results/.pending/x.agent": "", "results/plot.py": "3"})
+    release = build_release(tmp_path, 50)
+    assert [entry.path for entry in release.entries] == ["a.py", "results/plot.py"]
+    assert release.left_out == (("results/", "fetched runs"),)
+
+
+def test_without_git_code_is_sent_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    """A downloaded ZIP: what is left out is named with its reason."""
+    make_tree(tmp_path, {
+        "train.py": "1", "data/__init__.py": "", "data/small.csv": "1,2", "logs/events.out": "x",
+        "runs/20260101-000000-a-12ab/source/x.py": "",
+        "pkg/results/table.py": "", ".venv/pyvenv.cfg": "", ".venv/lib/y.py": "", ".pytest_cache/z": "", "pkg/__pycache__/q.pyc": "",
+    })  # fmt: skip
+    release = build_release(tmp_path, 50)
+    assert [entry.path for entry in release.entries] == ["data/__init__.py", "data/small.csv", "pkg/results/table.py", "train.py"]
+    assert dict(release.left_out) == {
+        "logs/": "no code in it: taken for data or results", "runs/": "no code in it: taken for data or results",
+        ".venv/": "a virtual environment", ".pytest_cache/": "a cache or a tool's own",
+    }  # fmt: skip
+    assert "logs/events.out" in paths(tmp_path, include="logs")
+
+
+def test_what_git_ignores_is_sent_where_it_is_included(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"a.py": "1", ".gitignore": "*.bin\n.env\nshards\n"})
+    commit(tmp_path, "first")
+    make_tree(tmp_path, {"train.bin": "1", "deep/val.bin": "2", ".env": "KEY=1", "shards/0/x": "3", "other.txt": "4"})
+    assert paths(tmp_path) == [".gitignore", "a.py", "other.txt"]
+    found = paths(tmp_path, include="*.bin, .env, shards/")
+    assert found == [".env", ".gitignore", "a.py", "deep/val.bin", "other.txt", "shards/0/x", "train.bin"]
+    with pytest.raises(UsageError, match=r"'trian\.bin' matches no file; is it train\.bin"):
+        build_release(tmp_path, 50, "a.py, trian.bin")
+
+
+def test_a_submodule_without_its_content_is_one_line(tmp_path: Path) -> None:
+    inner = make_tree(tmp_path / "inner", {"x.py": "1"})
+    commit(inner, "inner")
+    outer = make_tree(tmp_path / "outer", {"a.py": "1"})
+    commit(outer, "first")
+    for name in ("libs/one", "two"):
+        subprocess.run(["git", "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(inner), name], cwd=outer, check=True)
+    commit(outer, "with submodules")
+    subprocess.run(["git", "clone", "-q", str(outer), str(tmp_path / "clone")], check=True)
+    with pytest.raises(UsageError) as caught:
+        build_release(tmp_path / "clone", 50)
+    assert caught.value.message == "the submodules libs/one, two: no content here"
+    assert caught.value.remedy == "git submodule update --init --recursive"
+    assert paths(outer) == [".gitmodules", "a.py", "libs/one/x.py", "two/x.py"]
+
+
+def test_files_where_a_submodule_should_be_are_sent(tmp_path: Path) -> None:
+    """Unpacked there by hand, without the submodule's .git."""
+    project = make_tree(tmp_path, {"a.py": "1"})
+    commit(project, "first")
+    link = "160000,0123456789012345678901234567890123456789,libs/one"
+    subprocess.run(["git", "update-index", "--add", "--cacheinfo", link], cwd=project, check=True)
+    make_tree(project, {"libs/one/x.py": "1"})
+    assert paths(project) == ["a.py", "libs/one/x.py"]
+
+
+def test_a_project_that_an_outer_repository_ignores_is_told_so(tmp_path: Path) -> None:
+    make_tree(tmp_path, {".gitignore": "mine\n", "a": "1"})
+    commit(tmp_path, "first")
+    with pytest.raises(UsageError, match=r"no files to send in .*: the repository .* around it ignores them") as caught:
+        build_release(make_tree(tmp_path / "mine", {"train.py": "1"}), 50)
+    assert "git init" in str(caught.value.remedy)
 
 
 def test_an_empty_project_is_refused(tmp_path: Path) -> None:
