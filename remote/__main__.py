@@ -18,7 +18,7 @@ def main() -> int:
     one = commands.add_parser("init", help=about, description=about)
     one.add_argument("directory", nargs="?", type=Path, default=Path(), help="the project (default: here)")
     one.add_argument("--command", default="", dest="runs", help='what trains, e.g. "python train.py --epochs 10" (default: looked for)')
-    one.add_argument("--results", default="", help="what comes back, e.g. checkpoints,logs (default: the usual places)")
+    one.add_argument("--results", default="", help="what comes back, e.g. checkpoints,logs (default: all that it writes)")
     options = parser.parse_args()
     display = Display()
     try:

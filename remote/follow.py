@@ -12,6 +12,7 @@ from remote.errors import ConnectionLost, ProtocolError, Unreachable
 from remote.records import Run
 from remote.runs import parse_run
 from remote.session import Session
+from remote.text import one_line
 
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """Between attempts to come back; the last one repeats."""
@@ -37,6 +38,8 @@ class Follower:
         self.tail: int | None = None
         self.attempt = 0
         self.waiting = ""
+        self.line = ""
+        self.asking = False
 
     def until_started(self, wait_s: float) -> tuple[bool, Run]:
         """Whether it shows a sign of life (or has ended) within `wait_s`, and the run as it stands."""
@@ -96,10 +99,16 @@ class Follower:
         state = event.get("state")
         if isinstance(state, Mapping):
             self.waiting = state["waiting"] if state.get("state") == "queued" and isinstance(state.get("waiting"), str) else ""
+            if state.get("asking") is True and not self.asking:
+                self.session.display.note(f"it waits for an answer in its terminal: fab -H {self.session.host} attach --run {self.run}")
+            self.asking = state.get("asking") is True
+        if "line" in event:
+            self.line = one_line(event["line"], 400) if isinstance(event["line"], str) else ""
         if self.waiting:
             self.session.display.progress(f"{self.waiting} (Ctrl-C leaves it in the queue)", force=True)
-        elif self.progress:
-            self.session.display.block(["", *render_progress(self.progress, self.gpu)], force=True)
+        elif self.progress or self.line:
+            rows = render_progress(self.progress, self.gpu) if self.progress else []
+            self.session.display.block(["", *filter(None, [self.line]), *rows], force=True)
 
 
 class LineBuffer:

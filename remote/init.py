@@ -27,7 +27,7 @@ remote:
   command: {command}
   # The packages that the server needs: a requirements file, or none
   requirements: {requirements}
-  # What of the training's files comes back: names or patterns below this project, separated by commas
+  # What comes back of all that the training writes: names or patterns, separated by commas; empty: everything
   results: {results}
   # Where the project lives on the server. Rented boxes often have a data disk, e.g. /root/autodl-tmp/{{project}}
   root: ~/projects/{{project}}
@@ -36,8 +36,9 @@ remote:
 """
 SCRIPTS = ("train.py", "main.py", "src/train.py", "scripts/train.py", "run.py")
 PACKAGES = ("requirements.txt", "requirements/base.txt", "requirements-train.txt")
-RESULTS = ("lightning_logs", "checkpoints", "outputs", "logs", "runs")
-"""Where trainings usually write."""
+OTHER_PACKAGES = ("pyproject.toml", "Pipfile", "environment.yml", "setup.py", "poetry.lock", "uv.lock")
+"""Name packages, too, in forms that remote.requirements does not take."""
+TRAINS = re.compile(r"\bTrainer\(|\.fit\(|optimizer\.step\(")
 PROGRESS = "run_progress.py"
 
 
@@ -45,9 +46,9 @@ def init(directory: Path, command: str, results: str, display: Display) -> int:
     """Write fabfile.py, fabric.yaml and run_progress.py where they are missing, and say what to do next."""
     if not directory.is_dir():
         raise UsageError(f"{directory}: no such folder", step="init")
-    command = command or guess_command(directory)
+    command, others = (command, []) if command else guess_command(directory)
     requirements = next((name for name in PACKAGES if (directory / name).exists()), "none")
-    settings = SETTINGS.format(command=quoted(command), requirements=requirements, results=quoted(results or ", ".join(RESULTS)))
+    settings = SETTINGS.format(command=quoted(command), requirements=requirements, results=quoted(results))
     texts = {"fabfile.py": FABFILE, "fabric.yaml": settings, PROGRESS: (Path(__file__).with_name(PROGRESS)).read_text(encoding="utf-8")}
     for name, text in texts.items():
         if (directory / name).exists():
@@ -58,7 +59,14 @@ def init(directory: Path, command: str, results: str, display: Display) -> int:
     if problem := import_problem(directory):
         display.note(f"warning: {problem}")
     if requirements == "none":
-        display.note("no requirements.txt was found: name the packages that the server needs, in one, and in fabric.yaml")
+        found = [name for name in OTHER_PACKAGES if (directory / name).exists()]
+        beside = f" ({', '.join(found)} is not read yet)" if found else ""
+        display.note(f"no requirements.txt was found{beside}: name the packages that the server needs, in one, and in fabric.yaml")
+    for name in others[:5]:
+        display.note(f"{name} may be a training, too: --command says which is meant")
+    notebooks = sorted(path.name for path in directory.glob("*.ipynb"))
+    if notebooks:
+        display.note(f"{', '.join(notebooks[:3])}: notebooks are not run as they are; jupyter nbconvert --to script makes one a script")
     display.line(f"the training: {command} (remote.command in fabric.yaml). Next:")
     display.line("    fab -H user@host:port doctor\n    fab -H user@host:port train\n    fab -H user@host:port fetch-results")
     display.line(f"`status` and `follow` show its epochs and accuracy once it tells them: see {PROGRESS}")
@@ -76,17 +84,20 @@ def quoted(text: str) -> str:
     return text if re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./ ,=-]*", text) else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def guess_command(directory: Path) -> str:
-    """The script that looks like the training."""
+def guess_command(directory: Path) -> tuple[str, list[str]]:
+    """The script that looks like the training, and the others that do."""
     found = [name for name in SCRIPTS if (directory / name).exists()]
+    scripts = sorted(directory.glob("*.py"))
+    found += [file.name for file in scripts if file.name not in found and TRAINS.search(file.read_text("utf-8", "replace"))]
     if not found:
-        scripts = sorted(directory.glob("*.py"))
-        found = [file.name for file in scripts if re.search(r"\bTrainer\(|\.fit\(|optimizer\.step\(", file.read_text("utf-8", "replace"))]
-    if not found:
+        notebooks = sorted(path.name for path in directory.glob("*.ipynb"))
+        seen = f"; {notebooks[0]} is a notebook: jupyter nbconvert --to script makes it one" if notebooks else ""
         raise UsageError(
-            f"no training script was found in {directory}", step="init", remedy='python -m remote init --command "python your_script.py"'
+            f"no training script was found in {directory}{seen}",
+            step="init",
+            remedy='python -m remote init --command "python your_script.py"',
         )
-    return f"python {found[0]}"
+    return f"python {found[0]}", found[1:]
 
 
 def import_problem(directory: Path) -> str | None:

@@ -32,6 +32,9 @@ def show_status(display: Display, answers: Answers) -> None:
         head, rows = head[1:], [row[1:] for row in rows]
     display.table(head, rows)
     for target, runs, _ in answers:
+        for run in runs or []:
+            if run.state == "running" and run.detail.get("asking") is True:
+                display.note(f"{run.run} waits for an answer in its terminal: fab -H {target.spec} attach --run {run.run}")
         # Of the newest one, which is what a person is about to go on with.
         if runs and runs[0].state in ("failed", "stopped") and not runs[0].detail.get("elsewhere"):
             display.note(resume_hint(runs[0], target.spec))
@@ -49,10 +52,12 @@ def status_cells(run: Run) -> list[object]:
     remark = run.detail.get("waiting") if run.state == "queued" and run.detail.get("waiting") else run.reason
     if run.state == "running" and not run.reason and run.progress.get("seconds_left") is not None:
         remark = f"{duration(run.progress['seconds_left'])} left"
+    if run.state == "running" and run.detail.get("asking") is True:
+        remark = f"waits for input: {one_line(str(run.detail.get('line') or ''), 60)}"
     attempts = run.detail.get("attempts")
     if isinstance(attempts, list) and attempts:
         remark = f"attempt {len(attempts) + 1}{f', {remark}' if remark else ''}"
-    return [run.run, command_cell(run), run.state, f"{epoch}/{total}" if epoch is not None else None, shown,
+    return [run.run, command_cell(run), run.state, (f"{epoch}/{total}" if total else f"{epoch}") if epoch is not None else None, shown,
             ", ".join(map(str, gpus)) if isinstance(gpus, list) else None, remark]  # fmt: skip
 
 

@@ -347,6 +347,7 @@ def run_json(run: Run, host: str) -> dict[str, Any]:
         "seconds_left": run.progress.get("seconds_left") if run.state == "running" else None,
         "gpus": run.asked.get("gpus"),
         "waiting": run.detail.get("waiting") if run.state == "queued" else None,
+        "asking": run.state == "running" and run.detail.get("asking") is True,
         "created": _time(run.detail.get("since")),
         "started": run.detail.get("started"),
         "ended": run.detail.get("ended"),

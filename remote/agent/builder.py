@@ -28,6 +28,22 @@ ROOMY_MIB = 20 << 10
 """Wheels are cached only where the home has this much free: torch's alone take 3 GiB."""
 
 
+SCRIPTS = """
+import importlib.metadata, os, sys
+folder = os.path.dirname(sys.executable)
+for one in importlib.metadata.distributions():
+    for point in one.entry_points:
+        place = os.path.join(folder, point.name)
+        if point.group != "console_scripts" or os.sep in point.name or os.path.lexists(place):
+            continue
+        module, _, name = point.value.partition("[")[0].strip().partition(":")
+        text = f"#!{sys.executable}\\nimport sys\\nfrom {module.strip()} import {name.strip().split('.')[0]}\\nsys.exit({name.strip()}())\\n"
+        with open(place, "w") as file:
+            file.write(text)
+        os.chmod(place, 0o755)
+"""
+
+
 class BuildFailed(Exception):
     """Ends the build; message and remedy are for the user."""
 
@@ -95,6 +111,8 @@ class Builder:
         try:
             made_by = self.make_venv()
             installer = self.install_all()
+            if self.plan["kind"] == "overlay":
+                self.add_scripts()
             self.finish(made_by, installer, started)
         finally:
             # These may hold the passwords of indexes.
@@ -116,6 +134,10 @@ class Builder:
             own = [site for site in describe(self.python).get("sites") or [] if site.startswith(self.venv)]
             write_whole(os.path.join(own[0], "_parent.pth"), line.encode() + b"\n", 0o644)
         return made_by
+
+    def add_scripts(self) -> None:
+        """Programs of the packages below (torchrun, accelerate, …) that run in this environment, and not in the one it was laid upon."""
+        subprocess.run([self.python, "-I", "-c", SCRIPTS], cwd=self.directory, stdin=subprocess.DEVNULL, env=self.environment, timeout=120)
 
     def install_all(self) -> str:
         """What the plan wants installed, torch from its own index first. Returns the installer's name."""

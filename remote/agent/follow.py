@@ -39,13 +39,15 @@ def follow(
         described = describe_run(layout, run)
         final = described["state"] in FINAL
         offset = _tell_log(call, log, offset)
-        for key, value in (("progress", described["progress"]), ("gpu", last_sample(directory)), ("state", _state(described))):
-            if value and told.get(key) != value:
+        for key, value in (("progress", described["progress"]), ("gpu", last_sample(directory)), ("state", _state(described)),
+                           ("line", described["detail"].get("line"))):  # fmt: skip
+            if value != told.get(key) and (value or key == "line"):
                 told[key] = value
                 news: Dict[str, Any] = {key: value}
                 call.event(**news)
+        wrote = _size(log) > 0 or bool(described["detail"].get("line"))
         waits = described["state"] == "queued" and bool(described["detail"].get("waiting"))
-        started = final or waits or (described["state"] == "running" and has_started(described, _size(log) > 0))
+        started = final or waits or (described["state"] == "running" and has_started(described, wrote))
         late = deadline is not None and time.monotonic() > deadline
         if until == "now" or final or late or (until == "started" and started):
             return {"run": run, "offset": offset, "started": started, "late": late, "described": described}
@@ -64,7 +66,8 @@ def has_started(described: Dict[str, Any], wrote: bool) -> bool:
 
 
 def _state(described: Dict[str, Any]) -> Dict[str, Any]:
-    return {"state": described["state"], "reason": described["reason"], "waiting": described["detail"].get("waiting")}
+    return {"state": described["state"], "reason": described["reason"], "waiting": described["detail"].get("waiting"),
+            "asking": described["detail"].get("asking")}  # fmt: skip
 
 
 def _size(path: str) -> int:

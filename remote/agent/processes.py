@@ -55,6 +55,23 @@ def group_members(group: int) -> List[int]:
     return members
 
 
+def children_of(parent: int) -> List[int]:
+    """Living processes that `parent` has started."""
+    found = []
+    for name in os.listdir("/proc"):
+        fields = _stat(int(name)) if name.isdigit() else None
+        if fields and fields[0] not in (b"Z", b"X") and int(fields[1]) == parent:
+            found.append(int(name))
+    return found
+
+
+def reads_pipe(pid: int) -> bool:
+    try:
+        return os.readlink(f"/proc/{pid}/fd/0").startswith("pipe:")
+    except OSError:
+        return False
+
+
 def kernel_kills() -> Optional[int]:
     """How often the kernel killed something of this control group for lack of memory; None if it doesn't tell.
 

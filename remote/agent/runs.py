@@ -19,6 +19,7 @@ from .paths import RUN_ID, Layout, read_json, resolve_root, write_json, write_wh
 from .processes import boot_id, is_same, start_time
 from .releases import read_manifest
 from .roots import keep_agent, prepare_root
+from .terminal import read_shown
 
 FINAL = ("finished", "failed", "stopped")
 ATTEMPT = ("state", "reason", "cause", "exit_code", "host", "started", "ended")
@@ -49,6 +50,9 @@ def describe_run(layout: Layout, run: str) -> Dict[str, Any]:
     state = judge(directory, read_json(os.path.join(directory, "state.json")) or {}, asked)
     state["fetched"] = read_fetched(directory, state)
     state["checkpointed"] = newest_checkpoint(directory)
+    if state.get("state") == "running" and not state.get("elsewhere"):
+        shown = read_shown(directory)
+        state.update(line=shown.get("line"), asking=shown.get("asking") is True)
     return {
         "run": run,
         "state": state.get("state"),
@@ -265,7 +269,7 @@ def _launch_tmux(tmux: List[str], directory: str, run: str, command: List[str]) 
     environment = {key: value for key, value in os.environ.items() if key not in ("TMUX", "TMUX_PANE")}
     if not any(environment.get(key) for key in ("LC_ALL", "LC_CTYPE", "LANG")):
         environment["LC_CTYPE"] = "C.UTF-8"
-    arguments = ["-L", socket_name(directory), "-f", "/dev/null", "new-session", "-d", "-s", session_name(run), "-x", "160", "-y", "48"]
+    arguments = ["-L", socket_name(directory), "-f", "/dev/null", "new-session", "-d", "-s", session_name(run), "-x", "120", "-y", "40"]
     try:
         done = subprocess.run(
             tmux + arguments + ["-c", directory] + command,

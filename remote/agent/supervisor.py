@@ -6,15 +6,15 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from typing import Any, Dict, List, Optional
 
-from . import gpus, notify
+from . import gpus, notify, terminal
 from .paths import mount_of, read_json, write_json
-from .processes import boot_id, child_start_time, group_members, kernel_kills, start_time
+from .processes import boot_id, child_start_time, children_of, group_members, kernel_kills, reads_pipe, start_time
 from .runs import ATTEMPT
+from .surroundings import run_environment
 from .waiting import take_gpus
 
 STOP_S = 60.0
@@ -32,6 +32,8 @@ FRUITLESS = (2, 3, 4, DISK_FULL, DIVERGED)
 RESTART_S = float(os.environ.get("REMOTE_RESTART_S", "5"))
 """Times the number of the restart, at most a minute: what broke may mend itself."""
 TAIL = 64 << 10
+INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""How a program ends that somebody has interrupted; the last is our trainer's word for stopped."""
 
 
 def main(arguments: List[str]) -> int:
@@ -48,6 +50,10 @@ class Supervisor:
         self.disk_problem: Optional[str] = None
         self.watched = False
         self.log_from = 0
+        self.terminal = 0
+        self.interrupted = False
+        self.sampling = threading.Lock()
+        self.ended = False
 
     def path(self, name: str) -> str:
         return os.path.join(self.directory, name)
@@ -116,8 +122,9 @@ class Supervisor:
                 ended = {"state": "stopped", "reason": self.who_stopped(), "cause": "stopped", "ended": time.time(), "exit_code": None}
                 break
         self.free_spare()
+        with self.sampling:
+            self.ended = True  # what is fetched from now on changes no more
         self.record(**ended)
-        time.sleep(0.3)  # the mirror shows the last lines to whoever is attached
         return 0 if self.state["state"] == "finished" else 1
 
     def run_once(self) -> Dict[str, Any]:
@@ -133,9 +140,9 @@ class Supervisor:
         if not self.watched:
             self.watched = True
             threading.Thread(target=self.sample_gpus, daemon=True).start()
-            threading.Thread(target=self.mirror_log, daemon=True).start()
         code = self.wait()
         self.kill_rest(pid)
+        self.interrupted = terminal.wait(self.terminal) and self.interrupted_by_hand()
         return dict(self.outcome(code, kills), ended=time.time(), exit_code=code)
 
     def may_restart(self, ended: Dict[str, Any]) -> bool:
@@ -186,48 +193,33 @@ class Supervisor:
         return f"stopped by {who}" if who else "stopped by a signal"
 
     def start(self) -> Optional[str]:
-        """Start the command with its output in train.log; returns why it could not be started."""
-        work = self.path("work")
-        self.log_from = os.path.getsize(self.path("train.log")) if os.path.exists(self.path("train.log")) else 0
-        log = os.open(self.path("train.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        """Start the command in a terminal of its own; returns why it could not be started."""
+        log = self.path("train.log")
+        self.log_from = os.path.getsize(log) if os.path.exists(log) else 0
+        attempt = len(self.state.get("attempts") or []) + 1
+        self.child = None
+        own, programs = terminal.open_terminal()
+        self.terminal = terminal.fork(self.directory, own)
+        os.close(own)
         try:
             self.child = subprocess.Popen(
                 [str(word) for word in self.asked["argv"]],
-                cwd=work,
-                env=self.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                cwd=self.path("work"),
+                env=run_environment(self.directory, self.asked, attempt),
+                stdin=programs,
+                stdout=programs,
+                stderr=programs,
                 start_new_session=True,
+                preexec_fn=terminal.attach_program,
             )
-        except (OSError, ValueError) as error:
-            os.write(log, f"the command could not be started: {error}\n".encode("utf-8", "replace"))
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            os.write(programs, f"the command could not be started: {error}\n".encode("utf-8", "replace"))
             return f"the command could not be started: {error}"
         finally:
-            os.close(log)
+            os.close(programs)
+            if self.child is None:
+                terminal.wait(self.terminal)
         return None
-
-    def environment(self) -> Dict[str, str]:
-        """This login's, with the environment's python first and the chosen GPUs pinned by UUID."""
-        values = {key: value for key, value in os.environ.items() if not key.startswith(("TMUX", "REMOTE_AGENT_", "PYTHONHOME"))}
-        python = str(self.asked.get("python") or "")
-        # Made before the start: torch stages checkpoints in TMPDIR, and a rename between file systems shows half a file.
-        temporary = self.path("tmp")
-        os.makedirs(temporary, mode=0o700, exist_ok=True)
-        data = os.path.join(os.path.dirname(os.path.dirname(self.directory)), "data")
-        values.update(PYTHONUNBUFFERED="1", REMOTE_RUN_DIR=self.directory, REMOTE_DATA_DIR=data, TMPDIR=temporary)
-        values.update(CUDA_DEVICE_ORDER="PCI_BUS_ID")
-        if python:
-            values["PATH"] = os.path.dirname(python) + os.pathsep + values.get("PATH", os.defpath)
-        root = str(self.asked.get("prefix") or "")
-        if root:
-            values["VIRTUAL_ENV"] = root
-        uuids = self.asked.get("gpus")
-        if isinstance(uuids, list):
-            values["CUDA_VISIBLE_DEVICES"] = ",".join(str(uuid) for uuid in uuids)
-        for key, value in dict(self.asked.get("environment") or {}).items():
-            values[str(key)] = str(value)
-        return values
 
     def wait(self) -> int:
         assert self.child is not None
@@ -244,12 +236,24 @@ class Supervisor:
                 break
         # SIGTERM goes to the trainer alone: its loader workers must live until it has saved.
         self.record(stopping=time.time())
-        self.child.terminate()
+        self.terminate()
         try:
             return self.child.wait(float(self.asked.get("stop_s") or STOP_S))
         except subprocess.TimeoutExpired:
             self.child.kill()
             return self.child.wait()
+
+    def terminate(self) -> None:
+        """The trainer alone; where a shell runs it, the shell and what it has started. What reads from a pipe ends by itself."""
+        assert self.child is not None
+        self.child.terminate()
+        if self.asked["argv"][0] == "bash":
+            for pid in children_of(self.child.pid):
+                if not reads_pipe(pid):
+                    os.kill(pid, signal.SIGTERM)
+
+    def interrupted_by_hand(self) -> bool:
+        return terminal.read_shown(self.directory).get("interrupted") is True
 
     def find_disk_problem(self) -> Optional[str]:
         """Told while one checkpoint can still be written, so that stopping saves the state. None: there is room."""
@@ -288,6 +292,8 @@ class Supervisor:
             return {"state": "failed", "reason": f"{self.disk_problem}; it was stopped, its last checkpoint is kept", "cause": "disk full"}
         if self.stop.is_set():
             return {"state": "stopped", "reason": self.who_stopped(), "cause": "stopped"}
+        if self.interrupted and code in INTERRUPTED:
+            return {"state": "stopped", "reason": "interrupted with Ctrl-C in its terminal", "cause": "stopped"}
         tail = self.log_tail()
         if re.search(r"CUDA out of memory|torch\.(cuda\.)?OutOfMemoryError|CUDA_ERROR_OUT_OF_MEMORY", tail):
             return {"state": "failed", "reason": "out of memory on the GPU", "cause": "gpu memory"}
@@ -324,26 +330,15 @@ class Supervisor:
             rows = gpus.sample_usage(self.asked.get("gpus"))
             if rows is None:
                 return
-            with open(self.path("gpu.csv"), "a", newline="") as file:
+            with self.sampling, open(self.path("gpu.csv"), "a", newline="") as file:
+                if self.ended:
+                    return
                 writer = csv.writer(file)
                 if not file.tell():
                     writer.writerow(["time", "index", "uuid", "utilization_percent", "memory_used_mib", "memory_total_mib"])
                 for row in rows:
                     writer.writerow([round(time.time(), 1), *row])
             time.sleep(SAMPLE_EVERY_S)
-
-    def mirror_log(self) -> None:
-        """Show the log in the tmux window, so that attaching shows the training."""
-        if not os.isatty(1):
-            return
-        with open(self.path("train.log"), "rb") as file:
-            while True:
-                data = file.read(64 << 10)
-                if data:
-                    sys.stdout.buffer.write(data)
-                    sys.stdout.buffer.flush()
-                else:
-                    time.sleep(0.2)
 
 
 def last_error_line(tail: str) -> str:

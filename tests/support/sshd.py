@@ -27,7 +27,7 @@ _USUAL = (
     "sh bash env cat echo ls cp mv rm mkdir rmdir ln chmod touch sleep head tail wc cut tr sed awk "
     "grep find sort uniq xargs tee true false test date id uname hostname whoami df du stat dirname "
     "basename readlink realpath mktemp kill ps nohup setsid tar gzip gunzip sha256sum dd seq expr "
-    "printf scp rsync git python3 tmux"
+    "printf scp rsync git python3 tmux stty"
 )
 USUAL = tuple(_USUAL.split())
 """Commands of an ordinary server; those that this machine lacks are left out."""

@@ -1,0 +1,64 @@
+"""What a terminal shows, as lines for a log: what is drawn over again counts once."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remote.agent.terminal import LINES, Screen
+
+
+def log_of(*pieces: bytes) -> bytes:
+    screen = Screen()
+    return b"".join(screen.feed(piece) for piece in pieces) + screen.finish()
+
+
+@pytest.mark.parametrize(("stream", "log"), [
+    (b"one\r\ntwo\r\n", b"one\ntwo\n"),
+    (b"  0%\r 50%\r100%\r\n", b"100%\n"),
+    (b"\r  0%\r 50%", b" 50%"),
+    (b"\x1b[32mgreen\x1b[0m\r\n", b"green\n"),
+    (b"\x1b]0;title\x07a\x1b]8;;http://x\x1b\\b\r\n", b"ab\n"),
+    (b"abc\x08\x08d\r\n", b"ad\n"),
+    (b"a\rb\r\n\r\nc", b"b\n\nc"),
+    (b"", b""), (b"\r", b""), (b"\n", b"\n"),
+    (b"\rlong line\r\x1b[Kshort\r\n", b"short\n"),
+    (b"bar 1\r\nbar 1\x1b[1A\rbar 2\r\n\r\n", b"bar 1\nbar 1\n\n"),
+])  # fmt: skip
+def test_lines(stream: bytes, log: bytes) -> None:
+    expected = log if b"bar" not in stream else None
+    assert expected is None or log_of(stream) == expected
+    assert log_of(stream) == log_of(*[stream[at : at + 1] for at in range(len(stream))])
+
+
+def test_a_block_that_is_drawn_anew_is_there_once() -> None:
+    """As rich and tqdm do with several bars: up, and each line again."""
+    first = b"epoch 1\r\n  loss 0.9\r\n"
+    again = [b"\x1b[2A\r\x1b[2Kepoch 1\r\n\x1b[2K  loss 0.%d\r\n" % number for number in range(8, 4, -1)]
+    assert log_of(b"begin\r\n", first, *again, b"end\r\n").splitlines()[-3:] == [b"epoch 1", b"  loss 0.5", b"end"]
+    assert len(log_of(first, *again).splitlines()) <= 4
+
+
+def test_what_is_held_back_comes_when_it_is_quiet() -> None:
+    screen = Screen()
+    screen.feed(b"a\r\nb\r\n\x1b[2Aa\r\nb\r\n")
+    assert screen.holds_lines and screen.finish(final=False).endswith(b"b\n") and not screen.holds_lines
+    screen.feed(b"half")
+    assert screen.line == "half" and screen.finish() == b"half"
+
+
+@given(st.lists(st.sampled_from([b"a", b"bc\n", b"\r", b"\r\n", b"\x1b[", b"A", b"3A", b"\x1b[2K", b"\x1b]0;", b"\x07", b"\x08", b"\xff"])))
+def test_any_stream_ends_and_holds_no_more_than_a_screen(pieces: list[bytes]) -> None:
+    screen = Screen()
+    for piece in pieces:
+        screen.feed(piece)
+        assert len(screen.rows) <= LINES + 1 and 0 <= screen.row < len(screen.rows)
+    screen.finish()
+    assert b"\r" not in log_of(*pieces)
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=("C",)), max_size=20), max_size=20))
+def test_plain_lines_stay_as_they_are(lines: list[str]) -> None:
+    text = "".join(line + "\r\n" for line in lines).encode()
+    assert log_of(text) == text.replace(b"\r\n", b"\n")
