@@ -36,10 +36,12 @@ for one in importlib.metadata.distributions():
         place = os.path.join(folder, point.name)
         if point.group != "console_scripts" or os.sep in point.name or os.path.lexists(place):
             continue
-        module, _, name = point.value.partition("[")[0].strip().partition(":")
-        text = f"#!{sys.executable}\\nimport sys\\nfrom {module.strip()} import {name.strip().split('.')[0]}\\nsys.exit({name.strip()}())\\n"
+        module, _, name = (part.strip() for part in point.value.partition("[")[0].partition(":"))
+        # A shell finds the interpreter: the kernel takes no long paths and none with blanks.
+        lines = ["#!/bin/sh", f"'''exec' '{sys.executable}' " + '"$0" "$@"', "' '''", "import sys"]
+        lines += [f"from {module} import {name.split('.')[0]}", f"sys.exit({name}())", ""]
         with open(place, "w") as file:
-            file.write(text)
+            file.write(chr(10).join(lines))
         os.chmod(place, 0o755)
 """
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import venv
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from remote.agent.builder import SCRIPTS
 from remote.agent.environments import check_plan
 from remote.agent.paths import HASH
+from remote.agent.surroundings import base_programs
 from remote.environment import KEPT, inspection_detail, plan_environment
 from remote.errors import EnvironmentFailed, GpuUnfit
 from remote.records import EnvironmentPlan, Settings
@@ -28,6 +32,7 @@ from tests.support.interpreters import (
     make_facts,
     record,
 )
+from tests.support.project import make_tree
 
 
 def plan(*interpreters: Mapping[str, Any], text: str = TEXT, settings: Settings = Settings(), **more: Any) -> EnvironmentPlan:  # noqa: B008
@@ -352,3 +357,30 @@ def test_whatever_a_server_tells_of_its_packages_a_plan_comes_out(packages: dict
     merged = {**PACKAGES, **packages}
     found = plan(image(packages=merged, requires={**requires, "torch": list(packages.values())}), gpu=gpu_facts())
     assert found.kind in ("as-is", "overlay", "venv")
+
+
+def test_programs_of_the_packages_below_run_in_the_environment_above(tmp_path: Path) -> None:
+    """An image's torchrun is on the PATH of an environment that was laid upon it, and starts that environment's python."""
+    make_tree(tmp_path / "below", {
+        "tool.py": "import sys\nclass Main:\n    @staticmethod\n    def run():\n        print(sys.prefix, sys.argv[1:])\n",
+        "tool-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: tool\nVersion: 1\n",
+        "tool-1.dist-info/entry_points.txt": "[console_scripts]\ntool = tool:Main.run\nextra = tool:Main.run [all]\n[other]\nno = tool:x\n",
+    })  # fmt: skip
+    above = tmp_path / "with a blank"
+    venv.create(above, with_pip=False)
+    (site,) = above.glob("lib/python*/site-packages")
+    (site / "below.pth").write_text(str(tmp_path / "below"))
+    subprocess.run([above / "bin" / "python", "-I", "-c", SCRIPTS], check=True)
+    for name in ("tool", "extra"):
+        told = subprocess.run([above / "bin" / name, "a b"], capture_output=True, text=True, check=True).stdout
+        assert told == f"{above} ['a b']\n"
+    assert not (above / "bin" / "no").exists()
+
+
+def test_the_base_interpreters_programs_follow_the_environments(tmp_path: Path) -> None:
+    make_tree(tmp_path, {
+        "over/pyvenv.cfg": "home = /opt/conda/bin\ninclude-system-site-packages = true\nversion = 3.11\n",
+        "alone/pyvenv.cfg": "home = /opt/conda/bin\ninclude-system-site-packages = false\n", "plain/bin/python": "",
+    })  # fmt: skip
+    assert base_programs(str(tmp_path / "over/bin/python")) == ["/opt/conda/bin"]
+    assert base_programs(str(tmp_path / "alone/bin/python")) == [] == base_programs(str(tmp_path / "plain/bin/python"))
