@@ -149,7 +149,9 @@ def plan_fetch(files: Iterable[RemoteFile], local: Callable[[RemoteFile], LocalB
         if complete and have is not None and file.sha256 is not None and have.digest.hexdigest() == file.sha256:
             same += 1
         else:
-            wanted.append((file, have if have and have.size <= file.size else None))
+            # A link's target is no prefix of another.
+            goes_on = have is not None and (have.size == file.size if file.mode == SYMLINK else have.size <= file.size)
+            wanted.append((file, have if goes_on else None))
     return FetchPlan(tuple(wanted), same)
 
 
@@ -429,10 +431,11 @@ class Receiver:
         if not right:
             self.wrong.append(file)
             part.unlink(missing_ok=True)
+        elif have and not have.part and have.size == file.size and have.digest.hexdigest() == sha256:
+            if file.mode != SYMLINK:
+                _set_mode(place, file.mode)
         elif file.mode == SYMLINK:
             self.links.append((file, bytes(self.content)))
-        elif have and not have.part and have.size == file.size and have.digest.hexdigest() == sha256:
-            _set_mode(place, file.mode)
         else:
             if not part.exists():
                 part.parent.mkdir(exist_ok=True)

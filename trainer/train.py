@@ -44,7 +44,8 @@ def run_once(config: TrainConfig, data: ImageData, run_dir: Path, checkpoint: di
 
     if is_first_process():
         (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-        point_logs(run_dir, Path("logs"))
+        if run_dir.resolve() not in Path.cwd().parents:  # the run's own copy of the code needs no way to it
+            point_logs(run_dir, Path("logs"))
     summary = train(config, data, run_dir, checkpoint)
     if summary:
         print(f"test_accuracy {summary['test_accuracy']:.4f} ({summary['test_images']} images, {summary['checkpoint']})")

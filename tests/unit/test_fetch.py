@@ -175,6 +175,16 @@ def test_a_link_to_another_file_of_the_run_comes_as_one(tmp_path: Path) -> None:
     assert os.readlink(tmp_path / "work/last") == "../checkpoints"
 
 
+def test_a_link_that_leads_elsewhere_by_now_comes_anew(tmp_path: Path) -> None:
+    (tmp_path / "l").symlink_to("a")
+    file = RemoteFile("l", 2, SYMLINK, None)
+    assert plan_fetch([file], lambda f: read_local(tmp_path, f)).wanted == ((file, None),)
+    receive(tmp_path, [file], [whole("l", b"ab")])
+    assert os.readlink(tmp_path / "l") == "ab"
+    again = receive(tmp_path, [file], [whole("l", b"ab", 2)])
+    assert os.readlink(tmp_path / "l") == "ab" and again.fetched.changed == 0
+
+
 def test_a_link_here_does_not_lead_what_is_written_away(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
