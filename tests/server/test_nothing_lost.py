@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 
 from remote.agent import outputs
 from remote.agent.outputs import CACHE_TAG, find_outputs, is_aside, mark_copied, matches
+from remote.agent.surroundings import newest_checkpoint
 from remote.agent.trees import SYMLINK
 from remote.loopback import LoopbackServer
 from tests.support.faults import Lab, short_pauses, wait_until
-from tests.support.project import make_tree
+from tests.support.project import Link, make_tree
 from tests.support.proxy import Relay
+from tests.support.sshd import MakeServer
 
 WRITER = """
 mkdir -p checkpoint output/checkpoint-8 wandb/run-1 .hydra deep/er out __pycache__ .venv cached link
@@ -100,6 +102,12 @@ def test_what_is_written_after_the_fetch_keeps_the_run(server: LoopbackServer, t
 
 def test_what_can_not_be_read_keeps_the_run(unprivileged: LoopbackServer, tmp_path: Path) -> None:
     script = "echo up; mkdir shut; echo one > shut/one; echo two > two; chmod 0 shut two\n"
+    if os.geteuid() == 0:
+        python = Path(unprivileged.path, "python3")
+        if not os.access("/usr/bin/python3", os.X_OK):
+            pytest.skip("no python that everybody may execute")
+        python.unlink(missing_ok=True)
+        python.symlink_to("/usr/bin/python3")
     lab = Lab(unprivileged, tmp_path, files={"train.sh": script}, settings={"results": ""})
     run = finished(lab)
     done = lab.task("fetch_results")
@@ -236,3 +244,37 @@ def nothing_lost(there: dict[str, bytes], run: Path, copy: Path) -> None:
     for path, data in there.items():
         places: list[Any] = [place / path for place in (run, copy) if (place / path).is_file()]
         assert any(place.read_bytes() == data for place in places), path
+
+
+MOVES = """
+echo "attempt $REMOTE_ATTEMPT from ${REMOTE_CHECKPOINT##*/}"
+[ -e checkpoint/ckpt.pth ] && cat last.ckpt config.yaml .hidden/state && exit 0
+mkdir checkpoint .hidden; echo weights > checkpoint/ckpt.pth; ln -s checkpoint/ckpt.pth last.ckpt; echo b >> config.yaml
+echo hidden > .hidden/state; rm linked; echo real > linked; exit 3
+"""
+
+
+def test_on_another_server_a_run_finds_all_that_it_wrote(make_server: MakeServer, tmp_path: Path) -> None:
+    """As its next attempt does on its own: changed code, hidden files and links among it."""
+    files = {"train.sh": MOVES, "config.yaml": "a\n", "linked": Link("config.yaml")}
+    lab = Lab(make_server(), tmp_path, files=files, settings={"results": ""})
+    assert lab.task("train").code in (0, 10)
+    wait_until(lambda: lab.rows()[0]["state"] == "failed")
+    assert lab.task("fetch_results").code == 0
+    lab.server = make_server()
+    done = lab.task("train", resume="latest", follow=True)
+    assert done.code == 0, done
+    place = next((lab.root / "runs").glob("2*"))
+    assert (place / "train.log").read_text().endswith("attempt 2 from ckpt.pth\nweights\na\nb\nhidden\n")
+    assert (place / "work/linked").read_text() == "real\n" and os.readlink(place / "work/last.ckpt") == "checkpoint/ckpt.pth"
+
+
+def test_the_newest_checkpoint_of_any_program(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "r"
+    assert newest_checkpoint(str(run), {}) is None
+    folder = "work/output/checkpoint-8/"
+    make_tree(run, {f"{folder}model.safetensors": "a", f"{folder}trainer_state.json": "{}", "train.log": "x"})
+    assert newest_checkpoint(str(run), {}) == str(run / "work/output/checkpoint-8")
+    make_tree(run, {"checkpoints/epoch=3.ckpt": "b"})
+    os.utime(run / "checkpoints/epoch=3.ckpt", (2e9, 2e9))
+    assert newest_checkpoint(str(run), {}) == str(run / "checkpoints/epoch=3.ckpt")
