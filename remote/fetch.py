@@ -84,6 +84,8 @@ class Fetched:
     # What stays on the server by remote.results, or since it can't be had: the size counts what would be lost with the run.
     left: list[Left] = field(default_factory=list)
     seconds: float = 0.0
+    # An earlier fetch has brought all of it, as it is there now.
+    known_complete: bool = False
 
 
 def checked_manifest(rows: Iterable[Any], system: str = sys.platform) -> tuple[list[RemoteFile], list[Left]]:
@@ -211,7 +213,8 @@ def fetch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetch
             host=session.host,
             remedy="free some space or give another place with --dest, then run the same command again",
         ) from None
-    if answer.get("marked") != ("narrowed" if any(row.lost for row in fetched.left) else "complete"):
+    fetched.known_complete = answer.get("marked") == "complete"
+    if not fetched.known_complete and answer.get("marked") != ("narrowed" if any(row.lost for row in fetched.left) else "complete"):
         tell_fetched(session, fetched, answer.get("seen"), bool(results))
     fetched.seconds = time.monotonic() - started
     return fetched

@@ -60,7 +60,7 @@ def init(directory: Path, command: str, results: str, display: Display) -> int:
         display.note(f"warning: {problem}")
     if requirements == "none":
         found = [name for name in OTHER_PACKAGES if (directory / name).exists()]
-        beside = f" ({', '.join(found)} is not read yet)" if found else ""
+        beside = f" ({', '.join(found)}: not read yet)" if found else ""
         display.note(f"no requirements.txt was found{beside}: name the packages that the server needs, in one, and in fabric.yaml")
     for name in others[:5]:
         display.note(f"{name} may be a training, too: --command says which is meant")

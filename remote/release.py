@@ -27,6 +27,7 @@ PRUNED = {
 DATA_NAMES = {"runs", "results", "data", "logs", "lightning_logs"}
 """Directories that often hold data or results. Without git they are sent where code lies in them, else left out."""
 CODE = (".py", ".ipynb", ".pyx", ".sh", ".c", ".cc", ".cpp", ".cu", ".h")
+NO_CODE = "no code in it: taken for data or results"
 FETCHED_RUN = re.compile(r"\d{8}-\d{6}-.+-[0-9a-f]{4}")
 SECRET_NAMES = (
     ".env", ".env.*", "*.key", "*.ppk", "*.p12", "*.pfx", "*.jks", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519",
@@ -73,8 +74,8 @@ def build_release(project: Path, max_file_mib: float, include: str = "", dest: s
     listed += find_included(project, included, own)
     virtual = {path[: -len("pyvenv.cfg")] for path in listed if path.endswith("/pyvenv.cfg") and path not in tracked}
     left_out += [(path, "a virtual environment") for path in sorted(virtual)]
-    if any(path not in tracked and is_fetched(path, own) for path in listed):
-        left_out.append((f"{own}/", "fetched runs"))
+    if (f"{own}/", NO_CODE) in left_out or any(path not in tracked and is_fetched(path, own) for path in listed):
+        left_out = [row for row in left_out if row[0] != f"{own}/"] + [(f"{own}/", "fetched runs")]
     too_large: list[tuple[int, str, str]] = []
     for path in sorted(set(listed), key=lambda name: name.encode("utf-8", "surrogateescape")):
         if path not in tracked and (is_fetched(path, own) or path.startswith(tuple(virtual))):
@@ -213,7 +214,7 @@ def _walk(project: Path, also: set[str], left: list[tuple[str, str]]) -> Iterato
                 left += [(f"{prefix}{name}/", "a cache or a tool's own")] if not name.startswith((".git", "__pycache__")) else []
             elif name in DATA_NAMES - also and not _holds_code(place):
                 names.remove(name)
-                left.append((f"{prefix}{name}/", "no code in it: taken for data or results"))
+                left.append((f"{prefix}{name}/", NO_CODE))
         for name in files:
             if not name.endswith((".pyc", ".pyo")) and name != ".DS_Store":
                 yield prefix + name

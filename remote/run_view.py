@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,7 +67,8 @@ def command_cell(run: Run) -> str | None:
     if run.asked.get("recipe"):
         return str(run.asked["recipe"])
     words = run.asked.get("arguments")
-    text = one_line(" ".join([str(run.asked.get("command") or ""), *map(str, words if isinstance(words, list) else [])]).strip(), 400)
+    line = [str(run.asked.get("command") or ""), *(shlex.quote(str(word)) for word in (words if isinstance(words, list) else []))]
+    text = one_line(" ".join(line).strip(), 400)
     return text if len(text) <= LONGEST_COMMAND else f"{text[: LONGEST_COMMAND - 17]}…{text[-16:]}" if text else None
 
 
@@ -125,7 +127,7 @@ def show_left(display: Display, fetched: Fetched) -> None:
     """What of the run is not here, each with its size, and what that means."""
     for row in fetched.left:
         display.note(f"not fetched: {row.path}{f' ({size(row.size)})' if row.size else ''}: {row.why}")
-    if any(row.lost for row in fetched.left):
+    if any(row.lost for row in fetched.left) and not fetched.known_complete:
         display.note("so the run is not here completely, and `clean` keeps it on the server")
 
 

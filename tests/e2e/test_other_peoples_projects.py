@@ -171,6 +171,22 @@ def test_the_shape_of_the_hydra_template(tmp_path: Path, server: LoopbackServer)
     assert (only_run(project) / "work/outputs/1/.hydra/config.yaml").read_text() == "a: 1"
 
 
+def test_much_is_asked_about_and_never_left_out(tmp_path: Path, server: LoopbackServer) -> None:
+    project = project_of(tmp_path / "project", {"a.py": "open('big', 'wb').write(bytes(3 << 20))"}, "python a.py", ask_above_mib=1)
+    finished(project, server)
+    for answer, code, left in ((b"n\r", 2, False), (b"y\r", 0, True)):
+        leader, process = fab_on_terminal(project, server, "fetch-results")
+        told = read_until(leader, b"Fetch them? [y/N]")
+        assert b" are to be fetched, among them work/big (3.0 MiB)" in told
+        os.write(leader, answer)
+        told = read_until(leader, b"verified by" if left else b"unasked")
+        assert process.wait(20) == code and bool(list((project / "results").rglob("big"))) is left
+        os.close(leader)
+    shutil.rmtree(project / "results")
+    fab(project, server, "fetch-results")  # where nobody can be asked it comes
+    assert (only_run(project) / "work/big").stat().st_size == 3 << 20
+
+
 def test_a_line_for_a_shell_is_run_by_bash(tmp_path: Path, server: LoopbackServer) -> None:
     command = "RATE=0.1 python a.py && echo done | tee said"
     project = project_of(tmp_path / "project", {"a.py": "import os; print(os.environ['RATE'])"}, command)

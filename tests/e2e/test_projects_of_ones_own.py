@@ -117,6 +117,17 @@ def test_what_it_can_not_guess_it_asks_for(tmp_path: Path, files: dict[str, str]
     assert told in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+def test_what_init_does_not_choose_it_names(tmp_path: Path) -> None:
+    files = {"train.py": "x", "src/train.py": "y", "fit.py": "Trainer()", "pyproject.toml": "", "Pipfile": "", "look.ipynb": "{}"}
+    done = run_init(make_tree(tmp_path / "mine", files))
+    assert "the training: python train.py" in done.stdout
+    for name in ("src/train.py", "fit.py"):
+        assert f"{name} may be a training, too: --command says which is meant" in done.stderr
+    assert "no requirements.txt was found (pyproject.toml, Pipfile: not read yet)" in done.stderr and "look.ipynb: notebooks" in done.stderr
+    only = run_init(make_tree(tmp_path / "other", {"look.ipynb": "{}"}), code=2)
+    assert "look.ipynb is a notebook: jupyter nbconvert --to script" in only.stderr
+
+
 def test_a_remote_of_the_project_s_own_is_said(tmp_path: Path) -> None:
     project = make_tree(tmp_path / "mine", {"train.py": "x", "remote/__init__.py": ""})
     done = subprocess.run(
