@@ -222,7 +222,7 @@ def machine_checks(facts: Mapping[str, Any], there: Any) -> Iterator[Check]:
 def gpu_checks(project: Project, facts: Mapping[str, Any], there: Any) -> Iterator[Check]:
     report = gpu.parse_gpus(facts.get("gpu") or {})
     if not report.gpus:
-        cpu = "train with --set accelerator=cpu" if project.has_own_trainer else ""
+        cpu = "train with --set accelerator=cpu" if project.has_own_trainer else "fine where the command trains on a processor"
         yield there("gpu", WARNING, report.problem or "nvidia-smi shows none", report.remedy or cpu)
         return
     choice = gpu.choose_gpus(report.gpus, held=gpu.held_gpus(facts.get("runs") or ()))
