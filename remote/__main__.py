@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from remote.display import Display
 from remote.errors import RemoteError
-from remote.init import init
+from remote.project.init import init
+from remote.screen.display import Display
 
 
 def main() -> int:

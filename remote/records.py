@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from remote.agent.gpu_choice import Gpu, GpuProcess, GpuReport
+from remote.agent.shared.gpu_choice import Gpu, GpuProcess, GpuReport
 
 __all__ = [
     "EnvironmentPlan", "FileEntry", "Gpu", "GpuProcess", "GpuReport", "Host", "Release", "Run", "Settings",

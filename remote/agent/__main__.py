@@ -6,11 +6,11 @@ import sys
 def main() -> None:
     command, arguments = sys.argv[1], sys.argv[2:]
     if command == "supervise":
-        from remote.agent import supervisor
+        from remote.agent.runs import supervisor
 
         sys.exit(supervisor.main(arguments))
     if command == "build":
-        from remote.agent import builder
+        from remote.agent.environments import builder
 
         sys.exit(builder.main(arguments))
     sys.exit(f"the agent knows no command {command!r}")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from remote.agent.processes import start_time
+from remote.agent.machine.processes import start_time
 from remote.errors import NotFound, ServerUnfit, TransferFailed
 from remote.loopback import LoopbackServer
-from remote.release import build_release, manifest_rows, upload_frames
+from remote.project.release import build_release, manifest_rows, upload_frames
 from tests.support.agent import OWNER, ROOT, agent, facts, follow, put, start
 from tests.support.project import HOSTILE, make_tree, snapshot
 from tests.support.sshd import USUAL, MakeServer, sparse_path

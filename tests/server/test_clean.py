@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from remote.agent import upkeep
-from remote.agent.outputs import find_outputs
-from remote.agent.paths import Layout, write_json
-from remote.agent.runs import FETCHED, read_fetched
+from remote.agent.root.paths import Layout, write_json
+from remote.agent.runs import clean
+from remote.agent.runs.outputs import find_outputs
+from remote.agent.runs.records import FETCHED, read_fetched
 from remote.errors import RunFailed
 from remote.loopback import LoopbackServer
 from tests.support.agent import agent
@@ -160,14 +160,14 @@ def test_what_keeps_a_run(tmp_path: Path) -> None:
     layout = Layout(str(tmp_path))
     run = {"run": "r", "path": str(tmp_path), "release": None}
     for state in ("running", "unknown"):
-        assert upkeep.why_to_keep(layout, {**run, "state": state, "detail": {}}, {"r"})
+        assert clean.why_to_keep(layout, {**run, "state": state, "detail": {}}, {"r"})
     ended = {**run, "state": "failed", "detail": {"ended": 1.0}}
-    assert upkeep.why_to_keep(layout, ended, set()) and upkeep.why_to_keep(layout, ended, {"r"}) is None
+    assert clean.why_to_keep(layout, ended, set()) and clean.why_to_keep(layout, ended, {"r"}) is None
     mark = {"ended": 1.0, "time": 2.0, "seen": find_outputs(str(tmp_path), []).seen()}
     write_json(str(tmp_path / FETCHED), mark)
-    assert upkeep.why_to_keep(layout, ended, set()) is None
+    assert clean.why_to_keep(layout, ended, set()) is None
     write_json(str(tmp_path / FETCHED), mark | {"narrowed": True})
-    assert "remote.results" in str(upkeep.why_to_keep(layout, ended, set()))
+    assert "remote.results" in str(clean.why_to_keep(layout, ended, set()))
     (tmp_path / "late").touch()
     write_json(str(tmp_path / FETCHED), mark)
-    assert "changed" in str(upkeep.why_to_keep(layout, ended, set()))
+    assert "changed" in str(clean.why_to_keep(layout, ended, set()))

@@ -14,16 +14,10 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from remote import identities
-from remote.connection import Connection, Target
-from remote.errors import (
-    AuthenticationFailed,
-    ConnectionLost,
-    ServerUnfit,
-    Unreachable,
-    UsageError,
-)
+from remote.errors import AuthenticationFailed, ConnectionLost, ServerUnfit, Unreachable, UsageError
 from remote.loopback import LoopbackServer, make_key
+from remote.ssh import identities
+from remote.ssh.connection import Connection, Target
 from tests.support.login import Answers, forget_secrets, logs_in, refusal, says, target, write_config
 from tests.support.proxy import Relay
 from tests.support.sshd import MakeServer

@@ -8,14 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from remote import host_keys
-from remote.connection import Connection
-from remote.errors import (
-    HostKeyRefused,
-    Unreachable,
-    UsageError,
-)
+from remote.errors import HostKeyRefused, Unreachable, UsageError
 from remote.loopback import LoopbackServer, make_key
+from remote.ssh import host_keys
+from remote.ssh.connection import Connection
 from tests.support.login import Answers, forget_secrets, logs_in, refusal, says, target, write_config
 from tests.support.sshd import MakeServer, sparse_path
 

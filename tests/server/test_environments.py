@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from remote.connection import Target
-from remote.deploy import Deployed, deploy
-from remote.display import Display
+from remote.deploy.deploy import Deployed, deploy
 from remote.errors import ConnectionLost, EnvironmentFailed, RemoteError, ServerUnfit
+from remote.link.session import Project, Session
 from remote.loopback import LoopbackServer
 from remote.records import Settings
-from remote.session import Project, Session
+from remote.screen.display import Display
+from remote.ssh.connection import Target
 from tests.support.agent import agent
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.project import make_tree, snapshot

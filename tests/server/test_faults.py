@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from remote import link
-from remote.display import Display
-from remote.follow import Follower
+from remote.link import link
+from remote.link.session import Session
 from remote.loopback import LoopbackServer
-from remote.session import Session
-from remote.transport import Transport
+from remote.runs.follow import Follower
+from remote.screen.display import Display
+from remote.ssh.transport import Transport
 from tests.support.faults import LOST, UNREACHABLE, Lab, short_pauses, stalling, wait_until
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.proxy import Direction, Relay

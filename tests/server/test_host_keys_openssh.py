@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from remote import host_keys
-from remote.connection import Connection, Target
 from remote.errors import HostKeyRefused, RemoteError
 from remote.loopback import LoopbackServer, make_key
+from remote.ssh import host_keys
+from remote.ssh.connection import Connection, Target
 from tests.support.sshd import make_server, server_keys, sparse_path
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.skipif(not shutil.which("ssh"), reason="`ssh` is the yardstick")]

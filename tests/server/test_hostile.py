@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from remote import errors
-from remote import settings as remote_settings
-from remote.agent import protocol
+from remote.agent.shared import protocol
 from remote.errors import UsageError
 from remote.loopback import LoopbackServer
+from remote.project import settings as remote_settings
 from tests.support.agent import agent
 from tests.support.faults import Done, Lab, short_pauses, wait_until
 from tests.support.hostile import Frames, encode, hostile, mutations, recording
@@ -346,7 +346,7 @@ class filling:
         self.file = place / ".filler"
 
     def __enter__(self) -> None:
-        from remote import fetch
+        from remote.transfer import fetch
 
         self.check = fetch._require_space
 
@@ -362,7 +362,7 @@ class filling:
         fetch._require_space = check_then_fill
 
     def __exit__(self, *error: object) -> None:
-        from remote import fetch
+        from remote.transfer import fetch
 
         fetch._require_space = self.check
         self.file.unlink()

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from remote import launch
 from remote.loopback import LoopbackServer
+from remote.runs import launch
 from tests.support.agent import agent, put, start
 from tests.support.faults import Lab, wait_until
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi

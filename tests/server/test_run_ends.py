@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from remote.agent import processes
+from remote.agent.machine import processes
 from remote.loopback import LoopbackServer
 from tests.support.agent import ROOT, agent, follow, put, start
 from tests.support.faults import UNREACHABLE, Lab, wait_until

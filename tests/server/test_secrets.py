@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from remote import host_keys, identities
-from remote.identities import Secrets
 from remote.loopback import LoopbackServer
+from remote.ssh import host_keys, identities
+from remote.ssh.identities import Secrets
 from tests.support.faults import Lab, run_task, wait_until
 from tests.support.hostile import recording
 from tests.support.sshd import MakeServer

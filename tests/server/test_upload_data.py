@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from remote import upload
 from remote.loopback import LoopbackServer
+from remote.transfer import upload
 from tests.support.faults import LOST, Done, Lab, short_pauses, wait_until
 from tests.support.project import Link, make_tree, snapshot
 from tests.support.proxy import Relay

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from remote.connection import Connection, Target
-from remote.link import Link
+from remote.link.link import Link
 from remote.loopback import LoopbackServer, Route
+from remote.project.release import build_release, manifest_rows, plan_release, upload_frames
 from remote.records import Release
-from remote.release import build_release, manifest_rows, plan_release, upload_frames
+from remote.ssh.connection import Connection, Target
 
 ROOT = "~/projects/p"
 OWNER: dict[str, Any] = {"project": "p", "identity": None}

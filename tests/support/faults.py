@@ -20,12 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from remote import commands, follow, launch
-from remote.connection import Target
+from remote.link.session import Project
 from remote.loopback import LoopbackServer, Route
-from remote.session import Project
-from remote.settings import parse_settings
-from remote.taskline import LINE
+from remote.project.settings import parse_settings
+from remote.runs import follow, launch
+from remote.ssh.connection import Target
+from remote.tasks import commands
+from remote.tasks.command_line import LINE
 from tests.support.project import Content, make_tree, snapshot
 from tests.support.proxy import Direction, Relay
 

@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from remote import session
-from remote.agent import protocol
-from remote.connection import Host, Target
+from remote.agent.shared import protocol
 from remote.errors import ConnectionLost
-from remote.link import Link
+from remote.link import session
+from remote.link.link import Link
+from remote.ssh.connection import Host, Target
 
 Frames = Sequence[tuple[dict[str, Any], bytes] | bytes]
 """Messages with their bytes (the request's number is added), or raw bytes."""

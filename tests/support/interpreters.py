@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from remote.requirements_file import requirements_hash
+from remote.deploy.requirements_file import requirements_hash
 
 TEXT = "torch>=2.4,<2.15\npytorch-lightning>=2.5\n"
 TORCH = {"version": "2.5.1+cu124", "cuda": "12.4", "hip": None}

@@ -6,8 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
-from remote.connection import Target
 from remote.records import Host
+from remote.ssh.connection import Target
 
 
 class LocalChannel:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from remote import host_keys, identities
-from remote.connection import Connection, Target
 from remote.errors import RemoteError
-from remote.identities import Secrets
 from remote.loopback import LoopbackServer
+from remote.ssh import host_keys, identities
+from remote.ssh.connection import Connection, Target
+from remote.ssh.identities import Secrets
 
 
 def forget_secrets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from remote.command import plan_words
-from remote.link import Link
+from remote.link.link import Link
 from remote.loopback import LoopbackServer
+from remote.project.command import plan_words
 from tests.support.agent import ROOT, follow, put, start
 from tests.support.project import make_tree
 

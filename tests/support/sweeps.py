@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from remote.display import Display
-from remote.follow import Follower
+from remote.link.session import Session
 from remote.loopback import LoopbackServer
-from remote.session import Session
+from remote.runs.follow import Follower
+from remote.screen.display import Display
 from tests.support.faults import LOST, UNREACHABLE, Done, Lab, spread, wait_until
 from tests.support.project import snapshot
 from tests.support.proxy import Direction, Relay

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remote.command import describe_command, label_of, plan_words, runs_own_trainer, shell_signs
 from remote.errors import UsageError
+from remote.link.session import Project
+from remote.project.command import describe_command, label_of, plan_words, shell_signs
+from remote.project.own_trainer import runs_own_trainer
+from remote.project.settings import parse_settings
 from remote.records import Settings
-from remote.runs import TrainOptions, parse_request
-from remote.session import Project
-from remote.settings import parse_settings
+from remote.runs.request import TrainOptions, parse_request
 from tests.support.project import REPOSITORY, make_tree
 
 

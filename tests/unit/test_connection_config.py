@@ -8,18 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remote.connection import Connection, Target
 from remote.errors import UsageError
-from remote.ssh_config import (
-    DEFAULT_IDENTITIES,
-    Spec,
-    build,
-    expand,
-    parse_options,
-    parse_spec,
-    read_without_ssh,
-    split_paths,
-)
+from remote.ssh.connection import Connection, Target
+from remote.ssh.ssh_config import DEFAULT_IDENTITIES, Spec, build, expand, parse_options, parse_spec, read_without_ssh, split_paths
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from remote import host_keys
 from remote.errors import HostKeyRefused
-from remote.host_keys import Known, check, fingerprint, judge, parse_known_hosts, preferred_algorithms, remember
-from remote.ssh_config import HostConfig, Spec, build
+from remote.ssh import host_keys
+from remote.ssh.host_keys import Known, check, fingerprint, judge, parse_known_hosts, preferred_algorithms, remember
+from remote.ssh.ssh_config import HostConfig, Spec, build
 
 
 def blob(kind: str, number: int) -> bytes:

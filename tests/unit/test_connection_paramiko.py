@@ -11,10 +11,10 @@ import paramiko
 import pytest
 from paramiko import agent, packet
 
-from remote import identities, transport
-from remote.channel import Stream
 from remote.loopback import make_key
-from remote.transport import CIPHERS, Transport, Wire
+from remote.ssh import identities, transport
+from remote.ssh.channel import Stream
+from remote.ssh.transport import CIPHERS, Transport, Wire
 
 
 def test_the_names_we_lean_on_exist() -> None:

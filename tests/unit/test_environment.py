@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remote.agent.builder import SCRIPTS
-from remote.agent.environments import check_plan
-from remote.agent.paths import HASH
-from remote.agent.surroundings import base_programs
-from remote.environment import KEPT, inspection_detail, plan_environment
+from remote.agent.environments.builder import SCRIPTS
+from remote.agent.environments.environments import check_plan
+from remote.agent.root.paths import HASH
+from remote.agent.runs.surroundings import base_programs
+from remote.deploy.environment import KEPT, inspection_detail, plan_environment
 from remote.errors import EnvironmentFailed, GpuUnfit
 from remote.records import EnvironmentPlan, Settings
 from tests.support.interpreters import (
@@ -82,7 +82,7 @@ def test_keeping_imports_no_packaging() -> None:
 import sys
 sys.path.insert(0, {sys.path[0]!r}); sys.path[:0] = {[p for p in sys.path if p]!r}
 from pathlib import Path
-from remote.deploy import environment, requirements_file
+from remote.deploy.deploy import environment, requirements_file
 from remote.records import Settings
 before = "packaging" in sys.modules
 text = requirements_file.read_requirements(Path({__file__!r}).parents[2], "trainer/requirements.txt")

@@ -11,9 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remote.agent.trees import SYMLINK
+from remote.agent.shared.trees import SYMLINK
 from remote.errors import ProtocolError, TransferFailed
-from remote.fetch import PARTS, Fetched, LocalBytes, Receiver, RemoteFile, checked_manifest, holds_name, plan_fetch, read_local, safe_path
+from remote.transfer.fetch import (
+    PARTS,
+    Fetched,
+    LocalBytes,
+    Receiver,
+    RemoteFile,
+    checked_manifest,
+    holds_name,
+    plan_fetch,
+    read_local,
+    safe_path,
+)
 
 
 def sha(data: bytes) -> str:

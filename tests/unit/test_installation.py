@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remote.agent import installers
-from remote.agent.build_failures import Place, classify
 from remote.agent.calls import Refusal
-from remote.agent.prove import has_kernels, judge
+from remote.agent.environments import installers
+from remote.agent.environments.build_failures import Place, classify
+from remote.agent.environments.gpu_check import has_kernels, judge
+from remote.agent.shared.text import redact
 
 PLACE = Place("/r/env/k/build.log", "/data", 900, 7168, "3.10.4", "2.31")
 FAILURES = [
@@ -131,7 +132,7 @@ def test_mirrors_of_pip_reach_uv_and_torch_asks_its_own_index_only(monkeypatch: 
     ("text", "shown"), [("https://me:pw@h/s", "https://****@h/s"), ("git+ssh://git@h/r", "git+ssh://****@h/r"), ("a @ b", "a @ b")]
 )
 def test_passwords_in_addresses_are_not_shown(text: str, shown: str) -> None:
-    assert installers.redact(text) == shown
+    assert redact(text) == shown
 
 
 CARDS = [{"uuid": "GPU-1", "name": "H100", "compute_cap": "9.0", "driver_version": "550.1"}]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from remote.environment import KEPT
-from remote.proofs import describe_environment, describe_proofs, proof_needed
+from remote.deploy.environment import KEPT
+from remote.deploy.proofs import describe_environment, describe_proofs, proof_needed
 from remote.records import EnvironmentPlan, Gpu, GpuReport
 from tests.support.interpreters import NO_GPU, SYSTEM, gpu_facts, record
 

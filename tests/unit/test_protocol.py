@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remote.agent import protocol
+from remote.agent.shared import protocol
 
 
 def reader(data: bytes):  # type: ignore[no-untyped-def]
@@ -69,7 +69,7 @@ def test_a_bomb_does_not_unpack_beyond_its_announcement() -> None:
 
 
 def test_the_bootstrap_refuses_an_old_python_before_it_does_anything(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (Path(protocol.__file__).parent / "bootstrap.py").read_text()
+    text = (Path(protocol.__file__).parents[1] / "serve" / "bootstrap.py").read_text()
     monkeypatch.setattr(sys, "version_info", (3, 7, 16))
     with pytest.raises(SystemExit) as ended:
         exec(compile(text, "bootstrap", "exec"), {})

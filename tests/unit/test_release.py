@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remote.agent import protocol
-from remote.agent.trees import SYMLINK, tree_hash
+from remote.agent.shared import protocol
+from remote.agent.shared.trees import SYMLINK, tree_hash
 from remote.errors import UsageError
-from remote.release import build_release, is_private_key, plan_release, project_identity, upload_frames
+from remote.project.release import build_release, is_private_key, plan_release, project_identity, upload_frames
 from tests.support.project import HOSTILE, Executable, Link, commit, make_tree
 
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\n" + "b3BlbnNzaC1rZXktdjEAAAAABG5vbmU" * 8

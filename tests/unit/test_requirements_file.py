@@ -9,16 +9,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from packaging.requirements import Requirement
 
-from remote.agent.environments import OPTIONS
+from remote.agent.environments.environments import OPTIONS
+from remote.deploy.requirements_file import PLAIN, parse_options, parse_requirements, read_requirements, requirements_hash, split_lines
 from remote.errors import UsageError
-from remote.requirements_file import (
-    PLAIN,
-    parse_options,
-    parse_requirements,
-    read_requirements,
-    requirements_hash,
-    split_lines,
-)
 from tests.support.project import REPOSITORY, make_tree
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from remote.errors import UsageError
-from remote.settings import defaults, parse_settings
+from remote.project.settings import defaults, parse_settings
 
 
 def test_the_project_is_named_after_its_directory(tmp_path: Path) -> None:

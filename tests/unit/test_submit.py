@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from remote import bundle, findings, submit
-from remote.display import Display
 from remote.errors import RemoteError, TransferFailed, UsageError
+from remote.link.session import Project
+from remote.project.results import find_run
 from remote.records import Settings
-from remote.results import find_run
-from remote.session import Project
+from remote.screen.display import Display
+from remote.submission import bundle, secret_scan, submit
 from tests.support.project import REPOSITORY, Executable, make_tree
 
 SUMMARY: dict[str, Any] = {
@@ -143,7 +143,7 @@ def test_a_secret_in_the_code_stops_it_and_is_not_repeated(desk: Desk, kind: str
 ])  # fmt: skip
 def test_settings_and_names_are_looked_at(tmp_path: Path, name: str, text: str, kind: str) -> None:
     (tmp_path / name).write_text(text)
-    assert [finding.kind for finding in findings.search(tmp_path, [name])] == [kind]
+    assert [finding.kind for finding in secret_scan.search(tmp_path, [name])] == [kind]
 
 
 @pytest.mark.parametrize(("name", "text"), [
@@ -154,14 +154,14 @@ def test_settings_and_names_are_looked_at(tmp_path: Path, name: str, text: str, 
 ])  # fmt: skip
 def test_what_only_speaks_of_secrets_is_let_through(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
-    assert findings.search(tmp_path, [name]) == []
+    assert secret_scan.search(tmp_path, [name]) == []
 
 
 def test_this_repository_can_be_handed_in() -> None:
     """Whoever trains in a clone of it submits its tests, too, with their made-up secrets."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True)
     names = listed.stdout.split("\0")[:-1] or [path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "tests").rglob("*.py")]
-    assert findings.search(REPOSITORY, names) == []
+    assert secret_scan.search(REPOSITORY, names) == []
 
 
 def test_a_finding_can_be_accepted_and_the_check_remembers_it(desk: Desk) -> None:

@@ -13,9 +13,10 @@ for name in ("fcntl", "pwd", "grp", "termios", "resource", "tty", "pty", "syslog
     sys.modules[name] = None
 import importlib, pkgutil
 import remote
-for found in pkgutil.iter_modules(remote.__path__):
-    if found.name not in ("agent", "tasks", "__main__"):  # invoke asks sys.platform, which says Linux here
-        importlib.import_module("remote." + found.name)
+for found in pkgutil.walk_packages(remote.__path__, "remote."):
+    ours = not found.name.startswith("remote.agent.") or found.name.startswith("remote.agent.shared")
+    if ours and not found.name.startswith(("remote.tasks", "remote.__main__")):  # invoke asks sys.platform, which says Linux here
+        importlib.import_module(found.name)
 import trainer.config
 """
 

@@ -1,0 +1,299 @@
+"""Environments on the server: what is there, making one, following one that is being made. The laptop decides which."""
+
+import fcntl
+import os
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import Any, Dict, List, Optional, Set
+
+from remote.agent.calls import Call, Refusal, operation
+from remote.agent.environments import gpu_check, installers, interpreters
+from remote.agent.environments.builder import describe_plan
+from remote.agent.machine.processes import group_members, is_same, start_time
+from remote.agent.root.paths import HASH, Layout, read_json, resolve_root, write_json, write_whole
+from remote.agent.root.roots import keep_agent, prepare_root
+from remote.agent.shared.text import redact
+
+POLL_S = 0.1
+EVENT_EVERY_S = 0.2
+MAX_STARTS = 2
+"""A builder that dies twice without a word is not started a third time."""
+KINDS = ("as-is", "overlay", "venv")
+OPTIONS = re.compile(r"--(index-url|extra-index-url|find-links|trusted-host|only-binary|no-binary) \S+\Z|--(pre|no-index|prefer-binary)\Z")
+
+
+def list_environments(layout: Layout) -> List[Dict[str, Any]]:
+    """Every environment with a record: `ready`, and `valid` or what `changed`, told without starting a python."""
+    try:
+        keys = sorted(name for name in os.listdir(layout.environments) if HASH.match(name))
+    except OSError:
+        return []
+    return [found for found in (describe_environment(layout, key) for key in keys) if found is not None]
+
+
+def describe_environment(layout: Layout, key: str) -> Optional[Dict[str, Any]]:
+    """None where there's no directory. `building`: somebody is at it now."""
+    directory = layout.environment(key)
+    if not os.path.isdir(directory):
+        return None
+    record = read_json(os.path.join(directory, "env.json"))
+    ready = record is not None and os.path.exists(os.path.join(directory, "ready"))
+    if record is None or not ready:
+        return {"key": key, "ready": False, "valid": False, "building": _is_building(layout, key)}
+    python = str(record.get("real_python") or record.get("python"))
+    changed = interpreters.same_signature(record.get("signature"), python)
+    told = {name: value for name, value in record.items() if name != "signature"}
+    return dict(told, key=key, ready=True, valid=changed is None, changed=changed, proofs=gpu_check.read_proofs(directory))
+
+
+@operation("environment_inspect")
+def environment_inspect(call: Call, root: str, configured: str = "", detail: Optional[List[str]] = None) -> Dict[str, Any]:
+    """Interpreters with what is installed in them, uv, pip's configuration (without passwords), and room on the disk."""
+    layout = Layout(resolve_root(root))
+    found = interpreters.list_interpreters(layout, configured)
+    usable = [entry for entry in found if not entry.get("problem")]
+    call.event(step="inspect", line=f"looking into {len(usable)} interpreter{'s' * (len(usable) != 1)}", seconds=0.0)
+    names = [str(name) for name in detail or []][:200]
+    packages = interpreters.in_threads(lambda path: interpreters.inspect_packages(path, names), [e["path"] for e in usable])
+    for entry, answer in zip(usable, packages):
+        entry.update(answer)
+    interpreters.remember(layout)
+    existing = layout.root
+    while not os.path.isdir(existing):
+        existing = os.path.dirname(existing)
+    disk = os.statvfs(existing)
+    return {
+        "interpreters": found,
+        "uv": installers.find_uv(),
+        "pip_config": {name: redact(value) for name, value in installers.pip_config().items()},
+        "free_mib": disk.f_bavail * disk.f_frsize >> 20,
+    }
+
+
+@operation("environment_prepare")
+def environment_prepare(call: Call, root: str, project: str, identity: Optional[str], plan: Dict[str, Any]) -> Dict[str, Any]:
+    """Carry out the laptop's plan; the same plan again finds its work done, or follows the build that is under way.
+
+    Events: step, line, seconds, and amount ([bytes, of bytes]) while something is downloaded. Raises Refusal with kind
+    EnvironmentFailed where it can't be made.
+    """
+    layout = Layout(resolve_root(root))
+    check_plan(plan)
+    prepare_root(layout, project, identity)
+    directory = layout.environment(plan["key"])
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    interpreters.remember(layout)
+    known = describe_environment(layout, plan["key"])
+    if known is not None and known["ready"] and known["valid"]:
+        return {"environment": known, "built": False}
+    if plan["kind"] == "as-is":
+        _record_as_is(directory, plan)
+    else:
+        _build(call, layout, plan, directory)
+    return {"environment": describe_environment(layout, plan["key"]), "built": True}
+
+
+def check_plan(plan: Dict[str, Any]) -> None:
+    """Raises ValueError for what the laptop's planning never makes."""
+    if plan.get("kind") not in KINDS or not os.path.isabs(str(plan.get("python"))):
+        raise ValueError("a plan needs a kind and an absolute python")
+    for name in ("install", "constraints", "options", "names", "imports", "parent_sites", "helpers"):
+        values = plan.get(name) or []
+        if not isinstance(values, list) or not all(isinstance(v, str) and not re.search(r"[\x00\r\n]", v) for v in values):
+            raise ValueError(f"{name} must be a list of lines")
+    torch = plan.get("torch") or {}
+    lines = [*(plan.get("install") or []), *(torch.get("requirements") or []), *(plan.get("constraints") or [])]
+    if any(line.lstrip().startswith("-") for line in lines) or not all(map(OPTIONS.match, plan.get("options") or [])):
+        raise ValueError("an option stands among the requirements")
+    if torch.get("index") and not re.match(r"https://[\w./-]+\Z", str(torch["index"])):
+        raise ValueError("the torch index must be an https address")
+
+
+def _record_as_is(directory: str, plan: Dict[str, Any]) -> None:
+    """Nothing is built: the record points to the interpreter."""
+    described = interpreters.describe(plan["python"])
+    if described.get("problem"):
+        raise Refusal("EnvironmentFailed", described["problem"], "set remote.python to an interpreter that works")
+    python = _python_by_name(directory, described["path"])
+    found = interpreters.inspect_packages(described["path"], []) if plan.get("names") else {"packages": {}, "torch": {}}
+    record = dict(
+        describe_plan(plan),
+        python=python,
+        real_python=described["path"],
+        prefix=described["prefix"] if described["is_venv"] else None,
+        version=described["version"],
+        packages={name: found["packages"].get(name) for name in plan.get("names") or []},
+        torch=found.get("torch") or {},
+        installer="none",
+        built=time.time(),
+        signature=interpreters.signature(described["path"], described["sites"]),
+    )
+    gpu_check.forget_proofs(directory)
+    write_json(os.path.join(directory, "env.json"), record)
+    write_whole(os.path.join(directory, "ready"), b"")
+
+
+def _python_by_name(directory: str, path: str) -> str:
+    """The interpreter, if its directory has it as `python` too, so that a run's `python` is this one.
+
+    Else a two-line script that has: a link from elsewhere would lose a venv's packages.
+    """
+    by_name = os.path.join(os.path.dirname(path), "python")
+    if os.path.realpath(by_name) == os.path.realpath(path):
+        return by_name
+    place = os.path.join(directory, "bin")
+    os.makedirs(place, mode=0o700, exist_ok=True)
+    for name in ("python", "python3"):
+        write_whole(os.path.join(place, name), f'#!/bin/sh\nexec {shlex.quote(path)} "$@"\n'.encode(), 0o700)
+    return os.path.join(place, "python")
+
+
+def _build(call: Call, layout: Layout, plan: Dict[str, Any], directory: str) -> None:
+    """Start the builder, or follow the one that is at it; returns when `ready` is there. Raises Refusal."""
+    followed: Set[str] = set()
+    starts = 0
+    lock = os.open(_lock_path(layout, plan["key"]), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            if not _follow(call, directory, lock, followed):
+                raise BrokenPipeError
+            # The lock is ours: no builder lives.
+            made = describe_environment(layout, plan["key"])
+            if made is not None and made["ready"] and made["valid"]:
+                return
+            state = read_json(os.path.join(directory, "build.json")) or {}
+            if state.get("id") in followed and state.get("phase") == "failed":
+                raise Refusal("EnvironmentFailed", str(state.get("message")), str(state.get("remedy")))
+            if starts >= MAX_STARTS:
+                log = os.path.join(directory, "build.log")
+                raise Refusal("EnvironmentFailed", "the builder was killed, twice", f"mostly for lack of memory; see {log} there")
+            if state.get("phase") == "running":
+                call.event(step="venv", line="the last build was cut off; building again", seconds=0.0)
+            followed.add(_start_builder(layout, plan, directory, state, lock))
+            starts += 1
+            # The builder inherited this lock; ours must be another, or it would always be free for us.
+            os.close(lock)
+            lock = os.open(_lock_path(layout, plan["key"]), os.O_RDWR | os.O_CLOEXEC)
+    finally:
+        os.close(lock)
+
+
+def _follow(call: Call, directory: str, lock: int, followed: Set[str]) -> bool:
+    """Tell of the build until its lock is free, which is then held by `lock`. False if the laptop is gone."""
+    told: Any = None
+    told_at = 0.0
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            pass
+        if not call.alive():
+            return False
+        state: Dict[str, Any] = read_json(os.path.join(directory, "build.json")) or {}
+        if isinstance(state.get("id"), str):
+            followed.add(state["id"])
+        news = (state.get("step"), state.get("line"), state.get("amount"))
+        now = time.monotonic()
+        if state and ((news != told and now - told_at >= EVENT_EVERY_S) or now - told_at >= 2.0):
+            seconds = round(time.time() - float(state.get("started") or time.time()), 1)
+            call.event(step=state.get("step"), line=state.get("line"), amount=state.get("amount"), seconds=seconds)
+            told, told_at = news, now
+        time.sleep(POLL_S)
+
+
+def _start_builder(layout: Layout, plan: Dict[str, Any], directory: str, last: Dict[str, Any], lock: int) -> str:
+    """Clear what a dead builder left, and start one that holds `lock`. Returns the build's id."""
+    _end_leftovers(last)
+    _check_room(plan, directory)
+    for name in ("ready", "env.json", "build.json", "build.log"):
+        if os.path.exists(os.path.join(directory, name)):
+            os.unlink(os.path.join(directory, name))
+    gpu_check.forget_proofs(directory)
+    shutil.rmtree(os.path.join(directory, "venv"), ignore_errors=True)
+    build = secrets.token_hex(8)
+    write_json(os.path.join(directory, "plan.json"), plan)
+    state = {"id": build, "phase": "running", "started": time.time(), "host": os.uname().nodename}
+    state.update(directory=directory, step="venv")
+    write_json(os.path.join(directory, "build.json"), state)
+    program = keep_agent(layout)
+    with open(os.path.join(directory, "build.log"), "ab") as log:
+        # A session of its own: neither the end of this login nor Ctrl-C reaches it.
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", program, "build", directory, str(lock)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            pass_fds=[lock],
+            cwd=directory,
+        )
+    return build
+
+
+def _end_leftovers(state: Dict[str, Any]) -> None:
+    """A builder that was killed leaves its installer at work; it must not write into the next build."""
+    pid = state.get("pid")
+    if not isinstance(pid, int) or pid <= 1 or state.get("host") != os.uname().nodename:
+        return
+    started = state.get("pid_started")
+    if is_same(pid, started):
+        return
+    for member in group_members(pid):
+        born = start_time(member)
+        # A number given to a younger session is not ours: our members are of the builder's own boot and time.
+        if born is not None and isinstance(started, int) and started <= born and _is_in_directory(member, state):
+            try:
+                os.kill(member, signal.SIGKILL)
+            except OSError:
+                pass
+
+
+def _is_in_directory(pid: int, state: Dict[str, Any]) -> bool:
+    """An installer of ours works in the environment's directory."""
+    try:
+        return os.readlink(f"/proc/{pid}/cwd") == state.get("directory")
+    except OSError:
+        return False
+
+
+def _check_room(plan: Dict[str, Any], directory: str) -> None:
+    need = plan.get("need_mib")
+    disk = os.statvfs(directory)
+    free = disk.f_bavail * disk.f_frsize >> 20
+    if isinstance(need, int) and free < need:
+        mount = os.path.realpath(directory)
+        while not os.path.ismount(mount):
+            mount = os.path.dirname(mount)
+        raise Refusal(
+            "EnvironmentFailed",
+            f"the disk at {mount} has {free / 1024:.1f} GiB free, the environment needs about {need / 1024:.1f} GiB",
+            "free some space (pip cache purge), or set remote.root to a larger disk",
+        )
+    if disk.f_files and disk.f_favail < 30_000 and isinstance(need, int) and need > 1000:
+        message = f"the disk has {disk.f_favail} inodes free, the environment needs about 30,000"
+        raise Refusal("EnvironmentFailed", message, "remove some files, or set remote.root to another disk")
+
+
+def _lock_path(layout: Layout, key: str) -> str:
+    return os.path.join(os.path.dirname(layout.environment(key)), f".{key}.lock")
+
+
+def _is_building(layout: Layout, key: str) -> bool:
+    try:
+        lock = os.open(_lock_path(layout, key), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)

@@ -1,0 +1,271 @@
+"""The proof of an environment: its torch is imported and computes on every GPU, with a known result."""
+
+import json
+import os
+import subprocess
+import time
+from typing import Any, Dict, List, Optional, Tuple
+
+from remote.agent.calls import Call, Refusal, operation
+from remote.agent.environments.interpreters import plain_environment
+from remote.agent.machine import gpus
+from remote.agent.machine.processes import boot_id
+from remote.agent.root.paths import Layout, read_json, resolve_root, write_json
+from remote.agent.shared import gpu_choice
+
+PROVE_TIMEOUT_S = 300.0
+"""Importing torch from a cold network disk takes minutes at times."""
+KEPT = 16
+"""Proofs kept: homes may be shared between hosts, each with GPUs of its own."""
+
+SCRIPT = r"""
+import importlib, json, sys, warnings
+answer = {"modules": {}, "devices": []}
+def tell():
+    print("\x1e" + json.dumps(answer), flush=True)
+for name in sys.argv[1:]:
+    try:
+        module = importlib.import_module(name)
+        answer["modules"][name] = str(getattr(module, "__version__", ""))
+    except BaseException as error:
+        answer["failed"] = [name, "%s: %s" % (type(error).__name__, (str(error).splitlines() or [""])[0][:300])]
+        tell(); sys.exit(0)
+torch = sys.modules.get("torch")
+if torch is None:
+    tell(); sys.exit(0)
+answer.update(torch=torch.__version__, cuda=torch.version.cuda, hip=getattr(torch.version, "hip", None))
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    try:
+        answer["available"] = torch.cuda.is_available()
+        answer["arch"] = torch.cuda.get_arch_list() if answer["available"] else []
+    except Exception as error:
+        answer["available"], said = False, [error]
+    answer["warnings"] = [str(getattr(w, "message", w)).splitlines()[0][:300] for w in said][:5]
+for number in range(torch.cuda.device_count() if answer["available"] else 0):
+    device = {"number": number}
+    answer["devices"].append(device)
+    try:
+        device["name"] = torch.cuda.get_device_name(number)
+        device["capability"] = ".".join(map(str, torch.cuda.get_device_capability(number)))
+        at = "cuda:%d" % number
+        x = torch.ones(256, 256, device=at, requires_grad=True)
+        total = (x @ x).sum()
+        total.backward()
+        w = torch.ones(4, 3, 3, 3, device=at, requires_grad=True)
+        y = torch.nn.functional.conv2d(torch.ones(2, 3, 8, 8, device=at), w)
+        y.sum().backward()
+        got = [total.item(), x.grad.mean().item(), y.mean().item(), w.grad.mean().item()]
+        want = [256.0 ** 3, 512.0, 27.0, 72.0]
+        device["ok"] = all(abs(a - b) <= 1e-3 * b for a, b in zip(got, want))
+        if not device["ok"]:
+            device["problem"] = "it computes %s where %s is right" % (got, want)
+    except Exception as error:
+        text = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        device["ok"], device["problem"] = False, text
+        device["busy"] = "out of memory" in text.lower() or "busy or unavailable" in text.lower()
+tell()
+"""
+
+
+@operation("environment_prove")
+def environment_prove(call: Call, root: str, key: str) -> Dict[str, Any]:
+    """Import the environment's torch and compute on every GPU. Returns and keeps the proof.
+
+    ok: nothing speaks against training here; gpu: some GPU computed; reason: what to know beside it.
+    Raises Refusal (EnvironmentFailed, GpuUnfit) where torch and GPUs don't work together. Events: step, line, seconds.
+    """
+    directory = Layout(resolve_root(root)).environment(key)
+    record: Optional[Dict[str, Any]] = read_json(os.path.join(directory, "env.json"))
+    if record is None or not os.path.exists(os.path.join(directory, "ready")):
+        raise Refusal("NotFound", f"there is no environment {key[:12]} on the server", "deploy first: fab -H … deploy")
+    if not record.get("needs_torch"):
+        return {"proof": {"ok": True, "gpu": None, "reason": "the requirements name no torch: nothing to prove on a GPU"}}
+    raw = gpus.query_gpus()
+    driver, cards = cards_of(raw)
+    proof: Dict[str, Any] = {
+        "driver": driver,
+        "gpu_uuids": sorted(card["uuid"] for card in cards),
+        "boot_id": boot_id(),
+        "host": os.uname().nodename,
+        "time": time.time(),
+    }
+    started = time.monotonic()
+    try:
+        proof.update(_run(call, str(record["python"]), [str(name) for name in record.get("imports") or ["torch"]]))
+        proof.update(judge(proof, raw, cards, record))
+    except Refusal as refusal:
+        proof.update(ok=False, reason=refusal.message)
+        raise
+    finally:
+        proof["seconds"] = round(time.monotonic() - started, 1)
+        if "ok" in proof:
+            _keep(directory, proof)
+    return {"proof": proof}
+
+
+def cards_of(raw: Dict[str, Any]) -> Tuple[Optional[str], List[Dict[str, str]]]:
+    """Driver and GPUs as nvidia-smi's cells; empty where it failed."""
+    answer = raw.get("gpus") or {}
+    if answer.get("exit") != 0:
+        return None, []
+    rows = [[cell.strip() for cell in line.split(",")] for line in answer["output"].splitlines()]
+    cards = [dict(zip(answer["fields"], row)) for row in rows if len(row) == len(answer["fields"])]
+    cards = [card for card in cards if card["uuid"].startswith(("GPU-", "MIG-"))]
+    drivers = [card["driver_version"] for card in cards if gpu_choice.driver_major(card["driver_version"]) is not None]
+    return (drivers[0] if drivers else None), cards
+
+
+def judge(proof: Dict[str, Any], raw: Dict[str, Any], cards: List[Dict[str, str]], record: Dict[str, Any]) -> Dict[str, Any]:
+    """ok, gpu and reason from what torch did and what nvidia-smi shows. Raises Refusal where they don't fit. Pure."""
+    failed = proof.get("failed")
+    if failed:
+        what = "torch and torchvision are of different builds: " if "torchvision::nms" in failed[1] else ""
+        base = record.get("base") or record.get("python")
+        remedy = f"look at {base} there, or set remote.torch"
+        if record.get("kind") == "as-is":
+            remedy = "set remote.python to another interpreter"
+        raise Refusal("EnvironmentFailed", f"{what}{failed[0]} can't be imported ({failed[1]})", remedy)
+    working = [device for device in proof["devices"] if device.get("ok")]
+    busy = [device for device in proof["devices"] if device.get("busy")]
+    broken = [device for device in proof["devices"] if not device.get("ok") and not device.get("busy")]
+    version = f"torch {proof.get('torch')}"
+    if not cards and not proof["devices"]:
+        shown = (raw.get("gpus") or {}).get("exit")
+        hidden = raw.get("found") and shown not in (0, 6)
+        reason = "nvidia-smi fails, and torch sees no GPU" if hidden else "no GPU: training will run on the CPU"
+        return {"ok": not hidden, "gpu": False, "reason": reason}
+    if cards and not proof.get("cuda") and not proof.get("hip"):
+        return _without_cuda(version, cards, proof.get("driver"), record)
+    if not proof.get("available"):
+        raise _no_cuda(version, proof, cards)
+    if broken:
+        raise _broken(version, proof, broken[0], cards)
+    if not working:
+        return {"ok": False, "gpu": False, "reason": f"every GPU is full or reserved ({busy[0]['problem']})" if busy else "no GPU"}
+    notes = [f"gpu {device['number']} could not be tried: {device['problem']}" for device in busy]
+    if len(proof["devices"]) < len(cards):
+        notes.append(f"torch sees {len(proof['devices'])} of {len(cards)} GPUs")
+    return {"ok": True, "gpu": True, "reason": "; ".join(notes) or None}
+
+
+def _without_cuda(version: str, cards: List[Dict[str, str]], driver: Optional[str], record: Dict[str, Any]) -> Dict[str, Any]:
+    if dict(record.get("wanted") or {}).get("torch") == "cpu":
+        return {"ok": True, "gpu": False, "reason": "remote.torch is cpu: the GPUs are not used"}
+    own = record.get("kind") == "as-is" or record.get("kind") == "overlay"
+    remedy = _torch_remedy(driver, cards)
+    if own:
+        remedy = f"choose an interpreter with a CUDA build (remote.python), or let one be built: {remedy}"
+    message = f"{version} is a build for the CPU, but the server has {len(cards)} GPU(s) ({cards[0].get('name')})"
+    raise Refusal("EnvironmentFailed", message, remedy)
+
+
+def _no_cuda(version: str, proof: Dict[str, Any], cards: List[Dict[str, str]]) -> Refusal:
+    said = "; ".join(proof.get("warnings") or []) or "torch gives no reason"
+    driver, cuda = proof.get("driver"), str(proof.get("cuda"))
+    lowest = {"13": 580, "12": 525, "11": 450}.get(cuda.split(".")[0])
+    major = gpu_choice.driver_major(driver)
+    if lowest is not None and major is not None and major < lowest:
+        message = f"{version} (CUDA {cuda}) needs driver ≥ {lowest}; this is {driver}"
+        return Refusal("GpuUnfit", message, _torch_remedy(driver, cards))
+    return Refusal("GpuUnfit", f"{version} (CUDA {cuda}) can't use the GPU: {said}", "check with nvidia-smi there; a reboot often helps")
+
+
+def _broken(version: str, proof: Dict[str, Any], device: Dict[str, Any], cards: List[Dict[str, str]]) -> Refusal:
+    name, cap = device.get("name"), str(device.get("capability") or "")
+    arch = "sm_" + cap.replace(".", "")
+    if "no kernel image" in device["problem"] or (proof.get("arch") and not has_kernels(cap, proof["arch"])):
+        message = f"{version} has no kernels for {name} ({arch}); it has {', '.join(proof.get('arch') or [])}"
+        return Refusal("GpuUnfit", message, _torch_remedy(proof.get("driver"), cards))
+    return Refusal("GpuUnfit", f"gpu {device['number']} ({name}) fails in {version}: {device['problem']}", "choose another: --devices")
+
+
+def has_kernels(capability: str, arch: List[str]) -> bool:
+    """Binary code runs on the same major and a later minor capability; PTX on any later one."""
+    major, _, minor = capability.partition(".")
+    if not (major.isdigit() and minor.isdigit()):
+        return True
+    mine = (int(major), int(minor))
+    for name in arch:
+        kind, _, digits = name.partition("_")
+        digits = digits.rstrip("af")
+        if digits.isdigit() and len(digits) >= 2:
+            other = (int(digits[:-1]), int(digits[-1]))
+            if (kind == "compute" and other <= mine) or (kind == "sm" and other[0] == mine[0] and other[1] <= mine[1]):
+                return True
+    return False
+
+
+def _torch_remedy(driver: Optional[str], cards: List[Dict[str, str]]) -> str:
+    build = gpu_choice.fitting_build(driver, [_capability(card.get("compute_cap")) for card in cards])
+    if build is None:
+        return f"no torch build fits driver {driver} and these GPUs: ask for a newer driver"
+    return f"set remote.torch: {build} in fabric.yaml and deploy again"
+
+
+def _capability(cell: Optional[str]) -> Optional[float]:
+    try:
+        return float(cell or "")
+    except ValueError:
+        return None
+
+
+def _run(call: Call, python: str, modules: List[str]) -> Dict[str, Any]:
+    """The script's answer. Ends within the limit, also where a GPU hangs in the driver."""
+    environment = dict(plain_environment(), CUDA_DEVICE_ORDER="PCI_BUS_ID")
+    # Every GPU is tried, whatever this login hides from itself.
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    child = subprocess.Popen(
+        [python, "-c", SCRIPT, *modules],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        cwd="/",
+    )
+    started = time.monotonic()
+    output = errors = b""
+    try:
+        while True:
+            call.event(step="prove", line=f"importing {', '.join(modules)} and computing on each GPU", seconds=_since(started))
+            try:
+                output, errors = child.communicate(timeout=1.0)
+                break
+            except subprocess.TimeoutExpired:
+                if time.monotonic() - started > PROVE_TIMEOUT_S:
+                    message = f"torch gave no answer within {PROVE_TIMEOUT_S:.0f} s"
+                    raise Refusal("GpuUnfit", message, "a GPU may hang: try python -c 'import torch' and nvidia-smi there") from None
+    finally:
+        if child.poll() is None:
+            child.kill()
+    try:
+        value = json.loads(output.decode("utf-8", "replace").rpartition("\x1e")[2])
+    except ValueError:
+        lines = errors.decode("utf-8", "replace").strip().splitlines()
+        said = lines[-1][:300] if lines else f"exit code {child.returncode}"
+        raise Refusal("EnvironmentFailed", f"torch can't be tried in {python}: {said}", "run it there by hand") from None
+    return dict(value)
+
+
+def _since(started: float) -> float:
+    return round(time.monotonic() - started, 1)
+
+
+def read_proofs(directory: str) -> List[Dict[str, Any]]:
+    kept = (read_json(os.path.join(directory, "proofs.json")) or {}).get("proofs")
+    return [proof for proof in kept if isinstance(proof, dict)] if isinstance(kept, list) else []
+
+
+def forget_proofs(directory: str) -> None:
+    try:
+        os.unlink(os.path.join(directory, "proofs.json"))
+    except OSError:
+        pass
+
+
+def _keep(directory: str, proof: Dict[str, Any]) -> None:
+    """One per boot of a host, the newest last."""
+    names = ("driver", "gpu_uuids", "boot_id", "host", "time", "torch", "cuda", "ok", "gpu", "reason", "seconds")
+    others = [old for old in read_proofs(directory) if old.get("boot_id") != proof["boot_id"]]
+    kept = [*others, {name: proof.get(name) for name in names}]
+    write_json(os.path.join(directory, "proofs.json"), {"proofs": kept[-KEPT:]})

@@ -1,0 +1,230 @@
+"""Contents by their hash: received over one connection or several, found where they lie already, and laid out as trees."""
+
+import hashlib
+import os
+import stat
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Set, Tuple
+
+from remote.agent.calls import Call, Refusal
+from remote.agent.shared import protocol
+from remote.agent.shared.trees import SYMLINK, Entry
+
+PART = ".part"
+"""Behind the name of a content that has not arrived whole; the next connection goes on behind what there is."""
+
+
+def known_contents(incoming: str, trees: Iterable[Tuple[str, List[Entry]]], wanted: Set[str]) -> Dict[str, bytes]:
+    """Where wanted contents already lie on this server, hash → path: in `incoming`, or in `trees` of (directory, manifest)."""
+    found: Dict[str, bytes] = {}
+    folder = os.fsencode(incoming)
+    if os.path.isdir(folder):
+        for name in os.listdir(folder):
+            if name.decode("ascii", "replace") in wanted:
+                found[name.decode()] = os.path.join(folder, name)
+    for directory, manifest in trees:
+        if len(found) == len(wanted):
+            break
+        base = os.fsencode(directory)
+        for path, mode, size, sha256 in manifest:
+            if sha256 in wanted and sha256 not in found and mode != SYMLINK:
+                place = os.path.join(base, path.encode("utf-8", "surrogateescape"))
+                if _is_file_of(place, size):
+                    found[sha256] = place
+    return found
+
+
+def _is_file_of(path: bytes, size: int) -> bool:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == size
+
+
+def partly_received(incoming: str, wanted: Iterable[str]) -> Dict[str, int]:
+    """Of the wanted contents those whose beginning has arrived, with its length in bytes."""
+    found = {}
+    for sha256 in wanted:
+        try:
+            found[sha256] = os.stat(os.path.join(incoming, sha256 + PART)).st_size
+        except OSError:
+            continue
+    return found
+
+
+def receive(call: Call, incoming: str, sizes: Dict[str, int]) -> int:
+    """Store uploaded contents by hash. Each appears under its name only when its hash is right. Returns the bytes that came.
+
+    A frame's pieces are [hash, length, whether it is the last one]; `from` tells behind how many bytes a content goes on.
+    """
+    os.makedirs(incoming, mode=0o700, exist_ok=True)
+    total = 0
+    partial: Dict[str, _Partial] = {}
+    try:
+        for header, blob in call.blobs():
+            pieces = header["pieces"]
+            limit = sum(length for _, length, _ in pieces)
+            if limit > protocol.MAX_BLOB:
+                raise Refusal("ProtocolError", "an upload frame is too large")
+            data = protocol.unpack(blob, limit + 1) if header.get("packed") else blob
+            position = 0
+            for sha256, length, last in pieces:
+                if sha256 not in sizes:
+                    raise Refusal("ProtocolError", "an upload that is not in the manifest")
+                piece = data[position : position + length]
+                position += length
+                total += len(piece)
+                if sha256 not in partial:
+                    have = (header.get("from") or {}).get(sha256, 0)
+                    partial[sha256] = _begin(os.path.join(incoming, sha256), sizes[sha256], have)
+                partial[sha256].write(piece)
+                if last:
+                    partial.pop(sha256).finish(sha256)
+    finally:
+        for leftover in partial.values():
+            leftover.close()
+    return total
+
+
+def _begin(path: str, size: int, have: int) -> "_Partial":
+    """A content from its beginning, or behind the first `have` bytes that had arrived before.
+
+    Where somebody else's upload has finished it meanwhile, what comes is thrown away; the content is found where that put it.
+    """
+    try:
+        return _Partial(path, size, have)
+    except EOFError:
+        return _Unneeded()
+
+
+class _Partial:
+    """A content on its way in. What has come stays when the connection is lost."""
+
+    def __init__(self, path: str, size: int, have: int) -> None:
+        self.path = path
+        self.size = size
+        self.digest = hashlib.sha256()
+        self.length = 0
+        self.temporary = path + PART
+        try:
+            self.file = open(self.temporary, "r+b" if have else "wb")
+        except FileNotFoundError:
+            raise EOFError from None
+        while self.length < have:
+            data = self.file.read(min(1 << 20, have - self.length))
+            if not data:
+                self.file.close()
+                raise EOFError
+            self.digest.update(data)
+            self.length += len(data)
+        self.file.truncate()
+
+    def close(self) -> None:
+        self.file.close()
+
+    def write(self, data: bytes) -> None:
+        self.length += len(data)
+        if self.length > self.size:
+            self.drop()
+            raise Refusal("ProtocolError", "more bytes than announced")
+        self.digest.update(data)
+        self.file.write(data)
+
+    def finish(self, sha256: str) -> None:
+        self.file.close()
+        if self.digest.hexdigest() != sha256:
+            self.drop()
+            raise Refusal("TransferFailed", "a file changed while it was being sent", "run the same command again")
+        os.replace(self.temporary, self.path)
+
+    def drop(self) -> None:
+        self.file.close()
+        try:
+            os.unlink(self.temporary)
+        except OSError:
+            pass
+
+
+class _Unneeded(_Partial):
+    """Takes what comes and keeps nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, data: bytes) -> None:
+        pass
+
+    def finish(self, sha256: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def write_tree(target: str, entries: List[Entry], source: Callable[[str], Tuple[bytes, str]]) -> None:
+    """Write every entry below `target`. `source(hash)` gives the file that has it, and how it is to be taken: move, copy or link."""
+    base = os.fsencode(target)
+    made = {base}
+    for path, mode, _, sha256 in entries:
+        place = os.path.join(base, path.encode("utf-8", "surrogateescape"))
+        directory = os.path.dirname(place)
+        if directory not in made:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            made.add(directory)
+        origin, how = source(sha256)
+        if os.path.islink(place) or (mode == SYMLINK and os.path.lexists(place)):
+            os.unlink(place)  # what a run had replaced
+        if mode == SYMLINK:
+            with open(origin, "rb") as file:
+                _link_inside(base, place, file.read())
+            continue
+        if how == "move":
+            os.rename(origin, place)
+        elif how == "link":
+            link_verified(origin, place, sha256)
+        else:
+            copy_verified(origin, place, sha256)
+        os.chmod(place, mode)
+
+
+def _link_inside(base: bytes, place: bytes, target: bytes) -> None:
+    reached = os.path.normpath(os.path.join(os.path.dirname(place), target))
+    if os.path.isabs(target) or not (reached == base or reached.startswith(base + b"/")):
+        raise Refusal("ProtocolError", f"a link that leaves the release: {target!r:.80}")
+    os.symlink(target, place)
+
+
+def copy_verified(origin: bytes, place: bytes, sha256: str) -> None:
+    digest = hashlib.sha256()
+    with open(origin, "rb") as reader, open(place, "wb") as writer:
+        for data in _chunks(reader):
+            digest.update(data)
+            writer.write(data)
+    _require(origin, digest.hexdigest() == sha256)
+
+
+def link_verified(origin: bytes, place: bytes, sha256: str) -> None:
+    """The same file under another name: for what nobody changes. A file system without such links gets a copy."""
+    digest = hashlib.sha256()
+    with open(origin, "rb") as reader:
+        for data in _chunks(reader):
+            digest.update(data)
+    _require(origin, digest.hexdigest() == sha256)
+    try:
+        os.link(origin, place)
+    except OSError:
+        copy_verified(origin, place, sha256)
+
+
+def _require(origin: bytes, right: bool) -> None:
+    if not right:
+        text = f"{os.fsdecode(origin)} on the server is not what was sent"
+        raise Refusal("TransferFailed", text, "remove that file, then the same command again")
+
+
+def _chunks(reader: Any) -> Iterator[bytes]:
+    while True:
+        data = reader.read(1 << 20)
+        if not data:
+            return
+        yield data

@@ -1,0 +1,205 @@
+"""Releases: immutable trees named by their hash, assembled aside and renamed into place."""
+
+import os
+import secrets
+import shutil
+from typing import Any, Dict, List, Optional, Set, Tuple
+
+from remote.agent.calls import Call, Refusal, operation
+from remote.agent.releases.contents import known_contents, partly_received, receive, write_tree
+from remote.agent.root.paths import HASH, Layout, mount_of, read_json, resolve_root, write_json
+from remote.agent.root.roots import lock, prepare_root, space_left, unlock
+from remote.agent.shared.trees import SYMLINK, Entry, tree_hash
+
+KEEP_RELEASES = 10
+SEARCHED_RELEASES = 5
+"""Contents are looked for in so many of the newest releases."""
+
+
+def checked_manifest(tree: str, manifest: List[Any]) -> List[Entry]:
+    """The manifest as entries; raises Refusal for anything that could leave the release's directory."""
+    entries = []
+    for path, mode, size, sha256 in manifest:
+        parts = path.split("/")
+        if not path or path.startswith("/") or "\0" in path or any(part in ("", ".", "..") for part in parts):
+            raise Refusal("ProtocolError", f"not a path inside a release: {path!r:.120}")
+        if mode not in (0o644, 0o755, SYMLINK) or not HASH.match(sha256) or not isinstance(size, int) or size < 0:
+            raise Refusal("ProtocolError", f"a wrong entry in the manifest: {path!r:.120}")
+        entries.append((path, mode, size, sha256))
+    if tree_hash(entries) != tree:
+        raise Refusal("ProtocolError", "the release's hash is not that of its manifest")
+    return entries
+
+
+def list_releases(layout: Layout) -> List[Dict[str, Any]]:
+    """Newest first: tree, bytes, time."""
+    found = []
+    for tree, when in _by_age(layout):
+        found.append({"tree": tree, "time": when})
+    return found
+
+
+def _by_age(layout: Layout) -> List[Tuple[str, float]]:
+    try:
+        names = [name for name in os.listdir(layout.releases) if HASH.match(name)]
+    except OSError:
+        return []
+    dated = []
+    for name in names:
+        try:
+            dated.append((name, os.stat(layout.manifest(name)).st_mtime))
+        except OSError:
+            continue
+    return sorted(dated, key=lambda pair: -pair[1])
+
+
+def current_release(layout: Layout) -> Optional[str]:
+    try:
+        return os.path.basename(os.readlink(layout.current))
+    except OSError:
+        return None
+
+
+def read_manifest(layout: Layout, tree: str) -> List[Entry]:
+    stored = read_json(layout.manifest(tree)) or {}
+    entries = stored.get("entries")
+    return [(e[0], e[1], e[2], e[3]) for e in entries] if isinstance(entries, list) else []
+
+
+def release_of(layout: Layout, described: Dict[str, Any]) -> List[Entry]:
+    """The code that a run was given; empty where its release is unknown."""
+    tree = described.get("release")
+    return read_manifest(layout, tree) if isinstance(tree, str) and HASH.match(tree) else []
+
+
+def known(layout: Layout, wanted: Set[str]) -> Dict[str, bytes]:
+    """Where wanted contents already lie: received by a deploy that was cut off, or part of a release."""
+    trees = ((layout.release(tree), read_manifest(layout, tree)) for tree, _ in _by_age(layout)[:SEARCHED_RELEASES])
+    return known_contents(layout.incoming, trees, wanted)
+
+
+def missing_contents(layout: Layout, tree: str, manifest: List[Any]) -> List[str]:
+    wanted = {sha256 for _, _, _, sha256 in checked_manifest(tree, manifest)}
+    return sorted(wanted - set(known(layout, wanted)))
+
+
+@operation("release_missing")
+def release_missing(call: Call, root: str, tree: str, manifest: List[Any]) -> Dict[str, Any]:
+    """For a manifest too large to go with the first call."""
+    layout = Layout(resolve_root(root))
+    missing = missing_contents(layout, tree, manifest)
+    return {"missing": missing, "partial": partly_received(layout.incoming, missing)}
+
+
+@operation("release_put")
+def release_put(
+    call: Call, root: str, project: str, identity: Optional[str], tree: str, manifest: List[Any], origin: str, who: str
+) -> Dict[str, Any]:
+    """Receive the missing contents, assemble the release, make it current. Repeating it is harmless."""
+    layout = Layout(resolve_root(root))
+    entries = checked_manifest(tree, manifest)
+    prepare_root(layout, project, identity)
+    lock(call, layout.lock, who)
+    try:
+        require_space(layout, entries)
+        call.event(ready=True)
+        sizes = {sha256: size for _, _, size, sha256 in entries}
+        received = receive(call, layout.incoming, sizes)
+        if not os.path.isdir(layout.release(tree)):
+            _remove_leftovers(layout)
+            assemble(layout, tree, entries, origin)
+        make_current(layout, tree)
+        shutil.rmtree(layout.incoming, ignore_errors=True)
+        removed = _prune(layout)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = layout.releases  # a write names no file, and people want to know which disk
+        raise
+    finally:
+        unlock(layout.lock)
+    return {"received": received, "removed": removed, "path": layout.release(tree)}
+
+
+@operation("release_use")
+def release_use(call: Call, root: str, project: str, identity: Optional[str], tree: str, who: str) -> Dict[str, Any]:
+    """Make a release that is already here the current one."""
+    layout = Layout(resolve_root(root))
+    prepare_root(layout, project, identity)
+    lock(call, layout.lock, who)
+    try:
+        make_current(layout, tree)
+    finally:
+        unlock(layout.lock)
+    return {}
+
+
+def make_current(layout: Layout, tree: str) -> None:
+    if current_release(layout) == tree:
+        return
+    aside = f"{layout.current}.{secrets.token_hex(4)}.tmp"
+    os.symlink(os.path.join("releases", tree), aside)
+    os.replace(aside, layout.current)
+
+
+def require_space(layout: Layout, entries: List[Entry]) -> None:
+    need = sum(max(size, 4096) for _, _, size, _ in entries) * 2
+    free, inodes = space_left(layout.releases)
+    if free < need:
+        raise Refusal(
+            "ServerUnfit",
+            f"the release needs {(need >> 20) + 1} MiB on the disk at {mount_of(layout.releases)}, {free >> 20} MiB are free",
+            "free some space (fab … clean), or set remote.root to another disk",
+        )
+    if inodes is not None and 0 < inodes < len(entries) * 2:
+        raise Refusal("ServerUnfit", f"the file system at {layout.root} has {inodes} inodes left, the release needs more")
+
+
+def assemble(layout: Layout, tree: str, entries: List[Entry], origin: str) -> None:
+    places = known(layout, {sha256 for _, _, _, sha256 in entries})
+    incoming = os.fsencode(layout.incoming)
+    uses: Dict[str, int] = {}
+    for _, _, _, sha256 in entries:
+        uses[sha256] = uses.get(sha256, 0) + 1
+    aside = os.path.join(layout.releases, f".staging-{secrets.token_hex(6)}")
+    os.mkdir(aside, 0o700)
+
+    def source(sha256: str) -> Tuple[bytes, str]:
+        if sha256 not in places:
+            raise Refusal("TransferFailed", "the release is not complete on the server", "run the same command again")
+        uses[sha256] -= 1
+        place = places[sha256]
+        return place, "move" if place.startswith(incoming) and not uses[sha256] else "copy"
+
+    try:
+        write_tree(aside, entries, source)
+        write_json(layout.manifest(tree), {"entries": entries, "origin": origin})
+        os.rename(aside, layout.release(tree))
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def _remove_leftovers(layout: Layout) -> None:
+    """What a killed deploy left; only called under the lock."""
+    for name in os.listdir(layout.releases):
+        if name.startswith(".staging-"):
+            shutil.rmtree(os.path.join(layout.releases, name), ignore_errors=True)
+
+
+def _prune(layout: Layout) -> List[str]:
+    """Remove old releases that no run was made from."""
+    used = {current_release(layout)}
+    try:
+        for run in os.listdir(layout.runs):
+            used.add(str((read_json(os.path.join(layout.runs, run, "run.json")) or {}).get("release")))
+    except OSError:
+        return []
+    removed = []
+    for tree, _ in _by_age(layout)[KEEP_RELEASES:]:
+        if tree not in used:
+            aside = os.path.join(layout.releases, f".staging-{secrets.token_hex(6)}")
+            os.rename(layout.release(tree), aside)
+            os.unlink(layout.manifest(tree))
+            shutil.rmtree(aside, ignore_errors=True)
+            removed.append(tree)
+    return removed

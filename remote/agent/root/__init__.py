@@ -1,0 +1,1 @@
+"""The project's directory on the server: its paths, whose it is, the agent's own program in it."""

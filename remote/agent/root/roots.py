@@ -1,0 +1,141 @@
+"""Whose root it is, its making, and the lock of a deploy."""
+
+import fcntl
+import json
+import os
+import time
+from typing import Any, Dict, Optional, Tuple
+
+from remote.agent.calls import Call, Refusal
+from remote.agent.root import program
+from remote.agent.root.paths import Layout, read_json, write_json, write_whole
+
+Problem = Dict[str, str]
+_held: Dict[str, int] = {}
+
+
+def root_problem(layout: Layout, project: str, identity: Optional[str]) -> Optional[Problem]:
+    """Why the root can't be used for this project, with the remedy; None if it can. Writes nothing."""
+    root = layout.root
+    if os.path.lexists(root) and not os.path.isdir(root):
+        return {"message": f"{root} is a file, not a directory", "remedy": "set remote.root in fabric.yaml to another place"}
+    if os.path.isdir(root):
+        if os.stat(root).st_uid != os.getuid():
+            return {"message": f"{root} belongs to another user", "remedy": "set remote.root to a directory of your own"}
+        if not os.access(root, os.W_OK | os.X_OK):
+            return {"message": f"{root} is not writable", "remedy": "set remote.root to a directory of your own"}
+        return _owner_problem(layout, project, identity)
+    parent = os.path.dirname(root)
+    while not os.path.lexists(parent):
+        parent = os.path.dirname(parent)
+    if not os.path.isdir(parent):
+        return {"message": f"{parent} is a file, so {root} can't be made", "remedy": "set remote.root to another place"}
+    if not os.access(parent, os.W_OK | os.X_OK):
+        return {"message": f"{root} can't be made: {parent} is not writable", "remedy": "set remote.root to a directory of your own"}
+    return None
+
+
+def _owner_problem(layout: Layout, project: str, identity: Optional[str]) -> Optional[Problem]:
+    owner = read_json(layout.project)
+    if owner is None:
+        if os.path.lexists(layout.project):
+            return {"message": f"{layout.project} can't be read", "remedy": "set remote.root to another place, or remove that file"}
+        foreign = [name for name in os.listdir(layout.root) if not name.startswith(".")]
+        if foreign and sorted(foreign)[0] not in ("agent", "data"):
+            return {
+                "message": f"{layout.root} holds something that is not a project of ours ({sorted(foreign)[0]!r:.60} …)",
+                "remedy": "set remote.root in fabric.yaml to a new directory",
+            }
+        return None
+    other = owner.get("project") != project
+    if not other and identity and owner.get("identity") and owner["identity"] != identity:
+        other = True
+    if other:
+        return {
+            "message": f"{layout.root} belongs to the project {owner.get('project')!r:.80}, not to {project!r:.80}",
+            "remedy": "set remote.root (or remote.project) in fabric.yaml to a value of this project's own",
+        }
+    return None
+
+
+def prepare_root(layout: Layout, project: str, identity: Optional[str]) -> None:
+    """Make the root, private to its user, and keep the agent in it. Raises Refusal where it is not ours to use."""
+    problem = root_problem(layout, project, identity)
+    if problem:
+        raise Refusal("ServerUnfit", problem["message"], problem["remedy"])
+    os.makedirs(layout.root, exist_ok=True)
+    os.chmod(layout.root, 0o700)
+    for directory in (layout.agents, layout.releases, layout.environments, layout.data, layout.runs):
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+    owner = read_json(layout.project)
+    if owner is None or (identity and not owner.get("identity")):
+        write_json(layout.project, {"project": project, "identity": identity})
+    keep_agent(layout)
+
+
+def keep_agent(layout: Layout) -> str:
+    """The agent's own program, kept by its hash; runs and builds are started from it. Returns its path."""
+    digest = os.environ["REMOTE_AGENT_HASH"]
+    path = os.path.join(layout.agents, program.compiled_name(digest))
+    if not os.path.exists(path):
+        program.compile_later(path)
+        path = layout.agent(digest)
+    if not os.path.exists(path):
+        write_whole(path, program.CONTENT)
+    os.environ["REMOTE_AGENT_PYZ"] = path
+    return path
+
+
+def lock(call: Call, path: str, who: str) -> None:
+    """One at a time: waits for another one, telling whom for; the kernel frees the lock with its holder's process."""
+    if path in _held:
+        return
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    told = 0.0
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() - told > 5:
+                call.event(waiting=_holder(fd))
+                told = time.monotonic()
+            if not call.alive():
+                os.close(fd)
+                raise BrokenPipeError from None
+            time.sleep(0.2)
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, json.dumps({"who": who, "since": time.time()}).encode(), 0)
+    _held[path] = fd
+
+
+def try_lock(path: str) -> bool:
+    """The same without waiting; False where somebody has it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return False
+    _held[path] = fd
+    return True
+
+
+def _holder(fd: int) -> Dict[str, Any]:
+    try:
+        value = json.loads(os.pread(fd, 4096, 0))
+    except ValueError:
+        return {}
+    return {"who": value.get("who"), "since": value.get("since")} if isinstance(value, dict) else {}
+
+
+def unlock(path: str) -> None:
+    fd = _held.pop(path, None)
+    if fd is not None:
+        os.close(fd)
+
+
+def space_left(path: str) -> Tuple[int, Optional[int]]:
+    """Free bytes and free inodes (None where the file system has no such count)."""
+    disk = os.statvfs(path)
+    return disk.f_bavail * disk.f_frsize, disk.f_favail if disk.f_files else None

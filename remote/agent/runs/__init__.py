@@ -1,0 +1,1 @@
+"""Runs: started, watched, told, kept."""

@@ -1,0 +1,209 @@
+"""What nothing needs any more: found, told with its reason, and removed. A run that was not fetched stays unless told otherwise."""
+
+import os
+import secrets
+import shutil
+import time
+from typing import Any, Dict, List, Optional, Sequence, Set
+
+from remote.agent.calls import Call, Refusal, operation
+from remote.agent.environments.environments import describe_environment
+from remote.agent.releases.releases import current_release, release_of
+from remote.agent.root.paths import HASH, RUN_ID, Layout, resolve_root, write_json
+from remote.agent.root.roots import lock, prepare_root, try_lock, unlock
+from remote.agent.runs.outputs import find_outputs
+from remote.agent.runs.records import FETCHED, FINAL, describe_run, find_run, list_runs, read_mark
+
+GONE = ".gone-"
+LEFTOVER_S = 3600.0
+"""A launch makes its directory aside in seconds; what is older was left by one that was killed."""
+UPLOAD_S = 24 * 3600.0
+
+
+@operation("fetch_done")
+def fetch_done(
+    call: Call, root: str, run: str, ended: Any, files: int, who: str, seen: str, narrowed: bool = False
+) -> Dict[str, Any]:
+    """The laptop has every file, verified, of a run that had ended (at `ended`) when its files were listed, as `seen`.
+
+    `narrowed`: but for what remote.results leaves here.
+    """
+    layout = Layout(resolve_root(root))
+    found = find_run(layout, run)
+    if found["state"] not in FINAL or found["detail"].get("ended") != ended:
+        return {"marked": False}
+    mark = {"ended": ended, "files": files, "who": who, "time": time.time(), "seen": seen, "narrowed": narrowed}
+    write_json(os.path.join(found["path"], FETCHED), mark)
+    return {"marked": True}
+
+
+def why_not_fetched(layout: Layout, run: Dict[str, Any], narrowed: bool = False, directory: str = "") -> Optional[str]:
+    """None where a laptop has all that the run has made, as it is now; `narrowed`: or all that it wanted of it."""
+    directory = directory or run["path"]
+    mark = read_mark(directory, run["detail"])
+    if not mark:
+        return "not fetched completely since it ended"
+    if mark.get("narrowed") and not narrowed:
+        return "fetched but for what remote.results leaves out"
+    if mark.get("seen") != find_outputs(directory, release_of(layout, run), run["path"]).seen():
+        return "changed since it was fetched"
+    return None
+
+
+@operation("clean")
+def clean(
+    call: Call,
+    root: str,
+    project: str,
+    identity: Optional[str],
+    who: str,
+    environment: str = "",
+    named: Sequence[str] = (),
+    remove: bool = False,
+) -> Dict[str, Any]:
+    """List, and with `remove` also remove, what nothing needs. `environment`: the key of the one that the next deploy would keep.
+
+    `named`: runs that have ended and may go although they were not fetched completely.
+
+    Answers `items` (kind, name, bytes, why) and `kept` (the runs that stay, with why).
+    """
+    layout = Layout(resolve_root(root))
+    if not os.path.isdir(layout.root):
+        return {"items": [], "kept": [], "removed": False}
+    prepare_root(layout, project, identity)
+    lock(call, layout.lock, who)
+    # Images that are being sent just now are left alone, with all that lies beside them.
+    has_data = try_lock(layout.data_lock) if os.path.exists(layout.data_lock) else True
+    try:
+        unwanted = {find_run(layout, name)["run"] for name in named}
+        items, kept = find_unneeded(layout, environment, unwanted)
+        items += find_unneeded_data(layout) if has_data else []
+        if remove:
+            for item in items:
+                _remove(layout, item)
+    finally:
+        unlock(layout.lock)
+        if has_data:
+            unlock(layout.data_lock)
+    told = [{key: item[key] for key in ("kind", "name", "bytes", "why")} for item in items]
+    return {"items": told, "kept": kept, "removed": remove}
+
+
+def find_unneeded(layout: Layout, environment: str, unwanted: Set[str]) -> Any:
+    """The items to remove, each with its `paths`; and the runs that stay."""
+    items: List[Dict[str, Any]] = []
+    kept: List[Dict[str, Any]] = []
+    releases: Set[str] = {current_release(layout) or ""}
+    environments: Set[str] = {environment}
+    for name in _names(layout.runs, RUN_ID):
+        run = describe_run(layout, name)
+        why = why_to_keep(layout, run, unwanted)
+        if why is None:
+            reason = "named by --run" if name in unwanted else "fetched completely"
+            items.append(dict(_item("run", name, [run["path"]], f"{run['state']}, {reason}"), unwanted=name in unwanted))
+            continue
+        kept.append({"run": name, "state": run["state"], "why": why})
+        releases.add(str(run["release"]))
+        if run["state"] not in FINAL:
+            environments.add(str(run["asked"].get("environment_key")))
+    for tree in _names(layout.releases, HASH):
+        if tree not in releases:
+            paths = [layout.release(tree), layout.manifest(tree)]
+            items.append(_item("release", tree, paths, "no run was made from it, and it is not current"))
+    for key in _names(layout.environments, HASH):
+        found = describe_environment(layout, key) or {}
+        if key not in environments and not found.get("building"):
+            items.append(_item("environment", key, [layout.environment(key)], "neither this project's next deploy nor a live run uses it"))
+    return items + _leftovers(layout), kept
+
+
+def find_unneeded_data(layout: Layout) -> List[Dict[str, Any]]:
+    """Sets to which no name in data/ leads any more, and what was left of an upload that nobody has gone on with for a day."""
+    named = {os.path.realpath(os.path.join(layout.data, name)) for name in _listed(layout.data)}
+    live = " ".join(str(run["asked"].get("argv")) for run in list_runs(layout) if run["state"] not in FINAL)
+    items = []
+    for tree in _names(layout.sets, HASH):
+        place = os.path.realpath(layout.set(tree))
+        if place not in live and not any((name + os.sep).startswith(place + os.sep) for name in named):
+            paths = [layout.set(tree), layout.set_manifest(tree)]
+            items.append(_item("images", tree, paths, "no name in data/ leads to them any more"))
+    parts = [os.path.join(layout.data_incoming, name) for name in _listed(layout.data_incoming)]
+    if parts and time.time() - max(map(_changed, parts)) > UPLOAD_S:
+        items.append(_item("leftover", "images", [layout.data_incoming], "of an upload that was cut off more than a day ago"))
+    return items
+
+
+def why_to_keep(layout: Layout, run: Dict[str, Any], unwanted: Set[str]) -> Optional[str]:
+    """None where nothing needs the run any more."""
+    if run["state"] not in FINAL:
+        return "it has not ended"
+    return None if run["run"] in unwanted else why_not_fetched(layout, run)
+
+
+def _leftovers(layout: Layout) -> List[Dict[str, Any]]:
+    """What killed deploys, launches and removals left aside; under the lock no deploy is at work."""
+    found = []
+    places = ((layout.releases, (".staging-", ".incoming", GONE)), (layout.runs, (".new-", GONE)), (layout.environments, (GONE,)))
+    for directory, prefixes in places:
+        for name in _listed(directory):
+            path = os.path.join(directory, name)
+            old = time.time() - _changed(path) > LEFTOVER_S
+            if name.startswith(prefixes) and (old or not name.startswith(".new-")):
+                found.append(_item("leftover", name, [path], "left by something that was cut off"))
+    return found
+
+
+def _names(directory: str, pattern: Any) -> List[str]:
+    return sorted(name for name in _listed(directory) if pattern.match(name) and os.path.isdir(os.path.join(directory, name)))
+
+
+def _listed(directory: str) -> List[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
+
+
+def _changed(path: str) -> float:
+    try:
+        return os.lstat(path).st_mtime
+    except OSError:
+        return time.time()
+
+
+def _item(kind: str, name: str, paths: List[str], why: str) -> Dict[str, Any]:
+    return {"kind": kind, "name": name, "paths": paths, "why": why, "bytes": sum(map(_bytes_below, paths))}
+
+
+def _bytes_below(path: str) -> int:
+    """Bytes on the disk of all files below, links not followed."""
+    if not os.path.isdir(path) or os.path.islink(path):
+        return _blocks(path)
+    return sum(_blocks(os.path.join(folder, name)) for folder, _, files in os.walk(path) for name in files)
+
+
+def _blocks(path: str) -> int:
+    try:
+        return os.lstat(path).st_blocks * 512
+    except OSError:
+        return 0
+
+
+def _remove(layout: Layout, item: Dict[str, Any]) -> None:
+    """First out of sight by one rename, so that nobody ever sees half of it."""
+    run = describe_run(layout, item["name"]) if item["kind"] == "run" else None
+    if run is not None and run["state"] not in FINAL:
+        raise Refusal("RunFailed", f"{item['name']} runs again", "nothing of it was removed")
+    for path in item["paths"]:
+        if not os.path.lexists(path):
+            continue
+        aside = os.path.join(os.path.dirname(path), GONE + secrets.token_hex(6))
+        os.rename(path, aside)
+        why = why_not_fetched(layout, run, directory=aside) if run is not None and not item["unwanted"] else None
+        if why is not None:
+            os.rename(aside, path)
+            raise Refusal("RunFailed", f"{item['name']}: {why}", "nothing of it was removed; fetch it again")
+        if os.path.isdir(aside) and not os.path.islink(aside):
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            os.unlink(aside)

@@ -1,0 +1,127 @@
+"""A run's files: what there is, and their bytes from any offset, hashed."""
+
+import hashlib
+import io
+import os
+from typing import Any, Dict, List, Optional
+
+from remote.agent.calls import Call, Refusal, operation
+from remote.agent.releases.releases import release_of
+from remote.agent.root.paths import Layout, resolve_root
+from remote.agent.runs.outputs import find_outputs, link_target, narrow, told
+from remote.agent.runs.records import describe_run, find_run, read_mark
+from remote.agent.shared import protocol
+
+SOURCE = "source/"
+
+
+@operation("fetch_manifest")
+def fetch_manifest(call: Call, root: str, run: str, results: Optional[List[str]] = None) -> Dict[str, Any]:
+    """What the run has made, as it stands: path, size, mode, and for the release's files their hash (else None).
+
+    `left`: what stays here, as (path, bytes, why, whether it would be lost with the run). `seen`: a hash over what was there,
+    for `fetch_done`; `marked`: what a laptop has of exactly that (complete, narrowed, None).
+    """
+    layout = Layout(resolve_root(root))
+    described = describe_run(layout, find_run(layout, run)["run"])
+    release = release_of(layout, described)
+    outputs = find_outputs(described["path"], release)
+    seen = outputs.seen()
+    narrow(outputs, results or [])
+    files = [[path, size, mode, None] for path, size, mode, _ in outputs.files]
+    files += [[SOURCE + path, size, mode, sha256] for path, mode, size, sha256 in release]
+    mark = read_mark(described["path"], described["detail"])
+    marked = None if mark.get("seen") != seen else "narrowed" if mark.get("narrowed") else "complete"
+    return {"run": described, "files": files, "left": told(outputs), "seen": seen, "marked": marked}
+
+
+@operation("fetch_read")
+def fetch_read(call: Call, root: str, run: str, ranges: List[Any]) -> Dict[str, Any]:
+    """Send ranges [path, have, hash of the first `have` bytes or None, end].
+
+    For each: an event `file` with `offset` (`have` if those bytes are the same here, else 0), the bytes up to `end` as blobs
+    of events, and `done` with the hash over all of [0, end), or with None if the file is gone or shorter by now.
+    """
+    layout = Layout(resolve_root(root))
+    described = describe_run(layout, find_run(layout, run)["run"])
+    sent = 0
+    for path, have, have_sha256, end in ranges:
+        if not isinstance(path, str) or not isinstance(have, int) or not isinstance(end, int) or not 0 <= have <= end:
+            raise Refusal("ProtocolError", f"a wrong range of {path!r:.80}")
+        try:
+            file = _open(layout, described, path)
+        except FileNotFoundError:
+            call.event(file=path, offset=0, done=None)
+        except OSError as error:
+            call.event(file=path, offset=0, done=None, why=error.strerror)
+        else:
+            sent += _send_file(call, file, path, have, have_sha256, end)
+    return {"sent": sent}
+
+
+def _open(layout: Layout, described: Dict[str, Any], path: str) -> Any:
+    """The file for a path of the manifest. Refuses what is not inside the run or its release; raises OSError where it can't be read."""
+    if any(part in ("", ".", "..") for part in path.split("/")):
+        raise Refusal("ProtocolError", f"not a path inside the run: {path!r:.80}")
+    base = described["path"]
+    if path.startswith(SOURCE):
+        base, path = layout.release(str(described["release"])), path[len(SOURCE) :]
+    place = os.path.join(os.fsencode(base), path.encode("utf-8", "surrogateescape"))
+    if not (os.path.realpath(os.path.dirname(place)) + b"/").startswith(os.path.realpath(os.fsencode(base)) + b"/"):
+        raise Refusal("ProtocolError", f"not a path inside the run: {path!r:.80}")
+    if os.path.islink(place):
+        return io.BytesIO(link_target(base, path)[0])
+    return open(place, "rb", buffering=0)
+
+
+def _send_file(call: Call, file: Any, path: str, have: int, have_sha256: Optional[str], end: int) -> int:
+    with file:
+        digest, offset = hashlib.sha256(), 0
+        if have and have_sha256:
+            offset = _skip(file, digest, have)
+            if offset != have or digest.hexdigest() != have_sha256:
+                digest, offset = hashlib.sha256(), 0
+                file.seek(0)
+        first = _read(file, min(protocol.CHUNK, end - offset))
+        digest.update(first)
+        start, offset = offset, offset + len(first)
+        if offset == end:
+            call.event(first, file=path, offset=start, done=digest.hexdigest())
+            return len(first)
+        call.event(first, file=path, offset=start)
+        sent = len(first)
+        while offset < end:
+            data = _read(file, min(protocol.CHUNK, end - offset))
+            if not data:
+                call.event(done=None)
+                return sent
+            digest.update(data)
+            call.event(data)
+            offset += len(data)
+            sent += len(data)
+        call.event(done=digest.hexdigest())
+        return sent
+
+
+def _read(file: Any, count: int) -> bytes:
+    data = file.read(count)
+    while data and len(data) < count:
+        more = file.read(count - len(data))
+        if not more:
+            break
+        data += more
+    return bytes(data)
+
+
+def _skip(file: Any, digest: Any, count: int) -> int:
+    """Hash the first `count` bytes; returns how many there were."""
+    done = 0
+    while done < count:
+        data = file.read(min(1 << 20, count - done))
+        if not data:
+            break
+        digest.update(data)
+        done += len(data)
+    return done
+
+

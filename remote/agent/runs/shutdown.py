@@ -1,0 +1,73 @@
+"""Ends a rented server's bill, once nothing on it is needed any more."""
+
+import os
+import pwd
+import subprocess
+from typing import Any, Dict, List
+
+from remote.agent.calls import Call, Refusal, operation
+from remote.agent.root.paths import Layout, resolve_root
+from remote.agent.runs.clean import why_not_fetched
+from remote.agent.runs.queue import one_launch_at_a_time
+from remote.agent.runs.records import FINAL, list_runs
+
+COMMAND_S = 30.0
+FIRST_PERSON, NOBODY = 1000, 65534
+"""User numbers below are the system's own."""
+
+
+@operation("shutdown")
+def shutdown(call: Call, root: str, command: str, really: bool) -> Dict[str, Any]:
+    """Refuses while a run of ours has not ended or has not been fetched. Without `really` it only tells what would be done."""
+    layout = Layout(resolve_root(root))
+    chosen = command or default_command()
+    with one_launch_at_a_time(layout):
+        for run in list_runs(layout):
+            if run["detail"].get("elsewhere"):
+                continue
+            if run["state"] not in FINAL:
+                raise Refusal("RunFailed", f"{run['run']} is {run['state']}: the server was not shut down", "wait for it, or stop it")
+            why = why_not_fetched(layout, run, narrowed=True)
+            if why:
+                text = f"{run['run']}: {why}; the server was not shut down"
+                raise Refusal("RunFailed", text, "fetch-results --run all")
+        if really:
+            carry_out(chosen)
+    return {"command": chosen, "others": other_people()}
+
+
+def default_command() -> str:
+    return "shutdown -h now" if os.getuid() == 0 else "sudo -n shutdown -h now"
+
+
+def carry_out(command: str) -> None:
+    try:
+        done = subprocess.run(
+            ["sh", "-c", command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=COMMAND_S,
+            cwd=os.path.expanduser("~"),
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return  # it may well be on its way down
+    if done.returncode:
+        said = " ".join(done.stdout.decode("utf-8", "replace").split())[-200:]
+        remedy = "set remote.shutdown in fabric.yaml to the command that your provider names, or stop it on the provider's page"
+        raise Refusal("ServerUnfit", f"`{command}` failed (exit code {done.returncode}): {said}", remedy)
+
+
+def other_people() -> List[str]:
+    """Names of other people whose processes run here."""
+    users = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                users.add(os.stat(os.path.join("/proc", name)).st_uid)
+            except OSError:
+                continue
+    return sorted(_name(user) for user in users if FIRST_PERSON <= user < NOBODY and user != os.getuid())
+
+
+def _name(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)

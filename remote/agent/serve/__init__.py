@@ -1,0 +1,1 @@
+"""The agent as the laptop starts it: requests in, answers out."""

@@ -1,0 +1,123 @@
+"""Everything about the server that a plan may need, in one call."""
+
+import os
+import platform
+import shutil
+import socket
+import sys
+import threading
+import time
+from typing import Any, Dict, List, Optional
+
+from remote.agent.calls import Call, operation
+from remote.agent.data import datasets
+from remote.agent.environments import environments, interpreters
+from remote.agent.machine import gpus
+from remote.agent.machine.account import kills_at_logout, user_name
+from remote.agent.machine.processes import boot_id
+from remote.agent.releases import releases
+from remote.agent.releases.contents import partly_received
+from remote.agent.root.paths import Layout, mount_of, read_json, resolve_root
+from remote.agent.root.roots import root_problem
+from remote.agent.runs import records
+
+
+def host_name() -> str:
+    return socket.gethostname()
+
+
+
+
+@operation("facts")
+def facts(
+    call: Call,
+    root: str,
+    project: str,
+    identity: Optional[str] = None,
+    python: str = "",
+    tree: Optional[str] = None,
+    manifest: Optional[List[Any]] = None,
+    gpu: bool = True,
+    data: Optional[str] = None,
+) -> Dict[str, Any]:
+    """`tree` and `manifest` are the release that the laptop holds: the answer tells what of it is missing here."""
+    layout = Layout(resolve_root(root))
+    found: Dict[str, Any] = {"found": None}
+
+    def ask_gpus() -> None:
+        found.update(gpus.query_gpus())
+
+    thread = threading.Thread(target=ask_gpus, daemon=True)
+    if gpu:
+        thread.start()
+    answer: Dict[str, Any] = {
+        "system": system_facts(),
+        "root": root_facts(layout, project, identity),
+        "tmux": shutil.which("tmux"),
+        "environments": environments.list_environments(layout),
+        "interpreters": interpreters.list_interpreters(layout, python),
+        "releases": releases.list_releases(layout),
+        "current": releases.current_release(layout),
+        "runs": [brief(run) for run in records.list_runs(layout)],
+        "datasets": datasets.describe_datasets(layout),
+    }
+    if tree is not None:
+        answer["release_exists"] = os.path.isdir(layout.release(tree))
+        if manifest is not None and not answer["release_exists"]:
+            answer["missing"] = releases.missing_contents(layout, tree, manifest)
+            answer["partial"] = partly_received(layout.incoming, answer["missing"])
+    if data is not None:
+        answer["data_path"] = datasets.find_data(layout, data)
+    if gpu:
+        thread.join(15)
+        answer["gpu"] = dict(found)
+    return answer
+
+
+def brief(run: Dict[str, Any]) -> Dict[str, Any]:
+    return {key: run.get(key) for key in ("run", "state", "host", "release", "gpus")}
+
+
+def system_facts() -> Dict[str, Any]:
+    return {
+        "host": host_name(),
+        "user": user_name(),
+        "uid": os.getuid(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "kernel": platform.release(),
+        "glibc": platform.libc_ver()[1] or None,
+        "python": platform.python_version(),
+        "python_path": sys.executable,
+        "boot_id": boot_id(),
+        "time": time.time(),
+        "home": os.path.expanduser("~"),
+        "shell": os.environ.get("SHELL"),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "kills_at_logout": kills_at_logout(),
+    }
+
+
+
+
+def root_facts(layout: Layout, project: str, identity: Optional[str]) -> Dict[str, Any]:
+    existing = layout.root
+    while not os.path.exists(existing) and existing != os.path.dirname(existing):
+        existing = os.path.dirname(existing)
+    answer: Dict[str, Any] = {
+        "path": layout.root,
+        "exists": os.path.isdir(layout.root),
+        "project": read_json(layout.project),
+        "problem": root_problem(layout, project, identity),
+    }
+    try:
+        disk = os.statvfs(existing)
+    except OSError:
+        return answer
+    answer.update(
+        free_mib=disk.f_bavail * disk.f_frsize >> 20,
+        total_mib=disk.f_blocks * disk.f_frsize >> 20,
+        inodes_free=disk.f_favail if disk.f_files else None,
+        mount=mount_of(existing),
+    )
+    return answer

@@ -1,0 +1,1 @@
+"""Code and environment on a server, its GPUs, and what is well there."""

@@ -1,0 +1,300 @@
+"""The requirements file: read with what it includes, checked line by line, hashed, and compared with what is installed.
+
+What most deploys need (reading and hashing) imports nothing but the standard library; `packaging` is imported where
+versions and markers are judged. In the text that `read_requirements` returns, `--constrained-to NAME…` stands for each
+line of a `-c` file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from remote.agent.shared.text import redact
+from remote.errors import UsageError
+from remote.screen.text import one_line
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+CONSTRAINED = "--constrained-to"
+WITH_VALUE = {
+    "-i": "--index-url",
+    "--index-url": "--index-url",
+    "--extra-index-url": "--extra-index-url",
+    "-f": "--find-links",
+    "--find-links": "--find-links",
+    "--trusted-host": "--trusted-host",
+    "--only-binary": "--only-binary",
+    "--no-binary": "--no-binary",
+}
+FLAGS = ("--pre", "--no-index", "--prefer-binary")
+ARCHIVES = (".whl", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+_CLAUSE = r"(?:(?:==|!=|<=|>=|<|>)[ \t]*\d+(?:\.\d+)*|~=[ \t]*\d+(?:\.\d+)+)"
+_COMMA = r"[ \t]*,[ \t]*"
+PLAIN = re.compile(rf"{_NAME}[ \t]*(?:\[[ \t]*{_NAME}(?:{_COMMA}{_NAME})*[ \t]*\])?[ \t]*(?:{_CLAUSE}(?:{_COMMA}{_CLAUSE})*)?\Z", re.ASCII)
+"""Requirements of the usual form, known to be right without `packaging`."""
+HARDWARE = ("nvidia-", "cuda-", "triton", "pytorch-triton", "torchtriton", "rocm")
+"""What torch brings along in one of several forms; whether it works is for the proof to tell."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One logical line; `where` is for people: `line 3`, or `other.txt line 3` in a file that was included."""
+
+    where: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What a file asks for. `options` are in the form that the agent takes: `--name value`."""
+
+    lines: tuple[Requirement, ...] = ()
+    constraints: tuple[Requirement, ...] = ()
+    options: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(canonical(requirement.name) for requirement in self.lines))
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def read_requirements(directory: Path, name: str) -> str:
+    """The text of `name` below `directory`, files that it includes in their places. Raises UsageError naming every wrong line."""
+    problems: list[str] = []
+    lines = list(dict.fromkeys(_read(directory / name, name, (), problems)))
+    problems += [f"{line.where}: {problem}" for line in lines if (problem := _problem(line.text))]
+    if problems:
+        raise _wrong(problems, name)
+    return "".join(line.text + "\n" for line in lines)
+
+
+def _read(path: Path, name: str, within: tuple[Path, ...], problems: list[str]) -> Iterable[Line]:
+    """The lines of one file; includes that can't be had go to `problems`, a first file that can't be read is raised."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        if not within:
+            remedy = "set remote.requirements to your file, or to none"
+            raise UsageError(f"{name} can't be read: {said}", step="requirements", remedy=remedy) from None
+        problems.append(f"{name} can't be read: {said}")
+        return
+    for line in split_lines(text, f"{name} " if within else ""):
+        include = re.match(r"(-r|-c|--requirement|--constraint)(?:\s*=\s*|\s+|(?<=-[rc]))(\S.*)", line.text)
+        if not include:
+            yield line
+            continue
+        option, target = include.group(1), include.group(2).strip("\"'")
+        place = path.parent / target
+        chain = (*within, path.resolve())
+        if "://" in target:
+            problems.append(f"{line.where}: {redact(one_line(target, 80))}: an included file must be here, not at an address")
+        elif place.resolve() in chain:
+            problems.append(f"{line.where}: {target} includes itself")
+        else:
+            for inner in _read(place, target, chain, problems):
+                is_limit = option in ("-c", "--constraint") and not inner.text.startswith("-")
+                yield Line(inner.where, f"{CONSTRAINED} {inner.text}") if is_limit else inner
+
+
+def split_lines(text: str, prefix: str = "") -> list[Line]:
+    """Logical lines as pip reads them: continued by a backslash, without comments and blank ones."""
+    found: list[Line] = []
+    joined, start = "", 0
+    for number, raw in enumerate([*text.lstrip("\ufeff").splitlines(), ""], 1):
+        is_comment = raw.lstrip().startswith("#")
+        start = start or number
+        if raw.endswith("\\") and not is_comment:
+            joined += raw[:-1]
+            continue
+        plain = re.sub(r"(^|\s+)#.*$", "", joined + (" " if joined and is_comment else "") + raw).strip()
+        if plain:
+            found.append(Line(f"{prefix}line {start}", plain))
+        joined, start = "", 0
+    return found
+
+
+def requirements_hash(text: str) -> str:
+    """Equal for texts that ask for the same: order, comments, blanks and passwords of addresses do not matter."""
+    lines = set()
+    for line in split_lines(text):
+        parts = redact(line.text).split(";", 1)
+        if not line.text.startswith("-"):
+            parts[0] = re.sub(r"\s+", "", parts[0])
+        lines.add(";".join(" ".join(part.split()) for part in parts))
+    return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def parse_requirements(text: str) -> Requirements:
+    """Raises UsageError naming every wrong line."""
+    from packaging.requirements import Requirement
+
+    lines = split_lines(text)
+    problems = [f"{line.where}: {problem}" for line in lines if (problem := _problem(line.text))]
+    if problems:
+        raise _wrong(problems)
+    options: list[str] = []
+    asked: list[Requirement] = []
+    limits: list[Requirement] = []
+    for line in lines:
+        if line.text.startswith(CONSTRAINED + " "):
+            limits.append(Requirement(line.text[len(CONSTRAINED) :]))
+        elif line.text.startswith("-"):
+            options += parse_options(line.text)
+        else:
+            asked.append(Requirement(line.text))
+    return Requirements(tuple(dict.fromkeys(asked)), tuple(dict.fromkeys(limits)), tuple(dict.fromkeys(options)))
+
+
+def parse_options(text: str) -> list[str]:
+    """`-i URL --pre` → ["--index-url URL", "--pre"]. Raises ValueError, with the reason, for what we don't take."""
+    words = [word for part in text.split() for word in (part.split("=", 1) if part.startswith("--") else [part])]
+    found: list[str] = []
+    while words:
+        name = words.pop(0)
+        if name in FLAGS:
+            found.append(name)
+        elif name in ("-e", "--editable"):
+            raise ValueError("a package in a folder of this computer can't be installed there; its code goes with the release")
+        elif name not in WITH_VALUE:
+            raise ValueError(f"the option {redact(one_line(name, 40))} is not supported here")
+        elif not words or words[0].startswith("-"):
+            raise ValueError(f"{name} lacks its value")
+        else:
+            value = words.pop(0)
+            if WITH_VALUE[name] == "--find-links" and "://" not in value and not value.startswith("/"):
+                raise ValueError(f"{value} is a folder here; give an address, or an absolute path on the server")
+            found.append(f"{WITH_VALUE[name]} {value}")
+    return found
+
+
+def _problem(text: str) -> str | None:
+    """What is wrong with a logical line; None if nothing is."""
+    plain = text[len(CONSTRAINED) :].strip() if text.startswith(CONSTRAINED + " ") else text
+    if plain.startswith("-"):
+        try:
+            parse_options(plain)
+        except ValueError as error:
+            return str(error)
+        return None
+    shown = redact(one_line(plain, 100))
+    first = plain.split(";")[0].split(" ")[0]
+    if " --hash" in text:
+        return "hashes can't be checked, since torch's build differs from server to server; leave --hash out"
+    if re.search(r"\s--?\w", plain):
+        return f"{shown}: options beside a requirement are not supported"
+    if PLAIN.match(plain) and not first.lower().endswith(ARCHIVES):
+        return None
+    if re.match(r"(\.{0,2}[/\\]|~|file:|[A-Za-z]:[/\\])", first) or (first.lower().endswith(ARCHIVES) and "://" not in plain):
+        return f"{shown}: a path of this computer can't be installed there; its code goes with the release"
+    if re.match(r"[a-z+]+://", first):
+        return f"{shown}: give it a name: name @ {shown}"
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        requirement = Requirement(plain)
+    except InvalidRequirement as error:
+        return f"{shown}: {one_line(redact(str(error).splitlines()[0]), 120)}"
+    if (requirement.url or "").startswith("file:"):
+        return f"{shown}: a path of this computer can't be installed there; its code goes with the release"
+    return None
+
+
+def _wrong(problems: Sequence[str], name: str = "the requirements") -> UsageError:
+    count = "a wrong line" if len(problems) == 1 else f"{len(problems)} wrong lines"
+    return UsageError(f"{name}: {count}: {'; '.join(problems)}", step="requirements", remedy="correct them; nothing was sent")
+
+
+def names_with_extras(requirements: Requirements) -> list[str]:
+    """`name` or `name[extra,…]`: what the agent follows to all that these packages need."""
+    found: dict[str, set[str]] = {}
+    for requirement in requirements.lines:
+        found.setdefault(canonical(requirement.name), set()).update(requirement.extras)
+    return [name + (f"[{','.join(sorted(extras))}]" if extras else "") for name, extras in found.items()]
+
+
+def applicable(requirements: Iterable[Requirement], markers: Mapping[str, str]) -> list[Requirement]:
+    """Those whose markers hold on an interpreter that described itself by `markers`."""
+    return [requirement for requirement in requirements if _holds(requirement, markers, ())]
+
+
+def _holds(requirement: Requirement, markers: Mapping[str, str], extras: Iterable[str]) -> bool:
+    from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
+
+    if requirement.marker is None:
+        return True
+    try:
+        return any(requirement.marker.evaluate({**markers, "extra": extra}) for extra in (*extras, ""))
+    except (UndefinedComparison, UndefinedEnvironmentName, ValueError):
+        return True
+
+
+@dataclass
+class Installed:
+    """What an interpreter told of its packages: canonical name → version, → what it requires, → address it came from."""
+
+    packages: Mapping[str, str]
+    requires: Mapping[str, Sequence[str]]
+    urls: Mapping[str, str]
+    markers: Mapping[str, str]
+    missing: dict[str, list[str]] = field(default_factory=dict)
+
+    def find_missing(self, requirements: Requirements) -> dict[str, list[str]]:
+        """Canonical name → lines to install, of what is lacking or of the wrong version, at any depth."""
+        from packaging.requirements import InvalidRequirement, Requirement
+
+        self.missing = {}
+        limits: dict[str, list[Requirement]] = {}
+        for limit in applicable(requirements.constraints, self.markers):
+            limits.setdefault(canonical(limit.name), []).append(limit)
+        pending = applicable(requirements.lines, self.markers)
+        seen: set[str] = set()
+        while pending:
+            requirement = copy(pending.pop(0))
+            name = canonical(requirement.name)
+            requirement.marker = None
+            if str(requirement) in seen:
+                continue
+            seen.add(str(requirement))
+            if not self.satisfies(requirement) or not all(map(self.satisfies, limits.get(name, ()))):
+                self.missing.setdefault(name, []).append(str(requirement))
+                continue
+            for text in self.requires.get(name, ()):
+                try:
+                    needed = Requirement(text)
+                except InvalidRequirement:
+                    continue
+                brought = name == "torch" and canonical(needed.name).startswith(HARDWARE)
+                if not brought and _holds(needed, self.markers, requirement.extras):
+                    pending.append(needed)
+        return self.missing
+
+    def satisfies(self, requirement: Requirement) -> bool:
+        from packaging.version import InvalidVersion
+
+        name = canonical(requirement.name)
+        version = self.packages.get(name)
+        if version is None:
+            return False
+        if requirement.url is not None:
+            return _bare(self.urls.get(name, "")) == _bare(requirement.url)
+        try:
+            return requirement.specifier.contains(version, prereleases=True)
+        except InvalidVersion:
+            return False
+
+
+def _bare(url: str) -> str:
+    """Without a password, a branch's name for git, and a fragment."""
+    return re.sub(r"(://)[^/\s@]*@", r"\1", url).split("#")[0].removeprefix("git+").rstrip("/")

@@ -1,0 +1,87 @@
+"""`setup-key`: one login with a password, and none after it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+from pathlib import Path
+
+from remote.errors import AuthenticationFailed, UsageError
+from remote.link.session import Session
+from remote.ssh.connection import Connection
+from remote.ssh.ssh_config import parse_spec, resolve
+
+PREFERRED = ("id_ed25519", "id_ecdsa", "id_rsa", "id_ed25519_sk", "id_ecdsa_sk")
+
+
+def setup_key(session: Session) -> None:
+    """Install a public key of this computer, and log in with it alone. Raises AuthenticationFailed where the server won't take it."""
+    key = choose_key(session)
+    public = read_public(key)
+    answer = session.call("key_add", None, key=public)
+    session.close()
+    where = "added to" if answer.get("added") is True else "in place already in"
+    session.display.line(f"{key.name}: {where} ~/.ssh/authorized_keys on {session.host}")
+    alone = dataclasses.replace(session.target, identities=(str(key),), password=None)
+    try:
+        with Connection(alone):
+            pass
+    except AuthenticationFailed as error:
+        raise AuthenticationFailed(
+            f"the server does not take the key ({error.message})",
+            host=session.host,
+            step="setup-key",
+            remedy="its sshd may forbid public keys (PubkeyAuthentication), or the home may be writable by others",
+        ) from None
+    session.display.line("logged in with it: later commands ask for no password" if not is_encrypted(key) else "logged in with it")
+
+
+def choose_key(session: Session) -> Path:
+    """The private key of -i, that of ssh_config, the first usual one, or a new one."""
+    given = [Path(name).expanduser() for name in session.target.identities]
+    configured = [Path(name).expanduser() for name in resolve(parse_spec(session.target.spec), session.target.ssh_config).identity_files]
+    usual = [Path.home() / ".ssh" / name for name in PREFERRED]
+    for key in [*given, *sorted(configured, key=lambda key: PREFERRED.index(key.name) if key.name in PREFERRED else -1), *usual]:
+        if key.exists() or key.with_name(key.name + ".pub").exists():
+            return key
+    if given:
+        raise UsageError(f"{given[0]}: no such key", step="setup-key", remedy="name a private key with -i, or none to make one")
+    return make_key(usual[0], session)
+
+
+def make_key(key: Path, session: Session) -> Path:
+    if shutil.which("ssh-keygen") is None:
+        raise UsageError("there is no key here, and no ssh-keygen to make one", step="setup-key", remedy="install the OpenSSH client")
+    key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True, stdin=subprocess.DEVNULL)
+    session.display.note(f"made a key: {key}")
+    return key
+
+
+def read_public(key: Path) -> str:
+    """The public half, from the file beside it or out of the key."""
+    beside = key.with_name(key.name + ".pub")
+    if beside.exists():
+        return beside.read_text(encoding="utf-8", errors="replace").strip()
+    done = subprocess.run(["ssh-keygen", "-y", "-f", str(key)], capture_output=True, text=True) if shutil.which("ssh-keygen") else None
+    if done is None or done.returncode:
+        raise UsageError(f"{beside} is missing", step="setup-key", remedy=f"ssh-keygen -y -f {key} > {beside}")
+    return done.stdout.strip()
+
+
+def is_encrypted(key: Path) -> bool:
+    """An agent will ask for its passphrase, once."""
+    try:
+        text = key.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    if "ENCRYPTED" in text:
+        return True
+    import base64
+
+    body = "".join(line for line in text.splitlines() if "-----" not in line)
+    try:
+        return "OPENSSH" in text and not base64.b64decode(body)[15:].startswith(b"\0\0\0\x04none")
+    except ValueError:
+        return False

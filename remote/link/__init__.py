@@ -1,0 +1,1 @@
+"""The agent on a connection: frames, calls, answers checked once."""

@@ -1,0 +1,293 @@
+"""Starts the agent on a connection and calls it: framed JSON and bytes over one channel."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import io
+import re
+import secrets
+import threading
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from remote.agent.shared import protocol
+from remote.errors import BY_KIND, ConnectionLost, ProtocolError, RemoteError, ServerUnfit
+from remote.link.answers import check_answer
+from remote.screen.text import one_line
+
+if TYPE_CHECKING:
+    from remote.ssh.connection import Channel, Connection
+
+PING_EVERY_S = 10.0
+AGENT = Path(__file__).resolve().parent.parent / "agent"
+IDLE_S = 60.0
+"""An agent that hears nothing for so long ends, and frees its locks."""
+MAX_NOISE = 256 << 10
+"""Bytes that a login shell may print before the agent speaks."""
+MAX_ANSWER = 16 << 20
+MAX_PARTS = 1_000_000
+"""Of one answer's JSON: its bytes, and its commas and brackets, each of which may cost 60 bytes of memory here."""
+QUICK = ("facts", "runs", "release_missing", "data_missing", "fetch_manifest", "run_start", "run_stop")
+"""Requests that are answered from a few files: an agent that lives but never answers them is given up after QUICK_WAITS timeouts."""
+QUICK_WAITS = 10
+PYTHONS = "python3 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8"
+PYTHON_PLACES = "$HOME/miniconda3 $HOME/anaconda3 $HOME/miniforge3 /opt/conda /opt/miniconda3 /root/miniconda3 /venv/main /usr/local"
+NO_PYTHON, OLD_PYTHON = 97, 95
+
+OnEvent = Callable[[dict[str, Any], bytes], None]
+Upload = Iterable[tuple[dict[str, Any], bytes]]
+
+
+@functools.cache
+def agent_program() -> bytes:
+    """The agent as a zipapp; the same files give the same bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+
+        def add(name: str, text: bytes) -> None:
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text, zipfile.ZIP_DEFLATED)
+
+        add("__main__.py", b"import remote.agent.__main__\n")
+        add("remote/__init__.py", b"")
+        for file in sorted(AGENT.rglob("*.py")):
+            add(f"remote/agent/{file.relative_to(AGENT).as_posix()}", _source(file))
+    return buffer.getvalue()
+
+
+@functools.cache
+def agent_hash() -> str:
+    return hashlib.sha256(agent_program()).hexdigest()
+
+
+def _source(file: Path) -> bytes:
+    return file.read_bytes().replace(b"\r\n", b"\n")
+
+
+def start_command(nonce: str, python: str = "") -> str:
+    """One command that sh, bash, zsh, fish and csh all pass on unharmed: one line, no `!`, no backslash, no inner single quote.
+
+    A configured interpreter is tried first where its path needs no quoting; any other python >= 3.8 serves as well.
+    """
+    code = base64.b64encode(zlib.compress(_source(AGENT / "serve" / "bootstrap.py"), 9)).decode()
+    loader = "import sys,base64,zlib;exec(zlib.decompress(base64.b64decode(sys.argv.pop())))"
+    first = python if re.fullmatch(r"[A-Za-z0-9_./~+-]+", python) else ""
+    attempt = '"$p" -I -S -c "$2" "$1" "$3"; r=$?; test $r = 96 || exit $r; o=$p'
+    script = (
+        f"for p in {first} {PYTHONS}; do command -v $p >/dev/null 2>&1 || continue; {attempt}; done; "
+        f"for d in {PYTHON_PLACES}; do p=$d/bin/python3; test -x $p || continue; {attempt}; done; "
+        f"test -n \"$o\" && exit {OLD_PYTHON}; exit {NO_PYTHON}"
+    )
+    return f"exec sh -c '{script}' sh '{nonce}' '{loader}' '{code}'"
+
+
+class Link:
+    """The agent on one connection. `with` starts and ends it. `requests` counts the calls, the cost on a slow link.
+
+    `new_there`: the server is not known to keep this agent, so that it is sent without being asked for.
+    """
+
+    def __init__(
+        self, connection: Connection, root: str, python: str = "", idle_s: float = IDLE_S, new_there: bool = False
+    ) -> None:
+        self.connection = connection
+        self.root = root
+        self.python = python
+        self.idle_s = idle_s
+        self.requests = 0
+        self._buffer = bytearray()
+        self._deadline: float | None = None
+        self._channel: Channel | None = None
+        self._closed = threading.Event()
+        self._greeted = False
+        self._send_program = new_there
+        self._nonce = f"agent-{secrets.token_hex(8)}"
+
+    @property
+    def host(self) -> str:
+        return self.connection.host.name
+
+    def __enter__(self) -> Link:
+        self._channel = self.connection.start(start_command(self._nonce, self.python))
+        hello = {"root": self.root, "agent": agent_hash(), "idle_s": self.idle_s}
+        self._send(hello)
+        if self._send_program:
+            self._send({"agent": True}, agent_program())
+        threading.Thread(target=self._ping, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._closed.set()
+        if self._channel is not None:
+            self._channel.close()
+
+    def call(
+        self, op: str, on_event: OnEvent | None = None, upload: Upload | None = None, eager: bool = False, **args: Any
+    ) -> dict[str, Any]:
+        """One request, one round trip. `upload` starts when the agent says that it is ready; `eager`: at once, for little.
+
+        Raises what the agent refuses with, as a class of remote.errors; ConnectionLost when it goes silent.
+        """
+        self.requests += 1
+        number = self.requests
+        wait_s = QUICK_WAITS * self.connection.target.timeout_s
+        self._deadline = time.monotonic() + wait_s if op in QUICK else None
+        self._send({"id": number, "op": op, "args": args})
+        try:
+            if eager and upload is not None:
+                self._upload(number, upload)
+                upload = None
+            while True:
+                message, blob = self._receive()
+                if message.get("id") != number:
+                    continue
+                if "result" in message:
+                    return check_answer(op, _dict(message["result"]))
+                if "error" in message:
+                    self._refuse(op, _dict(message["error"]))
+                event = _dict(message.get("event"))
+                if event.get("ready") is True:
+                    if upload is not None:
+                        self._upload(number, upload)
+                elif on_event is not None:
+                    on_event(event, blob)
+        except RemoteError as error:
+            error.host = error.host or self.host
+            raise
+
+    def _upload(self, number: int, upload: Upload) -> None:
+        for header, blob in upload:
+            self._send({"id": number, "data": header}, blob)
+        self._send({"id": number, "end": True})
+
+    def _refuse(self, op: str, error: dict[str, Any]) -> NoReturn:
+        kind = str(error.get("kind"))
+        message = str(error.get("message"))
+        if kind == "bug":
+            raise ProtocolError(f"the agent failed in {op!r}: {last_words(message)}", host=self.host, remedy="please report this")
+        remedy = error.get("remedy")
+        refused = BY_KIND.get(kind, ProtocolError)(
+            one_line(message, 2000), host=self.host, remedy=one_line(str(remedy), 1000) if remedy else None
+        )
+        details = error.get("details")
+        refused.details = details if isinstance(details, dict) else {}
+        raise refused
+
+    # -- frames
+
+    def _send(self, message: dict[str, Any], blob: bytes = b"") -> None:
+        assert self._channel is not None
+        try:
+            self._channel.send(protocol.encode(message, len(blob)) + blob)
+        except ConnectionLost:
+            # A command that ended at once takes nothing more: what it said before is the reason, not the connection.
+            if self._greeted or self._channel.exit_code() is None:
+                raise
+            self._hear_out()
+            raise self._ended() from None
+
+    def _hear_out(self) -> None:
+        try:
+            while len(self._buffer) < MAX_NOISE:
+                self._fill()
+        except (EOFError, RemoteError):
+            pass
+
+    def _ping(self) -> None:
+        while not self._closed.wait(PING_EVERY_S):
+            try:
+                self._send({"ping": True})
+            except (RemoteError, OSError):
+                return
+
+    def _receive(self) -> protocol.Frame:
+        if not self._greeted:
+            self._greet()
+        while True:
+            try:
+                message, blob = protocol.read_frame(self._read_exactly, MAX_ANSWER, max_parts=MAX_PARTS)
+            except protocol.BadFrame as error:
+                raise ProtocolError(f"the server sent what is no message of ours ({error})", host=self.host) from None
+            except EOFError:
+                raise self._ended() from None
+            if "need" in message:
+                if not self._send_program:
+                    self._send({"agent": True}, agent_program())
+            elif "alive" not in message:
+                return message, blob
+
+    def _greet(self) -> None:
+        """Skip what the login shell prints, up to the agent's mark."""
+        mark = f"\n{self._nonce}\n".encode()
+        while mark not in self._buffer:
+            if len(self._buffer) > MAX_NOISE:
+                raise ProtocolError(
+                    "the login shell prints without end before our program starts",
+                    host=self.host,
+                    remedy="look at ~/.bashrc and ~/.profile on the server; they must be quiet for commands",
+                )
+            try:
+                self._fill()
+            except EOFError:
+                raise self._ended() from None
+        del self._buffer[: self._buffer.index(mark) + len(mark)]
+        self._greeted = True
+
+    def _read_exactly(self, count: int) -> bytes:
+        while len(self._buffer) < count:
+            self._fill()
+        data = bytes(memoryview(self._buffer)[:count])
+        del self._buffer[:count]
+        return data
+
+    def _fill(self) -> None:
+        assert self._channel is not None
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise ConnectionLost("the server lives but gives no answer", host=self.host, remedy="run the same command again")
+        data = self._channel.receive(1 << 20)
+        if not data:
+            raise EOFError
+        self._buffer += data
+
+    def _ended(self) -> RemoteError:
+        assert self._channel is not None
+        code = self._channel.exit_code()
+        said = one_line((self._channel.errors() or bytes(self._buffer)).decode("utf-8", "replace").strip()[-300:], 300)
+        if code == NO_PYTHON:
+            return ServerUnfit(
+                "no python3 was found on the server",
+                host=self.host,
+                remedy="install one (apt install python3, or miniconda), or set remote.python in fabric.yaml to its path",
+            )
+        if code == OLD_PYTHON:
+            return ServerUnfit(
+                "every python3 found on the server is older than 3.8",
+                host=self.host,
+                remedy="install a newer one (miniconda needs no root), or set remote.python in fabric.yaml to its path",
+            )
+        if code is None or self._greeted:
+            return ConnectionLost("the connection was lost", host=self.host, remedy="run the same command again")
+        return ServerUnfit(
+            f"the server did not start our program (exit code {code}{': ' + said if said else ''})",
+            host=self.host,
+            remedy="a forced command or a restricted shell stands behind this login; ask for one that may run commands",
+        )
+
+
+def last_words(trace: str) -> str:
+    """Of a traceback from the server: where it happened and what, in one line."""
+    lines = [line for line in trace.strip().splitlines() if line.strip()]
+    where = next((line.strip() for line in reversed(lines) if line.strip().startswith("File ")), "")
+    return one_line(f"{lines[-1] if lines else 'it did not say why'}{f' ({where})' if where else ''}", 500)
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ProtocolError("the server's answer has the wrong form")
+    return value

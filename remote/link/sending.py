@@ -1,0 +1,66 @@
+"""Contents on their way to the server, with the progress shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from remote.link.session import Session
+from remote.project.release import upload_frames
+from remote.records import FileEntry
+from remote.screen.display import Display, duration, show, size
+
+SURE_AFTER_S = 3.0
+"""Before that a speed says nothing about the time left."""
+
+
+@dataclass
+class Sending:
+    """What the server lacks of `entries`, whose files lie below `folder`. `partial`: of how many it has so many bytes."""
+
+    folder: Path
+    entries: Sequence[FileEntry]
+    missing: frozenset[str]
+    partial: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def contents(self) -> list[FileEntry]:
+        return [entry for entry in {entry.sha256: entry for entry in self.entries}.values() if entry.sha256 in self.missing]
+
+    @property
+    def total(self) -> int:
+        """Bytes to send."""
+        return sum(max(0, entry.size - self.partial.get(entry.sha256, 0)) for entry in self.contents)
+
+    def frames(self, display: Display) -> Iterator[tuple[dict[str, Any], bytes]]:
+        total, sent, started = self.total, 0, time.monotonic()
+        for header, blob in upload_frames(self.folder, self.entries, self.missing, self.partial):
+            yield header, blob
+            sent += sum(length for _, length, _ in header["pieces"])
+            seconds = time.monotonic() - started
+            line = f"sending {size(sent)} of {size(total)}"
+            if seconds > SURE_AFTER_S and sent:
+                line += f"  {size(sent / seconds)}/s  {duration((total - sent) * seconds / sent)} left"
+            display.progress(line)
+
+
+def known_parts(answer: Mapping[str, Any]) -> dict[str, int]:
+    """`partial` of an answer; what is no count of bytes is left out."""
+    found = answer.get("partial")
+    return {key: value for key, value in found.items() if type(value) is int and value > 0} if isinstance(found, Mapping) else {}
+
+
+def waiting_note(session: Session, doing: str = "is deploying") -> Any:
+    """Tells whom an operation waits for."""
+
+    def note(event: dict[str, Any], blob: bytes) -> None:
+        if isinstance(event.get("waiting"), dict):
+            holder = event["waiting"]
+            since = holder.get("since")
+            age = f", for {duration(time.time() - since)}" if isinstance(since, (int, float)) else ""
+            session.display.note(f"waiting: {show(holder.get('who') or 'somebody')} {doing}{age}")
+
+    return note

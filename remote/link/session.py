@@ -1,0 +1,124 @@
+"""One task's way to one server: the login, the agent on it, and what is known of project and settings."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from remote.link import link
+from remote.link.link import Link, OnEvent, Upload, agent_hash
+from remote.project.own_trainer import runs_own_trainer
+from remote.records import Settings
+from remote.screen.display import Display
+from remote.ssh.connection import Connection, Target
+
+PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""Between attempts to come back; the last one repeats."""
+
+
+def who_am_i() -> str:
+    """Shown to whoever waits for us: user and computer."""
+    try:
+        return f"{getpass.getuser()}@{platform.node()}"
+    except (KeyError, OSError, ImportError):
+        return platform.node() or "somebody"
+
+
+@dataclass(frozen=True)
+class Project:
+    """The project here. `identity`: its first commit, None without git."""
+
+    directory: Path
+    settings: Settings
+    identity: str | None = None
+
+    @property
+    def has_own_trainer(self) -> bool:
+        return runs_own_trainer(self.settings.command, self.directory)
+
+    @property
+    def dest(self) -> Path:
+        return self.directory / self.settings.dest
+
+
+class Session:
+    """Logs in and starts the agent at the first call; a call after `close` does so again. `with` closes at the end."""
+
+    def __init__(self, target: Target, project: Project, display: Display) -> None:
+        self.target = target
+        self.project = project
+        self.display = display
+        self.connection: Connection | None = None
+        self.link: Link | None = None
+        self.requests = 0
+
+    @property
+    def host(self) -> str:
+        return self.target.spec
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def open(self) -> None:
+        if self.link is not None:
+            return
+        self.connection = Connection(self.target)
+        self.connection.open()
+        try:
+            settings = self.project.settings
+            self.link = Link(self.connection, settings.root, settings.python, link.IDLE_S, new_there=not self._keeps_agent())
+            self.link.__enter__()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def _memory(self) -> Path:
+        """Holds the hash of the agent that this server keeps; worth one round trip, and nothing if it is wrong."""
+        key = hashlib.sha256(f"{self.host}\0{self.project.settings.root}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
+        return self.project.dest / ".pending" / f"{key}.agent"
+
+    def _keeps_agent(self) -> bool:
+        try:
+            return self._memory.read_text() == agent_hash()
+        except (OSError, ValueError):
+            return False
+
+    def remember_agent(self) -> None:
+        """Called once something was done that keeps the agent there."""
+        if not self._keeps_agent():
+            try:
+                self._memory.parent.mkdir(parents=True, exist_ok=True)
+                self._memory.write_text(agent_hash())
+            except OSError:
+                pass
+
+    def close(self) -> None:
+        if self.link is not None:
+            self.requests += self.link.requests
+            self.link.__exit__(None, None, None)
+            self.link = None
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+    def call(self, op: str, on_event: OnEvent | None = None, upload: Upload | None = None, **args: Any) -> dict[str, Any]:
+        """Call the agent about this project's root."""
+        self.open()
+        assert self.link is not None
+        return self.link.call(op, on_event, upload, root=self.project.settings.root, **args)
+
+    def call_as_owner(
+        self, op: str, on_event: OnEvent | None = None, upload: Upload | None = None, **args: Any
+    ) -> dict[str, Any]:
+        """The same for what writes there: the agent checks whose root it is."""
+        owner = {"project": self.project.settings.project, "identity": self.project.identity}
+        return self.call(op, on_event, upload, **owner, **args)

@@ -1,0 +1,1 @@
+"""What lies here: the settings, the code, the command, and what was fetched."""

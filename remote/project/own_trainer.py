@@ -1,0 +1,43 @@
+"""Our trainer, where the project has it: known by what lies there, its configuration read here, without torch."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from remote.errors import UsageError
+
+OWN_MARK = re.compile(r'^PROJECT = "remote-train"$', re.MULTILINE)
+"""In our trainer's __init__.py: a package of that name may well be somebody's own."""
+OWN_MODULE = "trainer.train"
+ARCHIVE = "cifar-10-python.tar.gz"
+
+
+def runs_own_trainer(line: str, project: Path) -> bool:
+    """Whether the command is our trainer, whose arguments, recipes and summary we know: by name, and by what lies there."""
+    if OWN_MODULE not in shlex.split(line):
+        return False
+    try:
+        return bool(OWN_MARK.search((project / "trainer" / "__init__.py").read_text(encoding="utf-8", errors="replace")))
+    except OSError:
+        return False
+
+
+def load_config_module(project: Path) -> Any:
+    """The project's own trainer.config, which imports no torch. Raises UsageError where it can't be imported."""
+    if str(project) not in sys.path:
+        sys.path.insert(0, str(project))
+    try:
+        return importlib.import_module("trainer.config")
+    except Exception as error:
+        raise UsageError(f"trainer/config.py can't be imported: {type(error).__name__}: {error}", step="train") from None
+
+
+def load_archive_module(project: Path) -> Any:
+    """The project's own trainer.archive, which imports no torch."""
+    load_config_module(project)  # makes the project importable, or says why it isn't
+    return importlib.import_module("trainer.archive")

@@ -1,0 +1,80 @@
+"""The project's settings, checked all at once; what is under `remote:` in fabric.yaml, with FABRIC_REMOTE_… on top."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from remote.errors import UsageError
+from remote.project.command import shell_signs
+from remote.records import Settings
+
+PROJECT_NAME = re.compile(r"[^\s/\\\x00-\x1f\x7f-\x9f][^/\\\x00-\x1f\x7f-\x9f]{0,99}\Z")
+
+
+def defaults() -> dict[str, Any]:
+    """What fabfile.py registers with Fabric, so that every key can be set by the environment too."""
+    return {field.name: field.default for field in dataclasses.fields(Settings)}
+
+
+def parse_settings(values: Mapping[str, Any], project_dir: Path) -> Settings:
+    """Raises UsageError naming every wrong key and value."""
+    errors = []
+    known = defaults()
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            errors.append(f"unknown key remote.{key}" + (f" (did you mean {near[0]}?)" if near else ""))
+        else:
+            try:
+                given[key] = _typed(known[key], value)
+            except (TypeError, ValueError):
+                errors.append(f"remote.{key} must be a {'number' if isinstance(known[key], float) else 'text'}, not {value!r:.60}")
+    settings = Settings(**given)
+    project = settings.project or project_dir.resolve().name or "project"
+    errors += _problems(settings, project)
+    if errors:
+        raise UsageError("; ".join(errors), step="settings", remedy="mend fabric.yaml (or the FABRIC_REMOTE_… variable)")
+    return dataclasses.replace(settings, project=project, root=settings.root.replace("{project}", project))
+
+
+def _typed(default: Any, value: Any) -> Any:
+    if isinstance(default, float):
+        if isinstance(value, bool):
+            raise TypeError
+        return float(value)
+    if value is None:
+        return ""
+    if isinstance(value, (Mapping, list, tuple, bool)):
+        raise TypeError
+    return str(value)
+
+
+def _problems(settings: Settings, project: str) -> list[str]:
+    errors = []
+    if not PROJECT_NAME.match(project) or project in (".", ".."):
+        errors.append(f"the project's name {project!r:.120} can't be used as a directory's name; set remote.project")
+    if not settings.root.strip() or re.search(r"[\x00-\x1f\x7f]", settings.root):
+        errors.append("remote.root must be a path")
+    if not 0 < settings.timeout_s <= 3600:
+        errors.append("remote.timeout_s must be between 0 and 3600 seconds")
+    for key in ("max_file_mib", "ask_above_mib"):
+        if getattr(settings, key) <= 0:
+            errors.append(f"remote.{key} must be above 0")
+    if not re.fullmatch(r"auto|cpu|cu\d{2,4}|rocm[\d.]+", settings.torch):
+        errors.append(f"remote.torch must be auto, cpu or a build such as cu126, not {settings.torch!r:.40}")
+    for key in ("command", "results", "requirements", "python", "dest", "shutdown"):
+        if "\0" in getattr(settings, key):
+            errors.append(f"remote.{key} holds a NUL character")
+    if not settings.command.strip():
+        errors.append("remote.command must not be empty")
+    try:
+        shell_signs(settings.command)
+    except ValueError as error:
+        errors.append(f"remote.command can't be read ({str(error).lower()}): {settings.command!r:.80}")
+    return errors

@@ -1,0 +1,289 @@
+"""Runs seen from here: what to ask for, starting it once, and reading what the server tells about them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from remote.errors import GpuUnfit, UsageError
+from remote.link.session import Project, Session, who_am_i
+from remote.project.command import plan_words
+from remote.project.own_trainer import load_config_module, runs_own_trainer
+from remote.records import Settings
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}\Z")
+OWN_OPTIONS = {
+    "data": "give it as --data",
+    "devices": "give it as --devices",
+    "recipe": "give it as --recipe",
+    "run_dir": "the run's directory is chosen here",
+}
+MOST_AT_ONCE = 16
+PENDING_S = 24 * 3600.0
+"""A launch whose answer was lost is taken up again within this time."""
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What the user asked for on the command line."""
+
+    recipe: str | None = None
+    fields: tuple[tuple[str, str], ...] = ()
+    data: str | None = None
+    devices: str = "auto"
+    name: str | None = None
+    # So many of the free GPUs; None: all that are free, or one after waiting.
+    gpus: int | None = None
+    # Refuse rather than wait for a GPU.
+    now: bool = False
+    # The supervisor goes on by itself after a crash, so often.
+    max_restarts: int = 0
+    # A webhook, told when the run has ended. A secret: in no record, log or error.
+    notify: str = field(default="", repr=False)
+    # What follows `--`, for a command of one's own; None: nothing was given.
+    arguments: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The options of `fab train` as they were typed; fabfile.py explains them. `follow` None: on a terminal."""
+
+    recipe: str | None = None
+    fields: Sequence[str] = ()
+    data: str | None = None
+    devices: str = "auto"
+    name: str | None = None
+    resume: str | None = None
+    gpus: int | None = None
+    now: bool = False
+    max_restarts: int = 0
+    notify: str | None = field(default=None, repr=False)
+    follow: bool | None = None
+    arguments: Sequence[str] | None = None
+
+
+def parse_request(project: Project, options: TrainOptions) -> TrainRequest:
+    """Raises UsageError with every mistake at once; nothing has been sent by then."""
+    name, devices, data, gpus = options.name, options.devices, options.data, options.gpus
+    errors: list[str] = []
+    pairs = []
+    arguments = tuple(options.arguments) if options.arguments else None
+    fields = [*options.fields]
+    if arguments and project.has_own_trainer:
+        fields, arguments = [*fields, *as_fields(arguments, errors)], None
+    for item in fields:
+        key, sign, value = item.partition("=")
+        if not sign or not key:
+            errors.append(f"--set needs field=value, not {item!r:.80}")
+        elif key in OWN_OPTIONS:
+            errors.append(f"--set {key}=…: {OWN_OPTIONS[key]}")
+        else:
+            pairs.append((key, value))
+    if name is not None and not NAME.match(name):
+        errors.append(f"--name may hold letters, digits, - and _, 40 at most, not {name!r:.80}")
+    if not re.fullmatch(r"auto|\d+(,\d+)*", devices):
+        errors.append(f"--devices must be auto or indices such as 0,1, not {devices!r:.80}")
+    if data is not None and (not data.strip() or "\0" in data or "\n" in data):
+        errors.append(f"--data must be a path on the server, on one line, not {data!r:.80}")
+    if gpus is not None and (gpus < 1 or devices != "auto"):
+        errors.append("--gpus is a number from 1 on, and goes with --devices auto alone")
+    if options.max_restarts < 0:
+        errors.append("--max-restarts must not be negative")
+    address = ""
+    try:
+        address = read_address(options.notify)
+    except ValueError as error:
+        errors.append(str(error))
+    request = TrainRequest(
+        options.recipe, tuple(pairs), data, devices, name, gpus, options.now, options.max_restarts, address, arguments
+    )
+    if project.has_own_trainer:
+        errors += config_errors(project.directory, request, project.settings)
+    elif project.settings.command == Settings.command and not (project.directory / "trainer").is_dir():
+        errors.append(f"remote.command is `{Settings.command}`, and there is no trainer here: `python -m remote init` sets yours")
+    elif options.recipe or pairs or data:
+        errors.append("--recipe, --set and --data belong to our trainer; the arguments of a command of one's own follow `--`")
+    if errors:
+        raise UsageError("; ".join(errors), step="train", remedy="fab train --help tells what can be given")
+    return request
+
+
+def read_address(given: str | None) -> str:
+    """Of --notify: an address, or @FILE that holds one and keeps it out of process lists. Raises ValueError, without the address."""
+    text = given or ""
+    if text.startswith("@"):
+        try:
+            text = Path(text[1:]).expanduser().read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
+            raise ValueError(f"--notify {given}: the file can't be read") from None
+    if text and not re.fullmatch(r"https?://[^\s\x00-\x1f\x7f]{3,2000}", text):
+        raise ValueError("--notify needs an http or https address, or @FILE with one in it")
+    return text
+
+
+def as_fields(arguments: Sequence[str], errors: list[str]) -> list[str]:
+    """Our trainer's options, as typed behind `--`, as fields; what is none goes to `errors`."""
+    fields, words = [], iter(arguments)
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not name.startswith("--"):
+            errors.append(f"behind -- an option such as --max_epochs 3 is expected, not {word!r:.80}")
+            continue
+        fields.append(f"{name[2:]}={value if sign else next(words, '')}")
+    return fields
+
+
+def config_errors(project: Path, request: TrainRequest, settings: Settings) -> list[str]:
+    module = load_config_module(project)
+    overrides: dict[str, object] = dict(request.fields)
+    try:
+        module.load_config(request.recipe or settings.recipe, overrides)
+    except module.ConfigError as error:
+        return list(error.errors)
+    return []
+
+
+def effective_config(project: Path, request: TrainRequest, settings: Settings) -> Any:
+    module = load_config_module(project)
+    overrides: dict[str, object] = dict(request.fields)
+    return module.load_config(request.recipe or settings.recipe, overrides)
+
+
+def new_run_id(label: str) -> str:
+    """Sorts by time, and tells a person what it was."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{label}-{secrets.token_hex(2)}"
+
+
+def plan_argv(project: Project, request: TrainRequest, python: str, run_dir: str, data: str | None, devices: str) -> list[str]:
+    """The command's words, with what was asked for."""
+    if not project.has_own_trainer:
+        return plan_words(project.settings.command, request.arguments or (), python)
+    words = ["--recipe", request.recipe or project.settings.recipe, "--run_dir", run_dir, "--devices", devices]
+    return plan_words(project.settings.command, [*words, *trainer_words(request, data)], python)
+
+
+def resumed_argv(
+    project: Project, command: str, request: TrainRequest, python: str, run_dir: str, data: str | None, devices: str
+) -> list[str]:
+    """The trainer goes on from its newest checkpoint with its own values; a command of one's own is run again as it was."""
+    if not runs_own_trainer(command, project.directory):
+        return plan_words(command, request.arguments or (), python)
+    words = ["--resume", "auto", "--run_dir", run_dir, "--devices", devices]
+    return plan_words(command, [*words, *trainer_words(request, data)], python)
+
+
+def trainer_words(request: TrainRequest, data: str | None) -> list[str]:
+    words = ["--data", data] if data is not None else []
+    return words + [word for key, value in request.fields for word in ("--set", f"{key}={value}")]
+
+
+def require_gpu(config: Any, has_gpu: bool, host: str) -> None:
+    """The recipe wants a GPU and the server has none: said before anything is started."""
+    if getattr(config, "accelerator", None) == "gpu" and not has_gpu:
+        raise GpuUnfit(
+            "the recipe wants a GPU and this server shows none",
+            host=host,
+            step="train",
+            remedy="add --set accelerator=cpu to train on its processor, or --recipe demo to try the way",
+        )
+
+
+class Pending:
+    """Remembers a launch until the user was told of its run, so that a command repeated after a cut is the same start.
+
+    A launch that is still under way in another process is not taken up: two such commands at once are two starts.
+    """
+
+    def __init__(self, project: Project, host: str, request: TrainRequest, tree: str) -> None:
+        key = json.dumps([host, project.settings.root, project.settings.command, repr(request), tree])
+        name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+        self._places = [project.dest / ".pending" / f"{name}{f'-{number}' if number else ''}.json" for number in range(MOST_AT_ONCE)]
+        self._lock: IO[bytes] | None = None
+        self.path = self._places[0]
+
+    def take(self) -> str | None:
+        """The run of a launch that was cut off, if there is one. From here on it is ours."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for place in self._places:
+            self.path, self._lock = place, _locked(place.with_suffix(".lock"))
+            if self._lock is not None:
+                break
+        try:
+            value = json.loads(self.path.read_text())
+            if 0 <= time.time() - float(value["time"]) < PENDING_S:
+                return str(value["run"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return None
+
+    def write(self, run: str) -> None:
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"run": run, "time": time.time()}))
+        os.replace(temporary, self.path)
+
+    def clear(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.release()
+
+    def release(self) -> None:
+        """Leave what is remembered to the next call. The lock's file stays: another process may be about to lock it."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def _locked(path: Path) -> IO[bytes] | None:
+    """The open file, locked until it is closed or we end; None where another process has it. Windows has no such lock."""
+    file = path.open("ab")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def start_run(session: Session, run: str, asked: Mapping[str, Any], notify: str = "") -> dict[str, Any]:
+    """Create and launch; the agent does it once for an id, however often it is asked."""
+    return session.call_as_owner("run_start", run=run, asked=dict(asked), notify=notify)
+
+
+def describe_request(request: TrainRequest, project: Project) -> dict[str, Any]:
+    settings, own = project.settings, project.has_own_trainer
+    return {
+        "name": request.name,
+        "recipe": request.recipe or settings.recipe if own else None,
+        "fields": dict(request.fields),
+        "data": request.data,
+        "devices": request.devices,
+        "command": settings.command,
+        "arguments": list(request.arguments or ()),
+        "who": who_am_i(),
+        "created": time.time(),
+        "finish": "summary" if own else "exit",
+        "max_restarts": request.max_restarts,
+    }
+
+
+
+
+
+
+
+
+
+
+
+

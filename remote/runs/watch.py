@@ -1,0 +1,66 @@
+"""`fetch-results --watch`: a mirror of a run that is kept up to date while it trains, through broken connections, to its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from remote.errors import ConnectionLost, Unreachable
+from remote.link.session import PAUSES_S, Session
+from remote.records import Run
+from remote.runs.listing import parse_run
+from remote.screen.display import bar, percent, size
+from remote.transfer.fetch import ENDED, Fetched, fetch_run
+
+EVERY_S = 30.0
+"""Between two looks; a run that ends is fetched at once."""
+
+
+def watch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetched:
+    """Fetch again and again; returns what the last fetch did, once the run has ended and all of it is here.
+
+    Raises what no waiting mends: no such run, no room here, a server that lies.
+    """
+    session.display.note("mirroring; Ctrl-C leaves the training alone and keeps what is here")
+    received = 0
+    for fetched in mirror(session, run, dest, EVERY_S, ask):
+        received += fetched.received
+        session.display.progress(mirror_line(parse_run(fetched.run), received), force=True)
+    session.display.clear()
+    return fetched
+
+
+def mirror(session: Session, run: str, dest: Path, every_s: float, ask: bool = False) -> Iterator[Fetched]:
+    """Every fetch's outcome, at once and then every `every_s` and when the run ends, with which it ends; over broken connections."""
+    name, attempt = run, 0
+    while True:
+        try:
+            fetched = fetch_run(session, name, dest, ask)
+            ask = False
+            described = parse_run(fetched.run)
+            name, attempt = described.run, 0  # "latest" stays the run that it was
+            yield fetched
+            if described.state not in ENDED:
+                session.call("follow", None, run=name, until="end", wait_s=every_s, tail=0)
+            elif None not in fetched.gone.values():
+                return
+        except (ConnectionLost, Unreachable) as error:
+            session.close()
+            pause = PAUSES_S[min(attempt, len(PAUSES_S) - 1)]
+            session.display.note(f"{error.message}; what was fetched stays. Trying again in {pause:.0f} s (Ctrl-C ends this)")
+            time.sleep(pause)
+            attempt += 1
+
+
+def mirror_line(run: Run, received: int) -> str:
+    """What is known of the training, how much has come, and when it was looked at."""
+    step, total = run.progress.get("step"), run.progress.get("total_steps")
+    metrics = run.progress.get("metrics")
+    best = metrics.get("best_val_accuracy") if isinstance(metrics, dict) else None
+    parts = [bar(step / total if isinstance(step, int) and isinstance(total, int) and total > 0 else None), run.state]
+    if run.progress.get("epoch") is not None:
+        parts.append(f"epoch {run.progress['epoch']}/{run.progress.get('max_epochs')}")
+    if best is not None:
+        parts.append(f"best {percent(best)}")
+    return "  ".join([*parts, f"{size(received)} mirrored", time.strftime("%H:%M:%S")])

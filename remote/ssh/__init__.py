@@ -1,0 +1,1 @@
+"""How bytes get to a server: a login, and channels on it."""

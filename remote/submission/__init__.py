@@ -1,0 +1,1 @@
+"""A fetched run as a repository to hand in."""

@@ -1,0 +1,244 @@
+"""A bundle to hand in: what of a fetched run goes in, its README, its checksums, and whether it is what it claims."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remote.errors import TransferFailed, UsageError
+from remote.screen.display import duration, percent
+from remote.submission.secret_scan import Finding, search, without_home
+
+SUMS, README, RECIPE, EVALUATION = "SHA256SUMS", "README.md", "recipe.yaml", "evaluation.json"
+TEXTS = ("train.log", "metrics.csv", "summary.json", "report.md", "gpu.csv")
+PICTURES = ("curves.png", "confusion.png")
+MOST_BYTES = 100 * 1000 * 1000
+"""GitHub refuses larger files."""
+ELSEWHERE = ("run_dir", "data", "devices")
+"""Fields of a configuration that belong to the machine, not to the recipe."""
+TOLERANCE = 0.002
+"""Of the accuracy, between a GPU's bf16 and a CPU's fp32; on the same device there is no difference."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a run's summary says, as far as a bundle needs it."""
+
+    accuracy: float
+    images: int
+    data_sha256: str
+    summary: Mapping[str, Any]
+
+
+def read_claim(folder: Path) -> Claim:
+    """From summary.json. Raises UsageError where there is nothing to hand in."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        accuracy, images = float(summary["test_accuracy"]), int(summary.get("test_images") or 0)
+        sha256 = str((summary.get("data") or {}).get("sha256") or "")
+    except FileNotFoundError:
+        text = f"{folder} has no summary.json: the training has not finished, or is not here"
+        raise UsageError(text, remedy="fab -H … fetch-results") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(f"{folder}/summary.json tells no test_accuracy", remedy="fetch the run again") from None
+    return Claim(accuracy, images, sha256, summary)
+
+
+def collect(run: Path, bundle: Path) -> list[str]:
+    """Copy what belongs into a bundle; returns what was left out, with the reason."""
+    left = []
+    for name in ("source", "weights.pt"):
+        if not (run / name).exists():
+            raise UsageError(f"{run} has no {name}", remedy="fetch the whole run: fab -H … fetch-results")
+    shutil.copytree(run / "source", bundle / "source", symlinks=True)
+    if (run / "logs").is_dir():
+        shutil.copytree(run / "logs", bundle / "logs")
+    for name in ("weights.pt", *PICTURES):
+        if (run / name).exists():
+            shutil.copyfile(run / name, bundle / name)
+    for name in TEXTS:
+        if (run / name).exists():
+            text = (run / name).read_text(encoding="utf-8", errors="replace")
+            (bundle / name).write_text(without_home(text), encoding="utf-8", newline="")
+    for path in files_of(bundle):
+        size = (bundle / path).lstat().st_size
+        if size >= MOST_BYTES:
+            (bundle / path).unlink()
+            left.append(f"{path} ({size / 1e6:.0f} MB; GitHub takes less than 100)")
+    if not (bundle / "weights.pt").exists():
+        raise UsageError(f"weights.pt is too large to hand in: {left[0]}", remedy="train a narrower network")
+    return left
+
+
+def files_of(folder: Path) -> list[str]:
+    """Every file and link below, with `/`, sorted; without the repository's own."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        here = Path(place).relative_to(folder)
+        if here == Path():
+            folders[:] = [name for name in folders if name != ".git"]
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
+        found += [(here / name).as_posix() for name in [*names, *links]]
+    return sorted(found)
+
+
+def sums_of(folder: Path) -> str:
+    """A line per file as `sha256sum` writes and reads it: a name with a newline or backslash is escaped, and its line begins with one."""
+    lines = []
+    for path in files_of(folder):
+        if path != SUMS and not (folder / path).is_symlink():
+            escaped = path.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+            mark = "" if escaped == path else "\\"
+            lines.append(f"{mark}{digest(folder / path)}  {escaped}\n")
+    return "".join(lines)
+
+
+def parse_sums(text: str) -> dict[str, str]:
+    """Path → hash."""
+    found = {}
+    for line in text.split("\n"):
+        sha256, separator, path = line.removeprefix("\\").partition("  ")
+        if separator:
+            if line.startswith("\\"):
+                path = re.sub(r"\\(.)", lambda match: {"n": "\n", "r": "\r"}.get(match[1], match[1]), path)
+            found[path] = sha256
+    return found
+
+
+def digest(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
+
+
+def _digest(stream: Any) -> str:
+    found = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        found.update(block)
+    return found.hexdigest()
+
+
+def problems_of(folder: Path) -> list[str]:
+    """Why a bundle is not what it claims; empty where it is."""
+    try:
+        listed = parse_sums((folder / SUMS).read_text(encoding="utf-8"))
+    except OSError:
+        raise UsageError(f"{folder} is no bundle: it has no {SUMS}", remedy="name a folder that fab submit has made") from None
+    present = {path for path in files_of(folder) if path != SUMS and not (folder / path).is_symlink()}
+    problems = [f"{path}: listed, but not here" for path in sorted(listed.keys() - present)]
+    problems += [f"{path}: here, but not in {SUMS}" for path in sorted(present - listed.keys())]
+    problems += [f"{path}: changed" for path in sorted(present & listed.keys()) if digest(folder / path) != listed[path]]
+    problems += [f"{path}: too large for GitHub" for path in sorted(present) if (folder / path).stat().st_size >= MOST_BYTES]
+    claim = read_claim(folder)
+    shown = re.search(r"^# .*?([0-9.]+%)", _text(folder / README), re.MULTILINE)
+    if not shown or shown.group(1) != percent(claim.accuracy):
+        problems.append(f"{README}: its accuracy is not the summary's {percent(claim.accuracy)}")
+    checked: dict[str, Any] = {}
+    try:
+        checked = json.loads(_text(folder / EVALUATION) or "{}")
+        if checked.get("weights_sha256") != listed.get("weights.pt"):
+            problems.append(f"{EVALUATION}: it is about other weights")
+        elif not agrees(float(checked["test_accuracy"]), claim.accuracy):
+            problems.append(f"{EVALUATION}: {percent(checked['test_accuracy'])} instead of {percent(claim.accuracy)}")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        problems.append(f"{EVALUATION}: it tells no accuracy")
+    return [*problems, *map(str, findings_in(folder, tuple(checked.get("accepted") or ())))]
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def agrees(found: float, claimed: float) -> bool:
+    return abs(found - claimed) <= TOLERANCE
+
+
+def check_evaluation(claim: Claim, evaluation: Mapping[str, Any]) -> None:
+    """Raises TransferFailed where the weights don't give what was claimed, on the same images."""
+    sha256 = str(evaluation.get("data_sha256") or "")
+    if claim.data_sha256 and sha256 and sha256 != claim.data_sha256:
+        raise TransferFailed(
+            "these are not the images that the run was tested on: their hash is another",
+            step="submit",
+            remedy="name the same data with --data",
+        )
+    if not agrees(float(evaluation["test_accuracy"]), claim.accuracy):
+        text = f"the weights give {percent(evaluation['test_accuracy'])}, and the run claims {percent(claim.accuracy)}"
+        raise TransferFailed(text, step="submit", remedy="fetch the run again; if it stays so, don't hand it in")
+
+
+def findings_in(folder: Path, accepted: tuple[str, ...] = ()) -> list[Finding]:
+    return [finding for finding in search(folder, files_of(folder)) if finding.path not in accepted]
+
+
+def recipe_text(summary: Mapping[str, Any]) -> str:
+    """Every field of the run but the machine's, as a recipe file that the trainer takes."""
+    config = {name: value for name, value in dict(summary.get("config") or {}).items() if name not in ELSEWHERE}
+    return "".join(f"{name}: {json.dumps(value)}\n" for name, value in config.items())
+
+
+def readme(claim: Claim, evaluation: Mapping[str, Any], left_out: list[str]) -> str:
+    """What a reader of the repository sees first. The accuracy stands in its title."""
+    summary = claim.summary
+    data, config, versions = (dict(summary.get(name) or {}) for name in ("data", "config", "versions"))
+    needed = "`synthetic`" if data.get("kind") == "synthetic" else "a CIFAR-10 archive or directory, or a folder of images as in training"
+    accuracy = percent(claim.accuracy)
+    synthetic = data.get("kind") == "synthetic"
+    lines = [
+        f"# {'Synthetic images' if synthetic else 'Image classification'}: {accuracy} accuracy on the test set",
+        "",
+        f"Measured on {claim.images} test images, read once at the end of the training; measured again from `weights.pt` before this was "
+        f"handed in{', on the server that had trained it' if evaluation.get('where') else ''}: {percent(evaluation['test_accuracy'])}.",
+        "",
+    ]
+    if synthetic:
+        lines += ["The images are synthetic: the accuracy says nothing about real ones.", ""]
+    lines += [
+        "## How it was trained",
+        "",
+        f"- recipe `{config.get('recipe', '?')}`: {summary.get('epochs')} of {summary.get('max_epochs')} epochs in "
+        f"{duration(summary.get('seconds'))}, best epoch {summary.get('best_epoch') or 'the last'}",
+        f"- effective batch {summary.get('effective_batch')}, peak learning rate {summary.get('learning_rate')}, "
+        f"seed {summary.get('seed')}",
+        f"- data: {data.get('train')} images to train on, {data.get('validation')} to validate, {data.get('test')} to test; "
+        f"sha256 `{data.get('sha256')}`",
+        *(f"- {line.strip()}" for line in summary.get("devices") or ()),
+        f"- {', '.join(f'{name} {value}' for name, value in versions.items())}",
+        "",
+        "![loss and accuracy over the epochs](curves.png)",
+        "",
+        "## Per class",
+        "",
+        "| class | accuracy |",
+        "|---|--:|",
+        *(f"| {name} | {percent(value)} |" for name, value in dict(summary.get("per_class") or {}).items()),
+        "",
+        "![confusion matrix](confusion.png)",
+        "",
+        "## What is here",
+        "",
+        "`source/` is the exact code that made it; `train.log`, `metrics.csv` and `logs/` (TensorBoard) are what the training told;",
+        f"`weights.pt` are the evaluated weights; `{RECIPE}` holds every field of the recipe; `{SUMS}` covers every file.",
+        *(f"Left out: {item}." for item in left_out),
+        "",
+        "## Reproduce and verify",
+        "",
+        "    python3 -m venv .venv && .venv/bin/pip install -r source/trainer/requirements.txt",
+        f"    sha256sum -c {SUMS}                      # macOS: shasum -a 256 -c {SUMS}",
+        "    cd source",
+        "    ../.venv/bin/python -m trainer.evaluate --checkpoint ../weights.pt --data DATA",
+        f"    ../.venv/bin/python -m trainer.train --recipe ../{RECIPE} --data DATA",
+        "",
+        f"`DATA` is {needed}.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,141 @@
+"""How runs are shown: the table of `status`, what a fetch brought, and both as JSON."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from remote.errors import RemoteError
+from remote.records import Run
+from remote.runs.listing import parse_run, run_json
+from remote.screen.display import Display, duration, percent, show, size
+from remote.screen.text import one_line
+from remote.ssh.connection import Target
+from remote.transfer.fetch import Fetched
+
+# Per host what came of a question to it, or why nothing did.
+LONGEST_COMMAND = 36
+Answers = Sequence[tuple[Target, Any, RemoteError | None]]
+
+
+def show_status(display: Display, answers: Answers) -> None:
+    rows: list[list[object]] = []
+    for target, runs, error in answers:
+        if error:
+            rows.append([target.spec, None, None, "unreachable", None, None, None, error.message])
+        rows += [[target.spec, *status_cells(run)] for run in runs or []]
+    if not rows:
+        display.line("no runs yet; start one: fab -H … train")
+        return
+    head = ["host", "run", "command", "state", "epoch", "accuracy", "gpus", "remark"]
+    if len(answers) == 1:
+        head, rows = head[1:], [row[1:] for row in rows]
+    display.table(head, rows)
+    for target, runs, _ in answers:
+        for run in runs or []:
+            if run.state == "running" and run.detail.get("asking") is True:
+                display.note(f"{run.run} waits for an answer in its terminal: fab -H {target.spec} attach --run {run.run}")
+        # Of the newest one, which is what a person is about to go on with.
+        if runs and runs[0].state in ("failed", "stopped") and not runs[0].detail.get("elsewhere"):
+            display.note(resume_hint(runs[0], target.spec))
+
+
+def status_cells(run: Run) -> list[object]:
+    epoch = run.progress.get("epoch")
+    total = run.progress.get("max_epochs")
+    metrics = run.progress.get("metrics")
+    accuracy = run.summary.get("test_accuracy")
+    shown = f"test {percent(accuracy)}" if accuracy is not None else None
+    if shown is None and isinstance(metrics, Mapping) and metrics.get("best_val_accuracy") is not None:
+        shown = f"val {percent(metrics['best_val_accuracy'])}"
+    gpus = run.asked.get("gpu_names") or run.asked.get("gpus")
+    remark = run.detail.get("waiting") if run.state == "queued" and run.detail.get("waiting") else run.reason
+    if run.state == "running" and not run.reason and run.progress.get("seconds_left") is not None:
+        remark = f"{duration(run.progress['seconds_left'])} left"
+    if run.state == "running" and run.detail.get("asking") is True:
+        remark = f"waits for input: {one_line(str(run.detail.get('line') or ''), 60)}"
+    attempts = run.detail.get("attempts")
+    if isinstance(attempts, list) and attempts:
+        remark = f"attempt {len(attempts) + 1}{f', {remark}' if remark else ''}"
+    return [run.run, command_cell(run), run.state, (f"{epoch}/{total}" if total else f"{epoch}") if epoch is not None else None, shown,
+            ", ".join(map(str, gpus)) if isinstance(gpus, list) else None, remark]  # fmt: skip
+
+
+def command_cell(run: Run) -> str | None:
+    """Our trainer's recipe; else the command with its arguments, its middle left out where it is long."""
+    if run.asked.get("recipe"):
+        return str(run.asked["recipe"])
+    words = run.asked.get("arguments")
+    line = [str(run.asked.get("command") or ""), *(shlex.quote(str(word)) for word in (words if isinstance(words, list) else []))]
+    text = one_line(" ".join(line).strip(), 400)
+    return text if len(text) <= LONGEST_COMMAND else f"{text[: LONGEST_COMMAND - 17]}…{text[-16:]}" if text else None
+
+
+def resume_hint(run: Run, host: str) -> str:
+    """What an end has cost, and which command goes on."""
+    saved, told = run.detail.get("checkpointed"), run.progress.get("time")
+    if not isinstance(saved, (int, float)):
+        if run.asked.get("finish") == "summary":
+            return f"{run.run} has saved no checkpoint: train again"
+        return f"go on with {run.run}: fab -H {host} train --resume {run.run}"
+    lost = told - saved if isinstance(told, (int, float)) else 0.0
+    cost = f", {duration(lost)} of training before its end are lost" if lost >= 1 else ""
+    return f"go on with {run.run} from its newest checkpoint{cost}: fab -H {host} train --resume {run.run}"
+
+
+def status_json(answers: Answers) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for target, runs, error in answers:
+        if error:
+            down = {"run": None, "state": "unreachable", "epoch": None, "host": target.spec, "reason": error.message}
+            rows.append(down | {"exit_code": None, "error": type(error).__name__})
+        else:
+            rows += [run_json(run, target.spec) for run in runs]
+    return sorted(rows, key=lambda row: (row["run"] is None, row.get("created") or 0.0, str(row["run"])), reverse=True)
+
+
+def show_fetched(display: Display, fetched: Fetched) -> None:
+    run = parse_run(fetched.run)
+    amount = f"{fetched.received / 2**20:.1f} MiB received, {fetched.changed} of {fetched.files} files new or grown"
+    display.line(f"{run.run}: {amount if fetched.changed else 'nothing to fetch, what is here is as there'}; verified by sha256")
+    summary = run.summary
+    if summary:
+        kind = dict(summary.get("data") or {}).get("kind")
+        note = " (synthetic images: this says nothing about real ones)" if kind == "synthetic" else ""
+        if "test_accuracy" in summary:
+            display.line(f"  test accuracy  {percent(summary.get('test_accuracy'))}{note}")
+        if "epochs" in summary:
+            display.line(f"  epochs         {show(summary.get('epochs'))}, best {show(summary.get('best_epoch'))}")
+        if "seconds" in summary:
+            display.line(f"  time           {duration(summary.get('seconds'))}")
+    else:
+        _, _, state, epoch, accuracy, _, remark = status_cells(run)
+        display.line(f"  state          {state}{f': {remark}' if remark else ''}")
+        if epoch or accuracy:
+            display.line(f"  epoch          {show(epoch)}, {show(accuracy)}")
+    display.line(f"  results        {fetched.path}")
+    if run.state in ("queued", "running"):
+        display.line("fetch again when it has ended; only what is new will be transferred")
+    else:
+        for path, why in list(fetched.gone.items())[:5]:
+            display.note(f"{path} can't be read on the server: {why}" if why else f"{path} vanished on the server meanwhile; fetch again")
+    show_left(display, fetched)
+
+
+def show_left(display: Display, fetched: Fetched) -> None:
+    """What of the run is not here, each with its size, and what that means."""
+    for row in fetched.left:
+        display.note(f"not fetched: {row.path}{f' ({size(row.size)})' if row.size else ''}: {row.why}")
+    if any(row.lost for row in fetched.left) and not fetched.known_complete:
+        display.note("so the run is not here completely, and `clean` keeps it on the server")
+
+
+def fetched_json(fetched: Fetched, host: str) -> dict[str, Any]:
+    return run_json(parse_run(fetched.run), host) | {
+        "path": str(fetched.path),
+        "files": fetched.files,
+        "changed": fetched.changed,
+        "received": fetched.received,
+        "left": [{"path": row.path, "size": row.size, "why": row.why, "lost": row.lost} for row in fetched.left],
+    }

@@ -1,0 +1,1 @@
+"""Contents on their way, verified: results here, images there."""

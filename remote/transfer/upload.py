@@ -1,0 +1,153 @@
+"""`upload-data`: an archive or a folder of images goes to the server once, by its content; `train --data NAME` uses it there."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from remote.agent.shared.trees import tree_hash
+from remote.deploy.deploy import Deployed
+from remote.errors import ConnectionLost, NotFound, UsageError
+from remote.link.sending import Sending, known_parts, waiting_note
+from remote.link.session import PAUSES_S, Session, who_am_i
+from remote.project.own_trainer import ARCHIVE, load_archive_module
+from remote.project.release import entry_of
+from remote.records import FileEntry
+from remote.screen.display import size
+
+NOISE = ("Thumbs.db", "desktop.ini", "__MACOSX")
+TRIES = 5
+
+
+def upload_data(session: Session, given: str, name: str | None = None) -> dict[str, Any]:
+    """Send what the server lacks of a file or folder; goes on by itself after a broken connection. Returns what was done."""
+    path = Path(given).expanduser()
+    if not path.exists():
+        raise UsageError(f"{given}: no such file or folder here", step="upload-data")
+    path = path.resolve()
+    if session.project.has_own_trainer:
+        require_images(session, path)
+    folder = path if path.is_dir() else path.parent
+    entries = list(entries_of(session, path))
+    if not entries:
+        raise UsageError(f"{given} holds no files", step="upload-data")
+    rows = [[entry.path, entry.mode, entry.size, entry.sha256] for entry in entries]
+    tree, label = tree_hash((entry.path, entry.mode, entry.size, entry.sha256) for entry in entries), name or path.name
+    started = time.monotonic()
+    for pause in (*PAUSES_S[: TRIES - 1], None):
+        try:
+            sent = send_set(session, folder, entries, rows, tree, label, path.is_file())
+            break
+        except ConnectionLost as error:
+            session.close()
+            if pause is None:
+                raise
+            session.display.note(f"{error.message}; what has arrived stays. Trying again in {pause:.0f} s")
+            time.sleep(pause)
+    total = sum(entry.size for entry in entries)
+    return {"name": label, "files": len(entries), "bytes": total, "sent": sent, "seconds": time.monotonic() - started, "tree": tree}
+
+
+def send_set(
+    session: Session, folder: Path, entries: list[FileEntry], rows: list[list[Any]], tree: str, name: str, single: bool
+) -> int | None:
+    """Bytes sent; None where all was there under this name already."""
+    answer = session.call("data_missing", tree=tree, manifest=rows, name=name)
+    if answer.get("named"):
+        return None
+    everything = frozenset(entry.sha256 for entry in entries)
+    missing = everything if answer.get("missing") is None else everything & frozenset(answer["missing"])
+    sending = Sending(folder, entries, missing, known_parts(answer))
+    arguments: dict[str, Any] = {"tree": tree, "manifest": rows, "name": name, "single": single, "who": who_am_i()}
+    note = waiting_note(session, "is sending images")
+    received = session.call_as_owner("data_put", note, sending.frames(session.display), **arguments).get("received")
+    session.display.clear()
+    return received if isinstance(received, int) else 0
+
+
+def show_uploaded(session: Session, done: Mapping[str, Any]) -> None:
+    sent = "nothing to send, it is there already" if done["sent"] is None else f"{size(done['sent'])} sent in {done['seconds']:.1f} s"
+    session.display.line(f"{done['name']}: {done['files']} files, {size(done['bytes'])} on {session.host}; {sent}; verified by sha256")
+    use = "" if done["name"] == ARCHIVE else f" --data {done['name']}"
+    session.display.line(f"use it: fab -H {session.host} train{use}")
+
+
+def entries_of(session: Session, path: Path) -> Iterator[FileEntry]:
+    """A file, or every file below a folder in order of path. What links lead to is taken as if it lay there; hidden files are not."""
+    if path.is_file():
+        yield entry_at(path.parent, path.name)
+        return
+    count, seen = 0, set()
+    for place, folders, names in os.walk(path, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in NOISE)
+        for name in sorted(names):
+            if not name.startswith(".") and name not in NOISE and (Path(place) / name).is_file():
+                yield entry_at(path, (Path(place) / name).relative_to(path).as_posix())
+                count += 1
+                session.display.progress(f"reading {path.name}: {count} files")
+    session.display.clear()
+
+
+def entry_at(folder: Path, path: str) -> FileEntry:
+    entry, _ = entry_of(folder, path, 0o644, follow=True)
+    if entry is None:
+        raise UsageError(f"{path} vanished while it was read", step="upload-data", remedy="run the same command again")
+    return entry
+
+
+def require_images(session: Session, path: Path) -> None:
+    """What this project's trainer could not read is said before it is sent. Raises UsageError."""
+    if path.is_dir():
+        if not any((path / name).exists() for name in ("train", "cifar-10-batches-py", "test_batch", ARCHIVE)):
+            text = f"{path} holds neither CIFAR-10 nor train/<class>/* and test/<class>/*"
+            raise UsageError(text, step="upload-data", remedy="name a folder that does")
+        return
+    archive = load_archive_module(session.project.directory)
+    try:
+        archive.check_archive(path)
+    except archive.DataError as error:
+        raise UsageError(str(error), step="upload-data") from None
+
+
+def provide_cifar10(session: Session, deployed: Deployed) -> str:
+    """Where the run finds CIFAR-10 on the server, or may download it to; where it can do neither, this laptop's copy is offered.
+
+    Raises NotFound where nobody can be asked, or there is nothing to offer.
+    """
+    datasets = deployed.facts.get("datasets") or {}
+    if isinstance(datasets.get("cifar10"), str):
+        return str(datasets["cifar10"])
+    archive = load_archive_module(session.project.directory)
+    answer = session.call("reach", url=archive.ARCHIVE_URL)
+    if answer.get("reached"):
+        return f"{deployed.root}/data/cifar10"
+    problem = f"CIFAR-10 is not on the server, and the server can't download it ({answer.get('problem')})"
+    here = find_archive(session, archive)
+    command = f"fab -H {session.host} upload-data {here or ARCHIVE}"
+    if here is None:
+        raise NotFound(problem, host=session.host, step="train", remedy=f"get {archive.ARCHIVE_URL} here, then: {command}")
+    session.display.note(problem)
+    if not session.display.confirm(f"send {here} ({size(here.stat().st_size)}) to it, once for all runs?"):
+        raise NotFound(problem, host=session.host, step="train", remedy=command)
+    show_uploaded(session, upload_data(session, str(here)))
+    return f"{deployed.root}/data/{ARCHIVE}"
+
+
+def find_archive(session: Session, archive: Any) -> Path | None:
+    """This laptop's copy, where people keep it; only one that is whole."""
+    project = session.project.directory
+    for folder in (project / "data", project / "data" / "cifar10", project, Path.home() / "Downloads", Path.home() / "data"):
+        try:
+            archive.check_archive(folder / ARCHIVE)
+        except (OSError, archive.DataError):
+            continue
+        return folder / ARCHIVE
+    return None
