@@ -11,7 +11,7 @@ from typing import Any
 from remote.deploy.deploy import Deployed, deploy, show_steps
 from remote.deploy.gpus import choose_gpus, gpu_error, held_gpus, unusable_reason
 from remote.errors import ConnectionLost, GpuUnfit, NotFound, RemoteError, RunFailed
-from remote.link.session import PAUSES_S, Session
+from remote.link.session import PAUSES_S, Session, who_am_i
 from remote.project.command import label_of
 from remote.records import Run
 from remote.runs.follow import Follower
@@ -242,6 +242,15 @@ def show_end(session: Session, run: Run) -> int:
     session.display.line(f"{run.run} finished{after}{result}")
     session.display.line(f"bring everything here: fab -H {session.host} fetch-results")
     return 0
+
+
+def stop_one(session: Session, run: str) -> int:
+    """Ask for its end, and wait for it."""
+    answer = session.call("run_stop", run=run, who=who_am_i())
+    if not answer.get("asked"):
+        session.display.line(f"{answer.get('run')} has ended already: {answer.get('state')}")
+        return 0
+    return wait_until_stopped(session, str(answer["run"]))
 
 
 def wait_until_stopped(session: Session, run: str) -> int:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,26 @@ NOBODY = ("-c", "user.name=submission", "-c", "user.email=submission@localhost")
 """The commit's identity where the user has none."""
 
 
-def submit(
-    project: Project, display: Display, session: Session | None, run: str, dest: str, data: str | None, push: str | None,
-    github: str | None, accept: Sequence[str], yes: bool,
-) -> int:  # fmt: skip
+@dataclass(frozen=True)
+class SubmitOptions:
+    """The options of `fab submit` as they were typed."""
+
+    run: str = "latest"
+    dest: str = "submission"
+    data: str | None = None
+    push: str | None = None
+    github: str | None = None
+    accept: tuple[str, ...] = ()
+    yes: bool = False
+
+
+def submit(project: Project, display: Display, session: Session | None, options: SubmitOptions) -> int:
     """Build the bundle beside its place, check it, and only then give it its name; then push where that is asked for.
 
     With a session the weights are evaluated on that server, which has made them.
     """
-    source = find_run(project.dest, run)
-    place = Path(dest).expanduser().absolute()
+    source = find_run(project.dest, options.run)
+    place = Path(options.dest).expanduser().absolute()
     require_free(place)
     claim = bundle.read_claim(source)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -43,11 +54,14 @@ def submit(
         draft = Path(folder) / "draft"
         draft.mkdir()
         left_out = bundle.collect(source, draft)
-        refuse_findings(draft, tuple(accept))
+        refuse_findings(draft, options.accept)
         display.note("evaluating the weights again")
-        evaluation = evaluate_there(session, source, draft, data) if session else evaluate_here(project, draft, data or default_data(claim))
+        if session:
+            evaluation = evaluate_there(session, source, draft, options.data)
+        else:
+            evaluation = evaluate_here(project, draft, options.data or default_data(claim))
         bundle.check_evaluation(claim, evaluation)
-        write_own_files(draft, claim, evaluation, left_out, accept)
+        write_own_files(draft, claim, evaluation, left_out, options.accept)
         commit = make_repository(draft, f"{percent(claim.accuracy)} on the test set")
         if place.exists():
             shutil.rmtree(place)
@@ -57,12 +71,12 @@ def submit(
     display.line(f"  test accuracy  {percent(claim.accuracy)}; from weights.pt again {percent(evaluation['test_accuracy'])}")
     for item in left_out:
         display.line(f"  left out       {item}")
-    if not commit and (push or github):
+    if not commit and (options.push or options.github):
         raise UsageError("nothing can be pushed without git", step="submit", remedy="install git, then the same command again")
-    if push:
-        push_to(place, push, display)
-    elif github:
-        publish(place, github, display, yes)
+    if options.push:
+        push_to(place, options.push, display)
+    elif options.github:
+        publish(place, options.github, display, options.yes)
     else:
         display.line(f"push it: git -C {place} push URL main, or fab submit --push URL, or fab submit --github NAME (a public repository)")
     return 0

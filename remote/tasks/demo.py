@@ -1,84 +1,28 @@
-"""`fab demo`: the whole way on this computer. An SSH server on loopback, a server directory of its own, the real agent."""
+"""The demo's task: the whole way on this computer."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
-import shutil
-import signal
-import sys
-import tempfile
-import time
-from pathlib import Path
-from typing import Any
+from invoke.context import Context
+from invoke.tasks import task
 
-from remote.errors import ServerUnfit, UsageError
-from remote.link.session import Project
-from remote.screen.display import Display
-from remote.ssh.connection import Target
+from remote.tasks.entry import Work, carry_out
 
 
-def demo(project: Project, display: Display, data: str | None, keep: bool) -> int:
-    """Deploy, train and fetch-results against a server started here. Returns the exit code of the first that fails."""
-    if os.name == "nt":
-        raise ServerUnfit("the demo's server needs Linux or macOS", remedy="on Windows run it in WSL, or deploy to a real server")
-    where = data_path(data)
-    from remote.loopback import LoopbackServer
-    from remote.tasks import commands
+@task(
+    auto_shortflags=False,
+    help={
+        "data": "a CIFAR-10 archive or a folder of images; without it, synthetic images are made",
+        "keep": "keep the demo's server directory",
+    },
+)
+def demo(c: Context, data: str | None = None, keep: bool = False) -> None:
+    """
+    Show the whole way on this computer: an SSH server on loopback, deploy, train, fetch-results.
+    """
 
-    directory = Path(tempfile.mkdtemp(prefix="demo-server-"))
-    home = directory / "home"
-    home.mkdir()
-    try:
-        with LoopbackServer(directory / "ssh", home=home) as server:
-            display.line(f"demo: an SSH server ({server.kind}) on {server.host}:{server.port}, its home in {home}")
-            settings = dataclasses.replace(project.settings, python=sys.executable, root="~/projects/" + project.settings.project)
-            own = dataclasses.replace(project, settings=settings)
-            target = Target("loopback", ssh_config=str(server.ssh_config), interactive=False, timeout_s=settings.timeout_s)
-            steps: dict[str, dict[str, Any]] = {
-                "deploy": {},
-                "train": {"recipe": "demo", "data": where, "follow": True},
-                "fetch_results": {"run_name": "latest", "dest": None},
-            }
-            for name, options in steps.items():
-                display.line()
-                display.line(f"$ fab -H {target.spec} {name.replace('_', '-')}" + shown_options(name, data))
-                code = commands.COMMANDS[name](commands.Task(own, [target], display, options))
-                if code:
-                    return code
-    finally:
-        end_runs(home)
-        if keep:
-            display.note(f"the demo's server directory is kept: {directory}")
-        else:
-            shutil.rmtree(directory, ignore_errors=True)
-    display.line()
-    display.line("That was the whole way. With a server of your own: fab -H user@host deploy, train, fetch-results")
-    return 0
+    def body(work: Work) -> int:
+        from remote.tasks.demo_way import demo as play
 
+        return play(work.project, work.display, data, keep)
 
-def end_runs(home: Path) -> None:
-    """A training that was left by Ctrl-C must not outlive the server directory that it writes to."""
-    for state in home.glob("projects/*/runs/*/state.json"):
-        try:
-            told = json.loads(state.read_text())
-            if told.get("state") in ("queued", "running"):
-                os.kill(int(told["supervisor_pid"]), signal.SIGTERM)
-                time.sleep(2)
-                os.killpg(int(told["pid"]), signal.SIGKILL)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-
-
-def shown_options(name: str, data: str | None) -> str:
-    return f" --recipe demo --data {data or 'synthetic'}" if name == "train" else ""
-
-
-def data_path(data: str | None) -> str:
-    if data is None:
-        return "synthetic"
-    path = Path(data).expanduser()
-    if not path.exists():
-        raise UsageError(f"--data {data}: no such file or directory", remedy="give a CIFAR-10 archive or a folder with train/ and test/")
-    return str(path.resolve())
+    carry_out(c, "demo", body, server=False)

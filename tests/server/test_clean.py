@@ -61,7 +61,7 @@ def names(lab: Lab, folder: str) -> set[str]:
 
 def test_only_what_was_fetched_goes_and_only_when_told(lab: Lab) -> None:
     fetched, unfetched = train(lab, "echo one\n"), train(lab, "echo two\n")
-    assert lab.task("fetch_results", run_name=fetched).code == 0
+    assert lab.task("fetch_results", run=fetched).code == 0
     assert [row["run"] for row in lab.rows() if row["fetched"]] == [fetched]
     before = snapshot(lab.root)
     listed = lab.task("clean")
@@ -70,7 +70,7 @@ def test_only_what_was_fetched_goes_and_only_when_told(lab: Lab) -> None:
     assert {k: v for k, v in snapshot(lab.root).items() if k != ".deploy.lock"} == {k: v for k, v in before.items() if k != ".deploy.lock"}
     assert lab.task("clean", yes=True).code == 0
     assert names(lab, "runs") == {unfetched}
-    assert lab.task("clean", yes=True, named=sorted(names(lab, "runs"))).code == 0
+    assert lab.task("clean", yes=True, run=sorted(names(lab, "runs"))).code == 0
     assert names(lab, "runs") == set()
     # The code that the next run starts from stays, and so does what it runs in.
     assert len([name for name in names(lab, "releases") if not name.startswith(".")]) == 1
@@ -108,14 +108,14 @@ def test_a_live_run_keeps_its_code_and_environment_whatever_is_told(lab: Lab) ->
     (lab.project / "train.sh").write_text("echo other\n")
     assert lab.task("deploy").code == 0
     before = names(lab, "releases"), names(lab, "env")
-    assert lab.task("clean", yes=True, named=sorted(names(lab, "runs"))).code == 0
+    assert lab.task("clean", yes=True, run=sorted(names(lab, "runs"))).code == 0
     assert (names(lab, "releases"), names(lab, "env")) == before and names(lab, "runs") == {run}
     assert lab.rows()[0]["state"] == "running"
     # On another host of a shared home nobody here can tell whether it lives.
     state = lab.state_file(run)
     os.kill(json.loads(state.read_text())["supervisor_pid"], signal.SIGKILL)
     state.write_text(json.dumps(json.loads(state.read_text()) | {"host": "node7"}))
-    assert lab.task("clean", yes=True, named=sorted(names(lab, "runs"))).code == 0
+    assert lab.task("clean", yes=True, run=sorted(names(lab, "runs"))).code == 0
     assert names(lab, "runs") == {run}
 
 
@@ -145,14 +145,14 @@ def test_a_link_in_a_run_does_not_lead_the_removal_away(lab: Lab, tmp_path: Path
     (tmp_path / "precious" / "file").write_text("x")
     run = train(lab)
     (lab.root / "runs" / run / "work" / "link").symlink_to(tmp_path / "precious")
-    assert lab.task("clean", yes=True, named=sorted(names(lab, "runs"))).code == 0
+    assert lab.task("clean", yes=True, run=sorted(names(lab, "runs"))).code == 0
     assert names(lab, "runs") == set() and (tmp_path / "precious" / "file").exists()
 
 
 def test_another_projects_root_is_refused(lab: Lab) -> None:
     train(lab)
     lab.settings = {"project": "other"}
-    done = lab.task("clean", yes=True, named=sorted(names(lab, "runs")))
+    done = lab.task("clean", yes=True, run=sorted(names(lab, "runs")))
     assert done.code == 7 and "belongs to the project 'p'" in done.err and names(lab, "runs")
 
 

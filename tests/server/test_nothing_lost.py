@@ -85,7 +85,7 @@ def test_patterns_narrow_and_what_they_leave_is_named_and_kept(server: LoopbackS
     assert lab.task("fetch_results").code == 0 and (lab.results / run / "work/checkpoint/ckpt.pth").exists()
     assert lab.task("clean", yes=True).code == 0 and not (lab.root / "runs" / run).exists()
     again = finished(lab)
-    assert lab.task("clean", yes=True, named=[again]).code == 0 and not (lab.root / "runs" / again).exists()
+    assert lab.task("clean", yes=True, run=[again]).code == 0 and not (lab.root / "runs" / again).exists()
 
 
 def test_what_is_written_after_the_fetch_keeps_the_run(server: LoopbackServer, tmp_path: Path) -> None:
@@ -120,14 +120,14 @@ def test_the_same_code_lies_here_once(server: LoopbackServer, tmp_path: Path) ->
     files = {f"many/{number}.txt": str(number) for number in range(50)} | {"train.sh": "echo up\n"}
     lab = Lab(server, tmp_path, files=files, json=True)
     first, second = finished(lab), finished(lab)
-    told = [json.loads(lab.task("fetch_results", run_name=run).out)[0] for run in (first, second)]
+    told = [json.loads(lab.task("fetch_results", run=run).out)[0] for run in (first, second)]
     one, other = (lab.results / run / "source/many/7.txt" for run in (first, second))
     assert one.read_text() == other.read_text() == "7" and one.samefile(other)
     assert told[1]["changed"] < 10 < told[0]["changed"]
     # What somebody changed here in one of them is not taken for the other's.
     third = finished(lab)
     one.write_text("!")
-    assert lab.task("fetch_results", run_name=third).code == 0
+    assert lab.task("fetch_results", run=third).code == 0
     assert (lab.results / third / "source/many/7.txt").read_text() == "7"
 
 
@@ -212,13 +212,13 @@ def test_clean_never_removes_a_byte_that_is_not_here(
         for cut in cuts:
             assert lab.relay is not None
             lab.relay.cut_after(cut, "down")
-            assert lab.task("fetch_results", run_name=run.name).code in (0, 3, 4)
+            assert lab.task("fetch_results", run=run.name).code in (0, 3, 4)
             lab.relay.mend()
             lab.task("clean", yes=True, route=lab.server)
             nothing_lost(there, run, lab.results / run.name)
             if not run.exists():
                 return  # that cut came too late to cut anything
-        assert lab.task("fetch_results", run_name=run.name, route=lab.server).code == 0
+        assert lab.task("fetch_results", run=run.name, route=lab.server).code == 0
     if late:
         make_tree(run, {"work/late": "late"})
         there = contents(run)

@@ -197,7 +197,7 @@ class TestPlaces:
         written = time.strftime
         monkeypatch.setattr(time, "time", lambda: real() + years * 365 * 86400)
         monkeypatch.setattr(time, "strftime", lambda form, *when: written(form, *(when or (time.localtime(time.time()),))))
-        second = lab.task("train", fields=[])
+        second = lab.task("train", set=[])
         assert second.code == 0
         newest = lab.rows()[0]["run"]
         assert newest in second.out

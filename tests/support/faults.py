@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from remote import tasks
 from remote.link.session import Project
 from remote.loopback import LoopbackServer, Route
 from remote.project.settings import parse_settings
 from remote.runs import follow, launch
 from remote.ssh.connection import Target
-from remote.tasks import commands
 from remote.tasks.command_line import LINE
 from tests.support.project import Content, make_tree, snapshot
 from tests.support.proxy import Direction, Relay
@@ -41,16 +41,18 @@ FILES: Mapping[str, Content] = {
 SETTINGS: Mapping[str, Any] = {"requirements": "none", "command": "sh train.sh", "results": "big", "project": "p", "timeout_s": 10.0}
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "deploy": {},
-    "train": {"follow": False},
-    "fetch_results": {"run_name": "latest", "dest": None, "watch": False},
+    "train": {"no_follow": True},
+    "fetch_results": {},
     "status": {},
-    "logs": {"run_name": "latest", "follow": False, "lines": 40},
-    "stop": {"run_name": "latest"},
+    "logs": {},
+    "stop": {},
     "check_gpu": {},
-    "clean": {"yes": False, "named": []},
+    "clean": {},
     "upload_data": {"name": None},
     "doctor": {},
 }
+WITHOUT_JSON = ("train", "stop")
+TASKS = {task.name.replace("-", "_"): task for task in tasks.TASKS}
 LOST, UNREACHABLE = 4, 3
 
 
@@ -136,9 +138,15 @@ def run_task(name: str, project: Path, settings: Mapping[str, Any], target: Targ
 
     out, err = io.StringIO(), io.StringIO()
     begun = time.monotonic()
-    LINE.targets = [target]
+    LINE.targets, LINE.project = [target], project
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = commands.run(Context(), project, name, as_json, {**OPTIONS[name], **options})
+        asked = {**OPTIONS[name], **options, **({"json": True} if as_json and name not in WITHOUT_JSON else {})}
+        if asked.get("follow"):
+            asked.pop("no_follow", None)
+        try:
+            TASKS[name].body(Context(), **asked)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
     return Done(code, out.getvalue(), err.getvalue(), time.monotonic() - begun)
 
 

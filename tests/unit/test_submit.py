@@ -55,7 +55,7 @@ class Desk:
         given = {"run": "latest", "dest": str(self.dest), "data": "synthetic", "push": None, "github": None, "accept": (), "yes": False}
         out = io.StringIO()
         try:
-            return submit.submit(self.project, Display(out=out, notes=out), None, **{**given, **options})
+            return submit.submit(self.project, Display(out=out, notes=out), None, submit.SubmitOptions(**{**given, **options}))
         finally:
             self.told = out.getvalue()
 

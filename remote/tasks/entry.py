@@ -1,0 +1,127 @@
+"""From a task to what it does: settings read, hosts completed, an expected error as one line with its exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from remote.errors import INTERRUPTED, RemoteError, UsageError
+from remote.tasks.command_line import LINE
+
+if TYPE_CHECKING:  # loaded only once a task runs: `fab --list` is quick
+    from remote.link.session import Project, Session
+    from remote.screen.display import Display
+    from remote.ssh.connection import Target
+
+    Answers = Sequence[tuple[Target, Any, RemoteError | None]]
+    """Per host what came of a question to it, or why nothing did."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One call of a task: its name, the project, the hosts, what follows `--`, and where to show things."""
+
+    name: str
+    project: Project
+    targets: Sequence[Target]
+    words: Sequence[str]
+    display: Display
+
+    @property
+    def json(self) -> bool:
+        return self.display.json_mode
+
+    def tell_json(self, value: Any) -> None:
+        """The answer for scripts, where it was asked for."""
+        if self.json:
+            self.display.json(value)
+
+    def session(self, target: Target) -> Session:
+        from remote.link.session import Session
+
+        return Session(target, self.project, self.display)
+
+    def only_target(self) -> Target:
+        if len(self.targets) > 1:
+            text = f"{self.name} takes one host, {len(self.targets)} were given"
+            raise UsageError(text, remedy=f"fab -H {self.targets[0].spec} {self.name}")
+        return self.targets[0]
+
+    def only_session(self) -> Session:
+        return self.session(self.only_target())
+
+    def on_all(self, ask: Callable[[Session], Any]) -> Answers:
+        """Ask every host at once. A host that is down gives its error in place of an answer."""
+
+        def one(target: Target) -> tuple[Target, Any, RemoteError | None]:
+            try:
+                with self.session(target) as session:
+                    return target, ask(session), None
+            except RemoteError as error:
+                return target, None, error
+
+        if len(self.targets) == 1:
+            return [one(self.targets[0])]
+        # Questions on the terminal would mix: with several hosts nothing is asked.
+        quiet = [dataclasses.replace(target, interactive=False) for target in self.targets]
+        with ThreadPoolExecutor(min(16, len(quiet))) as pool:
+            return list(pool.map(one, quiet))
+
+    @staticmethod
+    def first_failure(answers: Answers) -> int:
+        return next((error.exit_code for _, _, error in answers if error), 0)
+
+
+def carry_out(context: Any, name: str, body: Callable[[Work], int], *, json: bool = False, server: bool = True) -> NoReturn:
+    """Run a task's body and exit with its code. `server`: it can't do without one."""
+    sys.exit(run(context, name, body, json, server))
+
+
+def run(context: Any, name: str, body: Callable[[Work], int], json: bool, server: bool) -> int:
+    """The exit code. Expected errors become one line, a bug keeps its traceback."""
+    from remote.screen.display import Display
+
+    display = Display(json_mode=json)
+    try:
+        return body(make_work(context, name, display, server))
+    except RemoteError as error:
+        display.error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        display.note("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone (`| head`); Python must not complain about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def make_work(context: Any, name: str, display: Display, server: bool) -> Work:
+    """Raises UsageError for wrong settings, or where hosts or words are missing or too many."""
+    from remote.link.session import Project
+    from remote.project.release import project_identity
+    from remote.project.settings import parse_settings
+
+    settings = parse_settings(dict(context.config.get("remote") or {}), LINE.project)
+    if LINE.words and name != "train":
+        raise UsageError(f"what follows -- belongs to train, not to {name}: {LINE.words[0]!r:.80}", step=name)
+    targets = [complete_target(target, context, settings.timeout_s) for target in LINE.targets]
+    if not targets and server:
+        raise UsageError(f"{name} needs a server", remedy=f"fab -H user@host[:port] {name}")
+    identity = project_identity(LINE.project) if targets else None
+    return Work(name, Project(LINE.project, settings, identity), targets, LINE.words, display)
+
+
+def complete_target(target: Target, context: Any, timeout_s: float) -> Target:
+    """Add what Fabric asked for by itself: a password, a passphrase, a time limit."""
+    asked = dict(context.config.get("connect_kwargs") or {})
+    return dataclasses.replace(
+        target,
+        password=asked.get("password") or target.password,
+        passphrase=asked.get("passphrase") or target.passphrase,
+        timeout_s=float(asked.get("timeout") or timeout_s),
+    )

@@ -1,0 +1,172 @@
+"""Tasks that prepare: deploy, doctor, setup-key, check-gpu, upload-data, clean."""
+
+from __future__ import annotations
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from remote.tasks.entry import Work, carry_out
+
+
+@task(auto_shortflags=False, help={"json": "print only JSON on stdout"})
+def deploy(c: Context, json: bool = False) -> None:
+    """
+    Put code and dependencies on the server, and check its GPUs.
+
+    Sends the files that git would track (uncommitted and new ones too), prepares a Python environment for
+    remote.requirements, and proves it with a real operation on the GPU. What is in place already is kept.
+
+        fab -H user@host:port deploy
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 7 server, 8 environment, 9 GPU.
+    All are in docs/reliability.md.
+    """
+    carry_out(c, "deploy", deploy_all, json=json)
+
+
+def deploy_all(work: Work) -> int:
+    from remote.deploy.deploy import deploy as deploy_one
+    from remote.deploy.deploy import show_summary
+
+    answers = []
+    for target in work.targets:
+        with work.session(target) as session:
+            deployed = deploy_one(session)
+            show_summary(work.display, session, deployed)
+            answers.append(deployed.as_json(session))
+    work.tell_json(answers)
+    return 0
+
+
+@task(auto_shortflags=False, help={"json": "print only JSON on stdout"})
+def doctor(c: Context, json: bool = False) -> None:
+    """
+    Check this computer, and with -H the server: each line ok, a warning or a problem, with what to do. Changes nothing.
+
+        fab -H user@host doctor
+
+    Exit codes: 0 nothing worse than warnings, else that of the first problem: 2 this computer or the settings, 3 unreachable,
+    5 host key, 6 login refused, 7 server, 8 environment, 9 GPU.
+    """
+    carry_out(c, "doctor", _doctor, json=json, server=False)
+
+
+def _doctor(work: Work) -> int:
+    from remote.deploy.doctor import examine
+
+    return examine(work.project, [work.session(target) for target in work.targets], work.display)
+
+
+@task(auto_shortflags=False)
+def setup_key(c: Context) -> None:
+    """
+    Put your public key on the server, so that later commands ask for no password.
+
+    Takes the key of -i, else the first of ~/.ssh, else makes an ed25519 key. Then logs in with it alone, to be sure.
+
+        fab -H user@host:port setup-key
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, also with the new key.
+    """
+    carry_out(c, "setup-key", _setup_key)
+
+
+def _setup_key(work: Work) -> int:
+    from remote.deploy.setup_key import setup_key as setup_one
+
+    for target in work.targets:
+        with work.session(target) as session:
+            setup_one(session)
+    return 0
+
+
+@task(auto_shortflags=False, help={"json": "print only JSON on stdout"})
+def check_gpu(c: Context, json: bool = False) -> None:
+    """
+    Show the server's GPUs: nvidia-smi as a table, who uses them, and what torch sees.
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused.
+    """
+    carry_out(c, "check-gpu", _check_gpu, json=json)
+
+
+def _check_gpu(work: Work) -> int:
+    from remote.deploy.deploy import gpu_facts, gpu_json, show_gpus
+
+    answers = work.on_all(gpu_facts)
+    work.tell_json([gpu_json(target.spec, answer, error) for target, answer, error in answers])
+    for target, answer, error in answers if not work.json else ():
+        if len(answers) > 1:
+            work.display.line(f"{target.spec}:")
+        if error:
+            work.display.error(str(error))
+        else:
+            show_gpus(work.display, answer)
+    return work.first_failure(answers)
+
+
+@task(
+    auto_shortflags=False,
+    help={"path": "here: the CIFAR-10 archive, or a folder of images", "name": "its name there (default: that of the path)",
+          "json": "print only JSON on stdout"},
+)  # fmt: skip
+def upload_data(c: Context, path: str, name: str | None = None, json: bool = False) -> None:
+    """
+    Send images to the server once, for all runs there; `train --data NAME` uses them.
+
+    Only what the server lacks is sent, every file is verified; a broken connection is gone on with where it stopped.
+
+        fab -H user@host upload-data cifar-10-python.tar.gz
+        fab -H user@host upload-data photos                 # photos/train/<class>/*, photos/test/<class>/*
+
+    Exit codes: 0 done, 2 usage, or no images, 3 unreachable, 4 connection lost, 5 host key, 6 login refused,
+    7 no room there, 12 not verified. After 4 the same command goes on where it stopped.
+    """
+
+    def body(work: Work) -> int:
+        from remote.transfer.upload import show_uploaded
+        from remote.transfer.upload import upload_data as upload_to
+
+        answers = []
+        for target in work.targets:
+            with work.session(target) as session:
+                done = upload_to(session, path, name)
+                show_uploaded(session, done)
+                answers.append({"host": session.host} | done)
+        work.tell_json(answers)
+        return 0
+
+    carry_out(c, "upload-data", body, json=json)
+
+
+@task(
+    auto_shortflags=False,
+    iterable=["run"],
+    help={"yes": "remove what is listed", "run": "a run that may go although not all of it was fetched; may be given several times",
+          "json": "print only JSON on stdout"},
+)  # fmt: skip
+def clean(c: Context, yes: bool = False, run: list[str] | None = None, json: bool = False) -> None:
+    """
+    List what nothing on the server needs: releases, environments, and runs that were fetched; with --yes remove it.
+
+    A run that has not ended stays, and so does one of which something is not here, unless it is named by --run.
+
+        fab -H user@host clean --yes
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 7 another project's root.
+    """
+
+    def body(work: Work) -> int:
+        from remote.runs.clean import clean_one, show_cleaned
+
+        answers = []
+        for target in work.targets:
+            with work.session(target) as session:
+                answer = clean_one(session, yes, run or [])
+                if not json:
+                    show_cleaned(work.display, session, answer, yes)
+                answers.append({"host": session.host} | answer)
+        work.tell_json(answers)
+        return 0
+
+    carry_out(c, "clean", body, json=json)

@@ -1,0 +1,168 @@
+"""Tasks for what came of a run: fetch-results, tensorboard, submit, verify-submission."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from remote.tasks.entry import Work, carry_out
+
+
+@task(
+    auto_shortflags=False,
+    help={"run": "latest, all, or a run's id, its beginning or its name", "dest": "directory here (default: results/)",
+          "watch": "keep mirroring until the run has ended: a server that vanishes then costs minutes, not the run",
+          "then-shutdown": "mirror to the end; once every run of the project is here and verified, ask, and shut the server down",
+          "yes": "don't ask before much is fetched, nor before the shutdown", "json": "print only JSON on stdout"},
+)  # fmt: skip
+def fetch_results(
+    c: Context, run: str = "latest", dest: str | None = None, watch: bool = False, then_shutdown: bool = False, yes: bool = False,
+    json: bool = False,
+) -> None:  # fmt: skip
+    """
+    Bring a run's logs, checkpoints, weights and source here, every file verified.
+
+    Everything that the run created or changed comes, beside caches and environments; remote.results narrows that. Only what is
+    missing or grew is transferred; after a broken connection the same command goes on where it stopped. Works while it trains.
+
+        fab -H user@host fetch-results --run latest
+        fab -H user@host fetch-results --watch
+        fab -H user@host fetch-results --then-shutdown      # ends a rented server's bill; its command is remote.shutdown
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused,
+    7 it can't be shut down, 10 a run has not ended, 11 no such run, 12 not verified or no room here.
+    After 4 the same command goes on where it stopped.
+    """
+    options = FetchOptions(run, dest, watch, then_shutdown, yes)
+    carry_out(c, "fetch-results", lambda work: fetch(work, options), json=json)
+
+
+@dataclass(frozen=True)
+class FetchOptions:
+    """The options of `fab fetch-results` as they were typed."""
+
+    run: str = "latest"
+    dest: str | None = None
+    watch: bool = False
+    then_shutdown: bool = False
+    yes: bool = False
+
+
+def fetch(work: Work, options: FetchOptions) -> int:
+    from remote.runs.listing import list_runs
+    from remote.runs.shutdown import shut_down
+    from remote.runs.watch import watch_run
+    from remote.tasks.run_tables import fetched_json, show_fetched
+    from remote.transfer.fetch import fetch_run
+
+    watching, ask = options.watch or options.then_shutdown, not options.yes
+    dest = Path(options.dest).expanduser() if options.dest else work.project.dest
+    answers = []
+    for target in [work.only_target()] if watching else work.targets:
+        with work.session(target) as session:
+            names = [run.run for run in list_runs(session)] if options.run == "all" else [options.run]
+            for name in names:
+                fetched = watch_run(session, name, dest, ask) if watching else fetch_run(session, name, dest, ask)
+                show_fetched(work.display, fetched)
+                answers.append(fetched_json(fetched, session.host))
+            if options.then_shutdown:
+                shut_down(session, dest, options.yes)
+    work.tell_json(answers)
+    return 0
+
+
+@task(
+    auto_shortflags=False,
+    help={"run": "latest, or a run's id, its beginning or its name", "port": "on this computer (default: a free one)",
+          "browser": "open it in a browser (default on a terminal)"},
+)  # fmt: skip
+def tensorboard(c: Context, run: str = "latest", port: int = 0, browser: bool = True) -> None:
+    """
+    Mirror a run's logs and show them in TensorBoard on 127.0.0.1, where nobody else on the server sees them. Ctrl-C ends it.
+
+        fab -H user@host tensorboard
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 11 no such run.
+    """
+
+    def body(work: Work) -> int:
+        from remote.runs.tensorboard import serve
+
+        with work.only_session() as session:
+            return serve(session, run, work.project.dest, port, browser)
+
+    carry_out(c, "tensorboard", body)
+
+
+@task(
+    auto_shortflags=False,
+    iterable=["accept"],
+    help={
+        "run": "a fetched run: latest (that has a result), its id, the beginning of it, its name, or a path",
+        "dest": "where the bundle is made (default: submission/)",
+        "data": "the images that it was tested on, here: archive or folder; default: where the run had them",
+        "push": "address of a repository of yours, to which it is pushed as main",
+        "github": "NAME or OWNER/NAME of a public repository that GitHub's program gh creates, after asking",
+        "accept": "a file that may stay although it looks like a secret; may be given several times",
+        "yes": "don't ask before a public repository is created",
+    },
+)
+def submit(
+    c: Context,
+    run: str = "latest",
+    dest: str = "submission",
+    data: str | None = None,
+    push: str | None = None,
+    github: str | None = None,
+    accept: list[str] | None = None,
+    yes: bool = False,
+) -> None:
+    """
+    Make a fetched run into a repository to hand in: source, logs, weights, and a README with the accuracy.
+
+    The weights are evaluated again, here or with -H on the server that made them, and must give the claimed figure.
+    Keys, tokens, .env files and home directories in settings stop it; SHA256SUMS covers every file. Nothing is pushed
+    unless you say where.
+
+        fab submit --data cifar-10-python.tar.gz --push git@github.com:you/cifar10.git
+        fab -H user@host submit                             # on a laptop without torch or without the images
+
+    Exit codes: 0 ready, 2 usage, or something must not be handed in, 12 the figure is not given again, or the push failed;
+    with -H also 3 to 7 as everywhere, and 11 the server no longer has the run.
+    """
+
+    def body(work: Work) -> int:
+        from remote.submission.submit import SubmitOptions
+        from remote.submission.submit import submit as submit_one
+
+        options = SubmitOptions(run, dest, data, push, github, tuple(accept or ()), yes)
+        if not work.targets:
+            return submit_one(work.project, work.display, None, options)
+        with work.only_session() as session:
+            return submit_one(work.project, work.display, session, options)
+
+    carry_out(c, "submit", body, server=False)
+
+
+@task(
+    auto_shortflags=False,
+    help={"folder": "the bundle, as made by submit or as cloned", "data": "evaluate its weights on these images, too"},
+)
+def verify_submission(c: Context, folder: str = "submission", data: str | None = None) -> None:
+    """
+    Check a bundle: every file against SHA256SUMS, the claimed accuracy, secrets; with --data the weights themselves.
+
+        fab verify-submission --folder clone-of-it --data cifar-10-python.tar.gz
+
+    Exit codes: 0 it is what it claims, 2 usage, 12 it is not.
+    """
+
+    def body(work: Work) -> int:
+        from remote.submission.submit import verify
+
+        return verify(work.project, work.display, folder, data)
+
+    carry_out(c, "verify-submission", body, server=False)

@@ -1,0 +1,181 @@
+"""Tasks around a run: train, status, follow, logs, attach, stop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from remote.errors import UsageError
+from remote.tasks.entry import Work, carry_out
+
+if TYPE_CHECKING:
+    from remote.runs.request import TrainOptions
+
+
+@task(
+    auto_shortflags=False,
+    iterable=["set"],
+    help={
+        "recipe": "standard, demo or another of trainer/recipes (default: remote.recipe)",
+        "set": "field=value, a field of the recipe to change; may be given several times",
+        "data": "where the data is on the server: a path, or `synthetic`; default: the recipe's",
+        "devices": "GPUs to use: auto takes the free ones, 0,1 are nvidia-smi's indices",
+        "gpus": "so many of the free ones; where too few are free the run waits in the server's queue",
+        "now": "refuse rather than wait for a GPU",
+        "max-restarts": "after a crash or a kill the server itself goes on from the newest checkpoint, so often",
+        "notify": "a webhook that is told when the run has ended (ntfy, Slack, Feishu, WeCom, …): its address, or @FILE with it",
+        "name": "a name for the run, to find it by",
+        "resume": "go on with a run that has ended, from its newest checkpoint: latest, its id, the beginning of it, or its name",
+        "follow": "stay and show the training (default on a terminal); the training goes on without you",
+        "no-follow": "come back as soon as the training runs",
+    },
+)
+def train(
+    c: Context,
+    recipe: str | None = None,
+    set: list[str] | None = None,
+    data: str | None = None,
+    devices: str = "auto",
+    name: str | None = None,
+    resume: str | None = None,
+    gpus: int = 0,
+    now: bool = False,
+    max_restarts: int = 0,
+    notify: str | None = None,
+    follow: bool = False,
+    no_follow: bool = False,
+) -> None:
+    """
+    Start a training on the server, in tmux; deploys first if something changed.
+
+    The laptop may be closed afterwards. Ctrl-C while following leaves the training alone.
+
+        fab -H user@host train --recipe demo --set max_epochs=3
+        fab -H user@host train --resume latest      # a run that the server no longer has is brought there from results/
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused,
+    7 server, 8 environment, 9 GPU, 10 the training failed. After 4 the same command never starts a second run.
+    """
+
+    def body(work: Work) -> int:
+        from remote.runs.request import TrainOptions
+
+        following = True if follow else False if no_follow else None
+        options = TrainOptions(
+            recipe, set or [], data, devices, name, resume, gpus or None, now, max_restarts, notify, following, work.words or None
+        )
+        return start(work, options)
+
+    carry_out(c, "train", body)
+
+
+def start(work: Work, options: TrainOptions) -> int:
+    from remote.runs.launch import train_one
+    from remote.runs.resume import resume_one
+
+    with work.only_session() as session:
+        return resume_one(session, options.resume, options) if options.resume else train_one(session, options)
+
+
+@task(auto_shortflags=False, help={"json": "print only JSON on stdout: a list, newest run first"})
+def status(c: Context, json: bool = False) -> None:
+    """
+    Show all runs of this project on the server: state, progress, accuracy, GPUs.
+
+    With -H a,b all hosts are asked at once.
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused.
+    A server that can't be reached is shown as unreachable, never as a failed run.
+    """
+    carry_out(c, "status", _status, json=json)
+
+
+def _status(work: Work) -> int:
+    from remote.runs.listing import list_runs
+    from remote.tasks.run_tables import show_status, status_json
+
+    answers = work.on_all(list_runs)
+    work.tell_json(status_json(answers))
+    if not work.json and len(answers) == 1 and answers[0][2]:
+        raise answers[0][2]
+    if not work.json:
+        show_status(work.display, answers)
+    return work.first_failure(answers)
+
+
+@task(auto_shortflags=False, help={"run": "latest, or a run's id, its beginning or its name"})
+def follow(c: Context, run: str = "latest") -> None:
+    """
+    Show a run live: its last log lines and what comes, progress, accuracy, time left, GPU use. Ctrl-C leaves it alone.
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 11 no such run.
+    """
+    carry_out(c, "follow", lambda work: show_log(work, run, True, 12))
+
+
+@task(
+    auto_shortflags=False,
+    help={"run": "latest, or a run's id, its beginning or its name", "follow": "stay and show new lines until the run ends",
+          "lines": "how many of the last lines to begin with", "json": "print only JSON on stdout"},
+)  # fmt: skip
+def logs(c: Context, run: str = "latest", follow: bool = False, lines: int = 40, json: bool = False) -> None:
+    """
+    Show the end of a run's log; with --follow what comes after it, too.
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 11 no such run.
+    """
+    carry_out(c, "logs", lambda work: show_log(work, run, follow, lines), json=json)
+
+
+def show_log(work: Work, run: str, follow: bool, lines: int) -> int:
+    from remote.runs.follow import Follower
+    from remote.runs.listing import run_json
+
+    if lines < 0:
+        raise UsageError("--lines must not be negative")
+    with work.only_session() as session:
+        text: list[str] = []
+        follower = Follower(session, run, sink=text.append if work.json else None)
+        follower.tail = lines * 200
+        ended = follower.until_end() if follow else follower.now()
+        work.tell_json(run_json(ended, session.host) | {"log": "".join(text).splitlines()[-lines:] if lines else []})
+        if not work.json and ended.state != "running":
+            work.display.note(f"{ended.run}: {ended.state}{': ' + ended.reason if ended.reason else ''}")
+    return 0
+
+
+@task(auto_shortflags=False, help={"run": "latest, or a run's id, its beginning or its name"})
+def attach(c: Context, run: str = "latest") -> None:
+    """
+    Go into a run's tmux with the system's ssh; Ctrl-b d comes back and leaves it running.
+
+    Exit codes: ssh's own, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 10 it does not run in tmux,
+    11 no such run.
+    """
+
+    def body(work: Work) -> int:
+        from remote.runs.attach import attach as attach_one
+
+        with work.only_session() as session:
+            return attach_one(session, run)
+
+    carry_out(c, "attach", body)
+
+
+@task(auto_shortflags=False, help={"run": "latest, or a run's id, its beginning or its name"})
+def stop(c: Context, run: str = "latest") -> None:
+    """
+    Stop a run politely: it has a minute to save its state.
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 10 it did not stop, 11 no such run.
+    """
+
+    def body(work: Work) -> int:
+        from remote.runs.launch import stop_one
+
+        with work.only_session() as session:
+            return stop_one(session, run)
+
+    carry_out(c, "stop", body)
