@@ -17,7 +17,7 @@ PROJECT_NAME = re.compile(r"[^\s/\\\x00-\x1f\x7f-\x9f][^/\\\x00-\x1f\x7f-\x9f]{0
 
 
 def defaults() -> dict[str, Any]:
-    """What fabfile.py registers with Fabric, so that every key can be set by the environment too."""
+    """What is registered with Fabric, so that every key can be set by the environment too."""
     return {field.name: field.default for field in dataclasses.fields(Settings)}
 
 

@@ -54,7 +54,7 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """The options of `fab train` as they were typed; fabfile.py explains them. `follow` None: on a terminal."""
+    """The options of `fab train` as they were typed; remote/tasks/training.py explains them. `follow` None: on a terminal."""
 
     recipe: str | None = None
     fields: Sequence[str] = ()
