@@ -6,6 +6,7 @@ import base64
 import functools
 import hashlib
 import io
+import logging
 import re
 import secrets
 import threading
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from remote.ssh.connection import Channel, Connection
 
 PING_EVERY_S = 10.0
+log = logging.getLogger("remote.link")
 AGENT = Path(__file__).resolve().parent.parent / "agent"
 IDLE_S = 60.0
 """An agent that hears nothing for so long ends, and frees its locks."""
@@ -138,6 +140,7 @@ class Link:
         number = self.requests
         wait_s = QUICK_WAITS * self.connection.target.timeout_s
         self._deadline = time.monotonic() + wait_s if op in QUICK else None
+        began = time.monotonic()
         self._send({"id": number, "op": op, "args": args})
         try:
             if eager and upload is not None:
@@ -148,6 +151,7 @@ class Link:
                 if message.get("id") != number:
                     continue
                 if "result" in message:
+                    log.debug("%s: %s answered after %.3f s", self.host, op, time.monotonic() - began)
                     return check_answer(op, _dict(message["result"]))
                 if "error" in message:
                     self._refuse(op, _dict(message["error"]))
@@ -158,6 +162,8 @@ class Link:
                 elif on_event is not None:
                     on_event(event, blob)
         except RemoteError as error:
+            # Neither arguments nor answers: they may hold a webhook's address.
+            log.debug("%s: %s ended after %.3f s with %s", self.host, op, time.monotonic() - began, type(error).__name__)
             error.host = error.host or self.host
             raise
 
@@ -236,8 +242,10 @@ class Link:
                 self._fill()
             except EOFError:
                 raise self._ended() from None
-        del self._buffer[: self._buffer.index(mark) + len(mark)]
+        before = self._buffer.index(mark)
+        del self._buffer[: before + len(mark)]
         self._greeted = True
+        log.debug("%s: the agent speaks; %d bytes of the login shell before it", self.host, before)
 
     def _read_exactly(self, count: int) -> bytes:
         while len(self._buffer) < count:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import getpass
 import hashlib
+import logging
 import platform
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +19,7 @@ from remote.records import Settings
 from remote.screen.display import Display
 from remote.ssh.connection import Connection, Target
 
+log = logging.getLogger("remote.link")
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """Between attempts to come back; the last one repeats."""
 
@@ -70,8 +73,10 @@ class Session:
     def open(self) -> None:
         if self.link is not None:
             return
+        began = time.monotonic()
         self.connection = Connection(self.target)
         self.connection.open()
+        log.debug("%s: logged in after %.3f s", self.host, time.monotonic() - began)
         try:
             settings = self.project.settings
             self.link = Link(self.connection, settings.root, settings.python, link.IDLE_S, new_there=not self._keeps_agent())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -82,9 +83,14 @@ def carry_out(context: Any, name: str, body: Callable[[Work], int], *, json: boo
 
 
 def run(context: Any, name: str, body: Callable[[Work], int], json: bool, server: bool) -> int:
-    """The exit code. Expected errors become one line, a bug keeps its traceback."""
+    """The exit code. Expected errors become one line, a bug keeps its traceback.
+
+    With REMOTE_DEBUG=1 (or fab --debug) the login's steps, the agent's operations and their times are told on stderr, without secrets.
+    """
     from remote.screen.display import Display
 
+    if os.environ.get("REMOTE_DEBUG"):
+        logging.basicConfig(level=logging.DEBUG, format="%(relativeCreated)6d ms %(name)s: %(message)s", stream=sys.stderr)
     display = Display(json_mode=json)
     try:
         return body(make_work(context, name, display, server))

@@ -16,8 +16,10 @@ import pytest
 from remote.loopback import LoopbackServer
 from remote.ssh import host_keys, identities
 from remote.ssh.identities import Secrets
+from tests.e2e.test_three_commands import fab
 from tests.support.faults import Lab, run_task, wait_until
 from tests.support.hostile import recording
+from tests.support.project import make_project
 from tests.support.sshd import MakeServer
 
 SECRET = "hunter2-Zq9"
@@ -139,6 +141,20 @@ def test_all_that_is_ours_is_closed_to_other_users(server: LoopbackServer, tmp_p
     assert len(private) > 8
     for path in private:
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_what_is_told_for_a_report_holds_no_secrets(server: LoopbackServer, tmp_path: Path) -> None:
+    """REMOTE_DEBUG: the login, the operations and their times."""
+    project = make_project(
+        tmp_path / "project", {"a.sh": "echo up\n"}, settings={"requirements": "none", "command": "sh a.sh", "project": "p"},
+        parts=("fabfile.py", "remote"),
+    )  # fmt: skip
+    address = "http://127.0.0.1:9/hook-with-a-secret"
+    done = fab(project, server, "train", "--no-follow", "--notify", address, env={"REMOTE_DEBUG": "1"})
+    for told in ("logged in after", "the agent speaks", "facts answered after", "run_start answered after"):
+        assert told in done.stderr, told
+    assert "hook-with-a-secret" not in done.stderr + done.stdout
+    assert "answered after" not in fab(project, server, "status").stderr
 
 
 @pytest.fixture
