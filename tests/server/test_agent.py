@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,7 +97,7 @@ def test_a_second_deploy_waits_for_the_first_and_takes_over(server: LoopbackServ
     waiting: list[dict[str, object]] = []
     holding, done = threading.Event(), threading.Event()
 
-    def slow_frames():  # type: ignore[no-untyped-def]
+    def slow_frames() -> Any:
         holding.set()
         done.wait(10)
         yield from upload_frames(project, release.entries, frozenset(entry.sha256 for entry in release.entries))

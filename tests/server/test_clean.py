@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ def test_the_agent_shuts_nothing_down_that_holds_what_nobody_fetched(lab: Lab, t
     """Asked under the lock of launches, by whatever laptop: the last word is the server's own."""
     mark = tmp_path / "down"
     run = train(lab)
-    wanted = {"root": str(lab.root), "command": f"touch '{mark}'", "really": True}
+    wanted: dict[str, Any] = {"root": str(lab.root), "command": f"touch '{mark}'", "really": True}
     with agent(lab.server) as link:
         with pytest.raises(RunFailed, match=f"{run}: not fetched completely since it ended; the server was not shut down"):
             link.call("shutdown", **wanted)

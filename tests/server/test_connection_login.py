@@ -144,7 +144,7 @@ class TestKeys:
         config = write_config(tmp_path, server, IdentityFile=str(user))
         assert isinstance(refusal(target(config)), AuthenticationFailed)
         sign = ["ssh-keygen", "-q", "-s", authority, "-I", "me", "-n", server.user, f"{user}.pub"]
-        subprocess.run(sign, check=True, capture_output=True)
+        subprocess.run([*map(str, sign)], check=True, capture_output=True)
         assert logs_in(target(config))
 
 

@@ -216,7 +216,7 @@ def test_a_host_certificate_is_refused_with_the_reason(tmp_path: Path, keys: Pat
     shutil.copytree(keys, tmp_path / "keys")
     place = tmp_path / "keys"
     sign = ["ssh-keygen", "-q", "-s", place / "ca", "-I", "host", "-h", "-n", "127.0.0.1", place / "host.pub"]
-    subprocess.run(sign, check=True, capture_output=True)
+    subprocess.run([*map(str, sign)], check=True, capture_output=True)
     options = {"HostCertificate": str(place / "host-cert.pub")}
     with LoopbackServer(tmp_path / "server", keys=Keys(place / "host", place / "user"), options=options) as server:
         authority = " ".join((place / "ca.pub").read_text().split()[:2])

@@ -5,6 +5,7 @@ benchmarks/faults.py tries thousands of strings and replies.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 import shutil
@@ -275,7 +276,8 @@ def test_no_part_of_an_answer_can_bring_out_a_traceback(tmp_path: Path, honest: 
     tried = 0
     for task, op, frames in altered(honest, 12):
         ops = {**honest[task], op: frames}
-        lab.ask(task, lambda name, args, ops=ops: ops.get(name, [({"error": {"kind": "NotFound", "message": "no"}}, b"")]))
+        refused: list[Any] = [({"error": {"kind": "NotFound", "message": "no"}}, b"")]
+        lab.ask(task, functools.partial(lambda ops, refused, name, args: ops.get(name, refused), ops, refused))
         shutil.rmtree(lab.results, ignore_errors=True)
         tried += 1
     assert tried > 250
@@ -359,7 +361,7 @@ class filling:
             except OSError:
                 pass
 
-        fetch._require_space = check_then_fill
+        fetch._require_space = check_then_fill  # type: ignore[assignment]  # takes anything
 
     def __exit__(self, *error: object) -> None:
         from remote.transfer import fetch

@@ -22,7 +22,7 @@ from remote.agent.runs.surroundings import newest_checkpoint
 from remote.agent.shared.trees import SYMLINK
 from remote.loopback import LoopbackServer
 from tests.support.faults import Lab, short_pauses, wait_until
-from tests.support.project import Link, make_tree
+from tests.support.project import Content, Link, make_tree
 from tests.support.proxy import Relay
 from tests.support.sshd import MakeServer
 
@@ -256,7 +256,7 @@ echo hidden > .hidden/state; rm linked; echo real > linked; exit 3
 
 def test_on_another_server_a_run_finds_all_that_it_wrote(make_server: MakeServer, tmp_path: Path) -> None:
     """As its next attempt does on its own: changed code, hidden files and links among it."""
-    files = {"train.sh": MOVES, "config.yaml": "a\n", "linked": Link("config.yaml")}
+    files: dict[str, Content] = {"train.sh": MOVES, "config.yaml": "a\n", "linked": Link("config.yaml")}
     lab = Lab(make_server(), tmp_path, files=files, settings={"results": ""})
     assert lab.task("train").code in (0, 10)
     wait_until(lambda: lab.rows()[0]["state"] == "failed")

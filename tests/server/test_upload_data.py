@@ -28,7 +28,9 @@ def lab(server: LoopbackServer, tmp_path: Path) -> Lab:
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     names = {f"train/{kind}/{number}.png": f"{kind} {number}\n" for kind in ("cat", "dog") for number in range(20)}
-    odd = {"test/cat/日本 'q\"\n.png": "odd", "test/cat/same.png": "cat 1\n", ".hidden": "h", "Thumbs.db": "t", "big": os.urandom(900_000)}
+    odd: dict[str, str | bytes] = {
+        "test/cat/日本 'q\"\n.png": "odd", "test/cat/same.png": "cat 1\n", ".hidden": "h", "Thumbs.db": "t", "big": os.urandom(900_000),
+    }  # fmt: skip
     made = make_tree(tmp_path / "photos", {**names, **odd})
     make_tree(tmp_path, {"elsewhere/far.png": "far"})
     return make_tree(made, {"train/cat/linked.png": Link("../../../elsewhere/far.png"), "train/loop": Link("../train")})

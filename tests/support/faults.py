@@ -20,11 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from remote import tasks
 from remote.link.session import Project
 from remote.loopback import LoopbackServer, Route
 from remote.project.settings import parse_settings
-from remote.runs import follow, launch
+from remote.runs import follow, launch, watch
 from remote.ssh.connection import Target
 from remote.tasks.command_line import LINE
 from tests.support.project import Content, make_tree, snapshot
@@ -153,12 +155,10 @@ def run_task(name: str, project: Path, settings: Mapping[str, Any], target: Targ
 @contextlib.contextmanager
 def short_pauses(seconds: float = 0.02) -> Iterator[None]:
     """Reconnects that do not wait seconds for a network that is well again at once."""
-    before = follow.PAUSES_S
-    follow.PAUSES_S = launch.PAUSES_S = (seconds,) * 6  # type: ignore[misc]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (follow, launch, watch):
+            patch.setattr(module, "PAUSES_S", (seconds,) * 6)
         yield
-    finally:
-        follow.PAUSES_S = launch.PAUSES_S = before  # type: ignore[misc]
 
 
 def spread(total: int, count: int) -> list[int]:

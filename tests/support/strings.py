@@ -24,7 +24,7 @@ HOSTILE_STRINGS = [
 ]  # fmt: skip
 """Quotes, newlines, substitutions, dashes, tmux formats, unicode, bytes that are no unicode, 100 kB."""
 
-_ALPHABET = st.characters(blacklist_characters="\0", blacklist_categories=("Cs",))
+_ALPHABET = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 hostile_text = st.one_of(
     st.sampled_from(HOSTILE_STRINGS),
     st.text(_ALPHABET, max_size=60),

@@ -43,7 +43,7 @@ def test_what_fails_in_a_shell_fails(line: str, code: int) -> None:
     assert subprocess.run(plan_words(line, (), "python"), capture_output=True).returncode == code
 
 
-@given(st.lists(st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=8), max_size=4))
+@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8), max_size=4))
 def test_arguments_arrive_as_they_were_typed(arguments: list[str]) -> None:
     words = plan_words("true;", arguments, "python")
     assert shlex.split(words[-1].partition("\n")[2])[1:] == arguments

@@ -116,7 +116,7 @@ def saved(config: HostConfig) -> str:
 )
 def test_who_may_accept_an_unknown_key(config: HostConfig, strict: str, answer: bool | None, accepted: bool) -> None:
     asked: list[str] = []
-    confirm = None if answer is None else lambda text: bool(asked.append(text)) or answer
+    confirm = None if answer is None else lambda text: bool(asked.append(text)) or answer  # type: ignore[func-returns-value]  # shorter than a function
     config = replace(config, strict=strict)
     if accepted:
         check(config, Known(("box",)), ED1, confirm)

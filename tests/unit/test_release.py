@@ -172,7 +172,7 @@ def test_an_empty_project_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_hash_depends_on_content_mode_and_name(tmp_path: Path) -> None:
-    trees = set()
+    trees: set[str] = set()
     for files in ({"a": "1"}, {"a": "2"}, {"b": "1"}, {"a": Executable("1")}):
         project = tmp_path / str(len(trees))
         trees.add(build_release(make_tree(project, files), 50).tree)
@@ -185,7 +185,7 @@ def test_plan_says_why(tmp_path: Path) -> None:
     assert (keep.action, keep.why) == ("keep", "code kept: nothing changed")
     assert plan_release({"release_exists": True, "current": "x"}, release).action == "use"
     first = plan_release({"release_exists": False, "releases": []}, release)
-    assert first.missing == {release.entries[0].sha256}
+    assert first.missing == frozenset({release.entries[0].sha256})
     assert plan_release({"release_exists": False, "releases": [1]}, release).missing is None
     assert plan_release({"release_exists": False, "releases": [1], "missing": []}, release).missing == frozenset()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -290,7 +291,7 @@ def test_what_github_refuses_is_told_in_one_line_and_the_bundle_stays(desk: Desk
 
 def test_without_torch_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk(tmp_path / "project")
-    monkeypatch.setattr(submit.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"fab -H … submit has it done on the server, or: pip install -r requirements\.txt"):
         desk.submit()
     monkeypatch.undo()

@@ -40,7 +40,7 @@ def train_steps(network: torch.nn.Module, optimizer: torch.optim.Optimizer, step
     for step in range(steps):
         some = slice(40 * (step % 10), 40 * (step % 10) + 40)
         loss = F.cross_entropy(network(DATA.train.images[some]), DATA.train.labels[some], reduction="sum" if summed else "mean")
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
@@ -136,7 +136,7 @@ def test_the_peak_learning_rate_is_the_optimizer_s() -> None:
 def test_the_speed_network_begins_as_an_identity_on_its_first_channels(depth: int) -> None:
     network = speed_network(speed_config(depth=depth, widths="24,32,32"))
     for group in network.groups:
-        for conv in group.convs:
+        for conv in group.convs:  # type: ignore[union-attr]  # a ModuleList
             weight = conv.weight
             identity = torch.zeros_like(weight[: weight.size(1)])
             torch.nn.init.dirac_(identity)

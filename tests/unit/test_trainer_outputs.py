@@ -46,7 +46,7 @@ def test_progress_is_replaced_at_most_once_a_second(tmp_path: Path, monkeypatch:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     progress = Progress(tmp_path)
-    written = []
+    written: list[Any] = []
     for number in range(100):
         now[0] += 0.07
         progress.tell("fitting", epoch=number, max_epochs=100)

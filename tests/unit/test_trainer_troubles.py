@@ -190,7 +190,7 @@ def test_a_loss_that_is_not_finite_goes_back_with_half_the_rate(
     for scale in ("0.5", "0.25"):
         assert f"diverged: the loss is not finite in epoch 2; going on from epoch 1 with {scale} of the learning rate" in out
     first, second, third = rates(seen, 13)
-    assert (second / first, third / first) == (pytest.approx(0.5), pytest.approx(0.25))
+    assert second / first == pytest.approx(0.5) and third / first == pytest.approx(0.25)
     assert len(rates(seen, 8)) == 1 and len(rates(seen, 9)) == 3, "the first epoch was not trained again"
     assert summary["restores"] == 2 and summary["epochs"] == 3
     assert all(math.isfinite(float(value.double().sum())) for value in weights_of(tmp_path / "run" / "checkpoints" / "last.ckpt").values())
@@ -241,7 +241,7 @@ def test_a_stop_does_not_replace_a_good_state_by_a_bad_one(tmp_path: Path, monke
 def test_a_step_that_ruins_the_weights_at_the_very_end_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of that step is finite still; without a validation split nothing else would tell."""
     original = Classifier.training_step
-    ruined = []
+    ruined: list[Any] = []
 
     def step(self: Classifier, batch: Any, batch_idx: int) -> None:
         original(self, batch, batch_idx)

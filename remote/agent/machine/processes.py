@@ -1,7 +1,7 @@
 """What the kernel tells about processes; enough to know a process again after its number was given to another."""
 
 import os
-from typing import List, Optional
+from typing import Iterator, List, Optional, Tuple
 
 
 def boot_id() -> str:
@@ -41,28 +41,20 @@ def is_same(pid: object, started: object) -> bool:
 
 def group_members(group: int) -> List[int]:
     """Living processes whose process group or session is `group`; a zombie is dead."""
-    members = []
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        try:
-            with open(f"/proc/{name}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-        except OSError:
-            continue
-        if fields[0] not in (b"Z", b"X") and (int(fields[2]) == group or int(fields[3]) == group):
-            members.append(int(name))
-    return members
+    return [pid for pid, fields in _living() if int(fields[2]) == group or int(fields[3]) == group]
 
 
 def children_of(parent: int) -> List[int]:
     """Living processes that `parent` has started."""
-    found = []
-    for name in os.listdir("/proc"):
+    return [pid for pid, fields in _living() if int(fields[1]) == parent]
+
+
+def _living() -> Iterator[Tuple[int, List[bytes]]]:
+    """Every process but zombies, with its fields; none where the system has no /proc."""
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
         fields = _stat(int(name)) if name.isdigit() else None
-        if fields and fields[0] not in (b"Z", b"X") and int(fields[1]) == parent:
-            found.append(int(name))
-    return found
+        if fields and fields[0] not in (b"Z", b"X"):
+            yield int(name), fields
 
 
 def reads_pipe(pid: int) -> bool:

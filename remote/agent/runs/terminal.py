@@ -26,6 +26,8 @@ SAY_EVERY_S = 0.5
 QUIET_S = 1.0
 """Lines that could still be drawn anew become the log's after so long."""
 ASKS_AFTER_S = 3.0
+LOOK_EVERY_S = 2.0
+"""Looking through all processes costs milliseconds; a training may be quiet for hours."""
 CTRL_C = b"\x03"
 # Of what terminals understand: colours and the like are left out of the log; moves up and erased lines are followed.
 SEQUENCE = re.compile(
@@ -178,6 +180,7 @@ class Terminal:
         self.told: Dict[str, Any] = {}
         self.told_at = 0.0
         self.heard = time.monotonic()
+        self.looked = 0.0
         self.interrupted = False
         self.over = False
 
@@ -276,8 +279,12 @@ class Terminal:
 
     def _asks(self) -> bool:
         """Whether a program waits for keys: it reads from the terminal, or a line editor has taken it over, and all is quiet."""
-        if time.monotonic() - self.heard < ASKS_AFTER_S:
+        now = time.monotonic()
+        if now - self.heard < ASKS_AFTER_S:
             return False
+        if now - self.looked < LOOK_EVERY_S:
+            return self.told.get("asking") is True
+        self.looked = now
         try:
             edits = not termios.tcgetattr(self.own)[3] & termios.ICANON
             return edits or any(reads_terminal(pid) for pid in group_members(os.tcgetpgrp(self.own)))
