@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test quick lint clean
 
 $(READY): requirements-dev.txt requirements.txt remote/requirements.txt trainer/requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,9 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(ARGS)
+
+quick: $(READY)
+	$(BIN)/python -m pytest tests/unit --ignore-glob='*trainer*' $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

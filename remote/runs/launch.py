@@ -92,6 +92,11 @@ def plan_run(session: Session, request: TrainRequest, deployed: Deployed) -> dic
         "trainer_devices": request.devices,
         "trainer_data": deployed.data_path or place,
     }
+    if not report.gpus and wants_gpu and (request.gpus or request.devices != "auto"):
+        wanted = f"--gpus {request.gpus}" if request.gpus else f"--devices {request.devices}"
+        why = report.problem or "nvidia-smi shows none"
+        text, remedy = f"{wanted}: the server has no GPU ({why})", "leave it out to train on its processor"
+        raise GpuUnfit(text, host=session.host, step="choose GPUs", remedy=remedy)
     if report.gpus and not wants_gpu:
         asked |= {"gpus": []}
     elif report.gpus:

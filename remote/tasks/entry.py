@@ -22,6 +22,15 @@ if TYPE_CHECKING:  # loaded only once a task runs: `fab --list` is quick
     """Per host what came of a question to it, or why nothing did."""
 
 
+GOES_ON = {
+    "follow": ": the training goes on; the same command shows it again",
+    "logs": ": the training goes on; the same command shows it again",
+    "fetch-results": ": what has arrived stays; the same command goes on behind it",
+    "upload-data": ": what has arrived stays; the same command goes on behind it",
+    "deploy": ": what has arrived stays; the same command goes on behind it",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Work:
     """One call of a task: its name, the project, the hosts, what follows `--`, and where to show things."""
@@ -98,7 +107,7 @@ def run(context: Any, name: str, body: Callable[[Work], int], json: bool, server
         display.error(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        display.note("interrupted")
+        display.note(f"interrupted{GOES_ON.get(name, '')}")
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone (`| head`); Python must not complain about it at exit.

@@ -262,3 +262,12 @@ class TestTogether:
 def start_fab(project: Path, server: LoopbackServer, *words: str) -> subprocess.Popen[str]:
     argv = [*FAB, "-S", str(server.ssh_config), "-H", "loopback", *words]
     return subprocess.Popen(argv, cwd=project, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_gpus_that_are_asked_for_where_none_are_start_nothing(server: LoopbackServer, tmp_path: Path) -> None:
+    """Not a training on the processor, taken for one on the GPU until the morning."""
+    lab = Lab(server, tmp_path)
+    for options, words in (({"gpus": 2}, "--gpus 2"), ({"devices": "0"}, "--devices 0")):
+        done = lab.task("train", **options)
+        assert done.code == 9 and f"{words}: the server has no GPU (" in done.err and "to train on its processor" in done.err
+    assert not list((lab.root / "runs").glob("2*")) and lab.task("train").code == 0

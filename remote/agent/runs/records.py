@@ -145,7 +145,8 @@ def find_run(layout: Layout, name: str, known: Optional[List[Dict[str, Any]]] = 
         return matching[0]
     if not matching:
         raise Refusal("NotFound", f"no run {name!r:.120} on the server", f"the newest is {known[0]['run']}; fab -H … status lists all")
-    raise Refusal("NotFound", f"{len(matching)} runs begin with {name!r:.120}", "give more of its id")
+    names = ", ".join(run["run"] for run in matching[:4]) + (", …" if matching[4:] else "")
+    raise Refusal("NotFound", f"{len(matching)} runs begin with {name!r:.120}: {names}", "give more of its id")
 
 
 
