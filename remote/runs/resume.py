@@ -20,7 +20,7 @@ from remote.runs.launch import launch_on_free_gpus, plan_run, watch
 from remote.runs.listing import list_runs
 from remote.runs.request import Pending, TrainOptions, parse_request, resumed_argv
 from remote.screen.display import size
-from remote.transfer.fetch import PARTS
+from remote.transfer.manifest import PARTS
 
 CARRIED = ("gpus", "gpu_names", "queue", "wanted_gpus", "environment_key", "python", "prefix", "devices", "who")
 """What may differ between a run's attempts, beside the command's words."""

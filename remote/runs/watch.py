@@ -11,7 +11,8 @@ from remote.link.session import PAUSES_S, Session
 from remote.records import Run
 from remote.runs.listing import parse_run
 from remote.screen.display import bar, percent, size
-from remote.transfer.fetch import ENDED, Fetched, fetch_run
+from remote.transfer.fetch import ENDED, fetch_run
+from remote.transfer.receiving import Fetched
 
 EVERY_S = 30.0
 """Between two looks; a run that ends is fetched at once."""

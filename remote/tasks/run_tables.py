@@ -12,7 +12,7 @@ from remote.runs.listing import parse_run, run_json
 from remote.screen.display import Display, duration, percent, show, size
 from remote.screen.text import one_line
 from remote.ssh.connection import Target
-from remote.transfer.fetch import Fetched
+from remote.transfer.receiving import Fetched
 
 # Per host what came of a question to it, or why nothing did.
 LONGEST_COMMAND = 36

@@ -13,18 +13,8 @@ from hypothesis import strategies as st
 
 from remote.agent.shared.trees import SYMLINK
 from remote.errors import ProtocolError, TransferFailed
-from remote.transfer.fetch import (
-    PARTS,
-    Fetched,
-    LocalBytes,
-    Receiver,
-    RemoteFile,
-    checked_manifest,
-    holds_name,
-    plan_fetch,
-    read_local,
-    safe_path,
-)
+from remote.transfer.manifest import PARTS, RemoteFile, checked_manifest, holds_name, safe_path
+from remote.transfer.receiving import Fetched, LocalBytes, Receiver, plan_fetch, read_local
 
 
 def sha(data: bytes) -> str:
