@@ -7,11 +7,13 @@ import hashlib
 import logging
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
+from remote.errors import ConnectionLost, Unreachable
 from remote.link import link
 from remote.link.link import Link, OnEvent, Upload, agent_hash
 from remote.project.own_trainer import runs_own_trainer
@@ -22,6 +24,9 @@ from remote.ssh.connection import Connection, Target
 log = logging.getLogger("remote.link")
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """Between attempts to come back; the last one repeats."""
+WORKED_S = 30.0
+"""A connection that held so long is a new beginning."""
+T = TypeVar("T")
 
 
 def who_am_i() -> str:
@@ -114,6 +119,26 @@ class Session:
         if self.connection is not None:
             self.connection.close()
             self.connection = None
+
+    def patiently(self, ask: Callable[[], T], stays: str, tries: int | None = None) -> T:
+        """`ask()`, and again after each lost connection; `tries` bounds that, None: for as long as it takes. `stays` is told each time.
+
+        What is asked must be the same when it is asked twice.
+        """
+        failed = 0
+        while True:
+            began = time.monotonic()
+            try:
+                return ask()
+            except (ConnectionLost, Unreachable) as error:
+                self.close()
+                failed = 1 if time.monotonic() - began > WORKED_S else failed + 1
+                if tries is not None and failed >= tries:
+                    raise
+                pause = PAUSES_S[min(failed, len(PAUSES_S)) - 1]
+                ends = "" if tries else " (Ctrl-C ends this, and nothing else)"
+                self.display.note(f"{error.message}; {stays}. Trying again in {pause:.0f} s{ends}")
+                time.sleep(pause)
 
     def call(self, op: str, on_event: OnEvent | None = None, upload: Upload | None = None, **args: Any) -> dict[str, Any]:
         """Call the agent about this project's root."""

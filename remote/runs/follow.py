@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import codecs
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from remote.errors import ConnectionLost, ProtocolError, Unreachable
-from remote.link.session import PAUSES_S, Session
+from remote.errors import ProtocolError
+from remote.link.session import Session
 from remote.records import Run
 from remote.runs.listing import parse_run
 from remote.screen.display import render_progress
 from remote.screen.text import one_line
 
+TRIES = 5
 LONGEST_LINE = 64 << 10
 
 
@@ -32,38 +32,20 @@ class Follower:
         self.gpu: Mapping[str, Any] = {}
         self.lines = LineBuffer(sink or session.display.log)
         self.tail: int | None = None
-        self.attempt = 0
         self.waiting = ""
         self.line = ""
         self.asking = False
 
     def until_started(self, wait_s: float) -> tuple[bool, Run]:
         """Whether it shows a sign of life (or has ended) within `wait_s`, and the run as it stands."""
-        for pause in (*PAUSES_S[:4], None):
-            try:
-                answer = self._follow("started", wait_s)
-                break
-            except (ConnectionLost, Unreachable) as error:
-                self.session.close()
-                if pause is None:
-                    raise
-                self.session.display.note(f"{error.message}; the run goes on. Trying again in {pause:.0f} s")
-                time.sleep(pause)
+        answer = self.session.patiently(lambda: self._follow("started", wait_s), "the run goes on", TRIES)
         return answer.get("started") is True, parse_run(answer.get("described"))
 
     def until_end(self) -> Run:
         """To the end, coming back by itself whenever the connection breaks, for as long as it takes."""
-        while True:
-            try:
-                answer = self._follow("end", 0.0)
-                self.lines.finish()
-                return parse_run(answer.get("described"))
-            except (ConnectionLost, Unreachable) as error:
-                self.session.close()
-                pause = PAUSES_S[min(self.attempt, len(PAUSES_S) - 1)]
-                self.session.display.note(f"{error.message}; the run goes on. Trying again in {pause:.0f} s (Ctrl-C leaves it alone)")
-                time.sleep(pause)
-                self.attempt += 1
+        answer = self.session.patiently(lambda: self._follow("end", 0.0), "the run goes on")
+        self.lines.finish()
+        return parse_run(answer.get("described"))
 
     def now(self) -> Run:
         """What there is, and no waiting."""
@@ -80,7 +62,6 @@ class Follower:
         return self.session.call("follow", self._event, **arguments)
 
     def _event(self, event: dict[str, Any], blob: bytes) -> None:
-        self.attempt = 0
         if type(event.get("log")) is int:
             if self.tail is None and event["log"] != self.offset:
                 raise ProtocolError("the server tells the log from another place than was asked for", step="follow")

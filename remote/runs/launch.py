@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
 from remote.deploy.deploy import Deployed, deploy, show_steps
 from remote.deploy.gpus import choose_gpus, gpu_error, held_gpus, unusable_reason
-from remote.errors import ConnectionLost, GpuUnfit, NotFound, RemoteError, RunFailed
-from remote.link.session import PAUSES_S, Session, who_am_i
+from remote.errors import ConnectionLost, GpuUnfit, NotFound, RemoteError, RunFailed, Unreachable
+from remote.link.session import Session, who_am_i
 from remote.project.command import label_of
 from remote.records import Run
 from remote.runs.follow import Follower
@@ -35,6 +34,7 @@ from remote.transfer.upload import provide_cifar10
 START_WAIT_S = 180.0
 """Importing torch from a cold network disk takes minutes at times."""
 STOP_WAIT_S = 90.0
+TRIES = 5
 SHOWN_LOG_LINES = 25
 
 
@@ -153,8 +153,8 @@ def launch_on_free_gpus(
         try:
             asked = plan_run(session, request, deployed)
             return start_patiently(session, lambda asked=asked: start(dict(asked)))  # type: ignore[misc]
-        except ConnectionLost:
-            raise
+        except (ConnectionLost, Unreachable):
+            raise  # the launch may well have happened: it stays remembered
         except RemoteError as error:
             taken = error.details.get("taken")
             if not isinstance(taken, dict) or not taken.keys() & {gpu.uuid for gpu in deployed.gpus.gpus}:
@@ -170,16 +170,7 @@ def launch_on_free_gpus(
 
 def start_patiently(session: Session, start: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A launch whose answer is lost is asked for again: its id makes it the same launch."""
-    for pause in (*PAUSES_S[:4], None):
-        try:
-            return start()
-        except ConnectionLost:
-            if pause is None:
-                raise
-            session.display.note(f"the connection was lost while starting; trying again in {pause:.0f} s")
-            session.close()
-            time.sleep(pause)
-    raise AssertionError("unreachable")
+    return session.patiently(start, "its start is asked for again, and is the same start", TRIES)
 
 
 def watch(session: Session, run: str, follow: bool, pending: Pending) -> int:

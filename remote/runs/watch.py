@@ -6,8 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from remote.errors import ConnectionLost, Unreachable
-from remote.link.session import PAUSES_S, Session
+from remote.link.session import Session
 from remote.records import Run
 from remote.runs.listing import parse_run
 from remote.screen.display import bar, percent, size
@@ -34,24 +33,23 @@ def watch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetch
 
 def mirror(session: Session, run: str, dest: Path, every_s: float, ask: bool = False) -> Iterator[Fetched]:
     """Every fetch's outcome, at once and then every `every_s` and when the run ends, with which it ends; over broken connections."""
-    name, attempt = run, 0
+    name = run
+
+    def look() -> Fetched:
+        return fetch_run(session, name, dest, ask)
+
+    def wait() -> object:
+        return session.call("follow", None, run=name, until="end", wait_s=every_s, tail=0)
+
     while True:
-        try:
-            fetched = fetch_run(session, name, dest, ask)
-            ask = False
-            described = parse_run(fetched.run)
-            name, attempt = described.run, 0  # "latest" stays the run that it was
-            yield fetched
-            if described.state not in ENDED:
-                session.call("follow", None, run=name, until="end", wait_s=every_s, tail=0)
-            elif None not in fetched.gone.values():
-                return
-        except (ConnectionLost, Unreachable) as error:
-            session.close()
-            pause = PAUSES_S[min(attempt, len(PAUSES_S) - 1)]
-            session.display.note(f"{error.message}; what was fetched stays. Trying again in {pause:.0f} s (Ctrl-C ends this)")
-            time.sleep(pause)
-            attempt += 1
+        fetched = session.patiently(look, "what was fetched stays")
+        described, ask = parse_run(fetched.run), False
+        name = described.run  # "latest" stays the run that it was
+        yield fetched
+        if described.state not in ENDED:
+            session.patiently(wait, "what was fetched stays")
+        elif None not in fetched.gone.values():
+            return
 
 
 def mirror_line(run: Run, received: int) -> str:

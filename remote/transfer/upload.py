@@ -10,9 +10,9 @@ from typing import Any
 
 from remote.agent.shared.trees import tree_hash
 from remote.deploy.deploy import Deployed
-from remote.errors import ConnectionLost, NotFound, UsageError
+from remote.errors import NotFound, UsageError
 from remote.link.sending import Sending, known_parts, waiting_note
-from remote.link.session import PAUSES_S, Session, who_am_i
+from remote.link.session import Session, who_am_i
 from remote.project.own_trainer import ARCHIVE, load_archive_module
 from remote.project.release import entry_of
 from remote.records import FileEntry
@@ -37,16 +37,10 @@ def upload_data(session: Session, given: str, name: str | None = None) -> dict[s
     rows = [[entry.path, entry.mode, entry.size, entry.sha256] for entry in entries]
     tree, label = tree_hash((entry.path, entry.mode, entry.size, entry.sha256) for entry in entries), name or path.name
     started = time.monotonic()
-    for pause in (*PAUSES_S[: TRIES - 1], None):
-        try:
-            sent = send_set(session, folder, entries, rows, tree, label, path.is_file())
-            break
-        except ConnectionLost as error:
-            session.close()
-            if pause is None:
-                raise
-            session.display.note(f"{error.message}; what has arrived stays. Trying again in {pause:.0f} s")
-            time.sleep(pause)
+    session.open()  # a server that can't be reached at all is told at once
+    sent = session.patiently(
+        lambda: send_set(session, folder, entries, rows, tree, label, path.is_file()), "what has arrived stays", TRIES
+    )
     total = sum(entry.size for entry in entries)
     return {"name": label, "files": len(entries), "bytes": total, "sent": sent, "seconds": time.monotonic() - started, "tree": tree}
 

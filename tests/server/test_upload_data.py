@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from remote.link import session
 from remote.loopback import LoopbackServer
 from remote.transfer import upload
 from tests.e2e.test_three_commands import FAB, fab
@@ -105,7 +106,7 @@ def test_it_goes_on_where_a_cut_stopped_it(lab: Lab, photos: Path, monkeypatch: 
 
 
 def test_it_comes_back_by_itself(lab: Lab, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload, "PAUSES_S", (0.3,) * 6)
+    monkeypatch.setattr(session, "PAUSES_S", (0.3,) * 6)
     with Relay(lab.server.host, lab.server.port) as relay:
         lab.relay = relay
         lab.task("deploy")

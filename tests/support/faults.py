@@ -23,10 +23,10 @@ from typing import Any
 import pytest
 
 from remote import tasks
+from remote.link import session as link_session
 from remote.link.session import Project
 from remote.loopback import LoopbackServer, Route
 from remote.project.settings import parse_settings
-from remote.runs import follow, launch, watch
 from remote.ssh.connection import Target
 from remote.tasks.command_line import LINE
 from tests.support.project import Content, make_tree, snapshot
@@ -156,8 +156,7 @@ def run_task(name: str, project: Path, settings: Mapping[str, Any], target: Targ
 def short_pauses(seconds: float = 0.02) -> Iterator[None]:
     """Reconnects that do not wait seconds for a network that is well again at once."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (follow, launch, watch):
-            patch.setattr(module, "PAUSES_S", (seconds,) * 6)
+        patch.setattr(link_session, "PAUSES_S", (seconds,) * 6)
         yield
 
 
