@@ -10,12 +10,15 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from remote.errors import ConnectionLost
 from remote.link import link
 from remote.link.session import Session
 from remote.loopback import LoopbackServer
+from remote.runs import launch, request
 from remote.runs.follow import Follower
 from remote.screen.display import Display
 from remote.ssh.transport import Transport
@@ -64,6 +67,30 @@ def test_a_cut_while_waiting_for_the_first_sign_of_life_starts_no_second_run(
         relay.cut()
         thread.join(60)
     assert ended in ([LOST], [UNREACHABLE])
+    again = lab.task("train")
+    assert again.code == 0 and "no second one is started" in again.out
+    assert len(list((lab.root / "runs").glob("2*"))) == 1
+
+
+def test_a_launch_whose_answer_is_lost_for_good_is_remembered(
+    server: LoopbackServer, relay: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run was made, its answer was lost, and no connection came back: the same command later must mean the same run."""
+    lab = Lab(server, tmp_path, relay, files={"train.sh": "echo up; sleep 20\n"})
+    assert lab.task("deploy").code == 0
+    honest = request.start_run
+
+    def lose_the_answer(*given: Any) -> Any:
+        honest(*given)
+        relay.refuse = True
+        relay.cut()
+        raise ConnectionLost("the connection was lost")
+
+    monkeypatch.setattr(launch, "start_run", lose_the_answer)
+    with short_pauses():
+        assert lab.task("train").code == UNREACHABLE
+    monkeypatch.setattr(launch, "start_run", honest)
+    relay.mend()
     again = lab.task("train")
     assert again.code == 0 and "no second one is started" in again.out
     assert len(list((lab.root / "runs").glob("2*"))) == 1
