@@ -53,7 +53,8 @@ def finished(project: Path, server: LoopbackServer, *words: str) -> str:
     return (run_directory(server) / "train.log").read_text()
 
 
-needs_tmux = pytest.mark.skipif(not shutil.which("tmux"), reason="needs tmux: apt install tmux")
+LACKING = [name for name in ("sshd", "ssh", "tmux") if not shutil.which(name)]
+needs_tmux = pytest.mark.skipif(bool(LACKING), reason=f"needs {', '.join(LACKING)}: apt install openssh-server tmux")
 
 
 @needs_tmux
