@@ -277,3 +277,13 @@ def describe_request(request: TrainRequest, project: Project) -> dict[str, Any]:
     }
 
 
+
+
+
+
+
+
+
+
+
+

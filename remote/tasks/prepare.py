@@ -5,7 +5,6 @@ from __future__ import annotations
 from invoke.context import Context
 from invoke.tasks import task
 
-from remote.errors import UsageError
 from remote.tasks.entry import Work, carry_out
 
 
@@ -108,11 +107,10 @@ def _check_gpu(work: Work) -> int:
 
 @task(
     auto_shortflags=False,
-    positional=["path"],
     help={"path": "here: the CIFAR-10 archive, or a folder of images", "name": "its name there (default: that of the path)",
           "json": "print only JSON on stdout"},
 )  # fmt: skip
-def upload_data(c: Context, path: str = "", name: str | None = None, json: bool = False) -> None:
+def upload_data(c: Context, path: str, name: str | None = None, json: bool = False) -> None:
     """
     Send images to the server once, for all runs there; `train --data NAME` uses them.
 
@@ -129,8 +127,6 @@ def upload_data(c: Context, path: str = "", name: str | None = None, json: bool 
         from remote.transfer.upload import show_uploaded
         from remote.transfer.upload import upload_data as upload_to
 
-        if not path:
-            raise UsageError("upload-data needs a path", remedy="fab -H user@host upload-data PATH (an archive, or a folder of images)")
         answers = []
         for target in work.targets:
             with work.session(target) as session:

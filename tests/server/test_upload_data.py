@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -15,9 +14,8 @@ import pytest
 from remote.link import session
 from remote.loopback import LoopbackServer
 from remote.transfer import upload
-from tests.e2e.test_three_commands import FAB, fab
 from tests.support.faults import LOST, Done, Lab, short_pauses, wait_until
-from tests.support.project import Link, make_project, make_tree, snapshot
+from tests.support.project import Link, make_tree, snapshot
 from tests.support.proxy import Relay
 
 SEES = 'ls "$REMOTE_DATA_DIR"; cat "$REMOTE_DATA_DIR/photos/train/cat/1.png"; while [ -e ../wait ]; do sleep 0.1; done\n'
@@ -47,15 +45,6 @@ def visible(folder: Path) -> dict[str, str]:
         if path.is_file() and not name.startswith((".", "train/loop")) and path.name != "Thumbs.db":
             found[name] = path.read_bytes().hex()
     return found
-
-
-def test_without_a_path_it_says_so_and_its_help_is_shown(server: LoopbackServer, tmp_path: Path) -> None:
-    lab = Lab(server, tmp_path)
-    assert lab.task("upload_data").code == 2 and "upload-data needs a path" in lab.task("upload_data").err
-    project = make_project(tmp_path / "project", parts=("fabfile.py", "remote"))
-    assert "an archive, or a folder" in fab(project, server, "upload-data", code=2).stderr
-    helped = subprocess.run([*FAB, "upload-data", "--help"], cwd=project, capture_output=True, text=True)
-    assert helped.returncode == 0 and "Send images to the server once" in helped.stdout
 
 
 def test_a_folder_goes_there_once_and_every_run_sees_it(lab: Lab, photos: Path) -> None:
