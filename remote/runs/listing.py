@@ -36,17 +36,14 @@ def parse_run(value: Any) -> Run:
     )
 
 
-
 def list_runs(session: Session, run: str | None = None) -> list[Run]:
     answer = session.call("runs", run=run) if run is not None else session.call("runs")
     found = answer.get("runs")
     return [parse_run(item) for item in found] if isinstance(found, list) else []
 
 
-
 def _time(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
 
 
 def run_json(run: Run, host: str) -> dict[str, Any]:
@@ -86,11 +83,9 @@ def run_json(run: Run, host: str) -> dict[str, Any]:
     }
 
 
-
 def raise_if_failed(run: Run, host: str) -> None:
     if run.state == "failed":
         raise RunFailed(f"{run.run} failed: {run.reason or 'no reason is known'}", host=host, remedy=f"fab -H {host} logs --run {run.run}")
-
 
 
 def only_run(runs: Sequence[Run]) -> Run:

@@ -277,13 +277,3 @@ def describe_request(request: TrainRequest, project: Project) -> dict[str, Any]:
     }
 
 
-
-
-
-
-
-
-
-
-
-

@@ -23,28 +23,6 @@ ROUNDS = 3
 SPARE_BYTES = 16 << 20
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 def fetch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetched:
     """Fetch one run completely. After a lost connection the same call goes on where it stopped.
 
@@ -80,8 +58,6 @@ def fetch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetch
         tell_fetched(session, fetched, answer.get("seen"), bool(results))
     fetched.seconds = time.monotonic() - started
     return fetched
-
-
 
 
 def tell_fetched(session: Session, fetched: Fetched, seen: object, narrowed: bool) -> None:
@@ -188,9 +164,5 @@ def refuse_links(dest: Path, directory: Path) -> None:
     """The run's directory must be a real directory: a link there could lead what we write to another place."""
     if directory.is_symlink() or (directory.exists() and directory.resolve().parent != dest.resolve()):
         raise TransferFailed(f"{directory} is a link", remedy="remove it or give another place with --dest")
-
-
-
-
 
 

@@ -43,7 +43,6 @@ def user_name() -> str:
         return str(os.getuid())
 
 
-
 def kills_at_logout() -> bool:
     """True where systemd-logind is told to kill what a user leaves behind, and lingering is off for this user."""
     setting = False

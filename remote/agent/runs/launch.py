@@ -46,16 +46,10 @@ def run_start(
     return {"run": run, "path": directory, "launched": how, "note": note, "again": again}
 
 
-
-
-
-
 def keep_address(directory: str, address: str) -> None:
     """Of a webhook: a secret, so in no record, and in a hidden file, which is never fetched."""
     if address:
         write_whole(os.path.join(directory, ".notify"), address.encode() + b"\n")
-
-
 
 
 @contextlib.contextmanager

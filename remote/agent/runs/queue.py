@@ -82,7 +82,6 @@ def one_launch_at_a_time(layout: Layout) -> Iterator[None]:
         os.close(fd)
 
 
-
 def require_free_gpus(layout: Layout, asked: Dict[str, Any]) -> None:
     """GPUs that were chosen because they seemed free must still be: given to no other run, and used by nobody else.
 

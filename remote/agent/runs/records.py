@@ -20,7 +20,6 @@ FETCHED = ".fetched.json"
 """In a run's directory: a laptop has all of it, as it was when it had ended."""
 
 
-
 def list_runs(layout: Layout) -> List[Dict[str, Any]]:
     """Newest first, each as `describe_run` tells it."""
     try:
@@ -31,11 +30,9 @@ def list_runs(layout: Layout) -> List[Dict[str, Any]]:
     return sorted(runs, key=lambda run: (_number(run["detail"].get("since")), run["run"]), reverse=True)
 
 
-
 def _number(value: object) -> float:
     """`since` is this server's own clock: laptops' clocks may be years apart, and would choose a wrong `latest`."""
     return float(value) if isinstance(value, (int, float)) else 0.0
-
 
 
 def describe_run(layout: Layout, run: str) -> Dict[str, Any]:
@@ -63,7 +60,6 @@ def describe_run(layout: Layout, run: str) -> Dict[str, Any]:
     }
 
 
-
 def newest_checkpoint(directory: str) -> Optional[float]:
     """When the newest of checkpoints/*.ckpt was written; None without one."""
     try:
@@ -73,19 +69,16 @@ def newest_checkpoint(directory: str) -> Optional[float]:
         return None
 
 
-
 def read_mark(directory: str, state: Dict[str, Any]) -> Dict[str, Any]:
     """What a laptop has of this run since it ended; empty if it was not fetched since."""
     mark = read_json(os.path.join(directory, FETCHED)) or {}
     return mark if isinstance(mark.get("time"), (int, float)) and mark.get("ended") == state.get("ended") else {}
 
 
-
 def read_fetched(directory: str, state: Dict[str, Any]) -> Optional[float]:
     """When this run was fetched completely after its end; None if it was not, or if remote.results left something of it there."""
     mark = read_mark(directory, state)
     return float(mark["time"]) if mark and not mark.get("narrowed") else None
-
 
 
 def judge(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) -> Dict[str, Any]:
@@ -113,12 +106,10 @@ def judge(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) -> Dict[
     return dict(ended, reason="killed from outside, its supervisor too", cause="killed")
 
 
-
 def _pid(state: Dict[str, Any], key: str) -> int:
     """0, the number of no process, where none was recorded."""
     value = state.get(key)
     return value if isinstance(value, int) and value > 0 else 0
-
 
 
 @operation("runs")
@@ -128,7 +119,6 @@ def runs(call: Call, root: str, run: Optional[str] = None) -> Dict[str, Any]:
     if run is not None:
         found = [find_run(layout, run, found)]
     return {"runs": found, "host": os.uname().nodename, "root": layout.root}
-
 
 
 def find_run(layout: Layout, name: str, known: Optional[List[Dict[str, Any]]] = None) -> Dict[str, Any]:
@@ -147,7 +137,6 @@ def find_run(layout: Layout, name: str, known: Optional[List[Dict[str, Any]]] = 
         raise Refusal("NotFound", f"no run {name!r:.120} on the server", f"the newest is {known[0]['run']}; fab -H … status lists all")
     names = ", ".join(run["run"] for run in matching[:4]) + (", …" if matching[4:] else "")
     raise Refusal("NotFound", f"{len(matching)} runs begin with {name!r:.120}: {names}", "give more of its id")
-
 
 
 def queued_state(**more: Any) -> Dict[str, Any]:

@@ -26,8 +26,6 @@ def host_name() -> str:
     return socket.gethostname()
 
 
-
-
 @operation("facts")
 def facts(
     call: Call,
@@ -96,8 +94,6 @@ def system_facts() -> Dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "kills_at_logout": kills_at_logout(),
     }
-
-
 
 
 def root_facts(layout: Layout, project: str, identity: Optional[str]) -> Dict[str, Any]:

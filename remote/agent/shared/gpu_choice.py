@@ -86,7 +86,6 @@ class Choice:
     notes: tuple[str, ...] = ()
 
 
-
 def parse_gpus(raw: Mapping[str, Any]) -> GpuReport:
     """From the agent's `query_gpus`. Never raises; a cell that is no number or name is None."""
     if not raw or raw.get("found") is None:
