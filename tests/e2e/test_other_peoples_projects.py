@@ -123,7 +123,7 @@ if os.environ["REMOTE_ATTEMPT"] == "1":
     assert "goes on with its own copy of the code" in told.stderr and "finished" in told.stdout
     there = run_directory(server)
     assert "-main-" in there.name
-    assert f"resumed from {there}/work/checkpoint/ckpt.pth attempt 2 120" in (there / "train.log").read_text()
+    assert f"resumed from {there / 'work' / 'checkpoint' / 'ckpt.pth'} attempt 2 120" in (there / "train.log").read_text()
     fetched = fab(project, server, "fetch-results")
     assert "epoch" not in fetched.stdout
     run = only_run(project)
@@ -167,7 +167,7 @@ def test_the_shape_of_the_hydra_template(tmp_path: Path, server: LoopbackServer)
         "run_progress.py": "def tell(): pass\n",
     }  # fmt: skip
     project = project_of(tmp_path / "project", files, "python src/train.py")
-    assert finished(project, server) == f"{run_directory(server)}/work/src/mine/net.py\n"
+    assert finished(project, server) == f"{run_directory(server) / 'work' / 'src' / 'mine' / 'net.py'}\n"
     fab(project, server, "fetch-results")
     assert (only_run(project) / "work/outputs/1/.hydra/config.yaml").read_text() == "a: 1"
 
