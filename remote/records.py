@@ -9,18 +9,8 @@ from typing import Any
 from remote.agent.shared.gpu_choice import Gpu, GpuProcess, GpuReport
 
 __all__ = [
-    "EnvironmentPlan", "FileEntry", "Gpu", "GpuProcess", "GpuReport", "Host", "Release", "Run", "Settings",
+    "EnvironmentPlan", "FileEntry", "Gpu", "GpuProcess", "GpuReport", "Release", "Run", "Settings",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Host:
-    """Where a login leads: `name` as the user typed it, the rest as ssh_config resolved it."""
-
-    name: str
-    user: str
-    hostname: str
-    port: int
 
 
 @dataclass(frozen=True)
@@ -47,6 +37,10 @@ class Settings:
     torch: str = "auto"
     # The longest wait, in seconds, for any single answer of the network.
     timeout_s: float = 30.0
+    # For how long a login is kept for the next command, in seconds; 0: not at all.
+    stay_s: float = 600.0
+    # Who logs in: the system's ssh (openssh), paramiko, or auto: ssh where there is one.
+    ssh: str = "auto"
     # A file larger than this is not sent, in MiB.
     max_file_mib: float = 50.0
     # Files sent although their names look like secrets, or although they are too large: patterns, comma-separated.

@@ -181,10 +181,11 @@ def login_checks(session: Session, there: Any, seconds: float, round_trip: float
     assert session.connection is not None
     host = session.connection.host
     text = f"{host.user}@{host.hostname}:{host.port} in {seconds:.1f} s"
-    if session.connection.by_password:
-        yield there("login", WARNING, f"{text}, by password", f"fab -H {session.host} setup-key")
+    method = session.connection.method
+    if "password" in method or "keyboard" in method:
+        yield there("login", WARNING, f"{text}, by {method}", f"fab -H {session.host} setup-key")
     else:
-        yield there("login", OK, f"{text}, by key")
+        yield there("login", OK, f"{text}, {'by key' if method else 'over the login that is kept (remote.stay_s)'}")
     text = f"an answer takes {1000 * round_trip:.0f} ms"
     if round_trip > SLOW_S:
         yield there("link", WARNING, text, "a slow link: every command goes on after a cut")

@@ -10,7 +10,7 @@ from pathlib import Path
 from remote.errors import AuthenticationFailed, UsageError
 from remote.link.session import Session
 from remote.ssh.connection import Connection
-from remote.ssh.ssh_config import parse_spec, resolve
+from remote.ssh.openssh import identity_files
 
 PREFERRED = ("id_ed25519", "id_ecdsa", "id_rsa", "id_ed25519_sk", "id_ecdsa_sk")
 
@@ -23,10 +23,10 @@ def setup_key(session: Session) -> None:
     session.close()
     where = "added to" if answer.get("added") is True else "in place already in"
     session.display.line(f"{key.name}: {where} ~/.ssh/authorized_keys on {session.host}")
-    alone = dataclasses.replace(session.target, identities=(str(key),), password=None)
+    alone = dataclasses.replace(session.target, identities=(str(key),), password=None, stay_s=0.0)
     try:
-        with Connection(alone):
-            pass
+        with Connection(alone) as connection:
+            connection.start("exit 0").receive(1)
     except AuthenticationFailed as error:
         raise AuthenticationFailed(
             f"the server does not take the key ({error.message})",
@@ -40,7 +40,7 @@ def setup_key(session: Session) -> None:
 def choose_key(session: Session) -> Path:
     """The private key of -i, that of ssh_config, the first usual one, or a new one."""
     given = [Path(name).expanduser() for name in session.target.identities]
-    configured = [Path(name).expanduser() for name in resolve(parse_spec(session.target.spec), session.target.ssh_config).identity_files]
+    configured = identity_files(session.target)
     usual = [Path.home() / ".ssh" / name for name in PREFERRED]
     for key in [*given, *sorted(configured, key=lambda key: PREFERRED.index(key.name) if key.name in PREFERRED else -1), *usual]:
         if key.exists() or key.with_name(key.name + ".pub").exists():

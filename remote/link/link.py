@@ -42,6 +42,11 @@ QUICK_WAITS = 10
 PYTHONS = "python3 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8"
 PYTHON_PLACES = "$HOME/miniconda3 $HOME/anaconda3 $HOME/miniforge3 /opt/conda /opt/miniconda3 /root/miniconda3 /venv/main /usr/local"
 NO_PYTHON, OLD_PYTHON = 97, 95
+SHELL = (
+    "a menu, a forced command or a restricted shell stands behind this login, or ~/.bashrc there starts another "
+    "program or ends: it must let commands through"
+)
+POD = "this proxy runs no commands: use the direct address (IP and TCP port) that the provider shows for the machine"
 
 OnEvent = Callable[[dict[str, Any], bytes], None]
 Upload = Iterable[tuple[dict[str, Any], bytes]]
@@ -242,6 +247,13 @@ class Link:
                 self._fill()
             except EOFError:
                 raise self._ended() from None
+            except ConnectionLost:
+                said = one_line(bytes(self._buffer).decode("utf-8", "replace").strip()[-200:], 200)
+                if not said:
+                    raise
+                raise ServerUnfit(
+                    f"the login shell does not start our program; it says: {said}", host=self.host, remedy=SHELL
+                ) from None
         before = self._buffer.index(mark)
         del self._buffer[: before + len(mark)]
         self._greeted = True
@@ -284,7 +296,7 @@ class Link:
         return ServerUnfit(
             f"the server did not start our program (exit code {code}{': ' + said if said else ''})",
             host=self.host,
-            remedy="a forced command or a restricted shell stands behind this login; ask for one that may run commands",
+            remedy=POD if "PTY" in said else SHELL,
         )
 
 

@@ -19,7 +19,8 @@ from remote.link.link import Link, OnEvent, Upload, agent_hash
 from remote.project.own_trainer import runs_own_trainer
 from remote.records import Settings
 from remote.screen.display import Display
-from remote.ssh.connection import Connection, Target
+from remote.ssh.connection import Connection
+from remote.ssh.target import Target
 
 log = logging.getLogger("remote.link")
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)

@@ -63,6 +63,10 @@ def _problems(settings: Settings, project: str) -> list[str]:
         errors.append("remote.root must be a path")
     if not 0 < settings.timeout_s <= 3600:
         errors.append("remote.timeout_s must be between 0 and 3600 seconds")
+    if not 0 <= settings.stay_s <= 86400:
+        errors.append("remote.stay_s must be between 0 and 86400 seconds")
+    if settings.ssh not in ("auto", "openssh", "paramiko"):
+        errors.append(f"remote.ssh must be auto, openssh or paramiko, not {settings.ssh!r:.40}")
     for key in ("max_file_mib", "ask_above_mib"):
         if getattr(settings, key) <= 0:
             errors.append(f"remote.{key} must be above 0")

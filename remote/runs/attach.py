@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
 
 from remote.agent.shared.names import session_name, socket_name
 from remote.errors import RunFailed, UsageError
 from remote.link.session import Session
 from remote.runs.listing import list_runs, only_run
-from remote.ssh.connection import Target
-from remote.ssh.ssh_config import parse_spec
+from remote.ssh.openssh import as_words, host_words
+
+ATTACHED = {"RemoteCommand": "none", "ClearAllForwardings": "yes", "LogLevel": "ERROR"}
+"""What a user's ssh_config may say for logins of their own, and what would end or hang this one."""
 
 
 def attach(session: Session, run: str) -> int:
@@ -27,7 +27,7 @@ def attach(session: Session, run: str) -> int:
         raise RunFailed(f"{found.run} is {found.state} here: there is nothing to attach to", host=session.host, remedy=remedy)
     if found.detail.get("launched") != "tmux":
         raise RunFailed(f"{found.run} was started without tmux", host=session.host, remedy=remedy)
-    argv = [ssh, *ssh_arguments(session.target), attach_command(found.path, found.run)]
+    argv = [ssh, "-t", *as_words(ATTACHED), *host_words(session.target), attach_command(found.path, found.run)]
     session.display.note("Ctrl-b d leaves the training running and comes back here")
     session.close()
     return subprocess.call(argv)
@@ -36,18 +36,3 @@ def attach(session: Session, run: str) -> int:
 def attach_command(directory: str, run: str) -> str:
     """For the login shell there: one line that every shell takes alike."""
     return f"tmux -L {socket_name(directory)} attach-session -t {shlex.quote('=' + session_name(run))}"
-
-
-def ssh_arguments(target: Target) -> Sequence[str]:
-    """What `fab` was given, as ssh takes it."""
-    spec = parse_spec(target.spec)
-    words = ["-t"]
-    if target.ssh_config:
-        words += ["-F", os.path.expanduser(target.ssh_config)]
-    for identity in target.identities:
-        words += ["-i", os.path.expanduser(identity)]
-    if spec.port is not None:
-        words += ["-p", str(spec.port)]
-    if spec.user is not None:
-        words += ["-l", spec.user]
-    return [*words, "--", spec.host]

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from remote.ssh.connection import Target, targets_from_fabric
+from remote.ssh.target import Target, targets_from_fabric
 
 
 @dataclass

@@ -15,8 +15,9 @@ from remote.tasks.command_line import LINE
 
 if TYPE_CHECKING:  # loaded only once a task runs: `fab --list` is quick
     from remote.link.session import Project, Session
+    from remote.records import Settings
     from remote.screen.display import Display
-    from remote.ssh.connection import Target
+    from remote.ssh.target import Target
 
     Answers = Sequence[tuple[Target, Any, RemoteError | None]]
     """Per host what came of a question to it, or why nothing did."""
@@ -124,19 +125,21 @@ def make_work(context: Any, name: str, display: Display, server: bool) -> Work:
     settings = parse_settings(dict(context.config.get("remote") or {}), LINE.project)
     if LINE.words and name != "train":
         raise UsageError(f"what follows -- belongs to train, not to {name}: {LINE.words[0]!r:.80}", step=name)
-    targets = [complete_target(target, context, settings.timeout_s) for target in LINE.targets]
+    targets = [complete_target(target, context, settings) for target in LINE.targets]
     if not targets and server:
         raise UsageError(f"{name} needs a server", remedy=f"fab -H user@host[:port] {name}")
     identity = project_identity(LINE.project) if targets else None
     return Work(name, Project(LINE.project, settings, identity), targets, LINE.words, display)
 
 
-def complete_target(target: Target, context: Any, timeout_s: float) -> Target:
-    """Add what Fabric asked for by itself: a password, a passphrase, a time limit."""
+def complete_target(target: Target, context: Any, settings: Settings) -> Target:
+    """Add what Fabric asked for by itself (a password, a passphrase, a time limit), and the project's settings."""
     asked = dict(context.config.get("connect_kwargs") or {})
     return dataclasses.replace(
         target,
         password=asked.get("password") or target.password,
         passphrase=asked.get("passphrase") or target.passphrase,
-        timeout_s=float(asked.get("timeout") or timeout_s),
+        timeout_s=float(asked.get("timeout") or settings.timeout_s),
+        stay_s=settings.stay_s,
+        program=settings.ssh,
     )

@@ -80,6 +80,26 @@ def _setup_key(work: Work) -> int:
     return 0
 
 
+@task(auto_shortflags=False)
+def logout(c: Context) -> None:
+    """
+    End the login that is kept for the next command (for remote.stay_s, 10 minutes by default).
+
+        fab -H user@host logout
+
+    A ControlPath of your own in ~/.ssh/config is used and never ended. Exit codes: 0 also where none was kept, 2 usage.
+    """
+    carry_out(c, "logout", _logout)
+
+
+def _logout(work: Work) -> int:
+    from remote.ssh.openssh import log_out
+
+    for target in work.targets:
+        work.display.line(f"{target.spec}: {'logged out' if log_out(target) else 'no login was kept'}")
+    return 0
+
+
 @task(auto_shortflags=False, help={"json": "print only JSON on stdout"})
 def check_gpu(c: Context, json: bool = False) -> None:
     """

@@ -11,7 +11,7 @@ from remote.records import Run
 from remote.runs.listing import parse_run, run_json
 from remote.screen.display import Display, duration, percent, show, size
 from remote.screen.text import one_line
-from remote.ssh.connection import Target
+from remote.ssh.target import Target
 from remote.transfer.receiving import Fetched
 
 # Per host what came of a question to it, or why nothing did.

@@ -22,7 +22,7 @@ from remote.link.session import Project, Session
 from remote.loopback import LoopbackServer
 from remote.records import Settings
 from remote.screen.display import Display
-from remote.ssh.connection import Target
+from remote.ssh.target import Target
 from tests.support.agent import agent
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.project import make_tree, snapshot

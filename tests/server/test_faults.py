@@ -21,7 +21,6 @@ from remote.loopback import LoopbackServer
 from remote.runs import launch, request
 from remote.runs.follow import Follower
 from remote.screen.display import Display
-from remote.ssh.transport import Transport
 from tests.support.faults import LOST, UNREACHABLE, Lab, short_pauses, stalling, wait_until
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.proxy import Direction, Relay
@@ -192,16 +191,3 @@ def finished_lab(server: LoopbackServer, relay: Relay, directory: Path, **option
 
 
 
-def test_a_cut_at_the_moment_of_closing_is_nobodys_fault(
-    server: LoopbackServer, relay: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All was done and told; the goodbye can't be sent any more."""
-
-    def gone(self: Transport, data: bytes) -> None:
-        raise EOFError
-
-    lab = Lab(server, tmp_path, relay)
-    assert lab.task("deploy").code == 0
-    with Session(lab.target(), lab.parsed_project(), Display(notes=io.StringIO())) as session:
-        session.call("runs")
-        monkeypatch.setattr(Transport, "post_later", gone)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from remote.ssh.identities import Secrets
 
 from remote.loopback import LoopbackServer
 from remote.ssh import host_keys, identities
-from remote.ssh.identities import Secrets
 from tests.e2e.test_three_commands import fab
 from tests.support.faults import Lab, run_task, wait_until
 from tests.support.hostile import recording

@@ -12,7 +12,8 @@ from remote.link.link import Link
 from remote.loopback import LoopbackServer, Route
 from remote.project.release import build_release, manifest_rows, plan_release, upload_frames
 from remote.records import Release
-from remote.ssh.connection import Connection, Target
+from remote.ssh.connection import Connection
+from remote.ssh.target import Target
 
 ROOT = "~/projects/p"
 OWNER: dict[str, Any] = {"project": "p", "identity": None}

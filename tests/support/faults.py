@@ -27,7 +27,7 @@ from remote.link import session as link_session
 from remote.link.session import Project
 from remote.loopback import LoopbackServer, Route
 from remote.project.settings import parse_settings
-from remote.ssh.connection import Target
+from remote.ssh.target import Target
 from remote.tasks.command_line import LINE
 from tests.support.project import Content, make_tree, snapshot
 from tests.support.proxy import Direction, Relay

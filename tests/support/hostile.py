@@ -15,7 +15,7 @@ from remote.agent.shared import protocol
 from remote.errors import ConnectionLost
 from remote.link import session
 from remote.link.link import Link
-from remote.ssh.connection import Host, Target
+from remote.ssh.target import Host, Target
 
 Frames = Sequence[tuple[dict[str, Any], bytes] | bytes]
 """Messages with their bytes (the request's number is added), or raw bytes."""

@@ -6,8 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from remote.records import Host
-from remote.ssh.connection import Target
+from remote.ssh.target import Host, Target
 
 
 class LocalChannel:

@@ -1,62 +1,44 @@
-"""A login as a test needs it: an ssh_config for one host, somebody at the keyboard, and what came of it.
+"""A login as a test needs it: an ssh_config for one host, and what came of it.
 
     config = write_config(tmp_path, server, StrictHostKeyChecking="no")
-    assert logs_in(target(config), Answers("secret"))
+    assert logs_in(target(config))
 """
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import pytest
 
 from remote.errors import RemoteError
 from remote.loopback import LoopbackServer
-from remote.ssh import host_keys, identities
-from remote.ssh.connection import Connection, Target
-from remote.ssh.identities import Secrets
+from remote.ssh.connection import Connection
+from remote.ssh.target import Target
 
 
-def forget_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No memory of earlier tests, no agent of the developer's."""
-    host_keys._accepted.clear()
-    identities._unlocked.clear()
-    Secrets._passwords.clear()
-    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-
-
-class Answers:
-    """Somebody at the keyboard."""
-
-    def __init__(self, *secrets: str, yes: bool = False) -> None:
-        self.secrets = list(secrets)
-        self.yes = yes
-        self.asked: list[str] = []
-
-    def confirm(self, text: str) -> bool:
-        self.asked.append(text)
-        return self.yes
-
-    def secret(self, prompt: str) -> str:
-        self.asked.append(prompt)
-        return self.secrets.pop(0)
-
-
-def write_config(tmp_path: Path, server: LoopbackServer, **options: str) -> str:
-    """An ssh_config for one host named `box`, with `options` in place of the usual ones or beside them."""
+def write_config(tmp_path: Path, server: LoopbackServer, name: str = "box", /, **options: str) -> str:
+    """An ssh_config for one host, with `options` in place of the usual ones or beside them."""
     settings = {
         "HostName": server.host,
         "Port": str(server.port),
         "User": server.user,
         "IdentityFile": f'"{server.identity}"',
+        "IdentitiesOnly": "yes",
         "UserKnownHostsFile": f'"{server.known_hosts}"',
         "GlobalKnownHostsFile": "/dev/null",
         **options,
     }
     file = tmp_path / f"ssh_config{len(list(tmp_path.glob('ssh_config*')))}"
-    file.write_text("Host box\n" + "".join(f"  {key} {value}\n" for key, value in settings.items() if value))
+    lines = [f"  {key} {value}\n" for key, value in settings.items() if value]
+    file.write_text(f"Host {name}\n" + "".join(lines))
     return str(file)
+
+
+def join(*configs: str) -> str:
+    """One ssh_config of several."""
+    first = Path(configs[0])
+    first.write_text("".join(Path(config).read_text() for config in configs))
+    return str(first)
 
 
 def target(config: str, **options: object) -> Target:
@@ -72,14 +54,13 @@ def says(connection: Connection, command: str = "echo hello") -> bytes:
     return said
 
 
-def logs_in(goal: Target, ask: Answers | None = None) -> bool:
-    with Connection(goal, ask) as connection:
+def logs_in(goal: Target) -> bool:
+    with Connection(goal) as connection:
         return says(connection) == b"hello\n"
 
 
-def refusal(goal: Target, ask: Answers | None = None) -> RemoteError:
-    with pytest.raises(RemoteError) as found, Connection(goal, ask):
-        pass
+def refusal(goal: Target) -> RemoteError:
+    with pytest.raises(RemoteError) as found, Connection(goal) as connection:
+        says(connection)
     assert "\n" not in str(found.value)
-    assert threading.active_count() < 20
     return found.value

@@ -1,0 +1,342 @@
+"""The login where there is no ssh program, by paramiko's public interface. It has fewer features, and says which are missing."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import re
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remote.errors import AuthenticationFailed, ConnectionLost, HostKeyRefused, RemoteError, ServerUnfit, Unreachable, UsageError
+from remote.screen.text import one_line
+from remote.ssh.target import Host, Spec, Target, parse_spec
+
+if TYPE_CHECKING:
+    import paramiko
+
+MAX_ERRORS = 64 << 10
+MISSING = ("proxyusefdpass", "knownhostscommand", "pkcs11provider", "gssapiauthentication", "revokedhostkeys")
+"""Settings that change who is let in or trusted, and that only the ssh program understands."""
+_accepted: dict[str, bytes] = {}
+"""Keys that a person accepted in this process."""
+
+
+class Paramiko:
+    """A login that lasts as long as the command; jump hosts and a ProxyCommand of ssh_config are followed."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.host = Host(target.spec)
+        self.method = ""
+        self.shared = True
+        self._clients: list[paramiko.SSHClient] = []
+
+    def open(self) -> None:
+        spec = parse_spec(self.target.spec)
+        settings = read_config(spec, self.target.ssh_config)
+        self.host = Host(self.target.spec, user_of(spec, settings), settings["hostname"], port_of(spec, settings))
+        sock: Any = None
+        try:
+            for hop in jumps_of(settings):
+                hop_spec = parse_spec(hop)
+                sock = self._log_in(hop_spec, read_config(hop_spec, self.target.ssh_config), sock, last=False)
+                sock = self._through(sock, self.host)
+            self._log_in(spec, settings, sock, last=True)
+        except BaseException:
+            self.close()
+            raise
+
+    def _through(self, client: paramiko.SSHClient, to: Host) -> Any:
+        transport = client.get_transport()
+        assert transport is not None
+        import paramiko
+
+        try:
+            return transport.open_channel("direct-tcpip", (str(to.hostname), int(to.port or 22)), ("127.0.0.1", 0), timeout=self.target.timeout_s)
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            text = f"the jump host can't reach {to.hostname} port {to.port} ({one_line(str(error), 100)})"
+            raise Unreachable(text, host=self.host.name, step="connect") from None
+
+    def _log_in(self, spec: Spec, settings: dict[str, Any], sock: Any, last: bool) -> paramiko.SSHClient:
+        import paramiko
+
+        missing = [key for key in MISSING if settings.get(key, "no").lower() not in ("no", "none")]
+        if missing:
+            raise UsageError(f"{missing[0]} in ssh_config needs the ssh program", host=spec.host, remedy="install the OpenSSH client")
+        client = paramiko.SSHClient()
+        self._clients.append(client)
+        policy = Strict(self.target, settings)
+        policy.load(client)
+        if sock is None and settings.get("proxycommand", "none").lower() != "none":
+            sock = paramiko.ProxyCommand(settings["proxycommand"])
+        files = [*map(os.path.expanduser, self.target.identities), *settings.get("identityfile", [])]
+        keys = [file for file in files if os.path.isfile(file)]
+        secrets: dict[str, Any] = {"key_filename": keys, "password": self.target.password if last else None, "passphrase": self.target.passphrase}
+        for attempt in range(3):
+            try:
+                client.connect(
+                    settings["hostname"],
+                    port_of(spec, settings),
+                    user_of(spec, settings),
+                    look_for_keys=not files,
+                    allow_agent=settings.get("identitiesonly", "no") != "yes",
+                    sock=sock,
+                    timeout=self.target.timeout_s,
+                    banner_timeout=self.target.timeout_s,
+                    auth_timeout=self.target.timeout_s,
+                    **secrets,
+                )
+                break
+            except paramiko.AuthenticationException as error:
+                if isinstance(error, paramiko.PasswordRequiredException):
+                    secrets["passphrase"] = self._ask_passphrase(spec, attempt)
+                    continue
+                if attempt == 2 or not self.target.can_ask:
+                    raise self._refused(spec, f"permission denied ({one_line(str(error), 200)})") from None
+                secrets["password"] = ask(f"{user_of(spec, settings)}@{spec.host}'s password: ")
+            except paramiko.BadHostKeyException as error:
+                raise HostKeyRefused(
+                    f"the server's key has CHANGED ({fingerprint(error.key)})",
+                    host=spec.host,
+                    remedy=f"if it was reinstalled, take its line out of {policy.files[0]}",
+                ) from None
+            except RemoteError:
+                raise
+            except paramiko.SSHException as error:
+                if str(error) == "Invalid key":  # what a wrong passphrase is called
+                    secrets["passphrase"] = self._ask_passphrase(spec, attempt)
+                elif "No authentication methods" in str(error):
+                    raise self._refused(spec, "permission denied: there was no key to try") from None
+                else:
+                    raise explain(error, spec, settings, self.target) from None
+            except (OSError, EOFError) as error:
+                raise explain(error, spec, settings, self.target) from None
+        transport = client.get_transport()
+        assert transport is not None
+        transport.set_keepalive(max(1, int(self.target.timeout_s / 3)))
+        if last:
+            self.method = "password" if secrets["password"] else "publickey"
+        return client
+
+    def _ask_passphrase(self, spec: Spec, attempt: int) -> str:
+        if attempt == 2 or not self.target.can_ask:
+            raise self._refused(spec, "a key is protected by a passphrase, and the right one was not given")
+        return ask(f"Passphrase for the key of {spec.host}: ")
+
+    def _refused(self, spec: Spec, text: str) -> AuthenticationFailed:
+        remedy = f"choose a key with -i, or put yours on the server: fab -H {self.target.spec} setup-key"
+        return AuthenticationFailed(text, host=spec.host, step="login", remedy=remedy)
+
+    def start(self, command: str) -> ParamikoChannel:
+        import paramiko
+
+        transport = self._clients[-1].get_transport() if self._clients else None
+        try:
+            if transport is None:
+                raise EOFError
+            channel = transport.open_session(window_size=16 << 20, timeout=self.target.timeout_s)
+            channel.exec_command(command)
+        except paramiko.ChannelException as error:
+            remedy = "its sshd limits sessions (MaxSessions) or forbids this one"
+            raise ServerUnfit(f"the server opens no session ({error.text})", host=self.host.name, remedy=remedy) from None
+        except (paramiko.SSHException, OSError, EOFError):
+            raise ConnectionLost("the connection was lost", host=self.host.name, remedy="run the same command again") from None
+        return ParamikoChannel(channel, self.host.name, self.target.timeout_s)
+
+    def close(self) -> None:
+        for client in reversed(self._clients):
+            client.close()
+        self._clients.clear()
+
+
+class ParamikoChannel:
+    """A running command."""
+
+    def __init__(self, channel: paramiko.Channel, host: str, timeout_s: float) -> None:
+        self._channel, self._host, self._timeout_s = channel, host, timeout_s
+        self._sending = threading.Lock()
+        self._errors = bytearray()
+        channel.settimeout(timeout_s)
+        threading.Thread(target=self._read_errors, daemon=True).start()
+
+    def _read_errors(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                try:
+                    data = self._channel.recv_stderr(1 << 16)
+                except TimeoutError:
+                    continue
+                if not data:
+                    return
+                self._errors += data
+                del self._errors[:-MAX_ERRORS]
+
+    def send(self, data: bytes | memoryview) -> None:
+        try:
+            with self._sending:
+                self._channel.sendall(bytes(data))
+        except OSError as error:
+            raise self._lost(error) from None
+
+    def receive(self, limit: int) -> bytes:
+        try:
+            data = self._channel.recv(limit)
+        except OSError as error:
+            raise self._lost(error) from None
+        if not data and self.exit_code() is None:
+            raise self._lost(None)
+        return data
+
+    def _lost(self, error: OSError | None) -> ConnectionLost:
+        text = f"no answer for {self._timeout_s:g} s" if isinstance(error, TimeoutError) else "the connection was lost"
+        return ConnectionLost(text, host=self._host, remedy="run the same command again")
+
+    def errors(self) -> bytes:
+        return bytes(self._errors)
+
+    def exit_code(self) -> int | None:
+        self._channel.status_event.wait(5.0)
+        code = self._channel.recv_exit_status() if self._channel.exit_status_ready() else -1
+        return code if code >= 0 else None
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            self._channel.close()
+
+
+class Strict:
+    """Paramiko's policy for a key that known_hosts does not hold: ask a person, or refuse."""
+
+    def __init__(self, target: Target, settings: dict[str, Any]) -> None:
+        self._target, self._settings = target, settings
+        named = settings.get("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2")
+        # Paramiko takes the quotes off: what follows a blank is another file where it begins like a path.
+        self.files = [os.path.expanduser(part.strip('"')) for part in re.split(r" (?=[~/])", named)]
+
+    def load(self, client: paramiko.SSHClient) -> None:
+        client.set_missing_host_key_policy(self)  # type: ignore[arg-type]  # has the method that is called
+        if self._lines("@revoked"):
+            return  # paramiko passes over these: every key is ours to judge
+        for file in [*self.files, "/etc/ssh/ssh_known_hosts"]:
+            with contextlib.suppress(OSError):
+                client.load_system_host_keys(file)
+
+    def _lines(self, marker: str) -> list[list[str]]:
+        lines = []
+        for file in [*self.files, "/etc/ssh/ssh_known_hosts"]:
+            with contextlib.suppress(OSError):
+                lines += [line.split() for line in Path(file).read_text("utf-8", "replace").splitlines() if line.startswith(marker)]
+        return lines
+
+    def _known(self, hostname: str, key: paramiko.PKey) -> bool:
+        import paramiko
+
+        held = paramiko.HostKeys()
+        for file in [*self.files, "/etc/ssh/ssh_known_hosts"]:
+            with contextlib.suppress(OSError):
+                held.load(file)
+        return held.check(hostname, key)
+
+    def refuse_revoked(self, key: paramiko.PKey) -> None:
+        """Whatever host the line is about: a key that somebody revoked is refused."""
+        if any(key.get_base64() in line for line in self._lines("@revoked")):
+            raise HostKeyRefused("the server's key is revoked", host=self._target.spec, remedy="ask whoever runs the server")
+
+    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
+        self.refuse_revoked(key)
+        shown, strict = fingerprint(key), self._settings.get("stricthostkeychecking", "ask").lower()
+        if _accepted.get(hostname) == key.asbytes() or strict in ("no", "off") or self._known(hostname, key):
+            return
+        authority = " (certificates of hosts need the ssh program)" if self._lines("@cert-authority") else ""
+        question = f"{hostname} is not known here; its key is {shown}. Go on?"
+        if strict != "accept-new" and (strict == "yes" or not self._target.can_ask or not confirm(question)):
+            remedy = "compare the fingerprint with the server's own, then accept it at a terminal"
+            raise HostKeyRefused(f"the server's key is not known here: {shown}{authority}", host=self._target.spec, remedy=remedy)
+        _accepted[hostname] = key.asbytes()
+        file = Path(self.files[0])
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with file.open("a") as out:
+                out.write(f"{hostname} {key.get_name()} {key.get_base64()}\n")
+
+
+def read_config(spec: Spec, file: str | None) -> dict[str, Any]:
+    """What ssh_config says of the host, as paramiko reads it: `Match exec` and tokens that it can't do are told."""
+    import paramiko
+
+    paths = [file] if file else ["~/.ssh/config", "/etc/ssh/ssh_config"]
+    config = paramiko.SSHConfig()
+    for path in paths:
+        place = Path(path).expanduser()
+        if file and not place.is_file():
+            raise UsageError(f"the ssh_config file {file!r} does not exist", host=spec.host)
+        try:
+            if place.is_file():
+                config.parse(place.read_text("utf-8", "surrogateescape").splitlines())
+        except paramiko.ConfigParseError as error:
+            raise UsageError(f"ssh_config can't be read: {one_line(str(error), 200)}", host=spec.host) from None
+    try:
+        found: dict[str, Any] = dict(config.lookup(spec.host))
+    except Exception as error:  # a missing library for `Match exec`, an unknown token: paramiko raises several kinds
+        raise UsageError(f"ssh_config needs the ssh program here ({one_line(str(error), 200)})", host=spec.host) from None
+    found["identityfile"] = [os.path.expanduser(name.strip('"')) for name in found.get("identityfile", [])]
+    return found
+
+
+def jumps_of(settings: dict[str, Any]) -> list[str]:
+    jump = settings.get("proxyjump", "none")
+    hops = [] if jump.lower() == "none" else [part for part in jump.split(",") if part]
+    if len(hops) > 1:
+        raise UsageError("more than one jump host needs the ssh program", remedy="install the OpenSSH client")
+    return hops
+
+
+def user_of(spec: Spec, settings: dict[str, Any]) -> str:
+    import getpass
+
+    return str(spec.user or settings.get("user") or getpass.getuser())
+
+
+def port_of(spec: Spec, settings: dict[str, Any]) -> int:
+    return int(spec.port or settings.get("port", 22))
+
+
+def fingerprint(key: paramiko.PKey) -> str:
+    import hashlib
+
+    digest = base64.b64encode(hashlib.sha256(key.asbytes()).digest()).decode().rstrip("=")
+    return f"{key.get_name()} SHA256:{digest}"
+
+
+def ask(prompt: str) -> str:
+    import getpass
+
+    try:
+        return getpass.getpass(prompt, stream=sys.stderr)
+    except EOFError:
+        raise AuthenticationFailed("nothing was entered", step="login") from None
+
+
+def confirm(question: str) -> bool:
+    sys.stderr.write(f"{question} (yes/no) ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def explain(error: Exception, spec: Spec, settings: dict[str, Any], target: Target) -> RemoteError:
+    """One line for what went wrong before the login."""
+    where, why = f"{settings['hostname']} port {port_of(spec, settings)}", one_line(str(error), 200)
+    if isinstance(error, socket.gaierror):
+        text, remedy = f"the name {settings['hostname']!r} is not known to the network", "check its spelling, the VPN"
+    elif isinstance(error, TimeoutError) or "timed out" in why or "timeout" in why.lower():
+        text, remedy = f"{where} did not answer for {target.timeout_s:g} s", "the machine is off, or a firewall drops it"
+    elif "refused" in why or "Unable to connect" in why:
+        text, remedy = f"{where} refuses connections ({why})", "check the port (user@host:port)"
+    else:
+        text, remedy = f"{where} closed the connection before the login ({why})", "it may limit logins, or be no SSH server"
+    return Unreachable(text, host=spec.host, step="connect", remedy=remedy)

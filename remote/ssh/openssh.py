@@ -1,0 +1,269 @@
+"""The system's ssh: one process per command, over one login that is kept for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import logging
+import math
+import os
+import re
+import shutil
+import stat
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from remote.errors import RemoteError, UsageError
+from remote.screen.text import one_line
+from remote.ssh.askpass import Askpass
+from remote.ssh.process import Process
+from remote.ssh.said import explain
+from remote.ssh.target import Host, Target, parse_spec
+
+log = logging.getLogger("remote.ssh")
+RESOLVE_TIMEOUT_S = 15.0
+LOCAL_TIMEOUT_S = 10.0
+LONGEST_SOCKET = 104
+"""A socket's path on macOS; ssh adds 17 characters while it makes one."""
+ONLY_A_COMMAND = {
+    "ClearAllForwardings": "yes",
+    "EscapeChar": "none",
+    "ForwardAgent": "no",
+    "ForwardX11": "no",
+    "LogLevel": "VERBOSE",
+    "PermitLocalCommand": "no",
+    "RemoteCommand": "none",
+    "RequestTTY": "no",
+    "Tunnel": "no",
+}
+"""Everything else is the user's own ssh_config."""
+NEWER = {"sessiontype": "default", "stdinnull": "no", "forkafterauthentication": "no"}
+"""The same, for keywords that an older ssh would refuse."""
+
+
+class OpenSSH:
+    """`ssh` with the user's own settings, keys, agents, prompts and jump hosts.
+
+    The first command logs in; where the user's ssh_config names no ControlPath, ssh keeps that login for `stay_s`
+    seconds in a socket of ours, and commands that follow go over it.
+    """
+
+    def __init__(self, target: Target, ssh: str) -> None:
+        self.target = target
+        self.host = Host(target.spec)
+        self._ssh = ssh
+        self._asking: Askpass | None = None
+        self._options: dict[str, str] = {}
+        self._running: list[Process] = []
+        self._kept = False
+
+    @property
+    def method(self) -> str:
+        return next((process.method for process in self._running if process.method), "")
+
+    @property
+    def shared(self) -> bool:
+        return self._kept
+
+    def open(self) -> None:
+        """Read the settings; nothing is sent yet."""
+        found = read_settings(self._ssh, self.target)
+        user, hostname = found.get("user"), found.get("hostname")
+        self.host = Host(self.target.spec, user, hostname, int(found.get("port", "22")))
+        self._options = connection_options(self.target, found)
+        self._kept = self._options.get("ControlPath", found.get("controlpath", "none")) != "none"
+        if self.target.password is not None or self.target.passphrase is not None:
+            self._asking = Askpass(self.target, self.host)
+
+    def start(self, command: str) -> Process:
+        words = [self._ssh, "-T", *as_words(self._options), *host_words(self.target), command]
+        environment = dict(os.environ)
+        if self._asking is not None:
+            environment |= self._asking.environment()
+        elif not self.target.can_ask:
+            environment["SSH_ASKPASS_REQUIRE"] = "never"
+        kept = Kept(self) if self._kept else None
+        process = Process(words, environment, self.host, self.target, self._explain, kept)
+        self._running.append(process)
+        return process
+
+    def _explain(self, process: Process) -> RemoteError:
+        return explain(process.log(), process.errors(), self.host, self.target)
+
+    def control(self, what: str) -> bool:
+        """Ask the kept login's own process: check or exit."""
+        words = [self._ssh, "-O", what, *as_words(self._options), *host_words(self.target)]
+        try:
+            done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=LOCAL_TIMEOUT_S)
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+        return done.returncode == 0
+
+    def log_out(self) -> bool:
+        """End the login that was kept. False where none was, or where it is the user's own."""
+        return "ControlPersist" in self._options and self.control("exit")
+
+    def close(self) -> None:
+        for process in self._running:
+            process.close()
+        self._running.clear()
+        if self._asking is not None:
+            self._asking.close()
+
+
+class Kept:
+    """The login that several commands of one way share."""
+
+    def __init__(self, way: OpenSSH) -> None:
+        self._way = way
+
+    @functools.cached_property
+    def stands(self) -> bool:
+        return self.check()
+
+    def check(self) -> bool:
+        return self._way.control("check")
+
+    def end(self) -> None:
+        self._way.log_out()
+
+
+def host_words(target: Target) -> list[str]:
+    """What `fab` was given, as ssh takes it; the host comes last."""
+    spec = parse_spec(target.spec)
+    words = ["-F", os.path.expanduser(target.ssh_config)] if target.ssh_config else []
+    for identity in target.identities:
+        words += ["-i", os.path.expanduser(identity)]
+    words += ["-p", str(spec.port)] if spec.port else []
+    words += ["-l", spec.user] if spec.user else []
+    return [*words, "--", spec.host]
+
+
+def as_words(options: Mapping[str, str]) -> list[str]:
+    return [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+
+
+def connection_options(target: Target, found: Mapping[str, str]) -> dict[str, str]:
+    """What is added to the user's settings; `found` is what `ssh -G` says."""
+    alive_s = max(1, int(target.timeout_s / 3))
+    options = {
+        **ONLY_A_COMMAND,
+        **{key: value for key, value in NEWER.items() if key in found},
+        "ConnectTimeout": str(math.ceil(target.timeout_s)),
+        "ServerAliveInterval": str(alive_s),
+        "ServerAliveCountMax": str(max(1, int(target.timeout_s // alive_s) - 1)),
+    }
+    if not target.can_ask and target.password is None and target.passphrase is None:
+        options["BatchMode"] = "yes"
+    if os.name == "nt":
+        return options  # its ssh can't share a login
+    if found.get("controlpath", "none") != "none":
+        # The user's own: used, and made only where it says so without a question.
+        if found.get("controlmaster", "false") in ("true", "ask", "autoask"):
+            options["ControlMaster"] = "no"
+        return options
+    path = control_path(target) if target.stay_s > 0 else None
+    if path is None:
+        return options | {"ControlPath": "none"}
+    persist = str(max(1, int(target.stay_s)))
+    return options | {"ControlMaster": "auto", "ControlPath": path, "ControlPersist": persist}
+
+
+def control_path(target: Target) -> str | None:
+    """Where a login is kept: ssh's %C tells hosts, ports, users and jump hosts apart.
+
+    A login with another key, config file or account here is another one. None where no directory is
+    private to us, or its path is too long for a socket.
+    """
+    folder = private_directory()
+    if folder is None:
+        return None
+    config = os.path.abspath(os.path.expanduser(target.ssh_config)) if target.ssh_config else ""
+    given = "\0".join([config, *map(os.path.abspath, map(os.path.expanduser, target.identities))])
+    name = hashlib.sha256(given.encode("utf-8", "surrogateescape")).hexdigest()[:6]
+    path = folder / f"{name}%C"
+    return str(path) if len(os.fsencode(path)) + 40 - 2 + 17 < LONGEST_SOCKET else None
+
+
+def private_directory() -> Path | None:
+    """A short path that only this user may enter, made if need be."""
+    for place in (os.environ.get("XDG_RUNTIME_DIR"), "/tmp"):
+        if not place or len(place) > 25 or not os.path.isdir(place):
+            continue
+        folder = Path(place) / f"remote-{os.getuid()}"
+        with contextlib.suppress(FileExistsError, OSError):
+            folder.mkdir(mode=0o700)
+        try:
+            about = folder.lstat()
+        except OSError:
+            continue
+        mine = about.st_uid == os.getuid() and not stat.S_IMODE(about.st_mode) & 0o077
+        if stat.S_ISDIR(about.st_mode) and mine:
+            return folder
+    log.debug("no directory of our own for a kept login")
+    return None
+
+
+def read_settings(ssh: str, target: Target) -> dict[str, str]:
+    """The first value of each keyword that `ssh -G` prints.
+
+    Raises UsageError where a file that was named is missing or ssh_config can't be read.
+    """
+    spec = parse_spec(target.spec)
+    for path in target.identities:
+        if not os.path.isfile(os.path.expanduser(path)):
+            raise UsageError(
+                f"the identity file {path!r} does not exist",
+                host=target.spec,
+                remedy="name the private key after -i",
+            )
+    if target.ssh_config and not os.path.isfile(os.path.expanduser(target.ssh_config)):
+        text = f"the ssh_config file {target.ssh_config!r} does not exist"
+        raise UsageError(text, host=target.spec)
+    words = [ssh, "-G", *host_words(target)]
+    try:
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, timeout=RESOLVE_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        raise UsageError(
+            f"`ssh -G {spec.host}` did not answer for {RESOLVE_TIMEOUT_S:g} s",
+            remedy="a `Match exec` in ssh_config may hang; try the command by hand",
+        ) from None
+    except OSError as error:
+        raise UsageError(f"ssh could not be started: {error.strerror or error}") from None
+    if done.returncode:
+        said = one_line(done.stderr.decode("utf-8", "replace"), 300)
+        raise UsageError(
+            f"ssh_config can't be read: {said or f'exit code {done.returncode}'}",
+            host=spec.host,
+            remedy=f"try `ssh -G {spec.host}` by hand",
+        )
+    found: dict[str, str] = {}
+    for line in os.fsdecode(done.stdout).splitlines():
+        key, _, value = line.strip().partition(" ")
+        found.setdefault(key.lower(), value.strip())
+    return found
+
+
+def identity_files(target: Target) -> list[Path]:
+    """The keys that ssh would try, those that exist. Empty without an ssh program."""
+    ssh = shutil.which("ssh")
+    if ssh is None:
+        return []
+    words = [ssh, "-G", *host_words(target)]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
+    named = re.findall(r"(?m)^identityfile (.+)$", os.fsdecode(done.stdout))
+    return [Path(name.strip().strip('"')).expanduser() for name in named]
+
+
+def log_out(target: Target) -> bool:
+    """End a kept login. False where there was none."""
+    ssh = shutil.which("ssh") if target.program != "paramiko" else None
+    if ssh is None:
+        return False
+    way = OpenSSH(target, ssh)
+    way.open()
+    return way.log_out()

@@ -1,0 +1,169 @@
+"""What ssh says when it fails, as one of our errors: the cause in plain words, ssh's own line, what to type next."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from remote.errors import AuthenticationFailed, ConnectionLost, HostKeyRefused, RemoteError, Unreachable, UsageError
+from remote.screen.text import one_line
+from remote.ssh.target import Host, Target
+
+NOISE = re.compile(r"^(Authenticated to |Transferred: |Bytes per second|debug|OpenSSH_|@+$|@ )|^Warning: Permanently added")
+RSA_HINT = "update the server's OpenSSH, or allow what it offers for this host in ~/.ssh/config"
+CAUSES: tuple[tuple[str, type[RemoteError], str, str], ...] = (
+    # (what ssh says, the class, the cause in our words, what to do); {where}, {port}, {host} and {timeout} are filled in
+    (r"(?i)revoked", HostKeyRefused, "the server's key is revoked", "ask whoever runs the server"),
+    (r"IDENTIFICATION HAS CHANGED|Host key for .* has changed", HostKeyRefused, "the server's key has CHANGED", "{forget}"),
+    (
+        r"key is known for|Host key verification failed|authenticity of host",
+        HostKeyRefused,
+        "the server's key is not known here",
+        "compare its fingerprint and accept it once: ssh{port} {host}",
+    ),
+    (
+        r"Too many authentication failures",
+        AuthenticationFailed,
+        "the server stopped after too many keys",
+        "name the right one with -i, or set IdentityFile and IdentitiesOnly yes for this host in ~/.ssh/config",
+    ),
+    (
+        r"(password|account).{0,20}(has |is )?expired|[Pp]assword change required|must change your password",
+        AuthenticationFailed,
+        "the password or the account has expired",
+        "log in once by hand and change it: ssh -t{port} {host}",
+    ),
+    (
+        r"not open to|nologin|maintenance|System is (booting|going down)|[Ll]ogins? (are|is) .{0,20}(disabled|not allowed)",
+        AuthenticationFailed,
+        "the server lets nobody in at present",
+        "",
+    ),
+    (
+        r"Permission denied",
+        AuthenticationFailed,
+        "permission denied",
+        "choose a key with -i, or put yours on the server: fab -H {host} setup-key",
+    ),
+    (
+        r"Could not resolve hostname|Name or service not known|nodename nor servname",
+        Unreachable,
+        "the name {where} is not known to the network",
+        "check its spelling, the VPN, or HostName in ~/.ssh/config",
+    ),
+    (
+        r"407|[Pp]roxy [Aa]uthentication",
+        Unreachable,
+        "the proxy on the way wants a login of its own",
+        "give the ProxyCommand in ~/.ssh/config its user and password",
+    ),
+    (
+        r"stdio forwarding failed|open failed|administratively prohibited",
+        Unreachable,
+        "the jump host can't reach {where}",
+        "try it there by hand; its sshd must allow TCP forwarding",
+    ),
+    (
+        r"Connection refused",
+        Unreachable,
+        "{where} refuses connections",
+        "no SSH server listens there: check the port (user@host:port), or whether it still starts",
+    ),
+    (
+        r"No route to host|Network is unreachable|Network is down",
+        Unreachable,
+        "there is no route to {where}",
+        "check the network and the VPN",
+    ),
+    (
+        r"banner exchange.*timed out|Connection timed out during banner",
+        Unreachable,
+        "{where} accepted the connection but then said nothing for {timeout:g} s",
+        "the server hangs, or no SSH server listens there",
+    ),
+    (
+        r"[Tt]imed out|Timeout, server",
+        Unreachable,
+        "{where} did not answer for {timeout:g} s",
+        "the machine is off, or a firewall drops the connection",
+    ),
+    (r"Unable to negotiate|no matching", Unreachable, "{where} offers only outdated cryptography", RSA_HINT),
+    (
+        r"kex_exchange_identification|banner exchange|banner line|Exceeded MaxStartups",
+        Unreachable,
+        "{where} closed the connection before the login",
+        "it may limit logins (MaxStartups), block your address, or be no SSH server",
+    ),
+    (
+        r"Bad (configuration option|owner or permissions)|terminating, \d+ bad|keyword .* extra arguments|percent_expand",
+        UsageError,
+        "ssh_config can't be used",
+        "try `ssh{port} {host}` by hand",
+    ),
+    (
+        r"UNPROTECTED PRIVATE KEY|bad permissions",
+        AuthenticationFailed,
+        "the key's file may be read by others",
+        "chmod 600 that file",
+    ),
+)
+
+
+def explain(log: str, errors: bytes, host: Host, target: Target) -> RemoteError:
+    """The error behind ssh's exit code 255. `log`: ssh's own lines; `errors`: the server's and a ProxyCommand's."""
+    lines = [line.strip() for line in log.splitlines() if line.strip() and not NOISE.search(line.strip())]
+    said = [line.strip() for line in errors.decode("utf-8", "replace").splitlines() if line.strip()]
+    logged_in = "Authenticated to " in log
+    fill = _filler(log, host, target)
+    if logged_in:
+        silent = any("Timeout, server" in line for line in lines)
+        text = f"no answer for {target.timeout_s:g} s" if silent else "the connection was lost"
+        return ConnectionLost(_with(text, lines[-1:]), host=host.name, remedy="run the same command again")
+    for pattern, kind, cause, remedy in CAUSES:
+        decisive = [line for line in [*lines, *said] if re.search(pattern, line)]
+        if decisive or re.search(pattern, log):
+            words = _words_of(kind, cause, decisive, lines, said)
+            return kind(_with(fill(cause), words), host=host.name, step=_step(kind), remedy=fill(remedy) or None)
+    if "UNKNOWN port 65535" in log:
+        text = "the ProxyCommand or jump host brought no connection"
+        return Unreachable(_with(text, said[-2:] or lines[-1:]), host=host.name, step="connect", remedy="try `ssh` with this host by hand")
+    if said and lines:
+        # A server that says something and hangs up means it.
+        return AuthenticationFailed(_with("the server ended the login", said[-2:]), host=host.name, step="login")
+    text = "the connection was lost during the login"
+    return ConnectionLost(_with(text, lines[-1:] or said[-1:]), host=host.name, step="login", remedy="run the same command again")
+
+
+def _words_of(kind: type[RemoteError], cause: str, decisive: list[str], lines: list[str], said: list[str]) -> list[str]:
+    """The lines that decided; for a login refused also what the server says."""
+    if kind is HostKeyRefused and "CHANGED" in cause:
+        return [line for line in lines if line.startswith("Offending")] or decisive[-1:]
+    if kind is AuthenticationFailed:
+        notes = [line for line in lines if re.search(r"passphrase|identity file|no such identity|sign", line, re.I)]
+        return [*decisive[-1:], *(line for line in [*notes, *said[-2:]] if line not in decisive)]
+    return decisive[-1:]
+
+
+def _step(kind: type[RemoteError]) -> str | None:
+    return {AuthenticationFailed: "login", Unreachable: "connect"}.get(kind)
+
+
+def _with(cause: str, words: list[str]) -> str:
+    inner = one_line("; ".join(dict.fromkeys(words)), 300)
+    return f"{cause} ({inner})" if inner else cause
+
+
+def _filler(log: str, host: Host, target: Target) -> Callable[[str], str]:
+    port = "" if host.port in (None, 22) else f" -p {host.port}"
+    config = f" -F {target.ssh_config}" if target.ssh_config else ""
+    found = re.search(r"Offending \S+ key in (.+):\d+", log)
+    known = f'[{host.hostname}]:{host.port}' if port else host.hostname
+    file = f' -f "{found[1]}"' if found else ""
+    values = {
+        "where": f"{host.hostname or host.name} port {host.port or 22}",
+        "host": target.spec if config else (f"{host.user}@{host.hostname}" if host.hostname else target.spec),
+        "port": config or port,
+        "timeout": target.timeout_s,
+        "forget": f'if it was reinstalled: ssh-keygen{file} -R "{known}"',
+    }
+    return lambda text: text.format(**values)

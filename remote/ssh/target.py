@@ -1,0 +1,121 @@
+"""Which host, and how `fab` was told to reach it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import sys
+from dataclasses import dataclass, field
+
+from remote.errors import UsageError
+from remote.screen.text import one_line
+
+DEFAULT_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """One host as typed, with what Fabric's command line said about it."""
+
+    spec: str
+    identities: tuple[str, ...] = ()
+    ssh_config: str | None = None
+    password: str | None = field(default=None, repr=False)
+    passphrase: str | None = field(default=None, repr=False)
+    # The longest wait for any single answer of the network.
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    # Whether somebody can be asked; None: when stdin is a terminal.
+    interactive: bool | None = None
+    # For how long a login is kept for the next command; 0: not at all.
+    stay_s: float = 0.0
+    # "openssh", "paramiko", or "auto": the system's ssh where there is one.
+    program: str = "auto"
+
+    @property
+    def can_ask(self) -> bool:
+        if self.interactive is not None:
+            return self.interactive
+        return bool(sys.stdin and sys.stdin.isatty())
+
+
+@dataclass(frozen=True)
+class Host:
+    """Who is at the other end; `name` is what the user typed. The rest is what ssh_config makes of it."""
+
+    name: str
+    user: str | None = None
+    hostname: str | None = None
+    port: int | None = None
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A host as typed, taken apart."""
+
+    host: str
+    user: str | None = None
+    port: int | None = None
+
+
+def parse_spec(text: str) -> Spec:
+    """Take apart `user@host:port`, `alias`, `[::1]:2222`, `user@fe80::1%eth0` or `ssh://user@host:port`.
+
+    Raises UsageError for anything else.
+    """
+    shown = f"{one_line(text, 100)!r}"
+    rest = text.strip()
+    if rest.startswith("ssh://"):
+        rest = rest[6:].rstrip("/")
+    user, at, rest = rest.rpartition("@")
+    if at and not user:
+        raise UsageError(f"{shown} names no user before the @", remedy="write user@host or host")
+    host, port = _split_port(rest)
+    # A leading dash would be an option to ssh; the others stand in no name and could end up in a command.
+    if not host or re.search(r"^-|[\s\x00-\x1f\x7f'\"`$;&|<>(){}\\*?!,]", host):
+        remedy = "write user@host, user@host:port or [address]:port"
+        raise UsageError(f"{shown} is no host", remedy=remedy)
+    if re.search(r"^-|[\s\x00-\x1f\x7f'\"`$;&|<>(){}]", user):
+        raise UsageError(f"{shown}: the user's name can't be used")
+    if port is None:
+        return Spec(host, user or None)
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise UsageError(f"{shown}: the port is a number from 1 to 65535")
+    return Spec(host, user or None, int(port))
+
+
+def _split_port(text: str) -> tuple[str, str | None]:
+    bracketed = re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?", text)
+    if bracketed:
+        return bracketed[1], bracketed[2]
+    if text.count(":") > 1:
+        try:
+            ipaddress.IPv6Address(text)
+        except ValueError:
+            return "", None
+        return text, None
+    host, colon, port = text.partition(":")
+    return host, port if colon else None
+
+
+def targets_from_fabric() -> list[Target]:
+    """The hosts of `fab -H`, in order, with what -i, -S, -t and the two prompts gave."""
+    from fabric.main import program
+
+    core = getattr(program, "core", None)
+    if not core:
+        return []
+    args = core[0].args
+    given = program.config.get("connect_kwargs", {})
+    timeout = args["connect-timeout"].value
+    return [
+        Target(
+            spec=spec.strip(),
+            identities=tuple(args["identity"].value or ()),
+            ssh_config=args["ssh-config"].value,
+            password=given.get("password"),
+            passphrase=given.get("passphrase"),
+            timeout_s=float(timeout) if timeout else DEFAULT_TIMEOUT_S,
+        )
+        for spec in (args["hosts"].value or "").split(",")
+        if spec.strip()
+    ]
