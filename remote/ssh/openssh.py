@@ -14,6 +14,7 @@ import stat
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from remote.errors import RemoteError, UsageError
 from remote.screen.text import one_line
@@ -24,7 +25,7 @@ from remote.ssh.target import Host, Target, parse_spec
 
 log = logging.getLogger("remote.ssh")
 RESOLVE_TIMEOUT_S = 15.0
-LOCAL_TIMEOUT_S = 10.0
+LOCAL_TIMEOUT_S = 3.0
 LONGEST_SOCKET = 104
 """A socket's path on macOS; ssh adds 17 characters while it makes one."""
 ONLY_A_COMMAND = {
@@ -105,6 +106,13 @@ class OpenSSH:
         """End the login that was kept. False where none was, or where it is the user's own."""
         return "ControlPersist" in self._options and self.control("exit")
 
+    def replace(self) -> None:
+        """So that the next command logs in anew. One whose process no longer obeys loses its socket."""
+        if "ControlPersist" in self._options and not self.log_out():
+            path = read_settings(self._ssh, self.target, self._options).get("controlpath", "none")
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
     def close(self) -> None:
         for process in self._running:
             process.close()
@@ -127,7 +135,7 @@ class Kept:
         return self._way.control("check")
 
     def end(self) -> None:
-        self._way.log_out()
+        self._way.replace()
 
 
 def host_words(target: Target) -> list[str]:
@@ -206,7 +214,7 @@ def private_directory() -> Path | None:
     return None
 
 
-def read_settings(ssh: str, target: Target) -> dict[str, str]:
+def read_settings(ssh: str, target: Target, options: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     """The first value of each keyword that `ssh -G` prints.
 
     Raises UsageError where a file that was named is missing or ssh_config can't be read.
@@ -222,7 +230,7 @@ def read_settings(ssh: str, target: Target) -> dict[str, str]:
     if target.ssh_config and not os.path.isfile(os.path.expanduser(target.ssh_config)):
         text = f"the ssh_config file {target.ssh_config!r} does not exist"
         raise UsageError(text, host=target.spec)
-    words = [ssh, "-G", *host_words(target)]
+    words = [ssh, "-G", *as_words(options), *host_words(target)]
     try:
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, capture_output=True, timeout=RESOLVE_TIMEOUT_S

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from remote.ssh.identities import Secrets
 
 from remote.loopback import LoopbackServer
-from remote.ssh import host_keys, identities
 from tests.e2e.test_three_commands import fab
 from tests.support.faults import Lab, run_task, wait_until
 from tests.support.hostile import recording
@@ -27,9 +25,6 @@ SECRET = "hunter2-Zq9"
 
 @pytest.fixture(autouse=True)
 def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
-    host_keys._accepted.clear()
-    identities._unlocked.clear()
-    Secrets._passwords.clear()
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
 
 
@@ -80,9 +75,10 @@ def test_a_password_shows_nowhere(make_server: MakeServer, tmp_path: Path) -> No
     config = Path(server.ssh_config)
     config.write_text(config.read_text().replace(str(server.identity), "none").replace('"none"', "none"))
     lab = Lab(server, tmp_path)
-    right = run_with(lab, password=SECRET)
-    Secrets._passwords.clear()
-    wrong = run_with(lab, password=SECRET + "x")
+    with Listing() as listing:
+        right = run_with(lab, password=SECRET)
+        wrong = run_with(lab, password=SECRET + "x")
+    assert not any(SECRET.encode() in line for line in listing.seen) and len(listing.seen) > 5
     assert right.code == 0 and wrong.code == 6, (right, wrong)
     for done in (right, wrong):
         assert SECRET not in done.out + done.err
@@ -104,8 +100,7 @@ def test_a_passphrase_shows_nowhere(server: LoopbackServer, tmp_path: Path) -> N
     config = Path(server.ssh_config)
     config.write_text(config.read_text().replace(str(server.identity), str(locked)))
     lab = Lab(server, tmp_path)
-    right, wrong = run_with(lab, passphrase=SECRET), run_with(lab, passphrase=SECRET + "x")
-    identities._unlocked.clear()
+    right = run_with(lab, passphrase=SECRET)
     wrong = run_with(lab, passphrase=SECRET + "x")
     assert (right.code, wrong.code) == (0, 6)
     assert SECRET not in right.out + right.err + wrong.out + wrong.err

@@ -72,6 +72,7 @@ class Relay:
         self.target = (host, port)
         self.latency_s = latency_s
         self.bytes_per_s = bytes_per_s
+        self._frozen: set[asyncio.StreamWriter] = set()
         self.stall: Direction | Literal["both"] | None = None
         self.connections = self.cuts = self.bytes_up = self.bytes_down = 0
         self.port = 0
@@ -96,6 +97,10 @@ class Relay:
     def cut(self) -> None:
         """Reset every open connection now."""
         self._call(self._reset_all)
+
+    def freeze_open(self) -> None:
+        """Nothing passes on the connections that are open now; new ones are well."""
+        self._call(lambda: self._frozen.update(end for pair in self._pairs for end in (pair.client, pair.server)))
 
     def cut_after(self, count: int, direction: Direction | None = None, *, repeat: bool = False) -> None:
         """Reset the open connections once `count` more bytes went in `direction` (None: either way, added up).
@@ -192,7 +197,7 @@ class Relay:
             while (item := await pipe.get()) is not None:
                 due, data = item
                 await _sleep_until(due)
-                while self.stall in ("both", direction):
+                while self.stall in ("both", direction) or sink in self._frozen:
                     await asyncio.sleep(0.005)
                 await self._forward(await self._halted(data, sink, direction), sink, direction)
             await reading  # raises what ended the reading

@@ -1,0 +1,302 @@
+"""One login for several commands: shared, noticed when it is dead, ended by logout; the user's own is used and left alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote.loopback import LoopbackServer, embedded
+from remote.ssh.connection import Connection
+from remote.ssh.openssh import OpenSSH, log_out
+from remote.ssh.target import Target
+from tests.e2e.test_three_commands import fab
+from tests.support.login import logs_in, says, target, write_config
+from tests.support.project import make_project
+from tests.support.proxy import Relay
+from tests.support.sshd import MakeServer
+from tests.support.terminal import fab_on_terminal, read_until
+
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(not shutil.which("ssh"), reason="a login is kept by the ssh program"),
+]
+
+
+@pytest.fixture(autouse=True)
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A short directory of the test's own for the sockets."""
+    folder = Path("/tmp") / f"k{os.getpid()}"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def logins(server: LoopbackServer) -> int:
+    """How often sshd let somebody in."""
+    return server.log.read_text(errors="replace").count("Accepted publickey for")
+
+
+def sockets(runtime: Path) -> list[Path]:
+    return [path for path in runtime.rglob("*") if path.is_socket()]
+
+
+def masters(runtime: Path) -> list[int]:
+    """The processes that hold a login, by their title."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(runtime).encode() in entry.read_bytes() and b"[mux]" in entry.read_bytes():
+                found.append(int(entry.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_commands_share_one_login_until_logout(server: LoopbackServer, tmp_path: Path, runtime: Path) -> None:
+    goal = target(write_config(tmp_path, server), stay_s=60.0)
+    for _ in range(4):
+        assert logs_in(goal)
+    assert logins(server) == 1 and len(sockets(runtime)) == 1
+    assert log_out(goal) is True and not sockets(runtime)
+    assert log_out(goal) is False
+    assert logs_in(goal) and logins(server) == 2
+    log_out(goal)
+
+
+def test_no_login_is_kept_where_that_is_switched_off(server: LoopbackServer, tmp_path: Path, runtime: Path) -> None:
+    goal = target(write_config(tmp_path, server))
+    assert logs_in(goal) and logs_in(goal)
+    assert logins(server) == 2 and not sockets(runtime)
+
+
+def test_a_kept_login_ends_by_itself(server: LoopbackServer, tmp_path: Path, runtime: Path) -> None:
+    assert logs_in(target(write_config(tmp_path, server), stay_s=1.0)) and sockets(runtime)
+    deadline = time.monotonic() + 20
+    while sockets(runtime):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_two_commands_at_once(server: LoopbackServer, tmp_path: Path) -> None:
+    goal = target(write_config(tmp_path, server), stay_s=60.0)
+    went: list[bool] = []
+    threads = [threading.Thread(target=lambda: went.append(logs_in(goal))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert went == [True] * 6
+    before = logins(server)
+    assert logs_in(goal) and logins(server) == before
+    log_out(goal)
+
+
+def test_a_socket_whose_process_was_killed_is_replaced(server: LoopbackServer, tmp_path: Path, runtime: Path) -> None:
+    goal = target(write_config(tmp_path, server), stay_s=60.0)
+    assert logs_in(goal)
+    (master,) = masters(runtime)
+    os.kill(master, signal.SIGKILL)
+    assert sockets(runtime)
+    assert logs_in(goal) and logs_in(goal) and logins(server) == 2
+    log_out(goal)
+
+
+def test_a_dead_login_is_noticed_within_the_time_limit_and_replaced(server: LoopbackServer, tmp_path: Path) -> None:
+    """The laptop slept, or changed networks: nothing that is sent over the kept login arrives any more."""
+    with Relay(server.host, server.port) as relay:
+        config = write_config(tmp_path, server, Port=str(relay.port), StrictHostKeyChecking="no", UserKnownHostsFile="/dev/null")
+        goal = target(config, stay_s=60.0, timeout_s=3.0)
+        assert logs_in(goal)
+        relay.freeze_open()
+        begun = time.monotonic()
+        assert logs_in(goal)
+        assert time.monotonic() - begun < 8 and logins(server) == 2
+        log_out(goal)
+
+
+def test_a_login_that_was_cut_is_replaced(server: LoopbackServer, tmp_path: Path) -> None:
+    goal = target(write_config(tmp_path, server), stay_s=60.0)
+    for number in range(3):
+        assert logs_in(goal) and logins(server) == number + 1
+        server.drop_connections()
+    log_out(goal)
+
+
+def test_a_stopped_master_is_replaced(server: LoopbackServer, tmp_path: Path, runtime: Path) -> None:
+    goal = target(write_config(tmp_path, server), stay_s=60.0, timeout_s=2.0)
+    assert logs_in(goal)
+    (master,) = masters(runtime)
+    os.kill(master, signal.SIGSTOP)
+    try:
+        assert logs_in(goal)
+    finally:
+        os.kill(master, signal.SIGKILL)
+    log_out(goal)
+
+
+def test_a_server_that_allows_one_session_works_without(make_server: MakeServer, tmp_path: Path) -> None:
+    server = make_server(options={"MaxSessions": "1"})
+    goal = target(write_config(tmp_path, server), stay_s=60.0)
+    with Connection(goal) as connection:
+        first = connection.start("cat")
+        first.send(b"x")
+        assert first.receive(1) == b"x"
+        assert says(connection) == b"hello\n"
+        first.send(b"y")
+        assert first.receive(1) == b"y"
+    log_out(goal)
+
+
+def test_the_users_own_login_is_used_and_never_ended(server: LoopbackServer, tmp_path: Path, runtime: Path) -> None:
+    own = runtime / "own"
+    config = write_config(tmp_path, server, ControlPath=str(own))
+    master = subprocess.Popen(["ssh", "-F", config, "-M", "-N", "box"], stdin=subprocess.DEVNULL)
+    try:
+        while not own.exists():
+            time.sleep(0.05)
+        goal = target(config, stay_s=60.0)
+        assert logs_in(goal) and logs_in(goal)
+        assert log_out(goal) is False and logs_in(goal)
+        assert logins(server) == 1 and sockets(runtime) == [own] and master.poll() is None
+    finally:
+        master.terminate()
+        master.wait()
+
+
+def test_another_key_is_another_login(server: LoopbackServer, tmp_path: Path, runtime: Path) -> None:
+    config = write_config(tmp_path, server)
+    for goal in (target(config, stay_s=60.0), target(config, stay_s=60.0, identities=(str(server.identity),))):
+        assert logs_in(goal)
+    assert logins(server) == 2 and len(sockets(runtime)) == 2
+
+
+def test_a_long_path_means_no_kept_login(server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("remote.ssh.openssh.LONGEST_SOCKET", 60)
+    goal = target(write_config(tmp_path, server), stay_s=60.0)
+    assert logs_in(goal) and logs_in(goal) and logins(server) == 2
+
+
+def two_factors(connections: set[Any], user: str, password: str | None) -> Any:
+    """asyncssh's server: a password, then a code, by keyboard-interactive."""
+    import asyncssh
+
+    class Policy(asyncssh.SSHServer):
+        asked = 0
+
+        def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+            self._conn = conn
+            connections.add(conn)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            connections.discard(self._conn)
+
+        def begin_auth(self, username: str) -> bool:
+            return True
+
+        def public_key_auth_supported(self) -> bool:
+            return False
+
+        def password_auth_supported(self) -> bool:
+            return False
+
+        def kbdint_auth_supported(self) -> bool:
+            return True
+
+        def get_kbdint_challenge(self, username: str, lang: str, submethods: str) -> Any:
+            return "", "", "en", [("Password: ", False)]
+
+        def validate_kbdint_response(self, username: str, responses: Any) -> Any:
+            self.asked += 1
+            if self.asked == 1:
+                return ("", "", "en", [("One-time password: ", False)]) if list(responses) == [password] else False
+            return list(responses) == ["424242"]
+
+    return Policy
+
+
+def test_a_second_factor_is_asked_for_once_for_all_commands(
+    make_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: Path
+) -> None:
+    monkeypatch.setattr(embedded, "make_policy", two_factors)
+    server = make_server(password="hunter2")
+    config = server.ssh_config.read_text()
+    server.ssh_config.write_text(config.replace(f'"{server.identity}"', "none"))
+    project = make_project(
+        tmp_path / "project", {"a.sh": "echo up\n"}, settings={"requirements": "none", "command": "sh a.sh", "project": "p"},
+        parts=("fabfile.py", "remote"),
+    )  # fmt: skip
+    leader, process = fab_on_terminal(project, server, "deploy")
+    seen = read_until(leader, b"Password: ")
+    os.write(leader, b"hunter2\n")
+    seen += read_until(leader, b"One-time password: ")
+    os.write(leader, b"424242\n")
+    seen += read_until(leader, b"next: ")
+    assert process.wait(30) == 0 and b"hunter2" not in seen and b"424242" not in seen
+    for words in (["train", "--follow"], ["status"], ["fetch-results"]):
+        told = fab(project, server, *words)
+        assert "assword" not in told.stdout + told.stderr
+    assert "logged out" in fab(project, server, "logout").stdout
+    refused = fab(project, server, "status", code=6)
+    assert "Permission denied" in refused.stderr and len(refused.stderr.splitlines()) == 1
+
+
+def test_a_stored_password_is_not_sent_to_the_code_prompt(
+    make_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[str] = []
+    policy = two_factors
+
+    def watched(connections: set[Any], user: str, password: str | None) -> Any:
+        class Watched(policy(connections, user, password)):  # type: ignore[misc]
+            def validate_kbdint_response(self, username: str, responses: Any) -> Any:
+                answers.extend(responses)
+                return super().validate_kbdint_response(username, responses)
+
+        return Watched
+
+    monkeypatch.setattr(embedded, "make_policy", watched)
+    server = make_server(password="hunter2")
+    goal = target(write_config(tmp_path, server, IdentityFile="none"), password="hunter2")
+    with pytest.raises(Exception, match="ermission denied"), Connection(goal) as connection:
+        says(connection)
+    assert answers.count("hunter2") == 1
+
+
+def test_a_first_login_and_the_ones_after_it_take_no_word(server: LoopbackServer, tmp_path: Path) -> None:
+    project = make_project(
+        tmp_path / "project", {"a.sh": "echo up\n"}, settings={"requirements": "none", "command": "sh a.sh", "project": "p"},
+        parts=("fabfile.py", "remote"),
+    )  # fmt: skip
+    told = [fab(project, server, "status").stderr for _ in range(2)]
+    assert told == ["", ""] and logins(server) == 1
+    assert re.fullmatch(r"loopback: logged out\n", fab(project, server, "logout").stdout)
+    assert fab(project, server, "logout").stdout == "loopback: no login was kept\n"
+
+
+def test_the_way_tells_how_it_got_in(server: LoopbackServer, tmp_path: Path) -> None:
+    goal = target(write_config(tmp_path, server), stay_s=60.0)
+    methods = []
+    for _ in range(2):
+        with Connection(goal) as connection:
+            says(connection)
+            methods.append(connection.method)
+    assert methods == ["publickey", ""]
+    log_out(goal)
+
+
+def test_a_way_without_a_login_has_none_to_end(server: LoopbackServer, tmp_path: Path) -> None:
+    way = OpenSSH(Target("box", ssh_config=write_config(tmp_path, server)), "ssh")
+    way.open()
+    assert way.log_out() is False
