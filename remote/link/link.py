@@ -22,6 +22,7 @@ from remote.agent.shared import protocol
 from remote.errors import BY_KIND, ConnectionLost, ProtocolError, RemoteError, ServerUnfit
 from remote.link.answers import check_answer
 from remote.screen.text import one_line
+from remote.ssh.said import refused_login
 
 if TYPE_CHECKING:
     from remote.ssh.connection import Channel, Connection
@@ -42,6 +43,8 @@ QUICK_WAITS = 10
 PYTHONS = "python3 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8"
 PYTHON_PLACES = "$HOME/miniconda3 $HOME/anaconda3 $HOME/miniforge3 /opt/conda /opt/miniconda3 /root/miniconda3 /venv/main /usr/local"
 NO_PYTHON, OLD_PYTHON = 97, 95
+CLOSED = 254
+"""sshd's own, where /etc/nologin keeps everybody out."""
 SHELL = (
     "a menu, a forced command or a restricted shell stands behind this login, or ~/.bashrc there starts another "
     "program or ends: it must let commands through"
@@ -291,6 +294,8 @@ class Link:
                 host=self.host,
                 remedy="install a newer one (miniconda needs no root), or set remote.python in fabric.yaml to its path",
             )
+        if code == CLOSED or "password has expired" in said.lower() or "password change required" in said.lower():
+            return refused_login(said, self.host)
         if code is None or self._greeted:
             return ConnectionLost("the connection was lost", host=self.host, remedy="run the same command again")
         return ServerUnfit(

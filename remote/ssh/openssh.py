@@ -230,7 +230,7 @@ def read_settings(ssh: str, target: Target, options: Mapping[str, str] = Mapping
     if target.ssh_config and not os.path.isfile(os.path.expanduser(target.ssh_config)):
         text = f"the ssh_config file {target.ssh_config!r} does not exist"
         raise UsageError(text, host=target.spec)
-    words = [ssh, "-G", *as_words(options), *host_words(target)]
+    words = [ssh, "-G", *as_words({"RemoteCommand": "none", **options}), *host_words(target), "true"]
     try:
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, capture_output=True, timeout=RESOLVE_TIMEOUT_S

@@ -134,6 +134,15 @@ def explain(log: str, errors: bytes, host: Host, target: Target) -> RemoteError:
     return ConnectionLost(_with(text, lines[-1:] or said[-1:]), host=host.name, step="login", remedy="run the same command again")
 
 
+def refused_login(said: str, host: str) -> AuthenticationFailed:
+    """A server that lets somebody in only to say that it does not."""
+    if "expired" in said or "change required" in said:
+        text, remedy = "the password or the account has expired", f"log in once by hand and change it: ssh -t {host}"
+    else:
+        text, remedy = "the server lets nobody in at present", None
+    return AuthenticationFailed(_with(text, [said]), host=host, step="login", remedy=remedy)
+
+
 def _words_of(kind: type[RemoteError], cause: str, decisive: list[str], lines: list[str], said: list[str]) -> list[str]:
     """The lines that decided; for a login refused also what the server says."""
     if kind is HostKeyRefused and "CHANGED" in cause:
