@@ -9,7 +9,7 @@ from pathlib import Path
 
 from remote.errors import AuthenticationFailed, UsageError
 from remote.link.session import Session
-from remote.ssh.connection import Connection
+from remote.ssh.connection import connect
 from remote.ssh.openssh import identity_files
 
 PREFERRED = ("id_ed25519", "id_ecdsa", "id_rsa", "id_ed25519_sk", "id_ecdsa_sk")
@@ -25,7 +25,7 @@ def setup_key(session: Session) -> None:
     session.display.line(f"{key.name}: {where} ~/.ssh/authorized_keys on {session.host}")
     alone = dataclasses.replace(session.target, identities=(str(key),), password=None, stay_s=0.0)
     try:
-        with Connection(alone) as connection:
+        with connect(alone) as connection:
             connection.start("exit 0").receive(1)
     except AuthenticationFailed as error:
         raise AuthenticationFailed(

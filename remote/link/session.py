@@ -19,7 +19,7 @@ from remote.link.link import Link, OnEvent, Upload, agent_hash
 from remote.project.own_trainer import runs_own_trainer
 from remote.records import Settings
 from remote.screen.display import Display
-from remote.ssh.connection import Connection
+from remote.ssh.connection import Connection, connect
 from remote.ssh.target import Target
 
 log = logging.getLogger("remote.link")
@@ -80,7 +80,7 @@ class Session:
         if self.link is not None:
             return
         began = time.monotonic()
-        self.connection = Connection(self.target)
+        self.connection = connect(self.target)
         self.connection.open()
         log.debug("%s: logged in after %.3f s", self.host, time.monotonic() - began)
         try:

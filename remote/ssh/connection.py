@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
+from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from remote.errors import UsageError
 from remote.ssh.target import Host, Target
 
-log = logging.getLogger("remote.ssh")
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Channel(Protocol):
@@ -38,88 +39,53 @@ class Channel(Protocol):
         """End the command; never raises."""
 
 
-class Way(Protocol):
-    """A means of reaching a host."""
-
-    host: Host
-
-    @property
-    def method(self) -> str:
-        """publickey, password, …; "" where a login that was kept has been used."""
-
-    @property
-    def shared(self) -> bool:
-        """Whether a second channel needs no second login."""
-
-    def open(self) -> None: ...
-    def start(self, command: str) -> Channel: ...
-    def close(self) -> None: ...
-
-
-class Connection:
+class Connection(ABC):
     """A way to one host. `with` opens and closes it.
 
-    open() and the first bytes of a command raise UsageError, Unreachable, HostKeyRefused,
-    AuthenticationFailed or ConnectionLost.
+    open() and the first bytes of a command raise UsageError, Unreachable, HostKeyRefused, AuthenticationFailed
+    or ConnectionLost.
     """
+
+    # publickey, password, …; "" where a login that was kept has been used.
+    method: str
+    # Whether a second command needs no second login.
+    shared: bool
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self._way = choose_way(target)
+        self.host = Host(target.spec)
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> Self:
         self.open()
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"Connection({self.host.name!r})"
+    @abstractmethod
+    def open(self) -> None: ...
 
-    @property
-    def host(self) -> Host:
-        return self._way.host
-
-    @property
-    def method(self) -> str:
-        return self._way.method
-
-    @property
-    def shared(self) -> bool:
-        return self._way.shared
-
-    def open(self) -> None:
-        self._way.open()
-
+    @abstractmethod
     def start(self, command: str) -> Channel:
         """Run a command, without a terminal, its stderr apart."""
-        log.debug("%s: starting a command, %d characters", self.host.name, len(command))
-        return self._way.start(command)
 
+    @abstractmethod
     def close(self) -> None:
-        """Never raises, never waits."""
-        self._way.close()
+        """Never raises, never waits long."""
 
 
-def choose_way(target: Target) -> Way:
-    """Raises UsageError where OpenSSH is asked for and is not installed."""
+def connect(target: Target) -> Connection:
+    """By the system's ssh, or by paramiko where there is none. Raises UsageError where a missing ssh is asked for."""
     ssh = shutil.which("ssh") if target.program != "paramiko" else None
     if ssh is not None:
         from remote.ssh.openssh import OpenSSH
 
         return OpenSSH(target, ssh)
     if target.program == "openssh":
-        raise UsageError(
-            "remote.ssh is openssh, and there is no ssh program here",
-            host=target.spec,
-            remedy="install the OpenSSH client, or take that setting out",
-        )
+        text, remedy = "remote.ssh is openssh, and there is no ssh program here", "install the OpenSSH client"
+        raise UsageError(text, host=target.spec, remedy=remedy)
     from remote.ssh.fallback import Paramiko
 
     return Paramiko(target)

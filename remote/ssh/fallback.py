@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
+import getpass
 import os
 import re
 import socket
@@ -14,69 +14,50 @@ from typing import TYPE_CHECKING, Any
 
 from remote.errors import AuthenticationFailed, ConnectionLost, HostKeyRefused, RemoteError, ServerUnfit, Unreachable, UsageError
 from remote.screen.text import one_line
+from remote.ssh.connection import Connection
 from remote.ssh.target import Host, Spec, Target, parse_spec
 
 if TYPE_CHECKING:
     import paramiko
 
 MAX_ERRORS = 64 << 10
-MISSING = ("proxyusefdpass", "knownhostscommand", "pkcs11provider", "gssapiauthentication", "revokedhostkeys")
+MISSING = ("proxyjump", "proxycommand", "knownhostscommand", "pkcs11provider", "gssapiauthentication", "revokedhostkeys")
 """Settings that change who is let in or trusted, and that only the ssh program understands."""
 _accepted: dict[str, bytes] = {}
 """Keys that a person accepted in this process."""
 
 
-class Paramiko:
-    """A login that lasts as long as the command; jump hosts and a ProxyCommand of ssh_config are followed."""
+class Paramiko(Connection):
+    """A login that lasts as long as the command, straight to the server."""
 
     def __init__(self, target: Target) -> None:
-        self.target = target
-        self.host = Host(target.spec)
+        super().__init__(target)
         self.method = ""
         self.shared = True
-        self._clients: list[paramiko.SSHClient] = []
+        self._client: paramiko.SSHClient | None = None
 
     def open(self) -> None:
         spec = parse_spec(self.target.spec)
         settings = read_config(spec, self.target.ssh_config)
         self.host = Host(self.target.spec, user_of(spec, settings), settings["hostname"], port_of(spec, settings))
-        sock: Any = None
         try:
-            for hop in jumps_of(settings):
-                hop_spec = parse_spec(hop)
-                sock = self._log_in(hop_spec, read_config(hop_spec, self.target.ssh_config), sock, last=False)
-                sock = self._through(sock, self.host)
-            self._log_in(spec, settings, sock, last=True)
+            self._log_in(spec, settings)
         except BaseException:
             self.close()
             raise
 
-    def _through(self, client: paramiko.SSHClient, to: Host) -> Any:
-        transport = client.get_transport()
-        assert transport is not None
-        import paramiko
-
-        try:
-            return transport.open_channel("direct-tcpip", (str(to.hostname), int(to.port or 22)), ("127.0.0.1", 0), timeout=self.target.timeout_s)
-        except (paramiko.SSHException, OSError, EOFError) as error:
-            text = f"the jump host can't reach {to.hostname} port {to.port} ({one_line(str(error), 100)})"
-            raise Unreachable(text, host=self.host.name, step="connect") from None
-
-    def _log_in(self, spec: Spec, settings: dict[str, Any], sock: Any, last: bool) -> paramiko.SSHClient:
+    def _log_in(self, spec: Spec, settings: dict[str, Any]) -> None:
         import paramiko
 
         missing = [key for key in MISSING if settings.get(key, "no").lower() not in ("no", "none")]
         if missing:
             raise UsageError(f"{missing[0]} in ssh_config needs the ssh program", host=spec.host, remedy="install the OpenSSH client")
-        client = paramiko.SSHClient()
-        self._clients.append(client)
+        self._client = client = paramiko.SSHClient()
         policy = Strict(self.target, settings)
         policy.load(client)
-        if sock is None and settings.get("proxycommand", "none").lower() != "none":
-            sock = paramiko.ProxyCommand(settings["proxycommand"])
         files = [*map(os.path.expanduser, self.target.identities), *settings.get("identityfile", [])]
         keys = [file for file in files if os.path.isfile(file)]
-        secrets: dict[str, Any] = {"key_filename": keys, "password": self.target.password if last else None, "passphrase": self.target.passphrase}
+        secrets: dict[str, Any] = {"key_filename": keys, "password": self.target.password, "passphrase": self.target.passphrase}
         for attempt in range(3):
             try:
                 client.connect(
@@ -85,7 +66,6 @@ class Paramiko:
                     user_of(spec, settings),
                     look_for_keys=not files,
                     allow_agent=settings.get("identitiesonly", "no") != "yes",
-                    sock=sock,
                     timeout=self.target.timeout_s,
                     banner_timeout=self.target.timeout_s,
                     auth_timeout=self.target.timeout_s,
@@ -119,9 +99,7 @@ class Paramiko:
         transport = client.get_transport()
         assert transport is not None
         transport.set_keepalive(max(1, int(self.target.timeout_s / 3)))
-        if last:
-            self.method = "password" if secrets["password"] else "publickey"
-        return client
+        self.method = "password" if secrets["password"] else "publickey"
 
     def _ask_passphrase(self, spec: Spec, attempt: int) -> str:
         if attempt == 2 or not self.target.can_ask:
@@ -135,7 +113,7 @@ class Paramiko:
     def start(self, command: str) -> ParamikoChannel:
         import paramiko
 
-        transport = self._clients[-1].get_transport() if self._clients else None
+        transport = self._client.get_transport() if self._client else None
         try:
             if transport is None:
                 raise EOFError
@@ -149,9 +127,9 @@ class Paramiko:
         return ParamikoChannel(channel, self.host.name, self.target.timeout_s)
 
     def close(self) -> None:
-        for client in reversed(self._clients):
-            client.close()
-        self._clients.clear()
+        if self._client is not None:
+            self._client.close()
+        self._client = None
 
 
 class ParamikoChannel:
@@ -288,17 +266,7 @@ def read_config(spec: Spec, file: str | None) -> dict[str, Any]:
     return found
 
 
-def jumps_of(settings: dict[str, Any]) -> list[str]:
-    jump = settings.get("proxyjump", "none")
-    hops = [] if jump.lower() == "none" else [part for part in jump.split(",") if part]
-    if len(hops) > 1:
-        raise UsageError("more than one jump host needs the ssh program", remedy="install the OpenSSH client")
-    return hops
-
-
 def user_of(spec: Spec, settings: dict[str, Any]) -> str:
-    import getpass
-
     return str(spec.user or settings.get("user") or getpass.getuser())
 
 
@@ -307,15 +275,10 @@ def port_of(spec: Spec, settings: dict[str, Any]) -> int:
 
 
 def fingerprint(key: paramiko.PKey) -> str:
-    import hashlib
-
-    digest = base64.b64encode(hashlib.sha256(key.asbytes()).digest()).decode().rstrip("=")
-    return f"{key.get_name()} SHA256:{digest}"
+    return f"{key.get_name()} {key.fingerprint}"
 
 
 def ask(prompt: str) -> str:
-    import getpass
-
     try:
         return getpass.getpass(prompt, stream=sys.stderr)
     except EOFError:

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from remote.errors import RemoteError, UsageError
 from remote.screen.text import one_line
 from remote.ssh.askpass import Askpass
+from remote.ssh.connection import Connection
 from remote.ssh.process import Process
 from remote.ssh.said import explain
 from remote.ssh.target import Host, Target, parse_spec
@@ -44,7 +45,7 @@ NEWER = {"sessiontype": "default", "stdinnull": "no", "forkafterauthentication":
 """The same, for keywords that an older ssh would refuse."""
 
 
-class OpenSSH:
+class OpenSSH(Connection):
     """`ssh` with the user's own settings, keys, agents, prompts and jump hosts.
 
     The first command logs in; where the user's ssh_config names no ControlPath, ssh keeps that login for `stay_s`
@@ -52,21 +53,16 @@ class OpenSSH:
     """
 
     def __init__(self, target: Target, ssh: str) -> None:
-        self.target = target
-        self.host = Host(target.spec)
+        super().__init__(target)
         self._ssh = ssh
+        self.shared = False
         self._asking: Askpass | None = None
         self._options: dict[str, str] = {}
         self._running: list[Process] = []
-        self._kept = False
 
     @property
-    def method(self) -> str:
+    def method(self) -> str:  # type: ignore[override]  # known only once a command has logged in
         return next((process.method for process in self._running if process.method), "")
-
-    @property
-    def shared(self) -> bool:
-        return self._kept
 
     def open(self) -> None:
         """Read the settings; nothing is sent yet."""
@@ -74,7 +70,7 @@ class OpenSSH:
         user, hostname = found.get("user"), found.get("hostname")
         self.host = Host(self.target.spec, user, hostname, int(found.get("port", "22")))
         self._options = connection_options(self.target, found)
-        self._kept = self._options.get("ControlPath", found.get("controlpath", "none")) != "none"
+        self.shared = self._options.get("ControlPath", found.get("controlpath", "none")) != "none"
         if self.target.password is not None or self.target.passphrase is not None:
             self._asking = Askpass(self.target, self.host)
 
@@ -85,7 +81,7 @@ class OpenSSH:
             environment |= self._asking.environment()
         elif not self.target.can_ask:
             environment["SSH_ASKPASS_REQUIRE"] = "never"
-        kept = Kept(self) if self._kept else None
+        kept = Kept(self) if self.shared else None
         process = Process(words, environment, self.host, self.target, self._explain, kept)
         self._running.append(process)
         return process

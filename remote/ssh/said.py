@@ -9,104 +9,40 @@ from remote.errors import AuthenticationFailed, ConnectionLost, HostKeyRefused, 
 from remote.screen.text import one_line
 from remote.ssh.target import Host, Target
 
-NOISE = re.compile(r"^(Authenticated to |Transferred: |Bytes per second|debug|OpenSSH_|@+$|@ )|^Warning: Permanently added")
-RSA_HINT = "update the server's OpenSSH, or allow what it offers for this host in ~/.ssh/config"
+NOISE = re.compile(r"^(Authenticated to |Transferred: |Bytes per second|debug|OpenSSH_|@+$|@ |Warning: Perm)")
+PORT = "no SSH server listens there: check the port (user@host:port), or whether it still starts"
+NAME = "check its spelling, the VPN, or HostName in ~/.ssh/config"
+OFF = "the machine is off, or a firewall drops the connection"
+HANGS = "the server hangs, or no SSH server listens there"
+LIMIT = "it may limit logins (MaxStartups), block your address, or be no SSH server"
+JUMP = "try it there by hand; its sshd must allow TCP forwarding"
+PROXY = "give the ProxyCommand in ~/.ssh/config its user and password"
+OLD = "update the server's OpenSSH, or allow what it offers for this host in ~/.ssh/config"
+KEYS = "name the right one with -i, or set IdentityFile and IdentitiesOnly yes in ~/.ssh/config"
+NO_KEY = "choose a key with -i, or put yours on the server: fab -H {host} setup-key"
+ACCEPT = "compare its fingerprint and accept it once: ssh{port} {host}"
+CHANGE = "log in once by hand and change it: ssh -t{port} {host}"
+Refused = HostKeyRefused
 CAUSES: tuple[tuple[str, type[RemoteError], str, str], ...] = (
-    # (what ssh says, the class, the cause in our words, what to do); {where}, {port}, {host} and {timeout} are filled in
-    (r"(?i)revoked", HostKeyRefused, "the server's key is revoked", "ask whoever runs the server"),
-    (r"IDENTIFICATION HAS CHANGED|Host key for .* has changed", HostKeyRefused, "the server's key has CHANGED", "{forget}"),
-    (
-        r"key is known for|Host key verification failed|authenticity of host",
-        HostKeyRefused,
-        "the server's key is not known here",
-        "compare its fingerprint and accept it once: ssh{port} {host}",
-    ),
-    (
-        r"Too many authentication failures",
-        AuthenticationFailed,
-        "the server stopped after too many keys",
-        "name the right one with -i, or set IdentityFile and IdentitiesOnly yes for this host in ~/.ssh/config",
-    ),
-    (
-        r"(password|account).{0,20}(has |is )?expired|[Pp]assword change required|must change your password",
-        AuthenticationFailed,
-        "the password or the account has expired",
-        "log in once by hand and change it: ssh -t{port} {host}",
-    ),
-    (
-        r"not open to|nologin|maintenance|System is (booting|going down)|[Ll]ogins? (are|is) .{0,20}(disabled|not allowed)",
-        AuthenticationFailed,
-        "the server lets nobody in at present",
-        "",
-    ),
-    (
-        r"Permission denied",
-        AuthenticationFailed,
-        "permission denied",
-        "choose a key with -i, or put yours on the server: fab -H {host} setup-key",
-    ),
-    (
-        r"Could not resolve hostname|Name or service not known|nodename nor servname",
-        Unreachable,
-        "the name {where} is not known to the network",
-        "check its spelling, the VPN, or HostName in ~/.ssh/config",
-    ),
-    (
-        r"407|[Pp]roxy [Aa]uthentication",
-        Unreachable,
-        "the proxy on the way wants a login of its own",
-        "give the ProxyCommand in ~/.ssh/config its user and password",
-    ),
-    (
-        r"stdio forwarding failed|open failed|administratively prohibited",
-        Unreachable,
-        "the jump host can't reach {where}",
-        "try it there by hand; its sshd must allow TCP forwarding",
-    ),
-    (
-        r"Connection refused",
-        Unreachable,
-        "{where} refuses connections",
-        "no SSH server listens there: check the port (user@host:port), or whether it still starts",
-    ),
-    (
-        r"No route to host|Network is unreachable|Network is down",
-        Unreachable,
-        "there is no route to {where}",
-        "check the network and the VPN",
-    ),
-    (
-        r"banner exchange.*timed out|Connection timed out during banner",
-        Unreachable,
-        "{where} accepted the connection but then said nothing for {timeout:g} s",
-        "the server hangs, or no SSH server listens there",
-    ),
-    (
-        r"[Tt]imed out|Timeout, server",
-        Unreachable,
-        "{where} did not answer for {timeout:g} s",
-        "the machine is off, or a firewall drops the connection",
-    ),
-    (r"Unable to negotiate|no matching", Unreachable, "{where} offers only outdated cryptography", RSA_HINT),
-    (
-        r"kex_exchange_identification|banner exchange|banner line|Exceeded MaxStartups",
-        Unreachable,
-        "{where} closed the connection before the login",
-        "it may limit logins (MaxStartups), block your address, or be no SSH server",
-    ),
-    (
-        r"Bad (configuration option|owner or permissions)|terminating, \d+ bad|keyword .* extra arguments|percent_expand",
-        UsageError,
-        "ssh_config can't be used",
-        "try `ssh{port} {host}` by hand",
-    ),
-    (
-        r"UNPROTECTED PRIVATE KEY|bad permissions",
-        AuthenticationFailed,
-        "the key's file may be read by others",
-        "chmod 600 that file",
-    ),
+    ("(?i)revoked", Refused, "the server's key is revoked", "ask whoever runs the server"),
+    ("HAS CHANGED|Host key for .* has changed", Refused, "the server's key has CHANGED", "{forget}"),
+    ("key is known for|Host key verification failed", Refused, "the server's key is not known here", ACCEPT),
+    ("Too many authentication", AuthenticationFailed, "the server stopped after too many keys", KEYS),
+    (r"expired|change required|must change your", AuthenticationFailed, "the password or the account has expired", CHANGE),
+    ("nologin|maintenance|System is (booting|going)", AuthenticationFailed, "the server lets nobody in at present", ""),
+    ("Permission denied", AuthenticationFailed, "permission denied", NO_KEY),
+    ("Could not resolve|not known$", Unreachable, "the name {where} is not known to the network", NAME),
+    ("407|[Pp]roxy [Aa]uth", Unreachable, "the proxy on the way wants a login of its own", PROXY),
+    ("stdio forwarding failed|open failed|prohibited", Unreachable, "the jump host can't reach {where}", JUMP),
+    ("Connection refused", Unreachable, "{where} refuses connections", PORT),
+    ("No route to host|unreachable|Network is down", Unreachable, "there is no route to {where}", "check the network and the VPN"),
+    ("during banner exchange", Unreachable, "{where} accepted the connection but then said nothing for {timeout:g} s", HANGS),
+    ("[Tt]imed out|Timeout, server", Unreachable, "{where} did not answer for {timeout:g} s", OFF),
+    ("Unable to negotiate|no matching", Unreachable, "{where} offers only outdated cryptography", OLD),
+    ("kex_exchange|banner|MaxStartups", Unreachable, "{where} closed the connection before the login", LIMIT),
+    (r"Bad configuration|terminating, \d+ bad", UsageError, "ssh_config can't be used", "try `ssh{port} {host}` by hand"),
 )
+"""What ssh says; the class; the cause in our words; what to do. The first that fits decides."""
 
 
 def explain(log: str, errors: bytes, host: Host, target: Target) -> RemoteError:

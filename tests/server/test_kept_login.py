@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from remote.loopback import LoopbackServer, embedded
-from remote.ssh.connection import Connection
+from remote.ssh.connection import connect
 from remote.ssh.openssh import OpenSSH, log_out
 from remote.ssh.target import Target
 from tests.e2e.test_three_commands import fab
@@ -149,7 +149,7 @@ def test_a_stopped_master_is_replaced(server: LoopbackServer, tmp_path: Path, ru
 def test_a_server_that_allows_one_session_works_without(make_server: MakeServer, tmp_path: Path) -> None:
     server = make_server(options={"MaxSessions": "1"})
     goal = target(write_config(tmp_path, server), stay_s=60.0)
-    with Connection(goal) as connection:
+    with connect(goal) as connection:
         first = connection.start("cat")
         first.send(b"x")
         assert first.receive(1) == b"x"
@@ -269,7 +269,7 @@ def test_a_stored_password_is_not_sent_to_the_code_prompt(
     monkeypatch.setattr(embedded, "make_policy", watched)
     server = make_server(password="hunter2")
     goal = target(write_config(tmp_path, server, IdentityFile="none"), password="hunter2")
-    with pytest.raises(Exception, match="ermission denied"), Connection(goal) as connection:
+    with pytest.raises(Exception, match="ermission denied"), connect(goal) as connection:
         says(connection)
     assert answers.count("hunter2") == 1
 
@@ -289,7 +289,7 @@ def test_the_way_tells_how_it_got_in(server: LoopbackServer, tmp_path: Path) -> 
     goal = target(write_config(tmp_path, server), stay_s=60.0)
     methods = []
     for _ in range(2):
-        with Connection(goal) as connection:
+        with connect(goal) as connection:
             says(connection)
             methods.append(connection.method)
     assert methods == ["publickey", ""]

@@ -17,7 +17,7 @@ import pytest
 
 from remote.errors import HostKeyRefused
 from remote.loopback import LoopbackServer, make_key
-from remote.ssh.connection import Connection
+from remote.ssh.connection import connect
 from tests.support.faults import Lab, run_task
 from tests.support.login import join, logs_in, refusal, says, target, write_config
 from tests.support.sshd import MakeServer
@@ -95,7 +95,7 @@ class TestCertificates:
 
 class TestPasswordAndKey:
     @pytest.fixture
-    def account(self, system_user: str) -> str:
+    def account(self, system_user: str) -> Iterator[str]:
         """A real account with the password hunter2."""
         hashed = subprocess.run(["openssl", "passwd", "-6", "hunter2"], capture_output=True, text=True, check=True).stdout.strip()
         subprocess.run(["usermod", "-p", hashed, system_user], check=True)
@@ -177,7 +177,7 @@ class TestWays:
 
     def test_set_env(self, make_server: MakeServer, tmp_path: Path) -> None:
         server = make_server(options={"AcceptEnv": "REMOTE_TEST_*"})
-        with Connection(target(write_config(tmp_path, server, SetEnv="REMOTE_TEST_A=b"))) as connection:
+        with connect(target(write_config(tmp_path, server, SetEnv="REMOTE_TEST_A=b"))) as connection:
             assert says(connection, "echo $REMOTE_TEST_A") == b"b\n"
 
     def test_an_address_with_a_zone(self, server: LoopbackServer, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from remote.link.link import Link
 from remote.loopback import LoopbackServer, Route
 from remote.project.release import build_release, manifest_rows, plan_release, upload_frames
 from remote.records import Release
-from remote.ssh.connection import Connection
+from remote.ssh.connection import connect
 from remote.ssh.target import Target
 
 ROOT = "~/projects/p"
@@ -23,7 +23,7 @@ OWNER: dict[str, Any] = {"project": "p", "identity": None}
 def agent(server: LoopbackServer | Route, root: str = ROOT, timeout_s: float = 20.0) -> Iterator[Link]:
     """A link to the agent on `server`."""
     with (
-        Connection(Target("loopback", ssh_config=str(server.ssh_config), interactive=False, timeout_s=timeout_s)) as connection,
+        connect(Target("loopback", ssh_config=str(server.ssh_config), interactive=False, timeout_s=timeout_s)) as connection,
         Link(connection, root) as link,
     ):
         yield link

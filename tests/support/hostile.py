@@ -93,12 +93,12 @@ def encode(message: dict[str, Any], blob: bytes = b"") -> bytes:
 @contextlib.contextmanager
 def hostile(answer: Answer) -> Iterator[None]:
     """Every session within the block talks to the liar."""
-    honest = vars(session)["Connection"]
-    setattr(session, "Connection", lambda target: LyingConnection(target, answer))  # noqa: B010  it has another's type
+    honest = vars(session)["connect"]
+    setattr(session, "connect", lambda target: LyingConnection(target, answer))  # noqa: B010  it has another's type
     try:
         yield
     finally:
-        setattr(session, "Connection", honest)  # noqa: B010
+        setattr(session, "connect", honest)  # noqa: B010
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import pytest
 
 from remote.errors import RemoteError
 from remote.loopback import LoopbackServer
-from remote.ssh.connection import Connection
+from remote.ssh.connection import Connection, connect
 from remote.ssh.target import Target
 
 
@@ -55,12 +55,12 @@ def says(connection: Connection, command: str = "echo hello") -> bytes:
 
 
 def logs_in(goal: Target) -> bool:
-    with Connection(goal) as connection:
+    with connect(goal) as connection:
         return says(connection) == b"hello\n"
 
 
 def refusal(goal: Target) -> RemoteError:
-    with pytest.raises(RemoteError) as found, Connection(goal) as connection:
+    with pytest.raises(RemoteError) as found, connect(goal) as connection:
         says(connection)
     assert "\n" not in str(found.value)
     return found.value
