@@ -100,16 +100,24 @@ def start_command(nonce: str, python: str = "") -> str:
 class Link:
     """The agent on one connection. `with` starts and ends it. `requests` counts the calls, the cost on a slow link.
 
-    `new_there`: the server is not known to keep this agent, so that it is sent without being asked for.
+    `new_there`: the server is not known to keep this agent, so that it is sent without being asked for. `beside`: one more
+    over the login that stands, or none.
     """
 
     def __init__(
-        self, connection: Connection, root: str, python: str = "", idle_s: float = IDLE_S, new_there: bool = False
+        self,
+        connection: Connection,
+        root: str,
+        python: str = "",
+        idle_s: float = IDLE_S,
+        new_there: bool = False,
+        beside: bool = False,
     ) -> None:
         self.connection = connection
         self.root = root
         self.python = python
         self.idle_s = idle_s
+        self.beside = beside
         self.requests = 0
         self._buffer = bytearray()
         self._deadline: float | None = None
@@ -124,7 +132,7 @@ class Link:
         return self.connection.host.name
 
     def __enter__(self) -> Link:
-        self._channel = self.connection.start(start_command(self._nonce, self.python))
+        self._channel = self.connection.start(start_command(self._nonce, self.python), self.beside)
         hello = {"root": self.root, "agent": agent_hash(), "idle_s": self.idle_s}
         self._send(hello)
         if self._send_program:

@@ -92,6 +92,16 @@ class Session:
             raise
 
     @property
+    def can_widen(self) -> bool:
+        """Whether one login carries several commands."""
+        return self.connection is not None and self.connection.shared
+
+    def lane(self) -> Link:
+        """One more agent over the login that stands, for what goes side by side."""
+        assert self.connection is not None
+        return Link(self.connection, self.project.settings.root, self.project.settings.python, link.IDLE_S, beside=True)
+
+    @property
     def _memory(self) -> Path:
         """Holds the hash of the agent that this server keeps; worth one round trip, and nothing if it is wrong."""
         key = hashlib.sha256(f"{self.host}\0{self.project.settings.root}".encode("utf-8", "surrogateescape")).hexdigest()[:24]

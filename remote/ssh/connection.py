@@ -68,8 +68,8 @@ class Connection(ABC):
     def open(self) -> None: ...
 
     @abstractmethod
-    def start(self, command: str) -> Channel:
-        """Run a command, without a terminal, its stderr apart."""
+    def start(self, command: str, beside: bool = False) -> Channel:
+        """Run a command, without a terminal, its stderr apart. `beside`: over the login that stands, or not at all."""
 
     @abstractmethod
     def close(self) -> None:

@@ -110,7 +110,7 @@ class Paramiko(Connection):
         remedy = f"choose a key with -i, or put yours on the server: fab -H {self.target.spec} setup-key"
         return AuthenticationFailed(text, host=spec.host, step="login", remedy=remedy)
 
-    def start(self, command: str) -> ParamikoChannel:
+    def start(self, command: str, beside: bool = False) -> ParamikoChannel:
         import paramiko
 
         transport = self._client.get_transport() if self._client else None

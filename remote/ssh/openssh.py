@@ -13,6 +13,7 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -74,15 +75,21 @@ class OpenSSH(Connection):
         if self.target.password is not None or self.target.passphrase is not None:
             self._asking = Askpass(self.target, self.host)
 
-    def start(self, command: str) -> Process:
-        words = [self._ssh, "-T", *as_words(self._options), *host_words(self.target), command]
+    def start(self, command: str, beside: bool = False) -> Process:
+        target, options = self.target, self._options
+        if beside:
+            # Where the kept login refuses, ssh would log in anew, and ask again: it gets no way to do so.
+            path = read_settings(self._ssh, target, options).get("controlpath", "none")
+            never = {"ControlMaster": "no", "ControlPath": path, "ProxyCommand": "false", "BatchMode": "yes"}
+            options, target = {**options, **never}, replace(target, interactive=False)
+        words = [self._ssh, "-T", *as_words(options), *host_words(target), command]
         environment = dict(os.environ)
         if self._asking is not None:
             environment |= self._asking.environment()
-        elif not self.target.can_ask:
+        elif not target.can_ask:
             environment["SSH_ASKPASS_REQUIRE"] = "never"
-        kept = Kept(self) if self.shared else None
-        process = Process(words, environment, self.host, self.target, self._explain, kept)
+        kept = Kept(self) if self.shared and not beside else None
+        process = Process(words, environment, self.host, target, self._explain, kept)
         self._running.append(process)
         return process
 

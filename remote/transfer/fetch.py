@@ -14,6 +14,7 @@ from remote.errors import ProtocolError, RemoteError, TransferFailed, UsageError
 from remote.link.session import Session, who_am_i
 from remote.project.results import read_mapping
 from remote.screen.display import size
+from remote.transfer.lanes import Lanes, is_large
 from remote.transfer.manifest import PARTS, SOURCE, RemoteFile, checked_manifest, holds_name, parse_left, safe_path
 from remote.transfer.receiving import Fetched, FetchPlan, Receiver, plan_fetch, read_local
 
@@ -113,12 +114,20 @@ def _fetch_files(session: Session, directory: Path, files: list[RemoteFile], fet
         if ask and not count:
             _agree(session, plan)
         receiver = Receiver(directory, plan, fetched, lambda done, total: _show(session, done, total))
-        if plan.wanted:
-            ranges = [[f.path, h.size if h else 0, h.digest.hexdigest() if h else None, f.size] for f, h in plan.wanted]
-            try:
-                session.call("fetch_read", receiver.event, run=str(fetched.run["run"]), ranges=ranges)
-            finally:
-                receiver.close()
+        run = str(fetched.run["run"])
+        try:
+            large = [pair for pair in plan.wanted if is_large(*pair)]
+            lanes = Lanes(session, run) if large and session.can_widen else None
+            small = [pair for pair in plan.wanted if lanes is None or pair not in large]
+            receiver.queue = [*small, *(large if lanes is not None else [])]
+            if small:
+                ranges = [[f.path, h.size if h else 0, h.digest.hexdigest() if h else None, f.size] for f, h in small]
+                session.call("fetch_read", receiver.event, run=run, ranges=ranges)
+            if lanes is not None:
+                with lanes:
+                    lanes.fetch(large, receiver.event)
+        finally:
+            receiver.close()
         receiver.make_links()
         if not receiver.wrong:
             return

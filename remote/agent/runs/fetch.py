@@ -59,6 +59,45 @@ def fetch_read(call: Call, root: str, run: str, ranges: List[Any]) -> Dict[str, 
     return {"sent": sent}
 
 
+@operation("fetch_segment")
+def fetch_segment(call: Call, root: str, run: str, path: str, start: int, end: int) -> Dict[str, Any]:
+    """Send the bytes [start, end) of a file as blobs of events. `sha256`: their hash, None if the file is shorter by now."""
+    digest, position = hashlib.sha256(), start
+    with _open_for(root, run, path) as file:
+        file.seek(start)
+        while position < end:
+            data = _read(file, min(protocol.CHUNK, end - position))
+            if not data:
+                return {"sha256": None}
+            digest.update(data)
+            call.event(data)
+            position += len(data)
+    return {"sha256": digest.hexdigest()}
+
+
+@operation("fetch_hash")
+def fetch_hash(call: Call, root: str, run: str, path: str, end: int) -> Dict[str, Any]:
+    """The hash over the bytes [0, end) of a file; None if it is gone, or shorter by now."""
+    digest, position = hashlib.sha256(), 0
+    try:
+        file = _open_for(root, run, path)
+    except OSError:
+        return {"sha256": None}
+    with file:
+        while position < end:
+            data = _read(file, min(protocol.CHUNK, end - position))
+            if not data:
+                return {"sha256": None}
+            digest.update(data)
+            position += len(data)
+    return {"sha256": digest.hexdigest()}
+
+
+def _open_for(root: str, run: str, path: str) -> Any:
+    layout = Layout(resolve_root(root))
+    return _open(layout, describe_run(layout, find_run(layout, run)["run"]), path)
+
+
 def _open(layout: Layout, described: Dict[str, Any], path: str) -> Any:
     """The file for a path of the manifest. Refuses what is not inside the run or its release; raises OSError where it can't be read."""
     if any(part in ("", ".", "..") for part in path.split("/")):
