@@ -47,7 +47,7 @@ SHAPES: Mapping[str, Shape] = {
     "reach": {"reached": bool, "problem": str},
     "runs": {"runs": [dict]},
     "fetch_manifest": {"run": dict, "files": [list], "left": [list], "seen": str, "marked": str},
-    "fetch_segment": {"sha256": str},
+    "fetch_lane": {"short": bool},
     "fetch_hash": {"sha256": str},
     "run_start": {"launched": str, "note": str, "again": bool},
     "run_resume": {"run": str, "launched": str, "note": str, "again": bool, "attempt": int},

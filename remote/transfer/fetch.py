@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,7 +16,7 @@ from remote.project.results import read_mapping
 from remote.screen.display import size
 from remote.transfer.lanes import Lanes, is_large
 from remote.transfer.manifest import PARTS, SOURCE, RemoteFile, checked_manifest, holds_name, parse_left, safe_path
-from remote.transfer.receiving import Fetched, FetchPlan, Receiver, plan_fetch, read_local
+from remote.transfer.receiving import Fetched, FetchPlan, LocalBytes, Receiver, plan_fetch, read_local
 
 ENDED = ("finished", "failed", "stopped")
 ROUNDS = 3
@@ -114,18 +114,8 @@ def _fetch_files(session: Session, directory: Path, files: list[RemoteFile], fet
         if ask and not count:
             _agree(session, plan)
         receiver = Receiver(directory, plan, fetched, lambda done, total: _show(session, done, total))
-        run = str(fetched.run["run"])
         try:
-            large = [pair for pair in plan.wanted if is_large(*pair)]
-            lanes = Lanes(session, run) if large and session.can_widen else None
-            small = [pair for pair in plan.wanted if lanes is None or pair not in large]
-            receiver.queue = [*small, *(large if lanes is not None else [])]
-            if small:
-                ranges = [[f.path, h.size if h else 0, h.digest.hexdigest() if h else None, f.size] for f, h in small]
-                session.call("fetch_read", receiver.event, run=run, ranges=ranges)
-            if lanes is not None:
-                with lanes:
-                    lanes.fetch(large, receiver.event)
+            _receive(session, str(fetched.run["run"]), plan, receiver)
         finally:
             receiver.close()
         receiver.make_links()
@@ -134,6 +124,28 @@ def _fetch_files(session: Session, directory: Path, files: list[RemoteFile], fet
         pending = receiver.wrong
     names = ", ".join(file.path for file in pending[:3])
     raise TransferFailed(f"{names} changed each time while being read", host=session.host, remedy="run the same command again")
+
+
+def _receive(session: Session, run: str, plan: FetchPlan, receiver: Receiver) -> None:
+    large = [pair for pair in plan.wanted if is_large(*pair)] if session.can_widen else []
+    small = [pair for pair in plan.wanted if pair not in large]
+    receiver.queue = [*small, *large]
+    if not large:
+        _read(session, run, small, receiver)
+        return
+    with Lanes(session, run) as lanes:
+        _read(session, run, small, receiver)
+        if lanes.ready:
+            lanes.fetch(large, receiver.event)
+        else:
+            _read(session, run, large, receiver)
+
+
+def _read(session: Session, run: str, wanted: Sequence[tuple[RemoteFile, LocalBytes | None]], receiver: Receiver) -> None:
+    """All of it in one answer, over one channel."""
+    ranges = [[file.path, have.size if have else 0, have.digest.hexdigest() if have else None, file.size] for file, have in wanted]
+    if ranges:
+        session.call("fetch_read", receiver.event, run=run, ranges=ranges)
 
 
 def _agree(session: Session, plan: FetchPlan) -> None:

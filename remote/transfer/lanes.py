@@ -1,213 +1,170 @@
-"""Large files over several channels of one login: OpenSSH's channels hold 2 MiB on their way, which a long line can't fill."""
+"""Large files over several channels of one login: OpenSSH has 2 MiB of a channel on their way, which a long line can't fill."""
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
-from remote.errors import AuthenticationFailed, ConnectionLost, ProtocolError, RemoteError, ServerUnfit, Unreachable
+from remote.agent.shared.trees import SYMLINK
+from remote.errors import ConnectionLost, ProtocolError, RemoteError
 from remote.link.link import Link
 from remote.link.session import Session
 from remote.transfer.manifest import RemoteFile
 from remote.transfer.receiving import LocalBytes
 
-LANES = 6
-"""Beside the first channel and the one that hashes: 8 of the 10 sessions that sshd allows by default."""
-SEGMENT = 8 << 20
-AHEAD = 10
-"""Segments that may wait here in memory, or be on their way: 80 MiB."""
+MOST = 7
+"""One of them hashes. With the first channel they are 8 of the 10 sessions that sshd allows by default."""
+UNIT = 512 << 10
+AHEAD = 24 << 20
+"""Bytes that may wait here in memory for those before them."""
 LARGE = 32 << 20
 """Below that one channel is done before others have begun."""
 
 Wanted = tuple[RemoteFile, "LocalBytes | None"]
+Event = Callable[[dict[str, Any], bytes], None]
 
 
 def is_large(file: RemoteFile, have: LocalBytes | None) -> bool:
-    return file.size - (have.size if have else 0) >= LARGE and file.mode != 0o120000
-
-
-@dataclass(eq=False)
-class Segment:
-    """A part of one file on its way here."""
-
-    path: str
-    start: int
-    end: int
-    data: bytearray | None = None
-    gone: bool = False
+    return file.mode != SYMLINK and file.size - (have.size if have else 0) >= LARGE
 
 
 class Lanes:
-    """Agents over one login, side by side. What they bring is handed on in order, so that a cut leaves beginnings of files."""
+    """More agents over the login that stands. `ready` is False where the server lets too few of them in."""
 
     def __init__(self, session: Session, run: str) -> None:
-        self._session, self._run = session, run
-        self._root = session.project.settings.root
-        self._changed = threading.Condition()
-        self._segments: list[Segment] = []
-        self._begun = self._needed = 0
-        self._alive = 0
-        self._left: list[Segment] = []
-        self._ended = False
-        self._error: RemoteError | None = None
+        self._session = session
+        self._asked: dict[str, Any] = {"root": session.project.settings.root, "run": run}
+        self._pool = ThreadPoolExecutor(MOST)
+        self._opening = [self._pool.submit(self._open) for _ in range(MOST)]
         self._links: list[Link] = []
+
+    def _open(self) -> Link | None:
+        link = self._session.lane()
+        try:
+            link.__enter__()
+            link.call("runs", root=self._asked["root"])
+        except RemoteError:
+            link.__exit__(None, None, None)
+            return None
+        return link
 
     def __enter__(self) -> Lanes:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
-            links, self._links = self._links, []
-        for link in links:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for link in self._up():
             link.__exit__(None, None, None)
+        self._pool.shutdown(wait=False)
 
-    def fetch(self, wanted: Sequence[Wanted], event: Callable[[dict[str, Any], bytes], None]) -> None:
-        """Bring the files, as events of `fetch_read` would: file and offset, bytes, the hash of the whole at the end."""
-        hashes = [HashLater(self._session, self._run, file) for file, _ in wanted]
-        offsets = [self._offset(file, have) for file, have in wanted]
-        for (file, _), offset in zip(wanted, offsets, strict=True):
-            starts = range(offset, file.size, SEGMENT)
-            self._segments += [Segment(file.path, at, min(at + SEGMENT, file.size)) for at in starts]
-        self._open()
-        threading.Thread(target=self._hash, args=(hashes,), daemon=True).start()
-        for number, ((file, _), offset) in enumerate(zip(wanted, offsets, strict=True)):
+    def _up(self) -> list[Link]:
+        return [link for opening in self._opening if (link := opening.result()) is not None]
+
+    @property
+    def ready(self) -> bool:
+        self._links = self._links or self._up()
+        return len(self._links) > 2
+
+    def fetch(self, wanted: Sequence[Wanted], event: Event) -> None:
+        """Bring the files, as events of `fetch_read` would: file and offset, bytes in order, the hash of the whole at the end."""
+        hasher, *carriers = self._links
+        for file, have in wanted:
+            whole = self._pool.submit(self._hash, hasher, file, file.size)
+            offset = 0
+            if have is not None and have.size and self._hash(carriers[0], file, have.size) == have.digest.hexdigest():
+                offset = have.size
             event({"file": file.path, "offset": offset}, b"")
-            gone = False
-            while self._needed < len(self._segments) and self._segments[self._needed].path == file.path:
-                segment = self._wait()
-                gone = gone or segment.gone
-                if not gone:
-                    event({}, bytes(segment.data or b""))
-                self._step(segment)
-            event({"done": None if gone else hashes[number].wait()}, b"")
+            pieces = Pieces(offset)
+            carrying = [self._pool.submit(self._carry, link, file, pieces, place) for place, link in self._places(carriers, offset)]
+            try:
+                complete = self._hand_on(file, pieces, carrying, event)
+            finally:
+                pieces.stop()
+            # Parts that fit may still be parts of two states: the server reads the file as a whole, on a lane of its own.
+            event({"done": whole.result() if complete else None}, b"")
 
-    def _offset(self, file: RemoteFile, have: LocalBytes | None) -> int:
-        """What is here already counts where the same bytes begin the file there."""
-        if have is None or not have.size:
-            return 0
-        there = self._session.call("fetch_hash", run=self._run, path=file.path, end=have.size)["sha256"]
-        return have.size if there == have.digest.hexdigest() else 0
+    def _places(self, carriers: Sequence[Link], offset: int) -> list[tuple[tuple[int, int], Link]]:
+        return [((offset + number * UNIT, len(carriers)), link) for number, link in enumerate(carriers)]
 
-    def _open(self) -> None:
-        for _ in range(min(LANES, len(self._segments))):
-            self._alive += 1
-            threading.Thread(target=self._carry, daemon=True).start()
+    def _hash(self, link: Link, file: RemoteFile, end: int) -> str | None:
+        answer = link.call("fetch_hash", path=file.path, end=end, **self._asked)
+        return str(answer["sha256"]) if answer.get("sha256") else None
 
-    def _carry(self) -> None:
-        """One lane: the next segment that nobody has begun, until none is left. A lane that fails leaves its segment to others."""
-        segment: Segment | None = None
+    def _carry(self, link: Link, file: RemoteFile, pieces: Pieces, place: tuple[int, int]) -> bool:
+        """Bring every so-many-th piece. False where the file has become shorter."""
+        start, step = place
+        asked: dict[str, Any] = {"path": file.path, "start": start, "end": file.size, "unit": UNIT, "step": step}
+
+        def piece(fields: dict[str, Any], blob: bytes) -> None:
+            at = fields.get("at")
+            if type(at) is not int or (at - start) % (UNIT * step) or len(blob) != min(UNIT, file.size - at):
+                raise ProtocolError("the server sends a piece that was not asked for", host=self._session.host)
+            pieces.put(at, blob)
+
         try:
-            with self._new_link() as link:
-                while (segment := self._next()) is not None:
-                    self._bring(partial(link.call, root=self._root), segment)
-        except (ConnectionLost, ServerUnfit, Unreachable, AuthenticationFailed):
-            with self._changed:
-                if segment is not None:
-                    self._left.append(segment)
-        except RemoteError as error:
-            with self._changed:
-                self._error = error
+            return not link.call("fetch_lane", piece, **asked, **self._asked).get("short")
         finally:
-            with self._changed:
-                self._alive -= 1
-                self._changed.notify_all()
+            pieces.wake()
 
-    def _new_link(self) -> Link:
-        link = self._session.lane()
-        with self._changed:
-            if self._ended:
-                raise ConnectionLost("the connection is closed", host=self._session.host)
-            self._links.append(link)
-        return link
+    def _hand_on(self, file: RemoteFile, pieces: Pieces, carrying: Sequence[Future[bool]], event: Event) -> bool:
+        while pieces.needed < file.size:
+            blob = pieces.next(lambda: any(carried.done() for carried in carrying))
+            if blob is not None:
+                event({}, blob)
+                continue
+            ended = [carried for carried in carrying if carried.done()]
+            if not all(carried.result() for carried in ended):
+                return False
+            if len(ended) == len(carrying) and not pieces.has_next():
+                raise ConnectionLost("the server left a piece out", host=self._session.host)
+            pieces.wait_for_next(lambda: len([one for one in carrying if one.done()]) > len(ended))
+        return True
 
-    def _next(self) -> Segment | None:
+
+class Pieces:
+    """What has come of one file, and what is needed next. Whoever is too far ahead waits."""
+
+    def __init__(self, offset: int) -> None:
+        self.needed = offset
+        self._changed = threading.Condition()
+        self._held: dict[int, bytes] = {}
+        self._stopped = False
+
+    def put(self, at: int, blob: bytes) -> None:
         with self._changed:
-            while self._begun >= self._needed + AHEAD and not self._left and not self._ended and self._begun < len(self._segments):
+            while at >= self.needed + AHEAD and not self._stopped:
                 self._changed.wait()
-            if self._left and not self._ended:
-                return self._left.pop(0)
-            if self._ended or self._begun >= len(self._segments):
-                return None
-            self._begun += 1
-            return self._segments[self._begun - 1]
-
-    def _bring(self, call: Callable[..., dict[str, Any]], segment: Segment) -> None:
-        data, size = bytearray(), segment.end - segment.start
-
-        def more(fields: dict[str, Any], blob: bytes) -> None:
-            if len(data) + len(blob) > size:
-                raise ProtocolError("the server sends more than it announced", host=self._session.host)
-            data.extend(blob)
-
-        sha256 = call("fetch_segment", more, run=self._run, path=segment.path, start=segment.start, end=segment.end)["sha256"]
-        with self._changed:
-            segment.gone = sha256 is None or len(data) != size or hashlib.sha256(data).hexdigest() != sha256
-            segment.data = data
+            if self._stopped:
+                raise ConnectionLost("the fetch has ended")
+            self._held[at] = blob
             self._changed.notify_all()
 
-    def _wait(self) -> Segment:
-        segment = self._segments[self._needed]
+    def has_next(self) -> bool:
         with self._changed:
-            while segment.data is None and self._alive and self._error is None and segment not in self._left:
+            return self.needed in self._held
+
+    def next(self, ended: Callable[[], bool]) -> bytes | None:
+        """The bytes that follow; None once a lane has ended and they are not here."""
+        with self._changed:
+            while self.needed not in self._held and not ended():
                 self._changed.wait(1.0)
-            if self._error is not None:
-                raise self._error
-            if segment in self._left:
-                self._left.remove(segment)
-        if segment.data is None:
-            self._bring(self._session.call, segment)  # no lane could: the first channel does
-        return segment
+            blob = self._held.pop(self.needed, None)
+            self.needed += len(blob or b"")
+            self._changed.notify_all()
+        return blob
 
-    def _step(self, segment: Segment) -> None:
+    def wait_for_next(self, changed: Callable[[], bool]) -> None:
         with self._changed:
-            segment.data = None
-            self._needed += 1
-            self._begun = max(self._begun, self._needed)
+            while self.needed not in self._held and not changed():
+                self._changed.wait(1.0)
+
+    def wake(self) -> None:
+        with self._changed:
             self._changed.notify_all()
 
-    def _hash(self, hashes: Sequence[HashLater]) -> None:
-        """The server reads each file as a whole, on a lane of its own: parts that fit may still be parts of two states."""
-        try:
-            with self._new_link() as link:
-                for later in hashes:
-                    later.ask(link, self._root)
-        except RemoteError as error:
-            for later in hashes:
-                later.fail(error)
-
-
-class HashLater:
-    """The hash of a whole file, while its parts are on their way."""
-
-    def __init__(self, session: Session, run: str, file: RemoteFile) -> None:
-        self._session, self._run, self._file = session, run, file
-        self._known = threading.Event()
-        self._sha256: str | None = None
-        self._failed = False
-
-    def ask(self, link: Link, root: str) -> None:
-        answer = link.call("fetch_hash", root=root, run=self._run, path=self._file.path, end=self._file.size)
-        self._sha256 = answer["sha256"]
-        self._known.set()
-
-    def fail(self, error: RemoteError) -> None:
-        self._failed = True
-        self._known.set()
-
-    def wait(self) -> str | None:
-        """Asked for again on the first channel where the lane brought none."""
-        while not self._known.wait(1.0):
-            pass
-        if self._failed and self._sha256 is None:
-            answer = self._session.call("fetch_hash", run=self._run, path=self._file.path, end=self._file.size)
-            self._sha256 = answer["sha256"]
-        return self._sha256
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()

@@ -51,19 +51,18 @@ def digest(path: Path) -> str:
 
 
 def test_large_files_come_side_by_side(lab: KeptLab, monkeypatch: pytest.MonkeyPatch) -> None:
-    carried: list[str] = []
-    honest = lanes.Lanes._bring
+    carried: list[int] = []
+    honest = lanes.Pieces.put
 
-    def watched(self: lanes.Lanes, call: object, segment: lanes.Segment) -> None:
-        carried.append("lane" if "root" in getattr(call, "keywords", {}) else "first channel")
-        honest(self, call, segment)  # type: ignore[arg-type]
+    def watched(self: lanes.Pieces, at: int, blob: bytes) -> None:
+        carried.append(len(blob))
+        honest(self, at, blob)
 
-    monkeypatch.setattr(lanes.Lanes, "_bring", watched)
+    monkeypatch.setattr(lanes.Pieces, "put", watched)
     done = lab.task("fetch_results")
     assert done.code == 0 and same(lab), done
-    assert carried.count("lane") == 6 + 5 and "first channel" not in carried
-    again = lab.task("fetch_results")
-    assert again.code == 0 and len(carried) == 11
+    assert sum(carried) == 90_000_000
+    assert lab.task("fetch_results").code == 0 and sum(carried) == 90_000_000
     log_out(lab.target())  # type: ignore[arg-type]
 
 
@@ -80,11 +79,11 @@ def test_where_a_login_has_no_more_sessions_one_channel_brings_all(make_server: 
 def test_a_cut_leaves_a_beginning_and_the_next_fetch_goes_on_behind_it(server: LoopbackServer, tmp_path: Path) -> None:
     with Relay(server.host, server.port) as relay, short_pauses():
         lab = trained(KeptLab(server, tmp_path, relay, files={"train.sh": MAKE}, settings={"results": ""}))
-        relay.cut_after(42_000_000, "down")
+        relay.cut_after(60_000_000, "down")
         assert lab.task("fetch_results").code == LOST
         (here,) = lab.results.glob("2*")
         kept = sum(path.stat().st_size for path in here.rglob("*") if path.is_file() and path.stat().st_size > 4_000_000)
-        assert kept > 8_000_000
+        assert kept > 25_000_000
         before = relay_bytes(relay)
         assert lab.task("fetch_results").code == 0 and same(lab)
         assert relay_bytes(relay) - before < 95_000_000 - kept + 2_000_000
@@ -97,18 +96,18 @@ def relay_bytes(relay: Relay) -> int:
 
 def test_a_file_that_changes_meanwhile_is_not_put_together_of_two_states(lab: KeptLab, monkeypatch: pytest.MonkeyPatch) -> None:
     (there,) = (lab.root / "runs").glob("2*/work")
-    honest = lanes.Lanes._bring
+    honest = lanes.Pieces.put
     changed: list[int] = []
 
-    def meddling(self: lanes.Lanes, call: object, segment: lanes.Segment) -> None:
-        honest(self, call, segment)  # type: ignore[arg-type]
-        if segment.path == "work/big" and not changed:
-            changed.append(segment.start)
+    def meddling(self: lanes.Pieces, at: int, blob: bytes) -> None:
+        honest(self, at, blob)
+        if not changed:
+            changed.append(at)
             with open(there / "big", "r+b") as file:
                 file.seek(-1000, os.SEEK_END)
                 file.write(os.urandom(1000))
 
-    monkeypatch.setattr(lanes, "LANES", 1)
-    monkeypatch.setattr(lanes.Lanes, "_bring", meddling)
+    monkeypatch.setattr(lanes, "AHEAD", 1 << 20)
+    monkeypatch.setattr(lanes.Pieces, "put", meddling)
     assert lab.task("fetch_results").code == 0 and changed and same(lab)
     log_out(lab.target())  # type: ignore[arg-type]

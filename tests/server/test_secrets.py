@@ -90,7 +90,7 @@ def run_with(lab: Lab, **secrets: Any) -> Any:
 
     target = dataclasses.replace(lab.target(), **secrets)
     assert SECRET not in repr(target)
-    return run_task("deploy", lab.project, lab.all_settings, target, False)
+    return run_task("deploy", lab.project, {**lab.all_settings, "stay_s": 0.0}, target, False)
 
 
 def test_a_passphrase_shows_nowhere(server: LoopbackServer, tmp_path: Path) -> None:

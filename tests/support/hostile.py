@@ -68,12 +68,13 @@ class LyingChannel:
 
 
 class LyingConnection:
-    """Stands in for remote.connection.Connection."""
+    """Stands in for remote.ssh.connection.Connection."""
 
     def __init__(self, target: Target, answer: Answer) -> None:
         self.target = target
         self.host = Host("box")
-        self.by_password = False
+        self.method = ""
+        self.shared = False
         self.answer = answer
 
     def open(self) -> None:
@@ -82,7 +83,7 @@ class LyingConnection:
     def close(self) -> None:
         pass
 
-    def start(self, command: str) -> LyingChannel:
+    def start(self, command: str, beside: bool = False) -> LyingChannel:
         return LyingChannel(command, self.answer)
 
 

@@ -47,7 +47,7 @@ class LocalChannel:
 
 
 class LocalConnection:
-    """Stands in for remote.connection.Connection."""
+    """Stands in for remote.ssh.connection.Connection."""
 
     def __init__(self, home: Path, **environment: str) -> None:
         self.home = home
@@ -56,10 +56,13 @@ class LocalConnection:
         self.environment = {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"} | environment
         self.channels: list[LocalChannel] = []
 
+    method = ""
+    shared = False
+
     def open(self) -> None:
         pass
 
-    def start(self, command: str) -> LocalChannel:
+    def start(self, command: str, beside: bool = False) -> LocalChannel:
         channel = LocalChannel(command, self.home, self.environment)
         self.channels.append(channel)
         return channel

@@ -59,20 +59,24 @@ def fetch_read(call: Call, root: str, run: str, ranges: List[Any]) -> Dict[str, 
     return {"sent": sent}
 
 
-@operation("fetch_segment")
-def fetch_segment(call: Call, root: str, run: str, path: str, start: int, end: int) -> Dict[str, Any]:
-    """Send the bytes [start, end) of a file as blobs of events. `sha256`: their hash, None if the file is shorter by now."""
-    digest, position = hashlib.sha256(), start
+@operation("fetch_lane")
+def fetch_lane(
+    call: Call, root: str, run: str, path: str, start: int, end: int, unit: int, step: int
+) -> Dict[str, Any]:
+    """Send every `step`-th piece of `unit` bytes of [start, end): an event `at` with its place, and the bytes.
+
+    Ends early, with `short`, where the file has become shorter.
+    """
+    if not 0 < unit <= protocol.CHUNK or step < 1:
+        raise Refusal("ProtocolError", "a wrong piece of a file")
     with _open_for(root, run, path) as file:
-        file.seek(start)
-        while position < end:
-            data = _read(file, min(protocol.CHUNK, end - position))
-            if not data:
-                return {"sha256": None}
-            digest.update(data)
-            call.event(data)
-            position += len(data)
-    return {"sha256": digest.hexdigest()}
+        for position in range(start, end, unit * step):
+            file.seek(position)
+            data = _read(file, min(unit, end - position))
+            if len(data) < min(unit, end - position):
+                return {"short": True}
+            call.event(data, at=position)
+    return {}
 
 
 @operation("fetch_hash")
