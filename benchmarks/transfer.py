@@ -1,12 +1,15 @@
-"""Our deploy and fetch beside `rsync -a -e ssh` and `scp -r`, through the same SSH server and the same relay.
+"""Our deploy and fetch beside `rsync -a -e ssh`, each with a login of its own and over a login that is open already.
+
+    ours, rsync                  a first login, as after `fab logout`
+    ours-kept, rsync-kept        over a ControlMaster that stands
 
     python benchmarks/transfer.py            # all of it, about half an hour
     python benchmarks/transfer.py --quick    # a minute
     python benchmarks/transfer.py --write    # also into benchmarks/results/transfer.{md,json}
 
 Times are those of whole processes, from start to exit, login included; the tools take turns within each repeat, so that
-a slow moment of the machine meets them all. rsync and scp send a copy of the same files without `.git`. Our deploy does
-more than they do: it also checks the environment and the GPU.
+a slow moment of the machine meets them all. rsync sends a copy of the same files without `.git`. Our deploy does more than it
+does: it also checks the environment and the GPU.
 """
 
 from __future__ import annotations
@@ -35,11 +38,8 @@ from tests.support.project import commit, make_project  # noqa: E402
 from tests.support.proxy import Relay  # noqa: E402
 from tests.support.sshd import environment, sparse_path  # noqa: E402
 
-TOOLS = ("ours", "rsync", "scp")
+TOOLS = ("ours", "rsync", "ours-kept", "rsync-kept")
 MB = 1_000_000
-SCP_FILES_PER_S = 5
-"""What scp does over a 50 ms round trip; it is left out where it would take more than SCP_LIMIT_S."""
-SCP_LIMIT_S = 90
 STUB = "print('done')\n"
 
 
@@ -114,12 +114,28 @@ def fab(route: Route, *arguments: str) -> list[str | Path]:
     return [Path(sys.executable).with_name("fab"), "-S", route.ssh_config, "-H", "loopback", *arguments]
 
 
-def rsync(route: Route, source: str, target: str) -> list[str | Path]:
-    return ["rsync", "-a", "-e", f"ssh -F {route.ssh_config}", source, target]
+def rsync(route: Route, source: str, target: str, master: Path | None) -> list[str | Path]:
+    over = f" -S {master}" if master else ""
+    return ["rsync", "-a", "-e", f"ssh -F {route.ssh_config}{over}", source, target]
 
 
-def scp(route: Route, source: str, target: str) -> list[str | Path]:
-    return ["scp", "-q", "-r", "-F", route.ssh_config, source, target]
+@contextmanager
+def login(lab: Lab, link: str, tool: str) -> Iterator[tuple[Path | None, dict[str, str]]]:
+    """rsync's master and our environment: none and FABRIC_REMOTE_STAY_S=0, or a login that stands."""
+    if not tool.endswith("-kept"):
+        yield None, {"FABRIC_REMOTE_STAY_S": "0"}
+        return
+    route, master = lab.routes[link], Path(tempfile.gettempdir()) / f"bench-{os.getpid()}-{link}"
+    words = ["ssh", "-F", str(route.ssh_config), "-S", str(master), "loopback"]
+    if tool == "rsync-kept":
+        subprocess.run([*words[:-1], "-M", "-N", "-f", "loopback"], check=True, stdin=subprocess.DEVNULL)
+        yield master, {}
+        subprocess.run([*words[:-1], "-O", "exit", "loopback"], capture_output=True)
+        return
+    keep = {"FABRIC_REMOTE_STAY_S": "60"}
+    lab.run(fab(route, "status"), lab.folder / "run", **keep, **root(lab, "none"))
+    yield None, keep
+    lab.run(fab(route, "logout"), lab.folder / "run", **keep)
 
 
 def make_code(folder: Path, count: int) -> Path:
@@ -161,25 +177,16 @@ def change_one(folder: Path) -> None:
 def deploy_round(lab: Lab, plan: Plan, project: Path, plain: Path, count: int, turn: int) -> None:
     """First deploy into an empty place, then nothing changed, then one file changed: by each tool over each link."""
     for link, tool in in_turns(plan, turn):
-        if tool == "scp" and link != "loopback" and count / SCP_FILES_PER_S > SCP_LIMIT_S:
-            continue
         place = f"deploy/{tool}-{link}-{count}-{turn}"
-        folder = project if tool == "ours" else plain
-        for case in ("first deploy", "nothing changed", "one file changed"):
-            if tool == "scp" and case != "first deploy":
-                continue  # scp sends everything every time
-            if case == "one file changed":
-                change_one(folder)
-            name = f"{case}, {count} files"
-            lab.measure(name, link, tool, turn, send(lab.routes[link], tool, plain, place), folder, **root(lab, place))
+        folder = project if tool.startswith("ours") else plain
+        with login(lab, link, tool) as (master, extra):
+            for case in ("first deploy", "nothing changed", "one file changed"):
+                if case == "one file changed":
+                    change_one(folder)
+                name, route = f"{case}, {count} files", lab.routes[link]
+                argv = fab(route, "deploy") if tool.startswith("ours") else rsync(route, f"{plain}/", f"loopback:{place}/", master)
+                lab.measure(name, link, tool, turn, argv, folder, **root(lab, place), **extra)
         shutil.rmtree(lab.server.home / place)
-
-
-def send(route: Route, tool: str, plain: Path, place: str) -> list[str | Path]:
-    if tool == "ours":
-        return fab(route, "deploy")
-    # rsync makes one missing folder and no more, scp none: the parent is there.
-    return rsync(route, f"{plain}/", f"loopback:{place}/") if tool == "rsync" else scp(route, str(plain), f"loopback:{place}")
 
 
 def root(lab: Lab, place: str) -> dict[str, str]:
@@ -221,14 +228,16 @@ def fetch_round(lab: Lab, plan: Plan, project: Path, name: str, size_mb: int, tu
     """The run's folder into an empty place here."""
     for link, tool in in_turns(plan, turn):
         target = lab.folder / "fetched"
-        argv: list[str | Path]
-        if tool == "ours":
-            argv = fab(lab.routes[link], "fetch-results", "--dest", str(target))
-        elif tool == "rsync":
-            argv = rsync(lab.routes[link], "loopback:plain-run/", f"{target}/")
-        else:
-            argv = scp(lab.routes[link], "loopback:plain-run", str(target))
-        lab.measure(name, link, tool, turn, argv, project, **root(lab, "fetch"))
+        route = lab.routes[link]
+        with login(lab, link, tool) as (master, extra):
+            if tool.startswith("ours"):
+                argv = fab(route, "fetch-results", "--dest", str(target))
+                # With a login of its own, but one: the channels beside the first need a login that is shared.
+                extra = {"FABRIC_REMOTE_STAY_S": "1"} if tool == "ours" else extra
+                lab.run(fab(route, "logout"), project, **extra) if tool == "ours" else None
+            else:
+                argv = rsync(route, "loopback:plain-run/", f"{target}/", master)
+            lab.measure(name, link, tool, turn, argv, project, **root(lab, "fetch"), **extra)
         found = [path.stat().st_size for path in target.rglob("best.ckpt")]
         if found != [size_mb * MB]:
             raise SystemExit(f"{tool} fetched {found} bytes of {size_mb} MB")
@@ -236,7 +245,7 @@ def fetch_round(lab: Lab, plan: Plan, project: Path, name: str, size_mb: int, tu
 
 
 def prepare_fetch(lab: Lab, plan: Plan, project: Path) -> None:
-    """The run that all fetch; rsync and scp get a folder of the same files, without the run's copy of the code."""
+    """The run that all fetch; rsync gets a folder of the same files, without the run's copy of the code."""
     checkpoint = lab.server.home / "plain-run" / "checkpoints" / "best.ckpt"
     if "ours" not in plan.tools:
         write_random(checkpoint, plan.fetch_mb)
@@ -308,12 +317,12 @@ def open_lab(plan: Plan) -> Iterator[Lab]:
 
 
 def measure_all(lab: Lab, plan: Plan) -> None:
-    for count in plan.files:
-        project = make_code(lab.folder / f"code{count}", count)
-        plain = copy_tracked(project)
-        for turn in range(plan.repeats if count <= 1000 else min(plan.repeats, 2)):
-            deploy_round(lab, plan, project, plain, count, turn)
     project = make_code(lab.folder / "run", 0)
+    for count in plan.files:
+        code = make_code(lab.folder / f"code{count}", count)
+        plain = copy_tracked(code)
+        for turn in range(plan.repeats if count <= 1000 else min(plan.repeats, 2)):
+            deploy_round(lab, plan, code, plain, count, turn)
     prepare_fetch(lab, plan, project)
     for turn in range(plan.repeats):
         fetch_round(lab, plan, project, f"fetch of {plan.fetch_mb} MB", plan.fetch_mb, turn)
@@ -326,13 +335,15 @@ def render(samples: Sequence[Sample], notes: Mapping[str, float]) -> str:
     lines = [
         "Seconds: median (min–max). Ratios: median of the ratios within each repeat; below 1 we are faster.",
         "",
-        "| case | link | n | ours | rsync | scp -r | ours/rsync | ours/scp |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
+        "| case | link | n | ours | rsync | ratio | ours, kept login | rsync, open master | ratio |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for case, link in dict.fromkeys((sample.case, sample.link) for sample in samples):
         times = {tool: by_turn(samples, case, link, tool) for tool in TOOLS}
-        cells = [spread(list(times[tool].values()), 2) for tool in TOOLS]
-        cells += [spread(ratios(times["ours"], times[tool]), 2) for tool in ("rsync", "scp")]
+        cells = []
+        for mine, theirs in (("ours", "rsync"), ("ours-kept", "rsync-kept")):
+            cells += [spread(list(times[tool].values()), 2) for tool in (mine, theirs)]
+            cells.append(spread(ratios(times[mine], times[theirs]), 2))
         lines.append(f"| {case} | {link} | {max(map(len, times.values()))} | {' | '.join(cells)} |")
     lines += ["", "| memory of one process, at most | MB |", "|---|--:|"]
     for case in dict.fromkeys(sample.case for sample in samples if sample.tool == "ours"):
@@ -368,7 +379,7 @@ def parse_plan(argv: Sequence[str]) -> tuple[Plan, bool]:
     given = parser.parse_args(argv)
     if given.quick:
         given.repeats, given.files, given.fetch_mb, given.memory_mb = 2, [40], 40, 0
-    tools = [tool for tool in given.tools if tool == "ours" or shutil.which(tool)]
+    tools = [tool for tool in given.tools if tool.startswith("ours") or shutil.which("rsync")]
     plan = Plan(given.repeats, given.files, given.fetch_mb, given.memory_mb, tools, given.rtt_ms)
     return plan, given.write
 
@@ -380,7 +391,7 @@ def main(argv: Sequence[str]) -> None:
         said = about("transfer.py", software) | {"relay": f"{plan.rtt_ms:g} ms round trip, no limit on throughput"}
         measure_all(lab, plan)
     data = {"server_peak_mb": lab.notes, "samples": [asdict(sample) for sample in lab.samples]}
-    write_page("transfer", "Transfers beside rsync and scp", said, render(lab.samples, lab.notes), data, write)
+    write_page("transfer", "Transfers beside rsync", said, render(lab.samples, lab.notes), data, write)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from remote.errors import RemoteError, UsageError
 from remote.screen.text import one_line
-from remote.ssh.askpass import Askpass
 from remote.ssh.connection import Connection
 from remote.ssh.process import Process
 from remote.ssh.said import explain
 from remote.ssh.target import Host, Target, parse_spec
+
+if TYPE_CHECKING:
+    from remote.ssh.askpass import Askpass
 
 log = logging.getLogger("remote.ssh")
 RESOLVE_TIMEOUT_S = 15.0
@@ -73,6 +76,8 @@ class OpenSSH(Connection):
         self._options = connection_options(self.target, found)
         self.shared = self._options.get("ControlPath", found.get("controlpath", "none")) != "none"
         if self.target.password is not None or self.target.passphrase is not None:
+            from remote.ssh.askpass import Askpass
+
             self._asking = Askpass(self.target, self.host)
 
     def start(self, command: str, beside: bool = False) -> Process:

@@ -43,6 +43,30 @@ def test_only_what_is_missing_is_sent(server: LoopbackServer, tmp_path: Path) ->
     assert missing == [next(entry.sha256 for entry in release.entries if entry.path == "a")]
 
 
+def test_releases_share_what_nobody_touched(server: LoopbackServer, tmp_path: Path) -> None:
+    """One file under two names; what somebody edited in a release is read again, and never becomes part of another one."""
+    project = make_tree(tmp_path / "project", {"same.py": "a = 1\n", "other.py": "b = 1\n"})
+    releases = root_of(server) / "releases"
+    with agent(server) as link:
+        first = put(link, project)
+        (project / "other.py").write_text("b = 2\n")
+        second = put(link, project)
+        assert (releases / first.tree / "same.py").stat().st_ino == (releases / second.tree / "same.py").stat().st_ino
+        assert (releases / first.tree / "other.py").read_text() == "b = 1\n"
+        (releases / second.tree / "same.py").write_text("a = 9\n")
+        (project / "other.py").write_text("b = 3\n")
+        with pytest.raises(TransferFailed, match=r"same.py on the server is not what was sent"):
+            put(link, project)
+        for tree in (first.tree, second.tree):
+            (releases / tree / "same.py").unlink()
+        third = put(link, project)
+        assert (releases / third.tree / "same.py").read_text() == "a = 1\n"
+        (project / "same.py").chmod(0o755)
+        fourth = put(link, project)
+        assert (releases / fourth.tree / "same.py").stat().st_mode & 0o777 == 0o755
+        assert (releases / third.tree / "same.py").stat().st_mode & 0o777 == 0o644
+
+
 def test_the_root_is_private_and_knows_its_project(server: LoopbackServer, tmp_path: Path) -> None:
     project = make_tree(tmp_path / "p", {"a": "1"})
     with agent(server) as link:

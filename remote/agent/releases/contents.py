@@ -162,7 +162,8 @@ class _Unneeded(_Partial):
 
 
 def write_tree(target: str, entries: List[Entry], source: Callable[[str], Tuple[bytes, str]]) -> None:
-    """Write every entry below `target`. `source(hash)` gives the file that has it, and how it is to be taken: move, copy or link."""
+    """Write every entry below `target`. `source(hash)` gives the file that has it, and how it is to be taken: move, copy,
+    link, or share: a link without reading it again, for a file of the same mode that nobody has touched since it was verified."""
     base = os.fsencode(target)
     made = {base}
     for path, mode, _, sha256 in entries:
@@ -180,11 +181,23 @@ def write_tree(target: str, entries: List[Entry], source: Callable[[str], Tuple[
             continue
         if how == "move":
             os.rename(origin, place)
+        elif how == "share" and _shared(origin, place, mode):
+            continue
         elif how == "link":
             link_verified(origin, place, sha256)
         else:
             copy_verified(origin, place, sha256)
         os.chmod(place, mode)
+
+
+def _shared(origin: bytes, place: bytes, mode: int) -> bool:
+    try:
+        if stat.S_IMODE(os.stat(origin).st_mode) != mode:
+            return False
+        os.link(origin, place)
+    except OSError:
+        return False
+    return True
 
 
 def _link_inside(base: bytes, place: bytes, target: bytes) -> None:

@@ -111,6 +111,7 @@ def release_put(
         make_current(layout, tree)
         shutil.rmtree(layout.incoming, ignore_errors=True)
         removed = _prune(layout)
+        os.utime(layout.manifest(tree))  # what was linked until now is untouched since it was verified
     except OSError as error:
         if error.filename is None:
             error.filename = layout.releases  # a write names no file, and people want to know which disk
@@ -158,6 +159,7 @@ def assemble(layout: Layout, tree: str, entries: List[Entry], origin: str) -> No
     places = known(layout, {sha256 for _, _, _, sha256 in entries})
     incoming = os.fsencode(layout.incoming)
     uses: Dict[str, int] = {}
+    releases, stamps = os.fsencode(layout.releases) + b"/", {}  # type: Tuple[bytes, Dict[str, int]]
     for _, _, _, sha256 in entries:
         uses[sha256] = uses.get(sha256, 0) + 1
     aside = os.path.join(layout.releases, f".staging-{secrets.token_hex(6)}")
@@ -168,7 +170,16 @@ def assemble(layout: Layout, tree: str, entries: List[Entry], origin: str) -> No
             raise Refusal("TransferFailed", "the release is not complete on the server", "run the same command again")
         uses[sha256] -= 1
         place = places[sha256]
-        return place, "move" if place.startswith(incoming) and not uses[sha256] else "copy"
+        if place.startswith(incoming):
+            return place, "copy" if uses[sha256] else "move"
+        return place, "share" if _untouched(place) else "copy"
+
+    def _untouched(place: bytes) -> bool:
+        """Since its release was complete: its status changes with every write, and with every new name."""
+        name = os.fsdecode(place[len(releases) :]).split("/", 1)[0]
+        if name not in stamps:
+            stamps[name] = os.stat(layout.manifest(name)).st_mtime_ns
+        return os.lstat(place).st_ctime_ns <= stamps[name]
 
     try:
         write_tree(aside, entries, source)

@@ -11,9 +11,7 @@ import hashlib
 import importlib.util
 import json
 import os
-import shutil
 import struct
-import tempfile
 
 
 def read_exactly(count: int) -> bytes:
@@ -65,6 +63,8 @@ def load(hello: dict) -> tuple:  # type: ignore[type-arg]
             waiting.append((message, blob))
     if hashlib.sha256(blob).hexdigest() != digest:
         sys.exit(98)
+    import tempfile
+
     directory = tempfile.mkdtemp(prefix="agent-")
     path = os.path.join(directory, digest + ".pyz")
     with open(path, "wb") as file:
@@ -83,6 +83,8 @@ try:
     from remote.agent.serve import operations, server  # noqa: F401  importing operations registers them
 finally:
     if DIRECTORY:
+        import shutil
+
         shutil.rmtree(DIRECTORY, ignore_errors=True)
 program.CONTENT = CONTENT
 server.main(HELLO, WAITING)
