@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from remote.deploy import environment, gpus, proofs, requirements_file
+from remote.deploy.requirements_forms import local_packages
 from remote.errors import ProtocolError, RemoteError, ServerUnfit
 from remote.link.sending import Sending, known_parts, waiting_note
 from remote.link.session import Session, who_am_i
@@ -37,6 +38,8 @@ class Deployed:
     prefix: str = ""
     data_path: str | None = None
     images: str = ""
+    # Folders of the project's own packages, which each run imports from its own copy.
+    local: tuple[str, ...] = ()
     steps: list[tuple[bool, str]] = field(default_factory=list)
 
     @property
@@ -64,6 +67,7 @@ def deploy(session: Session, data: str | None = None) -> Deployed:
     release = build_release_while_opening(session)
     facts = ask_facts(session, release, data)
     deployed = Deployed(release, str(facts["root"]["path"]), facts, gpus.parse_gpus(facts.get("gpu") or {}))
+    deployed.local = tuple(local_packages(requirements))
     found = facts.get("data_path")
     deployed.data_path = found if isinstance(found, str) else None
     if command := describe_command(session.project.settings.command):

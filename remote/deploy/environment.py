@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from remote.agent.shared.text import redact
 from remote.deploy import gpus
 from remote.deploy.requirements_file import (
     Installed,
@@ -243,6 +244,7 @@ def _judge(wish: Wish, entry: Record, order: int) -> Candidate:
     if "packages" not in entry:
         return Candidate(entry, order, {})
     missing = Installed(*(entry.get(name) or {} for name in ("packages", "requires", "urls", "markers"))).find_missing(wish.requirements)
+    missing = missing | {redact(address): [address] for address in wish.requirements.unnamed}
     problem = torch_problem(entry.get("torch") or {}, wish.settings.torch, wish.report) if wish.needs_torch else None
     return Candidate(entry, order, missing, problem)
 
@@ -272,7 +274,8 @@ def _overlay(wish: Wish, item: Candidate, facts: Mapping[str, Any], notes: Seque
     elif absent and (tag == "cpu" or tag.startswith(("cu", "rocm"))):
         torch = _from_index(tag, [line for name in absent for line in item.missing[name]])
     inside = torch.get("requirements") or ()
-    install = [line for lines in item.missing.values() for line in lines if line not in inside]
+    asked = wish.requirements.hashes
+    install = [line + asked.get(name, "") for name, lines in item.missing.items() for line in lines if line not in inside]
     need = _need_mib(wish, torch) if brings_torch else SMALL_MIB + PACKAGE_MIB * len(item.missing)
     args = _args(wish, item, "overlay", torch.get("build") or _torch_label(item), facts)
     args |= {"install": install, "constraints": [*args["constraints"], *pins], "torch": torch, "need_mib": need}
@@ -288,7 +291,8 @@ def _venv(wish: Wish, item: Candidate, facts: Mapping[str, Any], notes: Sequence
     torch = _torch(wish, item) if wish.needs_torch else {}
     inside = torch.get("requirements") or ()
     args = _args(wish, item, "venv", torch.get("build") or "default", facts)
-    lines = [str(requirement) for requirement in wish.requirements.lines if _plain(requirement) not in inside]
+    wanted = [one for one in applicable(wish.requirements.lines, dict(item.entry.get("markers") or {})) if _plain(one) not in inside]
+    lines = [f"{_plain(one)}{wish.requirements.hashes.get(canonical(one.name), '')}" for one in wanted] + list(wish.requirements.unnamed)
     args |= {"install": lines, "torch": torch, "need_mib": _need_mib(wish, torch)}
     about = f"; torch: {torch['reason']}" if wish.needs_torch else ""
     return EnvironmentPlan("venv", f"building a venv of {_named(item)}: {because}{about}", args["key"], args=args, notes=tuple(notes))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remote.agent.shared.text import redact
+from remote.deploy.requirements_forms import LOCAL, Lock, package_lines, split_extras
 from remote.errors import UsageError
 from remote.screen.text import one_line
 
@@ -40,6 +41,7 @@ _CLAUSE = r"(?:(?:==|!=|<=|>=|<|>)[ \t]*\d+(?:\.\d+)*|~=[ \t]*\d+(?:\.\d+)+)"
 _COMMA = r"[ \t]*,[ \t]*"
 PLAIN = re.compile(rf"{_NAME}[ \t]*(?:\[[ \t]*{_NAME}(?:{_COMMA}{_NAME})*[ \t]*\])?[ \t]*(?:{_CLAUSE}(?:{_COMMA}{_CLAUSE})*)?\Z", re.ASCII)
 """Requirements of the usual form, known to be right without `packaging`."""
+UNNAMED = re.compile(r"(?:(?:git|hg|svn|bzr)\+)?(?:https?|ssh|git)://\S+\Z")
 HARDWARE = ("nvidia-", "cuda-", "triton", "pytorch-triton", "torchtriton", "rocm")
 """What torch brings along in one of several forms; whether it works is for the proof to tell."""
 
@@ -59,6 +61,10 @@ class Requirements:
     lines: tuple[Requirement, ...] = ()
     constraints: tuple[Requirement, ...] = ()
     options: tuple[str, ...] = ()
+    # Addresses without a name: what they are is known once they are installed.
+    unnamed: tuple[str, ...] = ()
+    # Canonical name → ` --hash=…` for each file that it may come from.
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -70,27 +76,96 @@ def canonical(name: str) -> str:
 
 
 def read_requirements(directory: Path, name: str) -> str:
-    """The text of `name` below `directory`, files that it includes in their places. Raises UsageError naming every wrong line."""
+    """The text of `name` below `directory`, files that it includes in their places: a requirements file, or one of the other forms
+    that `remote.requirements` takes. Raises UsageError naming every wrong line.
+    """
     problems: list[str] = []
-    lines = list(dict.fromkeys(_read(directory / name, name, (), problems)))
+    lines = list(dict.fromkeys(_read_form(directory, name, problems)))
     problems += [f"{line.where}: {problem}" for line in lines if (problem := _problem(line.text))]
     if problems:
         raise _wrong(problems, name)
     return "".join(line.text + "\n" for line in lines)
 
 
-def _read(path: Path, name: str, within: tuple[Path, ...], problems: list[str]) -> Iterable[Line]:
+def _read_form(directory: Path, name: str, problems: list[str]) -> Iterable[Line]:
+    plain, extras = split_extras(name)
+    path = directory / plain
+    if path.name == "pyproject.toml":
+        found: Iterable[str] = package_lines(directory, path.parent, extras)
+    elif path.name == "uv.lock":
+        found = Lock(path).lines(extras)
+    elif path.name in ("environment.yml", "environment.yaml"):
+        raise UsageError(
+            f"{plain}: conda's environments are not made here",
+            step="requirements",
+            remedy="make it there (conda env create) and set remote.python to its python, with remote.requirements none",
+        )
+    else:
+        yield from _read(Source(path, name, directory), (), problems)
+        return
+    yield from _package(Source(path, plain, directory), found, plain, (path.resolve(),), problems)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of requirements, its name for people, and the project."""
+
+    path: Path
+    name: str
+    project: Path
+
+
+def _package(source: Source, lines: Iterable[str], where: str, within: tuple[Path, ...], problems: list[str]) -> Iterable[Line]:
+    """What a package's metadata asks for: lines, and files that it names in turn."""
+    for text in lines:
+        if text.startswith("-r "):
+            yield from _read(Source(source.path.parent / text[3:].strip(), text[3:].strip(), source.project), within, problems)
+        else:
+            yield Line(where, " ".join(text.split()))
+
+
+def decode(data: bytes) -> str:
+    """As pip reads it: by its mark (PowerShell writes UTF-16), by a line `# -*- coding: … -*-`, as UTF-8, by the locale; else GB18030."""
+    import codecs
+    import locale
+
+    marks = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+    for mark, encoding in marks:
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding)
+    named = re.search(rb"coding[:=]\s*([-\w.]+)", b"\n".join(data.split(b"\n")[:2]))
+    for encoding in (*([named[1].decode()] if named else []), "utf-8", locale.getpreferredencoding(False), "gb18030"):
+        try:
+            return data.decode(encoding)
+        except (LookupError, ValueError):
+            continue
+    raise ValueError("its encoding is not known")
+
+
+def _read(source: Source, within: tuple[Path, ...], problems: list[str]) -> Iterable[Line]:
     """The lines of one file; includes that can't be had go to `problems`, a first file that can't be read is raised."""
+    path, name = source.path, source.name
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = decode(path.read_bytes())
     except (OSError, ValueError) as error:
-        said = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        said = error.strerror if isinstance(error, OSError) else "it is no text that pip could read"
         if not within:
             remedy = "set remote.requirements to your file, or to none"
             raise UsageError(f"{name} can't be read: {said}", step="requirements", remedy=remedy) from None
         problems.append(f"{name} can't be read: {said}")
         return
     for line in split_lines(text, f"{name} " if within else ""):
+        local = _local(line.text, path.parent, source.project)
+        if local is not None:
+            folder, extras = local
+            try:
+                found = list(package_lines(source.project, folder, extras))
+            except UsageError as error:
+                problems.append(f"{line.where}: {error.message}")
+                continue
+            own = Source(folder / "pyproject.toml", name, source.project)
+            yield from _package(own, found, line.where, (*within, path.resolve()), problems)
+            continue
         include = re.match(r"(-r|-c|--requirement|--constraint)(?:\s*=\s*|\s+|(?<=-[rc]))(\S.*)", line.text)
         if not include:
             yield line
@@ -103,9 +178,20 @@ def _read(path: Path, name: str, within: tuple[Path, ...], problems: list[str]) 
         elif place.resolve() in chain:
             problems.append(f"{line.where}: {target} includes itself")
         else:
-            for inner in _read(place, target, chain, problems):
+            for inner in _read(Source(place, target, source.project), chain, problems):
                 is_limit = option in ("-c", "--constraint") and not inner.text.startswith("-")
                 yield Line(inner.where, f"{CONSTRAINED} {inner.text}") if is_limit else inner
+
+
+def _local(text: str, folder: Path, project: Path) -> tuple[Path, tuple[str, ...]] | None:
+    """The folder and the extras of a line that names a package of the project: `-e .`, `./libs/x[train]`."""
+    found = re.fullmatch(r"(?:(?:-e|--editable)(?:\s*=\s*|\s+|(?<=-e)))?(\.{1,2}(?:[/\\][^\[\]]*)?|[^\[\]:@\s]+[/\\][^\[\]:@]*)(\[[^\[\]]*\])?", text)
+    if not found or text.lower().endswith(ARCHIVES):
+        return None
+    place = folder / found[1].replace("\\", "/")
+    if not place.is_dir():
+        place = project / found[1].replace("\\", "/")  # pip takes it from where it is run
+    return (place, split_extras(found[2] or "")[1]) if place.is_dir() else None
 
 
 def split_lines(text: str, prefix: str = "") -> list[Line]:
@@ -147,14 +233,30 @@ def parse_requirements(text: str) -> Requirements:
     options: list[str] = []
     asked: list[Requirement] = []
     limits: list[Requirement] = []
+    unnamed: list[str] = []
+    hashes: dict[str, str] = {}
     for line in lines:
+        if line.text.startswith(LOCAL + " "):
+            continue
         if line.text.startswith(CONSTRAINED + " "):
             limits.append(Requirement(line.text[len(CONSTRAINED) :]))
         elif line.text.startswith("-"):
             options += parse_options(line.text)
+        elif UNNAMED.match(line.text):
+            unnamed.append(line.text)
         else:
-            asked.append(Requirement(line.text))
-    return Requirements(tuple(dict.fromkeys(asked)), tuple(dict.fromkeys(limits)), tuple(dict.fromkeys(options)))
+            plain, kept = split_hashes(line.text)
+            asked.append(Requirement(plain))
+            if kept:
+                hashes[canonical(asked[-1].name)] = kept
+    once = dict.fromkeys
+    return Requirements(tuple(once(asked)), tuple(once(limits)), tuple(once(options)), tuple(once(unnamed)), hashes)
+
+
+def split_hashes(text: str) -> tuple[str, str]:
+    """A line without its --hash options, and these."""
+    found = re.findall(r"\s--hash[= ]\s*(\S+)", text)
+    return re.sub(r"\s--hash[= ]\s*\S+", "", text).strip(), "".join(f" --hash={one}" for one in found)
 
 
 def parse_options(text: str) -> list[str]:
@@ -166,7 +268,7 @@ def parse_options(text: str) -> list[str]:
         if name in FLAGS:
             found.append(name)
         elif name in ("-e", "--editable"):
-            raise ValueError("a package in a folder of this computer can't be installed there; its code goes with the release")
+            raise ValueError("no folder of a package is there; one outside the project does not go to the server")
         elif name not in WITH_VALUE:
             raise ValueError(f"the option {redact(one_line(name, 40))} is not supported here")
         elif not words or words[0].startswith("-"):
@@ -181,7 +283,9 @@ def parse_options(text: str) -> list[str]:
 
 def _problem(text: str) -> str | None:
     """What is wrong with a logical line; None if nothing is."""
-    plain = text[len(CONSTRAINED) :].strip() if text.startswith(CONSTRAINED + " ") else text
+    if text.startswith(LOCAL + " ") or UNNAMED.match(text):
+        return None
+    plain = split_hashes(text[len(CONSTRAINED) :].strip() if text.startswith(CONSTRAINED + " ") else text)[0]
     if plain.startswith("-"):
         try:
             parse_options(plain)
@@ -190,16 +294,12 @@ def _problem(text: str) -> str | None:
         return None
     shown = redact(one_line(plain, 100))
     first = plain.split(";")[0].split(" ")[0]
-    if " --hash" in text:
-        return "hashes can't be checked, since torch's build differs from server to server; leave --hash out"
     if re.search(r"\s--?\w", plain):
         return f"{shown}: options beside a requirement are not supported"
     if PLAIN.match(plain) and not first.lower().endswith(ARCHIVES):
         return None
     if re.match(r"(\.{0,2}[/\\]|~|file:|[A-Za-z]:[/\\])", first) or (first.lower().endswith(ARCHIVES) and "://" not in plain):
         return f"{shown}: a path of this computer can't be installed there; its code goes with the release"
-    if re.match(r"[a-z+]+://", first):
-        return f"{shown}: give it a name: name @ {shown}"
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:

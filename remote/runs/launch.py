@@ -89,6 +89,7 @@ def plan_run(session: Session, request: TrainRequest, deployed: Deployed) -> dic
         "environment_key": deployed.environment_key,
         "python": deployed.python,
         "prefix": deployed.prefix,
+        "local": list(deployed.local),
         "trainer_devices": request.devices,
         "trainer_data": deployed.data_path or place,
     }

@@ -160,18 +160,26 @@ class Builder:
             self.say(step="packages", line=f"installing {len(wanted)} package{'s' * (len(wanted) > 1)} and what they need")
             if index:
                 options.append(f"--extra-index-url {index}")
-            installer = self.install([*options, *wanted], constraints, config)
+            # pip checks hashes of all lines or of none: those with hashes are a lock, complete by itself.
+            locked = [line for line in wanted if " --hash=" in line]
+            if locked:
+                installer = self.install([*options, *locked], None, config)
+            rest = [line for line in wanted if line not in locked]
+            if rest:
+                installer = self.install([*options, *rest], constraints, config)
         return installer
 
-    def install(self, lines: List[str], constraints: List[str], config: Dict[str, str], isolated: bool = False) -> str:
+    def install(self, lines: List[str], constraints: Optional[List[str]], config: Dict[str, str], isolated: bool = False) -> str:
         """By uv where nothing of pip's configuration is lost, else by pip; by pip too where uv failed. Raises BuildFailed.
 
-        `isolated`: the indexes that pip was configured with are left out, so that the one in `lines` decides.
+        Without `constraints` the lines are a whole lock with hashes. `isolated`: the indexes that pip was configured with are left out, so that the one in `lines` decides.
         """
         uv = installers.find_uv() if self.plan["kind"] == "venv" and not installers.pip_only_options(config) else None
         cache = _free_mib(os.path.expanduser("~")) >= ROOMY_MIB
-        file, limits = self.path("install.txt"), self.path("constraints.txt")
-        write_whole(limits, _text(constraints))
+        file = self.path("install.txt")
+        limits = self.path("constraints.txt") if constraints is not None else None
+        if limits:
+            write_whole(limits, _text(constraints or []))
         if uv:
             configured = installers.index_lines(installers.without_indexes(config) if isolated else config)
             write_whole(file, _text(installers.merge_options(configured, lines)))

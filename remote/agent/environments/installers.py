@@ -159,15 +159,17 @@ def find_pip(python: str, helpers: Sequence[str]) -> Optional[List[str]]:
     return None
 
 
-def pip_install(pip: List[str], file: str, constraints: str, cache: bool) -> List[str]:
-    argv = [*pip, "install", "--requirement", file, "--constraint", constraints]
+def pip_install(pip: List[str], file: str, constraints: Optional[str], cache: bool) -> List[str]:
+    """Without `constraints` the file is a whole lock: every package of it and no others."""
+    argv = [*pip, "install", "--requirement", file, *(["--constraint", constraints] if constraints else ["--no-deps"])]
     if (_pip_version(pip[:1]) or (0, 0)) >= (24, 1):
         argv += ["--progress-bar", "raw"]
     return argv + ([] if cache else ["--no-cache-dir"])
 
 
-def uv_install(uv: str, python: str, file: str, constraints: str, cache: bool) -> List[str]:
-    argv = [uv, "pip", "install", "--python", python, "--requirement", file, "--constraint", constraints]
+def uv_install(uv: str, python: str, file: str, constraints: Optional[str], cache: bool) -> List[str]:
+    argv = [uv, "pip", "install", "--python", python, "--requirement", file]
+    argv += ["--constraint", constraints] if constraints else ["--no-deps", "--require-hashes"]
     return argv + ([] if cache else ["--no-cache"])
 
 

@@ -2,8 +2,9 @@
 
 import os
 import re
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Iterable, List, Optional
 
+from remote.agent.calls import Refusal
 from remote.agent.releases.releases import release_of
 from remote.agent.root.paths import Layout, write_whole
 from remote.agent.runs.outputs import find_outputs
@@ -29,7 +30,7 @@ def run_environment(directory: str, asked: Dict[str, Any], attempt: int) -> Dict
     if python:
         places = [*_python_wrapper(directory, python), os.path.dirname(python), *base_programs(python)]
         values["PATH"] = os.pathsep.join([*places, values.get("PATH", os.defpath)])
-    modules = module_places(directory)
+    modules = module_places(directory, asked.get("local") or ())
     if modules:
         values["PYTHONPATH"] = os.pathsep.join([*modules, *filter(None, [values.get("PYTHONPATH")])])
     if prefix:
@@ -67,16 +68,22 @@ def _python_wrapper(directory: str, python: str) -> List[str]:
     return [folder]
 
 
-def module_places(directory: str) -> List[str]:
-    """The run's own copy of a package that the project would install, and the folder with the progress file alone."""
+def module_places(directory: str, local: Iterable[Any] = ()) -> List[str]:
+    """The run's own copy of a package that the project would install, and the folder with the progress file alone.
+
+    `local`: folders of more such packages below the project, as its requirements name them.
+    """
     work = os.path.join(directory, "work")
-    places = []
-    installable = any(os.path.isfile(os.path.join(work, name)) for name in ("pyproject.toml", "setup.py", "setup.cfg"))
-    source = os.path.join(work, "src")
-    if os.path.isdir(source) and _holds_modules(source):
-        places.append(source)
-    elif installable:
-        places.append(work)
+    places: List[str] = []
+    for folder in ["", *(str(name) for name in local)]:
+        base = os.path.normpath(os.path.join(work, folder))
+        if base != work and not base.startswith(work + os.sep):
+            raise Refusal("ProtocolError", f"not a folder inside the run: {folder!r:.80}")
+        installable = folder or any(os.path.isfile(os.path.join(work, name)) for name in ("pyproject.toml", "setup.py", "setup.cfg"))
+        source = os.path.join(base, "src")
+        found = source if os.path.isdir(source) and _holds_modules(source) else base if installable else ""
+        if found and found not in places:
+            places.append(found)
     told, folder = os.path.join(work, PROGRESS), os.path.join(directory, MODULES)
     if os.path.isfile(told):
         os.makedirs(folder, mode=0o700, exist_ok=True)
