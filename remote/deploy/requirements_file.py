@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remote.agent.shared.text import redact
-from remote.deploy.requirements_forms import LOCAL, Lock, package_lines, split_extras
+from remote.deploy.requirements_forms import LOCAL, Lock, decode, package_lines, split_extras
 from remote.errors import UsageError
 from remote.screen.text import one_line
 
@@ -41,6 +41,7 @@ _CLAUSE = r"(?:(?:==|!=|<=|>=|<|>)[ \t]*\d+(?:\.\d+)*|~=[ \t]*\d+(?:\.\d+)+)"
 _COMMA = r"[ \t]*,[ \t]*"
 PLAIN = re.compile(rf"{_NAME}[ \t]*(?:\[[ \t]*{_NAME}(?:{_COMMA}{_NAME})*[ \t]*\])?[ \t]*(?:{_CLAUSE}(?:{_COMMA}{_CLAUSE})*)?\Z", re.ASCII)
 """Requirements of the usual form, known to be right without `packaging`."""
+FOLDER = re.compile(r"(?:(?:-e|--editable)(?:\s*=\s*|\s+|(?<=-e)))?(\.{1,2}(?:[/\\][^\[\]]*)?|[^\[\]:@\s]+[/\\][^\[\]:@]*)(\[[^\[\]]*\])?")
 UNNAMED = re.compile(r"(?:(?:git|hg|svn|bzr)\+)?(?:https?|ssh|git)://\S+\Z")
 HARDWARE = ("nvidia-", "cuda-", "triton", "pytorch-triton", "torchtriton", "rocm")
 """What torch brings along in one of several forms; whether it works is for the proof to tell."""
@@ -124,24 +125,6 @@ def _package(source: Source, lines: Iterable[str], where: str, within: tuple[Pat
             yield Line(where, " ".join(text.split()))
 
 
-def decode(data: bytes) -> str:
-    """As pip reads it: by its mark (PowerShell writes UTF-16), by a line `# -*- coding: … -*-`, as UTF-8, by the locale; else GB18030."""
-    import codecs
-    import locale
-
-    marks = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
-    for mark, encoding in marks:
-        if data.startswith(mark):
-            return data[len(mark) :].decode(encoding)
-    named = re.search(rb"coding[:=]\s*([-\w.]+)", b"\n".join(data.split(b"\n")[:2]))
-    for encoding in (*([named[1].decode()] if named else []), "utf-8", locale.getpreferredencoding(False), "gb18030"):
-        try:
-            return data.decode(encoding)
-        except (LookupError, ValueError):
-            continue
-    raise ValueError("its encoding is not known")
-
-
 def _read(source: Source, within: tuple[Path, ...], problems: list[str]) -> Iterable[Line]:
     """The lines of one file; includes that can't be had go to `problems`, a first file that can't be read is raised."""
     path, name = source.path, source.name
@@ -185,7 +168,7 @@ def _read(source: Source, within: tuple[Path, ...], problems: list[str]) -> Iter
 
 def _local(text: str, folder: Path, project: Path) -> tuple[Path, tuple[str, ...]] | None:
     """The folder and the extras of a line that names a package of the project: `-e .`, `./libs/x[train]`."""
-    found = re.fullmatch(r"(?:(?:-e|--editable)(?:\s*=\s*|\s+|(?<=-e)))?(\.{1,2}(?:[/\\][^\[\]]*)?|[^\[\]:@\s]+[/\\][^\[\]:@]*)(\[[^\[\]]*\])?", text)
+    found = FOLDER.fullmatch(text)
     if not found or text.lower().endswith(ARCHIVES):
         return None
     place = folder / found[1].replace("\\", "/")

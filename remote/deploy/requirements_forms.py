@@ -7,7 +7,9 @@ run's own copy. What it needs is read from its metadata here, so a new dependenc
 from __future__ import annotations
 
 import ast
+import codecs
 import configparser
+import locale
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +36,21 @@ def local_packages(text: str) -> list[str]:
     return list(dict.fromkeys(line[len(LOCAL) :].strip() for line in text.splitlines() if line.startswith(LOCAL + " ")))
 
 
+def decode(data: bytes) -> str:
+    """As pip reads it: by its mark (PowerShell writes UTF-16), by a line `# -*- coding: … -*-`, as UTF-8, by the locale; else GB18030."""
+    marks = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+    for mark, encoding in marks:
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding)
+    named = re.search(rb"coding[:=]\s*([-\w.]+)", b"\n".join(data.split(b"\n")[:2]))
+    for encoding in (*([named[1].decode()] if named else []), "utf-8", locale.getpreferredencoding(False), "gb18030"):
+        try:
+            return data.decode(encoding)
+        except (LookupError, ValueError):
+            continue
+    raise ValueError("its encoding is not known")
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Raises UsageError where it can't be read."""
     if sys.version_info >= (3, 11):
@@ -58,7 +75,7 @@ def package_lines(project: Path, folder: Path, extras: Sequence[str]) -> Iterato
         data = read_toml(folder / "pyproject.toml")
         if "project" in data:
             yield from _pyproject_lines(folder, data, extras)
-            find = (((data.get("tool") or {}).get("setuptools") or {}).get("packages") or {})
+            find = ((data.get("tool") or {}).get("setuptools") or {}).get("packages") or {}
             where = (find.get("find") or {}).get("where") if isinstance(find, dict) else None
             yield from (f"{LOCAL} {PurePosixPath(shown, part)}" for part in where or ["."])
             return

@@ -240,9 +240,7 @@ def read_settings(ssh: str, target: Target, options: Mapping[str, str] = Mapping
         raise UsageError(text, host=target.spec)
     words = [ssh, "-G", *as_words({"RemoteCommand": "none", **options}), *host_words(target), "true"]
     try:
-        done = subprocess.run(
-            words, stdin=subprocess.DEVNULL, capture_output=True, timeout=RESOLVE_TIMEOUT_S
-        )
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=RESOLVE_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         raise UsageError(
             f"`ssh -G {spec.host}` did not answer for {RESOLVE_TIMEOUT_S:g} s",

@@ -102,7 +102,7 @@ def _filler(log: str, host: Host, target: Target) -> Callable[[str], str]:
     port = "" if host.port in (None, 22) else f" -p {host.port}"
     config = f" -F {target.ssh_config}" if target.ssh_config else ""
     found = re.search(r"Offending \S+ key in (.+):\d+", log)
-    known = f'[{host.hostname}]:{host.port}' if port else host.hostname
+    known = f"[{host.hostname}]:{host.port}" if port else host.hostname
     file = f' -f "{found[1]}"' if found else ""
     values = {
         "where": f"{host.hostname or host.name} port {host.port or 22}",

@@ -15,8 +15,8 @@ from remote.tasks.command_line import LINE
 
 TASKS = (
     prepare.deploy, training.train, results.fetch_results, training.status, training.follow, training.logs, training.attach,
-    results.tensorboard, training.stop, prepare.upload_data, prepare.check_gpu, prepare.doctor, prepare.setup_key, prepare.logout, prepare.clean,
-    results.submit, results.verify_submission, demo.demo,
+    results.tensorboard, training.stop, prepare.upload_data, prepare.check_gpu, prepare.doctor, prepare.setup_key, prepare.logout,
+    prepare.clean, results.submit, results.verify_submission, demo.demo,
 )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def demo(project: Project, display: Display, data: str | None, keep: bool) -> in
             display.line(f"demo: an SSH server ({server.kind}) on {server.host}:{server.port}, its home in {home}")
             settings = dataclasses.replace(project.settings, python=sys.executable, root="~/projects/" + project.settings.project)
             own = dataclasses.replace(project, settings=settings)
-            target = Target("loopback", ssh_config=str(server.ssh_config), interactive=False, timeout_s=settings.timeout_s, program=settings.ssh)
+            target = Target("loopback", ssh_config=str(server.ssh_config), interactive=False, timeout_s=settings.timeout_s)
             work = Work("demo", own, [target], (), display)
             steps: dict[str, Callable[[], int]] = {
                 "deploy": lambda: deploy_all(work),

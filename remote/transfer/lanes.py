@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -119,8 +120,12 @@ class Lanes:
                 return False
             if len(ended) == len(carrying) and not pieces.has_next():
                 raise ConnectionLost("the server left a piece out", host=self._session.host)
-            pieces.wait_for_next(lambda: len([one for one in carrying if one.done()]) > len(ended))
+            pieces.wait_for_next(partial(_more_ended, carrying, len(ended)))
         return True
+
+
+def _more_ended(carrying: Sequence[Future[bool]], than: int) -> bool:
+    return sum(carried.done() for carried in carrying) > than
 
 
 class Pieces:

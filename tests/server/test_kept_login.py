@@ -252,9 +252,7 @@ def test_a_second_factor_is_asked_for_once_for_all_commands(
     assert "Permission denied" in refused.stderr and len(refused.stderr.splitlines()) == 1
 
 
-def test_a_stored_password_is_not_sent_to_the_code_prompt(
-    make_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stored_password_is_not_sent_to_the_code_prompt(make_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[str] = []
     policy = two_factors
 

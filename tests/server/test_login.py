@@ -95,14 +95,16 @@ class TestChannel:
                 assert time.monotonic() - begun < 20
 
     def test_a_cut_is_never_an_end_of_output(self, server: LoopbackServer, tmp_path: Path, program: str) -> None:
-        with Relay(server.host, server.port) as relay:
-            with connect(target(through(relay, server, tmp_path), program=program)) as connection:
-                channel = connection.start("head -c 100000000 /dev/zero; sleep 60")
-                relay.cut_after(1_000_000, "down")
-                with pytest.raises(ConnectionLost):
-                    while channel.receive(1 << 20):
-                        pass
-                assert channel.exit_code() is None
+        with (
+            Relay(server.host, server.port) as relay,
+            connect(target(through(relay, server, tmp_path), program=program)) as connection,
+        ):
+            channel = connection.start("head -c 100000000 /dev/zero; sleep 60")
+            relay.cut_after(1_000_000, "down")
+            with pytest.raises(ConnectionLost):
+                while channel.receive(1 << 20):
+                    pass
+            assert channel.exit_code() is None
 
 
 def through(relay: Relay, server: LoopbackServer, tmp_path: Path) -> str:

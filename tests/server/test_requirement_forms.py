@@ -17,7 +17,9 @@ from tests.support.wheels import Index, fake_wheels, newest
 
 pytestmark = pytest.mark.timeout(180)
 CHECK = "import importlib, sys\nfor name in sys.argv[1:]:\n    print('imported', name, importlib.import_module(name).__file__)\n"
-PYPROJECT = '[project]\nname = "mine"\nversion = "1"\ndependencies = ["demo-pkg<1.1"]\n[project.optional-dependencies]\ntrain = ["demo-pkg"]\n'
+PYPROJECT = (
+    '[project]\nname = "mine"\nversion = "1"\ndependencies = ["demo-pkg<1.1"]\n[project.optional-dependencies]\ntrain = ["demo-pkg"]\n'
+)
 LOCAL = {"pyproject.toml": PYPROJECT, "src/mine/__init__.py": "value = 1\n"}
 
 
@@ -77,7 +79,11 @@ def test_a_package_below_it(scene: Scene, line: str) -> None:
 
 
 def test_an_old_setup_py(scene: Scene) -> None:
-    files = {"setup.py": "from setuptools import setup\nsetup(name='old', install_requires=['demo-pkg'])\n", "old/__init__.py": "", "r.txt": "-e .\n"}
+    files = {
+        "setup.py": "from setuptools import setup\nsetup(name='old', install_requires=['demo-pkg'])\n",
+        "old/__init__.py": "",
+        "r.txt": "-e .\n",
+    }
     assert "/env/" in scene.tried("r.txt", files, "demo_pkg", "old")["demo_pkg"]
 
 
@@ -110,20 +116,23 @@ def version(wheels: Path, name: str) -> str:
 
 
 def test_hashes(scene: Scene, wheels: Path) -> None:
-    pinned = f"demo-pkg=={version(wheels, 'demo_pkg')} \\\n    --hash=sha256:{'0' * 64} \\\n    --hash=sha256:{digest(wheels, 'demo_pkg')}\n"
+    pinned = (
+        f"demo-pkg=={version(wheels, 'demo_pkg')} \\\n    --hash=sha256:{'0' * 64} \\\n    --hash=sha256:{digest(wheels, 'demo_pkg')}\n"
+    )
     assert "/env/" in scene.tried("r.txt", {"r.txt": pinned}, "demo_pkg")["demo_pkg"]
     wrong = scene.lab("r.txt", {"r.txt": pinned.replace(digest(wheels, "demo_pkg"), "1" * 64)}, "demo_pkg").task("deploy")
     assert wrong.code == 8 and len(wrong.error_lines) == 1, wrong
 
 
 def test_a_lock_of_uv(scene: Scene, wheels: Path) -> None:
+    registry = 'source = { registry = "https://example.org/simple" }'
     lock = (
         'version = 1\nrequires-python = ">=3.8"\n[[package]]\nname = "mine"\nversion = "1"\nsource = { editable = "." }\n'
         'dependencies = [\n    { name = "demo-pkg", marker = "python_full_version >= \'3.8\'" },\n'
         '    { name = "absent", marker = "sys_platform == \'win32\'" },\n]\n'
-        f'[[package]]\nname = "demo-pkg"\nversion = "{version(wheels, "demo_pkg")}"\nsource = {{ registry = "https://example.org/simple" }}\n'
+        f'[[package]]\nname = "demo-pkg"\nversion = "{version(wheels, "demo_pkg")}"\n{registry}\n'
         f'wheels = [\n    {{ url = "https://example.org/x.whl", hash = "sha256:{digest(wheels, "demo_pkg")}" }},\n]\n'
-        '[[package]]\nname = "absent"\nversion = "1"\nsource = { registry = "https://example.org/simple" }\n'
+        f'[[package]]\nname = "absent"\nversion = "1"\n{registry}\n'
     )
     found = scene.tried("uv.lock", {**LOCAL, "uv.lock": lock}, "demo_pkg", "mine")
     assert "/env/" in found["demo_pkg"] and "/runs/2" in found["mine"]

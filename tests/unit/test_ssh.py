@@ -33,7 +33,8 @@ def test_a_host_is_taken_apart(text: str, wanted: Spec) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "@box", "me@", "-oProxyCommand=x", "me@-x", "-l@box", "box:", "box:0", "box:70000", "a:b:c", "box;ls", "bo x", "a,b", "$(x)"]
+    "text",
+    ["", "@box", "me@", "-oProxyCommand=x", "me@-x", "-l@box", "box:", "box:0", "box:70000", "a:b:c", "box;ls", "bo x", "a,b", "$(x)"],
 )
 def test_what_is_no_host_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
@@ -95,7 +96,7 @@ SAID = [
     ("ssh: connect to host 10.0.0.7 port 2222: Connection timed out", "", Unreachable, "did not answer for 30 s"),
     ("ssh: connect to host 10.0.0.7 port 2222: No route to host", "", Unreachable, "no route"),
     ("Connection timed out during banner exchange\nConnection to 10.0.0.7 port 2222 timed out", "", Unreachable, "said nothing for 30 s"),
-    ("kex_exchange_identification: Connection closed by remote host\nConnection closed by 10.0.0.7 port 2222", "", Unreachable, "MaxStartups"),
+    ("kex_exchange_identification: Connection closed by remote host\nConnection closed by 10.0.0.7", "", Unreachable, "MaxStartups"),
     ("Unable to negotiate with 10.0.0.7 port 2222: no matching cipher found. Their offer: aes256-cbc", "", Unreachable, "outdated"),
     ("channel 0: open failed: connect failed: Connection refused\nstdio forwarding failed\nConnection closed by UNKNOWN port 65535", "",
      Unreachable, "jump host can't reach"),

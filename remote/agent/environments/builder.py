@@ -172,7 +172,8 @@ class Builder:
     def install(self, lines: List[str], constraints: Optional[List[str]], config: Dict[str, str], isolated: bool = False) -> str:
         """By uv where nothing of pip's configuration is lost, else by pip; by pip too where uv failed. Raises BuildFailed.
 
-        Without `constraints` the lines are a whole lock with hashes. `isolated`: the indexes that pip was configured with are left out, so that the one in `lines` decides.
+        Without `constraints` the lines are a whole lock with hashes.
+        `isolated`: the indexes that pip was configured with are left out, so that the one in `lines` decides.
         """
         uv = installers.find_uv() if self.plan["kind"] == "venv" and not installers.pip_only_options(config) else None
         cache = _free_mib(os.path.expanduser("~")) >= ROOMY_MIB

@@ -60,9 +60,7 @@ def fetch_read(call: Call, root: str, run: str, ranges: List[Any]) -> Dict[str, 
 
 
 @operation("fetch_lane")
-def fetch_lane(
-    call: Call, root: str, run: str, path: str, start: int, end: int, unit: int, step: int
-) -> Dict[str, Any]:
+def fetch_lane(call: Call, root: str, run: str, path: str, start: int, end: int, unit: int, step: int) -> Dict[str, Any]:
     """Send every `step`-th piece of `unit` bytes of [start, end): an event `at` with its place, and the bytes.
 
     Ends early, with `short`, where the file has become shorter.
@@ -166,5 +164,3 @@ def _skip(file: Any, digest: Any, count: int) -> int:
         digest.update(data)
         done += len(data)
     return done
-
-
