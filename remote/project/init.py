@@ -19,13 +19,13 @@ from remote.tasks import tasks
 
 ns = tasks(Path(__file__).resolve().parent)
 '''
-SETTINGS = """# Fabric's own reading of ~/.ssh/config crashes on valid files; `ssh -G` is asked instead.
+SETTINGS = """# Fabric's own reading of ~/.ssh/config crashes on valid files; ssh reads it itself.
 load_ssh_configs: false
 
 remote:
   # What `fab train` runs, in the run's own copy of this project; a leading `python` is that of the environment.
   command: {command}
-  # The packages that the server needs: a requirements file, or none
+  # The packages that the server needs: a requirements file, uv.lock, pyproject.toml[extra], or none
   requirements: {requirements}
   # What comes back of all that the training writes: names or patterns, separated by commas; empty: everything
   results: {results}
@@ -35,11 +35,18 @@ remote:
   python: ""
 """
 SCRIPTS = ("train.py", "main.py", "src/train.py", "scripts/train.py", "run.py")
-PACKAGES = ("requirements.txt", "requirements/base.txt", "requirements-train.txt")
-OTHER_PACKAGES = ("pyproject.toml", "Pipfile", "environment.yml", "setup.py", "poetry.lock", "uv.lock")
-"""Name packages, too, in forms that remote.requirements does not take."""
+PACKAGES = ("requirements.txt", "requirements/base.txt", "requirements-train.txt", "uv.lock", "pyproject.toml")
+OTHER_PACKAGES = ("Pipfile", "environment.yml", "setup.py", "poetry.lock")
+"""Name packages, too, in forms that remote.requirements does not take by themselves."""
 TRAINS = re.compile(r"\bTrainer\(|\.fit\(|optimizer\.step\(")
 PROGRESS = "run_progress.py"
+
+
+def names_packages(path: Path) -> bool:
+    """A pyproject.toml may hold settings of tools alone."""
+    if path.name != "pyproject.toml" or not path.exists():
+        return path.exists()
+    return "\n[project]" in "\n" + path.read_text(encoding="utf-8", errors="replace")
 
 
 def init(directory: Path, command: str, results: str, display: Display) -> int:
@@ -47,7 +54,7 @@ def init(directory: Path, command: str, results: str, display: Display) -> int:
     if not directory.is_dir():
         raise UsageError(f"{directory}: no such folder", step="init")
     command, others = (command, []) if command else guess_command(directory)
-    requirements = next((name for name in PACKAGES if (directory / name).exists()), "none")
+    requirements = next((name for name in PACKAGES if names_packages(directory / name)), "none")
     settings = SETTINGS.format(command=quoted(command), requirements=requirements, results=quoted(results))
     texts = {"fabfile.py": FABFILE, "fabric.yaml": settings, PROGRESS: (Path(__file__).with_name(PROGRESS)).read_text(encoding="utf-8")}
     for name, text in texts.items():

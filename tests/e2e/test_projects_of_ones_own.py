@@ -123,7 +123,7 @@ def test_what_init_does_not_choose_it_names(tmp_path: Path) -> None:
     assert "the training: python train.py" in done.stdout
     for name in ("src/train.py", "fit.py"):
         assert f"{name} may be a training, too: --command says which is meant" in done.stderr
-    assert "no requirements.txt was found (pyproject.toml, Pipfile: not read yet)" in done.stderr and "look.ipynb: notebooks" in done.stderr
+    assert "no requirements.txt was found (Pipfile: not read yet)" in done.stderr and "look.ipynb: notebooks" in done.stderr
     only = run_init(make_tree(tmp_path / "other", {"look.ipynb": "{}"}), code=2)
     assert "look.ipynb is a notebook: jupyter nbconvert --to script" in only.stderr
 
