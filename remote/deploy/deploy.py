@@ -262,7 +262,7 @@ def show_summary(display: Display, session: Session, deployed: Deployed) -> None
         f"python {show(system.get('python'))}, {'tmux' if deployed.facts.get('tmux') else 'no tmux (setsid will do)'}"
     )
     show_gpu_table(display, deployed.gpus)
-    display.line(f"next: fab -H {session.host} train")
+    display.line(f"next: fab -H {session.typed} train")
 
 
 def show_gpu_table(display: Display, report: GpuReport) -> None:

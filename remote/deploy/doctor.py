@@ -93,9 +93,9 @@ def programs_checks() -> Iterator[Check]:
     else:
         yield here("git", WARNING, "not found: every file of the project is sent", "install git")
     if shutil.which("ssh"):
-        yield here("ssh", OK, "reads ~/.ssh/config for us")
+        yield here("ssh", OK, "logs in, by your ~/.ssh/config")
     else:
-        yield here("ssh", WARNING, "not found: of ~/.ssh/config only the plain options are understood", "install the OpenSSH client")
+        yield here("ssh", WARNING, "not found: paramiko logs in, without jump hosts and what else only ssh can", "install the OpenSSH client")
     encoding = (sys.stdout.encoding or "ascii").lower().replace("-", "")
     if encoding != "utf8":
         yield here("terminal", WARNING, f"shows {sys.stdout.encoding} only: some signs become ?", "set PYTHONUTF8=1")
@@ -183,7 +183,7 @@ def login_checks(session: Session, there: Any, seconds: float, round_trip: float
     text = f"{host.user}@{host.hostname}:{host.port} in {seconds:.1f} s"
     method = session.connection.method
     if "password" in method or "keyboard" in method:
-        yield there("login", WARNING, f"{text}, by {method}", f"fab -H {session.host} setup-key")
+        yield there("login", WARNING, f"{text}, by {method}", f"fab -H {session.typed} setup-key")
     else:
         yield there("login", OK, f"{text}, {'by key' if method else 'over the login that is kept (remote.stay_s)'}")
     text = f"an answer takes {1000 * round_trip:.0f} ms"
@@ -269,5 +269,5 @@ def data_checks(session: Session, facts: Mapping[str, Any], there: Any) -> Itera
     if answer.get("reached"):
         yield there("data", OK, f"CIFAR-10 can be downloaded there{others}")
     else:
-        remedy = f"fab -H {session.host} upload-data {ARCHIVE}"
+        remedy = f"fab -H {session.typed} upload-data {ARCHIVE}"
         yield there("data", WARNING, f"CIFAR-10 is not there, and can't be downloaded ({show(answer.get('problem'))}){others}", remedy)

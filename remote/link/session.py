@@ -70,6 +70,10 @@ class Session:
     def host(self) -> str:
         return self.target.spec
 
+    @property
+    def typed(self) -> str:
+        return self.target.typed
+
     def __enter__(self) -> Session:
         return self
 
@@ -82,7 +86,7 @@ class Session:
         began = time.monotonic()
         self.connection = connect(self.target)
         self.connection.open()
-        log.debug("%s: logged in after %.3f s", self.host, time.monotonic() - began)
+        log.debug("%s: settings read after %.3f s", self.host, time.monotonic() - began)
         try:
             settings = self.project.settings
             self.link = Link(self.connection, settings.root, settings.python, link.IDLE_S, new_there=not self._keeps_agent())

@@ -22,7 +22,7 @@ def attach(session: Session, run: str) -> int:
     if ssh is None:
         raise UsageError("attach needs the ssh program, which is not installed here", step="attach", remedy="logs --follow needs none")
     found = only_run(list_runs(session, run))
-    remedy = f"fab -H {session.host} logs --run {found.run} --follow"
+    remedy = f"fab -H {session.typed} logs --run {found.run} --follow"
     if found.state != "running" or found.detail.get("elsewhere"):
         raise RunFailed(f"{found.run} is {found.state} here: there is nothing to attach to", host=session.host, remedy=remedy)
     if found.detail.get("launched") != "tmux":
@@ -35,4 +35,6 @@ def attach(session: Session, run: str) -> int:
 
 def attach_command(directory: str, run: str) -> str:
     """For the login shell there: one line that every shell takes alike."""
-    return f"tmux -L {socket_name(directory)} attach-session -t {shlex.quote('=' + session_name(run))}"
+    # tmux refuses a terminal that the server's terminfo does not know (kitty, ghostty, wezterm).
+    script = 'infocmp "$TERM" >/dev/null 2>&1 || TERM=xterm-256color; export TERM; exec tmux -L "$1" attach-session -t "$2"'
+    return f"exec sh -c '{script}' sh {socket_name(directory)} {shlex.quote('=' + session_name(run))}"

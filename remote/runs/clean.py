@@ -44,4 +44,4 @@ def show_cleaned(display: Display, session: Session, answer: dict[str, Any], rem
     if remove:
         display.line(f"removed: {len(items)} items, {total}")
     else:
-        display.line(f"nothing was removed yet ({len(items)} items, {total}); to do so: fab -H {session.host} clean --yes")
+        display.line(f"nothing was removed yet ({len(items)} items, {total}); to do so: fab -H {session.typed} clean --yes")

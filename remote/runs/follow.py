@@ -77,7 +77,7 @@ class Follower:
         if isinstance(state, Mapping):
             self.waiting = state["waiting"] if state.get("state") == "queued" and isinstance(state.get("waiting"), str) else ""
             if state.get("asking") is True and not self.asking:
-                self.session.display.note(f"it waits for an answer in its terminal: fab -H {self.session.host} attach --run {self.run}")
+                self.session.display.note(f"it waits for an answer in its terminal: fab -H {self.session.typed} attach --run {self.run}")
             self.asking = state.get("asking") is True
         if "line" in event:
             self.line = one_line(event["line"], 400) if isinstance(event["line"], str) else ""

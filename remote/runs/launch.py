@@ -79,7 +79,7 @@ def plan_run(session: Session, request: TrainRequest, deployed: Deployed) -> dic
             place = deployed.images = deployed.images or (provide_cifar10(session, deployed) if config.data == "data" else shared)
     if request.data is not None and request.data != "synthetic" and deployed.data_path is None:
         here = os.path.exists(os.path.expanduser(request.data))
-        send = f"it is here; send it once: fab -H {session.host} upload-data {request.data}"
+        send = f"it is here; send it once: fab -H {session.typed} upload-data {request.data}"
         there = "give its path there (absolute, below your home, or a name in the project's data/)"
         text = f"--data {request.data}: no such file or directory on the server"
         raise NotFound(text, host=session.host, step="train", remedy=send if here else there)
@@ -185,7 +185,7 @@ def watch(session: Session, run: str, follow: bool, pending: Pending) -> int:
     try:
         described = wait_for_start(session, run, follower, pending)
         if described.state == "queued":
-            session.display.line(f"it {described.detail.get('waiting')}. It starts by itself: fab -H {session.host} status tells when")
+            session.display.line(f"it {described.detail.get('waiting')}. It starts by itself: fab -H {session.typed} status tells when")
             if not follow:
                 return 0
         if follow:
@@ -193,11 +193,11 @@ def watch(session: Session, run: str, follow: bool, pending: Pending) -> int:
     except KeyboardInterrupt:
         pending.clear()
         session.display.note(
-            f"\nthe training goes on. Come back with: fab -H {session.host} logs --run {run} --follow; "
-            f"results with: fab -H {session.host} fetch-results"
+            f"\nthe training goes on. Come back with: fab -H {session.typed} logs --run {run} --follow; "
+            f"results with: fab -H {session.typed} fetch-results"
         )
         return 0
-    session.display.line(f"it trains. Come back with: fab -H {session.host} logs --follow | status | fetch-results")
+    session.display.line(f"it trains. Come back with: fab -H {session.typed} logs --follow | status | fetch-results")
     return 0
 
 
@@ -212,7 +212,7 @@ def wait_for_start(session: Session, run: str, follower: Follower, pending: Pend
         raise RunFailed(
             f"{run} has shown no sign of life for {START_WAIT_S:.0f} s (it goes on)",
             host=session.host,
-            remedy=f"fab -H {session.host} logs --run {run} --follow",
+            remedy=f"fab -H {session.typed} logs --run {run} --follow",
         )
     return described
 
@@ -230,14 +230,14 @@ def show_end(session: Session, run: Run) -> int:
     """The result in one line; raises RunFailed for a failure."""
     raise_if_failed(run, session.host)
     if run.state == "stopped":
-        session.display.line(f"{run.run} was stopped: {run.reason or ''}; to go on: fab -H {session.host} train --resume {run.run}")
+        session.display.line(f"{run.run} was stopped: {run.reason or ''}; to go on: fab -H {session.typed} train --resume {run.run}")
         return 0
     accuracy = run.summary.get("test_accuracy")
     result = f", test accuracy {percent(accuracy)}" if accuracy is not None else ""
     epochs = run.summary.get("epochs")
     after = f" after {show(epochs)} epochs" if epochs is not None else ""
     session.display.line(f"{run.run} finished{after}{result}")
-    session.display.line(f"bring everything here: fab -H {session.host} fetch-results")
+    session.display.line(f"bring everything here: fab -H {session.typed} fetch-results")
     return 0
 
 
@@ -259,5 +259,5 @@ def wait_until_stopped(session: Session, run: str) -> int:
         raise RunFailed(f"{run} is still {described.state} after {STOP_WAIT_S:.0f} s", host=session.host, remedy="look at its log")
     session.display.line(f"{described.run}: {described.state}{': ' + described.reason if described.reason else ''}")
     if described.state == "stopped":
-        session.display.line(f"to go on: fab -H {session.host} train --resume {described.run}")
+        session.display.line(f"to go on: fab -H {session.typed} train --resume {described.run}")
     return 0

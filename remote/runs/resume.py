@@ -94,7 +94,7 @@ def find_here(session: Session, run: str) -> Path:
             f"no run {run!r:.80} on the server, and none in {session.project.dest} to bring there",
             host=session.host,
             step="train",
-            remedy=f"fab -H {session.host} status",
+            remedy=f"fab -H {session.typed} status",
         ) from None
 
 

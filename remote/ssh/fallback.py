@@ -107,7 +107,7 @@ class Paramiko(Connection):
         return ask(f"Passphrase for the key of {spec.host}: ")
 
     def _refused(self, spec: Spec, text: str) -> AuthenticationFailed:
-        remedy = f"choose a key with -i, or put yours on the server: fab -H {self.target.spec} setup-key"
+        remedy = f"choose a key with -i, or put yours on the server: fab -H {self.target.typed} setup-key"
         return AuthenticationFailed(text, host=spec.host, step="login", remedy=remedy)
 
     def start(self, command: str, beside: bool = False) -> ParamikoChannel:

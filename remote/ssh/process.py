@@ -302,6 +302,8 @@ class Process:
             self._closed = True
             self._changed.notify_all()
         end(self._process)
+        for line in self.log().splitlines():
+            log.debug("%s: ssh: %s", self._host.name, line)
         self._log.unlink(missing_ok=True)
 
 

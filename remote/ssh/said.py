@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 
 from remote.errors import AuthenticationFailed, ConnectionLost, HostKeyRefused, RemoteError, Unreachable, UsageError
@@ -106,7 +107,7 @@ def _filler(log: str, host: Host, target: Target) -> Callable[[str], str]:
     file = f' -f "{found[1]}"' if found else ""
     values = {
         "where": f"{host.hostname or host.name} port {host.port or 22}",
-        "host": target.spec if config else (f"{host.user}@{host.hostname}" if host.hostname else target.spec),
+        "host": shlex.quote(target.spec if config or not host.hostname else f"{host.user}@{host.hostname}"),
         "port": config or port,
         "timeout": target.timeout_s,
         "forget": f'if it was reinstalled: ssh-keygen{file} -R "{known}"',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import shlex
 import sys
 from dataclasses import dataclass, field
 
@@ -30,6 +31,11 @@ class Target:
     stay_s: float = 0.0
     # "openssh", "paramiko", or "auto": the system's ssh where there is one.
     program: str = "auto"
+
+    @property
+    def typed(self) -> str:
+        """As a shell takes it, for what people are told to type."""
+        return shlex.quote(self.spec)
 
     @property
     def can_ask(self) -> bool:

@@ -59,7 +59,7 @@ class Work:
     def only_target(self) -> Target:
         if len(self.targets) > 1:
             text = f"{self.name} takes one host, {len(self.targets)} were given"
-            raise UsageError(text, remedy=f"fab -H {self.targets[0].spec} {self.name}")
+            raise UsageError(text, remedy=f"fab -H {self.targets[0].typed} {self.name}")
         return self.targets[0]
 
     def only_session(self) -> Session:

@@ -35,7 +35,7 @@ def show_status(display: Display, answers: Answers) -> None:
     for target, runs, _ in answers:
         for run in runs or []:
             if run.state == "running" and run.detail.get("asking") is True:
-                display.note(f"{run.run} waits for an answer in its terminal: fab -H {target.spec} attach --run {run.run}")
+                display.note(f"{run.run} waits for an answer in its terminal: fab -H {target.typed} attach --run {run.run}")
         # Of the newest one, which is what a person is about to go on with.
         if runs and runs[0].state in ("failed", "stopped") and not runs[0].detail.get("elsewhere"):
             display.note(resume_hint(runs[0], target.spec))

@@ -66,7 +66,7 @@ def show_uploaded(session: Session, done: Mapping[str, Any]) -> None:
     sent = "nothing to send, it is there already" if done["sent"] is None else f"{size(done['sent'])} sent in {done['seconds']:.1f} s"
     session.display.line(f"{done['name']}: {done['files']} files, {size(done['bytes'])} on {session.host}; {sent}; verified by sha256")
     use = "" if done["name"] == ARCHIVE else f" --data {done['name']}"
-    session.display.line(f"use it: fab -H {session.host} train{use}")
+    session.display.line(f"use it: fab -H {session.typed} train{use}")
 
 
 def entries_of(session: Session, path: Path) -> Iterator[FileEntry]:
@@ -125,7 +125,7 @@ def provide_cifar10(session: Session, deployed: Deployed) -> str:
         return f"{deployed.root}/data/cifar10"
     problem = f"CIFAR-10 is not on the server, and the server can't download it ({answer.get('problem')})"
     here = find_archive(session, archive)
-    command = f"fab -H {session.host} upload-data {here or ARCHIVE}"
+    command = f"fab -H {session.typed} upload-data {here or ARCHIVE}"
     if here is None:
         raise NotFound(problem, host=session.host, step="train", remedy=f"get {archive.ARCHIVE_URL} here, then: {command}")
     session.display.note(problem)

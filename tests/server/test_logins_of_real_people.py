@@ -18,9 +18,13 @@ import pytest
 from remote.errors import HostKeyRefused
 from remote.loopback import LoopbackServer, make_key
 from remote.ssh.connection import connect
+from remote.ssh.target import Target
+from tests.e2e.test_three_commands import fab
 from tests.support.faults import Lab, run_task
 from tests.support.login import join, logs_in, refusal, says, target, write_config
-from tests.support.sshd import MakeServer
+from tests.support.project import make_project
+from tests.support.sshd import MakeServer, sparse_path
+from tests.support.terminal import fab_on_terminal, read_until
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.skipif(not shutil.which("ssh"), reason="what the ssh program can")]
 
@@ -123,6 +127,29 @@ class TestPasswordAndKey:
             assert logs_in(target(config, password="hunter2"))
             refused = refusal(target(config, password="wrong"))
             assert refused.exit_code == 6 and "ermission denied" in str(refused)
+
+    def test_the_second_factor_is_asked_for_once_for_all_commands(self, place: Path, account: str, tmp_path: Path) -> None:
+        """A key and then a password, at a terminal: deploy asks, train, status and fetch-results do not."""
+        if not os.access("/usr/bin/python3", os.X_OK):
+            pytest.skip("no python that everybody may execute")
+        path = Path(sparse_path(place / "bin", without=["python3"]), "python3")
+        path.symlink_to("/usr/bin/python3")
+        options = {"PasswordAuthentication": "yes", "AuthenticationMethods": "publickey,password"}
+        project = make_project(
+            tmp_path / "project", {"a.sh": "echo up\n"}, settings={"requirements": "none", "command": "sh a.sh", "project": "p"},
+            parts=("fabfile.py", "remote"),
+        )  # fmt: skip
+        with LoopbackServer(place / "s", user=account, options=options, path=str(path.parent)) as server:
+            leader, process = fab_on_terminal(project, server, "deploy")
+            seen = read_until(leader, b"password: ")
+            os.write(leader, b"hunter2\n")
+            seen += read_until(leader, b"next: ")
+            assert process.wait(30) == 0 and b"hunter2" not in seen
+            for words in (["train", "--follow"], ["status"], ["fetch-results"]):
+                fab(project, server, *words)
+            assert server.log.read_text().count("Accepted password for") == 1
+            fab(project, server, "logout")
+            assert "Permission denied" in fab(project, server, "status", code=6).stderr
 
     def test_an_expired_password_is_called_so(self, place: Path, account: str, tmp_path: Path) -> None:
         subprocess.run(["chage", "-d", "0", account], check=True)
@@ -282,3 +309,16 @@ class TestShells:
 
     def test_a_shell_that_prints_first(self, make_server: MakeServer, tmp_path: Path) -> None:
         assert self.lab(make_server, tmp_path, 'echo "Welcome!"; exec /bin/sh "$@"').task("status").code == 0
+
+
+def test_a_user_with_a_backslash_is_quoted_in_what_is_to_be_typed(tmp_path: Path) -> None:
+    goal = Target("DOM\\me@box", interactive=False)
+    assert goal.typed == "'DOM\\me@box'" and Target("me@box:22").typed == "me@box:22"
+
+
+def test_several_hosts_of_which_one_is_dead(server: LoopbackServer, tmp_path: Path) -> None:
+    config = join(write_config(tmp_path, server, "alive"), write_config(tmp_path, server, "dead", Port="1"))
+    project = make_project(tmp_path / "project", {"a.sh": "x"}, settings={"project": "p"}, parts=("fabfile.py", "remote"))
+    argv = [sys.executable, "-m", "fabric", "-S", config, "-H", "dead,alive", "status"]
+    done = subprocess.run(argv, cwd=project, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+    assert done.returncode == 3 and "unreachable" in done.stdout and "dead" in done.stdout, done

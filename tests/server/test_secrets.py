@@ -146,7 +146,7 @@ def test_what_is_told_for_a_report_holds_no_secrets(server: LoopbackServer, tmp_
     )  # fmt: skip
     address = "http://127.0.0.1:9/hook-with-a-secret"
     done = fab(project, server, "train", "--no-follow", "--notify", address, env={"REMOTE_DEBUG": "1"})
-    for told in ("logged in after", "the agent speaks", "facts answered after", "run_start answered after"):
+    for told in ("settings read after", "ssh: Authenticated to", "the agent speaks", "facts answered after", "run_start answered after"):
         assert told in done.stderr, told
     assert "hook-with-a-secret" not in done.stderr + done.stdout
     assert "answered after" not in fab(project, server, "status").stderr

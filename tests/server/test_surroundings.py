@@ -92,6 +92,16 @@ class TestPrograms:
 class TestRoots:
     """The root can't be used: told by the first answer, and nothing was sent but our own program."""
 
+    def test_a_disk_that_starts_no_programs(self, server: LoopbackServer, tmp_path: Path) -> None:
+        place = server.home / "projects"
+        place.mkdir()
+        if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "noexec", "tmpfs", place], capture_output=True).returncode:
+            pytest.skip("no file system can be mounted here")
+        try:
+            refused(Lab(server, tmp_path).task("deploy"), 7, "noexec", str(place), "remote.root")
+        finally:
+            subprocess.run(["umount", "--lazy", place], check=True)
+
     @pytest.mark.parametrize(
         ("prepare", "words"),
         [

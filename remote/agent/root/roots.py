@@ -8,7 +8,7 @@ from typing import Any, Dict, Optional, Tuple
 
 from remote.agent.calls import Call, Refusal
 from remote.agent.root import program
-from remote.agent.root.paths import Layout, read_json, write_json, write_whole
+from remote.agent.root.paths import Layout, mount_of, read_json, write_json, write_whole
 
 Problem = Dict[str, str]
 _held: Dict[str, int] = {}
@@ -19,6 +19,8 @@ def root_problem(layout: Layout, project: str, identity: Optional[str]) -> Optio
     root = layout.root
     if os.path.lexists(root) and not os.path.isdir(root):
         return {"message": f"{root} is a file, not a directory", "remedy": "set remote.root in fabric.yaml to another place"}
+    if problem := _noexec(root):
+        return problem
     if os.path.isdir(root):
         if os.stat(root).st_uid != os.getuid():
             return {"message": f"{root} belongs to another user", "remedy": "set remote.root to a directory of your own"}
@@ -33,6 +35,20 @@ def root_problem(layout: Layout, project: str, identity: Optional[str]) -> Optio
     if not os.access(parent, os.W_OK | os.X_OK):
         return {"message": f"{root} can't be made: {parent} is not writable", "remedy": "set remote.root to a directory of your own"}
     return None
+
+
+def _noexec(root: str) -> Optional[Problem]:
+    """A disk that starts no programs: an environment could be made on it, and no run."""
+    place = root
+    while not os.path.exists(place) and place != os.path.dirname(place):
+        place = os.path.dirname(place)
+    try:
+        if not os.statvfs(place).f_flag & getattr(os, "ST_NOEXEC", 0):
+            return None
+    except OSError:
+        return None
+    message = f"the disk at {mount_of(place)} is mounted noexec: no program can be started from {root}"
+    return {"message": message, "remedy": "set remote.root to another disk, for example one of your group"}
 
 
 def _owner_problem(layout: Layout, project: str, identity: Optional[str]) -> Optional[Problem]:

@@ -162,7 +162,13 @@ def describe_os_error(error: OSError) -> Dict[str, Any]:
     import errno
 
     where = f": {error.filename}" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno == errno.EDQUOT:
+        return {
+            "kind": "ServerUnfit",
+            "message": f"your quota on the server's disk is used up{where}{_on_mount(error.filename)}",
+            "remedy": "quota -s there tells it; free some space of yours, or set remote.root to another disk",
+        }
+    if error.errno == errno.ENOSPC:
         return {
             "kind": "ServerUnfit",
             "message": f"no space left on the server's disk{where}{_on_mount(error.filename)}",
