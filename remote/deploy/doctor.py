@@ -95,7 +95,7 @@ def programs_checks() -> Iterator[Check]:
     if shutil.which("ssh"):
         yield here("ssh", OK, "logs in, by your ~/.ssh/config")
     else:
-        yield here("ssh", WARNING, "not found: paramiko logs in, without jump hosts and what else only ssh can", "install the OpenSSH client")
+        yield here("ssh", WARNING, "not found: paramiko logs in, without jump hosts and the like", "install the OpenSSH client")
     encoding = (sys.stdout.encoding or "ascii").lower().replace("-", "")
     if encoding != "utf8":
         yield here("terminal", WARNING, f"shows {sys.stdout.encoding} only: some signs become ?", "set PYTHONUTF8=1")

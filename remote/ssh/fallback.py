@@ -9,6 +9,7 @@ import re
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,16 +115,25 @@ class Paramiko(Connection):
         import paramiko
 
         transport = self._client.get_transport() if self._client else None
+        if transport is None:
+            raise ConnectionLost("the connection is not open", host=self.host.name)
+        # exec_command has no time limit of its own.
+        limit = threading.Timer(self.target.timeout_s, transport.close)
+        limit.daemon = True
+        limit.start()
+        begun = time.monotonic()
         try:
-            if transport is None:
-                raise EOFError
             channel = transport.open_session(window_size=16 << 20, timeout=self.target.timeout_s)
             channel.exec_command(command)
         except paramiko.ChannelException as error:
             remedy = "its sshd limits sessions (MaxSessions) or forbids this one"
             raise ServerUnfit(f"the server opens no session ({error.text})", host=self.host.name, remedy=remedy) from None
         except (paramiko.SSHException, OSError, EOFError):
-            raise ConnectionLost("the connection was lost", host=self.host.name, remedy="run the same command again") from None
+            silent = time.monotonic() - begun >= self.target.timeout_s
+            text = f"no answer for {self.target.timeout_s:g} s" if silent else "the connection was lost"
+            raise ConnectionLost(text, host=self.host.name, remedy="run the same command again") from None
+        finally:
+            limit.cancel()
         return ParamikoChannel(channel, self.host.name, self.target.timeout_s)
 
     def close(self) -> None:
@@ -158,19 +168,19 @@ class ParamikoChannel:
         try:
             with self._sending:
                 self._channel.sendall(bytes(data))
-        except OSError as error:
+        except Exception as error:  # OSError, EOFError, SSHException: whatever it is, the session is over
             raise self._lost(error) from None
 
     def receive(self, limit: int) -> bytes:
         try:
             data = self._channel.recv(limit)
-        except OSError as error:
+        except Exception as error:
             raise self._lost(error) from None
         if not data and self.exit_code() is None:
             raise self._lost(None)
         return data
 
-    def _lost(self, error: OSError | None) -> ConnectionLost:
+    def _lost(self, error: Exception | None) -> ConnectionLost:
         text = f"no answer for {self._timeout_s:g} s" if isinstance(error, TimeoutError) else "the connection was lost"
         return ConnectionLost(text, host=self._host, remedy="run the same command again")
 
@@ -294,9 +304,12 @@ def confirm(question: str) -> bool:
 def explain(error: Exception, spec: Spec, settings: dict[str, Any], target: Target) -> RemoteError:
     """One line for what went wrong before the login."""
     where, why = f"{settings['hostname']} port {port_of(spec, settings)}", one_line(str(error), 200)
+    if isinstance(error, (EOFError, ConnectionResetError, BrokenPipeError)):
+        text, remedy = "the connection was lost during the login", "run the same command again"
+        return ConnectionLost(text, host=spec.host, step="login", remedy=remedy)
     if isinstance(error, socket.gaierror):
         text, remedy = f"the name {settings['hostname']!r} is not known to the network", "check its spelling, the VPN"
-    elif isinstance(error, TimeoutError) or "timed out" in why or "timeout" in why.lower():
+    elif isinstance(error, TimeoutError) or re.search(r"(?i)timed out|timeout|No existing session", why):
         text, remedy = f"{where} did not answer for {target.timeout_s:g} s", "the machine is off, or a firewall drops it"
     elif "refused" in why or "Unable to connect" in why:
         text, remedy = f"{where} refuses connections ({why})", "check the port (user@host:port)"

@@ -306,5 +306,5 @@ def test_no_environment_is_made_in_another_projects_root(scene: Scene) -> None:
 
 def test_wrong_requirements_are_told_before_anything_is_sent(scene: Scene) -> None:
     with pytest.raises(RemoteError, match=r"2 wrong lines: line 2: .* line 4: "):
-        scene.deploy("demo-pkg\ntorch>=>2\n# fine\n-e .\n")
+        scene.deploy("demo-pkg\ntorch>=>2\n# fine\n./nowhere\n")
     assert not (scene.server.home / "projects").exists()

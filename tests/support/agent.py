@@ -14,6 +14,7 @@ from remote.project.release import build_release, manifest_rows, plan_release, u
 from remote.records import Release
 from remote.ssh.connection import connect
 from remote.ssh.target import Target
+from tests.support.sshd import PROGRAM
 
 ROOT = "~/projects/p"
 OWNER: dict[str, Any] = {"project": "p", "identity": None}
@@ -23,7 +24,9 @@ OWNER: dict[str, Any] = {"project": "p", "identity": None}
 def agent(server: LoopbackServer | Route, root: str = ROOT, timeout_s: float = 20.0) -> Iterator[Link]:
     """A link to the agent on `server`."""
     with (
-        connect(Target("loopback", ssh_config=str(server.ssh_config), interactive=False, timeout_s=timeout_s)) as connection,
+        connect(
+            Target("loopback", ssh_config=str(server.ssh_config), interactive=False, timeout_s=timeout_s, program=PROGRAM)
+        ) as connection,
         Link(connection, root) as link,
     ):
         yield link

@@ -31,6 +31,7 @@ from remote.ssh.target import Target
 from remote.tasks.command_line import LINE
 from tests.support.project import Content, make_tree, snapshot
 from tests.support.proxy import Direction, Relay
+from tests.support.sshd import PROGRAM
 
 STUB = "echo up; echo $$ >> ../started; head -c 300000 /dev/zero | tr '\\0' x > big; echo done\n"
 FILES: Mapping[str, Content] = {
@@ -101,11 +102,12 @@ class Lab:
 
     def target(self, route: LoopbackServer | Route | None = None) -> Target:
         timeout_s = float(self.all_settings["timeout_s"])
-        return Target("loopback", ssh_config=str((route or self.route).ssh_config), interactive=False, timeout_s=timeout_s)
+        config = str((route or self.route).ssh_config)
+        return Target("loopback", ssh_config=config, interactive=False, timeout_s=timeout_s, program=PROGRAM)
 
     @property
     def all_settings(self) -> dict[str, Any]:
-        return {**SETTINGS, "root": f"~/projects/{self.name}", **self.settings}
+        return {**SETTINGS, "ssh": PROGRAM, "root": f"~/projects/{self.name}", **self.settings}
 
     def parsed_project(self) -> Project:
         return Project(self.project, parse_settings(self.all_settings, self.project), None)

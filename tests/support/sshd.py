@@ -1,7 +1,7 @@
 """Fixtures around `LoopbackServer`: each test gets a server with a HOME and a PATH of its own.
 
 "No tmux", "no python3" and "a fake nvidia-smi" are a matter of links: `sparse_path(directory, names)`.
-Set TEST_SSH_SERVER=embedded to run everything against the embedded server.
+Set TEST_SSH_SERVER=embedded to run everything against the embedded server, TEST_SSH_PROGRAM=paramiko to log in by paramiko.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from remote.loopback import Keys, LoopbackServer, Route, expected_kind, make_key
 
 EMBEDDED = os.environ.get("TEST_SSH_SERVER") == "embedded"
 """Whether every server is the embedded one, by request."""
+PROGRAM = os.environ.get("TEST_SSH_PROGRAM", "auto")
+"""Who logs in, in all tests that go on to a server: `paramiko` runs them without the ssh program."""
 _USUAL = (
     "sh bash env cat echo ls cp mv rm mkdir rmdir ln chmod touch sleep head tail wc cut tr sed awk "
     "grep find sort uniq xargs tee true false test date id uname hostname whoami df du stat dirname "
