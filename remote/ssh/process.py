@@ -22,7 +22,7 @@ from remote.screen.text import printable
 from remote.ssh.target import Host, Target
 
 log = logging.getLogger("remote.ssh")
-HELD = 24 << 20
+HELD = 4 << 20
 """Bytes that may wait here for whoever reads them; ssh then holds back the server."""
 PIECE = 64 << 10
 MAX_ERRORS = 64 << 10
