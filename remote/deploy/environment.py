@@ -14,16 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from remote.agent.shared.text import redact
 from remote.deploy import gpus
-from remote.deploy.requirements_file import (
-    Installed,
-    Requirements,
-    applicable,
-    canonical,
-    names_with_extras,
-    parse_requirements,
-    requirements_hash,
-    split_lines,
-)
+from remote.deploy import requirements_file as files
+from remote.deploy.requirements_file import Requirements, applicable, canonical, parse_requirements
 from remote.errors import EnvironmentFailed, GpuUnfit
 from remote.records import EnvironmentPlan, GpuReport, Settings
 from remote.screen.text import one_line
@@ -111,12 +103,12 @@ def plan_environment(facts: Mapping[str, Any], settings: Settings, requirements_
 
     Raises UsageError for wrong requirements, EnvironmentFailed or GpuUnfit where no environment can be had.
     """
-    digest = requirements_hash(requirements_text)
+    digest = files.requirements_hash(requirements_text)
     report = gpus.parse_gpus(facts.get("gpu") or {})
     kept, changed = find_kept(facts, settings, digest, report)
     if kept is not None:
         return EnvironmentPlan("keep", KEPT, str(kept["key"]), environment=kept)
-    asks_nothing = not any(line.text for line in split_lines(requirements_text) if not line.text.startswith("-"))
+    asks_nothing = not any(line.text for line in files.split_lines(requirements_text) if not line.text.startswith("-"))
     if not asks_nothing and "inspection" not in facts:
         return EnvironmentPlan("inspect-first", "looking at what the server's interpreters have")
     machine = str((facts.get("system") or {}).get("machine") or "x86_64")
@@ -129,7 +121,7 @@ def plan_environment(facts: Mapping[str, Any], settings: Settings, requirements_
 
 def inspection_detail(requirements_text: str) -> list[str]:
     """The argument `detail` of environment_inspect: what to follow to everything that it needs."""
-    return names_with_extras(parse_requirements(requirements_text))
+    return files.names_with_extras(parse_requirements(requirements_text))
 
 
 def find_kept(facts: Mapping[str, Any], settings: Settings, digest: str, report: GpuReport) -> tuple[Record | None, str | None]:
@@ -243,7 +235,8 @@ def _usable(wish: Wish, entries: Iterable[Record]) -> tuple[list[Candidate], lis
 def _judge(wish: Wish, entry: Record, order: int) -> Candidate:
     if "packages" not in entry:
         return Candidate(entry, order, {})
-    missing = Installed(*(entry.get(name) or {} for name in ("packages", "requires", "urls", "markers"))).find_missing(wish.requirements)
+    installed = files.Installed(*(entry.get(name) or {} for name in ("packages", "requires", "urls", "markers")))
+    missing = installed.find_missing(wish.requirements)
     missing = missing | {redact(address): [address] for address in wish.requirements.unnamed}
     problem = torch_problem(entry.get("torch") or {}, wish.settings.torch, wish.report) if wish.needs_torch else None
     return Candidate(entry, order, missing, problem)

@@ -67,7 +67,8 @@ def scene(make_server: MakeServer, index: Index, tmp_path: Path) -> Scene:
 @pytest.mark.parametrize("line", ["-e .", ".", "--editable=.", "-e ./", "-e .[train]"])
 def test_the_project_itself(scene: Scene, line: str) -> None:
     found = scene.tried("r.txt", {**LOCAL, "r.txt": line + "\n"}, "demo_pkg", "mine")
-    assert "/runs/2" in found["mine"] and found["mine"].endswith("/work/src/mine/__init__.py") and "/env/" in found["demo_pkg"]
+    assert "/runs/2" in found["mine"] and "/env/" in found["demo_pkg"]
+    assert Path(found["mine"]).parts[-4:] == ("work", "src", "mine", "__init__.py")
 
 
 @pytest.mark.parametrize("line", ["./libs/x", "-e libs/x", "libs/x[more]"])
@@ -75,7 +76,7 @@ def test_a_package_below_it(scene: Scene, line: str) -> None:
     about = '[project]\nname = "x"\nversion = "1"\noptional-dependencies = {more = ["demo-pkg"]}\n'
     files = {"libs/x/pyproject.toml": about, "libs/x/x_pkg/__init__.py": "", "r.txt": f"{line}\ndemo-pkg\n"}
     found = scene.tried("r.txt", files, "demo_pkg", "x_pkg")
-    assert found["x_pkg"].endswith("/work/libs/x/x_pkg/__init__.py")
+    assert Path(found["x_pkg"]).parts[-5:] == ("work", "libs", "x", "x_pkg", "__init__.py")
 
 
 def test_an_old_setup_py(scene: Scene) -> None:

@@ -84,6 +84,8 @@ def make_server(request: pytest.FixtureRequest, tmp_path: Path, server_keys: Key
     with ExitStack() as stack:
 
         def make(**options: Any) -> LoopbackServer:
+            if options.get("options") and "sshd" not in expected_kind(EMBEDDED):
+                pytest.skip(f"sshd's options need sshd: {expected_kind(EMBEDDED)}")
             directory = tmp_path / f"server{len(servers) or ''}"
             settings = {"keys": server_keys, "embedded": EMBEDDED, **options}
             settings.setdefault("path", None)
