@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from remote.errors import AuthenticationFailed, ConnectionLost, HostKeyRefused, RemoteError, ServerUnfit, Unreachable, UsageError
 from remote.screen.text import one_line
 from remote.ssh.connection import Connection
-from remote.ssh.target import Host, Spec, Target, parse_spec
+from remote.ssh.target import Host, Spec, Target, parse_spec, require_files
 
 if TYPE_CHECKING:
     import paramiko
@@ -38,6 +38,7 @@ class Paramiko(Connection):
         self._client: paramiko.SSHClient | None = None
 
     def open(self) -> None:
+        require_files(self.target)
         spec = parse_spec(self.target.spec)
         settings = read_config(spec, self.target.ssh_config)
         self.host = Host(self.target.spec, user_of(spec, settings), settings["hostname"], port_of(spec, settings))
@@ -150,7 +151,8 @@ class ParamikoChannel:
         self._sending = threading.Lock()
         self._errors = bytearray()
         channel.settimeout(timeout_s)
-        threading.Thread(target=self._read_errors, daemon=True).start()
+        self._reading = threading.Thread(target=self._read_errors, daemon=True)
+        self._reading.start()
 
     def _read_errors(self) -> None:
         with contextlib.suppress(OSError):
@@ -185,6 +187,8 @@ class ParamikoChannel:
         return ConnectionLost(text, host=self._host, remedy="run the same command again")
 
     def errors(self) -> bytes:
+        if self._channel.exit_status_ready():
+            self._reading.join(1.0)
         return bytes(self._errors)
 
     def exit_code(self) -> int | None:
@@ -261,8 +265,6 @@ def read_config(spec: Spec, file: str | None) -> dict[str, Any]:
     config = paramiko.SSHConfig()
     for path in paths:
         place = Path(path).expanduser()
-        if file and not place.is_file():
-            raise UsageError(f"the ssh_config file {file!r} does not exist", host=spec.host)
         try:
             if place.is_file():
                 config.parse(place.read_text("utf-8", "surrogateescape").splitlines())

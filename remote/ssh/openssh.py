@@ -23,7 +23,7 @@ from remote.screen.text import one_line
 from remote.ssh.connection import Connection
 from remote.ssh.process import Process
 from remote.ssh.said import explain
-from remote.ssh.target import Host, Target, parse_spec
+from remote.ssh.target import Host, Target, parse_spec, require_files
 
 if TYPE_CHECKING:
     from remote.ssh.askpass import Askpass
@@ -228,16 +228,7 @@ def read_settings(ssh: str, target: Target, options: Mapping[str, str] = Mapping
     Raises UsageError where a file that was named is missing or ssh_config can't be read.
     """
     spec = parse_spec(target.spec)
-    for path in target.identities:
-        if not os.path.isfile(os.path.expanduser(path)):
-            raise UsageError(
-                f"the identity file {path!r} does not exist",
-                host=target.spec,
-                remedy="name the private key after -i",
-            )
-    if target.ssh_config and not os.path.isfile(os.path.expanduser(target.ssh_config)):
-        text = f"the ssh_config file {target.ssh_config!r} does not exist"
-        raise UsageError(text, host=target.spec)
+    require_files(target)
     words = [ssh, "-G", *as_words({"RemoteCommand": "none", **options}), *host_words(target), "true"]
     try:
         done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=RESOLVE_TIMEOUT_S)

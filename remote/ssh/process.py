@@ -99,7 +99,9 @@ class Process:
             self._log.unlink(missing_ok=True)
             text = f"ssh could not be started: {error.strerror or error}"
             raise UsageError(text, host=self._host.name) from None
-        for work in (self._read_output, self._read_errors, self._watch):
+        self._saying = threading.Thread(target=self._read_errors, args=(process,), daemon=True)
+        self._saying.start()
+        for work in (self._read_output, self._watch):
             threading.Thread(target=work, args=(process,), daemon=True).start()
 
     # -- threads
@@ -286,6 +288,8 @@ class Process:
             return ""
 
     def errors(self) -> bytes:
+        if self._process.poll() is not None:
+            self._saying.join(0.5)  # a jump host's ssh may hold that pipe for longer
         with self._changed:
             return bytes(self._errors)
 

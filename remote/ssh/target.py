@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import shlex
 import sys
@@ -87,6 +88,20 @@ def parse_spec(text: str) -> Spec:
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise UsageError(f"{shown}: the port is a number from 1 to 65535")
     return Spec(host, user or None, int(port))
+
+
+def require_files(target: Target) -> None:
+    """Raises UsageError where a key or an ssh_config that was named on the command line is missing."""
+    for path in target.identities:
+        if not os.path.isfile(os.path.expanduser(path)):
+            raise UsageError(
+                f"the identity file {path!r} does not exist",
+                host=target.spec,
+                remedy="name the private key after -i",
+            )
+    if target.ssh_config and not os.path.isfile(os.path.expanduser(target.ssh_config)):
+        text = f"the ssh_config file {target.ssh_config!r} does not exist"
+        raise UsageError(text, host=target.spec)
 
 
 def _split_port(text: str) -> tuple[str, str | None]:

@@ -93,6 +93,7 @@ def run_with(lab: Lab, **secrets: Any) -> Any:
     return run_task("deploy", lab.project, {**lab.all_settings, "stay_s": 0.0}, target, False)
 
 
+@pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="there is no ssh-keygen")
 def test_a_passphrase_shows_nowhere(server: LoopbackServer, tmp_path: Path) -> None:
     locked = tmp_path / "locked"
     shutil.copy(server.identity, locked)
@@ -146,7 +147,8 @@ def test_what_is_told_for_a_report_holds_no_secrets(server: LoopbackServer, tmp_
     )  # fmt: skip
     address = "http://127.0.0.1:9/hook-with-a-secret"
     done = fab(project, server, "train", "--no-follow", "--notify", address, env={"REMOTE_DEBUG": "1"})
-    for told in ("settings read after", "ssh: Authenticated to", "the agent speaks", "facts answered after", "run_start answered after"):
+    steps = ["ssh: Authenticated to"] if shutil.which("ssh") else []
+    for told in ("settings read after", *steps, "the agent speaks", "facts answered after", "run_start answered after"):
         assert told in done.stderr, told
     assert "hook-with-a-secret" not in done.stderr + done.stdout
     assert "answered after" not in fab(project, server, "status").stderr
