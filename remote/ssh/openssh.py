@@ -68,6 +68,11 @@ class OpenSSH(Connection):
     def method(self) -> str:  # type: ignore[override]  # known only once a command has logged in
         return next((process.method for process in self._running if process.method), "")
 
+    @functools.cached_property
+    def _socket(self) -> str:
+        """Of the login that is kept, its tokens filled in by ssh."""
+        return read_settings(self._ssh, self.target, self._options).get("controlpath", "none")
+
     def open(self) -> None:
         """Read the settings; nothing is sent yet."""
         found = read_settings(self._ssh, self.target)
@@ -84,8 +89,7 @@ class OpenSSH(Connection):
         target, options = self.target, self._options
         if beside:
             # Where the kept login refuses, ssh would log in anew, and ask again: it gets no way to do so.
-            path = read_settings(self._ssh, target, options).get("controlpath", "none")
-            never = {"ControlMaster": "no", "ControlPath": path, "ProxyCommand": "false", "BatchMode": "yes"}
+            never = {"ControlMaster": "no", "ControlPath": self._socket, "ProxyCommand": "false", "BatchMode": "yes"}
             options, target = {**options, **never}, replace(target, interactive=False)
         words = [self._ssh, "-T", *as_words(options), *host_words(target), command]
         environment = dict(os.environ)
@@ -117,9 +121,8 @@ class OpenSSH(Connection):
     def replace(self) -> None:
         """So that the next command logs in anew. One whose process no longer obeys loses its socket."""
         if "ControlPersist" in self._options and not self.log_out():
-            path = read_settings(self._ssh, self.target, self._options).get("controlpath", "none")
             with contextlib.suppress(OSError):
-                os.unlink(path)
+                os.unlink(self._socket)
 
     def close(self) -> None:
         for process in self._running:

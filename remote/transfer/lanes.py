@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -83,6 +84,8 @@ class Lanes:
                 complete = self._hand_on(file, pieces, carrying, event)
             finally:
                 pieces.stop()
+            # A lane that is left in the middle of a shrunken file must be free before it is asked for the next one.
+            wait_for(carrying)
             # Parts that fit may still be parts of two states: the server reads the file as a whole, on a lane of its own.
             event({"done": whole.result() if complete else None}, b"")
 

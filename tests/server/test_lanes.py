@@ -94,6 +94,25 @@ def relay_bytes(relay: Relay) -> int:
     return relay.bytes_down
 
 
+def test_a_file_that_shrinks_meanwhile_holds_up_no_other(lab: KeptLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    (there,) = (lab.root / "runs").glob("2*/work")
+    honest = lanes.Pieces.put
+    cut: list[int] = []
+
+    def meddling(self: lanes.Pieces, at: int, blob: bytes) -> None:
+        if not cut:
+            cut.append(at)
+            os.truncate(there / "big", 45_000_000)
+        honest(self, at, blob)
+
+    monkeypatch.setattr(lanes, "AHEAD", 1 << 20)
+    monkeypatch.setattr(lanes.Pieces, "put", meddling)
+    lab.task("fetch_results")  # it may say that this file could not be had as it was listed
+    monkeypatch.setattr(lanes.Pieces, "put", honest)
+    assert cut and lab.task("fetch_results").code == 0 and same(lab)
+    log_out(lab.target())  # type: ignore[arg-type]
+
+
 def test_a_file_that_changes_meanwhile_is_not_put_together_of_two_states(lab: KeptLab, monkeypatch: pytest.MonkeyPatch) -> None:
     (there,) = (lab.root / "runs").glob("2*/work")
     honest = lanes.Pieces.put
