@@ -1,4 +1,5 @@
-"""Train on a GPU server with three commands: deploy, train, fetch-results. `fab --list` names all tasks; remote/tasks/ has them."""
+"""Train on a GPU server with three commands: deploy, train, fetch-results. `fab --list` names all
+tasks; remote/tasks/ has them."""
 
 import sys
 from pathlib import Path

@@ -1,11 +1,13 @@
-"""Every fault that we promise to survive, provoked by the hundred against a real SSH server on loopback; prints counts.
+"""Every fault that we promise to survive, provoked by the hundred against a real SSH server on
+loopback; prints counts.
 
     python benchmarks/faults.py            # all of it, about half an hour on two cores
     python benchmarks/faults.py --quick    # a tenth of it
     python benchmarks/faults.py --write    # also into benchmarks/results/faults.{md,json}
 
-A count of states compared means: after the cut and the same command again, the hashes of all files equal those of an uncut
-exchange. The first fault that breaks a promise ends the program with its circumstances.
+A count of states compared means: after the cut and the same command again, the hashes of all files
+equal those of an uncut exchange. The first fault that breaks a promise ends the program with its
+circumstances.
 """
 
 from __future__ import annotations
@@ -85,10 +87,17 @@ def sweep_cuts(room: Room, plan: Plan) -> None:
             done = sweep.cut(point)
             codes[done.code] += 1
             room.count(**{"tracebacks shown": (done.out + done.err).count("Traceback")})
-        room.count(**{f"cut points tried in {phase.replace('_', '-')}": codes.total(), "cut points tried": codes.total()})
+        room.count(
+            **{
+                f"cut points tried in {phase.replace('_', '-')}": codes.total(),
+                "cut points tried": codes.total(),
+            }
+        )
         for code, number in codes.items():
             room.count(**{f"cuts that ended with exit code {code}": number})
-    room.count(**{"states compared and equal": sweep.compared, "runs started twice": sweep.started_twice})
+    room.count(
+        **{"states compared and equal": sweep.compared, "runs started twice": sweep.started_twice}
+    )
 
 
 def follow_cuts(room: Room, plan: Plan) -> None:
@@ -116,7 +125,9 @@ def strings(room: Room, plan: Plan) -> None:
         echo = Echo(room.server, link, room.folder)
         runs = max(1, plan.strings // 10)
 
-        @settings(max_examples=runs, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @settings(
+            max_examples=runs, deadline=None, suppress_health_check=list(HealthCheck), database=None
+        )
         @given(st.lists(hostile_text, min_size=10, max_size=10))
         def arrive(texts: list[str]) -> None:
             assert echo.send(texts) == texts
@@ -129,14 +140,22 @@ def strings(room: Room, plan: Plan) -> None:
 
 
 def fab_strings(room: Room, plan: Plan) -> None:
-    """Through the real command to the real trainer: a project in a directory of a hostile name trains on images in another."""
+    """Through the real command to the real trainer: a project in a directory of a hostile name
+    trains on images in another."""
     photos = write_photos(room.folder / "photos")
-    project = make_project(room.folder / "fab ;' $(touch pwned)", settings={"python": sys.executable, "project": "p"})
-    for text in random.Random(0).sample([text for text in HOSTILE_STRINGS if is_a_name(text)], plan.fab_strings):
+    project = make_project(
+        room.folder / "fab ;' $(touch pwned)", settings={"python": sys.executable, "project": "p"}
+    )
+    for text in random.Random(0).sample(
+        [text for text in HOSTILE_STRINGS if is_a_name(text)], plan.fab_strings
+    ):
         assert trained_on(text, fab, project, room.server, photos) == f"{room.server.home}/{text}"
         room.count(**{"strings tried through fab and the trainer": 1})
     for text in [text for text in HOSTILE_STRINGS if "\n" in text]:
-        assert "error: train: --data must be" in fab(project, room.server, "train", "--data", text, code=2).stderr
+        assert (
+            "error: train: --data must be"
+            in fab(project, room.server, "train", "--data", text, code=2).stderr
+        )
         room.count(**{"strings refused by fab before anything was sent": 1})
     assert not list(room.server.home.rglob("pwned*"))
 
@@ -152,17 +171,36 @@ def lies(room: Room, plan: Plan) -> None:
     honest = record(room)
     for task, op, frames in altered(honest, plan.altered):
         ops = {**honest[task], op: frames}
-        done = lab.ask(task, lambda name, args, ops=ops: ops.get(name, [({"error": {"kind": "NotFound", "message": "no"}}, b"")]))
+        done = lab.ask(
+            task,
+            lambda name, args, ops=ops: ops.get(
+                name, [({"error": {"kind": "NotFound", "message": "no"}}, b"")]
+            ),
+        )
         codes[done.code] += 1
         shutil.rmtree(lab.results, ignore_errors=True)
-    room.count(**{"altered replies": codes.total(), "altered replies that were refused": codes.total() - codes[0]})
+    room.count(
+        **{
+            "altered replies": codes.total(),
+            "altered replies that were refused": codes.total() - codes[0],
+        }
+    )
 
 
 def record(room: Room) -> dict[str, dict[str, list[Any]]]:
     """What an honest agent answers."""
     lab = Lab(room.server, room.folder, name="honest")
     found: dict[str, dict[str, list[Any]]] = {}
-    for task in ("deploy", "train", "status", "logs", "check_gpu", "fetch_results", "clean", "stop"):
+    for task in (
+        "deploy",
+        "train",
+        "status",
+        "logs",
+        "check_gpu",
+        "fetch_results",
+        "clean",
+        "stop",
+    ):
         if task == "fetch_results":
             wait_until(lambda: lab.rows()[0]["state"] == "finished")
         found[task] = {}
@@ -171,14 +209,23 @@ def record(room: Room) -> dict[str, dict[str, list[Any]]]:
     return found
 
 
-PARTS = {"cuts": sweep_cuts, "follow": follow_cuts, "strings": strings, "fab": fab_strings, "lies": lies}
+PARTS = {
+    "cuts": sweep_cuts,
+    "follow": follow_cuts,
+    "strings": strings,
+    "fab": fab_strings,
+    "lies": lies,
+}
 
 
 @contextmanager
 def open_room() -> Iterator[Room]:
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     try:
-        with LoopbackServer(folder / "server", path=sparse_path(folder / "bin")) as server, Relay(server.host, server.port) as relay:
+        with (
+            LoopbackServer(folder / "server", path=sparse_path(folder / "bin")) as server,
+            Relay(server.host, server.port) as relay,
+        ):
             yield Room(folder, server, relay, {"tracebacks shown": 0})
             end_tmux(server.home)
     finally:
@@ -186,13 +233,23 @@ def open_room() -> Iterator[Room]:
 
 
 def render(counts: dict[str, int]) -> str:
-    return "\n".join(["| what | count |", "|---|--:|", *(f"| {name} | {number:,} |" for name, number in counts.items())])
+    return "\n".join(
+        [
+            "| what | count |",
+            "|---|--:|",
+            *(f"| {name} | {number:,} |" for name, number in counts.items()),
+        ]
+    )
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="a tenth of it")
-    parser.add_argument("--write", action="store_true", help="write benchmarks/results/faults.md and .json")
+    parser.add_argument(
+        "--write", action="store_true", help="write benchmarks/results/faults.md and .json"
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     given_options = parser.parse_args(argv)
     plan = QUICK if given_options.quick else FULL
@@ -204,7 +261,9 @@ def main(argv: Sequence[str]) -> None:
             print(f"{name}: {time.monotonic() - part:.0f} s", file=sys.stderr, flush=True)
         said = about("faults.py", room.server.kind) | {"seconds": round(time.monotonic() - begun)}
         counts = room.counts
-    write_page("faults", "Faults provoked", said, render(counts), {"counts": counts}, given_options.write)
+    write_page(
+        "faults", "Faults provoked", said, render(counts), {"counts": counts}, given_options.write
+    )
 
 
 if __name__ == "__main__":

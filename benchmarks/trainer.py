@@ -1,13 +1,15 @@
 """The trainer beside its yardsticks, in one run on this machine.
 
-    python benchmarks/trainer.py standard                              # images/s beside a bare PyTorch loop, some minutes
-    python benchmarks/trainer.py fast --data DIR --seeds 3             # accuracy and time of `fast`
-    python benchmarks/trainer.py fast --data DIR --reference PORT.py   # beside another program, in turn, seed by seed
-    … --name original --write                              # into benchmarks/results/trainer-<part>[-<name>].{md,json}
+    python benchmarks/trainer.py standard                              # images/s beside a bare
+    PyTorch loop, some minutes python benchmarks/trainer.py fast --data DIR --seeds 3             #
+    accuracy and time of `fast` python benchmarks/trainer.py fast --data DIR --reference PORT.py   #
+    beside another program, in turn, seed by seed … --name original --write
+    # into benchmarks/results/trainer-<part>[-<name>].{md,json}
 
-PORT.py is brought from outside the repository. It is called as `python PORT.py --data DIR --seed N`, and its last line must be
-JSON: {"accuracy": fraction, "clock": seconds, "test_images": n, "images_per_s": n}. The clock is that of the speed records:
-whitening, training and the final evaluation, without loading and compilation; `wall` is what a person waits for.
+PORT.py is brought from outside the repository. It is called as `python PORT.py --data DIR --seed
+N`, and its last line must be JSON: {"accuracy": fraction, "clock": seconds, "test_images": n,
+"images_per_s": n}. The clock is that of the speed records: whitening, training and the final
+evaluation, without loading and compilation; `wall` is what a person waits for.
 """
 
 from __future__ import annotations
@@ -25,22 +27,44 @@ from trainings import Row, accuracies, column, describe, train
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("part", choices=("standard", "fast"))
     parser.add_argument("--data", default="synthetic", help="as for trainer.train")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--reference", type=Path, help="the other program")
-    parser.add_argument("--reference-seeds", type=int, default=0, help="at most so many of them for the other program; 0: all")
+    parser.add_argument(
+        "--reference-seeds",
+        type=int,
+        default=0,
+        help="at most so many of them for the other program; 0: all",
+    )
     parser.add_argument("--turns", type=int, default=3, help="of `standard`")
     parser.add_argument("--images", type=int, default=1280, help="per turn of `standard`")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the recipe to change")
-    parser.add_argument("--name", default="", help="which images these were, as part of the page's name")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a field of the recipe to change",
+    )
+    parser.add_argument(
+        "--name", default="", help="which images these were, as part of the page's name"
+    )
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     rows = measure_standard(options) if options.part == "standard" else measure_fast(options)
     text = (render_standard if options.part == "standard" else render_fast)(rows)
     name = "-".join(filter(None, (options.part, options.name)))
-    write_page(f"trainer-{name}", f"Trainer: {name}", describe("trainer.py"), text, {"rows": rows}, options.write)
+    write_page(
+        f"trainer-{name}",
+        f"Trainer: {name}",
+        describe("trainer.py"),
+        text,
+        {"rows": rows},
+        options.write,
+    )
     return 0
 
 
@@ -52,22 +76,49 @@ def measure_fast(options: argparse.Namespace) -> list[Row]:
     for seed in range(1, options.seeds + 1):
         done = train(options.data, "fast", seed, options.set)
         summary = done.summary
-        rows.append({"tool": "ours", "seed": seed, "accuracy": summary["test_accuracy"], "clock": summary["seconds"], "wall": done.wall,
-                     "images_per_s": summary["data"]["train"] * summary["epochs"] / summary["seconds"],
-                     "test_images": summary["test_images"]})  # fmt: skip
+        rows.append(
+            {
+                "tool": "ours",
+                "seed": seed,
+                "accuracy": summary["test_accuracy"],
+                "clock": summary["seconds"],
+                "wall": done.wall,
+                "images_per_s": summary["data"]["train"] * summary["epochs"] / summary["seconds"],
+                "test_images": summary["test_images"],
+            }
+        )
         print(rows[-1], file=sys.stderr)
         if options.reference and seed <= (options.reference_seeds or options.seeds):
             begin = time.perf_counter()
-            command = [sys.executable, str(options.reference), "--data", options.data, "--seed", str(seed)]
-            told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
-            rows.append({"tool": "reference", "seed": seed, "wall": time.perf_counter() - begin, **json.loads(told)})
+            command = [
+                sys.executable,
+                str(options.reference),
+                "--data",
+                options.data,
+                "--seed",
+                str(seed),
+            ]
+            told = subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, text=True
+            ).stdout.splitlines()[-1]
+            rows.append(
+                {
+                    "tool": "reference",
+                    "seed": seed,
+                    "wall": time.perf_counter() - begin,
+                    **json.loads(told),
+                }
+            )
             print(rows[-1], file=sys.stderr)
     return rows
 
 
 def render_fast(rows: Sequence[Row]) -> str:
     lines = [
-        "| tool | n | test accuracy, mean ± sd | 95% interval of the mean | clock, s | wall, s | images/s |",
+        (
+            "| tool | n | test accuracy, mean ± sd | 95% interval of the mean | clock, s | wall, s"
+            " | images/s |"
+        ),
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for tool in dict.fromkeys(row["tool"] for row in rows):
@@ -84,18 +135,29 @@ def render_fast(rows: Sequence[Row]) -> str:
 
 def measure_standard(options: argparse.Namespace) -> list[Row]:
     rows = []
-    changes = ["accelerator=auto", f"train_images={options.images}", "max_epochs=1", "validation_max=100", *options.set]
+    changes = [
+        "accelerator=auto",
+        f"train_images={options.images}",
+        "max_epochs=1",
+        "validation_max=100",
+        *options.set,
+    ]
     for turn in range(options.turns):
         done = train(options.data, "standard", 1, changes)
         ours = {"tool": "trainer", "turn": turn, "images_per_s": done.summary["images_per_s"]}
-        bare = {"tool": "bare loop", "turn": turn, "images_per_s": bare_loop(options.images, changes)}
+        bare = {
+            "tool": "bare loop",
+            "turn": turn,
+            "images_per_s": bare_loop(options.images, changes),
+        }
         rows += [ours, bare]
         print(ours, bare, file=sys.stderr)
     return rows
 
 
 def bare_loop(count: int, changes: Sequence[str]) -> float:
-    """images/s of forward, backward, clipping and Adam on images in memory; no augmentation, no mixup, no bookkeeping."""
+    """images/s of forward, backward, clipping and Adam on images in memory; no augmentation, no
+    mixup, no bookkeeping."""
     import torch
     import torch.nn.functional as F
 
@@ -119,7 +181,8 @@ def bare_loop(count: int, changes: Sequence[str]) -> float:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    # The first steps make the optimizer's state and choose kernels; the trainer's are counted with them, so they count here, too.
+    # The first steps make the optimizer's state and choose kernels; the trainer's are counted with
+    # them, so they count here, too.
     begin = time.perf_counter()
     for _ in range(count // config.batch_size):
         step()
@@ -133,7 +196,9 @@ def render_standard(rows: Sequence[Row]) -> str:
     for tool in dict.fromkeys(row["tool"] for row in rows):
         own = [row for row in rows if row["tool"] == tool]
         lines.append(f"| {tool} | {len(own)} | {column(own, 'images_per_s', 1)} |")
-    ratios = [a["images_per_s"] / b["images_per_s"] for a, b in zip(rows[::2], rows[1::2], strict=True)]
+    ratios = [
+        a["images_per_s"] / b["images_per_s"] for a, b in zip(rows[::2], rows[1::2], strict=True)
+    ]
     lines += ["", f"trainer / bare loop, turn by turn: {spread(ratios, 2)}"]
     return "\n".join(lines)
 

@@ -1,4 +1,5 @@
-"""One training as a process of its own, and what its figures are: shared by trainer.py and gpu.py."""
+"""One training as a process of its own, and what its figures are: shared by trainer.py and
+gpu.py."""
 
 from __future__ import annotations
 
@@ -33,19 +34,36 @@ class Training:
     wall: float
 
 
-def train(data: str, recipe: str, seed: int, changes: Iterable[str], timeout: float | None = None) -> Training:
-    """Raises subprocess.TimeoutExpired, or CalledProcessError where the training fails; what it says goes to stderr."""
+def train(
+    data: str, recipe: str, seed: int, changes: Iterable[str], timeout: float | None = None
+) -> Training:
+    """Raises subprocess.TimeoutExpired, or CalledProcessError where the training fails; what it
+    says goes to stderr."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        words = ["--recipe", recipe, "--data", data, "--seed", str(seed), "--run_dir", f"{folder}/run"]
+        words = [
+            "--recipe",
+            recipe,
+            "--data",
+            data,
+            "--seed",
+            str(seed),
+            "--run_dir",
+            f"{folder}/run",
+        ]
         for change in changes:
             words += ["--set", change]
         argv = [sys.executable, "-m", "trainer.train", *words]
         begin = time.perf_counter()
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-        subprocess.run(argv, cwd=folder, env=environment, check=True, stdout=sys.stderr, timeout=timeout)
+        subprocess.run(
+            argv, cwd=folder, env=environment, check=True, stdout=sys.stderr, timeout=timeout
+        )
         wall = time.perf_counter() - begin
         with open(f"{folder}/run/metrics.csv", newline="") as file:
-            epochs = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+            epochs = [
+                {name: float(value) for name, value in row.items() if value}
+                for row in csv.DictReader(file)
+            ]
         return Training(json.loads(Path(folder, "run", "summary.json").read_text()), epochs, wall)
 
 
@@ -62,12 +80,17 @@ def column(rows: Sequence[Mapping[str, Any]], name: str, digits: int = 0) -> str
 
 
 def accuracies(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Mean ± standard deviation over the seeds, and the 95% interval of the mean as far as the test images bound it.
+    """Mean ± standard deviation over the seeds, and the 95% interval of the mean as far as the test
+    images bound it.
 
-    All seeds see the same test images: their number bounds what can be known, however many seeds there are.
+    All seeds see the same test images: their number bounds what can be known, however many seeds
+    there are.
     """
     values = [row["accuracy"] for row in rows]
     mean = statistics.mean(values)
     error = math.sqrt(mean * (1 - mean) / rows[0]["test_images"])
     deviation = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{100 * mean:.2f}%{deviation}", f"{100 * (mean - 1.96 * error):.1f}–{100 * (mean + 1.96 * error):.1f}%"
+    return (
+        f"{100 * mean:.2f}%{deviation}",
+        f"{100 * (mean - 1.96 * error):.1f}–{100 * (mean + 1.96 * error):.1f}%",
+    )

@@ -1,4 +1,5 @@
-"""Our deploy and fetch beside `rsync -a -e ssh`, each with a login of its own and over a login that is open already.
+"""Our deploy and fetch beside `rsync -a -e ssh`, each with a login of its own and over a login that
+is open already.
 
     ours, rsync                  a first login, as after `fab logout`
     ours-kept, rsync-kept        over a ControlMaster that stands
@@ -7,9 +8,9 @@
     python benchmarks/transfer.py --quick    # a minute
     python benchmarks/transfer.py --write    # also into benchmarks/results/transfer.{md,json}
 
-Times are those of whole processes, from start to exit, login included; the tools take turns within each repeat, so that
-a slow moment of the machine meets them all. rsync sends a copy of the same files without `.git`. Our deploy does more than it
-does: it also checks the environment and the GPU.
+Times are those of whole processes, from start to exit, login included; the tools take turns within
+each repeat, so that a slow moment of the machine meets them all. rsync sends a copy of the same
+files without `.git`. Our deploy does more than it does: it also checks the environment and the GPU.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ class Lab:
     notes: dict[str, float] = field(default_factory=dict)
 
     def run(self, argv: Sequence[str | Path], cwd: Path, **extra: str) -> tuple[float, float]:
-        """Seconds and the peak resident memory in MB of a command and what it waited for; its failure ends it all."""
+        """Seconds and the peak resident memory in MB of a command and what it waited for; its
+        failure ends it all."""
         log = self.folder / "output"
         with log.open("wb") as out:
             home = {"HOME": str(self.folder / "client"), **extra}
@@ -101,7 +103,16 @@ class Lab:
         unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
         return seconds, usage.ru_maxrss * unit / MB
 
-    def measure(self, case: str, link: str, tool: str, turn: int, argv: Sequence[str | Path], cwd: Path, **extra: str) -> None:
+    def measure(
+        self,
+        case: str,
+        link: str,
+        tool: str,
+        turn: int,
+        argv: Sequence[str | Path],
+        cwd: Path,
+        **extra: str,
+    ) -> None:
         seconds, rss = self.run(argv, cwd, **extra)
         self.samples.append(Sample(case, link, tool, turn, seconds, rss))
         print(f"  {case:<28} {link:<9} {tool:<6} {seconds:7.2f} s  {rss:6.0f} MB", file=sys.stderr)
@@ -111,7 +122,14 @@ class Lab:
 
 
 def fab(route: Route, *arguments: str) -> list[str | Path]:
-    return [Path(sys.executable).with_name("fab"), "-S", route.ssh_config, "-H", "loopback", *arguments]
+    return [
+        Path(sys.executable).with_name("fab"),
+        "-S",
+        route.ssh_config,
+        "-H",
+        "loopback",
+        *arguments,
+    ]
 
 
 def rsync(route: Route, source: str, target: str, master: Path | None) -> list[str | Path]:
@@ -121,14 +139,17 @@ def rsync(route: Route, source: str, target: str, master: Path | None) -> list[s
 
 @contextmanager
 def login(lab: Lab, link: str, tool: str) -> Iterator[tuple[Path | None, dict[str, str]]]:
-    """rsync's master and our environment: none and FABRIC_REMOTE_STAY_S=0, or a login that stands."""
+    """rsync's master and our environment: none and FABRIC_REMOTE_STAY_S=0, or a login that
+    stands."""
     if not tool.endswith("-kept"):
         yield None, {"FABRIC_REMOTE_STAY_S": "0"}
         return
     route, master = lab.routes[link], Path(tempfile.gettempdir()) / f"bench-{os.getpid()}-{link}"
     words = ["ssh", "-F", str(route.ssh_config), "-S", str(master), "loopback"]
     if tool == "rsync-kept":
-        subprocess.run([*words[:-1], "-M", "-N", "-f", "loopback"], check=True, stdin=subprocess.DEVNULL)
+        subprocess.run(
+            [*words[:-1], "-M", "-N", "-f", "loopback"], check=True, stdin=subprocess.DEVNULL
+        )
         yield master, {}
         subprocess.run([*words[:-1], "-O", "exit", "loopback"], capture_output=True)
         return
@@ -141,9 +162,15 @@ def login(lab: Lab, link: str, tool: str) -> Iterator[tuple[Path | None, dict[st
 def make_code(folder: Path, count: int) -> Path:
     """A committed project of `count` files (at least 5), 1 to 8 kB of text most of them.
 
-    The product's own `remote/` lies in it and is ignored by git, so that the count does not grow with the product.
+    The product's own `remote/` lies in it and is ignored by git, so that the count does not grow
+    with the product.
     """
-    settings = {"python": sys.executable, "requirements": "none.txt", "command": "python stub.py", "project": "bench"}
+    settings = {
+        "python": sys.executable,
+        "requirements": "none.txt",
+        "command": "python stub.py",
+        "project": "bench",
+    }
     files = {"stub.py": STUB, "none.txt": "", ".gitignore": "/remote/\n/results/\n__pycache__/\n"}
     project = make_project(folder, files, settings=settings, parts=("fabfile.py", "remote"))
     for number in range(count - len(list_tracked(project))):
@@ -155,7 +182,9 @@ def make_code(folder: Path, count: int) -> Path:
 
 
 def list_tracked(project: Path) -> list[str]:
-    done = subprocess.run(["git", "ls-files", "-z"], cwd=project, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=project, capture_output=True, text=True, check=True
+    )
     return done.stdout.split("\0")[:-1]
 
 
@@ -175,7 +204,8 @@ def change_one(folder: Path) -> None:
 
 
 def deploy_round(lab: Lab, plan: Plan, project: Path, plain: Path, count: int, turn: int) -> None:
-    """First deploy into an empty place, then nothing changed, then one file changed: by each tool over each link."""
+    """First deploy into an empty place, then nothing changed, then one file changed: by each tool
+    over each link."""
     for link, tool in in_turns(plan, turn):
         place = f"deploy/{tool}-{link}-{count}-{turn}"
         folder = project if tool.startswith("ours") else plain
@@ -184,7 +214,11 @@ def deploy_round(lab: Lab, plan: Plan, project: Path, plain: Path, count: int, t
                 if case == "one file changed":
                     change_one(folder)
                 name, route = f"{case}, {count} files", lab.routes[link]
-                argv = fab(route, "deploy") if tool.startswith("ours") else rsync(route, f"{plain}/", f"loopback:{place}/", master)
+                argv = (
+                    fab(route, "deploy")
+                    if tool.startswith("ours")
+                    else rsync(route, f"{plain}/", f"loopback:{place}/", master)
+                )
                 lab.measure(name, link, tool, turn, argv, folder, **root(lab, place), **extra)
         shutil.rmtree(lab.server.home / place)
 
@@ -206,9 +240,9 @@ def make_run(lab: Lab, project: Path, place: str, size_mb: int) -> Path:
     lab.run(fab(lab.routes["loopback"], "train", "--no-follow"), project, **root(lab, place))
     runs = lab.server.home / place / "runs"
     deadline = time.monotonic() + 60
-    while not (states := [json.loads(path.read_text()) for path in runs.glob("*/state.json")]) or any(
-        state["state"] in ("queued", "running") for state in states
-    ):
+    while not (
+        states := [json.loads(path.read_text()) for path in runs.glob("*/state.json")]
+    ) or any(state["state"] in ("queued", "running") for state in states):
         if time.monotonic() > deadline:
             raise SystemExit("the stub run did not end")
         time.sleep(0.1)
@@ -232,7 +266,8 @@ def fetch_round(lab: Lab, plan: Plan, project: Path, name: str, size_mb: int, tu
         with login(lab, link, tool) as (master, extra):
             if tool.startswith("ours"):
                 argv = fab(route, "fetch-results", "--dest", str(target))
-                # With a login of its own, but one: the channels beside the first need a login that is shared.
+                # With a login of its own, but one: the channels beside the first need a login that
+                # is shared.
                 extra = {"FABRIC_REMOTE_STAY_S": "1"} if tool == "ours" else extra
                 lab.run(fab(route, "logout"), project, **extra) if tool == "ours" else None
             else:
@@ -245,30 +280,46 @@ def fetch_round(lab: Lab, plan: Plan, project: Path, name: str, size_mb: int, tu
 
 
 def prepare_fetch(lab: Lab, plan: Plan, project: Path) -> None:
-    """The run that all fetch; rsync gets a folder of the same files, without the run's copy of the code."""
+    """The run that all fetch; rsync gets a folder of the same files, without the run's copy of the
+    code."""
     checkpoint = lab.server.home / "plain-run" / "checkpoints" / "best.ckpt"
     if "ours" not in plan.tools:
         write_random(checkpoint, plan.fetch_mb)
         return
     run = make_run(lab, project, "fetch", plan.fetch_mb)
-    shutil.copytree(run, checkpoint.parents[1], ignore=shutil.ignore_patterns("work"), copy_function=os.link)
+    shutil.copytree(
+        run, checkpoint.parents[1], ignore=shutil.ignore_patterns("work"), copy_function=os.link
+    )
 
 
 def measure_memory(lab: Lab, plan: Plan) -> None:
     """Deploy and fetch one file of `memory_mb` with our tool, watching both ends' memory."""
     project = make_code(lab.folder / "big", 0)
-    write_random(project / "big.bin", plan.memory_mb)  # not committed: git would compress it for minutes
+    write_random(
+        project / "big.bin", plan.memory_mb
+    )  # not committed: git would compress it for minutes
     size = f"{plan.memory_mb / 1000:g} GB"
     limit = {"FABRIC_REMOTE_MAX_FILE_MIB": str(plan.memory_mb)}
     place, route = "memory", lab.routes["loopback"]
     with watched(lab, f"server's peak MB, deploy of {size}"):
-        lab.measure(f"deploy of {size}", "loopback", "ours", 0, fab(route, "deploy"), project, **limit, **root(lab, place))
+        lab.measure(
+            f"deploy of {size}",
+            "loopback",
+            "ours",
+            0,
+            fab(route, "deploy"),
+            project,
+            **limit,
+            **root(lab, place),
+        )
     (project / "big.bin").unlink()
     make_run(lab, project, place, plan.memory_mb)
     target = str(lab.folder / "fetched")
     with watched(lab, f"server's peak MB, fetch of {size}"):
         argv = fab(route, "fetch-results", "--dest", target)
-        lab.measure(f"fetch of {size}", "loopback", "ours", 0, argv, project, **limit, **root(lab, place))
+        lab.measure(
+            f"fetch of {size}", "loopback", "ours", 0, argv, project, **limit, **root(lab, place)
+        )
     shutil.rmtree(target)
     shutil.rmtree(lab.server.home / place)
     shutil.rmtree(project)
@@ -276,12 +327,17 @@ def measure_memory(lab: Lab, plan: Plan) -> None:
 
 @contextmanager
 def watched(lab: Lab, note: str) -> Iterator[None]:
-    """Note the peak memory of any one process in the server's sessions (Linux), known by its HOME."""
+    """Note the peak memory of any one process in the server's sessions (Linux), known by its
+    HOME."""
     done, peak = threading.Event(), [0.0]
 
     def watch() -> None:
         while not done.wait(0.1):
-            peak[0] = max(peak[0], *(peak_mb(path, lab.server.home) for path in Path("/proc").glob("[0-9]*")), 0.0)
+            peak[0] = max(
+                peak[0],
+                *(peak_mb(path, lab.server.home) for path in Path("/proc").glob("[0-9]*")),
+                0.0,
+            )
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -301,16 +357,21 @@ def peak_mb(process: Path, home: Path) -> float:
         lines = (process / "status").read_text().splitlines()
     except OSError:
         return 0.0  # it ended meanwhile, or is another user's
-    return next((int(line.split()[1]) * 1024 / MB for line in lines if line.startswith("VmHWM")), 0.0)
+    return next(
+        (int(line.split()[1]) * 1024 / MB for line in lines if line.startswith("VmHWM")), 0.0
+    )
 
 
 @contextmanager
 def open_lab(plan: Plan) -> Iterator[Lab]:
-    """A server with a HOME of its own and a relay before it, in a folder that is removed afterwards."""
+    """A server with a HOME of its own and a relay before it, in a folder that is removed
+    afterwards."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="transfer-")))
         (folder / "client").mkdir()
-        server = stack.enter_context(LoopbackServer(folder / "server", path=sparse_path(folder / "bin")))
+        server = stack.enter_context(
+            LoopbackServer(folder / "server", path=sparse_path(folder / "bin"))
+        )
         relay = stack.enter_context(Relay(server.host, server.port, latency_s=plan.rtt_ms / 2000))
         (server.home / "deploy").mkdir()
         yield Lab(folder, server, {"loopback": server.route, "relay": server.via(relay.port)})
@@ -333,9 +394,15 @@ def measure_all(lab: Lab, plan: Plan) -> None:
 def render(samples: Sequence[Sample], notes: Mapping[str, float]) -> str:
     """The tables, in the order in which things were measured first."""
     lines = [
-        "Seconds: median (min–max). Ratios: median of the ratios within each repeat; below 1 we are faster.",
+        (
+            "Seconds: median (min–max). Ratios: median of the ratios within each repeat; below 1 we"
+            " are faster."
+        ),
         "",
-        "| case | link | n | ours | rsync | ratio | ours, kept login | rsync, open master | ratio |",
+        (
+            "| case | link | n | ours | rsync | ratio | ours, kept login | rsync, open master |"
+            " ratio |"
+        ),
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for case, link in dict.fromkeys((sample.case, sample.link) for sample in samples):
@@ -347,14 +414,21 @@ def render(samples: Sequence[Sample], notes: Mapping[str, float]) -> str:
         lines.append(f"| {case} | {link} | {max(map(len, times.values()))} | {' | '.join(cells)} |")
     lines += ["", "| memory of one process, at most | MB |", "|---|--:|"]
     for case in dict.fromkeys(sample.case for sample in samples if sample.tool == "ours"):
-        # Linux counts a child's memory from that of the process that started it, so none reads smaller than ours.
-        peak = max(sample.rss_mb for sample in samples if sample.case == case and sample.tool == "ours")
+        # Linux counts a child's memory from that of the process that started it, so none reads
+        # smaller than ours.
+        peak = max(
+            sample.rss_mb for sample in samples if sample.case == case and sample.tool == "ours"
+        )
         lines.append(f"| laptop's peak, {case} | {peak:.0f} |")
     return "\n".join([*lines, *(f"| {name} | {value:.0f} |" for name, value in notes.items()), ""])
 
 
 def by_turn(samples: Sequence[Sample], case: str, link: str, tool: str) -> dict[int, float]:
-    return {one.turn: one.seconds for one in samples if (one.case, one.link, one.tool) == (case, link, tool)}
+    return {
+        one.turn: one.seconds
+        for one in samples
+        if (one.case, one.link, one.tool) == (case, link, tool)
+    }
 
 
 def ratios(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
@@ -367,13 +441,19 @@ def version(argv: Sequence[str]) -> str:
 
 
 def parse_plan(argv: Sequence[str]) -> tuple[Plan, bool]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="40 files, 40 MB, two repeats")
-    parser.add_argument("--write", action="store_true", help="write benchmarks/results/transfer.md and .json")
+    parser.add_argument(
+        "--write", action="store_true", help="write benchmarks/results/transfer.md and .json"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--files", type=int, nargs="+", default=[40, 300, 10_000])
     parser.add_argument("--fetch-mb", type=int, default=400)
-    parser.add_argument("--memory-mb", type=int, default=2000, help="the big file whose memory is watched; 0: none")
+    parser.add_argument(
+        "--memory-mb", type=int, default=2000, help="the big file whose memory is watched; 0: none"
+    )
     parser.add_argument("--rtt-ms", type=float, default=50.0)
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=TOOLS)
     given = parser.parse_args(argv)
@@ -387,11 +467,17 @@ def parse_plan(argv: Sequence[str]) -> tuple[Plan, bool]:
 def main(argv: Sequence[str]) -> None:
     plan, write = parse_plan(argv)
     with open_lab(plan) as lab:
-        software = ", ".join([lab.server.kind, *map(version, (["ssh", "-V"], ["rsync", "--version"]))])
-        said = about("transfer.py", software) | {"relay": f"{plan.rtt_ms:g} ms round trip, no limit on throughput"}
+        software = ", ".join(
+            [lab.server.kind, *map(version, (["ssh", "-V"], ["rsync", "--version"]))]
+        )
+        said = about("transfer.py", software) | {
+            "relay": f"{plan.rtt_ms:g} ms round trip, no limit on throughput"
+        }
         measure_all(lab, plan)
     data = {"server_peak_mb": lab.notes, "samples": [asdict(sample) for sample in lab.samples]}
-    write_page("transfer", "Transfers beside rsync", said, render(lab.samples, lab.notes), data, write)
+    write_page(
+        "transfer", "Transfers beside rsync", said, render(lab.samples, lab.notes), data, write
+    )
 
 
 if __name__ == "__main__":

@@ -12,13 +12,29 @@ from remote.screen.display import Display
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m remote", description="The tasks themselves are Fabric's: fab --list")
+    parser = argparse.ArgumentParser(
+        prog="python -m remote", description="The tasks themselves are Fabric's: fab --list"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    about = "put a short fabfile.py, a commented fabric.yaml and run_progress.py into a project of your own; changes no file that is there"
+    about = (
+        "put a short fabfile.py, a commented fabric.yaml and run_progress.py into a project of your"
+        " own; changes no file that is there"
+    )
     one = commands.add_parser("init", help=about, description=about)
-    one.add_argument("directory", nargs="?", type=Path, default=Path(), help="the project (default: here)")
-    one.add_argument("--command", default="", dest="runs", help='what trains, e.g. "python train.py --epochs 10" (default: looked for)')
-    one.add_argument("--results", default="", help="what comes back, e.g. checkpoints,logs (default: all that it writes)")
+    one.add_argument(
+        "directory", nargs="?", type=Path, default=Path(), help="the project (default: here)"
+    )
+    one.add_argument(
+        "--command",
+        default="",
+        dest="runs",
+        help='what trains, e.g. "python train.py --epochs 10" (default: looked for)',
+    )
+    one.add_argument(
+        "--results",
+        default="",
+        help="what comes back, e.g. checkpoints,logs (default: all that it writes)",
+    )
     options = parser.parse_args()
     display = Display()
     try:

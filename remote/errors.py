@@ -1,14 +1,23 @@
-"""One class per cause; each says what happened, where, and what to type next. The exit codes are documented in the README."""
+"""One class per cause; each says what happened, where, and what to type next. The exit codes are
+documented in the README."""
 
 from __future__ import annotations
 
 
 class RemoteError(Exception):
-    """An expected failure, shown as one line. `host` and `step` say where, `remedy` what to type next. Holds no secret."""
+    """An expected failure, shown as one line. `host` and `step` say where, `remedy` what to type
+    next. Holds no secret."""
 
     exit_code = 1
 
-    def __init__(self, message: str, *, host: str | None = None, step: str | None = None, remedy: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        host: str | None = None,
+        step: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.host = host
@@ -18,7 +27,13 @@ class RemoteError(Exception):
 
     def __str__(self) -> str:
         where = ", ".join(part for part in (self.host, self.step) if part)
-        return "".join([f"{where}: " if where else "", self.message, f" — {self.remedy}" if self.remedy else ""])
+        return "".join(
+            [
+                f"{where}: " if where else "",
+                self.message,
+                f" — {self.remedy}" if self.remedy else "",
+            ]
+        )
 
 
 class UsageError(RemoteError):
@@ -34,7 +49,8 @@ class Unreachable(RemoteError):
 
 
 class ConnectionLost(RemoteError):
-    """The connection broke, or went silent after the login. Repeating the command goes on from there."""
+    """The connection broke, or went silent after the login. Repeating the command goes on from
+    there."""
 
     exit_code = 4
 
@@ -97,6 +113,15 @@ INTERRUPTED = 130
 
 BY_KIND: dict[str, type[RemoteError]] = {
     cls.__name__: cls
-    for cls in (UsageError, ServerUnfit, EnvironmentFailed, GpuUnfit, RunFailed, NotFound, TransferFailed, ProtocolError)
+    for cls in (
+        UsageError,
+        ServerUnfit,
+        EnvironmentFailed,
+        GpuUnfit,
+        RunFailed,
+        NotFound,
+        TransferFailed,
+        ProtocolError,
+    )
 }
 """The classes that the agent may name in a refusal."""

@@ -9,8 +9,15 @@ from typing import Any
 from remote.agent.shared.gpu_choice import Gpu, GpuProcess, GpuReport
 
 __all__ = [
-    "EnvironmentPlan", "FileEntry", "Gpu", "GpuProcess", "GpuReport", "Release", "Run", "Settings",
-]  # fmt: skip
+    "EnvironmentPlan",
+    "FileEntry",
+    "Gpu",
+    "GpuProcess",
+    "GpuReport",
+    "Release",
+    "Run",
+    "Settings",
+]
 
 
 @dataclass(frozen=True)
@@ -27,9 +34,11 @@ class Settings:
     command: str = "python -m trainer.train"
     # The file whose packages the server gets; "none" for nothing.
     requirements: str = "trainer/requirements.txt"
-    # What comes back of all that a run wrote beside its code: patterns below its working directory, comma-separated; empty: everything.
+    # What comes back of all that a run wrote beside its code: patterns below its working directory,
+    # comma-separated; empty: everything.
     results: str = ""
-    # Where more than this is to be fetched, in MiB, a terminal is asked first. Nothing is left out for its size.
+    # Where more than this is to be fetched, in MiB, a terminal is asked first. Nothing is left out
+    # for its size.
     ask_above_mib: float = 5120.0
     # The recipe where --recipe is not given.
     recipe: str = "standard"
@@ -43,17 +52,20 @@ class Settings:
     ssh: str = "auto"
     # A file larger than this is not sent, in MiB.
     max_file_mib: float = 50.0
-    # Files sent although their names look like secrets, or although they are too large: patterns, comma-separated.
+    # Files sent although their names look like secrets, or although they are too large: patterns,
+    # comma-separated.
     include: str = ""
     # Where results are kept here.
     dest: str = "results"
-    # What ends a rented server, for fetch-results --then-shutdown; empty: shutdown -h now, by sudo where one is not root.
+    # What ends a rented server, for fetch-results --then-shutdown; empty: shutdown -h now, by sudo
+    # where one is not root.
     shutdown: str = ""
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of a release: path with `/`, mode 0o644, 0o755 or 0o120000 (symlink), hash of its bytes or of its target."""
+    """One file of a release: path with `/`, mode 0o644, 0o755 or 0o120000 (symlink), hash of its
+    bytes or of its target."""
 
     path: str
     mode: int
@@ -97,8 +109,8 @@ class Run:
 class EnvironmentPlan:
     """What to do about the environment. `why` is shown as it is.
 
-    kind: keep (nothing), inspect-first (call environment_inspect, put its answer under facts["inspection"], plan again),
-    or as-is, overlay, venv: call environment_prepare with `args`.
+    kind: keep (nothing), inspect-first (call environment_inspect, put its answer under
+    facts["inspection"], plan again), or as-is, overlay, venv: call environment_prepare with `args`.
     """
 
     kind: str

@@ -1,4 +1,5 @@
-"""What all tests share: the SSH servers' fixtures, their logs on failure, and which server it is in the header."""
+"""What all tests share: the SSH servers' fixtures, their logs on failure, and which server it is in
+the header."""
 
 from __future__ import annotations
 
@@ -8,10 +9,19 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `remote`, `trainer` and `tests`, from any folder
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # `remote`, `trainer` and `tests`, from any folder
 
 from tests.support import sshd
-from tests.support.sshd import each_server, make_server, server, server_keys, system_user, unprivileged
+from tests.support.sshd import (
+    each_server,
+    make_server,
+    server,
+    server_keys,
+    system_user,
+    unprivileged,
+)
 
 __all__ = ["each_server", "make_server", "server", "server_keys", "system_user", "unprivileged"]
 
@@ -21,7 +31,9 @@ def pytest_report_header() -> str:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     sshd.attach_logs(item, report)
     return report

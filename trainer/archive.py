@@ -1,4 +1,5 @@
-"""CIFAR-10's archive: what it must be, and its download. Imports no torch: whoever sends the archive to a server checks it, too."""
+"""CIFAR-10's archive: what it must be, and its download. Imports no torch: whoever sends the
+archive to a server checks it, too."""
 
 from __future__ import annotations
 
@@ -44,8 +45,11 @@ def check_archive(path: Path) -> None:
         raise DataError(f"{path} is damaged: its md5 is {digest.hexdigest()}; {REMEDY}")
 
 
-def download_archive(target: Path, say: Callable[[str], None], url: str = "", tries: int = 5) -> None:
-    """Into `target`, which appears when its md5 is right; goes on where a broken download stopped. Raises DataError."""
+def download_archive(
+    target: Path, say: Callable[[str], None], url: str = "", tries: int = 5
+) -> None:
+    """Into `target`, which appears when its md5 is right; goes on where a broken download stopped.
+    Raises DataError."""
     url = url or os.environ.get("CIFAR10_URL", ARCHIVE_URL)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
@@ -59,14 +63,18 @@ def download_archive(target: Path, say: Callable[[str], None], url: str = "", tr
             _download_some(url, part, say)
             check_archive(part)
         except DataError as error:
-            # Not resumed but begun anew, and only once: a part left by an earlier version may be to blame, or the server.
+            # Not resumed but begun anew, and only once: a part left by an earlier version may be to
+            # blame, or the server.
             part.unlink(missing_ok=True)
             problem = str(error).split(";")[0].replace(str(part), "what came")
             damaged += 1
             if damaged > 1 or "web page" in problem:
                 break
         except (http.client.HTTPException, OSError, ValueError) as error:
-            problem = " ".join(str(getattr(error, "reason", None) or error).split()) or type(error).__name__
+            problem = (
+                " ".join(str(getattr(error, "reason", None) or error).split())
+                or type(error).__name__
+            )
             code = error.code if isinstance(error, urllib.error.HTTPError) else 0
             if code in (403, 404):
                 break
@@ -79,7 +87,8 @@ def download_archive(target: Path, say: Callable[[str], None], url: str = "", tr
 
 
 def _download_some(url: str, part: Path, say: Callable[[str], None]) -> None:
-    """Append what is missing of `part`. Raises DataError for a web page, OSError for a connection that ended early."""
+    """Append what is missing of `part`. Raises DataError for a web page, OSError for a connection
+    that ended early."""
     have = part.stat().st_size if part.exists() else 0
     if have >= ARCHIVE_BYTES:
         return

@@ -1,6 +1,8 @@
-"""Augmentation of whole batches on any device. What happens to an image follows from seed, epoch and its index alone.
+"""Augmentation of whole batches on any device. What happens to an image follows from seed, epoch
+and its index alone.
 
-So the order of loading, the number of workers and a stop in the middle change nothing: a resumed run sees the same pixels.
+So the order of loading, the number of workers and a stop in the middle change nothing: a resumed
+run sees the same pixels.
 """
 
 from __future__ import annotations
@@ -20,8 +22,12 @@ FLIP, SHIFT_Y, SHIFT_X, CUT_Y, CUT_X = range(5)
 
 
 def random_integers(indices: Tensor, below: int, seed: int, epoch: int, stream: int) -> Tensor:
-    """For every index (int64) a number from 0 to below-1: splitmix64 (Steele et al. 2014) as a counter-based generator."""
-    start = int(np.random.SeedSequence([seed, epoch, stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    """For every index (int64) a number from 0 to below-1: splitmix64 (Steele et al. 2014) as a
+    counter-based generator."""
+    start = int(
+        np.random.SeedSequence([seed, epoch, stream]).generate_state(1, np.uint64)[0]
+        >> np.uint64(1)
+    )
     bits = indices * _GOLDEN + start
     bits = (bits ^ _shifted(bits, 30)) * _FIRST
     bits = (bits ^ _shifted(bits, 27)) * _SECOND
@@ -36,16 +42,23 @@ def _shifted(bits: Tensor, count: int) -> Tensor:
 
 @functools.lru_cache(maxsize=2)
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    """A permutation of 0 … count-1, the same on every device and in every process. Kept, since every batch asks for it."""
-    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, epoch, 99]).generate_state(1, np.uint32)[0]))
+    """A permutation of 0 … count-1, the same on every device and in every process. Kept, since
+    every batch asks for it."""
+    generator = torch.Generator().manual_seed(
+        int(np.random.SeedSequence([seed, epoch, 99]).generate_state(1, np.uint32)[0])
+    )
     return torch.randperm(count, generator=generator)
 
 
 def augment(images: Tensor, indices: Tensor, epoch: int, config: TrainConfig) -> Tensor:
-    """Flip, shift and cut out. images: uint8 [B, 3, H, W]; indices: int64 [B], on the same device."""
+    """Flip, shift and cut out. images: uint8 [B, 3, H, W]; indices: int64 [B], on the same
+    device."""
     if config.flip != "none":
-        # alternate (airbench): mirrored in every other epoch, so that both forms are seen equally often.
-        first = random_integers(indices, 2, config.seed, 0 if config.flip == "alternate" else epoch, FLIP)
+        # alternate (airbench): mirrored in every other epoch, so that both forms are seen equally
+        # often.
+        first = random_integers(
+            indices, 2, config.seed, 0 if config.flip == "alternate" else epoch, FLIP
+        )
         mirrored = (first + (epoch if config.flip == "alternate" else 0)) % 2 == 1
         images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
     if config.crop_padding:
@@ -56,12 +69,17 @@ def augment(images: Tensor, indices: Tensor, epoch: int, config: TrainConfig) ->
 
 
 def shift(images: Tensor, indices: Tensor, epoch: int, config: TrainConfig) -> Tensor:
-    """Pad by reflection and crop at a random place: a shift by up to crop_padding pixels in each direction."""
+    """Pad by reflection and crop at a random place: a shift by up to crop_padding pixels in each
+    direction."""
     padding, (height, width) = config.crop_padding, images.shape[-2:]
     ys = random_integers(indices, 2 * padding + 1, config.seed, epoch, SHIFT_Y)
     xs = random_integers(indices, 2 * padding + 1, config.seed, epoch, SHIFT_X)
-    rows = reflected(ys[:, None] + torch.arange(-padding, height - padding, device=images.device), height)
-    columns = reflected(xs[:, None] + torch.arange(-padding, width - padding, device=images.device), width)
+    rows = reflected(
+        ys[:, None] + torch.arange(-padding, height - padding, device=images.device), height
+    )
+    columns = reflected(
+        xs[:, None] + torch.arange(-padding, width - padding, device=images.device), width
+    )
     images = images.gather(2, rows[:, None, :, None].expand_as(images))
     return images.gather(3, columns[:, None, None, :].expand_as(images))
 
@@ -79,12 +97,17 @@ def cut_out(images: Tensor, indices: Tensor, epoch: int, config: TrainConfig) ->
     xs = random_integers(indices, width, config.seed, epoch, CUT_X)[:, None] - side // 2
     rows = torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device)
-    inside = ((rows >= ys) & (rows < ys + side))[:, None, :, None] & ((columns >= xs) & (columns < xs + side))[:, None, None, :]
+    inside = ((rows >= ys) & (rows < ys + side))[:, None, :, None] & (
+        (columns >= xs) & (columns < xs + side)
+    )[:, None, None, :]
     return images.masked_fill(inside, 122)
 
 
-def mixup_draw(size: int, config: TrainConfig, epoch: int, batch: int) -> tuple[float, Tensor] | None:
-    """The share of the first image and the partners' places, from seed, epoch and batch; None where this batch is not mixed."""
+def mixup_draw(
+    size: int, config: TrainConfig, epoch: int, batch: int
+) -> tuple[float, Tensor] | None:
+    """The share of the first image and the partners' places, from seed, epoch and batch; None where
+    this batch is not mixed."""
     if not config.mixup_prob:
         return None
     random = np.random.default_rng([config.seed, epoch, batch, 77])

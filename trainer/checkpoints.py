@@ -13,9 +13,11 @@ import torch
 from trainer.progress import write_whole
 
 LAST, BEST = "last.ckpt", "best.ckpt"
-"""Names that stay, so that a mirror of the run has one of each, and not every best one that there was."""
+"""Names that stay, so that a mirror of the run has one of each, and not every best one that there
+was."""
 LAST_EVERY_S = 20.0
-"""last.ckpt is written at an epoch's end if the last one is older; and always when the training ends."""
+"""last.ckpt is written at an epoch's end if the last one is older; and always when the training
+ends."""
 WITHIN_EPOCH_EVERY_S = 120.0
 """Long epochs are saved in between."""
 
@@ -42,18 +44,26 @@ class Clock:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Raises ValueError where the file is no whole checkpoint of ours. Nothing in it is executed."""
+    """Raises ValueError where the file is no whole checkpoint of ours. Nothing in it is
+    executed."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file makes torch.load raise many kinds
         raise ValueError(f"{path} does not load: {type(error).__name__}") from None
-    if not isinstance(content, dict) or "training" not in content or "optimizer_states" not in content:
+    if (
+        not isinstance(content, dict)
+        or "training" not in content
+        or "optimizer_states" not in content
+    ):
         raise ValueError(f"{path} holds no state to go on from")
     return content
 
 
-def newest_that_loads(directory: Path, judged: bool = False) -> tuple[Path, dict[str, Any], list[str]] | None:
-    """The checkpoint that is furthest on, and what was wrong with those passed over; None where none loads.
+def newest_that_loads(
+    directory: Path, judged: bool = False
+) -> tuple[Path, dict[str, Any], list[str]] | None:
+    """The checkpoint that is furthest on, and what was wrong with those passed over; None where
+    none loads.
 
     `judged`: only those from an epoch's end, whose loss and accuracy were found good.
     """

@@ -1,4 +1,5 @@
-"""What a training is told: one frozen type, filled from a recipe and the command line. Imports no torch: laptops read it too."""
+"""What a training is told: one frozen type, filled from a recipe and the command line. Imports no
+torch: laptops read it too."""
 
 from __future__ import annotations
 
@@ -28,18 +29,56 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "tta": ("none", "flip", "shift"),
 }
 AT_LEAST: Mapping[str, float] = {
-    "max_epochs": 1, "batch_size": 1, "accumulate_grad_batches": 1, "num_workers": 0, "prefetch_factor": 1, "max_devices": 0,
-    "learning_rate_batch": 0, "bias_learning_rate": 0, "head_learning_rate": 0, "weight_decay": 0, "gradient_clip_val": 0,
-    "warmup_fraction": 0, "final_fraction": 0, "patience": 0, "min_delta": 0, "mixup_prob": 0, "mixup_alpha": 0,
-    "label_smoothing": 0, "crop_padding": 0, "cutout": 0, "validation_fraction": 0, "validation_max": 0, "train_images": 0,
-    "whiten_bias_epochs": 0, "part_images": 0,
-    "restart_epochs": 1, "seed": 0, "depth": 2, "max_restores": 0, "momentum": 0, "muon_momentum": 0,
-}  # fmt: skip
+    "max_epochs": 1,
+    "batch_size": 1,
+    "accumulate_grad_batches": 1,
+    "num_workers": 0,
+    "prefetch_factor": 1,
+    "max_devices": 0,
+    "learning_rate_batch": 0,
+    "bias_learning_rate": 0,
+    "head_learning_rate": 0,
+    "weight_decay": 0,
+    "gradient_clip_val": 0,
+    "warmup_fraction": 0,
+    "final_fraction": 0,
+    "patience": 0,
+    "min_delta": 0,
+    "mixup_prob": 0,
+    "mixup_alpha": 0,
+    "label_smoothing": 0,
+    "crop_padding": 0,
+    "cutout": 0,
+    "validation_fraction": 0,
+    "validation_max": 0,
+    "train_images": 0,
+    "whiten_bias_epochs": 0,
+    "part_images": 0,
+    "restart_epochs": 1,
+    "seed": 0,
+    "depth": 2,
+    "max_restores": 0,
+    "momentum": 0,
+    "muon_momentum": 0,
+}
 AT_MOST: Mapping[str, float] = {
-    "mixup_prob": 1, "label_smoothing": 0.999, "warmup_fraction": 1, "final_fraction": 1, "validation_fraction": 0.9, "crop_padding": 16,
-    "cutout": 32, "seed": 2**31 - 1, "momentum": 0.9999, "muon_momentum": 0.9999, "depth": 3, "max_epochs": 100_000,
-    "batch_size": 1_000_000, "accumulate_grad_batches": 100_000, "num_workers": 4096, "prefetch_factor": 4096,
-}  # fmt: skip
+    "mixup_prob": 1,
+    "label_smoothing": 0.999,
+    "warmup_fraction": 1,
+    "final_fraction": 1,
+    "validation_fraction": 0.9,
+    "crop_padding": 16,
+    "cutout": 32,
+    "seed": 2**31 - 1,
+    "momentum": 0.9999,
+    "muon_momentum": 0.9999,
+    "depth": 3,
+    "max_epochs": 100_000,
+    "batch_size": 1_000_000,
+    "accumulate_grad_batches": 100_000,
+    "num_workers": 4096,
+    "prefetch_factor": 4096,
+}
 
 
 class ConfigError(Exception):
@@ -52,12 +91,13 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """All that a training depends on. Each field can be set by a recipe, by `--field value` and by `--set field=value`."""
+    """All that a training depends on. Each field can be set by a recipe, by `--field value` and by
+    `--set field=value`."""
 
     # The recipe whose values these are.
     recipe: str = "standard"
-    # A CIFAR-10 archive or directory, a folder with train/<class>/* and test/<class>/*, or `synthetic`.
-    # An empty or missing directory gets CIFAR-10, downloaded.
+    # A CIFAR-10 archive or directory, a folder with train/<class>/* and test/<class>/*, or
+    # `synthetic`. An empty or missing directory gets CIFAR-10, downloaded.
     data: str = "data"
     # Where the run writes; empty: runs/<time>.
     run_dir: str = ""
@@ -72,15 +112,18 @@ class TrainConfig:
     # The same bits on the same hardware, at some cost on GPUs.
     deterministic: bool = False
 
-    # How long, and in which portions. The effective batch is batch_size × accumulate_grad_batches × devices.
+    # How long, and in which portions. The effective batch is batch_size × accumulate_grad_batches ×
+    # devices.
     max_epochs: int = 150
     batch_size: int = 128
     accumulate_grad_batches: int = 1
 
-    # So many images go through the network at once, their gradients added up; 0: all on a GPU, what fits the cache on a CPU.
+    # So many images go through the network at once, their gradients added up; 0: all on a GPU, what
+    # fits the cache on a CPU.
     part_images: int = 0
 
-    # Loading: in worker processes, or from a copy of all images on the device; auto takes the device where they fit.
+    # Loading: in worker processes, or from a copy of all images on the device; auto takes the
+    # device where they fit.
     loader: str = "auto"
     num_workers: int = 8
     prefetch_factor: int = 2
@@ -94,21 +137,24 @@ class TrainConfig:
     # `speed`: the bias of the frozen whitening convolution is trained for so many epochs.
     whiten_bias_epochs: int = 3
 
-    # The peak learning rate for learning_rate_batch images of effective batch, to which it is scaled; 0: not scaled.
+    # The peak learning rate for learning_rate_batch images of effective batch, to which it is
+    # scaled; 0: not scaled.
     optimizer: str = "adam"
     learning_rate: float = 0.001
     learning_rate_batch: int = 64
     amsgrad: bool = True
     weight_decay: float = 0.0
     gradient_clip_val: float = 1.0
-    # `muon`: learning_rate and muon_momentum for the convolutions; Nesterov SGD for biases and head, on the loss summed over the batch.
+    # `muon`: learning_rate and muon_momentum for the convolutions; Nesterov SGD for biases and
+    # head, on the loss summed over the batch.
     muon_momentum: float = 0.6
     bias_learning_rate: float = 0.053
     head_learning_rate: float = 0.67
     momentum: float = 0.85
 
-    # `restarts`: cosine from the peak to zero every restart_epochs (T_0). Where the epochs are no multiple of it the last
-    # cycle is cut off, or compressed so that it ends at zero. `triangle`: linear up during warmup_fraction, then down.
+    # `restarts`: cosine from the peak to zero every restart_epochs (T_0). Where the epochs are no
+    # multiple of it the last cycle is cut off, or compressed so that it ends at zero. `triangle`:
+    # linear up during warmup_fraction, then down.
     schedule: str = "restarts"
     restart_epochs: int = 40
     last_cycle: str = "cut"
@@ -118,12 +164,15 @@ class TrainConfig:
     # Early stopping on the validation accuracy; patience 0: never.
     patience: int = 50
     min_delta: float = 0.0002
-    # A loss that is not finite, or an accuracy fallen to chance: back to the last good state with half the rate, so often.
+    # A loss that is not finite, or an accuracy fallen to chance: back to the last good state with
+    # half the rate, so often.
     max_restores: int = 2
 
-    # The training in equal portions, each with images of so many pixels per side: small ones cost less while much is learnt.
+    # The training in equal portions, each with images of so many pixels per side: small ones cost
+    # less while much is learnt.
     resolutions: tuple[int, ...] = (32,)
-    # Augmentation. crop_padding: shifts of up to so many pixels. cutout: side of the square that is greyed out.
+    # Augmentation. crop_padding: shifts of up to so many pixels. cutout: side of the square that is
+    # greyed out.
     flip: str = "random"
     crop_padding: int = 4
     cutout: int = 0
@@ -131,7 +180,8 @@ class TrainConfig:
     mixup_alpha: float = 0.2
     label_smoothing: float = 0.0
 
-    # The part of the training images that steers early stopping and the choice of the best epoch; 0 trains on all of them.
+    # The part of the training images that steers early stopping and the choice of the best epoch; 0
+    # trains on all of them.
     validation_fraction: float = 0.1
     validation_max: int = 5000
     # Train on so many images, evenly over the classes; 0: on all.
@@ -153,7 +203,8 @@ def recipe_names() -> list[str]:
 
 
 def load_config(recipe: str, overrides: Mapping[str, object] | None = None) -> TrainConfig:
-    """A recipe by name or by the path of a YAML file, with `overrides` on top. Raises ConfigError with every mistake."""
+    """A recipe by name or by the path of a YAML file, with `overrides` on top. Raises ConfigError
+    with every mistake."""
     errors: list[str] = []
     values = read_recipe(recipe, errors)
     if overrides and "recipe" in overrides:
@@ -170,8 +221,11 @@ def load_config(recipe: str, overrides: Mapping[str, object] | None = None) -> T
     return config
 
 
-def parse_fields(values: Mapping[str, object], errors: list[str]) -> tuple[dict[str, Any], set[str]]:
-    """Typed values, and the names of the fields whose value is none; what is wrong is added to `errors`."""
+def parse_fields(
+    values: Mapping[str, object], errors: list[str]
+) -> tuple[dict[str, Any], set[str]]:
+    """Typed values, and the names of the fields whose value is none; what is wrong is added to
+    `errors`."""
     typed: dict[str, Any] = {}
     wrong = set()
     for name, value in values.items():
@@ -193,15 +247,21 @@ def read_recipe(recipe: str, errors: list[str]) -> dict[str, object]:
     path = Path(recipe)
     if path.suffix not in (".yaml", ".yml") or not os.path.isfile(path):
         hint, names = suggestion(recipe, recipe_names()), ", ".join(recipe_names())
-        errors.append(f"unknown recipe {shown(recipe)}{hint}; there are {names}, or the path of a .yaml file")
+        errors.append(
+            f"unknown recipe {shown(recipe)}{hint}; there are {names}, or the path of a .yaml file"
+        )
         return {}
     values = _read_yaml(path, errors)
     base = values.setdefault("recipe", path.stem)
     if base in recipe_names():
         return {**read_recipe(str(base), errors), **values}
-    # What --print_config showed for a file of one's own holds every field, and its name stands for nothing else.
+    # What --print_config showed for a file of one's own holds every field, and its name stands for
+    # nothing else.
     if base != path.stem and FIELDS.keys() - values.keys():
-        errors.append(f"{path.name} changes an unknown recipe {shown(base)}{suggestion(str(base), recipe_names())}")
+        errors.append(
+            f"{path.name} changes an unknown recipe"
+            f" {shown(base)}{suggestion(str(base), recipe_names())}"
+        )
     return values
 
 
@@ -236,10 +296,20 @@ def shown(value: object) -> str:
 
 
 def parse_value(kind: Any, value: object) -> object:
-    """A value of a field's type from YAML or from the command line's text; raises ValueError with what it must be."""
+    """A value of a field's type from YAML or from the command line's text; raises ValueError with
+    what it must be."""
     text = value.strip() if isinstance(value, str) else value
     if kind is bool:
-        known = {True: True, False: False, "true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+        known = {
+            True: True,
+            False: False,
+            "true": True,
+            "false": False,
+            "yes": True,
+            "no": False,
+            "1": True,
+            "0": False,
+        }
         if isinstance(text, str):
             text = text.lower()
         if not isinstance(text, (bool, str)) or text not in known:
@@ -265,7 +335,11 @@ def parse_value(kind: Any, value: object) -> object:
         return tuple(int(n) for n in numbers if n is not None)
     if isinstance(value, bool):
         return "true" if value else "false"
-    if not isinstance(value, (str, int, float)) or (isinstance(value, int) and abs(value) > 1e18) or "\0" in str(value):
+    if (
+        not isinstance(value, (str, int, float))
+        or (isinstance(value, int) and abs(value) > 1e18)
+        or "\0" in str(value)
+    ):
         raise ValueError("must be a text")
     return str(value)
 
@@ -285,16 +359,22 @@ def check_values(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     errors = []
     for name, value in values.items():
         if name in CHOICES and value not in CHOICES[name]:
-            errors.append((name, f"{name} must be one of {', '.join(CHOICES[name])}, not {shown(value)}"))
+            errors.append(
+                (name, f"{name} must be one of {', '.join(CHOICES[name])}, not {shown(value)}")
+            )
         if name in AT_LEAST and value < AT_LEAST[name]:
             errors.append((name, f"{name} must be at least {AT_LEAST[name]:g}, not {value:g}"))
         if name in AT_MOST and value > AT_MOST[name]:
             errors.append((name, f"{name} must be at most {AT_MOST[name]:g}, not {value:g}"))
     if "learning_rate" in values and values["learning_rate"] <= 0:
-        errors.append(("learning_rate", f"learning_rate must be above 0, not {values['learning_rate']:g}"))
+        errors.append(
+            ("learning_rate", f"learning_rate must be above 0, not {values['learning_rate']:g}")
+        )
     devices = str(values.get("devices", "auto"))
     if devices != "auto" and not re.fullmatch(r"\s*[0-9]{1,4}\s*(,\s*[0-9]{1,4}\s*)*", devices):
-        errors.append(("devices", f"devices must be auto or numbers such as 0,1, not {shown(devices)}"))
+        errors.append(
+            ("devices", f"devices must be auto or numbers such as 0,1, not {shown(devices)}")
+        )
     return errors
 
 
@@ -302,14 +382,35 @@ def check_together(config: TrainConfig) -> list[tuple[set[str], str]]:
     """What each field allows alone but not with the others: (the fields, what is wrong)."""
     errors = []
     if config.network == "speed" and len(config.widths) != 3:
-        text = f"the network speed has three stages: widths must be three numbers, not {len(config.widths)}"
+        text = (
+            "the network speed has three stages: widths must be three numbers, not"
+            f" {len(config.widths)}"
+        )
         errors.append(({"network", "widths"}, text))
     if not all(8 <= pixels <= 64 for pixels in config.resolutions):
-        errors.append(({"resolutions"}, f"resolutions must lie between 8 and 64 pixels, not {shown(list(config.resolutions))}"))
+        errors.append(
+            (
+                {"resolutions"},
+                (
+                    "resolutions must lie between 8 and 64 pixels, not"
+                    f" {shown(list(config.resolutions))}"
+                ),
+            )
+        )
     if config.optimizer == "muon" and config.network != "speed":
-        errors.append(({"optimizer", "network"}, "the optimizer muon needs the network speed, which it was written for"))
+        errors.append(
+            (
+                {"optimizer", "network"},
+                "the optimizer muon needs the network speed, which it was written for",
+            )
+        )
     if config.mixup_prob > 0 and config.mixup_alpha <= 0:
-        errors.append(({"mixup_prob", "mixup_alpha"}, "mixup needs mixup_alpha above 0; mixup_prob 0 switches it off"))
+        errors.append(
+            (
+                {"mixup_prob", "mixup_alpha"},
+                "mixup needs mixup_alpha above 0; mixup_prob 0 switches it off",
+            )
+        )
     if config.patience and not config.validation_fraction:
         text = "early stopping needs a validation split: set validation_fraction, or patience 0"
         errors.append(({"patience", "validation_fraction"}, text))
@@ -318,12 +419,19 @@ def check_together(config: TrainConfig) -> list[tuple[set[str], str]]:
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """Plain values: JSON, YAML and checkpoints that load with weights_only hold nothing else."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(config).items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(config).items()
+    }
 
 
 def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     """The configuration of a checkpoint; fields that this version doesn't know are left out."""
-    known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in FIELDS}
+    known: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in values.items()
+        if name in FIELDS
+    }
     return TrainConfig(**known)
 
 
@@ -339,7 +447,8 @@ def effective_batch(config: TrainConfig, devices: int) -> int:
 
 
 def peak_learning_rate(config: TrainConfig, devices: int) -> float:
-    """Linear scaling (Goyal et al. 2017, arXiv 1706.02677) from learning_rate_batch images to the effective batch."""
+    """Linear scaling (Goyal et al. 2017, arXiv 1706.02677) from learning_rate_batch images to the
+    effective batch."""
     if not config.learning_rate_batch:
         return config.learning_rate
     return config.learning_rate * effective_batch(config, devices) / config.learning_rate_batch

@@ -18,7 +18,8 @@ from trainer.config import TrainConfig
 from trainer.sources import Arrays, ImageData
 
 BLOCK_BATCHES = 16
-"""The device's loader augments so many batches in one go: a GPU takes one large operation sooner than many small ones."""
+"""The device's loader augments so many batches in one go: a GPU takes one large operation sooner
+than many small ones."""
 SPLIT_SEED = 0
 """The validation images are the same for every seed of a training."""
 Batch = tuple[Tensor, Tensor]
@@ -67,7 +68,9 @@ class ImageDataModule(pl.LightningDataModule):
 
     def epoch_indices(self, epoch: int, batch: int) -> Tensor:
         """The images of one step in this process, as places in train_images."""
-        return step_indices(len(self.train_images), self.config, epoch, batch, self.rank, self.world)
+        return step_indices(
+            len(self.train_images), self.config, epoch, batch, self.rank, self.world
+        )
 
     def load(self) -> DeviceLoader | WorkerLoader:
         """The loader, made at its first use."""
@@ -83,7 +86,9 @@ class ImageDataModule(pl.LightningDataModule):
 class EpochBatches:
     """One epoch's batches from `start` on."""
 
-    def __init__(self, loader: DeviceLoader | WorkerLoader, epoch: int, start: int, steps: int) -> None:
+    def __init__(
+        self, loader: DeviceLoader | WorkerLoader, epoch: int, start: int, steps: int
+    ) -> None:
         self.loader = loader
         self.epoch = epoch
         self.start = start
@@ -96,37 +101,58 @@ class EpochBatches:
         return self.loader.batches(self.epoch, self.start)
 
 
-def step_indices(count: int, config: TrainConfig, epoch: int, batch: int, rank: int, world: int) -> Tensor:
-    """Every `world`-th image of the step's effective batch: together the processes take what one alone would."""
+def step_indices(
+    count: int, config: TrainConfig, epoch: int, batch: int, rank: int, world: int
+) -> Tensor:
+    """Every `world`-th image of the step's effective batch: together the processes take what one
+    alone would."""
     size = config.batch_size * config.accumulate_grad_batches * world
     return epoch_order(count, config.seed, epoch)[batch * size : (batch + 1) * size][rank::world]
 
 
 def split_indices(labels: Tensor, config: TrainConfig) -> tuple[Tensor, Tensor]:
-    """Training and validation, both with each class in its share; at most validation_max. Sorted, and the same for every seed."""
+    """Training and validation, both with each class in its share; at most validation_max. Sorted,
+    and the same for every seed."""
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     order = torch.randperm(len(labels), generator=generator)
     classes = [order[labels[order] == label] for label in range(int(labels.max()) + 1)]
     wanted = min(round(config.validation_fraction * len(labels)), config.validation_max)
-    held = deal_out(wanted, [len(part) for part in classes]) if config.validation_fraction else [0] * len(classes)
-    validation = torch.cat([part[:count] for part, count in zip(classes, held, strict=True)]).sort().values
+    held = (
+        deal_out(wanted, [len(part) for part in classes])
+        if config.validation_fraction
+        else [0] * len(classes)
+    )
+    validation = (
+        torch.cat([part[:count] for part, count in zip(classes, held, strict=True)]).sort().values
+    )
     rest = [part[count:] for part, count in zip(classes, held, strict=True)]
     if config.train_images:
         kept = config.train_images / len(labels)
-        rest = [part[: max(1, round((len(part) + count) * kept))] for part, count in zip(rest, held, strict=True)]
+        rest = [
+            part[: max(1, round((len(part) + count) * kept))]
+            for part, count in zip(rest, held, strict=True)
+        ]
     train = torch.cat(rest).sort().values
     if config.validation_fraction and not len(validation):
-        raise DataError("no image is left for validation: add images, or set validation_fraction 0 and patience 0")
+        raise DataError(
+            "no image is left for validation: add images, or set validation_fraction 0 and"
+            " patience 0"
+        )
     return train, validation
 
 
 def deal_out(wanted: int, counts: list[int]) -> list[int]:
-    """`wanted` images in the classes' proportion: of each class of two or more at least one, and never its last."""
+    """`wanted` images in the classes' proportion: of each class of two or more at least one, and
+    never its last."""
     share = wanted / max(1, sum(counts))
     held = [min(count - 1, max(1, int(count * share))) if count else 0 for count in counts]
-    # What rounding down has left over goes where most is missing; what the ones above have taken too much, where most is held.
+    # What rounding down has left over goes where most is missing; what the ones above have taken
+    # too much, where most is held.
     for _ in range(wanted - sum(held)):
-        place = max(range(len(counts)), key=lambda i: (counts[i] * share - held[i]) if held[i] < counts[i] - 1 else -math.inf)
+        place = max(
+            range(len(counts)),
+            key=lambda i: (counts[i] * share - held[i]) if held[i] < counts[i] - 1 else -math.inf,
+        )
         held[place] += held[place] < counts[place] - 1
     while sum(held) > max(wanted, sum(count > 1 for count in counts)):
         held[max(range(len(counts)), key=lambda i: (held[i] > 1, held[i] - counts[i] * share))] -= 1
@@ -145,7 +171,9 @@ def choose_loader(config: TrainConfig, device: torch.device, images: Arrays) -> 
 
 
 def worker_count(config: TrainConfig) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return min(config.num_workers, cores)
 
 
@@ -187,7 +215,10 @@ class WorkerLoader:
         workers = worker_count(config)
         options: dict[str, Any] = {}
         if workers:
-            options = {"prefetch_factor": config.prefetch_factor, "persistent_workers": config.persistent_workers}
+            options = {
+                "prefetch_factor": config.prefetch_factor,
+                "persistent_workers": config.persistent_workers,
+            }
         self.loader: DataLoader[Batch] = DataLoader(
             _Batches(module),
             batch_size=None,

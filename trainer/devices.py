@@ -12,7 +12,8 @@ from trainer.options import EXIT_DEVICE, TrainError
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """`indices`: of the GPUs as torch counts them; None on a CPU, where `count` is the number of processes."""
+    """`indices`: of the GPUs as torch counts them; None on a CPU, where `count` is the number of
+    processes."""
 
     accelerator: str
     count: int
@@ -20,18 +21,29 @@ class Devices:
 
 
 def choose_devices(config: TrainConfig) -> Devices:
-    """Raises TrainError where the GPU asked for is missing: nothing falls back to a CPU in silence."""
+    """Raises TrainError where the GPU asked for is missing: nothing falls back to a CPU in
+    silence."""
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if config.accelerator == "cpu" or (config.accelerator == "auto" and not available):
         return Devices("cpu", _limited(cpu_processes(config.devices), config.max_devices))
     if not available:
         raise TrainError(
-            "torch sees no GPU (driver, or a build of torch for CPUs?); to train on the CPU all the same: --accelerator cpu", EXIT_DEVICE
+            "torch sees no GPU (driver, or a build of torch for CPUs?); to train on the CPU all the"
+            " same: --accelerator cpu",
+            EXIT_DEVICE,
         )
-    wanted = tuple(range(available)) if config.devices == "auto" else tuple(int(part) for part in config.devices.split(","))
+    wanted = (
+        tuple(range(available))
+        if config.devices == "auto"
+        else tuple(int(part) for part in config.devices.split(","))
+    )
     missing = [index for index in wanted if index >= available]
     if missing or len(set(wanted)) < len(wanted):
-        raise TrainError(f"--devices {config.devices}: torch sees GPUs 0 to {available - 1}, each may be named once", EXIT_DEVICE)
+        raise TrainError(
+            f"--devices {config.devices}: torch sees GPUs 0 to {available - 1}, each may be named"
+            " once",
+            EXIT_DEVICE,
+        )
     wanted = wanted[: _limited(len(wanted), config.max_devices)]
     return Devices("gpu", len(wanted), wanted)
 
@@ -50,10 +62,15 @@ def _limited(count: int, limit: int) -> int:
 
 def limit_note(config: TrainConfig, devices: Devices) -> str | None:
     """What to say where more devices are named than the recipe uses; `auto` names none."""
-    named = cpu_processes(config.devices) if devices.indices is None else len(config.devices.split(","))
+    named = (
+        cpu_processes(config.devices) if devices.indices is None else len(config.devices.split(","))
+    )
     if named <= devices.count:
         return None
-    return f"{named} devices are named, {devices.count} used: recipe {config.recipe} has max_devices {config.max_devices} (0: no limit)"
+    return (
+        f"{named} devices are named, {devices.count} used: recipe {config.recipe} has max_devices"
+        f" {config.max_devices} (0: no limit)"
+    )
 
 
 def describe_devices(devices: Devices) -> list[str]:

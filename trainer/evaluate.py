@@ -1,4 +1,5 @@
-"""Accuracy of a checkpoint on the test images: `python -m trainer.evaluate --checkpoint … --data …`."""
+"""Accuracy of a checkpoint on the test images: `python -m trainer.evaluate --checkpoint … --data
+…`."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ EXIT_USAGE, EXIT_DATA = 2, 3
 
 @dataclass(frozen=True)
 class Evaluation:
-    """confusion: int64 [classes, classes], row the true class, column the predicted one. `loss`: mean cross-entropy."""
+    """confusion: int64 [classes, classes], row the true class, column the predicted one. `loss`:
+    mean cross-entropy."""
 
     loss: float
     confusion: Tensor
@@ -41,7 +43,10 @@ class Evaluation:
     def per_class(self) -> list[float | None]:
         """The share of each class's images that was recognised; None for a class without images."""
         totals = self.confusion.sum(1).tolist()
-        return [right / total if total else None for right, total in zip(self.confusion.diag().tolist(), totals, strict=True)]
+        return [
+            right / total if total else None
+            for right, total in zip(self.confusion.diag().tolist(), totals, strict=True)
+        ]
 
 
 @torch.no_grad()
@@ -54,7 +59,8 @@ def evaluate(
     rank: int = 0,
     world: int = 1,
 ) -> Evaluation:
-    """On the network's device. `half`: bf16 autocast. `rank` of `world` processes takes its share, and all get the whole result.
+    """On the network's device. `half`: bf16 autocast. `rank` of `world` processes takes its share,
+    and all get the whole result.
 
     `before_batch` may raise, to end it early.
     """
@@ -68,7 +74,9 @@ def evaluate(
         labels = arrays.labels[first : first + BATCH].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             logits = averaged_logits(network, images, tta).float()
-        sums[:-1] += torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
+        sums[:-1] += torch.bincount(
+            labels * classes + logits.argmax(1), minlength=classes * classes
+        )
         sums[-1] += F.cross_entropy(logits, labels, reduction="sum")
     if world > 1:
         torch.distributed.all_reduce(sums)
@@ -84,7 +92,8 @@ def parameter_classes(network: nn.Module) -> int:
 
 
 def averaged_logits(network: nn.Module, images: Tensor, tta: str) -> Tensor:
-    """tta `flip`: mean over image and mirror image; `shift` (airbench): those, with half the weight for two shifts by a pixel."""
+    """tta `flip`: mean over image and mirror image; `shift` (airbench): those, with half the weight
+    for two shifts by a pixel."""
     if tta == "none":
         return run(network, images)
     if tta == "flip":
@@ -113,21 +122,31 @@ class Loaded:
 
 
 def load_network(path: Path) -> Loaded:
-    """From best.ckpt, last.ckpt or weights.pt; nothing in the file is executed. Raises DataError for what can't be loaded."""
+    """From best.ckpt, last.ckpt or weights.pt; nothing in the file is executed. Raises DataError
+    for what can't be loaded."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         about = content["hyper_parameters"]
         config, classes = from_dict(about["config"]), tuple(map(str, about["classes"]))
         network = make_network(config, len(classes))
         prefix = "network."
-        state = {name[len(prefix) :]: value for name, value in content["state_dict"].items() if name.startswith(prefix)}
+        state = {
+            name[len(prefix) :]: value
+            for name, value in content["state_dict"].items()
+            if name.startswith(prefix)
+        }
         network.load_state_dict(state)
     except Exception as error:  # torch.load raises many kinds for a broken file
-        raise DataError(f"{path} can't be loaded as a checkpoint of this trainer: {' '.join(str(error).split())[:200]}") from None
+        raise DataError(
+            f"{path} can't be loaded as a checkpoint of this trainer:"
+            f" {' '.join(str(error).split())[:200]}"
+        ) from None
     return Loaded(network.to(memory_format=torch.channels_last), config, classes)
 
 
-def evaluate_checkpoint(path: Path, data: str, accelerator: str = "auto") -> tuple[Evaluation, Loaded, str]:
+def evaluate_checkpoint(
+    path: Path, data: str, accelerator: str = "auto"
+) -> tuple[Evaluation, Loaded, str]:
     """On the test images, as the training evaluated it; with the hash of the images.
 
     Raises DataError where images and checkpoint don't belong together.
@@ -137,14 +156,22 @@ def evaluate_checkpoint(path: Path, data: str, accelerator: str = "auto") -> tup
         raise DataError(f"{path} does not say where its images are: name them with --data")
     images = load_images(data or loaded.config.data, lambda text: print(text, file=sys.stderr))
     if images.classes != loaded.classes:
-        raise DataError(f"the checkpoint knows {', '.join(loaded.classes[:4])} …, the images are {', '.join(images.classes[:4])} …")
+        raise DataError(
+            f"the checkpoint knows {', '.join(loaded.classes[:4])} …, the images are"
+            f" {', '.join(images.classes[:4])} …"
+        )
     device = torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     half = device.type == "cuda" and uses_half(loaded.config, device)
-    return evaluate(loaded.network.to(device), images.test, loaded.config.tta, half), loaded, images.sha256
+    return (
+        evaluate(loaded.network.to(device), images.test, loaded.config.tta, half),
+        loaded,
+        images.sha256,
+    )
 
 
 def uses_half(config: TrainConfig, device: torch.device) -> bool:
-    """bf16 where the recipe asks for it, or leaves it open on a GPU that computes in it (Ampere and newer)."""
+    """bf16 where the recipe asks for it, or leaves it open on a GPU that computes in it (Ampere and
+    newer)."""
     if config.precision == "auto":
         return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
     return config.precision == "bf16-mixed"
@@ -161,14 +188,29 @@ def as_json(evaluation: Evaluation, classes: tuple[str, ...]) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trainer.evaluate", description="Accuracy of a checkpoint on the test images.")
-    parser.add_argument("--checkpoint", required=True, type=Path, help="best.ckpt, last.ckpt or weights.pt")
-    parser.add_argument("--data", default="", help="as for the training; default: what the checkpoint was trained on (not of weights.pt)")
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.evaluate",
+        description="Accuracy of a checkpoint on the test images.",
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, type=Path, help="best.ckpt, last.ckpt or weights.pt"
+    )
+    parser.add_argument(
+        "--data",
+        default="",
+        help="as for the training; default: what the checkpoint was trained on (not of weights.pt)",
+    )
     parser.add_argument("--accelerator", choices=("auto", "cpu"), default="auto")
-    parser.add_argument("--json", action="store_true", help="also per-class accuracy and the confusion matrix, as JSON alone")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="also per-class accuracy and the confusion matrix, as JSON alone",
+    )
     options = parser.parse_args(arguments)
     try:
-        evaluation, loaded, sha256 = evaluate_checkpoint(options.checkpoint, options.data, options.accelerator)
+        evaluation, loaded, sha256 = evaluate_checkpoint(
+            options.checkpoint, options.data, options.accelerator
+        )
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_DATA

@@ -28,8 +28,11 @@ from trainer.report import write_report
 from trainer.sources import ImageData
 
 
-def train(config: TrainConfig, data: ImageData, run_dir: Path, checkpoint: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Fit, test, and write the summary, which is returned. Raises TrainError, and keeper.Stopped where it was asked to stop."""
+def train(
+    config: TrainConfig, data: ImageData, run_dir: Path, checkpoint: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Fit, test, and write the summary, which is returned. Raises TrainError, and keeper.Stopped
+    where it was asked to stop."""
     devices = choose_devices(config)
     first = is_first_process()
     if first:
@@ -56,37 +59,55 @@ def describe(config: TrainConfig, devices: Devices, module: ImageDataModule, wor
         print(line)
     data, held = module.data, module.validation
     print(
-        f"data: {data.kind} at {data.path}, {len(module.train_images)} images to train on, {len(held) if held else 0} to validate, "
-        f"{len(data.test)} to test, {len(data.classes)} classes"
+        f"data: {data.kind} at {data.path}, {len(module.train_images)} images to train on,"
+        f" {len(held) if held else 0} to validate, {len(data.test)} to test, {len(data.classes)}"
+        " classes"
     )
     if data.kind == "synthetic":
         print("these images are synthetic: the accuracy says nothing about real ones")
     if held is None:
-        print("no validation split: this recipe trains on all training images, and its last epoch counts")
+        print(
+            "no validation split: this recipe trains on all training images, and its last epoch"
+            " counts"
+        )
     if module.loader_kind == "workers":
-        capped = f" (num_workers {config.num_workers}, capped at the cores)" if workers < config.num_workers else ""
+        capped = (
+            f" (num_workers {config.num_workers}, capped at the cores)"
+            if workers < config.num_workers
+            else ""
+        )
         print(f"loading in {workers} worker processes{capped}")
     else:
         print("loading from a copy of the images on the device")
     count = parameter_count(make_network(config, len(data.classes)).parameters())
     print(
-        f"recipe {config.recipe}: network {config.network}, {count / 1e6:.2f} million parameters, effective batch "
-        f"{effective_batch(config, devices.count)}, peak learning rate {peak_learning_rate(config, devices.count):g}",
+        f"recipe {config.recipe}: network {config.network}, {count / 1e6:.2f} million parameters,"
+        f" effective batch {effective_batch(config, devices.count)}, peak learning rate"
+        f" {peak_learning_rate(config, devices.count):g}",
         flush=True,
     )
 
 
 def fit(
-    config: TrainConfig, devices: Devices, module: ImageDataModule, keeper: Keeper, checkpoint: dict[str, Any] | None, run_dir: Path
+    config: TrainConfig,
+    devices: Devices,
+    module: ImageDataModule,
+    keeper: Keeper,
+    checkpoint: dict[str, Any] | None,
+    run_dir: Path,
 ) -> Classifier:
-    """Train to the end. After a divergence it goes back to the last good state with half the learning rate, max_restores times."""
+    """Train to the end. After a divergence it goes back to the last good state with half the
+    learning rate, max_restores times."""
     restores, scale, seconds = 0, 1.0, 0.0
     while True:
         pl.seed_everything(config.seed, verbose=False)
         model = Classifier(to_dict(config), module.data.classes)
         if checkpoint is not None:
             model.restore(checkpoint)
-            restores, scale = max(restores, model.state.restores), min(scale, model.state.rate_scale)
+            restores, scale = (
+                max(restores, model.state.restores),
+                min(scale, model.state.rate_scale),
+            )
         model.state.restores, model.state.rate_scale = restores, scale
         # What was lost took its time as well.
         model.state.seconds = max(seconds, model.state.seconds)
@@ -96,7 +117,8 @@ def fit(
         except Diverged as error:
             if restores >= config.max_restores:
                 raise TrainError(
-                    f"{error}; {restores} attempts with a lower learning rate did not help: lower learning_rate or gradient_clip_val",
+                    f"{error}; {restores} attempts with a lower learning rate did not help: lower"
+                    " learning_rate or gradient_clip_val",
                     EXIT_DIVERGED,
                 ) from None
             keeper.account(model.state)
@@ -110,11 +132,19 @@ def fit(
             if not is_out_of_memory(error):
                 raise
             raise TrainError(
-                f"out of memory: {str(error).splitlines()[0][:200]}; lower batch_size and raise accumulate_grad_batches", EXIT_MEMORY
+                f"out of memory: {str(error).splitlines()[0][:200]}; lower batch_size and raise"
+                " accumulate_grad_batches",
+                EXIT_MEMORY,
             ) from None
 
 
-def run_trainer(config: TrainConfig, devices: Devices, module: ImageDataModule, keeper: Keeper, model: Classifier) -> None:
+def run_trainer(
+    config: TrainConfig,
+    devices: Devices,
+    module: ImageDataModule,
+    keeper: Keeper,
+    model: Classifier,
+) -> None:
     steps = module.steps_for(devices.count)
     model.state.fit_to(module.share * devices.count, steps)
     pending = model.state.batch >= steps
@@ -144,9 +174,16 @@ def run_trainer(config: TrainConfig, devices: Devices, module: ImageDataModule, 
 
 
 def finish(
-    config: TrainConfig, devices: Devices, module: ImageDataModule, keeper: Keeper, model: Classifier, run_dir: Path, started: float
+    config: TrainConfig,
+    devices: Devices,
+    module: ImageDataModule,
+    keeper: Keeper,
+    model: Classifier,
+    run_dir: Path,
+    started: float,
 ) -> dict[str, Any]:
-    """Test the best checkpoint once, and write weights.pt, the report and, last of all, summary.json."""
+    """Test the best checkpoint once, and write weights.pt, the report and, last of all,
+    summary.json."""
     history = model.state.history
     chosen = run_dir / "checkpoints" / (BEST if module.validation is not None else LAST)
     device = torch_device(devices)
@@ -157,11 +194,20 @@ def finish(
         keeper.raise_if_asked()
         keeper.tell_testing(model)
 
-    evaluation = evaluate(network, module.data.test, config.tta, device.type == "cuda" and uses_half(config, device), before_batch)
+    evaluation = evaluate(
+        network,
+        module.data.test,
+        config.tta,
+        device.type == "cuda" and uses_half(config, device),
+        before_batch,
+    )
     test_s = time.monotonic() - tested
     state = {f"network.{name}": value.cpu() for name, value in network.state_dict().items()}
     # To be given away: without the paths of the machine that it was trained on.
-    about = {"config": to_dict(dataclasses.replace(config, data="", run_dir="")), "classes": list(model.classes)}
+    about = {
+        "config": to_dict(dataclasses.replace(config, data="", run_dir="")),
+        "classes": list(model.classes),
+    }
     save_whole({"state_dict": state, "hyper_parameters": about}, run_dir / "weights.pt")
     top = best_row(history) or {"epoch": None, "val_accuracy": None}
     summary = {

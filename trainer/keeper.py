@@ -1,4 +1,5 @@
-"""Watches over one training: progress, validation, checkpoints, stopping early, stopping when asked, and divergence."""
+"""Watches over one training: progress, validation, checkpoints, stopping early, stopping when
+asked, and divergence."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ class Keeper(pl.Callback):
     # -- stopping when asked
 
     def install(self) -> None:
-        """Instead of Lightning's own handlers, which end with exit code 0 and without a checkpoint."""
+        """Instead of Lightning's own handlers, which end with exit code 0 and without a
+        checkpoint."""
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
 
@@ -68,7 +70,8 @@ class Keeper(pl.Callback):
             raise Stopped
 
     def stop_if_asked(self, trainer: pl.Trainer, model: Classifier) -> None:
-        """Save and raise Stopped; several processes agree on it, so that all of them stop at the same step."""
+        """Save and raise Stopped; several processes agree on it, so that all of them stop at the
+        same step."""
         asked = self.asked_to_stop
         if trainer.world_size > 1:
             asked = bool(trainer.strategy.reduce_boolean_decision(asked, all=False))
@@ -105,19 +108,37 @@ class Keeper(pl.Callback):
         self.mark = (time.monotonic(), model.state.step)
         self.tell_if_due(trainer, model, "fitting")
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         model = _classifier(pl_module)
-        if trainer.world_size == 1 or model.device.type == "cpu" or not model.state.step % AGREE_EVERY_STEPS:
+        if (
+            trainer.world_size == 1
+            or model.device.type == "cpu"
+            or not model.state.step % AGREE_EVERY_STEPS
+        ):
             self.stop_if_asked(trainer, model)
         if self.tell_if_due(trainer, model, "fitting") and trainer.world_size == 1:
-            raise_if_not_finite(model.sums, model.state.epoch)  # several processes find it together, at the epoch's end
-        if self.clock.due(WITHIN_EPOCH_EVERY_S) and model.state.batch < model.data_module.steps_per_epoch:
+            raise_if_not_finite(
+                model.sums, model.state.epoch
+            )  # several processes find it together, at the epoch's end
+        if (
+            self.clock.due(WITHIN_EPOCH_EVERY_S)
+            and model.state.batch < model.data_module.steps_per_epoch
+        ):
             self.save_last(model)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.finish_epoch(trainer, _classifier(pl_module))
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         self.flush_best()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -128,7 +149,8 @@ class Keeper(pl.Callback):
     # -- the end of an epoch
 
     def finish_epoch(self, trainer: pl.Trainer, model: Classifier) -> None:
-        """Validate, judge, record and save; then the next epoch begins. Also called for an epoch that was stopped in its validation."""
+        """Validate, judge, record and save; then the next epoch begins. Also called for an epoch
+        that was stopped in its validation."""
         state, sums = model.state, model.sums.clone()
         if trainer.world_size > 1:
             torch.distributed.all_reduce(sums)
@@ -161,7 +183,9 @@ class Keeper(pl.Callback):
         model.sums.zero_()
         self.record(model, row, improved)
         if plateaued(state.history, model.config.patience, model.config.min_delta):
-            model.print(f"stopping early: no better validation accuracy for {model.config.patience} epochs")
+            model.print(
+                f"stopping early: no better validation accuracy for {model.config.patience} epochs"
+            )
             trainer.should_stop = True
         ending = trainer.should_stop or state.epoch >= model.config.max_epochs
         if ending or self.clock.due(LAST_EVERY_S):
@@ -181,7 +205,9 @@ class Keeper(pl.Callback):
 
         half = uses_half(model.config, model.device)
         # Without the test-time average: it is the same for all epochs, and six times the work.
-        return evaluate(model.network, arrays, "none", half, stop, trainer.global_rank, trainer.world_size)
+        return evaluate(
+            model.network, arrays, "none", half, stop, trainer.global_rank, trainer.world_size
+        )
 
     def record(self, model: Classifier, row: Mapping[str, Any], improved: bool) -> None:
         if self.run_dir is None:
@@ -216,7 +242,10 @@ class Keeper(pl.Callback):
         if self.run_dir:
             self.flush_best()
             if not (math.isfinite(float(model.sums[0])) and model.is_sound()):
-                print("not saved: loss or weights are not finite; the checkpoint before stays", flush=True)
+                print(
+                    "not saved: loss or weights are not finite; the checkpoint before stays",
+                    flush=True,
+                )
                 return
             save_whole(model.checkpoint(), self.run_dir / "checkpoints" / LAST)
 
@@ -250,7 +279,9 @@ class Keeper(pl.Callback):
             step=state.step,
             total_steps=total,
             metrics={
-                "train_loss": loss / images if images and math.isfinite(loss) else last.get("train_loss"),
+                "train_loss": (
+                    loss / images if images and math.isfinite(loss) else last.get("train_loss")
+                ),
                 "train_accuracy": right / counted if counted else last.get("train_accuracy"),
                 "val_accuracy": last.get("val_accuracy"),
                 "best_val_accuracy": best_accuracy(state.history),
@@ -264,7 +295,9 @@ class Keeper(pl.Callback):
     def tell_testing(self, model: Classifier) -> None:
         state = model.state
         last = state.history[-1] if state.history else {}
-        metrics = {name: last.get(name) for name in ("train_loss", "train_accuracy", "val_accuracy")}
+        metrics = {
+            name: last.get(name) for name in ("train_loss", "train_accuracy", "val_accuracy")
+        }
         self.progress.tell(
             "testing",
             epoch=state.epoch,
@@ -295,7 +328,9 @@ def _classifier(module: pl.LightningModule) -> Classifier:
 
 
 def best_accuracy(history: Sequence[Mapping[str, Any]]) -> float | None:
-    return max((row["val_accuracy"] for row in history if row["val_accuracy"] is not None), default=None)
+    return max(
+        (row["val_accuracy"] for row in history if row["val_accuracy"] is not None), default=None
+    )
 
 
 def best_row(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -323,7 +358,8 @@ def plateaued(history: Sequence[Mapping[str, Any]], patience: int, min_delta: fl
 
 
 def collapsed(history: Sequence[Mapping[str, Any]], classes: int) -> bool:
-    """It had learnt, and now guesses. Told by the validation accuracy, or where there is none by the training's."""
+    """It had learnt, and now guesses. Told by the validation accuracy, or where there is none by
+    the training's."""
     name = "val_accuracy" if history[-1]["val_accuracy"] is not None else "train_accuracy"
     values = [row[name] for row in history if row[name] is not None]
     if len(values) < 2 or history[-1][name] is None:

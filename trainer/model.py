@@ -1,4 +1,5 @@
-"""The LightningModule: one optimizer step per call, its learning rate from the step alone, its state in one place."""
+"""The LightningModule: one optimizer step per call, its learning rate from the step alone, its
+state in one place."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ STEPS_APART = 3
 
 @dataclass
 class TrainingState:
-    """Where a training stands: with weights and optimizer, all that it takes to go on as if it had not been stopped."""
+    """Where a training stands: with weights and optimizer, all that it takes to go on as if it had
+    not been stopped."""
 
     epoch: int = 0
     # Batches of this epoch that are done.
@@ -40,9 +42,11 @@ class TrainingState:
     # Halved after each divergence.
     rate_scale: float = 1.0
     restores: int = 0
-    # Into so many parts a process's share of the effective batch is cut, after memory ran out; 0: as the recipe says.
+    # Into so many parts a process's share of the effective batch is cut, after memory ran out; 0:
+    # as the recipe says.
     parts: int = 0
-    # On the training clock: whitening, training and validation; and what it showed when this epoch began.
+    # On the training clock: whitening, training and validation; and what it showed when this epoch
+    # began.
     seconds: float = 0.0
     epoch_began: float = 0.0
     # Over all processes, as `batch` and `step` count them.
@@ -53,7 +57,8 @@ class TrainingState:
     sums: list[float] = field(default_factory=lambda: [0.0] * 4)
 
     def fit_to(self, images_per_step: int, steps_per_epoch: int) -> None:
-        """Another batch size or number of devices than before the stop: go on from the same share of the epoch."""
+        """Another batch size or number of devices than before the stop: go on from the same share
+        of the epoch."""
         if self.images_per_step not in (0, images_per_step):
             self.batch = min(steps_per_epoch, self.batch * self.images_per_step // images_per_step)
             self.step = self.epoch * steps_per_epoch + self.batch
@@ -78,10 +83,13 @@ class Classifier(pl.LightningModule):
         self.steps_apart = STEPS_APART
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return make_optimizer(self.network, self.config, peak_learning_rate(self.config, self.trainer.world_size))
+        return make_optimizer(
+            self.network, self.config, peak_learning_rate(self.config, self.trainer.world_size)
+        )
 
     def prepare(self) -> None:
-        """At the start of a fit, on the device: whitening for a new training, the optimizer's state for one that goes on."""
+        """At the start of a fit, on the device: whitening for a new training, the optimizer's state
+        for one that goes on."""
         self.sums = torch.tensor(self.state.sums, dtype=torch.float64, device=self.device)
         if self.optimizer_state is not None:
             self.raw_optimizer.load_state_dict(self.optimizer_state)
@@ -116,11 +124,15 @@ class Classifier(pl.LightningModule):
         state.batch += 1
         state.step += 1
 
-    def backward_in_parts(self, images: Tensor, labels: Tensor, mixed: tuple[float, Tensor] | None) -> None:
-        """Gradients of the whole batch. Where the memory does not suffice, it is tried again in twice as many, smaller parts.
+    def backward_in_parts(
+        self, images: Tensor, labels: Tensor, mixed: tuple[float, Tensor] | None
+    ) -> None:
+        """Gradients of the whole batch. Where the memory does not suffice, it is tried again in
+        twice as many, smaller parts.
 
-        Several processes must find that out together: for the first steps with a number of parts they compute apart, agree, and
-        only then exchange their gradients. Memory that suffices for those suffices for all.
+        Several processes must find that out together: for the first steps with a number of parts
+        they compute apart, agree, and only then exchange their gradients. Memory that suffices for
+        those suffices for all.
         """
         before = self.sums.clone()
         world = self.trainer.world_size
@@ -141,7 +153,9 @@ class Classifier(pl.LightningModule):
                     self.steps_apart -= 1
                 return
             if parts >= len(labels):
-                raise lacking or torch.cuda.OutOfMemoryError("another process of this training is out of memory")
+                raise lacking or torch.cuda.OutOfMemoryError(
+                    "another process of this training is out of memory"
+                )
             del lacking
             self.network.zero_grad(set_to_none=True)
             self.sums.copy_(before)
@@ -150,8 +164,9 @@ class Classifier(pl.LightningModule):
             self.state.parts = min(len(labels), 2 * parts)
             self.steps_apart = STEPS_APART
             self.print(
-                f"out of memory: batches of {-(-len(labels) // parts)} images are cut to {-(-len(labels) // self.state.parts)}, "
-                f"accumulated {self.state.parts} times; the effective batch stays {effective_batch(self.config, world)}"
+                f"out of memory: batches of {-(-len(labels) // parts)} images are cut to"
+                f" {-(-len(labels) // self.state.parts)}, accumulated {self.state.parts} times; the"
+                f" effective batch stays {effective_batch(self.config, world)}"
             )
 
     def _any_process(self, mine: bool) -> bool:
@@ -165,7 +180,14 @@ class Classifier(pl.LightningModule):
                 torch.distributed.all_reduce(parameter.grad)
                 parameter.grad /= self.trainer.world_size
 
-    def _backward(self, images: Tensor, labels: Tensor, mixed: tuple[float, Tensor] | None, parts: int, apart: bool) -> None:
+    def _backward(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        mixed: tuple[float, Tensor] | None,
+        parts: int,
+        apart: bool,
+    ) -> None:
         partners = None
         if mixed is not None:
             share, places = mixed[0], mixed[1].to(labels.device)
@@ -179,14 +201,34 @@ class Classifier(pl.LightningModule):
             some = slice(first, first + size)
             last = first + size >= whole
             with contextlib.nullcontext() if last and not apart else self._without_sync():
-                logits = self.network(resized(images[some].contiguous(memory_format=torch.channels_last), pixels))
-                loss = self.loss(logits, labels[some], partners and (partners[0], partners[1][some]))
-                # Muon's learning rates are for the sum over the whole batch, and several processes average their gradients.
-                self.manual_backward(loss * self.trainer.world_size if self.config.optimizer == "muon" else loss / whole)
+                logits = self.network(
+                    resized(images[some].contiguous(memory_format=torch.channels_last), pixels)
+                )
+                loss = self.loss(
+                    logits, labels[some], partners and (partners[0], partners[1][some])
+                )
+                # Muon's learning rates are for the sum over the whole batch, and several processes
+                # average their gradients.
+                self.manual_backward(
+                    loss * self.trainer.world_size
+                    if self.config.optimizer == "muon"
+                    else loss / whole
+                )
             with torch.no_grad():
-                right = (logits.argmax(1) == labels[some]).sum() if mixed is None else torch.zeros((), device=loss.device)
+                right = (
+                    (logits.argmax(1) == labels[some]).sum()
+                    if mixed is None
+                    else torch.zeros((), device=loss.device)
+                )
                 counted = len(logits) if mixed is None else 0
-                self.sums += torch.stack([loss.detach().double(), _double(len(logits), loss), right.double(), _double(counted, loss)])
+                self.sums += torch.stack(
+                    [
+                        loss.detach().double(),
+                        _double(len(logits), loss),
+                        right.double(),
+                        _double(counted, loss),
+                    ]
+                )
 
     def _without_sync(self) -> contextlib.AbstractContextManager[None]:
         """Several processes exchange their gradients once per step, with the last part."""
@@ -196,19 +238,25 @@ class Classifier(pl.LightningModule):
         return contextlib.nullcontext()
 
     def loss(self, logits: Tensor, labels: Tensor, partners: tuple[float, Tensor] | None) -> Tensor:
-        """Cross-entropy summed over the images; mixup (Zhang et al. 2018, arXiv 1710.09412) weighs both labels."""
+        """Cross-entropy summed over the images; mixup (Zhang et al. 2018, arXiv 1710.09412) weighs
+        both labels."""
         smoothing = self.config.label_smoothing
         first = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="sum")
         if partners is None:
             return first
         share, others = partners
-        return share * first + (1 - share) * F.cross_entropy(logits.float(), others, label_smoothing=smoothing, reduction="sum")
+        return share * first + (1 - share) * F.cross_entropy(
+            logits.float(), others, label_smoothing=smoothing, reduction="sum"
+        )
 
     def checkpoint(self) -> dict[str, Any]:
-        """In Lightning's form (`Classifier.load_from_checkpoint` reads it), with the state that a resumed training needs."""
+        """In Lightning's form (`Classifier.load_from_checkpoint` reads it), with the state that a
+        resumed training needs."""
         self.state.sums = self.sums.tolist()
         return {
-            "state_dict": {f"network.{name}": value for name, value in self.network.state_dict().items()},
+            "state_dict": {
+                f"network.{name}": value for name, value in self.network.state_dict().items()
+            },
             "hyper_parameters": dict(self.hparams),
             "pytorch-lightning_version": version("pytorch-lightning"),
             "epoch": self.state.epoch,
@@ -225,15 +273,17 @@ class Classifier(pl.LightningModule):
         """Weights and state now, the optimizer's when the training starts."""
         self.load_state_dict(checkpoint["state_dict"])
         known = {item.name for item in dataclasses.fields(TrainingState)}
-        self.state = TrainingState(**{name: value for name, value in checkpoint["training"].items() if name in known})
+        self.state = TrainingState(
+            **{name: value for name, value in checkpoint["training"].items() if name in known}
+        )
         self.optimizer_state = checkpoint["optimizer_states"][0]
 
 
 def first_parts(config: TrainConfig, images: int, device: torch.device) -> int:
     """Into how many parts a process's share of a step is cut, before memory has anything to say.
 
-    On a CPU the activations of a large batch pass through main memory again and again: parts of 125 images took less than half
-    the time of 2,000 at once (two cores, `fast`).
+    On a CPU the activations of a large batch pass through main memory again and again: parts of 125
+    images took less than half the time of 2,000 at once (two cores, `fast`).
     """
     large = device.type == "cpu" and images > 2 * CPU_PART_IMAGES
     size = config.part_images or (CPU_PART_IMAGES if large else images)
@@ -241,7 +291,8 @@ def first_parts(config: TrainConfig, images: int, device: torch.device) -> int:
 
 
 def set_momentum(network: torch.nn.Module, parts: int) -> None:
-    """Batch norm's running statistics see every part: together the parts of a step move them as one batch would."""
+    """Batch norm's running statistics see every part: together the parts of a step move them as one
+    batch would."""
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d) and module.momentum is not None:
             whole = module.__dict__.setdefault("whole_momentum", module.momentum)
@@ -260,4 +311,6 @@ def _double(number: int, like: Tensor) -> Tensor:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """On a GPU, or on the CPU, where torch raises a plain RuntimeError."""
-    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    return isinstance(
+        error, (MemoryError, torch.cuda.OutOfMemoryError)
+    ) or "can't allocate memory" in str(error)

@@ -1,4 +1,5 @@
-"""The networks. Both take uint8 images [B, 3, H, W], normalise them themselves and give logits [B, classes]."""
+"""The networks. Both take uint8 images [B, 3, H, W], normalise them themselves and give logits [B,
+classes]."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class Normalise(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions beside a skip connection (He et al. 2016, arXiv 1603.05027); a 1×1 one where the width changes."""
+    """Two 3×3 convolutions beside a skip connection (He et al. 2016, arXiv 1603.05027); a 1×1 one
+    where the width changes."""
 
     def __init__(self, inside: int, outside: int) -> None:
         super().__init__()
@@ -50,7 +52,9 @@ class ResidualBlock(nn.Module):
         self.second_norm = nn.BatchNorm2d(outside)
         self.skip: nn.Module = nn.Identity()
         if inside != outside:
-            self.skip = nn.Sequential(nn.Conv2d(inside, outside, 1, bias=False), nn.BatchNorm2d(outside))
+            self.skip = nn.Sequential(
+                nn.Conv2d(inside, outside, 1, bias=False), nn.BatchNorm2d(outside)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.first_norm(self.first(x)), inplace=True)
@@ -59,12 +63,17 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualCNN(nn.Module):
-    """The document's network: stages of 128, 256, 512 and 768 channels with skip connections, each half as wide as the one before."""
+    """The document's network: stages of 128, 256, 512 and 768 channels with skip connections, each
+    half as wide as the one before."""
 
     def __init__(self, classes: int, widths: tuple[int, ...]) -> None:
         super().__init__()
         self.normalise = Normalise()
-        self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, widths[0], 3, padding=1, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(inplace=True),
+        )
         blocks: list[nn.Module] = [ResidualBlock(widths[0], widths[0])]
         for inside, outside in itertools.pairwise(widths):
             blocks += [nn.MaxPool2d(2, ceil_mode=True), ResidualBlock(inside, outside)]
@@ -77,16 +86,20 @@ class ResidualCNN(nn.Module):
 
 
 class SpeedGroup(nn.Module):
-    """conv, pool, norm, GELU, then one or two more of conv, norm, GELU; with two, a residual from the first activation."""
+    """conv, pool, norm, GELU, then one or two more of conv, norm, GELU; with two, a residual from
+    the first activation."""
 
     def __init__(self, inside: int, outside: int, depth: int) -> None:
         super().__init__()
         self.convs = nn.ModuleList(
-            nn.Conv2d(inside if number == 0 else outside, outside, 3, padding=1, bias=False) for number in range(depth)
+            nn.Conv2d(inside if number == 0 else outside, outside, 3, padding=1, bias=False)
+            for number in range(depth)
         )
         # airbench: the scale stays 1; running statistics follow fast, for a training of few steps.
         momentum = 0.4 if depth == 2 else 0.1
-        self.norms = nn.ModuleList(nn.BatchNorm2d(outside, eps=1e-12, momentum=momentum) for _ in range(depth))
+        self.norms = nn.ModuleList(
+            nn.BatchNorm2d(outside, eps=1e-12, momentum=momentum) for _ in range(depth)
+        )
         for norm in self.norms:
             cast(nn.BatchNorm2d, norm).weight.requires_grad_(False)
         for conv in self.convs:
@@ -102,7 +115,8 @@ class SpeedGroup(nn.Module):
 
 
 class SpeedCNN(nn.Module):
-    """After airbench's network: a frozen whitening convolution, three groups, a scaled head without bias."""
+    """After airbench's network: a frozen whitening convolution, three groups, a scaled head without
+    bias."""
 
     def __init__(self, classes: int, widths: tuple[int, int, int], depth: int) -> None:
         super().__init__()
@@ -111,7 +125,10 @@ class SpeedCNN(nn.Module):
         self.whiten.weight.requires_grad_(False)
         cast(Tensor, self.whiten.bias).data.zero_()
         self.groups = nn.Sequential(
-            *(SpeedGroup(inside, outside, depth) for inside, outside in zip((24, *widths[:2]), widths, strict=True))
+            *(
+                SpeedGroup(inside, outside, depth)
+                for inside, outside in zip((24, *widths[:2]), widths, strict=True)
+            )
         )
         self.head = nn.Linear(widths[2], classes, bias=False)
         self.head.weight.data.div_(self.head.weight.data.std())
@@ -119,12 +136,17 @@ class SpeedCNN(nn.Module):
 
     @torch.no_grad()
     def init_whitening(self, images: Tensor) -> None:
-        """Set the first convolution to the eigenvectors of the 2×2 patches' covariance, scaled to deviation 1, and their negatives."""
+        """Set the first convolution to the eigenvectors of the 2×2 patches' covariance, scaled to
+        deviation 1, and their negatives."""
         x = self.normalise(images)
-        patches = x.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12).float()
+        patches = (
+            x.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12).float()
+        )
         covariance = patches.T @ patches / len(patches)
         values, vectors = torch.linalg.eigh(covariance.double().cpu())
-        scaled = (vectors.T.flip(0) / (values.flip(0)[:, None] + WHITENING_EPS).sqrt()).reshape(12, 3, 2, 2)
+        scaled = (vectors.T.flip(0) / (values.flip(0)[:, None] + WHITENING_EPS).sqrt()).reshape(
+            12, 3, 2, 2
+        )
         self.whiten.weight.copy_(torch.cat((scaled, -scaled)))
 
     def forward(self, images: Tensor) -> Tensor:

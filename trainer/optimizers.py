@@ -13,16 +13,21 @@ from trainer.networks import SpeedCNN
 
 
 def make_optimizer(network: nn.Module, config: TrainConfig, peak: float) -> torch.optim.Optimizer:
-    """Every group keeps its peak learning rate as `peak`, from which the schedule sets `lr` before each step."""
+    """Every group keeps its peak learning rate as `peak`, from which the schedule sets `lr` before
+    each step."""
     trained = [p for p in network.parameters() if p.requires_grad]
     fused = all(p.device.type == "cuda" for p in trained)
     if config.optimizer == "muon":
         assert isinstance(network, SpeedCNN)
         optimizer: torch.optim.Optimizer = MuonWithSGD(network, config, peak)
     elif config.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(trained, lr=peak, amsgrad=config.amsgrad, weight_decay=config.weight_decay, fused=fused)
+        optimizer = torch.optim.AdamW(
+            trained, lr=peak, amsgrad=config.amsgrad, weight_decay=config.weight_decay, fused=fused
+        )
     else:
-        optimizer = torch.optim.Adam(trained, lr=peak, amsgrad=config.amsgrad, weight_decay=config.weight_decay, fused=fused)
+        optimizer = torch.optim.Adam(
+            trained, lr=peak, amsgrad=config.amsgrad, weight_decay=config.weight_decay, fused=fused
+        )
     for group in optimizer.param_groups:
         group.setdefault("peak", group["lr"])
         group.setdefault("epochs", 0)
@@ -30,29 +35,45 @@ def make_optimizer(network: nn.Module, config: TrainConfig, peak: float) -> torc
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float, progress_epochs: float) -> None:
-    """`epochs` > 0: the group's rate falls linearly to zero within so many epochs, whatever the schedule."""
+    """`epochs` > 0: the group's rate falls linearly to zero within so many epochs, whatever the
+    schedule."""
     for group in optimizer.param_groups:
         own = max(0.0, 1 - progress_epochs / group["epochs"]) if group["epochs"] else factor
         group["lr"] = group["peak"] * own
 
 
 class MuonWithSGD(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for convolutions, whose filters keep their norm; Nesterov SGD for biases and head.
+    """Muon (Jordan et al. 2024) for convolutions, whose filters keep their norm; Nesterov SGD for
+    biases and head.
 
     The gradients are those of the loss summed over the batch.
     """
 
     def __init__(self, network: SpeedCNN, config: TrainConfig, peak: float) -> None:
-        filters = [p for group in network.groups for name, p in group.named_parameters() if p.dim() == 4]
+        filters = [
+            p for group in network.groups for name, p in group.named_parameters() if p.dim() == 4
+        ]
         biases = [p for p in network.groups.parameters() if p.dim() == 1 and p.requires_grad]
         whiten = network.whiten.bias
         assert whiten is not None
         sgd: dict[str, Any] = {"kind": "sgd", "momentum": config.momentum, "epochs": 0}
         groups: list[dict[str, Any]] = [
-            {"params": filters, "kind": "muon", "peak": peak, "momentum": config.muon_momentum, "decay": 0.0, "epochs": 0},
+            {
+                "params": filters,
+                "kind": "muon",
+                "peak": peak,
+                "momentum": config.muon_momentum,
+                "decay": 0.0,
+                "epochs": 0,
+            },
             sgd | {"params": biases, "peak": config.bias_learning_rate},
             sgd | {"params": [network.head.weight], "peak": config.head_learning_rate},
-            sgd | {"params": [whiten], "peak": config.bias_learning_rate, "epochs": config.whiten_bias_epochs},
+            sgd
+            | {
+                "params": [whiten],
+                "peak": config.bias_learning_rate,
+                "epochs": config.whiten_bias_epochs,
+            },
         ]
         for group in groups:
             group["lr"] = group["peak"]
@@ -86,17 +107,22 @@ class MuonWithSGD(torch.optim.Optimizer):
         grads = [p.grad for p in params if p.grad is not None]
         if group["decay"]:
             grads = list(torch._foreach_add(grads, params, alpha=group["decay"]))
-        torch._foreach_add_(params, self._momentum(params, grads, group["momentum"]), alpha=-group["lr"])
+        torch._foreach_add_(
+            params, self._momentum(params, grads, group["momentum"]), alpha=-group["lr"]
+        )
 
     def _muon(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        grads = self._momentum(params, [p.grad for p in params if p.grad is not None], group["momentum"])
+        grads = self._momentum(
+            params, [p.grad for p in params if p.grad is not None], group["momentum"]
+        )
         for p, update in zip(params, grads, strict=True):
             p.mul_(len(p) ** 0.5 / p.norm())
             p.add_(orthogonalised(update.reshape(len(p), -1)).view_as(p), alpha=-group["lr"])
 
 
 def orthogonalised(matrix: Tensor, steps: int = 3) -> Tensor:
-    """Newton–Schulz steps towards the nearest matrix with singular values of 1 (quintic coefficients of Jordan et al. 2024)."""
+    """Newton–Schulz steps towards the nearest matrix with singular values of 1 (quintic
+    coefficients of Jordan et al. 2024)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x: Tensor = matrix.bfloat16() if matrix.is_cuda else matrix
     x = x / (x.norm() + 1e-7)

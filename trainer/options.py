@@ -1,4 +1,5 @@
-"""The command line: options in, a configuration and perhaps a checkpoint out, or every mistake at once."""
+"""The command line: options in, a configuration and perhaps a checkpoint out, or every mistake at
+once."""
 
 from __future__ import annotations
 
@@ -8,13 +9,38 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.config import FIELDS, ConfigError, TrainConfig, from_dict, load_config, shown, suggestion, to_dict
+from trainer.config import (
+    FIELDS,
+    ConfigError,
+    TrainConfig,
+    from_dict,
+    load_config,
+    shown,
+    suggestion,
+    to_dict,
+)
 from trainer.processes import say
 
-EXIT_USAGE, EXIT_DATA, EXIT_DEVICE, EXIT_DIVERGED, EXIT_MEMORY, EXIT_DISK, EXIT_STOPPED = 2, 3, 4, 5, 6, 7, 143
+EXIT_USAGE, EXIT_DATA, EXIT_DEVICE, EXIT_DIVERGED, EXIT_MEMORY, EXIT_DISK, EXIT_STOPPED = (
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    143,
+)
 
 
-FIXED = ("network", "widths", "depth", "optimizer", "amsgrad", "validation_fraction", "validation_max")
+FIXED = (
+    "network",
+    "widths",
+    "depth",
+    "optimizer",
+    "amsgrad",
+    "validation_fraction",
+    "validation_max",
+)
 """What the weights, the optimizer's state and the honesty of the validation split depend on."""
 
 
@@ -29,17 +55,44 @@ class TrainError(Exception):
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.train",
-        description="Train a network on CIFAR-10 or a folder of images. Every field that --print_config shows is an option of its own: "
-        "--max_epochs 10.",
-        epilog="exit codes: 0 finished, 2 wrong options, 3 no usable images, 4 no such device, 5 diverged, 6 out of memory, 7 disk full, "
-        "143 stopped",
+        description=(
+            "Train a network on CIFAR-10 or a folder of images. Every field that --print_config"
+            " shows is an option of its own: --max_epochs 10."
+        ),
+        epilog=(
+            "exit codes: 0 finished, 2 wrong options, 3 no usable images, 4 no such device, 5"
+            " diverged, 6 out of memory, 7 disk full, 143 stopped"
+        ),
         allow_abbrev=False,
     )
-    parser.add_argument("--recipe", help="standard, fast, demo or another of trainer/recipes, or the path of a .yaml file")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the recipe to change")
-    parser.add_argument("--resume", metavar="PATH|auto", help="go on from a checkpoint; auto: the newest of --run_dir that loads")
-    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="train N seeds; mean and standard deviation in the summary")
-    parser.add_argument("--print_config", action="store_true", help="print the effective values as YAML, and train nothing")
+    parser.add_argument(
+        "--recipe",
+        help="standard, fast, demo or another of trainer/recipes, or the path of a .yaml file",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a field of the recipe to change",
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="PATH|auto",
+        help="go on from a checkpoint; auto: the newest of --run_dir that loads",
+    )
+    parser.add_argument(
+        "--repeat",
+        type=int,
+        default=1,
+        metavar="N",
+        help="train N seeds; mean and standard deviation in the summary",
+    )
+    parser.add_argument(
+        "--print_config",
+        action="store_true",
+        help="print the effective values as YAML, and train nothing",
+    )
     for name in FIELDS:
         if name != "recipe":
             parser.add_argument(f"--{name}", default=None, metavar="VALUE", help=argparse.SUPPRESS)
@@ -55,10 +108,13 @@ class Start:
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, TrainConfig, Start | None]:
-    """Options, configuration, and the checkpoint to go on from. A resumed training keeps its configuration; options change it."""
+    """Options, configuration, and the checkpoint to go on from. A resumed training keeps its
+    configuration; options change it."""
     options, rest = make_parser().parse_known_args(arguments)
     given = {name: getattr(options, name) for name in FIELDS if name != "recipe"}
-    overrides: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    overrides: dict[str, object] = {
+        name: value for name, value in given.items() if value is not None
+    }
     errors = unknown_options(rest)
     for item in options.set:
         name, sign, value = item.partition("=")
@@ -70,9 +126,17 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, TrainCon
         errors.append("--repeat must be at least 1")
     if options.repeat > 1 and options.resume:
         errors.append("--repeat goes on by itself: give the same --run_dir, without --resume")
-    start = find_start(options.resume, str(overrides.get("run_dir") or "")) if options.resume and not errors else None
+    start = (
+        find_start(options.resume, str(overrides.get("run_dir") or ""))
+        if options.resume and not errors
+        else None
+    )
     try:
-        config = load_config(options.recipe or "standard", overrides) if start is None else resumed_config(start, options.recipe, overrides)
+        config = (
+            load_config(options.recipe or "standard", overrides)
+            if start is None
+            else resumed_config(start, options.recipe, overrides)
+        )
     except ConfigError as error:
         raise ConfigError(errors + error.errors) from None
     if errors:
@@ -81,23 +145,30 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, TrainCon
 
 
 def unknown_options(rest: Sequence[str]) -> list[str]:
-    """What is wrong with the words that no option took; the value of an unknown option is not named again."""
+    """What is wrong with the words that no option took; the value of an unknown option is not named
+    again."""
     errors = []
     for before, word in zip(["", *rest], rest, strict=False):
         if word.startswith("--"):
             name = word.partition("=")[0]
-            errors.append(f"unknown option {shown(name)}{suggestion(name.replace('-', '_'), [f'__{field}' for field in FIELDS])}")
+            near = suggestion(name.replace("-", "_"), [f"__{field}" for field in FIELDS])
+            errors.append(f"unknown option {shown(name)}{near}")
         elif not before.startswith("--"):
             errors.append(f"an option is missing before {shown(word)}")
     return [error.replace("(did you mean __", "(did you mean --") for error in errors]
 
 
-def resumed_config(start: Start, recipe: str | None, overrides: Mapping[str, object]) -> TrainConfig:
-    """The checkpoint's configuration with `overrides`. Raises ConfigError, also for what a trained network can't change."""
+def resumed_config(
+    start: Start, recipe: str | None, overrides: Mapping[str, object]
+) -> TrainConfig:
+    """The checkpoint's configuration with `overrides`. Raises ConfigError, also for what a trained
+    network can't change."""
     before = from_dict(start.content["hyper_parameters"]["config"])
     base = {name: value for name, value in to_dict(before).items() if name != "recipe"}
     # Every field is given, so the recipe named here stands for none.
-    config = load_config("standard", {**base, "run_dir": str(start.path.resolve().parent.parent), **overrides})
+    config = load_config(
+        "standard", {**base, "run_dir": str(start.path.resolve().parent.parent), **overrides}
+    )
     errors = [
         f"{name} can't change when a training goes on: it was {shown(getattr(before, name))}"
         for name in FIXED
@@ -111,7 +182,8 @@ def resumed_config(start: Start, recipe: str | None, overrides: Mapping[str, obj
 
 
 def find_start(resume: str, run_dir: str) -> Start:
-    """The checkpoint to go on from. Raises TrainError where there is none: a training must not restart in silence."""
+    """The checkpoint to go on from. Raises TrainError where there is none: a training must not
+    restart in silence."""
     from trainer.checkpoints import load_checkpoint, newest_that_loads
 
     if resume != "auto":
@@ -123,7 +195,11 @@ def find_start(resume: str, run_dir: str) -> Start:
         raise TrainError("--resume auto needs --run_dir, the run to go on with", EXIT_USAGE)
     found = newest_that_loads(Path(run_dir) / "checkpoints")
     if found is None:
-        raise TrainError(f"no checkpoint in {Path(run_dir) / 'checkpoints'} loads; without --resume a new training begins", EXIT_USAGE)
+        raise TrainError(
+            f"no checkpoint in {Path(run_dir) / 'checkpoints'} loads; without --resume a new"
+            " training begins",
+            EXIT_USAGE,
+        )
     path, content, wrong = found
     for text in wrong:
         say(f"passed over: {text}")

@@ -1,4 +1,5 @@
-"""Several processes of one training: who talks, who waits for whom, and that none is left behind."""
+"""Several processes of one training: who talks, who waits for whom, and that none is left
+behind."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ _others: list[subprocess.Popen[bytes]] = []
 
 def is_first_process() -> bool:
     """Lightning starts the others with LOCAL_RANK set."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
+    return (
+        int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
+    )
 
 
 def say(text: str) -> None:
@@ -38,7 +41,8 @@ def remember_others(launcher: object) -> None:
 
 
 def end_others() -> None:
-    """At the end of the first process. One that hangs in a collective would keep its GPU for good."""
+    """At the end of the first process. One that hangs in a collective would keep its GPU for
+    good."""
     deadline = time.monotonic() + (END_S if sys.exc_info()[0] is None else 0.0)
     for process in _others:
         try:

@@ -1,4 +1,5 @@
-"""What a run tells while it goes: progress.json, metrics.csv, TensorBoard and one line per epoch."""
+"""What a run tells while it goes: progress.json, metrics.csv, TensorBoard and one line per
+epoch."""
 
 from __future__ import annotations
 
@@ -14,7 +15,17 @@ from pathlib import Path
 from typing import Any
 
 EVERY_S = 1.0
-COLUMNS = ("epoch", "step", "learning_rate", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "images_per_s")
+COLUMNS = (
+    "epoch",
+    "step",
+    "learning_rate",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "seconds",
+    "images_per_s",
+)
 History = Sequence[Mapping[str, Any]]
 
 
@@ -38,7 +49,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class Progress:
-    """progress.json, replaced at most once a second. Does nothing where `run_dir` is None: only one process tells."""
+    """progress.json, replaced at most once a second. Does nothing where `run_dir` is None: only one
+    process tells."""
 
     def __init__(self, run_dir: Path | None) -> None:
         self.path = run_dir / "progress.json" if run_dir else None
@@ -60,11 +72,20 @@ class Progress:
         seconds_left: float | None = None,
         seconds: float | None = None,
     ) -> None:
-        """`phase`: starting, fitting, validating or testing; `seconds`: on the training clock. None is what is not known."""
+        """`phase`: starting, fitting, validating or testing; `seconds`: on the training clock. None
+        is what is not known."""
         if self.due():
             assert self.path is not None
-            values = {"epoch": epoch, "max_epochs": max_epochs, "step": step, "total_steps": total_steps, "metrics": metrics or {},
-                      "images_per_s": images_per_s, "seconds_left": seconds_left, "seconds": seconds}  # fmt: skip
+            values = {
+                "epoch": epoch,
+                "max_epochs": max_epochs,
+                "step": step,
+                "total_steps": total_steps,
+                "metrics": metrics or {},
+                "images_per_s": images_per_s,
+                "seconds_left": seconds_left,
+                "seconds": seconds,
+            }
             self.told = time.monotonic()
             temporary = self.path.with_suffix(".tmp")
             # No fsync: this file is worth nothing after a crash.
@@ -98,16 +119,25 @@ def epoch_line(row: Mapping[str, Any], max_epochs: int, best: float | None) -> s
 
 
 class TensorBoard:
-    """The history as TensorBoard events below logs/. Resumed runs write on from where they stand."""
+    """The history as TensorBoard events below logs/. Resumed runs write on from where they
+    stand."""
 
     def __init__(self, run_dir: Path, from_epoch: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(run_dir / "logs"), purge_step=from_epoch + 1 if from_epoch else None)
+        self.writer = SummaryWriter(
+            str(run_dir / "logs"), purge_step=from_epoch + 1 if from_epoch else None
+        )
 
     def add(self, row: Mapping[str, Any]) -> None:
-        tags = {"loss/train": "train_loss", "loss/val": "val_loss", "accuracy/train": "train_accuracy", "accuracy/val": "val_accuracy",
-                "learning_rate": "learning_rate", "images_per_s": "images_per_s"}  # fmt: skip
+        tags = {
+            "loss/train": "train_loss",
+            "loss/val": "val_loss",
+            "accuracy/train": "train_accuracy",
+            "accuracy/val": "val_accuracy",
+            "learning_rate": "learning_rate",
+            "images_per_s": "images_per_s",
+        }
         for tag, name in tags.items():
             if row.get(name) is not None:
                 self.writer.add_scalar(tag, row[name], row["epoch"])
@@ -118,7 +148,8 @@ class TensorBoard:
 
 
 def point_logs(run_dir: Path, place: Path) -> None:
-    """`./logs` leads to the newest run's logs, for `tensorboard --logdir=./logs`; what is no link of ours is left alone."""
+    """`./logs` leads to the newest run's logs, for `tensorboard --logdir=./logs`; what is no link
+    of ours is left alone."""
     target = (run_dir / "logs").resolve()
     if place.is_symlink() or not place.exists():
         aside = place.with_name(f".{place.name}.{secrets.token_hex(4)}")

@@ -18,7 +18,10 @@ MANY_CLASSES = 30
 
 def write_report(run_dir: Path, summary: Mapping[str, Any], history: History) -> None:
     write_whole(run_dir / "curves.png", to_png(draw_curves(history, summary)))
-    write_whole(run_dir / "confusion.png", to_png(draw_confusion(summary["confusion"], summary["data"]["classes"])))
+    write_whole(
+        run_dir / "confusion.png",
+        to_png(draw_confusion(summary["confusion"], summary["data"]["classes"])),
+    )
     write_whole(run_dir / "report.md", render_report(summary).encode())
 
 
@@ -45,9 +48,18 @@ def draw_curves(history: History, summary: Mapping[str, Any]) -> Figure:
     epochs = [row["epoch"] for row in history]
 
     def line(axes: Any, name: str, label: str, factor: float = 1.0) -> None:
-        points = [(epoch, factor * row[name]) for epoch, row in zip(epochs, history, strict=True) if row.get(name) is not None]
+        points = [
+            (epoch, factor * row[name])
+            for epoch, row in zip(epochs, history, strict=True)
+            if row.get(name) is not None
+        ]
         if points:
-            axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 12 else None, markersize=3)
+            axes.plot(
+                *zip(*points, strict=True),
+                label=label,
+                marker="o" if len(points) < 12 else None,
+                markersize=3,
+            )
 
     line(loss, "train_loss", "training")
     line(loss, "val_loss", "validation")
@@ -86,7 +98,15 @@ def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -
     for y, row in enumerate(shares):
         for x, share in enumerate(row):
             if share >= 0.05:
-                axes.text(x, y, f"{share:.1f}", ha="center", va="center", fontsize=8, color="white" if share > 60 else "black")
+                axes.text(
+                    x,
+                    y,
+                    f"{share:.1f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if share > 60 else "black",
+                )
     return figure
 
 
@@ -96,19 +116,37 @@ def percent(fraction: Any) -> str:
 
 def render_report(summary: Mapping[str, Any]) -> str:
     data, config = summary["data"], summary["config"]
-    note = "\n\nThese images are synthetic: the accuracy says nothing about real ones." if data["kind"] == "synthetic" else ""
-    rows = "\n".join(f"| {name} | {percent(accuracy)} |" for name, accuracy in summary["per_class"].items())
-    held = f", {data['validation']} for validation" if data["validation"] else "; no validation split, the last epoch counts"
-    best = f" (best epoch {summary['best_epoch']}, validation {percent(summary['val_accuracy'])})" if summary["best_epoch"] else ""
-    versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items() if name != "system")
+    note = (
+        "\n\nThese images are synthetic: the accuracy says nothing about real ones."
+        if data["kind"] == "synthetic"
+        else ""
+    )
+    rows = "\n".join(
+        f"| {name} | {percent(accuracy)} |" for name, accuracy in summary["per_class"].items()
+    )
+    held = (
+        f", {data['validation']} for validation"
+        if data["validation"]
+        else "; no validation split, the last epoch counts"
+    )
+    best = (
+        f" (best epoch {summary['best_epoch']}, validation {percent(summary['val_accuracy'])})"
+        if summary["best_epoch"]
+        else ""
+    )
+    versions = ", ".join(
+        f"{name} {version}" for name, version in summary["versions"].items() if name != "system"
+    )
     changed = "\n".join(f"    {name}: {value}" for name, value in config.items())
+    epochs = f"{summary['epochs']} of {summary['max_epochs']} epochs"
+    rate = f"peak learning rate {summary['learning_rate']:g}"
     return f"""# Test accuracy {percent(summary["test_accuracy"])}
 
 On {summary["test_images"]} test images, of `{summary["checkpoint"]}`, read once at the end.{note}
 
-- {summary["epochs"]} of {summary["max_epochs"]} epochs{best}, {summary["seconds"]:.0f} s of training
+- {epochs}{best}, {summary["seconds"]:.0f} s of training
 - data: {data["kind"]}, {data["train"]} images to train on{held}; sha256 `{data["sha256"]}`
-- effective batch {summary["effective_batch"]}, peak learning rate {summary["learning_rate"]:g}, seed {summary["seed"]}
+- effective batch {summary["effective_batch"]}, {rate}, seed {summary["seed"]}
 - {"; ".join(line.strip() for line in summary["devices"])}
 - {versions}
 

@@ -8,10 +8,18 @@ from trainer.config import TrainConfig
 
 
 def rate_factor(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """The share of the peak learning rate at a step, from 0 to 1; the document steps its schedule per batch."""
+    """The share of the peak learning rate at a step, from 0 to 1; the document steps its schedule
+    per batch."""
     if config.schedule == "restarts":
-        return restarts_factor(step / steps_per_epoch, config.max_epochs, config.restart_epochs, config.last_cycle == "compressed")
-    return triangle_factor(step / (steps_per_epoch * config.max_epochs), config.warmup_fraction, config.final_fraction)
+        return restarts_factor(
+            step / steps_per_epoch,
+            config.max_epochs,
+            config.restart_epochs,
+            config.last_cycle == "compressed",
+        )
+    return triangle_factor(
+        step / (steps_per_epoch * config.max_epochs), config.warmup_fraction, config.final_fraction
+    )
 
 
 def resolution(config: TrainConfig, step: int, steps_per_epoch: int) -> int:
@@ -21,19 +29,24 @@ def resolution(config: TrainConfig, step: int, steps_per_epoch: int) -> int:
 
 
 def restarts_factor(epoch: float, max_epochs: int, period: int, compressed: bool = False) -> float:
-    """Cosine annealing with warm restarts (Loshchilov & Hutter 2017, arXiv 1608.03983), T_mult 1, minimum 0.
+    """Cosine annealing with warm restarts (Loshchilov & Hutter 2017, arXiv 1608.03983), T_mult 1,
+    minimum 0.
 
-    Where `max_epochs` is no multiple of `period` the last cycle is cut off; `compressed`: shortened to end at the minimum.
+    Where `max_epochs` is no multiple of `period` the last cycle is cut off; `compressed`: shortened
+    to end at the minimum.
     """
     cycle = int(epoch // period)
     length = period
     if compressed:
+        # A scheduler asks for the step after the last one too.
+        cycle = min(cycle, (max_epochs - 1) // period)
         length = min(period, max_epochs - cycle * period)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - cycle * period) / length)))
 
 
 def triangle_factor(progress: float, warmup: float, final: float) -> float:
-    """Linear from 0 to 1 during `warmup` (a share of the training), then linear to `final` at its end."""
+    """Linear from 0 to 1 during `warmup` (a share of the training), then linear to `final` at its
+    end."""
     if progress < warmup:
         return progress / warmup
     return 1 - (1 - final) * min(1.0, (progress - warmup) / (1 - warmup)) if warmup < 1 else 1.0

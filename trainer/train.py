@@ -17,13 +17,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer.config import ConfigError, TrainConfig, to_dict, to_yaml
-from trainer.options import EXIT_DATA, EXIT_DISK, EXIT_DIVERGED, EXIT_STOPPED, EXIT_USAGE, Start, TrainError, find_start, parse
+from trainer.options import (
+    EXIT_DATA,
+    EXIT_DISK,
+    EXIT_DIVERGED,
+    EXIT_STOPPED,
+    EXIT_USAGE,
+    Start,
+    TrainError,
+    find_start,
+    parse,
+)
 from trainer.processes import end_others, end_with_parent, is_first_process, say
 
 if TYPE_CHECKING:
     from trainer.sources import ImageData
 
-ELSEWHERE = ("recipe", "run_dir", "devices", "num_workers", "prefetch_factor", "pin_memory", "persistent_workers")
+ELSEWHERE = (
+    "recipe",
+    "run_dir",
+    "devices",
+    "num_workers",
+    "prefetch_factor",
+    "pin_memory",
+    "persistent_workers",
+)
 """Fields that may differ between seeds that are averaged: where and how, not what."""
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -38,17 +56,24 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch.utils.data")
 
 
-def run_once(config: TrainConfig, data: ImageData, run_dir: Path, checkpoint: dict[str, Any] | None) -> dict[str, Any]:
+def run_once(
+    config: TrainConfig, data: ImageData, run_dir: Path, checkpoint: dict[str, Any] | None
+) -> dict[str, Any]:
     from trainer.fit import train
     from trainer.progress import point_logs
 
     if is_first_process():
         (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-        if run_dir.resolve() not in Path.cwd().parents:  # the run's own copy of the code needs no way to it
+        if (
+            run_dir.resolve() not in Path.cwd().parents
+        ):  # the run's own copy of the code needs no way to it
             point_logs(run_dir, Path("logs"))
     summary = train(config, data, run_dir, checkpoint)
     if summary:
-        print(f"test_accuracy {summary['test_accuracy']:.4f} ({summary['test_images']} images, {summary['checkpoint']})")
+        print(
+            f"test_accuracy {summary['test_accuracy']:.4f} ({summary['test_images']} images,"
+            f" {summary['checkpoint']})"
+        )
         times = f"{summary['seconds']:.1f} s of training, {summary['wall_seconds']:.1f} s in all"
         print(f"{summary['epochs']} epochs in {times}; {run_dir}", flush=True)
     return summary
@@ -56,18 +81,29 @@ def run_once(config: TrainConfig, data: ImageData, run_dir: Path, checkpoint: di
 
 def run_new(config: TrainConfig, data: ImageData, run_dir: Path) -> None:
     """Raises TrainError where a training would be overwritten."""
-    if is_first_process() and (any((run_dir / "checkpoints").glob("*.ckpt")) or (run_dir / "summary.json").exists()):
-        raise TrainError(f"{run_dir} holds a training already; go on with it: --resume auto, or name another --run_dir", EXIT_USAGE)
+    if is_first_process() and (
+        any((run_dir / "checkpoints").glob("*.ckpt")) or (run_dir / "summary.json").exists()
+    ):
+        raise TrainError(
+            f"{run_dir} holds a training already; go on with it: --resume auto, or name another"
+            " --run_dir",
+            EXIT_USAGE,
+        )
     run_once(config, data, run_dir, None)
 
 
 def run_resumed(config: TrainConfig, data: ImageData, run_dir: Path, start: Start) -> None:
-    """In another directory than before it needs the best checkpoint, too: no later epoch may be as good."""
+    """In another directory than before it needs the best checkpoint, too: no later epoch may be as
+    good."""
     from trainer.checkpoints import BEST, LAST
     from trainer.progress import write_whole
 
     if tuple(start.content["hyper_parameters"]["classes"]) != data.classes:
-        raise TrainError(f"the checkpoint was trained on other classes than those at {config.data}: name its images with --data", EXIT_DATA)
+        raise TrainError(
+            f"the checkpoint was trained on other classes than those at {config.data}: name its"
+            " images with --data",
+            EXIT_DATA,
+        )
     place = run_dir / "checkpoints"
     if is_first_process() and start.path.resolve().parent != place.resolve():
         best = start.path.resolve().parent / BEST
@@ -78,7 +114,8 @@ def run_resumed(config: TrainConfig, data: ImageData, run_dir: Path, start: Star
 
 
 def run_repeated(config: TrainConfig, data: ImageData, run_dir: Path, count: int) -> None:
-    """`count` seeds, each in a directory of its own; those that have a summary already are not trained again."""
+    """`count` seeds, each in a directory of its own; those that have a summary already are not
+    trained again."""
     summaries = []
     for seed in range(config.seed, config.seed + count):
         place, own = run_dir / f"seed-{seed}", dataclasses.replace(config, seed=seed)
@@ -88,7 +125,9 @@ def run_repeated(config: TrainConfig, data: ImageData, run_dir: Path, count: int
             say(f"seed {seed}: done already, test_accuracy {summaries[-1]['test_accuracy']:.4f}")
             continue
         say(f"seed {seed}:")
-        start = find_start("auto", str(place)) if any((place / "checkpoints").glob("*.ckpt")) else None
+        start = (
+            find_start("auto", str(place)) if any((place / "checkpoints").glob("*.ckpt")) else None
+        )
         if start:
             check_same_values(start.content["hyper_parameters"]["config"], own, place)
         summaries.append(run_once(own, data, place, start.content if start else None))
@@ -97,10 +136,19 @@ def run_repeated(config: TrainConfig, data: ImageData, run_dir: Path, count: int
 
 
 def check_same_values(before: Mapping[str, Any], config: TrainConfig, place: Path) -> None:
-    """Seeds are averaged only where nothing else differs. Raises TrainError that names what does."""
-    names = [name for name, value in to_dict(config).items() if name not in ELSEWHERE and before.get(name, value) != value]
+    """Seeds are averaged only where nothing else differs. Raises TrainError that names what
+    does."""
+    names = [
+        name
+        for name, value in to_dict(config).items()
+        if name not in ELSEWHERE and before.get(name, value) != value
+    ]
     if names:
-        raise TrainError(f"{place} was trained with another {', '.join(names)}: give the same values, or another --run_dir", EXIT_USAGE)
+        raise TrainError(
+            f"{place} was trained with another {', '.join(names)}: give the same values, or another"
+            " --run_dir",
+            EXIT_USAGE,
+        )
 
 
 def summarise(summaries: Sequence[Mapping[str, Any]], run_dir: Path) -> None:
@@ -117,7 +165,10 @@ def summarise(summaries: Sequence[Mapping[str, Any]], run_dir: Path) -> None:
         "seeds": [summary["seed"] for summary in summaries],
     }
     write_json(run_dir / "summary.json", {**summaries[-1], **own})
-    say(f"test_accuracy {mean:.4f} ± {deviation:.4f} (mean and standard deviation of {len(summaries)} seeds)")
+    say(
+        f"test_accuracy {mean:.4f} ± {deviation:.4f} (mean and standard deviation of"
+        f" {len(summaries)} seeds)"
+    )
 
 
 def run(options: argparse.Namespace, config: TrainConfig, start: Start | None) -> None:
@@ -128,12 +179,17 @@ def run(options: argparse.Namespace, config: TrainConfig, start: Start | None) -
     from trainer.sources import load_images
 
     # Lightning's other processes find the directory that the first one chose.
-    run_dir = Path(config.run_dir or os.environ.setdefault("TRAINER_RUN_DIR", f"runs/{time.strftime('%Y%m%d-%H%M%S')}"))
+    run_dir = Path(
+        config.run_dir
+        or os.environ.setdefault("TRAINER_RUN_DIR", f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
+    )
     choose_devices(config)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TrainError(f"{run_dir} can't be made ({error.strerror}): name another --run_dir", EXIT_USAGE) from None
+        raise TrainError(
+            f"{run_dir} can't be made ({error.strerror}): name another --run_dir", EXIT_USAGE
+        ) from None
     try:
         data = load_images(config.data, say)
         if options.repeat > 1:
@@ -145,17 +201,26 @@ def run(options: argparse.Namespace, config: TrainConfig, start: Start | None) -
     except DataError as error:
         raise TrainError(str(error), EXIT_DATA) from None
     except Stopped:
-        again = f"the same command with --run_dir {run_dir}" if options.repeat > 1 else f"--resume auto --run_dir {run_dir}"
+        again = (
+            f"the same command with --run_dir {run_dir}"
+            if options.repeat > 1
+            else f"--resume auto --run_dir {run_dir}"
+        )
         raise TrainError(f"stopped; the state is saved. To go on: {again}", EXIT_STOPPED) from None
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
         again = f"free space, then --resume auto --run_dir {run_dir}"
-        raise TrainError(f"the disk is full ({error.strerror}); the checkpoint before is kept. To go on: {again}", EXIT_DISK) from None
+        raise TrainError(
+            f"the disk is full ({error.strerror}); the checkpoint before is kept. To go on:"
+            f" {again}",
+            EXIT_DISK,
+        ) from None
 
 
 def tell(text: str) -> None:
-    """The last line, and what is still to be written; where the log's own disk is full, the exit code alone has to do."""
+    """The last line, and what is still to be written; where the log's own disk is full, the exit
+    code alone has to do."""
     try:
         print(text, file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -164,7 +229,8 @@ def tell(text: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    # Before torch is imported: GPU indices are then nvidia-smi's, and deterministic products have their workspace.
+    # Before torch is imported: GPU indices are then nvidia-smi's, and deterministic products have
+    # their workspace.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
@@ -182,7 +248,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     except TrainError as error:
         if not is_first_process() and error.code in (EXIT_STOPPED, EXIT_DIVERGED):
-            # All processes know, and the first one tells. Another code than 0 here would get it killed while it saves.
+            # All processes know, and the first one tells. Another code than 0 here would get it
+            # killed while it saves.
             return 0
         tell(f"{'' if error.code == EXIT_STOPPED else 'error: '}{error}")
         return error.code
@@ -196,7 +263,8 @@ def command() -> NoReturn:
     """main() as a process of its own."""
     code = main()
     if not is_first_process():
-        # Its communication threads have nobody left to talk to: unwinding them aborts the process now and then.
+        # Its communication threads have nobody left to talk to: unwinding them aborts the process
+        # now and then.
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)

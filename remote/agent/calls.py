@@ -7,9 +7,12 @@ OPERATIONS: Dict[str, Operation] = {}
 
 
 class Refusal(Exception):
-    """An expected failure. `kind` names a class of remote/errors.py; the laptop shows message and remedy in one line."""
+    """An expected failure. `kind` names a class of remote/errors.py; the laptop shows message and
+    remedy in one line."""
 
-    def __init__(self, kind: str, message: str, remedy: Optional[str] = None, **details: Any) -> None:
+    def __init__(
+        self, kind: str, message: str, remedy: Optional[str] = None, **details: Any
+    ) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
@@ -18,14 +21,16 @@ class Refusal(Exception):
 
 
 class Call:
-    """One request being served. Operations write to the laptop through `event` alone; stdout is the protocol's."""
+    """One request being served. Operations write to the laptop through `event` alone; stdout is the
+    protocol's."""
 
     def event(self, blob: bytes = b"", **fields: Any) -> None:
         """Send an intermediate message; raises BrokenPipeError when the laptop is gone."""
         raise NotImplementedError
 
     def blobs(self) -> Iterator[Tuple[Dict[str, Any], bytes]]:
-        """What the laptop uploads with this call, until its end mark. Raises EOFError if the laptop is gone before it."""
+        """What the laptop uploads with this call, until its end mark. Raises EOFError if the laptop
+        is gone before it."""
         raise NotImplementedError
 
     def alive(self) -> bool:

@@ -1,4 +1,5 @@
-"""`deploy`: facts → release → environment → proof → summary. Each step says what it did, or why it did nothing."""
+"""`deploy`: facts → release → environment → proof → summary. Each step says what it did, or why it
+did nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +15,13 @@ from remote.errors import ProtocolError, RemoteError, ServerUnfit
 from remote.link.sending import Sending, known_parts, waiting_note
 from remote.link.session import Session, who_am_i
 from remote.project.command import describe_command
-from remote.project.release import SMALL_MANIFEST, ReleasePlan, build_release, manifest_rows, plan_release
+from remote.project.release import (
+    SMALL_MANIFEST,
+    ReleasePlan,
+    build_release,
+    manifest_rows,
+    plan_release,
+)
 from remote.records import EnvironmentPlan, Gpu, GpuReport, Release
 from remote.screen.display import Display, duration, show, size
 from remote.screen.text import one_line
@@ -22,12 +29,14 @@ from remote.screen.text import one_line
 AGENT_MIB = 1
 """What our own program and records take there."""
 EAGER_BYTES = 256 << 10
-"""So little is sent without waiting for the server's consent: a refusal costs less than the round trip."""
+"""So little is sent without waiting for the server's consent: a refusal costs less than the round
+trip."""
 
 
 @dataclass
 class Deployed:
-    """What stands on the server after a deploy, and what was done for it: steps as (changed, text)."""
+    """What stands on the server after a deploy, and what was done for it: steps as (changed,
+    text)."""
 
     release: Release
     root: str
@@ -55,7 +64,9 @@ class Deployed:
             "python": self.python,
             "changed": self.changed,
             "steps": [text for _, text in self.steps],
-            "left_out": [{"path": path, "reason": reason} for path, reason in self.release.left_out],
+            "left_out": [
+                {"path": path, "reason": reason} for path, reason in self.release.left_out
+            ],
             "gpus": [gpu_row(item) for item in self.gpus.gpus],
             "requests": session.link.requests if session.link else None,
         }
@@ -66,7 +77,9 @@ def deploy(session: Session, data: str | None = None) -> Deployed:
     requirements = read_requirements(session)
     release = build_release_while_opening(session)
     facts = ask_facts(session, release, data)
-    deployed = Deployed(release, str(facts["root"]["path"]), facts, gpus.parse_gpus(facts.get("gpu") or {}))
+    deployed = Deployed(
+        release, str(facts["root"]["path"]), facts, gpus.parse_gpus(facts.get("gpu") or {})
+    )
     deployed.local = tuple(local_packages(requirements))
     found = facts.get("data_path")
     deployed.data_path = found if isinstance(found, str) else None
@@ -82,19 +95,31 @@ def build_release_while_opening(session: Session) -> Release:
     """Listing and hashing go on while the login waits for the network."""
     settings = session.project.settings
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(build_release, session.project.directory, settings.max_file_mib, settings.include, settings.dest)
+        future = pool.submit(
+            build_release,
+            session.project.directory,
+            settings.max_file_mib,
+            settings.include,
+            settings.dest,
+        )
         session.open()
         return future.result()
 
 
 def read_requirements(session: Session) -> str:
-    """The text of remote.requirements with what it includes; empty for `none`. Raises UsageError for what is wrong in it."""
+    """The text of remote.requirements with what it includes; empty for `none`. Raises UsageError
+    for what is wrong in it."""
     name = session.project.settings.requirements
-    return "" if name in ("", "none") else requirements_file.read_requirements(session.project.directory, name)
+    return (
+        ""
+        if name in ("", "none")
+        else requirements_file.read_requirements(session.project.directory, name)
+    )
 
 
 def ask_facts(session: Session, release: Release | None, data: str | None = None) -> dict[str, Any]:
-    """Everything about the server in one call; with a small release, also what of it is missing there."""
+    """Everything about the server in one call; with a small release, also what of it is missing
+    there."""
     arguments: dict[str, Any] = {"python": session.project.settings.python}
     if release is not None:
         arguments["tree"] = release.tree
@@ -108,7 +133,12 @@ def ask_facts(session: Session, release: Release | None, data: str | None = None
         raise ServerUnfit("the server tells nothing about the project's root", host=session.host)
     problem = root.get("problem")
     if isinstance(problem, dict) and release is not None:
-        raise ServerUnfit(str(problem.get("message")), host=session.host, step="root", remedy=problem.get("remedy"))
+        raise ServerUnfit(
+            str(problem.get("message")),
+            host=session.host,
+            step="root",
+            remedy=problem.get("remedy"),
+        )
     return facts
 
 
@@ -120,7 +150,9 @@ def put_release(session: Session, deployed: Deployed) -> None:
         deployed.steps.append((False, f"{plan.why} ({label})"))
         return
     if plan.action == "use":
-        session.call_as_owner("release_use", waiting_note(session), tree=release.tree, who=who_am_i())
+        session.call_as_owner(
+            "release_use", waiting_note(session), tree=release.tree, who=who_am_i()
+        )
         deployed.steps.append((True, f"{plan.why} ({label})"))
         return
     deployed.steps.append((True, f"{plan.why}: {send_release(session, deployed, plan)} ({label})"))
@@ -133,7 +165,8 @@ def require_room(session: Session, deployed: Deployed) -> None:
     free = root.get("free_mib")
     if isinstance(free, int) and free < need:
         raise ServerUnfit(
-            f"the disk at {show(root.get('mount'))} has {free} MiB free, the code needs {need} MiB there",
+            f"the disk at {show(root.get('mount'))} has {free} MiB free, the code needs {need} MiB"
+            " there",
             host=session.host,
             step="root",
             remedy="free some space (fab … clean), or set remote.root to another disk",
@@ -162,18 +195,26 @@ def send_release(session: Session, deployed: Deployed, plan: ReleasePlan) -> str
         who=who_am_i(),
     )
     session.display.clear()
-    return f"{len(sending.contents)} files sent, {size(sending.total)}, {time.monotonic() - started:.1f} s"
+    return (
+        f"{len(sending.contents)} files sent, {size(sending.total)},"
+        f" {time.monotonic() - started:.1f} s"
+    )
 
 
 def prepare_environment(session: Session, deployed: Deployed, requirements: str) -> None:
-    """Keep, reuse or build the environment, and prove it on the GPU unless the proof still holds."""
+    """Keep, reuse or build the environment, and prove it on the GPU unless the proof still
+    holds."""
     facts = deployed.facts
     plan = choose_environment(session, facts, requirements)
     ready: Mapping[str, Any] = plan.environment if plan.kind == "keep" else build(session, plan)
     for note in plan.notes:
         session.display.note(f"note: {note}")
     reason = proofs.proof_needed(ready, facts, deployed.gpus)
-    proof = proofs.proof_of(ready, facts) if reason is None else prove(session, str(ready["key"]), reason)
+    proof = (
+        proofs.proof_of(ready, facts)
+        if reason is None
+        else prove(session, str(ready["key"]), reason)
+    )
     ready = {**ready, "proof": proof, "proved": reason is not None}
     changed = bool(ready.get("made")) or reason is not None
     deployed.steps.append((changed, proofs.describe_environment(plan, ready)))
@@ -182,7 +223,9 @@ def prepare_environment(session: Session, deployed: Deployed, requirements: str)
     deployed.prefix = str(ready.get("prefix") or "")
 
 
-def choose_environment(session: Session, facts: Mapping[str, Any], requirements: str) -> EnvironmentPlan:
+def choose_environment(
+    session: Session, facts: Mapping[str, Any], requirements: str
+) -> EnvironmentPlan:
     """The plan; the server's interpreters are looked into only where nothing can be kept."""
     settings = session.project.settings
     try:
@@ -190,9 +233,13 @@ def choose_environment(session: Session, facts: Mapping[str, Any], requirements:
         if plan.kind != "inspect-first":
             return plan
         detail = environment.inspection_detail(requirements)
-        inspection = session.call("environment_inspect", show_event(session), configured=settings.python, detail=detail)
+        inspection = session.call(
+            "environment_inspect", show_event(session), configured=settings.python, detail=detail
+        )
         session.display.clear()
-        return environment.plan_environment({**facts, "inspection": inspection}, settings, requirements)
+        return environment.plan_environment(
+            {**facts, "inspection": inspection}, settings, requirements
+        )
     except RemoteError as error:
         error.host = error.host or session.host
         raise
@@ -233,7 +280,11 @@ def show_event(session: Session) -> Callable[[dict[str, Any], bytes], None]:
             session.display.note(f"  {line or step}")
         told = step
         amount = event.get("amount")
-        if isinstance(amount, list) and len(amount) == 2 and all(isinstance(part, int) for part in amount):
+        if (
+            isinstance(amount, list)
+            and len(amount) == 2
+            and all(isinstance(part, int) for part in amount)
+        ):
             line = f"{size(amount[0])} of {size(amount[1])}  {line}"
         session.display.progress(f"{step} ({duration(event.get('seconds'))})  {line}")
 
@@ -258,8 +309,9 @@ def show_summary(display: Display, session: Session, deployed: Deployed) -> None
     system = deployed.facts.get("system") or {}
     root = deployed.facts["root"]
     display.line(
-        f"server {show(system.get('host'))}: {deployed.root}, {show(root.get('free_mib'))} MiB free, "
-        f"python {show(system.get('python'))}, {'tmux' if deployed.facts.get('tmux') else 'no tmux (setsid will do)'}"
+        f"server {show(system.get('host'))}: {deployed.root}, {show(root.get('free_mib'))} MiB"
+        f" free, python {show(system.get('python'))},"
+        f" {'tmux' if deployed.facts.get('tmux') else 'no tmux (setsid will do)'}"
     )
     show_gpu_table(display, deployed.gpus)
     display.line(f"next: fab -H {session.typed} train")
@@ -271,14 +323,24 @@ def show_gpu_table(display: Display, report: GpuReport) -> None:
         display.line(f"GPUs: none ({report.problem or 'nvidia-smi shows none'}){remedy}")
         return
     rows = [
-        [item.index, item.name, item.memory_total_mib, item.memory_used_mib, item.utilization_percent, users_of(item)]
+        [
+            item.index,
+            item.name,
+            item.memory_total_mib,
+            item.memory_used_mib,
+            item.utilization_percent,
+            users_of(item),
+        ]
         for item in report.gpus
     ]
     display.table(["gpu", "name", "MiB", "used MiB", "use %", "by"], rows)
 
 
 def users_of(item: Gpu) -> str | None:
-    return ", ".join(f"{show(process.user)}: {show(process.name)}" for process in item.processes) or None
+    return (
+        ", ".join(f"{show(process.user)}: {show(process.name)}" for process in item.processes)
+        or None
+    )
 
 
 def gpu_row(item: Gpu) -> dict[str, Any]:

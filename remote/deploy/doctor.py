@@ -1,4 +1,5 @@
-"""`doctor`: one screen that tells whether this computer and a server are fit, and what to do where they aren't. Changes nothing."""
+"""`doctor`: one screen that tells whether this computer and a server are fit, and what to do where
+they aren't. Changes nothing."""
 
 from __future__ import annotations
 
@@ -53,7 +54,9 @@ def examine(project: Project, sessions: Sequence[Session], display: Display) -> 
     found = {level: sum(check.level == level for check in checks) for level in (WARNING, PROBLEM)}
     if not sessions:
         display.note("a server is checked with: fab -H user@host doctor")
-    counted = [f"{count} {level}{'s' if count > 1 else ''}" for level, count in found.items() if count]
+    counted = [
+        f"{count} {level}{'s' if count > 1 else ''}" for level, count in found.items() if count
+    ]
     display.note(", ".join(reversed(counted)) if counted else "all is well")
     return next((check.code for check in checks if check.level == PROBLEM), 0)
 
@@ -95,10 +98,20 @@ def programs_checks() -> Iterator[Check]:
     if shutil.which("ssh"):
         yield here("ssh", OK, "logs in, by your ~/.ssh/config")
     else:
-        yield here("ssh", WARNING, "not found: paramiko logs in, without jump hosts and the like", "install the OpenSSH client")
+        yield here(
+            "ssh",
+            WARNING,
+            "not found: paramiko logs in, without jump hosts and the like",
+            "install the OpenSSH client",
+        )
     encoding = (sys.stdout.encoding or "ascii").lower().replace("-", "")
     if encoding != "utf8":
-        yield here("terminal", WARNING, f"shows {sys.stdout.encoding} only: some signs become ?", "set PYTHONUTF8=1")
+        yield here(
+            "terminal",
+            WARNING,
+            f"shows {sys.stdout.encoding} only: some signs become ?",
+            "set PYTHONUTF8=1",
+        )
 
 
 def project_checks(project: Project) -> Iterator[Check]:
@@ -106,9 +119,16 @@ def project_checks(project: Project) -> Iterator[Check]:
     yield here("settings", OK, f"project {settings.project}, on the server in {settings.root}")
     name = settings.requirements
     if name not in ("", "none") and not (project.directory / name).exists():
-        yield here("packages", PROBLEM, f"remote.requirements names {name}, which is not here", "mend fabric.yaml")
+        yield here(
+            "packages",
+            PROBLEM,
+            f"remote.requirements names {name}, which is not here",
+            "mend fabric.yaml",
+        )
     try:
-        release = build_release(project.directory, settings.max_file_mib, settings.include, settings.dest)
+        release = build_release(
+            project.directory, settings.max_file_mib, settings.include, settings.dest
+        )
     except UsageError as error:
         yield here("code", PROBLEM, error.message, error.remedy or "")
         return
@@ -116,9 +136,19 @@ def project_checks(project: Project) -> Iterator[Check]:
     more = f" and {len(release.left_out) - 3} more" if len(release.left_out) > 3 else ""
     text = f"{len(release.entries)} files, {size(release.size)}"
     if left:
-        yield here("code", WARNING, f"{text}; not sent: {', '.join(left)}{more}", "name what is to be sent in remote.include")
+        yield here(
+            "code",
+            WARNING,
+            f"{text}; not sent: {', '.join(left)}{more}",
+            "name what is to be sent in remote.include",
+        )
     elif release.size > 200 << 20:
-        yield here("code", WARNING, f"{text}: much for code", "put data into .gitignore, and send it once with upload-data")
+        yield here(
+            "code",
+            WARNING,
+            f"{text}: much for code",
+            "put data into .gitignore, and send it once with upload-data",
+        )
     else:
         yield here("code", OK, text)
 
@@ -129,14 +159,21 @@ def room_checks(dest: Path) -> Iterator[Check]:
         place = place.parent
     free = shutil.disk_usage(place).free >> 20
     if free < LEAST_HERE_MIB:
-        yield here("results", WARNING, f"{free} MiB free for {dest}", "free some space, or set remote.dest to another disk")
+        yield here(
+            "results",
+            WARNING,
+            f"{free} MiB free for {dest}",
+            "free some space, or set remote.dest to another disk",
+        )
     else:
         yield here("results", OK, f"{free >> 10} GiB free for {dest}")
 
 
 def torch_check() -> Check:
     if importlib.util.find_spec("torch") is None:
-        return here("torch", OK, "not here, and not needed: fab -H … submit evaluates on the server")
+        return here(
+            "torch", OK, "not here, and not needed: fab -H … submit evaluates on the server"
+        )
     return here("torch", OK, f"{importlib.metadata.version('torch')}: fab submit can evaluate here")
 
 
@@ -146,7 +183,12 @@ def key_check() -> Check:
         return here("key", OK, f"~/.ssh/{keys[0]}")
     if os.environ.get("SSH_AUTH_SOCK"):
         return here("key", OK, "none in ~/.ssh, but an SSH agent is at hand")
-    return here("key", WARNING, "none in ~/.ssh: servers will ask for a password", "fab -H … setup-key makes one")
+    return here(
+        "key",
+        WARNING,
+        "none in ~/.ssh: servers will ask for a password",
+        "fab -H … setup-key makes one",
+    )
 
 
 # The server
@@ -155,7 +197,9 @@ def key_check() -> Check:
 def server_checks(session: Session) -> Iterator[Check]:
     """From the login on; a step that fails ends them, for the rest leans on it."""
 
-    def there(what: str, level: str, text: str, remedy: str = "", code: int = ServerUnfit.exit_code) -> Check:
+    def there(
+        what: str, level: str, text: str, remedy: str = "", code: int = ServerUnfit.exit_code
+    ) -> Check:
         return Check(session.host, what, level, text, remedy, code if level == PROBLEM else 0)
 
     begun = time.monotonic()
@@ -177,7 +221,9 @@ def server_checks(session: Session) -> Iterator[Check]:
     yield there("runs", OK, counted or "none yet")
 
 
-def login_checks(session: Session, there: Any, seconds: float, round_trip: float) -> Iterator[Check]:
+def login_checks(
+    session: Session, there: Any, seconds: float, round_trip: float
+) -> Iterator[Check]:
     assert session.connection is not None
     host = session.connection.host
     text = f"{host.user}@{host.hostname}:{host.port} in {seconds:.1f} s"
@@ -185,7 +231,11 @@ def login_checks(session: Session, there: Any, seconds: float, round_trip: float
     if "password" in method or "keyboard" in method:
         yield there("login", WARNING, f"{text}, by {method}", f"fab -H {session.typed} setup-key")
     else:
-        yield there("login", OK, f"{text}, {'by key' if method else 'over the login that is kept (remote.stay_s)'}")
+        yield there(
+            "login",
+            OK,
+            f"{text}, {'by key' if method else 'over the login that is kept (remote.stay_s)'}",
+        )
     text = f"an answer takes {1000 * round_trip:.0f} ms"
     if round_trip > SLOW_S:
         yield there("link", WARNING, text, "a slow link: every command goes on after a cut")
@@ -195,8 +245,12 @@ def login_checks(session: Session, there: Any, seconds: float, round_trip: float
 
 def machine_checks(facts: Mapping[str, Any], there: Any) -> Iterator[Check]:
     system, root = facts.get("system") or {}, facts.get("root") or {}
-    yield there("system", OK, f"{show(system.get('host'))}: {show(system.get('system'))} {show(system.get('machine'))}, "
-                f"{show(system.get('cores'))} cores, python {show(system.get('python'))}")  # fmt: skip
+    yield there(
+        "system",
+        OK,
+        f"{show(system.get('host'))}: {show(system.get('system'))} {show(system.get('machine'))}, "
+        f"{show(system.get('cores'))} cores, python {show(system.get('python'))}",
+    )
     clock = system.get("time")
     if isinstance(clock, (int, float)) and abs(clock - time.time()) > CLOCK_S:
         text = f"differs from this computer's by {abs(clock - time.time()):.0f} s"
@@ -206,45 +260,99 @@ def machine_checks(facts: Mapping[str, Any], there: Any) -> Iterator[Check]:
     if isinstance(problem, Mapping):
         yield there("root", PROBLEM, str(problem.get("message")), str(problem.get("remedy") or ""))
     elif isinstance(free, int) and free < LEAST_THERE_MIB:
-        remedy = "fab … clean, or set remote.root to a data disk; a build of torch takes up to 8 GiB"
-        yield there("disk", WARNING, f"{free} MiB free at {show(root.get('mount'))} for {show(root.get('path'))}", remedy)
+        remedy = (
+            "fab … clean, or set remote.root to a data disk; a build of torch takes up to 8 GiB"
+        )
+        yield there(
+            "disk",
+            WARNING,
+            f"{free} MiB free at {show(root.get('mount'))} for {show(root.get('path'))}",
+            remedy,
+        )
     elif isinstance(inodes, int) and inodes < LEAST_INODES:
-        yield there("disk", WARNING, f"only {inodes} more files fit at {show(root.get('mount'))}", "fab … clean removes what nothing needs")
+        yield there(
+            "disk",
+            WARNING,
+            f"only {inodes} more files fit at {show(root.get('mount'))}",
+            "fab … clean removes what nothing needs",
+        )
     else:
-        yield there("disk", OK, f"{free >> 10 if isinstance(free, int) else '–'} GiB free for {show(root.get('path'))}")
+        yield there(
+            "disk",
+            OK,
+            f"{free >> 10 if isinstance(free, int) else '–'} GiB free for {show(root.get('path'))}",
+        )
     if facts.get("tmux"):
         yield there("tmux", OK, "found")
     else:
-        yield there("tmux", WARNING, "not found: trainings start with setsid, and `attach` has nothing to show", "apt install tmux")
+        yield there(
+            "tmux",
+            WARNING,
+            "not found: trainings start with setsid, and `attach` has nothing to show",
+            "apt install tmux",
+        )
     if system.get("kills_at_logout"):
-        yield there("logout", PROBLEM, "this server kills what you leave running", "ask its administrator for `loginctl enable-linger`")
+        yield there(
+            "logout",
+            PROBLEM,
+            "this server kills what you leave running",
+            "ask its administrator for `loginctl enable-linger`",
+        )
 
 
 def gpu_checks(project: Project, facts: Mapping[str, Any], there: Any) -> Iterator[Check]:
     report = gpus.parse_gpus(facts.get("gpu") or {})
     if not report.gpus:
-        cpu = "train with --set accelerator=cpu" if project.has_own_trainer else "fine where the command trains on a processor"
+        cpu = (
+            "train with --set accelerator=cpu"
+            if project.has_own_trainer
+            else "fine where the command trains on a processor"
+        )
         yield there("gpu", WARNING, report.problem or "nvidia-smi shows none", report.remedy or cpu)
         return
     choice = gpus.choose_gpus(report.gpus, held=gpus.held_gpus(facts.get("runs") or ()))
     names = ", ".join(dict.fromkeys(show(item.name) for item in report.gpus))
-    text = f"{len(report.gpus)} × {names}, driver {show(report.driver_version)}, {len(choice.gpus)} free"
+    text = (
+        f"{len(report.gpus)} × {names}, driver {show(report.driver_version)}, {len(choice.gpus)}"
+        " free"
+    )
     if choice.gpus:
         yield there("gpu", OK, text)
     else:
-        users = "; ".join(f"gpu {item.index}: {users_of(item)}" for item in report.gpus if users_of(item))
-        yield there("gpu", WARNING, f"{text}{f' ({users})' if users else ''}", "train waits for one in the queue")
+        users = "; ".join(
+            f"gpu {item.index}: {users_of(item)}" for item in report.gpus if users_of(item)
+        )
+        yield there(
+            "gpu",
+            WARNING,
+            f"{text}{f' ({users})' if users else ''}",
+            "train waits for one in the queue",
+        )
     machine = str((facts.get("system") or {}).get("machine") or "x86_64")
-    build = gpus.torch_build_for(report.driver_version, [gpus.capability(item) for item in report.gpus], machine)
+    build = gpus.torch_build_for(
+        report.driver_version, [gpus.capability(item) for item in report.gpus], machine
+    )
     if build.problem:
-        yield there("driver", PROBLEM, build.problem, "a newer driver, or another server", GpuUnfit.exit_code)
+        yield there(
+            "driver",
+            PROBLEM,
+            build.problem,
+            "a newer driver, or another server",
+            GpuUnfit.exit_code,
+        )
 
 
 def environment_checks(session: Session, facts: Mapping[str, Any], there: Any) -> Iterator[Check]:
     try:
         plan = choose_environment(session, facts, read_requirements(session))
     except RemoteError as error:
-        yield there("environment", PROBLEM, error.message, error.remedy or "", error.exit_code or EnvironmentFailed.exit_code)
+        yield there(
+            "environment",
+            PROBLEM,
+            error.message,
+            error.remedy or "",
+            error.exit_code or EnvironmentFailed.exit_code,
+        )
         return
     if plan.kind == "keep":
         for line in proofs.describe_proofs(facts):
@@ -270,4 +378,10 @@ def data_checks(session: Session, facts: Mapping[str, Any], there: Any) -> Itera
         yield there("data", OK, f"CIFAR-10 can be downloaded there{others}")
     else:
         remedy = f"fab -H {session.typed} upload-data {ARCHIVE}"
-        yield there("data", WARNING, f"CIFAR-10 is not there, and can't be downloaded ({show(answer.get('problem'))}){others}", remedy)
+        yield there(
+            "data",
+            WARNING,
+            "CIFAR-10 is not there, and can't be downloaded"
+            f" ({show(answer.get('problem'))}){others}",
+            remedy,
+        )

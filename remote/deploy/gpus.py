@@ -1,4 +1,5 @@
-"""Which torch build fits a server's GPUs; and, from the agent's room, what nvidia-smi said and which GPUs to use. Pure."""
+"""Which torch build fits a server's GPUs; and, from the agent's room, what nvidia-smi said and
+which GPUs to use. Pure."""
 
 from __future__ import annotations
 
@@ -24,17 +25,30 @@ from remote.errors import GpuUnfit
 from remote.records import Gpu
 
 __all__ = [
-    "busy_reason", "choose_gpus", "describe_mib", "describe_process", "held_gpus", "parse_gpus", "parse_processes", "unusable_reason",
-]  # fmt: skip
+    "busy_reason",
+    "choose_gpus",
+    "describe_mib",
+    "describe_process",
+    "held_gpus",
+    "parse_gpus",
+    "parse_processes",
+    "unusable_reason",
+]
 
 # Where the driver is too old to tell the compute capability, the name does.
-OLD_NAMES = ((r"\bV100|TITAN V\b|GV100", 7.0), (r"\bP100\b|GP100", 6.0), (r"\bP4\b|\bP40\b|GTX 10\d\d|TITAN Xp?\b|Quadro P", 6.1),
-             (r"\bM40\b|\bM60\b|GTX 9\d\d|GTX TITAN X", 5.2), (r"\bK80\b", 3.7))  # fmt: skip
+OLD_NAMES = (
+    (r"\bV100|TITAN V\b|GV100", 7.0),
+    (r"\bP100\b|GP100", 6.0),
+    (r"\bP4\b|\bP40\b|GTX 10\d\d|TITAN Xp?\b|Quadro P", 6.1),
+    (r"\bM40\b|\bM60\b|GTX 9\d\d|GTX TITAN X", 5.2),
+    (r"\bK80\b", 3.7),
+)
 
 
 @dataclass(frozen=True)
 class TorchBuild:
-    """`name`: an index of download.pytorch.org/whl; None: the registry's default wheels. `problem`: nothing fits."""
+    """`name`: an index of download.pytorch.org/whl; None: the registry's default wheels. `problem`:
+    nothing fits."""
 
     name: str | None
     reason: str
@@ -56,8 +70,11 @@ def capability(gpu: Gpu) -> float | None:
     return next((cap for pattern, cap in OLD_NAMES if re.search(pattern, gpu.name or "")), None)
 
 
-def torch_build_for(driver: str | None, capabilities: Iterable[float | None], machine: str = "x86_64") -> TorchBuild:
-    """Which torch build a server's GPUs need. Without GPUs, or where the newest fits, the default wheels."""
+def torch_build_for(
+    driver: str | None, capabilities: Iterable[float | None], machine: str = "x86_64"
+) -> TorchBuild:
+    """Which torch build a server's GPUs need. Without GPUs, or where the newest fits, the default
+    wheels."""
     caps = list(capabilities)
     if not caps:
         return TorchBuild(None, "no GPU: default wheels")
@@ -80,13 +97,18 @@ def torch_build_for(driver: str | None, capabilities: Iterable[float | None], ma
 
 
 def build_fits(cuda: str | None, driver: str | None, capabilities: Iterable[float | None]) -> bool:
-    """Whether a torch with this CUDA version is likely to run here; unknown counts as fitting, the proof decides."""
+    """Whether a torch with this CUDA version is likely to run here; unknown counts as fitting, the
+    proof decides."""
     if driver_supports(driver, cuda) is False:
         return False
     lowest = {13: 7.5}.get(driver_major(cuda) or 0, 0.0)
-    highest = {"12.6": 9.9, "12.4": 9.9, "12.1": 9.9}.get(cuda or "", 9.9 if driver_major(cuda) == 11 else 99.0)
+    highest = {"12.6": 9.9, "12.4": 9.9, "12.1": 9.9}.get(
+        cuda or "", 9.9 if driver_major(cuda) == 11 else 99.0
+    )
     return all(lowest <= cap <= highest for cap in capabilities if cap is not None)
 
 
 def gpu_error(choice: Choice, host: str | None = None) -> GpuUnfit:
-    return GpuUnfit(choice.problem or "no GPU can be used", host=host, step="choose GPUs", remedy=choice.remedy)
+    return GpuUnfit(
+        choice.problem or "no GPU can be used", host=host, step="choose GPUs", remedy=choice.remedy
+    )

@@ -1,8 +1,9 @@
-"""The requirements file: read with what it includes, checked line by line, hashed, and compared with what is installed.
+"""The requirements file: read with what it includes, checked line by line, hashed, and compared
+with what is installed.
 
-What most deploys need (reading and hashing) imports nothing but the standard library; `packaging` is imported where
-versions and markers are judged. In the text that `read_requirements` returns, `--constrained-to NAME…` stands for each
-line of a `-c` file.
+What most deploys need (reading and hashing) imports nothing but the standard library; `packaging`
+is imported where versions and markers are judged. In the text that `read_requirements` returns,
+`--constrained-to NAME…` stands for each line of a `-c` file.
 """
 
 from __future__ import annotations
@@ -39,9 +40,15 @@ ARCHIVES = (".whl", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _CLAUSE = r"(?:(?:==|!=|<=|>=|<|>)[ \t]*\d+(?:\.\d+)*|~=[ \t]*\d+(?:\.\d+)+)"
 _COMMA = r"[ \t]*,[ \t]*"
-PLAIN = re.compile(rf"{_NAME}[ \t]*(?:\[[ \t]*{_NAME}(?:{_COMMA}{_NAME})*[ \t]*\])?[ \t]*(?:{_CLAUSE}(?:{_COMMA}{_CLAUSE})*)?\Z", re.ASCII)
+PLAIN = re.compile(
+    rf"{_NAME}[ \t]*(?:\[[ \t]*{_NAME}(?:{_COMMA}{_NAME})*[ \t]*\])?["
+    rf" \t]*(?:{_CLAUSE}(?:{_COMMA}{_CLAUSE})*)?\Z",
+    re.ASCII,
+)
 """Requirements of the usual form, known to be right without `packaging`."""
-FOLDER = re.compile(r"(?:(?:-e|--editable)(?:\s*=\s*|\s+|(?<=-e)))?(\.{1,2}(?:[/\\][^\[\]]*)?|[^\[\]:@\s]+[/\\][^\[\]:@]*)(\[[^\[\]]*\])?")
+FOLDER = re.compile(
+    r"(?:(?:-e|--editable)(?:\s*=\s*|\s+|(?<=-e)))?(\.{1,2}(?:[/\\][^\[\]]*)?|[^\[\]:@\s]+[/\\][^\[\]:@]*)(\[[^\[\]]*\])?"
+)
 UNNAMED = re.compile(r"(?:(?:git|hg|svn|bzr)\+)?(?:https?|ssh|git)://\S+\Z")
 HARDWARE = ("nvidia-", "cuda-", "triton", "pytorch-triton", "torchtriton", "rocm")
 """What torch brings along in one of several forms; whether it works is for the proof to tell."""
@@ -49,7 +56,8 @@ HARDWARE = ("nvidia-", "cuda-", "triton", "pytorch-triton", "torchtriton", "rocm
 
 @dataclass(frozen=True)
 class Line:
-    """One logical line; `where` is for people: `line 3`, or `other.txt line 3` in a file that was included."""
+    """One logical line; `where` is for people: `line 3`, or `other.txt line 3` in a file that was
+    included."""
 
     where: str
     text: str
@@ -77,8 +85,9 @@ def canonical(name: str) -> str:
 
 
 def read_requirements(directory: Path, name: str) -> str:
-    """The text of `name` below `directory`, files that it includes in their places: a requirements file, or one of the other forms
-    that `remote.requirements` takes. Raises UsageError naming every wrong line.
+    """The text of `name` below `directory`, files that it includes in their places: a requirements
+    file, or one of the other forms that `remote.requirements` takes. Raises UsageError naming every
+    wrong line.
     """
     problems: list[str] = []
     lines = list(dict.fromkeys(_read_form(directory, name, problems)))
@@ -99,7 +108,10 @@ def _read_form(directory: Path, name: str, problems: list[str]) -> Iterable[Line
         raise UsageError(
             f"{plain}: conda's environments are not made here",
             step="requirements",
-            remedy="make it there (conda env create) and set remote.python to its python, with remote.requirements none",
+            remedy=(
+                "make it there (conda env create) and set remote.python to its python, with"
+                " remote.requirements none"
+            ),
         )
     else:
         yield from _read(Source(path, name, directory), (), problems)
@@ -116,17 +128,24 @@ class Source:
     project: Path
 
 
-def _package(source: Source, lines: Iterable[str], where: str, within: tuple[Path, ...], problems: list[str]) -> Iterable[Line]:
+def _package(
+    source: Source, lines: Iterable[str], where: str, within: tuple[Path, ...], problems: list[str]
+) -> Iterable[Line]:
     """What a package's metadata asks for: lines, and files that it names in turn."""
     for text in lines:
         if text.startswith("-r "):
-            yield from _read(Source(source.path.parent / text[3:].strip(), text[3:].strip(), source.project), within, problems)
+            yield from _read(
+                Source(source.path.parent / text[3:].strip(), text[3:].strip(), source.project),
+                within,
+                problems,
+            )
         else:
             yield Line(where, " ".join(text.split()))
 
 
 def _read(source: Source, within: tuple[Path, ...], problems: list[str]) -> Iterable[Line]:
-    """The lines of one file; includes that can't be had go to `problems`, a first file that can't be read is raised."""
+    """The lines of one file; includes that can't be had go to `problems`, a first file that can't
+    be read is raised."""
     path, name = source.path, source.name
     try:
         text = decode(path.read_bytes())
@@ -134,7 +153,9 @@ def _read(source: Source, within: tuple[Path, ...], problems: list[str]) -> Iter
         said = error.strerror if isinstance(error, OSError) else "it is no text that pip could read"
         if not within:
             remedy = "set remote.requirements to your file, or to none"
-            raise UsageError(f"{name} can't be read: {said}", step="requirements", remedy=remedy) from None
+            raise UsageError(
+                f"{name} can't be read: {said}", step="requirements", remedy=remedy
+            ) from None
         problems.append(f"{name} can't be read: {said}")
         return
     for line in split_lines(text, f"{name} " if within else ""):
@@ -149,7 +170,9 @@ def _read(source: Source, within: tuple[Path, ...], problems: list[str]) -> Iter
             own = Source(folder / "pyproject.toml", name, source.project)
             yield from _package(own, found, line.where, (*within, path.resolve()), problems)
             continue
-        include = re.match(r"(-r|-c|--requirement|--constraint)(?:\s*=\s*|\s+|(?<=-[rc]))(\S.*)", line.text)
+        include = re.match(
+            r"(-r|-c|--requirement|--constraint)(?:\s*=\s*|\s+|(?<=-[rc]))(\S.*)", line.text
+        )
         if not include:
             yield line
             continue
@@ -157,7 +180,10 @@ def _read(source: Source, within: tuple[Path, ...], problems: list[str]) -> Iter
         place = path.parent / target
         chain = (*within, path.resolve())
         if "://" in target:
-            problems.append(f"{line.where}: {redact(one_line(target, 80))}: an included file must be here, not at an address")
+            problems.append(
+                f"{line.where}: {redact(one_line(target, 80))}: an included file must be here, not"
+                " at an address"
+            )
         elif place.resolve() in chain:
             problems.append(f"{line.where}: {target} includes itself")
         else:
@@ -167,7 +193,8 @@ def _read(source: Source, within: tuple[Path, ...], problems: list[str]) -> Iter
 
 
 def _local(text: str, folder: Path, project: Path) -> tuple[Path, tuple[str, ...]] | None:
-    """The folder and the extras of a line that names a package of the project: `-e .`, `./libs/x[train]`."""
+    """The folder and the extras of a line that names a package of the project: `-e .`,
+    `./libs/x[train]`."""
     found = FOLDER.fullmatch(text)
     if not found or text.lower().endswith(ARCHIVES):
         return None
@@ -178,7 +205,8 @@ def _local(text: str, folder: Path, project: Path) -> tuple[Path, tuple[str, ...
 
 
 def split_lines(text: str, prefix: str = "") -> list[Line]:
-    """Logical lines as pip reads them: continued by a backslash, without comments and blank ones."""
+    """Logical lines as pip reads them: continued by a backslash, without comments and blank
+    ones."""
     found: list[Line] = []
     joined, start = "", 0
     for number, raw in enumerate([*text.lstrip("\ufeff").splitlines(), ""], 1):
@@ -187,7 +215,9 @@ def split_lines(text: str, prefix: str = "") -> list[Line]:
         if raw.endswith("\\") and not is_comment:
             joined += raw[:-1]
             continue
-        plain = re.sub(r"(^|\s+)#.*$", "", joined + (" " if joined and is_comment else "") + raw).strip()
+        plain = re.sub(
+            r"(^|\s+)#.*$", "", joined + (" " if joined and is_comment else "") + raw
+        ).strip()
         if plain:
             found.append(Line(f"{prefix}line {start}", plain))
         joined, start = "", 0
@@ -195,7 +225,8 @@ def split_lines(text: str, prefix: str = "") -> list[Line]:
 
 
 def requirements_hash(text: str) -> str:
-    """Equal for texts that ask for the same: order, comments, blanks and passwords of addresses do not matter."""
+    """Equal for texts that ask for the same: order, comments, blanks and passwords of addresses do
+    not matter."""
     lines = set()
     for line in split_lines(text):
         parts = redact(line.text).split(";", 1)
@@ -233,33 +264,50 @@ def parse_requirements(text: str) -> Requirements:
             if kept:
                 hashes[canonical(asked[-1].name)] = kept
     once = dict.fromkeys
-    return Requirements(tuple(once(asked)), tuple(once(limits)), tuple(once(options)), tuple(once(unnamed)), hashes)
+    return Requirements(
+        tuple(once(asked)), tuple(once(limits)), tuple(once(options)), tuple(once(unnamed)), hashes
+    )
 
 
 def split_hashes(text: str) -> tuple[str, str]:
     """A line without its --hash options, and these."""
     found = re.findall(r"\s--hash[= ]\s*(\S+)", text)
-    return re.sub(r"\s--hash[= ]\s*\S+", "", text).strip(), "".join(f" --hash={one}" for one in found)
+    return re.sub(r"\s--hash[= ]\s*\S+", "", text).strip(), "".join(
+        f" --hash={one}" for one in found
+    )
 
 
 def parse_options(text: str) -> list[str]:
-    """`-i URL --pre` → ["--index-url URL", "--pre"]. Raises ValueError, with the reason, for what we don't take."""
-    words = [word for part in text.split() for word in (part.split("=", 1) if part.startswith("--") else [part])]
+    """`-i URL --pre` → ["--index-url URL", "--pre"]. Raises ValueError, with the reason, for what
+    we don't take."""
+    words = [
+        word
+        for part in text.split()
+        for word in (part.split("=", 1) if part.startswith("--") else [part])
+    ]
     found: list[str] = []
     while words:
         name = words.pop(0)
         if name in FLAGS:
             found.append(name)
         elif name in ("-e", "--editable"):
-            raise ValueError("no folder of a package is there; one outside the project does not go to the server")
+            raise ValueError(
+                "no folder of a package is there; one outside the project does not go to the server"
+            )
         elif name not in WITH_VALUE:
             raise ValueError(f"the option {redact(one_line(name, 40))} is not supported here")
         elif not words or words[0].startswith("-"):
             raise ValueError(f"{name} lacks its value")
         else:
             value = words.pop(0)
-            if WITH_VALUE[name] == "--find-links" and "://" not in value and not value.startswith("/"):
-                raise ValueError(f"{value} is a folder here; give an address, or an absolute path on the server")
+            if (
+                WITH_VALUE[name] == "--find-links"
+                and "://" not in value
+                and not value.startswith("/")
+            ):
+                raise ValueError(
+                    f"{value} is a folder here; give an address, or an absolute path on the server"
+                )
             found.append(f"{WITH_VALUE[name]} {value}")
     return found
 
@@ -268,7 +316,9 @@ def _problem(text: str) -> str | None:
     """What is wrong with a logical line; None if nothing is."""
     if text.startswith(LOCAL + " ") or UNNAMED.match(text):
         return None
-    plain = split_hashes(text[len(CONSTRAINED) :].strip() if text.startswith(CONSTRAINED + " ") else text)[0]
+    plain = split_hashes(
+        text[len(CONSTRAINED) :].strip() if text.startswith(CONSTRAINED + " ") else text
+    )[0]
     if plain.startswith("-"):
         try:
             parse_options(plain)
@@ -281,8 +331,13 @@ def _problem(text: str) -> str | None:
         return f"{shown}: options beside a requirement are not supported"
     if PLAIN.match(plain) and not first.lower().endswith(ARCHIVES):
         return None
-    if re.match(r"(\.{0,2}[/\\]|~|file:|[A-Za-z]:[/\\])", first) or (first.lower().endswith(ARCHIVES) and "://" not in plain):
-        return f"{shown}: a path of this computer can't be installed there; its code goes with the release"
+    if re.match(r"(\.{0,2}[/\\]|~|file:|[A-Za-z]:[/\\])", first) or (
+        first.lower().endswith(ARCHIVES) and "://" not in plain
+    ):
+        return (
+            f"{shown}: a path of this computer can't be installed there; its code goes with the"
+            " release"
+        )
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:
@@ -290,13 +345,20 @@ def _problem(text: str) -> str | None:
     except InvalidRequirement as error:
         return f"{shown}: {one_line(redact(str(error).splitlines()[0]), 120)}"
     if (requirement.url or "").startswith("file:"):
-        return f"{shown}: a path of this computer can't be installed there; its code goes with the release"
+        return (
+            f"{shown}: a path of this computer can't be installed there; its code goes with the"
+            " release"
+        )
     return None
 
 
 def _wrong(problems: Sequence[str], name: str = "the requirements") -> UsageError:
     count = "a wrong line" if len(problems) == 1 else f"{len(problems)} wrong lines"
-    return UsageError(f"{name}: {count}: {'; '.join(problems)}", step="requirements", remedy="correct them; nothing was sent")
+    return UsageError(
+        f"{name}: {count}: {'; '.join(problems)}",
+        step="requirements",
+        remedy="correct them; nothing was sent",
+    )
 
 
 def names_with_extras(requirements: Requirements) -> list[str]:
@@ -304,10 +366,14 @@ def names_with_extras(requirements: Requirements) -> list[str]:
     found: dict[str, set[str]] = {}
     for requirement in requirements.lines:
         found.setdefault(canonical(requirement.name), set()).update(requirement.extras)
-    return [name + (f"[{','.join(sorted(extras))}]" if extras else "") for name, extras in found.items()]
+    return [
+        name + (f"[{','.join(sorted(extras))}]" if extras else "") for name, extras in found.items()
+    ]
 
 
-def applicable(requirements: Iterable[Requirement], markers: Mapping[str, str]) -> list[Requirement]:
+def applicable(
+    requirements: Iterable[Requirement], markers: Mapping[str, str]
+) -> list[Requirement]:
     """Those whose markers hold on an interpreter that described itself by `markers`."""
     return [requirement for requirement in requirements if _holds(requirement, markers, ())]
 
@@ -318,14 +384,17 @@ def _holds(requirement: Requirement, markers: Mapping[str, str], extras: Iterabl
     if requirement.marker is None:
         return True
     try:
-        return any(requirement.marker.evaluate({**markers, "extra": extra}) for extra in (*extras, ""))
+        return any(
+            requirement.marker.evaluate({**markers, "extra": extra}) for extra in (*extras, "")
+        )
     except (UndefinedComparison, UndefinedEnvironmentName, ValueError):
         return True
 
 
 @dataclass
 class Installed:
-    """What an interpreter told of its packages: canonical name → version, → what it requires, → address it came from."""
+    """What an interpreter told of its packages: canonical name → version, → what it requires, →
+    address it came from."""
 
     packages: Mapping[str, str]
     requires: Mapping[str, Sequence[str]]
@@ -334,7 +403,8 @@ class Installed:
     missing: dict[str, list[str]] = field(default_factory=dict)
 
     def find_missing(self, requirements: Requirements) -> dict[str, list[str]]:
-        """Canonical name → lines to install, of what is lacking or of the wrong version, at any depth."""
+        """Canonical name → lines to install, of what is lacking or of the wrong version, at any
+        depth."""
         from packaging.requirements import InvalidRequirement, Requirement
 
         self.missing = {}
@@ -350,7 +420,9 @@ class Installed:
             if str(requirement) in seen:
                 continue
             seen.add(str(requirement))
-            if not self.satisfies(requirement) or not all(map(self.satisfies, limits.get(name, ()))):
+            if not self.satisfies(requirement) or not all(
+                map(self.satisfies, limits.get(name, ()))
+            ):
                 self.missing.setdefault(name, []).append(str(requirement))
                 continue
             for text in self.requires.get(name, ()):

@@ -1,7 +1,9 @@
-"""What remote.requirements may name: a requirements file, pyproject.toml with extras, or uv.lock. All become lines as pip takes them.
+"""What remote.requirements may name: a requirements file, pyproject.toml with extras, or uv.lock.
+All become lines as pip takes them.
 
-A package of the project itself (`-e .`, `./libs/x`) is not installed: its code goes with the release and is imported from each
-run's own copy. What it needs is read from its metadata here, so a new dependency is a new environment and a changed line of code is not.
+A package of the project itself (`-e .`, `./libs/x`) is not installed: its code goes with the
+release and is imported from each run's own copy. What it needs is read from its metadata here, so a
+new dependency is a new environment and a changed line of code is not.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from remote.errors import UsageError
 from remote.screen.text import one_line
 
 LOCAL = "--local-package"
-"""In the text of requirements: a folder below the project whose package runs import from their own copy."""
+"""In the text of requirements: a folder below the project whose package runs import from their own
+copy."""
 
 
 def split_extras(text: str) -> tuple[str, tuple[str, ...]]:
@@ -32,18 +35,33 @@ def split_extras(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def local_packages(text: str) -> list[str]:
-    """The folders of the project's own packages in the text of requirements; `.` is the project itself."""
-    return list(dict.fromkeys(line[len(LOCAL) :].strip() for line in text.splitlines() if line.startswith(LOCAL + " ")))
+    """The folders of the project's own packages in the text of requirements; `.` is the project
+    itself."""
+    return list(
+        dict.fromkeys(
+            line[len(LOCAL) :].strip() for line in text.splitlines() if line.startswith(LOCAL + " ")
+        )
+    )
 
 
 def decode(data: bytes) -> str:
-    """As pip reads it: by its mark (PowerShell writes UTF-16), by a line `# -*- coding: … -*-`, as UTF-8, by the locale; else GB18030."""
-    marks = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+    """As pip reads it: by its mark (PowerShell writes UTF-16), by a line `# -*- coding: … -*-`, as
+    UTF-8, by the locale; else GB18030."""
+    marks = (
+        (codecs.BOM_UTF8, "utf-8"),
+        (codecs.BOM_UTF16_LE, "utf-16-le"),
+        (codecs.BOM_UTF16_BE, "utf-16-be"),
+    )
     for mark, encoding in marks:
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding)
     named = re.search(rb"coding[:=]\s*([-\w.]+)", b"\n".join(data.split(b"\n")[:2]))
-    for encoding in (*([named[1].decode()] if named else []), "utf-8", locale.getpreferredencoding(False), "gb18030"):
+    for encoding in (
+        *([named[1].decode()] if named else []),
+        "utf-8",
+        locale.getpreferredencoding(False),
+        "gb18030",
+    ):
         try:
             return data.decode(encoding)
         except (LookupError, ValueError):
@@ -63,13 +81,19 @@ def read_toml(path: Path) -> dict[str, Any]:
         remedy = "set remote.requirements to your file, or to none"
         raise _wrong(f"{path.name} can't be read: {error.strerror}", remedy) from None
     except ValueError as error:
-        raise _wrong(f"{path.name} is no TOML: {one_line(str(error), 200)}", "correct it; nothing was sent") from None
+        raise _wrong(
+            f"{path.name} is no TOML: {one_line(str(error), 200)}", "correct it; nothing was sent"
+        ) from None
 
 
 def package_lines(project: Path, folder: Path, extras: Sequence[str]) -> Iterator[str]:
-    """What a package of the project needs, and its folder. Raises UsageError where its metadata does not say it."""
+    """What a package of the project needs, and its folder. Raises UsageError where its metadata
+    does not say it."""
     if not folder.resolve().is_relative_to(project.resolve()):
-        raise _wrong(f"{folder} lies outside the project, so it does not go to the server", "move it below the project, or name an address")
+        raise _wrong(
+            f"{folder} lies outside the project, so it does not go to the server",
+            "move it below the project, or name an address",
+        )
     shown = folder.resolve().relative_to(project.resolve()).as_posix()
     if (folder / "pyproject.toml").is_file():
         data = read_toml(folder / "pyproject.toml")
@@ -80,39 +104,67 @@ def package_lines(project: Path, folder: Path, extras: Sequence[str]) -> Iterato
             yield from (f"{LOCAL} {PurePosixPath(shown, part)}" for part in where or ["."])
             return
         if "poetry" in (data.get("tool") or {}):
-            remedy = "give it a [project] table (Poetry 2 takes one), or name a file that poetry export wrote"
-            raise _wrong(f"{shown}/pyproject.toml keeps its dependencies in Poetry's own table", remedy)
+            remedy = (
+                "give it a [project] table (Poetry 2 takes one), or name a file that poetry export"
+                " wrote"
+            )
+            raise _wrong(
+                f"{shown}/pyproject.toml keeps its dependencies in Poetry's own table", remedy
+            )
     if (folder / "setup.cfg").is_file() or (folder / "setup.py").is_file():
         yield from _setuptools_lines(folder, extras, shown)
         yield f"{LOCAL} {shown}"
         return
-    raise _wrong(f"{shown}: neither pyproject.toml nor setup.cfg or setup.py: no package", "name the folder of a package")
+    raise _wrong(
+        f"{shown}: neither pyproject.toml nor setup.cfg or setup.py: no package",
+        "name the folder of a package",
+    )
 
 
 def _pyproject_lines(folder: Path, data: Mapping[str, Any], extras: Sequence[str]) -> Iterator[str]:
     about = data["project"]
     dynamic = about.get("dynamic") or ()
     if "dependencies" in dynamic:
-        found = ((data.get("tool") or {}).get("setuptools") or {}).get("dynamic", {}).get("dependencies", {}).get("file")
+        found = (
+            ((data.get("tool") or {}).get("setuptools") or {})
+            .get("dynamic", {})
+            .get("dependencies", {})
+            .get("file")
+        )
         for name in [found] if isinstance(found, str) else found or ():
             yield f"-r {name}"
         if not found:
-            raise _wrong(f"{folder.name}: its dependencies are computed when it is built", "list them in [project]")
+            raise _wrong(
+                f"{folder.name}: its dependencies are computed when it is built",
+                "list them in [project]",
+            )
     yield from about.get("dependencies") or ()
-    optional = {_canonical(name): lines for name, lines in (about.get("optional-dependencies") or {}).items()}
-    groups = {_canonical(name): lines for name, lines in (data.get("dependency-groups") or {}).items()}
+    optional = {
+        _canonical(name): lines
+        for name, lines in (about.get("optional-dependencies") or {}).items()
+    }
+    groups = {
+        _canonical(name): lines for name, lines in (data.get("dependency-groups") or {}).items()
+    }
     for extra in extras:
         lines = optional.get(_canonical(extra), groups.get(_canonical(extra)))
         if lines is None:
             known = ", ".join([*optional, *groups]) or "none"
-            raise _wrong(f"pyproject.toml has no extra {extra!r}; it has {known}", "correct remote.requirements")
+            raise _wrong(
+                f"pyproject.toml has no extra {extra!r}; it has {known}",
+                "correct remote.requirements",
+            )
         for line in lines:
             if isinstance(line, dict):
-                yield from _pyproject_lines(folder, {**data, "project": {}}, [str(line.get("include-group"))])
+                yield from _pyproject_lines(
+                    folder, {**data, "project": {}}, [str(line.get("include-group"))]
+                )
                 continue
             name, inner = split_extras(line)
             if _canonical(name) == _canonical(str(about.get("name"))):
-                yield from _pyproject_lines(folder, {**data, "project": {**about, "dependencies": [], "dynamic": []}}, inner)
+                yield from _pyproject_lines(
+                    folder, {**data, "project": {**about, "dependencies": [], "dynamic": []}}, inner
+                )
             else:
                 yield line
 
@@ -121,14 +173,24 @@ def _setuptools_lines(folder: Path, extras: Sequence[str], shown: str) -> Iterat
     config = configparser.ConfigParser(interpolation=None)
     config.read(folder / "setup.cfg", encoding="utf-8-sig")
     lines = config.get("options", "install_requires", fallback="").splitlines()
-    optional = dict(config.items("options.extras_require")) if config.has_section("options.extras_require") else {}
+    optional = (
+        dict(config.items("options.extras_require"))
+        if config.has_section("options.extras_require")
+        else {}
+    )
     if (folder / "setup.py").is_file():
         found = _setup_arguments(folder / "setup.py")
         try:
-            lines += ast.literal_eval(found["install_requires"]) if "install_requires" in found else []
-            optional |= ast.literal_eval(found["extras_require"]) if "extras_require" in found else {}
+            lines += (
+                ast.literal_eval(found["install_requires"]) if "install_requires" in found else []
+            )
+            optional |= (
+                ast.literal_eval(found["extras_require"]) if "extras_require" in found else {}
+            )
         except ValueError:
-            raise _wrong(f"{shown}/setup.py computes what it needs", "list it in pyproject.toml's [project]") from None
+            raise _wrong(
+                f"{shown}/setup.py computes what it needs", "list it in pyproject.toml's [project]"
+            ) from None
     for extra in extras:
         if extra not in optional:
             raise _wrong(f"{shown} has no extra {extra!r}", "correct the requirements")
@@ -141,8 +203,14 @@ def _setup_arguments(path: Path) -> dict[str, ast.expr]:
     try:
         tree = ast.parse(path.read_bytes())
     except SyntaxError as error:
-        raise _wrong(f"{path.name} can't be read: {error.msg}", "correct it; nothing was sent") from None
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "setup"]
+        raise _wrong(
+            f"{path.name} can't be read: {error.msg}", "correct it; nothing was sent"
+        ) from None
+    calls = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "setup"
+    ]
     return {word.arg: word.value for call in calls for word in call.keywords if word.arg}
 
 
@@ -161,7 +229,8 @@ class Lock:
         self._root = roots[0]
 
     def lines(self, extras: Sequence[str]) -> Iterator[str]:
-        """As `uv sync --frozen` would install them, without the group dev: pinned, each with its hashes."""
+        """As `uv sync --frozen` would install them, without the group dev: pinned, each with its
+        hashes."""
         seen: set[tuple[str, str, str]] = set()
         pending = [(self._root, "", tuple(extras))]
         while pending:
@@ -169,7 +238,11 @@ class Lock:
             for needed in self._needs(package, wanted):
                 both = _both(marker, str(needed.get("marker") or ""))
                 for found in self._found(needed):
-                    key = (str(found["name"]), str(found.get("version")), both + ",".join(needed.get("extra") or ()))
+                    key = (
+                        str(found["name"]),
+                        str(found.get("version")),
+                        both + ",".join(needed.get("extra") or ()),
+                    )
                     if key in seen:
                         continue
                     seen.add(key)
@@ -182,7 +255,9 @@ class Lock:
         optional = package.get("optional-dependencies") or {}
         for extra in extras:
             if extra not in optional and package is self._root:
-                raise _wrong(f"{self._path.name} has no extra {extra!r}", "correct remote.requirements")
+                raise _wrong(
+                    f"{self._path.name} has no extra {extra!r}", "correct remote.requirements"
+                )
             needed += optional.get(extra) or ()
         return needed
 
@@ -190,7 +265,9 @@ class Lock:
         many = self._packages.get(str(needed.get("name"))) or []
         exact = [one for one in many if needed.get("version") in (None, one.get("version"))]
         if not exact:
-            raise _wrong(f"{self._path.name} does not hold {needed.get('name')}", "make it anew with uv lock")
+            raise _wrong(
+                f"{self._path.name} does not hold {needed.get('name')}", "make it anew with uv lock"
+            )
         return exact
 
     def _line(self, package: Mapping[str, Any], marker: str) -> str:
@@ -203,14 +280,19 @@ class Lock:
             return f"{name} @ git+{address.split('?')[0]}@{commit}{behind}"
         if "url" in source:
             return f"{name} @ {source['url']}{behind}"
-        files = [*(package.get("wheels") or ()), *([package["sdist"]] if "sdist" in package else [])]
+        files = [
+            *(package.get("wheels") or ()),
+            *([package["sdist"]] if "sdist" in package else []),
+        ]
         hashes = "".join(f" --hash={file['hash']}" for file in files if file.get("hash"))
         return f"{name}=={package['version']}{behind}{hashes}"
 
 
 def _place(package: Mapping[str, Any]) -> str | None:
     source = package.get("source") or {}
-    found = next((source[kind] for kind in ("editable", "virtual", "directory") if kind in source), None)
+    found = next(
+        (source[kind] for kind in ("editable", "virtual", "directory") if kind in source), None
+    )
     return None if found is None else str(found)
 
 

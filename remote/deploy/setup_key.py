@@ -16,7 +16,8 @@ PREFERRED = ("id_ed25519", "id_ecdsa", "id_rsa", "id_ed25519_sk", "id_ecdsa_sk")
 
 
 def setup_key(session: Session) -> None:
-    """Install a public key of this computer, and log in with it alone. Raises AuthenticationFailed where the server won't take it."""
+    """Install a public key of this computer, and log in with it alone. Raises AuthenticationFailed
+    where the server won't take it."""
     key = choose_key(session)
     public = read_public(key)
     answer = session.call("key_add", None, key=public)
@@ -32,9 +33,16 @@ def setup_key(session: Session) -> None:
             f"the server does not take the key ({error.message})",
             host=session.host,
             step="setup-key",
-            remedy="its sshd may forbid public keys (PubkeyAuthentication), or the home may be writable by others",
+            remedy=(
+                "its sshd may forbid public keys (PubkeyAuthentication), or the home may be"
+                " writable by others"
+            ),
         ) from None
-    session.display.line("logged in with it: later commands ask for no password" if not is_encrypted(key) else "logged in with it")
+    session.display.line(
+        "logged in with it: later commands ask for no password"
+        if not is_encrypted(key)
+        else "logged in with it"
+    )
 
 
 def choose_key(session: Session) -> Path:
@@ -42,19 +50,37 @@ def choose_key(session: Session) -> Path:
     given = [Path(name).expanduser() for name in session.target.identities]
     configured = identity_files(session.target)
     usual = [Path.home() / ".ssh" / name for name in PREFERRED]
-    for key in [*given, *sorted(configured, key=lambda key: PREFERRED.index(key.name) if key.name in PREFERRED else -1), *usual]:
+    for key in [
+        *given,
+        *sorted(
+            configured, key=lambda key: PREFERRED.index(key.name) if key.name in PREFERRED else -1
+        ),
+        *usual,
+    ]:
         if key.exists() or key.with_name(key.name + ".pub").exists():
             return key
     if given:
-        raise UsageError(f"{given[0]}: no such key", step="setup-key", remedy="name a private key with -i, or none to make one")
+        raise UsageError(
+            f"{given[0]}: no such key",
+            step="setup-key",
+            remedy="name a private key with -i, or none to make one",
+        )
     return make_key(usual[0], session)
 
 
 def make_key(key: Path, session: Session) -> Path:
     if shutil.which("ssh-keygen") is None:
-        raise UsageError("there is no key here, and no ssh-keygen to make one", step="setup-key", remedy="install the OpenSSH client")
+        raise UsageError(
+            "there is no key here, and no ssh-keygen to make one",
+            step="setup-key",
+            remedy="install the OpenSSH client",
+        )
     key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True, stdin=subprocess.DEVNULL)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)],
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
     session.display.note(f"made a key: {key}")
     return key
 
@@ -64,9 +90,15 @@ def read_public(key: Path) -> str:
     beside = key.with_name(key.name + ".pub")
     if beside.exists():
         return beside.read_text(encoding="utf-8", errors="replace").strip()
-    done = subprocess.run(["ssh-keygen", "-y", "-f", str(key)], capture_output=True, text=True) if shutil.which("ssh-keygen") else None
+    done = (
+        subprocess.run(["ssh-keygen", "-y", "-f", str(key)], capture_output=True, text=True)
+        if shutil.which("ssh-keygen")
+        else None
+    )
     if done is None or done.returncode:
-        raise UsageError(f"{beside} is missing", step="setup-key", remedy=f"ssh-keygen -y -f {key} > {beside}")
+        raise UsageError(
+            f"{beside} is missing", step="setup-key", remedy=f"ssh-keygen -y -f {key} > {beside}"
+        )
     return done.stdout.strip()
 
 

@@ -1,4 +1,5 @@
-"""The form of the agent's answers, checked once where they arrive: what lies above may rely on it, whoever runs the server."""
+"""The form of the agent's answers, checked once where they arrive: what lies above may rely on it,
+whoever runs the server."""
 
 from __future__ import annotations
 
@@ -8,24 +9,48 @@ from typing import Any
 from remote.errors import ProtocolError
 
 Shape = Any
-"""A type or several; {name: shape} for an object, whose names may be missing or null; [shape] for a list of these; "any"."""
+"""A type or several; {name: shape} for an object, whose names may be missing or null; [shape] for a
+list of these; "any"."""
 
 NUMBER = (int, float)
 TEXTS = [str]
 TORCH = {"version": str, "cuda": str, "hip": str, "build": str}
 PROOF = {"boot_id": str, "host": str, "driver": str, "gpu_uuids": TEXTS, "reason": str}
 ENVIRONMENT = {
-    "key": str, "python": str, "prefix": str, "base": str, "version": str, "installer": str, "torch": TORCH, "proofs": [PROOF],
-    "names": TEXTS, "built": NUMBER, "seconds": NUMBER, "requirements_hash": str, "wanted": dict,
-}  # fmt: skip
+    "key": str,
+    "python": str,
+    "prefix": str,
+    "base": str,
+    "version": str,
+    "installer": str,
+    "torch": TORCH,
+    "proofs": [PROOF],
+    "names": TEXTS,
+    "built": NUMBER,
+    "seconds": NUMBER,
+    "requirements_hash": str,
+    "wanted": dict,
+}
 INTERPRETER = {
-    "path": str, "version": str, "problem": str, "packages": {}, "torch": TORCH, "markers": {}, "sites": TEXTS, "version_info": [int],
-}  # fmt: skip
+    "path": str,
+    "version": str,
+    "problem": str,
+    "packages": {},
+    "torch": TORCH,
+    "markers": {},
+    "sites": TEXTS,
+    "version_info": [int],
+}
 RUN = {"run": str, "state": str}
 SHAPES: Mapping[str, Shape] = {
     "facts": {
         "system": {"machine": str, "boot_id": str, "host": str},
-        "root": {"path": str, "problem": {"message": str, "remedy": str}, "free_mib": int, "mount": str},
+        "root": {
+            "path": str,
+            "problem": {"message": str, "remedy": str},
+            "free_mib": int,
+            "mount": str,
+        },
         "gpu": {},
         "environments": [ENVIRONMENT],
         "interpreters": [INTERPRETER],
@@ -52,7 +77,10 @@ SHAPES: Mapping[str, Shape] = {
     "run_start": {"launched": str, "note": str, "again": bool},
     "run_resume": {"run": str, "launched": str, "note": str, "again": bool, "attempt": int},
     "run_import": {"run": str, "exists": bool},
-    "evaluate": {"run": str, "told": {"test_accuracy": NUMBER, "test_images": int, "data_sha256": str}},
+    "evaluate": {
+        "run": str,
+        "told": {"test_accuracy": NUMBER, "test_images": int, "data_sha256": str},
+    },
     "shutdown": {"command": str, "others": TEXTS},
     "run_stop": {"run": str, "state": str, "asked": bool},
     "clean": {"items": [{"bytes": int}], "kept": [{"run": str, "state": str}]},
@@ -63,16 +91,23 @@ def check_answer(op: str, answer: dict[str, Any]) -> dict[str, Any]:
     """The answer itself; raises ProtocolError that names the part which has the wrong form."""
     wrong = find_wrong(SHAPES.get(op, {}), answer, "")
     if wrong is not None:
-        raise ProtocolError(f"the server's answer to {op!r} has the wrong form{f' at {wrong}' if wrong else ''}")
+        raise ProtocolError(
+            f"the server's answer to {op!r} has the wrong form{f' at {wrong}' if wrong else ''}"
+        )
     return answer
 
 
 def find_wrong(shape: Shape, value: Any, place: str) -> str | None:
-    """Where `value` departs from `shape`; None where it does not. The place is made of our own names and numbers only."""
+    """Where `value` departs from `shape`; None where it does not. The place is made of our own
+    names and numbers only."""
     if isinstance(shape, Mapping):
         if not isinstance(value, dict):
             return place
-        parts = ((inner, value[name], f"{place}.{name}".lstrip(".")) for name, inner in shape.items() if value.get(name) is not None)
+        parts = (
+            (inner, value[name], f"{place}.{name}".lstrip("."))
+            for name, inner in shape.items()
+            if value.get(name) is not None
+        )
         return next((wrong for part in parts if (wrong := find_wrong(*part)) is not None), None)
     if isinstance(shape, list):
         if not isinstance(value, list):

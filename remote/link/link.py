@@ -36,20 +36,36 @@ MAX_NOISE = 256 << 10
 """Bytes that a login shell may print before the agent speaks."""
 MAX_ANSWER = 16 << 20
 MAX_PARTS = 1_000_000
-"""Of one answer's JSON: its bytes, and its commas and brackets, each of which may cost 60 bytes of memory here."""
-QUICK = ("facts", "runs", "release_missing", "data_missing", "fetch_manifest", "run_start", "run_stop")
-"""Requests that are answered from a few files: an agent that lives but never answers them is given up after QUICK_WAITS timeouts."""
+"""Of one answer's JSON: its bytes, and its commas and brackets, each of which may cost 60 bytes of
+memory here."""
+QUICK = (
+    "facts",
+    "runs",
+    "release_missing",
+    "data_missing",
+    "fetch_manifest",
+    "run_start",
+    "run_stop",
+)
+"""Requests that are answered from a few files: an agent that lives but never answers them is given
+up after QUICK_WAITS timeouts."""
 QUICK_WAITS = 10
 PYTHONS = "python3 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8"
-PYTHON_PLACES = "$HOME/miniconda3 $HOME/anaconda3 $HOME/miniforge3 /opt/conda /opt/miniconda3 /root/miniconda3 /venv/main /usr/local"
+PYTHON_PLACES = (
+    "$HOME/miniconda3 $HOME/anaconda3 $HOME/miniforge3 /opt/conda /opt/miniconda3 /root/miniconda3"
+    " /venv/main /usr/local"
+)
 NO_PYTHON, OLD_PYTHON = 97, 95
 CLOSED = 254
 """sshd's own, where /etc/nologin keeps everybody out."""
 SHELL = (
-    "a menu, a forced command or a restricted shell stands behind this login, or ~/.bashrc there starts another "
-    "program or ends: it must let commands through"
+    "a menu, a forced command or a restricted shell stands behind this login, or ~/.bashrc there"
+    " starts another program or ends: it must let commands through"
 )
-POD = "this proxy runs no commands: use the direct address (IP and TCP port) that the provider shows for the machine"
+POD = (
+    "this proxy runs no commands: use the direct address (IP and TCP port) that the provider shows"
+    " for the machine"
+)
 
 OnEvent = Callable[[dict[str, Any], bytes], None]
 Upload = Iterable[tuple[dict[str, Any], bytes]]
@@ -62,7 +78,9 @@ def agent_program() -> bytes:
     with zipfile.ZipFile(buffer, "w") as archive:
 
         def add(name: str, text: bytes) -> None:
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text, zipfile.ZIP_DEFLATED)
+            archive.writestr(
+                zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text, zipfile.ZIP_DEFLATED
+            )
 
         add("__main__.py", b"import remote.agent.__main__\n")
         add("remote/__init__.py", b"")
@@ -81,27 +99,31 @@ def _source(file: Path) -> bytes:
 
 
 def start_command(nonce: str, python: str = "") -> str:
-    """One command that sh, bash, zsh, fish and csh all pass on unharmed: one line, no `!`, no backslash, no inner single quote.
+    """One command that sh, bash, zsh, fish and csh all pass on unharmed: one line, no `!`, no
+    backslash, no inner single quote.
 
-    A configured interpreter is tried first where its path needs no quoting; any other python >= 3.8 serves as well.
+    A configured interpreter is tried first where its path needs no quoting; any other python >= 3.8
+    serves as well.
     """
     code = base64.b64encode(zlib.compress(_source(AGENT / "serve" / "bootstrap.py"), 9)).decode()
     loader = "import sys,base64,zlib;exec(zlib.decompress(base64.b64decode(sys.argv.pop())))"
     first = python if re.fullmatch(r"[A-Za-z0-9_./~+-]+", python) else ""
     attempt = '"$p" -I -S -c "$2" "$1" "$3"; r=$?; test $r = 96 || exit $r; o=$p'
     script = (
-        f"for p in {first} {PYTHONS}; do command -v $p >/dev/null 2>&1 || continue; {attempt}; done; "
+        f"for p in {first} {PYTHONS}; do command -v $p >/dev/null 2>&1 || continue; {attempt};"
+        " done; "
         f"for d in {PYTHON_PLACES}; do p=$d/bin/python3; test -x $p || continue; {attempt}; done; "
-        f"test -n \"$o\" && exit {OLD_PYTHON}; exit {NO_PYTHON}"
+        f'test -n "$o" && exit {OLD_PYTHON}; exit {NO_PYTHON}'
     )
     return f"exec sh -c '{script}' sh '{nonce}' '{loader}' '{code}'"
 
 
 class Link:
-    """The agent on one connection. `with` starts and ends it. `requests` counts the calls, the cost on a slow link.
+    """The agent on one connection. `with` starts and ends it. `requests` counts the calls, the cost
+    on a slow link.
 
-    `new_there`: the server is not known to keep this agent, so that it is sent without being asked for. `beside`: one more
-    over the login that stands, or none.
+    `new_there`: the server is not known to keep this agent, so that it is sent without being asked
+    for. `beside`: one more over the login that stands, or none.
     """
 
     def __init__(
@@ -140,17 +162,29 @@ class Link:
         threading.Thread(target=self._ping, daemon=True).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._closed.set()
         if self._channel is not None:
             self._channel.close()
 
     def call(
-        self, op: str, on_event: OnEvent | None = None, upload: Upload | None = None, eager: bool = False, **args: Any
+        self,
+        op: str,
+        on_event: OnEvent | None = None,
+        upload: Upload | None = None,
+        eager: bool = False,
+        **args: Any,
     ) -> dict[str, Any]:
-        """One request, one round trip. `upload` starts when the agent says that it is ready; `eager`: at once, for little.
+        """One request, one round trip. `upload` starts when the agent says that it is ready;
+        `eager`: at once, for little.
 
-        Raises what the agent refuses with, as a class of remote.errors; ConnectionLost when it goes silent.
+        Raises what the agent refuses with, as a class of remote.errors; ConnectionLost when it goes
+        silent.
         """
         self.requests += 1
         number = self.requests
@@ -167,7 +201,9 @@ class Link:
                 if message.get("id") != number:
                     continue
                 if "result" in message:
-                    log.debug("%s: %s answered after %.3f s", self.host, op, time.monotonic() - began)
+                    log.debug(
+                        "%s: %s answered after %.3f s", self.host, op, time.monotonic() - began
+                    )
                     return check_answer(op, _dict(message["result"]))
                 if "error" in message:
                     self._refuse(op, _dict(message["error"]))
@@ -179,7 +215,13 @@ class Link:
                     on_event(event, blob)
         except RemoteError as error:
             # Neither arguments nor answers: they may hold a webhook's address.
-            log.debug("%s: %s ended after %.3f s with %s", self.host, op, time.monotonic() - began, type(error).__name__)
+            log.debug(
+                "%s: %s ended after %.3f s with %s",
+                self.host,
+                op,
+                time.monotonic() - began,
+                type(error).__name__,
+            )
             error.host = error.host or self.host
             raise
 
@@ -192,10 +234,16 @@ class Link:
         kind = str(error.get("kind"))
         message = str(error.get("message"))
         if kind == "bug":
-            raise ProtocolError(f"the agent failed in {op!r}: {last_words(message)}", host=self.host, remedy="please report this")
+            raise ProtocolError(
+                f"the agent failed in {op!r}: {last_words(message)}",
+                host=self.host,
+                remedy="please report this",
+            )
         remedy = error.get("remedy")
         refused = BY_KIND.get(kind, ProtocolError)(
-            one_line(message, 2000), host=self.host, remedy=one_line(str(remedy), 1000) if remedy else None
+            one_line(message, 2000),
+            host=self.host,
+            remedy=one_line(str(remedy), 1000) if remedy else None,
         )
         details = error.get("details")
         refused.details = details if isinstance(details, dict) else {}
@@ -208,7 +256,8 @@ class Link:
         try:
             self._channel.send(protocol.encode(message, len(blob)) + blob)
         except ConnectionLost:
-            # A command that ended at once takes nothing more: what it said before is the reason, not the connection.
+            # A command that ended at once takes nothing more: what it said before is the reason,
+            # not the connection.
             if self._greeted or self._channel.exit_code() is None:
                 raise
             self._hear_out()
@@ -233,9 +282,13 @@ class Link:
             self._greet()
         while True:
             try:
-                message, blob = protocol.read_frame(self._read_exactly, MAX_ANSWER, max_parts=MAX_PARTS)
+                message, blob = protocol.read_frame(
+                    self._read_exactly, MAX_ANSWER, max_parts=MAX_PARTS
+                )
             except protocol.BadFrame as error:
-                raise ProtocolError(f"the server sent what is no message of ours ({error})", host=self.host) from None
+                raise ProtocolError(
+                    f"the server sent what is no message of ours ({error})", host=self.host
+                ) from None
             except EOFError:
                 raise self._ended() from None
             if "need" in message:
@@ -252,7 +305,10 @@ class Link:
                 raise ProtocolError(
                     "the login shell prints without end before our program starts",
                     host=self.host,
-                    remedy="look at ~/.bashrc and ~/.profile on the server; they must be quiet for commands",
+                    remedy=(
+                        "look at ~/.bashrc and ~/.profile on the server; they must be quiet for"
+                        " commands"
+                    ),
                 )
             try:
                 self._fill()
@@ -263,7 +319,9 @@ class Link:
                 if not said:
                     raise
                 raise ServerUnfit(
-                    f"the login shell does not start our program; it says: {said}", host=self.host, remedy=SHELL
+                    f"the login shell does not start our program; it says: {said}",
+                    host=self.host,
+                    remedy=SHELL,
                 ) from None
         before = self._buffer.index(mark)
         del self._buffer[: before + len(mark)]
@@ -280,7 +338,11 @@ class Link:
     def _fill(self) -> None:
         assert self._channel is not None
         if self._deadline is not None and time.monotonic() > self._deadline:
-            raise ConnectionLost("the server lives but gives no answer", host=self.host, remedy="run the same command again")
+            raise ConnectionLost(
+                "the server lives but gives no answer",
+                host=self.host,
+                remedy="run the same command again",
+            )
         data = self._channel.receive(1 << 20)
         if not data:
             raise EOFError
@@ -289,23 +351,40 @@ class Link:
     def _ended(self) -> RemoteError:
         assert self._channel is not None
         code = self._channel.exit_code()
-        said = one_line((self._channel.errors() or bytes(self._buffer)).decode("utf-8", "replace").strip()[-300:], 300)
+        said = one_line(
+            (self._channel.errors() or bytes(self._buffer))
+            .decode("utf-8", "replace")
+            .strip()[-300:],
+            300,
+        )
         if code == NO_PYTHON:
             return ServerUnfit(
                 "no python3 was found on the server",
                 host=self.host,
-                remedy="install one (apt install python3, or miniconda), or set remote.python in fabric.yaml to its path",
+                remedy=(
+                    "install one (apt install python3, or miniconda), or set remote.python in"
+                    " fabric.yaml to its path"
+                ),
             )
         if code == OLD_PYTHON:
             return ServerUnfit(
                 "every python3 found on the server is older than 3.8",
                 host=self.host,
-                remedy="install a newer one (miniconda needs no root), or set remote.python in fabric.yaml to its path",
+                remedy=(
+                    "install a newer one (miniconda needs no root), or set remote.python in"
+                    " fabric.yaml to its path"
+                ),
             )
-        if code == CLOSED or "password has expired" in said.lower() or "password change required" in said.lower():
+        if (
+            code == CLOSED
+            or "password has expired" in said.lower()
+            or "password change required" in said.lower()
+        ):
             return refused_login(said, self.host)
         if code is None or self._greeted:
-            return ConnectionLost("the connection was lost", host=self.host, remedy="run the same command again")
+            return ConnectionLost(
+                "the connection was lost", host=self.host, remedy="run the same command again"
+            )
         return ServerUnfit(
             f"the server did not start our program (exit code {code}{': ' + said if said else ''})",
             host=self.host,
@@ -317,7 +396,9 @@ def last_words(trace: str) -> str:
     """Of a traceback from the server: where it happened and what, in one line."""
     lines = [line for line in trace.strip().splitlines() if line.strip()]
     where = next((line.strip() for line in reversed(lines) if line.strip().startswith("File ")), "")
-    return one_line(f"{lines[-1] if lines else 'it did not say why'}{f' ({where})' if where else ''}", 500)
+    return one_line(
+        f"{lines[-1] if lines else 'it did not say why'}{f' ({where})' if where else ''}", 500
+    )
 
 
 def _dict(value: Any) -> dict[str, Any]:

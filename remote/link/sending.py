@@ -19,7 +19,8 @@ SURE_AFTER_S = 3.0
 
 @dataclass
 class Sending:
-    """What the server lacks of `entries`, whose files lie below `folder`. `partial`: of how many it has so many bytes."""
+    """What the server lacks of `entries`, whose files lie below `folder`. `partial`: of how many it
+    has so many bytes."""
 
     folder: Path
     entries: Sequence[FileEntry]
@@ -28,12 +29,18 @@ class Sending:
 
     @property
     def contents(self) -> list[FileEntry]:
-        return [entry for entry in {entry.sha256: entry for entry in self.entries}.values() if entry.sha256 in self.missing]
+        return [
+            entry
+            for entry in {entry.sha256: entry for entry in self.entries}.values()
+            if entry.sha256 in self.missing
+        ]
 
     @property
     def total(self) -> int:
         """Bytes to send."""
-        return sum(max(0, entry.size - self.partial.get(entry.sha256, 0)) for entry in self.contents)
+        return sum(
+            max(0, entry.size - self.partial.get(entry.sha256, 0)) for entry in self.contents
+        )
 
     def frames(self, display: Display) -> Iterator[tuple[dict[str, Any], bytes]]:
         total, sent, started = self.total, 0, time.monotonic()
@@ -43,14 +50,20 @@ class Sending:
             seconds = time.monotonic() - started
             line = f"sending {size(sent)} of {size(total)}"
             if seconds > SURE_AFTER_S and sent:
-                line += f"  {size(sent / seconds)}/s  {duration((total - sent) * seconds / sent)} left"
+                line += (
+                    f"  {size(sent / seconds)}/s  {duration((total - sent) * seconds / sent)} left"
+                )
             display.progress(line)
 
 
 def known_parts(answer: Mapping[str, Any]) -> dict[str, int]:
     """`partial` of an answer; what is no count of bytes is left out."""
     found = answer.get("partial")
-    return {key: value for key, value in found.items() if type(value) is int and value > 0} if isinstance(found, Mapping) else {}
+    return (
+        {key: value for key, value in found.items() if type(value) is int and value > 0}
+        if isinstance(found, Mapping)
+        else {}
+    )
 
 
 def waiting_note(session: Session, doing: str = "is deploying") -> Any:
@@ -60,7 +73,9 @@ def waiting_note(session: Session, doing: str = "is deploying") -> Any:
         if isinstance(event.get("waiting"), dict):
             holder = event["waiting"]
             since = holder.get("since")
-            age = f", for {duration(time.time() - since)}" if isinstance(since, (int, float)) else ""
+            age = (
+                f", for {duration(time.time() - since)}" if isinstance(since, (int, float)) else ""
+            )
             session.display.note(f"waiting: {show(holder.get('who') or 'somebody')} {doing}{age}")
 
     return note

@@ -1,4 +1,5 @@
-"""One task's way to one server: the login, the agent on it, and what is known of project and settings."""
+"""One task's way to one server: the login, the agent on it, and what is known of project and
+settings."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ class Project:
 
 
 class Session:
-    """Logs in and starts the agent at the first call; a call after `close` does so again. `with` closes at the end."""
+    """Logs in and starts the agent at the first call; a call after `close` does so again. `with`
+    closes at the end."""
 
     def __init__(self, target: Target, project: Project, display: Display) -> None:
         self.target = target
@@ -77,7 +79,12 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def open(self) -> None:
@@ -89,7 +96,13 @@ class Session:
         log.debug("%s: settings read after %.3f s", self.host, time.monotonic() - began)
         try:
             settings = self.project.settings
-            self.link = Link(self.connection, settings.root, settings.python, link.IDLE_S, new_there=not self._keeps_agent())
+            self.link = Link(
+                self.connection,
+                settings.root,
+                settings.python,
+                link.IDLE_S,
+                new_there=not self._keeps_agent(),
+            )
             self.link.__enter__()
         except BaseException:
             self.close()
@@ -103,12 +116,21 @@ class Session:
     def lane(self) -> Link:
         """One more agent over the login that stands, for what goes side by side."""
         assert self.connection is not None
-        return Link(self.connection, self.project.settings.root, self.project.settings.python, link.IDLE_S, beside=True)
+        return Link(
+            self.connection,
+            self.project.settings.root,
+            self.project.settings.python,
+            link.IDLE_S,
+            beside=True,
+        )
 
     @property
     def _memory(self) -> Path:
-        """Holds the hash of the agent that this server keeps; worth one round trip, and nothing if it is wrong."""
-        key = hashlib.sha256(f"{self.host}\0{self.project.settings.root}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
+        """Holds the hash of the agent that this server keeps; worth one round trip, and nothing if
+        it is wrong."""
+        key = hashlib.sha256(
+            f"{self.host}\0{self.project.settings.root}".encode("utf-8", "surrogateescape")
+        ).hexdigest()[:24]
         return self.project.dest / ".pending" / f"{key}.agent"
 
     def _keeps_agent(self) -> bool:
@@ -136,7 +158,8 @@ class Session:
             self.connection = None
 
     def patiently(self, ask: Callable[[], T], stays: str, tries: int | None = None) -> T:
-        """`ask()`, and again after each lost connection; `tries` bounds that, None: for as long as it takes. `stays` is told each time.
+        """`ask()`, and again after each lost connection; `tries` bounds that, None: for as long as
+        it takes. `stays` is told each time.
 
         What is asked must be the same when it is asked twice.
         """
@@ -155,7 +178,9 @@ class Session:
                 self.display.note(f"{error.message}; {stays}. Trying again in {pause:.0f} s{ends}")
                 time.sleep(pause)
 
-    def call(self, op: str, on_event: OnEvent | None = None, upload: Upload | None = None, **args: Any) -> dict[str, Any]:
+    def call(
+        self, op: str, on_event: OnEvent | None = None, upload: Upload | None = None, **args: Any
+    ) -> dict[str, Any]:
         """Call the agent about this project's root."""
         self.open()
         assert self.link is not None

@@ -1,7 +1,9 @@
-"""An SSH server on 127.0.0.1 for `fab demo` and the tests: the machine's own OpenSSH sshd, else an embedded one.
+"""An SSH server on 127.0.0.1 for `fab demo` and the tests: the machine's own OpenSSH sshd, else an
+embedded one.
 
-Everything it needs and writes lies in one directory: keys, known_hosts, ssh_config, log and the HOME of its sessions.
-It listens on 127.0.0.1 only, on a port that the system chooses, and stops with the process that started it.
+Everything it needs and writes lies in one directory: keys, known_hosts, ssh_config, log and the
+HOME of its sessions. It listens on 127.0.0.1 only, on a port that the system chooses, and stops
+with the process that started it.
 """
 
 from __future__ import annotations
@@ -37,12 +39,14 @@ __all__ = ["Keys", "LoopbackServer", "Route", "expected_kind", "make_key", "make
 class LoopbackServer:
     """`with LoopbackServer(directory) as server:` serves logins until the block ends.
 
-    `home`, `path`, `env` and `shell` are what the sessions see (defaults: `directory/home`, this process's PATH,
-    nothing, the account's own). `embedded` asks for the embedded server even where sshd is installed. `user` is an
-    account to log in as, if this process is root; its HOME is chowned to it. `options` are sshd_config settings that
-    come before ours and so win; the embedded server refuses them. `password` lets that password in too, embedded only.
+    `home`, `path`, `env` and `shell` are what the sessions see (defaults: `directory/home`, this
+    process's PATH, nothing, the account's own). `embedded` asks for the embedded server even where
+    sshd is installed. `user` is an account to log in as, if this process is root; its HOME is
+    chowned to it. `options` are sshd_config settings that come before ours and so win; the embedded
+    server refuses them. `password` lets that password in too, embedded only.
 
-    Once open: `host, port, user, identity, known_hosts, ssh_config` (together: `route`), `log`, `kind`.
+    Once open: `host, port, user, identity, known_hosts, ssh_config` (together: `route`), `log`,
+    `kind`.
     """
 
     host = HOST
@@ -73,7 +77,11 @@ class LoopbackServer:
         self.path = path if path is not None else os.environ.get("PATH", os.defpath)
         self.log = self.directory / "log"
         self._env, self._shell, self._user, self._keys = dict(env or {}), shell, user, keys
-        self._embedded, self._options, self._password = embedded or password is not None, dict(options or {}), password
+        self._embedded, self._options, self._password = (
+            embedded or password is not None,
+            dict(options or {}),
+            password,
+        )
         self._backend: Backend | None = None
 
     def __enter__(self) -> LoopbackServer:
@@ -84,7 +92,8 @@ class LoopbackServer:
         self.close()
 
     def open(self) -> None:
-        """Make what is missing, start to serve and wait for an SSH banner; errors carry the log's end."""
+        """Make what is missing, start to serve and wait for an SSH banner; errors carry the log's
+        end."""
         account = Account.find(self._user)
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -104,25 +113,29 @@ class LoopbackServer:
             raise
 
     def close(self) -> None:
-        """Stop listening and end the sessions' sshd processes; what a session left running on purpose (tmux) lives."""
+        """Stop listening and end the sessions' sshd processes; what a session left running on
+        purpose (tmux) lives."""
         backend, self._backend = self._backend, None
         if backend:
             backend.thaw()
             backend.close()
 
     def via(self, port: int) -> Route:
-        """The same login through a relay that listens on `port` of 127.0.0.1, with files of its own."""
+        """The same login through a relay that listens on `port` of 127.0.0.1, with files of its
+        own."""
         directory = self.directory / f"via-{port}"
         directory.mkdir(exist_ok=True)
         return self._write_route(port, directory)
 
     def drop_connections(self) -> None:
-        """Kill the sessions' sshd processes, as a reboot of the server would; new logins are still served."""
+        """Kill the sessions' sshd processes, as a reboot of the server would; new logins are still
+        served."""
         self._open().drop()
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """Within the block no open session makes progress (SIGSTOP): the connection stands and is silent."""
+        """Within the block no open session makes progress (SIGSTOP): the connection stands and is
+        silent."""
         backend = self._open()
         backend.freeze()
         try:
@@ -149,9 +162,12 @@ class LoopbackServer:
         return Embedded(session, keys, self.log, self._password)
 
     def _admit(self, account: Account) -> None:
-        """Let another account reach its HOME and its session's files; it can't if a folder above is closed to it."""
+        """Let another account reach its HOME and its session's files; it can't if a folder above is
+        closed to it."""
         if os.geteuid() != 0:
-            raise ServerUnfit(f"only root can serve logins as {account.name}", host=HOST, step="loopback server")
+            raise ServerUnfit(
+                f"only root can serve logins as {account.name}", host=HOST, step="loopback server"
+            )
         self.directory.chmod(0o711)
         for root, folders, files in os.walk(self.home):
             for entry in [root, *(os.path.join(root, name) for name in [*folders, *files])]:
@@ -177,7 +193,10 @@ class LoopbackServer:
     def _await_banner(self, port: int) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection((HOST, port), START_TIMEOUT_S) as client:
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection((HOST, port), START_TIMEOUT_S) as client,
+            ):
                 if client.recv(4) == b"SSH-":
                     return
                 break  # it answered, and not with a banner: it won't get better

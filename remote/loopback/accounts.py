@@ -1,4 +1,5 @@
-"""Who logs in to the server on loopback, with which keys and files; and whether sshd could serve it."""
+"""Who logs in to the server on loopback, with which keys and files; and whether sshd could serve
+it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ SBIN = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/local/bin", "/opt/homebre
 
 @dataclass(frozen=True)
 class Keys:
-    """Private key files in OpenSSH's format, each with its public half beside it as `<name>.pub`."""
+    """Private key files in OpenSSH's format, each with its public half beside it as
+    `<name>.pub`."""
 
     host: Path
     user: Path
@@ -26,7 +28,8 @@ class Keys:
 
 @dataclass(frozen=True)
 class Route:
-    """One way to log in: where, as whom, and the files with which `ssh -F ssh_config loopback` asks nothing."""
+    """One way to log in: where, as whom, and the files with which `ssh -F ssh_config loopback` asks
+    nothing."""
 
     host: str
     port: int
@@ -63,14 +66,17 @@ class Account:
 
     @classmethod
     def find(cls, name: str | None) -> Account:
-        """The named account, or that of this process; a container's uid may have no entry, which only sshd minds."""
+        """The named account, or that of this process; a container's uid may have no entry, which
+        only sshd minds."""
         import pwd
 
         try:
             entry = pwd.getpwnam(name) if name else pwd.getpwuid(os.geteuid())
         except KeyError:
             if name:
-                raise ServerUnfit(f"there is no account {name!r} here", host=HOST, step="loopback server") from None
+                raise ServerUnfit(
+                    f"there is no account {name!r} here", host=HOST, step="loopback server"
+                ) from None
             return cls(f"uid{os.geteuid()}", os.geteuid(), os.getegid(), "/bin/sh", known=False)
         shell = entry.pw_shell if os.access(entry.pw_shell, os.X_OK) else "/bin/sh"
         return cls(entry.pw_name, entry.pw_uid, entry.pw_gid, shell)
@@ -89,7 +95,8 @@ class Backend(Protocol):
 
 
 def find_sshd() -> str | None:
-    """OpenSSH's daemon lives outside most users' PATH; sshd insists on being called by an absolute path."""
+    """OpenSSH's daemon lives outside most users' PATH; sshd insists on being called by an absolute
+    path."""
     return shutil.which("sshd", path=os.pathsep.join([*SBIN, os.environ.get("PATH", "")]))
 
 
@@ -118,7 +125,9 @@ def _is_locked(name: str) -> bool:
 def make_keys(directory: Path, host_type: str = "ed25519", user_type: str = "ed25519") -> Keys:
     """Generate a host key and a user key (`ed25519`, `rsa` or `ecdsa`) below `directory`."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return Keys(make_key(directory / "host_key", host_type), make_key(directory / "user_key", user_type))
+    return Keys(
+        make_key(directory / "host_key", host_type), make_key(directory / "user_key", user_type)
+    )
 
 
 def make_key(path: Path, key_type: str = "ed25519") -> Path:
@@ -142,7 +151,8 @@ def make_key(path: Path, key_type: str = "ed25519") -> Path:
 
 
 def render_ssh_config(route: Route) -> str:
-    """A client configuration of one host, named `loopback`, that asks nothing and trusts exactly one key."""
+    """A client configuration of one host, named `loopback`, that asks nothing and trusts exactly
+    one key."""
     return "".join(
         f"{line}\n"
         for line in (

@@ -26,8 +26,9 @@ CHUNK = 256 * 1024
 class Embedded:
     """For machines without sshd: asyncssh in a thread, running real commands.
 
-    As with sshd, a command without a terminal outlives its connection and notices only that its pipes are closed. It
-    knows no SFTP, no forwarding and no terminals; a request for a terminal gets pipes.
+    As with sshd, a command without a terminal outlives its connection and notices only that its
+    pipes are closed. It knows no SFTP, no forwarding and no terminals; a request for a terminal
+    gets pipes.
     """
 
     kind = "embedded"
@@ -120,10 +121,13 @@ class Embedded:
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
-        for child in list(self._children):  # asyncio can't let go of a child; what it started with setsid lives on
+        for child in list(
+            self._children
+        ):  # asyncio can't let go of a child; what it started with setsid lives on
             with contextlib.suppress(ProcessLookupError):
                 child.kill()
-            # Before the wait: what the child has started may hold the other ends, and wait() waits for them, too.
+            # Before the wait: what the child has started may hold the other ends, and wait() waits
+            # for them, too.
             _hang_up(child, 0, 1, 2)
             await child.wait()
         await asyncio.sleep(0)  # closed pipes need one more turn of the loop
@@ -153,9 +157,15 @@ class Embedded:
             "USER": session.account.name,
             "LOGNAME": session.account.name,
             "SHELL": session.shell,
-            "SSH_CLIENT": f"{client[0]} {client[1]} {self._acceptor.get_port()}",  # by it bash knows a login by SSH
+            "SSH_CLIENT": (  # by it bash knows a login by SSH
+                f"{client[0]} {client[1]} {self._acceptor.get_port()}"
+            ),
         }
-        argv = [session.shell, "-c", process.command] if process.command is not None else [session.shell, "-l"]
+        argv = (
+            [session.shell, "-c", process.command]
+            if process.command is not None
+            else [session.shell, "-l"]
+        )
         return await asyncio.create_subprocess_exec(
             *argv,
             stdin=PIPE,
@@ -200,7 +210,8 @@ async def _feed(process: asyncssh.SSHServerProcess[bytes], child: Process) -> No
 
 
 async def _drain(child: Process, number: int, target: asyncssh.SSHWriter[bytes]) -> None:
-    """Copy what the child says on descriptor 1 or 2; when the client is gone, close it: so the child learns of it."""
+    """Copy what the child says on descriptor 1 or 2; when the client is gone, close it: so the
+    child learns of it."""
     source = child.stdout if number == 1 else child.stderr
     assert source
     while data := await source.read(CHUNK):
@@ -220,7 +231,9 @@ def _hang_up(child: Process, *numbers: int) -> None:
             pipe.close()
 
 
-def make_policy(connections: set[asyncssh.SSHServerConnection], user: str, password: str | None) -> Any:
+def make_policy(
+    connections: set[asyncssh.SSHServerConnection], user: str, password: str | None
+) -> Any:
     """A server class for asyncssh: one account, its key, and its password if there is one."""
     import asyncssh
 

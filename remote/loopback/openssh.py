@@ -30,13 +30,15 @@ SFTP_SERVERS = (
 class OpenSSH:
     """The machine's sshd, one process per connection (`sshd -i`), as socket activation does it.
 
-    That way the port is ours from the first moment (no search for a free one), nothing is left listening when this
-    process dies, and every process to end is a child that we know by pid.
+    That way the port is ours from the first moment (no search for a free one), nothing is left
+    listening when this process dies, and every process to end is a child that we know by pid.
     """
 
     kind = "OpenSSH sshd"
 
-    def __init__(self, directory: Path, session: Session, keys: Keys, log: Path, options: Mapping[str, str]) -> None:
+    def __init__(
+        self, directory: Path, session: Session, keys: Keys, log: Path, options: Mapping[str, str]
+    ) -> None:
         self._config = directory / "sshd_config"
         self._entry = directory / "session.sh"
         self._session, self._keys, self._log, self._options = session, keys, log, options
@@ -49,7 +51,9 @@ class OpenSSH:
         authorized.chmod(0o644)  # sshd reads it as the account that logs in
         self._entry.write_text(render_entry(self._session.shell))
         self._entry.chmod(0o755)
-        self._config.write_text(render_sshd_config(self._session, self._keys, authorized, self._entry, self._options))
+        self._config.write_text(
+            render_sshd_config(self._session, self._keys, authorized, self._entry, self._options)
+        )
         self._sshd = find_sshd() or "sshd"
         _check_config(self._sshd, self._config)
         self._output: IO[bytes] = self._log.open("ab")
@@ -72,11 +76,13 @@ class OpenSSH:
 
     def _serve(self, client: socket.socket) -> None:
         command = [self._sshd, "-i", "-e", "-f", str(self._config)]
-        # A session of its own: Ctrl-C at our terminal is not for it, and its group is sshd's processes and no others
-        # (sshd puts the user's commands into new sessions).
+        # A session of its own: Ctrl-C at our terminal is not for it, and its group is sshd's
+        # processes and no others (sshd puts the user's commands into new sessions).
         with client:
             end, log = client.fileno(), self._output
-            child = subprocess.Popen(command, stdin=end, stdout=end, stderr=log, start_new_session=True, cwd="/", env={})
+            child = subprocess.Popen(
+                command, stdin=end, stdout=end, stderr=log, start_new_session=True, cwd="/", env={}
+            )
         with self._lock:
             self._children = [*(old for old in self._children if old.poll() is None), child]
 
@@ -114,19 +120,26 @@ class OpenSSH:
 
 
 def _check_config(sshd: str, config: Path) -> None:
-    """`sshd -t` tells what is wrong before anybody connects; as root it also wants its empty directory to exist."""
+    """`sshd -t` tells what is wrong before anybody connects; as root it also wants its empty
+    directory to exist."""
     for _ in range(2):
-        test = subprocess.run([sshd, "-t", "-f", str(config)], capture_output=True, text=True, timeout=START_TIMEOUT_S)
+        test = subprocess.run(
+            [sshd, "-t", "-f", str(config)], capture_output=True, text=True, timeout=START_TIMEOUT_S
+        )
         missing = re.search(r"Missing privilege separation directory: (\S+)", test.stderr)
         if test.returncode == 0:
             return
         if not missing or os.geteuid() != 0:
             break
         os.makedirs(missing[1], mode=0o755, exist_ok=True)
-    raise ServerUnfit(f"sshd refuses its configuration: {test.stderr.strip()}", host=HOST, step="loopback server")
+    raise ServerUnfit(
+        f"sshd refuses its configuration: {test.stderr.strip()}", host=HOST, step="loopback server"
+    )
 
 
-def render_sshd_config(session: Session, keys: Keys, authorized: Path, entry: Path, options: Mapping[str, str]) -> str:
+def render_sshd_config(
+    session: Session, keys: Keys, authorized: Path, entry: Path, options: Mapping[str, str]
+) -> str:
     """sshd takes the first value that it sees, so `options` come first."""
     sftp = next((path for path in SFTP_SERVERS if os.access(path, os.X_OK)), None)
     settings = [
@@ -155,7 +168,8 @@ def render_sshd_config(session: Session, keys: Keys, authorized: Path, entry: Pa
 def render_entry(shell: str) -> str:
     """Start the command in HOME: sshd would start it in the account's own home, whatever HOME says.
 
-    The outer login shell has read its start-up files already; a SHLVL keeps bash from reading them a second time.
+    The outer login shell has read its start-up files already; a SHLVL keeps bash from reading them
+    a second time.
     """
     return f"""#!/bin/sh
 cd "$HOME" || exit 1

@@ -1,4 +1,5 @@
-"""remote.command as the server runs it: its words or a shell for its signs, and what follows `--`."""
+"""remote.command as the server runs it: its words or a shell for its signs, and what follows
+`--`."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ SCRIPTS = (".py", ".sh", ".ipynb")
 
 
 def shell_signs(line: str) -> list[str]:
-    """What of a command's line only a shell understands, in order, each once; empty for plain words.
+    """What of a command's line only a shell understands, in order, each once; empty for plain
+    words.
 
     Raises ValueError for an open quote.
     """
@@ -39,22 +41,33 @@ def shell_signs(line: str) -> list[str]:
 
 
 def plan_words(line: str, arguments: Sequence[str], python: str) -> list[str]:
-    """The command's words, a leading `python` being the environment's; or bash with the line, where it holds a shell's signs.
+    """The command's words, a leading `python` being the environment's; or bash with the line, where
+    it holds a shell's signs.
 
-    A pipeline fails where any part of it fails; of several lines the first that fails is the last. When it is stopped, bash waits
-    for what it has started to save its state.
+    A pipeline fails where any part of it fails; of several lines the first that fails is the last.
+    When it is stopped, bash waits for what it has started to save its state.
     """
     if not shell_signs(line):
         words = shlex.split(line)
         return [python if words[0] in ("python", "python3") else words[0], *words[1:], *arguments]
     text = " ".join([line.rstrip(), *map(shlex.quote, arguments)])
-    return ["bash", *(["-e"] if "\n" in text else []), "-o", "pipefail", "-c", f"trap 'exit 143' TERM\n{text}"]
+    return [
+        "bash",
+        *(["-e"] if "\n" in text else []),
+        "-o",
+        "pipefail",
+        "-c",
+        f"trap 'exit 143' TERM\n{text}",
+    ]
 
 
 def describe_command(line: str) -> str | None:
     """That it is run by a shell, and why; None where it is not."""
     signs = shell_signs(line)
-    shown = ["a variable before it" if sign == "=" else "its lines" if sign == "\n" else sign for sign in signs]
+    shown = [
+        "a variable before it" if sign == "=" else "its lines" if sign == "\n" else sign
+        for sign in signs
+    ]
     return f"command: run by bash, for {' '.join(shown)}" if shown else None
 
 
@@ -63,5 +76,9 @@ def label_of(line: str) -> str:
     words = [word for word in shlex.split(line) if not ASSIGNMENT.match(word)]
     script = next((word for word in words if word.endswith(SCRIPTS)), "")
     module = next((after for word, after in itertools.pairwise(words) if word == "-m"), "")
-    name = Path(script).stem if script else module.rpartition(".")[2] or Path(words[0] if words else "run").name
+    name = (
+        Path(script).stem
+        if script
+        else module.rpartition(".")[2] or Path(words[0] if words else "run").name
+    )
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:24].strip("-") or "run"

@@ -1,4 +1,5 @@
-"""`python -m remote init`: what an existing project needs for `fab deploy`, `train` and the rest; nothing that is there is changed."""
+"""`python -m remote init`: what an existing project needs for `fab deploy`, `train` and the rest;
+nothing that is there is changed."""
 
 from __future__ import annotations
 
@@ -23,19 +24,29 @@ SETTINGS = """# Fabric's own reading of ~/.ssh/config crashes on valid files; ss
 load_ssh_configs: false
 
 remote:
-  # What `fab train` runs, in the run's own copy of this project; a leading `python` is that of the environment.
+  # What `fab train` runs, in the run's own copy of this project; a leading `python` is that of
+  # the environment.
   command: {command}
   # The packages that the server needs: a requirements file, uv.lock, pyproject.toml[extra], or none
   requirements: {requirements}
-  # What comes back of all that the training writes: names or patterns, separated by commas; empty: everything
+  # What comes back of all that the training writes: names or patterns, separated by commas;
+  # empty: everything
   results: {results}
-  # Where the project lives on the server. Rented boxes often have a data disk, e.g. /root/autodl-tmp/{{project}}
+  # Where the project lives on the server. Rented boxes often have a data disk, e.g.
+  # /root/autodl-tmp/{{project}}
   root: ~/projects/{{project}}
-  # An interpreter there that already has what is required, e.g. /root/miniconda3/bin/python; empty: one is looked for
+  # An interpreter there that already has what is required, e.g. /root/miniconda3/bin/python;
+  # empty: one is looked for
   python: ""
 """
 SCRIPTS = ("train.py", "main.py", "src/train.py", "scripts/train.py", "run.py")
-PACKAGES = ("requirements.txt", "requirements/base.txt", "requirements-train.txt", "uv.lock", "pyproject.toml")
+PACKAGES = (
+    "requirements.txt",
+    "requirements/base.txt",
+    "requirements-train.txt",
+    "uv.lock",
+    "pyproject.toml",
+)
 OTHER_PACKAGES = ("Pipfile", "environment.yml", "setup.py", "poetry.lock")
 """Name packages, too, in forms that remote.requirements does not take by themselves."""
 TRAINS = re.compile(r"\bTrainer\(|\.fit\(|optimizer\.step\(")
@@ -50,13 +61,20 @@ def names_packages(path: Path) -> bool:
 
 
 def init(directory: Path, command: str, results: str, display: Display) -> int:
-    """Write fabfile.py, fabric.yaml and run_progress.py where they are missing, and say what to do next."""
+    """Write fabfile.py, fabric.yaml and run_progress.py where they are missing, and say what to do
+    next."""
     if not directory.is_dir():
         raise UsageError(f"{directory}: no such folder", step="init")
     command, others = (command, []) if command else guess_command(directory)
     requirements = next((name for name in PACKAGES if names_packages(directory / name)), "none")
-    settings = SETTINGS.format(command=quoted(command), requirements=requirements, results=quoted(results))
-    texts = {"fabfile.py": FABFILE, "fabric.yaml": settings, PROGRESS: (Path(__file__).with_name(PROGRESS)).read_text(encoding="utf-8")}
+    settings = SETTINGS.format(
+        command=quoted(command), requirements=requirements, results=quoted(results)
+    )
+    texts = {
+        "fabfile.py": FABFILE,
+        "fabric.yaml": settings,
+        PROGRESS: (Path(__file__).with_name(PROGRESS)).read_text(encoding="utf-8"),
+    }
     for name, text in texts.items():
         if (directory / name).exists():
             display.note(f"{name} is there already and stays as it is{HINTS.get(name, '')}")
@@ -68,37 +86,66 @@ def init(directory: Path, command: str, results: str, display: Display) -> int:
     if requirements == "none":
         found = [name for name in OTHER_PACKAGES if (directory / name).exists()]
         beside = f" ({', '.join(found)}: not read yet)" if found else ""
-        display.note(f"no requirements.txt was found{beside}: name the packages that the server needs, in one, and in fabric.yaml")
+        display.note(
+            f"no requirements.txt was found{beside}: name the packages that the server needs, in"
+            " one, and in fabric.yaml"
+        )
     for name in others[:5]:
         display.note(f"{name} may be a training, too: --command says which is meant")
     notebooks = sorted(path.name for path in directory.glob("*.ipynb"))
     if notebooks:
-        display.note(f"{', '.join(notebooks[:3])}: notebooks are not run as they are; jupyter nbconvert --to script makes one a script")
+        display.note(
+            f"{', '.join(notebooks[:3])}: notebooks are not run as they are; jupyter nbconvert --to"
+            " script makes one a script"
+        )
     display.line(f"the training: {command} (remote.command in fabric.yaml). Next:")
-    display.line("    fab -H user@host:port doctor\n    fab -H user@host:port train\n    fab -H user@host:port fetch-results")
-    display.line(f"`status` and `follow` show its epochs and accuracy once it tells them: see {PROGRESS}")
+    display.line(
+        "    fab -H user@host:port doctor\n    fab -H user@host:port train\n    fab -H"
+        " user@host:port fetch-results"
+    )
+    display.line(
+        f"`status` and `follow` show its epochs and accuracy once it tells them: see {PROGRESS}"
+    )
     return 0
 
 
 HINTS = {
-    "fabfile.py": ": add to it `from remote.tasks import tasks` and `ns = tasks(Path(__file__).resolve().parent)`",
-    "fabric.yaml": ": add to it `load_ssh_configs: false` and a section `remote:`; fab --help and the README name its keys",
+    "fabfile.py": (
+        ": add to it `from remote.tasks import tasks` and `ns ="
+        " tasks(Path(__file__).resolve().parent)`"
+    ),
+    "fabric.yaml": (
+        ": add to it `load_ssh_configs: false` and a section `remote:`; fab --help and the README"
+        " name its keys"
+    ),
 }
 
 
 def quoted(text: str) -> str:
     """As YAML takes it, whatever is in it."""
-    return text if re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./ ,=-]*", text) else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return (
+        text
+        if re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./ ,=-]*", text)
+        else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    )
 
 
 def guess_command(directory: Path) -> tuple[str, list[str]]:
     """The script that looks like the training, and the others that do."""
     found = [name for name in SCRIPTS if (directory / name).exists()]
     scripts = sorted(directory.glob("*.py"))
-    found += [file.name for file in scripts if file.name not in found and TRAINS.search(file.read_text("utf-8", "replace"))]
+    found += [
+        file.name
+        for file in scripts
+        if file.name not in found and TRAINS.search(file.read_text("utf-8", "replace"))
+    ]
     if not found:
         notebooks = sorted(path.name for path in directory.glob("*.ipynb"))
-        seen = f"; {notebooks[0]} is a notebook: jupyter nbconvert --to script makes it one" if notebooks else ""
+        seen = (
+            f"; {notebooks[0]} is a notebook: jupyter nbconvert --to script makes it one"
+            if notebooks
+            else ""
+        )
         raise UsageError(
             f"no training script was found in {directory}{seen}",
             step="init",
@@ -110,11 +157,17 @@ def guess_command(directory: Path) -> tuple[str, list[str]]:
 def import_problem(directory: Path) -> str | None:
     """Why `fab` could not import our tasks from within that project."""
     done = subprocess.run(
-        [sys.executable, "-c", "import remote.tasks; print(remote.__path__[0])"], cwd=directory, capture_output=True, text=True
+        [sys.executable, "-c", "import remote.tasks; print(remote.__path__[0])"],
+        cwd=directory,
+        capture_output=True,
+        text=True,
     )
     ours = Path(__file__).resolve().parent.parent
     if done.returncode == 0 and Path(done.stdout.strip()).resolve() == ours:
         return None
     if (directory / "remote").exists() or (directory / "remote.py").exists():
         return "this project has a `remote` of its own, which hides ours: give it another name"
-    return f"`remote` is not installed for {shutil.which('python') or sys.executable}: pip install {ours.parent}"
+    return (
+        f"`remote` is not installed for {shutil.which('python') or sys.executable}: pip install"
+        f" {ours.parent}"
+    )

@@ -1,4 +1,5 @@
-"""Our trainer, where the project has it: known by what lies there, its configuration read here, without torch."""
+"""Our trainer, where the project has it: known by what lies there, its configuration read here,
+without torch."""
 
 from __future__ import annotations
 
@@ -18,23 +19,31 @@ ARCHIVE = "cifar-10-python.tar.gz"
 
 
 def runs_own_trainer(line: str, project: Path) -> bool:
-    """Whether the command is our trainer, whose arguments, recipes and summary we know: by name, and by what lies there."""
+    """Whether the command is our trainer, whose arguments, recipes and summary we know: by name,
+    and by what lies there."""
     if OWN_MODULE not in shlex.split(line):
         return False
     try:
-        return bool(OWN_MARK.search((project / "trainer" / "__init__.py").read_text(encoding="utf-8", errors="replace")))
+        return bool(
+            OWN_MARK.search(
+                (project / "trainer" / "__init__.py").read_text(encoding="utf-8", errors="replace")
+            )
+        )
     except OSError:
         return False
 
 
 def load_config_module(project: Path) -> Any:
-    """The project's own trainer.config, which imports no torch. Raises UsageError where it can't be imported."""
+    """The project's own trainer.config, which imports no torch. Raises UsageError where it can't be
+    imported."""
     if str(project) not in sys.path:
         sys.path.insert(0, str(project))
     try:
         return importlib.import_module("trainer.config")
     except Exception as error:
-        raise UsageError(f"trainer/config.py can't be imported: {type(error).__name__}: {error}", step="train") from None
+        raise UsageError(
+            f"trainer/config.py can't be imported: {type(error).__name__}: {error}", step="train"
+        ) from None
 
 
 def load_archive_module(project: Path) -> Any:

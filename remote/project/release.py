@@ -20,21 +20,51 @@ from remote.errors import UsageError
 from remote.records import FileEntry, Release
 
 PRUNED = {
-    ".git", ".hg", ".svn", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", ".tox",
-    ".ipynb_checkpoints", "node_modules", ".idea",
-}  # fmt: skip
+    ".git",
+    ".hg",
+    ".svn",
+    "__pycache__",
+    ".mypy_cache",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".hypothesis",
+    ".tox",
+    ".ipynb_checkpoints",
+    "node_modules",
+    ".idea",
+}
 """Directories that hold nothing of a project; left out where there's no git to ask."""
 DATA_NAMES = {"runs", "results", "data", "logs", "lightning_logs"}
-"""Directories that often hold data or results. Without git they are sent where code lies in them, else left out."""
+"""Directories that often hold data or results. Without git they are sent where code lies in them,
+else left out."""
 CODE = (".py", ".ipynb", ".pyx", ".sh", ".c", ".cc", ".cpp", ".cu", ".h")
 NO_CODE = "no code in it: taken for data or results"
 FETCHED_RUN = re.compile(r"\d{8}-\d{6}-.+-[0-9a-f]{4}")
 SECRET_NAMES = (
-    ".env", ".env.*", "*.key", "*.ppk", "*.p12", "*.pfx", "*.jks", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519",
-    "id_ecdsa_sk", "id_ed25519_sk", ".netrc", "_netrc", ".pypirc", ".git-credentials", ".pgpass", ".htpasswd",
-)  # fmt: skip
+    ".env",
+    ".env.*",
+    "*.key",
+    "*.ppk",
+    "*.p12",
+    "*.pfx",
+    "*.jks",
+    "id_rsa",
+    "id_dsa",
+    "id_ecdsa",
+    "id_ed25519",
+    "id_ecdsa_sk",
+    "id_ed25519_sk",
+    ".netrc",
+    "_netrc",
+    ".pypirc",
+    ".git-credentials",
+    ".pgpass",
+    ".htpasswd",
+)
 NO_SECRETS = (".env.example", ".env.sample", ".env.template", ".env.dist")
-PRIVATE_KEY = re.compile(rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----|^PuTTY-User-Key-File", re.MULTILINE)
+PRIVATE_KEY = re.compile(
+    rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----|^PuTTY-User-Key-File", re.MULTILINE
+)
 OVER_LIMIT = "over the limit"
 SMALL_MANIFEST = 600
 """A manifest of so many files goes with the first call; a longer one only when it is needed."""
@@ -42,7 +72,8 @@ SMALL_MANIFEST = 600
 
 @dataclass(frozen=True)
 class ReleasePlan:
-    """`action`: keep, use (it's on the server, but not current) or send; `missing` is None where the server must be asked."""
+    """`action`: keep, use (it's on the server, but not current) or send; `missing` is None where
+    the server must be asked."""
 
     action: str
     why: str
@@ -56,7 +87,9 @@ def plan_release(facts: Mapping[str, Any], release: Release) -> ReleasePlan:
         return ReleasePlan("use", "code is on the server already; made current")
     missing = facts.get("missing")
     if missing is None and not facts.get("releases"):
-        return ReleasePlan("send", "first release", frozenset(entry.sha256 for entry in release.entries))
+        return ReleasePlan(
+            "send", "first release", frozenset(entry.sha256 for entry in release.entries)
+        )
     known = frozenset(str(item) for item in missing) if isinstance(missing, list) else None
     return ReleasePlan("send", "code changed" if facts.get("releases") else "first release", known)
 
@@ -65,16 +98,25 @@ def manifest_rows(release: Release) -> list[list[Any]]:
     return [[entry.path, entry.mode, entry.size, entry.sha256] for entry in release.entries]
 
 
-def build_release(project: Path, max_file_mib: float, include: str = "", dest: str = "results") -> Release:
-    """List and hash the project's files. Raises UsageError for an unreadable one or for an empty project."""
+def build_release(
+    project: Path, max_file_mib: float, include: str = "", dest: str = "results"
+) -> Release:
+    """List and hash the project's files. Raises UsageError for an unreadable one or for an empty
+    project."""
     included = [pattern.strip() for pattern in include.split(",") if pattern.strip()]
     entries: list[FileEntry] = []
     own = os.path.normpath(dest).replace(os.sep, "/")
     tracked, listed, modes, left_out = list_files(project)
     listed += find_included(project, included, own)
-    virtual = {path[: -len("pyvenv.cfg")] for path in listed if path.endswith("/pyvenv.cfg") and path not in tracked}
+    virtual = {
+        path[: -len("pyvenv.cfg")]
+        for path in listed
+        if path.endswith("/pyvenv.cfg") and path not in tracked
+    }
     left_out += [(path, "a virtual environment") for path in sorted(virtual)]
-    if (f"{own}/", NO_CODE) in left_out or any(path not in tracked and is_fetched(path, own) for path in listed):
+    if (f"{own}/", NO_CODE) in left_out or any(
+        path not in tracked and is_fetched(path, own) for path in listed
+    ):
         left_out = [row for row in left_out if row[0] != f"{own}/"] + [(f"{own}/", "fetched runs")]
     too_large: list[tuple[int, str, str]] = []
     for path in sorted(set(listed), key=lambda name: name.encode("utf-8", "surrogateescape")):
@@ -88,7 +130,12 @@ def build_release(project: Path, max_file_mib: float, include: str = "", dest: s
             left_out.append((path, reason))
             continue
         entry, head = entry_of(project, path, modes.get(path))
-        if entry and entry.size < 32 << 10 and is_private_key(path, head) and not _is_included(path, included):
+        if (
+            entry
+            and entry.size < 32 << 10
+            and is_private_key(path, head)
+            and not _is_included(path, included)
+        ):
             left_out.append((path, "holds a private key"))
         elif entry:
             entries.append(entry)
@@ -101,7 +148,8 @@ def build_release(project: Path, max_file_mib: float, include: str = "", dest: s
 
 
 def is_fetched(path: str, own: str) -> bool:
-    """Whether a file belongs to a run that was fetched into `own`, or to what is remembered there."""
+    """Whether a file belongs to a run that was fetched into `own`, or to what is remembered
+    there."""
     if not path.startswith(own + "/"):
         return False
     first = path[len(own) + 1 :].partition("/")[0]
@@ -109,15 +157,28 @@ def is_fetched(path: str, own: str) -> bool:
 
 
 def why_nothing(project: Path) -> tuple[str, str]:
-    """Where every file is ignored by a repository that lies around the project: that, and what to do."""
-    top = (_git(project, "rev-parse", "--show-toplevel") or b"").decode("utf-8", "surrogateescape").strip()
-    if top and Path(top).resolve() != project.resolve() and _git(project, "check-ignore", "-q", ".") is not None:
-        return f": the repository {top} around it ignores them", "`git init` here makes it a project of its own"
+    """Where every file is ignored by a repository that lies around the project: that, and what to
+    do."""
+    top = (
+        (_git(project, "rev-parse", "--show-toplevel") or b"")
+        .decode("utf-8", "surrogateescape")
+        .strip()
+    )
+    if (
+        top
+        and Path(top).resolve() != project.resolve()
+        and _git(project, "check-ignore", "-q", ".") is not None
+    ):
+        return (
+            f": the repository {top} around it ignores them",
+            "`git init` here makes it a project of its own",
+        )
     return "", "run fab in the project's directory"
 
 
 def find_included(project: Path, patterns: list[str], own: str) -> list[str]:
-    """The files that remote.include names, whether git ignores them or not. Raises UsageError for a pattern that matches none."""
+    """The files that remote.include names, whether git ignores them or not. Raises UsageError for a
+    pattern that matches none."""
     if not patterns:
         return []
     everything = [path for path in _walk(project, DATA_NAMES, []) if not is_fetched(path, own)]
@@ -127,13 +188,18 @@ def find_included(project: Path, patterns: list[str], own: str) -> list[str]:
             names = set(everything) | {path.rsplit("/", 1)[-1] for path in everything}
             near = difflib.get_close_matches(pattern, sorted(names), 3, 0.5)
             hint = f"; is it {' or '.join(near)}?" if near else ""
-            raise UsageError(f"remote.include: {pattern!r:.120} matches no file{hint}", step="release", remedy="mend fabric.yaml")
+            raise UsageError(
+                f"remote.include: {pattern!r:.120} matches no file{hint}",
+                step="release",
+                remedy="mend fabric.yaml",
+            )
     return found
 
 
 def list_files(project: Path) -> tuple[set[str], list[str], dict[str, int], list[tuple[str, str]]]:
-    """Tracked paths, all paths to consider (relative, with `/`), modes from the index where the file system has none, and folders
-    left out, with the reason. Raises UsageError for submodules that have no content here.
+    """Tracked paths, all paths to consider (relative, with `/`), modes from the index where the
+    file system has none, and folders left out, with the reason. Raises UsageError for submodules
+    that have no content here.
     """
     if _git(project, "rev-parse", "--is-inside-work-tree") is None:
         left: list[tuple[str, str]] = []
@@ -144,18 +210,34 @@ def list_files(project: Path) -> tuple[set[str], list[str], dict[str, int], list
         tracked.add(path)
         if os.name == "nt" and info.startswith("100755"):
             modes[path] = 0o755
-        if info.startswith("160000") and not (project / path / ".git").exists() and not _holds_files(project / path):
+        if (
+            info.startswith("160000")
+            and not (project / path / ".git").exists()
+            and not _holds_files(project / path)
+        ):
             empty.append(path)
     if empty:
-        names, them = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if empty[5:] else ""), "s" * (len(empty) > 1)
-        raise UsageError(f"the submodule{them} {names}: no content here", step="release", remedy="git submodule update --init --recursive")
-    untracked = _zero_separated(_git(project, "ls-files", "-z", "--others", "--exclude-standard") or b"")
+        names, them = (
+            ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if empty[5:] else ""),
+            "s" * (len(empty) > 1),
+        )
+        raise UsageError(
+            f"the submodule{them} {names}: no content here",
+            step="release",
+            remedy="git submodule update --init --recursive",
+        )
+    untracked = _zero_separated(
+        _git(project, "ls-files", "-z", "--others", "--exclude-standard") or b""
+    )
     for path in [*tracked, *untracked]:
         place = project / path
         if path.endswith("/") or (place.is_dir() and not place.is_symlink()):
-            # A submodule or a repository inside this one: its own git knows its files. Without its .git, git would tell of ours.
+            # A submodule or a repository inside this one: its own git knows its files. Without its
+            # .git, git would tell of ours.
             own = (place / ".git").exists()
-            inner_tracked, inner, inner_modes, _ = list_files(place) if own else (set(), list(_walk(place, set(), [])), {}, [])
+            inner_tracked, inner, inner_modes, _ = (
+                list_files(place) if own else (set(), list(_walk(place, set(), [])), {}, [])
+            )
             prefix = path.rstrip("/") + "/"
             tracked |= {prefix + name for name in inner_tracked} if path in tracked else set()
             everything += [prefix + name for name in inner]
@@ -170,8 +252,13 @@ def _holds_files(folder: Path) -> bool:
 
 
 def _git(project: Path, *arguments: str) -> bytes | None:
-    """Output, or None where there is no git or no repository. Raises UsageError for a repository that git refuses."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
+    """Output, or None where there is no git or no repository. Raises UsageError for a repository
+    that git refuses."""
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+    }
     try:
         done = subprocess.run(
             ["git", "-c", "core.quotepath=off", "-C", str(project), *arguments],
@@ -185,9 +272,17 @@ def _git(project: Path, *arguments: str) -> bytes | None:
     if done.returncode == 0:
         return done.stdout
     error = done.stderr.decode("utf-8", "replace").strip()
-    if "not a git repository" in error or arguments[0] in ("log", "symbolic-ref", "status", "check-ignore"):
+    if "not a git repository" in error or arguments[0] in (
+        "log",
+        "symbolic-ref",
+        "status",
+        "check-ignore",
+    ):
         return None
-    raise UsageError(f"git can't list the files: {error.splitlines()[0] if error else done.returncode}", step="release")
+    raise UsageError(
+        f"git can't list the files: {error.splitlines()[0] if error else done.returncode}",
+        step="release",
+    )
 
 
 def _zero_separated(output: bytes) -> list[str]:
@@ -195,8 +290,8 @@ def _zero_separated(output: bytes) -> list[str]:
 
 
 def _walk(project: Path, also: set[str], left: list[tuple[str, str]]) -> Iterator[str]:
-    """Every file but those of caches and environments; of folders that seem to hold data, only where code lies in them or `also`
-    names them. What is left out goes to `left`.
+    """Every file but those of caches and environments; of folders that seem to hold data, only
+    where code lies in them or `also` names them. What is left out goes to `left`.
     """
     for directory, names, files in os.walk(project):
         below = os.path.relpath(directory, project)
@@ -211,7 +306,11 @@ def _walk(project: Path, also: set[str], left: list[tuple[str, str]]) -> Iterato
                 left.append((f"{prefix}{name}/", "a virtual environment"))
             elif name in PRUNED:
                 names.remove(name)
-                left += [(f"{prefix}{name}/", "a cache or a tool's own")] if not name.startswith((".git", "__pycache__")) else []
+                left += (
+                    [(f"{prefix}{name}/", "a cache or a tool's own")]
+                    if not name.startswith((".git", "__pycache__"))
+                    else []
+                )
             elif name in DATA_NAMES - also and not _holds_code(place):
                 names.remove(name)
                 left.append((f"{prefix}{name}/", NO_CODE))
@@ -223,13 +322,17 @@ def _walk(project: Path, also: set[str], left: list[tuple[str, str]]) -> Iterato
 def _holds_code(folder: str) -> bool:
     """Whether code lies in it; what a fetched run's source is made of does not count."""
     for _, names, files in os.walk(folder):
-        names[:] = [name for name in names if name not in PRUNED and not FETCHED_RUN.fullmatch(name)]
+        names[:] = [
+            name for name in names if name not in PRUNED and not FETCHED_RUN.fullmatch(name)
+        ]
         if any(name.endswith(CODE) for name in files):
             return True
     return False
 
 
-def reason_to_leave(project: Path, path: str, max_file_mib: float, included: list[str]) -> str | None:
+def reason_to_leave(
+    project: Path, path: str, max_file_mib: float, included: list[str]
+) -> str | None:
     """Why a file is not sent; None if it is."""
     if _is_included(path, included):
         return None
@@ -238,11 +341,17 @@ def reason_to_leave(project: Path, path: str, max_file_mib: float, included: lis
     except OSError:
         return None
     if stat.S_ISLNK(status.st_mode):
-        return None if _inside(path, os.readlink(project / path)) else "a link that leads out of the project"
+        return (
+            None
+            if _inside(path, os.readlink(project / path))
+            else "a link that leads out of the project"
+        )
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file"
     lower = path.rsplit("/", 1)[-1].lower()
-    if lower not in NO_SECRETS and any(fnmatch.fnmatchcase(lower, pattern) for pattern in SECRET_NAMES):
+    if lower not in NO_SECRETS and any(
+        fnmatch.fnmatchcase(lower, pattern) for pattern in SECRET_NAMES
+    ):
         return "looks like a secret"
     if status.st_size > max_file_mib * 2**20:
         return f"{OVER_LIMIT} of {max_file_mib:g} MiB: {status.st_size / 2**20:.0f} MiB"
@@ -250,15 +359,22 @@ def reason_to_leave(project: Path, path: str, max_file_mib: float, included: lis
 
 
 def is_private_key(path: str, head: bytes) -> bool:
-    """A certificate chain may hold a key anywhere; elsewhere a key begins the file, and a mention of one is harmless."""
-    return bool(PRIVATE_KEY.search(head) if path.lower().endswith(".pem") else PRIVATE_KEY.match(head.lstrip()))
+    """A certificate chain may hold a key anywhere; elsewhere a key begins the file, and a mention
+    of one is harmless."""
+    return bool(
+        PRIVATE_KEY.search(head)
+        if path.lower().endswith(".pem")
+        else PRIVATE_KEY.match(head.lstrip())
+    )
 
 
 def _is_included(path: str, patterns: list[str]) -> bool:
     """A pattern names a file by its path or its name, or a folder with all below it."""
     name = path.rsplit("/", 1)[-1]
     return any(
-        fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(name, pattern) or path.startswith(pattern.rstrip("/") + "/")
+        fnmatch.fnmatchcase(path, pattern)
+        or fnmatch.fnmatchcase(name, pattern)
+        or path.startswith(pattern.rstrip("/") + "/")
         for pattern in patterns
     )
 
@@ -269,8 +385,11 @@ def _inside(path: str, target: str) -> bool:
     return not os.path.isabs(target) and (reached + "/").replace(os.sep, "/").startswith("/root/")
 
 
-def entry_of(project: Path, path: str, mode: int | None, follow: bool = False) -> tuple[FileEntry | None, bytes]:
-    """The entry and the file's first bytes; None for a file that git knows but that is gone. `follow`: what a link leads to."""
+def entry_of(
+    project: Path, path: str, mode: int | None, follow: bool = False
+) -> tuple[FileEntry | None, bytes]:
+    """The entry and the file's first bytes; None for a file that git knows but that is gone.
+    `follow`: what a link leads to."""
     head = b""
     place = project / path
     try:
@@ -287,14 +406,19 @@ def entry_of(project: Path, path: str, mode: int | None, follow: bool = False) -
     except FileNotFoundError:
         return None, b""
     except OSError as error:
-        raise UsageError(f"{path} can't be read: {error.strerror}", step="release", remedy="mend its rights or ignore it") from None
+        raise UsageError(
+            f"{path} can't be read: {error.strerror}",
+            step="release",
+            remedy="mend its rights or ignore it",
+        ) from None
     if mode is None:
         mode = 0o755 if status.st_mode & stat.S_IXUSR and os.name != "nt" else 0o644
     return FileEntry(path, mode, size, digest.hexdigest()), head
 
 
 def content_of(project: Path, entry: FileEntry, begin: int = 0) -> Iterator[bytes]:
-    """Its bytes from `begin` on, in pieces; a file that changed meanwhile is found out by its hash on the other end."""
+    """Its bytes from `begin` on, in pieces; a file that changed meanwhile is found out by its hash
+    on the other end."""
     place = project / entry.path
     if entry.mode == SYMLINK:
         yield os.fsencode(os.readlink(place).replace(os.sep, "/"))[begin:]
@@ -308,14 +432,22 @@ def content_of(project: Path, entry: FileEntry, begin: int = 0) -> Iterator[byte
 
 
 def upload_frames(
-    project: Path, entries: Iterable[FileEntry], missing: frozenset[str], partial: Mapping[str, int] | None = None
+    project: Path,
+    entries: Iterable[FileEntry],
+    missing: frozenset[str],
+    partial: Mapping[str, int] | None = None,
 ) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Frames of contents: pieces packed together, compressed where that gains. Each content goes once.
+    """Frames of contents: pieces packed together, compressed where that gains. Each content goes
+    once.
 
     `partial`: of how many the server has so many bytes already; they are not sent again.
     """
     wanted = {entry.sha256: entry for entry in entries if entry.sha256 in missing}
-    begun = {sha256: have for sha256, have in (partial or {}).items() if sha256 in wanted and 0 < have <= wanted[sha256].size}
+    begun = {
+        sha256: have
+        for sha256, have in (partial or {}).items()
+        if sha256 in wanted and 0 < have <= wanted[sha256].size
+    }
     pieces: list[list[Any]] = []
     data = bytearray()
     for sha256, entry in wanted.items():
@@ -333,7 +465,9 @@ def upload_frames(
         yield _frame(pieces, bytes(data), begun)
 
 
-def _frame(pieces: list[list[Any]], data: bytes, begun: dict[str, int]) -> tuple[dict[str, Any], bytes]:
+def _frame(
+    pieces: list[list[Any]], data: bytes, begun: dict[str, int]
+) -> tuple[dict[str, Any], bytes]:
     """Takes out of `begun` what this frame goes on with."""
     blob, packed = protocol.pack(data)
     header: dict[str, Any] = {"pieces": pieces, "packed": packed}
@@ -343,13 +477,17 @@ def _frame(pieces: list[list[Any]], data: bytes, begun: dict[str, int]) -> tuple
 
 
 def describe_origin(project: Path) -> str:
-    """Branch, commit and whether there were changes; empty without git or before the first commit."""
-    commit = (_git(project, "log", "-1", "--format=%h %s") or b"").decode("utf-8", "replace").strip()
+    """Branch, commit and whether there were changes; empty without git or before the first
+    commit."""
+    commit = (
+        (_git(project, "log", "-1", "--format=%h %s") or b"").decode("utf-8", "replace").strip()
+    )
     return commit[:200]
 
 
 def project_identity(project: Path) -> str | None:
-    """The first commit tells clones of one project from another project of the same name; None without git or its full history."""
+    """The first commit tells clones of one project from another project of the same name; None
+    without git or its full history."""
     if (_git(project, "rev-parse", "--is-shallow-repository") or b"").strip() != b"false":
         return None
     roots = _git(project, "log", "--max-parents=0", "--format=%H", "--reverse")

@@ -11,20 +11,32 @@ from remote.errors import UsageError
 
 
 def find_run(results: Path, name: str, having: str = "summary.json") -> Path:
-    """A fetched run: a path, `latest` (of those `having` that file), its id, the beginning of it, or the name it was given."""
+    """A fetched run: a path, `latest` (of those `having` that file), its id, the beginning of it,
+    or the name it was given."""
     if os.sep in name and Path(name).is_dir():
         return Path(name)
-    runs = sorted((path for path in results.glob("*") if path.is_dir() and not path.name.startswith(".")), reverse=True)
+    runs = sorted(
+        (path for path in results.glob("*") if path.is_dir() and not path.name.startswith(".")),
+        reverse=True,
+    )
     if name == "latest":
         # Of those that can be handed in: a failed attempt may be newer.
         found = [path for path in runs if (path / having).exists()] or runs
     else:
         found = [path for path in runs if path.name == name]
-        found = found or [path for path in runs if path.name.startswith(name) or _named(path) == name]
+        found = found or [
+            path for path in runs if path.name.startswith(name) or _named(path) == name
+        ]
     if not found:
-        raise UsageError(f"{name}: no such run in {results}", remedy="bring it here first: fab -H … fetch-results")
+        raise UsageError(
+            f"{name}: no such run in {results}",
+            remedy="bring it here first: fab -H … fetch-results",
+        )
     if len(found) > 1 and name != "latest":
-        raise UsageError(f"{name} may be {', '.join(path.name for path in found[:4])}", remedy="name one of them in full")
+        raise UsageError(
+            f"{name} may be {', '.join(path.name for path in found[:4])}",
+            remedy="name one of them in full",
+        )
     return found[0]
 
 

@@ -1,4 +1,5 @@
-"""Tells `fab status` and `fab follow` how a training is doing. `python -m remote init` puts this file into a project.
+"""Tells `fab status` and `fab follow` how a training is doing. `python -m remote init` puts this
+file into a project.
 
 Any script:
 
@@ -11,7 +12,8 @@ PyTorch Lightning:
     from run_progress import lightning_callback
     trainer = Trainer(..., callbacks=[lightning_callback()])
 
-Epochs count from 1, accuracies are fractions. Outside of a run, and in all processes but the first, it does nothing.
+Epochs count from 1, accuracies are fractions. Outside of a run, and in all processes but the first,
+it does nothing.
 """
 
 from __future__ import annotations
@@ -26,16 +28,31 @@ from typing import Any
 
 EVERY_S = 1.0
 LOSSES = ("train_loss", "loss", "train/loss", "loss/train", "train_loss_epoch", "train_loss_step")
-ACCURACIES = ("val_accuracy", "val_acc", "val/accuracy", "val/acc", "valid_accuracy", "valid_acc", "accuracy/val", "acc/val")
+ACCURACIES = (
+    "val_accuracy",
+    "val_acc",
+    "val/accuracy",
+    "val/acc",
+    "valid_accuracy",
+    "valid_acc",
+    "accuracy/val",
+    "acc/val",
+)
 
 _state: dict[str, Any] = {"told": 0.0, "epoch": None, "best": None, "begun": None}
 
 
 def tell(
-    epoch: int | None = None, max_epochs: int | None = None, step: int | None = None, total_steps: int | None = None,
-    images_per_s: float | None = None, phase: str = "fitting", **metrics: float | None
-) -> None:  # fmt: skip
-    """Replace progress.json, at most once a second and at every new epoch. Shown are train_loss, val_accuracy and its best."""
+    epoch: int | None = None,
+    max_epochs: int | None = None,
+    step: int | None = None,
+    total_steps: int | None = None,
+    images_per_s: float | None = None,
+    phase: str = "fitting",
+    **metrics: float | None,
+) -> None:
+    """Replace progress.json, at most once a second and at every new epoch. Shown are train_loss,
+    val_accuracy and its best."""
     directory = _directory()
     if directory is None:
         return
@@ -50,9 +67,17 @@ def tell(
     _state.update(told=now, epoch=epoch)
     if step is None and total_steps is None and epoch is not None and max_epochs:
         step, total_steps = epoch, max_epochs
-    values = {"phase": phase, "time": time.time(), "epoch": epoch, "max_epochs": max_epochs, "step": step, "total_steps": total_steps,
-              "images_per_s": images_per_s, "seconds_left": _seconds_left(now, _share(epoch, max_epochs, step, total_steps)),
-              "metrics": {"best_val_accuracy": _state["best"], **metrics}}  # fmt: skip
+    values = {
+        "phase": phase,
+        "time": time.time(),
+        "epoch": epoch,
+        "max_epochs": max_epochs,
+        "step": step,
+        "total_steps": total_steps,
+        "images_per_s": images_per_s,
+        "seconds_left": _seconds_left(now, _share(epoch, max_epochs, step, total_steps)),
+        "metrics": {"best_val_accuracy": _state["best"], **metrics},
+    }
     _write(os.path.join(directory, "progress.json"), values)
 
 
@@ -64,13 +89,18 @@ def finish(**figures: Any) -> None:
 
 
 def _directory() -> str | None:
-    if any(os.environ.get(name, "0") not in ("", "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+    if any(
+        os.environ.get(name, "0") not in ("", "0")
+        for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+    ):
         return None
     directory = os.environ.get("REMOTE_RUN_DIR")
     return directory if directory and os.path.isdir(directory) else None
 
 
-def _share(epoch: int | None, max_epochs: int | None, step: int | None, total_steps: int | None) -> float | None:
+def _share(
+    epoch: int | None, max_epochs: int | None, step: int | None, total_steps: int | None
+) -> float | None:
     if step is not None and total_steps:
         return min(1.0, step / total_steps)
     return min(1.0, epoch / max_epochs) if epoch is not None and max_epochs else None
@@ -94,10 +124,15 @@ def _write(path: str, values: dict[str, Any]) -> None:
 
 
 def lightning_callback(loss: str = "", accuracy: str = "") -> Any:
-    """A callback for the Lightning that is in use. `loss`, `accuracy`: names that you log; empty: the usual ones are looked for."""
+    """A callback for the Lightning that is in use. `loss`, `accuracy`: names that you log; empty:
+    the usual ones are looked for."""
     lightning: Any = sys.modules.get("lightning.pytorch") or sys.modules.get("pytorch_lightning")
     if lightning is None:
-        name = "pytorch_lightning" if importlib.util.find_spec("pytorch_lightning") else "lightning.pytorch"
+        name = (
+            "pytorch_lightning"
+            if importlib.util.find_spec("pytorch_lightning")
+            else "lightning.pytorch"
+        )
         lightning = importlib.import_module(name)
 
     def pick(metrics: Any, names: Any) -> float | None:
@@ -106,13 +141,20 @@ def lightning_callback(loss: str = "", accuracy: str = "") -> Any:
     class RunProgress(lightning.Callback):  # type: ignore[misc]
         def report(self, trainer: Any, phase: str = "fitting") -> None:
             if trainer.is_global_zero and not trainer.sanity_checking:
-                total, most, metrics = trainer.estimated_stepping_batches, trainer.max_epochs, trainer.callback_metrics
+                total, most, metrics = (
+                    trainer.estimated_stepping_batches,
+                    trainer.max_epochs,
+                    trainer.callback_metrics,
+                )
                 tell(
-                    epoch=trainer.current_epoch + 1, max_epochs=most if most and most > 0 else None, step=trainer.global_step,
-                    total_steps=int(total) if total != float("inf") else None, phase=phase,
+                    epoch=trainer.current_epoch + 1,
+                    max_epochs=most if most and most > 0 else None,
+                    step=trainer.global_step,
+                    total_steps=int(total) if total != float("inf") else None,
+                    phase=phase,
                     train_loss=pick(metrics, [loss] if loss else LOSSES),
                     val_accuracy=pick(metrics, [accuracy] if accuracy else ACCURACIES),
-                )  # fmt: skip
+                )
 
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
             self.report(trainer)
@@ -123,7 +165,10 @@ def lightning_callback(loss: str = "", accuracy: str = "") -> Any:
 
         def on_test_end(self, trainer: Any, *_: Any) -> None:
             if trainer.is_global_zero:
-                found = pick(trainer.callback_metrics, ("test_accuracy", "test_acc", "test/accuracy", "test/acc"))
+                found = pick(
+                    trainer.callback_metrics,
+                    ("test_accuracy", "test_acc", "test/accuracy", "test/acc"),
+                )
                 finish(test_accuracy=found, epochs=trainer.current_epoch)
 
     return RunProgress()

@@ -1,4 +1,5 @@
-"""The project's settings, checked all at once; what is under `remote:` in fabric.yaml, with FABRIC_REMOTE_… on top."""
+"""The project's settings, checked all at once; what is under `remote:` in fabric.yaml, with
+FABRIC_REMOTE_… on top."""
 
 from __future__ import annotations
 
@@ -29,18 +30,29 @@ def parse_settings(values: Mapping[str, Any], project_dir: Path) -> Settings:
     for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
-            errors.append(f"unknown key remote.{key}" + (f" (did you mean {near[0]}?)" if near else ""))
+            errors.append(
+                f"unknown key remote.{key}" + (f" (did you mean {near[0]}?)" if near else "")
+            )
         else:
             try:
                 given[key] = _typed(known[key], value)
             except (TypeError, ValueError):
-                errors.append(f"remote.{key} must be a {'number' if isinstance(known[key], float) else 'text'}, not {value!r:.60}")
+                errors.append(
+                    f"remote.{key} must be a"
+                    f" {'number' if isinstance(known[key], float) else 'text'}, not {value!r:.60}"
+                )
     settings = Settings(**given)
     project = settings.project or project_dir.resolve().name or "project"
     errors += _problems(settings, project)
     if errors:
-        raise UsageError("; ".join(errors), step="settings", remedy="mend fabric.yaml (or the FABRIC_REMOTE_… variable)")
-    return dataclasses.replace(settings, project=project, root=settings.root.replace("{project}", project))
+        raise UsageError(
+            "; ".join(errors),
+            step="settings",
+            remedy="mend fabric.yaml (or the FABRIC_REMOTE_… variable)",
+        )
+    return dataclasses.replace(
+        settings, project=project, root=settings.root.replace("{project}", project)
+    )
 
 
 def _typed(default: Any, value: Any) -> Any:
@@ -58,7 +70,10 @@ def _typed(default: Any, value: Any) -> Any:
 def _problems(settings: Settings, project: str) -> list[str]:
     errors = []
     if not PROJECT_NAME.match(project) or project in (".", ".."):
-        errors.append(f"the project's name {project!r:.120} can't be used as a directory's name; set remote.project")
+        errors.append(
+            f"the project's name {project!r:.120} can't be used as a directory's name; set"
+            " remote.project"
+        )
     if not settings.root.strip() or re.search(r"[\x00-\x1f\x7f]", settings.root):
         errors.append("remote.root must be a path")
     if not 0 < settings.timeout_s <= 3600:
@@ -71,7 +86,9 @@ def _problems(settings: Settings, project: str) -> list[str]:
         if getattr(settings, key) <= 0:
             errors.append(f"remote.{key} must be above 0")
     if not re.fullmatch(r"auto|cpu|cu\d{2,4}|rocm[\d.]+", settings.torch):
-        errors.append(f"remote.torch must be auto, cpu or a build such as cu126, not {settings.torch!r:.40}")
+        errors.append(
+            f"remote.torch must be auto, cpu or a build such as cu126, not {settings.torch!r:.40}"
+        )
     for key in ("command", "results", "requirements", "python", "dest", "shutdown"):
         if "\0" in getattr(settings, key):
             errors.append(f"remote.{key} holds a NUL character")
@@ -80,5 +97,7 @@ def _problems(settings: Settings, project: str) -> list[str]:
     try:
         shell_signs(settings.command)
     except ValueError as error:
-        errors.append(f"remote.command can't be read ({str(error).lower()}): {settings.command!r:.80}")
+        errors.append(
+            f"remote.command can't be read ({str(error).lower()}): {settings.command!r:.80}"
+        )
     return errors

@@ -18,10 +18,16 @@ LONGEST_LINE = 64 << 10
 
 
 class Follower:
-    """Shows a run as it goes. `offset` is the byte of the log that comes next: no line is lost and none shown twice."""
+    """Shows a run as it goes. `offset` is the byte of the log that comes next: no line is lost and
+    none shown twice."""
 
     def __init__(
-        self, session: Session, run: str, offset: int = 0, show_log: bool = True, sink: Callable[[str], None] | None = None
+        self,
+        session: Session,
+        run: str,
+        offset: int = 0,
+        show_log: bool = True,
+        sink: Callable[[str], None] | None = None,
     ) -> None:
         """`sink` takes the log's lines in place of the screen."""
         self.session = session
@@ -37,12 +43,16 @@ class Follower:
         self.asking = False
 
     def until_started(self, wait_s: float) -> tuple[bool, Run]:
-        """Whether it shows a sign of life (or has ended) within `wait_s`, and the run as it stands."""
-        answer = self.session.patiently(lambda: self._follow("started", wait_s), "the run goes on", TRIES)
+        """Whether it shows a sign of life (or has ended) within `wait_s`, and the run as it
+        stands."""
+        answer = self.session.patiently(
+            lambda: self._follow("started", wait_s), "the run goes on", TRIES
+        )
         return answer.get("started") is True, parse_run(answer.get("described"))
 
     def until_end(self) -> Run:
-        """To the end, coming back by itself whenever the connection breaks, for as long as it takes."""
+        """To the end, coming back by itself whenever the connection breaks, for as long as it
+        takes."""
         answer = self.session.patiently(lambda: self._follow("end", 0.0), "the run goes on")
         self.lines.finish()
         return parse_run(answer.get("described"))
@@ -64,7 +74,9 @@ class Follower:
     def _event(self, event: dict[str, Any], blob: bytes) -> None:
         if type(event.get("log")) is int:
             if self.tail is None and event["log"] != self.offset:
-                raise ProtocolError("the server tells the log from another place than was asked for", step="follow")
+                raise ProtocolError(
+                    "the server tells the log from another place than was asked for", step="follow"
+                )
             self.tail = None
             self.offset = event["log"] + len(blob)
             if self.show_log:
@@ -75,21 +87,31 @@ class Follower:
             self.gpu = event["gpu"]
         state = event.get("state")
         if isinstance(state, Mapping):
-            self.waiting = state["waiting"] if state.get("state") == "queued" and isinstance(state.get("waiting"), str) else ""
+            self.waiting = (
+                state["waiting"]
+                if state.get("state") == "queued" and isinstance(state.get("waiting"), str)
+                else ""
+            )
             if state.get("asking") is True and not self.asking:
-                self.session.display.note(f"it waits for an answer in its terminal: fab -H {self.session.typed} attach --run {self.run}")
+                self.session.display.note(
+                    f"it waits for an answer in its terminal: fab -H {self.session.typed} attach"
+                    f" --run {self.run}"
+                )
             self.asking = state.get("asking") is True
         if "line" in event:
             self.line = one_line(event["line"], 400) if isinstance(event["line"], str) else ""
         if self.waiting:
-            self.session.display.progress(f"{self.waiting} (Ctrl-C leaves it in the queue)", force=True)
+            self.session.display.progress(
+                f"{self.waiting} (Ctrl-C leaves it in the queue)", force=True
+            )
         elif self.progress or self.line:
             rows = render_progress(self.progress, self.gpu) if self.progress else []
             self.session.display.block(["", *filter(None, [self.line]), *rows], force=True)
 
 
 class LineBuffer:
-    """Bytes in, whole lines out; a carriage return replaces what stood before it, as on a terminal."""
+    """Bytes in, whole lines out; a carriage return replaces what stood before it, as on a
+    terminal."""
 
     def __init__(self, sink: Callable[[str], None]) -> None:
         self.sink = sink

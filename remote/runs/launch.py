@@ -1,4 +1,5 @@
-"""`train`: from what was asked to a run that shows a sign of life, and on to its end where somebody watches."""
+"""`train`: from what was asked to a run that shows a sign of life, and on to its end where somebody
+watches."""
 
 from __future__ import annotations
 
@@ -44,22 +45,37 @@ def train_one(session: Session, options: TrainOptions) -> int:
     show_steps(session.display, deployed, only_changes=True)
     pending = Pending(session.project, session.host, request, deployed.release.tree)
     try:
-        return start_and_watch(session, request, deployed, pending, session.display.live if options.follow is None else options.follow)
+        return start_and_watch(
+            session,
+            request,
+            deployed,
+            pending,
+            session.display.live if options.follow is None else options.follow,
+        )
     finally:
         pending.release()
 
 
-def start_and_watch(session: Session, request: TrainRequest, deployed: Deployed, pending: Pending, follow: bool) -> int:
+def start_and_watch(
+    session: Session, request: TrainRequest, deployed: Deployed, pending: Pending, follow: bool
+) -> int:
     """Under an id that an earlier call, cut off, may have chosen already."""
     settings = session.project.settings
-    label = request.name or request.recipe or (settings.recipe if session.project.has_own_trainer else label_of(settings.command))
+    label = (
+        request.name
+        or request.recipe
+        or (settings.recipe if session.project.has_own_trainer else label_of(settings.command))
+    )
     run = pending.take() or new_run_id(label)
     pending.write(run)
     answer = start_on_free_gpus(session, request, deployed, run, pending)
     if answer.get("note"):
         session.display.note(f"note: {answer['note']}")
     if answer.get("again"):
-        session.display.line(f"run {run}: a call whose answer was lost has started it on {session.host}; no second one is started")
+        session.display.line(
+            f"run {run}: a call whose answer was lost has started it on {session.host}; no second"
+            " one is started"
+        )
     else:
         where = "in tmux" if answer.get("launched") == "tmux" else "without tmux (setsid)"
         session.display.line(f"run {run}: started {where} on {session.host}")
@@ -67,7 +83,8 @@ def start_and_watch(session: Session, request: TrainRequest, deployed: Deployed,
 
 
 def plan_run(session: Session, request: TrainRequest, deployed: Deployed) -> dict[str, Any]:
-    """What run.json will say, but for the run's own directory. Raises GpuUnfit or NotFound for what can't be had there."""
+    """What run.json will say, but for the run's own directory. Raises GpuUnfit or NotFound for what
+    can't be had there."""
     report, wants_gpu, most, place = deployed.gpus, True, 0, request.data
     if session.project.has_own_trainer:
         config = effective_config(session.project.directory, request, session.project.settings)
@@ -76,7 +93,9 @@ def plan_run(session: Session, request: TrainRequest, deployed: Deployed) -> dic
         if request.data is None and not os.path.isabs(config.data) and config.data != "synthetic":
             # Shared by all runs, and not downloaded into each.
             shared = f"{deployed.root}/{config.data}"
-            place = deployed.images = deployed.images or (provide_cifar10(session, deployed) if config.data == "data" else shared)
+            place = deployed.images = deployed.images or (
+                provide_cifar10(session, deployed) if config.data == "data" else shared
+            )
     if request.data is not None and request.data != "synthetic" and deployed.data_path is None:
         here = os.path.exists(os.path.expanduser(request.data))
         send = f"it is here; send it once: fab -H {session.typed} upload-data {request.data}"
@@ -96,7 +115,10 @@ def plan_run(session: Session, request: TrainRequest, deployed: Deployed) -> dic
     if not report.gpus and wants_gpu and (request.gpus or request.devices != "auto"):
         wanted = f"--gpus {request.gpus}" if request.gpus else f"--devices {request.devices}"
         why = report.problem or "nvidia-smi shows none"
-        text, remedy = f"{wanted}: the server has no GPU ({why})", "leave it out to train on its processor"
+        text, remedy = (
+            f"{wanted}: the server has no GPU ({why})",
+            "leave it out to train on its processor",
+        )
         raise GpuUnfit(text, host=session.host, step="choose GPUs", remedy=remedy)
     if report.gpus and not wants_gpu:
         asked |= {"gpus": []}
@@ -105,31 +127,65 @@ def plan_run(session: Session, request: TrainRequest, deployed: Deployed) -> dic
     return asked
 
 
-def plan_gpus(session: Session, request: TrainRequest, deployed: Deployed, most: int) -> dict[str, Any]:
-    """GPUs that are free now, or a place in the server's queue. Raises GpuUnfit where that can't help, or with --now."""
+def plan_gpus(
+    session: Session, request: TrainRequest, deployed: Deployed, most: int
+) -> dict[str, Any]:
+    """GPUs that are free now, or a place in the server's queue. Raises GpuUnfit where that can't
+    help, or with --now."""
     gpus, runs = deployed.gpus.gpus, deployed.facts.get("runs") or ()
     if request.gpus and (request.gpus > len(gpus) or 0 < most < request.gpus):
-        has = f"this recipe uses {most}" if 0 < most < request.gpus else f"the server has {len(gpus)}"
-        raise GpuUnfit(f"--gpus {request.gpus}: {has}", host=session.host, step="choose GPUs", remedy="ask for fewer")
+        has = (
+            f"this recipe uses {most}" if 0 < most < request.gpus else f"the server has {len(gpus)}"
+        )
+        raise GpuUnfit(
+            f"--gpus {request.gpus}: {has}",
+            host=session.host,
+            step="choose GPUs",
+            remedy="ask for fewer",
+        )
     choice = choose_gpus(gpus, request.devices, limit=request.gpus or most, held=held_gpus(runs))
-    waiting = [run for run in runs if run.get("state") == "queued" and dict(run.get("asked") or {}).get("queue")]
+    waiting = [
+        run
+        for run in runs
+        if run.get("state") == "queued" and dict(run.get("asked") or {}).get("queue")
+    ]
     enough = len(choice.gpus) >= (request.gpus or 1) and not waiting
-    if request.devices != "auto" or enough or request.now or all(unusable_reason(gpu) for gpu in gpus):
+    if (
+        request.devices != "auto"
+        or enough
+        or request.now
+        or all(unusable_reason(gpu) for gpu in gpus)
+    ):
         if choice.problem is not None:
             raise gpu_error(choice, session.host)
         if request.now and not enough:
-            why = f"{len(waiting)} runs wait already" if waiting else f"{len(choice.gpus)} of {request.gpus} GPUs are free"
+            why = (
+                f"{len(waiting)} runs wait already"
+                if waiting
+                else f"{len(choice.gpus)} of {request.gpus} GPUs are free"
+            )
             raise GpuUnfit(
-                "; ".join([why, *choice.notes]), host=session.host, step="choose GPUs", remedy="leave out --now to wait for them"
+                "; ".join([why, *choice.notes]),
+                host=session.host,
+                step="choose GPUs",
+                remedy="leave out --now to wait for them",
             )
         for note in choice.notes:
             session.display.note(f"note: {note}")
         uuids, names = [gpu.uuid for gpu in choice.gpus], [f"{gpu.index}" for gpu in choice.gpus]
         return {"gpus": uuids, "gpu_names": names, "trainer_devices": "auto", "queue": False}
-    return {"gpus": [], "gpu_names": [], "trainer_devices": "auto", "queue": True, "wanted_gpus": request.gpus or 1}
+    return {
+        "gpus": [],
+        "gpu_names": [],
+        "trainer_devices": "auto",
+        "queue": True,
+        "wanted_gpus": request.gpus or 1,
+    }
 
 
-def start_on_free_gpus(session: Session, request: TrainRequest, deployed: Deployed, run: str, pending: Pending) -> dict[str, Any]:
+def start_on_free_gpus(
+    session: Session, request: TrainRequest, deployed: Deployed, run: str, pending: Pending
+) -> dict[str, Any]:
     """Plan and start a new run."""
     if any(known.get("run") == run for known in deployed.facts.get("runs") or ()):
         # An earlier call has made it, with GPUs of its own choice, which it may be using by now.
@@ -140,16 +196,23 @@ def start_on_free_gpus(session: Session, request: TrainRequest, deployed: Deploy
         project, run_dir = session.project, f"{deployed.root}/runs/{run}"
         argv = plan_argv(project, request, deployed.python, run_dir, data, devices)
         plain = dataclasses.replace(request, fields=())
-        again = resumed_argv(project, project.settings.command, plain, deployed.python, run_dir, data, devices)
+        again = resumed_argv(
+            project, project.settings.command, plain, deployed.python, run_dir, data, devices
+        )
         return start_run(session, run, asked | {"argv": argv, "resume_argv": again}, request.notify)
 
     return launch_on_free_gpus(session, request, deployed, pending, start)
 
 
 def launch_on_free_gpus(
-    session: Session, request: TrainRequest, deployed: Deployed, pending: Pending, start: Callable[[dict[str, Any]], dict[str, Any]]
+    session: Session,
+    request: TrainRequest,
+    deployed: Deployed,
+    pending: Pending,
+    start: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> dict[str, Any]:
-    """Plan, and `start` with the plan. Where another launch was quicker to take a GPU, the rest are looked at again."""
+    """Plan, and `start` with the plan. Where another launch was quicker to take a GPU, the rest are
+    looked at again."""
     while True:
         try:
             asked = plan_run(session, request, deployed)
@@ -158,10 +221,15 @@ def launch_on_free_gpus(
             raise  # the launch may well have happened: it stays remembered
         except RemoteError as error:
             taken = error.details.get("taken")
-            if not isinstance(taken, dict) or not taken.keys() & {gpu.uuid for gpu in deployed.gpus.gpus}:
+            if not isinstance(taken, dict) or not taken.keys() & {
+                gpu.uuid for gpu in deployed.gpus.gpus
+            }:
                 pending.clear()
                 raise
-            holders = [{"run": holder, "state": "running", "gpus": [uuid]} for uuid, holder in taken.items()]
+            holders = [
+                {"run": holder, "state": "running", "gpus": [uuid]}
+                for uuid, holder in taken.items()
+            ]
             known = [*(deployed.facts.get("runs") or ()), *holders]
             if held_gpus(known) == held_gpus(deployed.facts.get("runs") or ()):
                 pending.clear()
@@ -175,9 +243,11 @@ def start_patiently(session: Session, start: Callable[[], dict[str, Any]]) -> di
 
 
 def watch(session: Session, run: str, follow: bool, pending: Pending) -> int:
-    """Wait for the first sign of life, then show the training or leave it alone. Ctrl-C never harms it.
+    """Wait for the first sign of life, then show the training or leave it alone. Ctrl-C never harms
+    it.
 
-    Only then is the launch forgotten: until the user was told of the run, the same command means the same run.
+    Only then is the launch forgotten: until the user was told of the run, the same command means
+    the same run.
     """
     follower = Follower(session, run, show_log=follow)
     if follow:
@@ -185,7 +255,10 @@ def watch(session: Session, run: str, follow: bool, pending: Pending) -> int:
     try:
         described = wait_for_start(session, run, follower, pending)
         if described.state == "queued":
-            session.display.line(f"it {described.detail.get('waiting')}. It starts by itself: fab -H {session.typed} status tells when")
+            session.display.line(
+                f"it {described.detail.get('waiting')}. It starts by itself: fab -H {session.typed}"
+                " status tells when"
+            )
             if not follow:
                 return 0
         if follow:
@@ -193,11 +266,13 @@ def watch(session: Session, run: str, follow: bool, pending: Pending) -> int:
     except KeyboardInterrupt:
         pending.clear()
         session.display.note(
-            f"\nthe training goes on. Come back with: fab -H {session.typed} logs --run {run} --follow; "
-            f"results with: fab -H {session.typed} fetch-results"
+            f"\nthe training goes on. Come back with: fab -H {session.typed} logs --run {run}"
+            f" --follow; results with: fab -H {session.typed} fetch-results"
         )
         return 0
-    session.display.line(f"it trains. Come back with: fab -H {session.typed} logs --follow | status | fetch-results")
+    session.display.line(
+        f"it trains. Come back with: fab -H {session.typed} logs --follow | status | fetch-results"
+    )
     return 0
 
 
@@ -230,7 +305,10 @@ def show_end(session: Session, run: Run) -> int:
     """The result in one line; raises RunFailed for a failure."""
     raise_if_failed(run, session.host)
     if run.state == "stopped":
-        session.display.line(f"{run.run} was stopped: {run.reason or ''}; to go on: fab -H {session.typed} train --resume {run.run}")
+        session.display.line(
+            f"{run.run} was stopped: {run.reason or ''}; to go on: fab -H {session.typed} train"
+            f" --resume {run.run}"
+        )
         return 0
     accuracy = run.summary.get("test_accuracy")
     result = f", test accuracy {percent(accuracy)}" if accuracy is not None else ""
@@ -256,8 +334,14 @@ def wait_until_stopped(session: Session, run: str) -> int:
     answer = session.call("follow", None, run=run, until="end", wait_s=STOP_WAIT_S, tail=0)
     described = only_run(list_runs(session, run))
     if answer.get("late"):
-        raise RunFailed(f"{run} is still {described.state} after {STOP_WAIT_S:.0f} s", host=session.host, remedy="look at its log")
-    session.display.line(f"{described.run}: {described.state}{': ' + described.reason if described.reason else ''}")
+        raise RunFailed(
+            f"{run} is still {described.state} after {STOP_WAIT_S:.0f} s",
+            host=session.host,
+            remedy="look at its log",
+        )
+    session.display.line(
+        f"{described.run}: {described.state}{': ' + described.reason if described.reason else ''}"
+    )
     if described.state == "stopped":
         session.display.line(f"to go on: fab -H {session.typed} train --resume {described.run}")
     return 0

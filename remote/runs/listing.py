@@ -48,7 +48,9 @@ def _time(value: object) -> float | None:
 
 def run_json(run: Run, host: str) -> dict[str, Any]:
     """The form of `status --json`."""
-    metrics = run.progress.get("metrics") if isinstance(run.progress.get("metrics"), Mapping) else {}
+    metrics = (
+        run.progress.get("metrics") if isinstance(run.progress.get("metrics"), Mapping) else {}
+    )
     assert isinstance(metrics, Mapping)
     return {
         "run": run.run,
@@ -85,10 +87,16 @@ def run_json(run: Run, host: str) -> dict[str, Any]:
 
 def raise_if_failed(run: Run, host: str) -> None:
     if run.state == "failed":
-        raise RunFailed(f"{run.run} failed: {run.reason or 'no reason is known'}", host=host, remedy=f"fab -H {host} logs --run {run.run}")
+        raise RunFailed(
+            f"{run.run} failed: {run.reason or 'no reason is known'}",
+            host=host,
+            remedy=f"fab -H {host} logs --run {run.run}",
+        )
 
 
 def only_run(runs: Sequence[Run]) -> Run:
     if not runs:
-        raise NotFound("no run of this project is on the server", remedy="start one: fab -H … train")
+        raise NotFound(
+            "no run of this project is on the server", remedy="start one: fab -H … train"
+        )
     return runs[0]

@@ -1,4 +1,5 @@
-"""Runs seen from here: what to ask for, starting it once, and reading what the server tells about them."""
+"""Runs seen from here: what to ask for, starting it once, and reading what the server tells about
+them."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """The options of `fab train` as they were typed; remote/tasks/training.py explains them. `follow` None: on a terminal."""
+    """The options of `fab train` as they were typed; remote/tasks/training.py explains them.
+    `follow` None: on a terminal."""
 
     recipe: str | None = None
     fields: Sequence[str] = ()
@@ -103,21 +105,42 @@ def parse_request(project: Project, options: TrainOptions) -> TrainRequest:
     except ValueError as error:
         errors.append(str(error))
     request = TrainRequest(
-        options.recipe, tuple(pairs), data, devices, name, gpus, options.now, options.max_restarts, address, arguments
+        options.recipe,
+        tuple(pairs),
+        data,
+        devices,
+        name,
+        gpus,
+        options.now,
+        options.max_restarts,
+        address,
+        arguments,
     )
     if project.has_own_trainer:
         errors += config_errors(project.directory, request, project.settings)
-    elif project.settings.command == Settings.command and not (project.directory / "trainer").is_dir():
-        errors.append(f"remote.command is `{Settings.command}`, and there is no trainer here: `python -m remote init` sets yours")
+    elif (
+        project.settings.command == Settings.command
+        and not (project.directory / "trainer").is_dir()
+    ):
+        errors.append(
+            f"remote.command is `{Settings.command}`, and there is no trainer here: `python -m"
+            " remote init` sets yours"
+        )
     elif options.recipe or pairs or data:
-        errors.append("--recipe, --set and --data belong to our trainer; the arguments of a command of one's own follow `--`")
+        errors.append(
+            "--recipe, --set and --data belong to our trainer; the arguments of a command of one's"
+            " own follow `--`"
+        )
     if errors:
-        raise UsageError("; ".join(errors), step="train", remedy="fab train --help tells what can be given")
+        raise UsageError(
+            "; ".join(errors), step="train", remedy="fab train --help tells what can be given"
+        )
     return request
 
 
 def read_address(given: str | None) -> str:
-    """Of --notify: an address, or @FILE that holds one and keeps it out of process lists. Raises ValueError, without the address."""
+    """Of --notify: an address, or @FILE that holds one and keeps it out of process lists. Raises
+    ValueError, without the address."""
     text = given or ""
     if text.startswith("@"):
         try:
@@ -135,7 +158,9 @@ def as_fields(arguments: Sequence[str], errors: list[str]) -> list[str]:
     for word in words:
         name, sign, value = word.partition("=")
         if not name.startswith("--"):
-            errors.append(f"behind -- an option such as --max_epochs 3 is expected, not {word!r:.80}")
+            errors.append(
+                f"behind -- an option such as --max_epochs 3 is expected, not {word!r:.80}"
+            )
             continue
         fields.append(f"{name[2:]}={value if sign else next(words, '')}")
     return fields
@@ -162,18 +187,39 @@ def new_run_id(label: str) -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{label}-{secrets.token_hex(2)}"
 
 
-def plan_argv(project: Project, request: TrainRequest, python: str, run_dir: str, data: str | None, devices: str) -> list[str]:
+def plan_argv(
+    project: Project,
+    request: TrainRequest,
+    python: str,
+    run_dir: str,
+    data: str | None,
+    devices: str,
+) -> list[str]:
     """The command's words, with what was asked for."""
     if not project.has_own_trainer:
         return plan_words(project.settings.command, request.arguments or (), python)
-    words = ["--recipe", request.recipe or project.settings.recipe, "--run_dir", run_dir, "--devices", devices]
+    words = [
+        "--recipe",
+        request.recipe or project.settings.recipe,
+        "--run_dir",
+        run_dir,
+        "--devices",
+        devices,
+    ]
     return plan_words(project.settings.command, [*words, *trainer_words(request, data)], python)
 
 
 def resumed_argv(
-    project: Project, command: str, request: TrainRequest, python: str, run_dir: str, data: str | None, devices: str
+    project: Project,
+    command: str,
+    request: TrainRequest,
+    python: str,
+    run_dir: str,
+    data: str | None,
+    devices: str,
 ) -> list[str]:
-    """The trainer goes on from its newest checkpoint with its own values; a command of one's own is run again as it was."""
+    """The trainer goes on from its newest checkpoint with its own values; a command of one's own is
+    run again as it was."""
     if not runs_own_trainer(command, project.directory):
         return plan_words(command, request.arguments or (), python)
     words = ["--resume", "auto", "--run_dir", run_dir, "--devices", devices]
@@ -192,20 +238,30 @@ def require_gpu(config: Any, has_gpu: bool, host: str) -> None:
             "the recipe wants a GPU and this server shows none",
             host=host,
             step="train",
-            remedy="add --set accelerator=cpu to train on its processor, or --recipe demo to try the way",
+            remedy=(
+                "add --set accelerator=cpu to train on its processor, or --recipe demo to try"
+                " the way"
+            ),
         )
 
 
 class Pending:
-    """Remembers a launch until the user was told of its run, so that a command repeated after a cut is the same start.
+    """Remembers a launch until the user was told of its run, so that a command repeated after a cut
+    is the same start.
 
-    A launch that is still under way in another process is not taken up: two such commands at once are two starts.
+    A launch that is still under way in another process is not taken up: two such commands at once
+    are two starts.
     """
 
     def __init__(self, project: Project, host: str, request: TrainRequest, tree: str) -> None:
-        key = json.dumps([host, project.settings.root, project.settings.command, repr(request), tree])
+        key = json.dumps(
+            [host, project.settings.root, project.settings.command, repr(request), tree]
+        )
         name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:24]
-        self._places = [project.dest / ".pending" / f"{name}{f'-{number}' if number else ''}.json" for number in range(MOST_AT_ONCE)]
+        self._places = [
+            project.dest / ".pending" / f"{name}{f'-{number}' if number else ''}.json"
+            for number in range(MOST_AT_ONCE)
+        ]
         self._lock: IO[bytes] | None = None
         self.path = self._places[0]
 
@@ -234,14 +290,16 @@ class Pending:
         self.release()
 
     def release(self) -> None:
-        """Leave what is remembered to the next call. The lock's file stays: another process may be about to lock it."""
+        """Leave what is remembered to the next call. The lock's file stays: another process may be
+        about to lock it."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
 
 def _locked(path: Path) -> IO[bytes] | None:
-    """The open file, locked until it is closed or we end; None where another process has it. Windows has no such lock."""
+    """The open file, locked until it is closed or we end; None where another process has it.
+    Windows has no such lock."""
     file = path.open("ab")
     try:
         import fcntl
@@ -255,7 +313,9 @@ def _locked(path: Path) -> IO[bytes] | None:
     return file
 
 
-def start_run(session: Session, run: str, asked: Mapping[str, Any], notify: str = "") -> dict[str, Any]:
+def start_run(
+    session: Session, run: str, asked: Mapping[str, Any], notify: str = ""
+) -> dict[str, Any]:
     """Create and launch; the agent does it once for an id, however often it is asked."""
     return session.call_as_owner("run_start", run=run, asked=dict(asked), notify=notify)
 
@@ -275,5 +335,3 @@ def describe_request(request: TrainRequest, project: Project) -> dict[str, Any]:
         "finish": "summary" if own else "exit",
         "max_restarts": request.max_restarts,
     }
-
-

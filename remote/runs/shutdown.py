@@ -1,4 +1,5 @@
-"""`fetch-results --then-shutdown`: ends a rented server's bill once every run of the project is here, verified."""
+"""`fetch-results --then-shutdown`: ends a rented server's bill once every run of the project is
+here, verified."""
 
 from __future__ import annotations
 
@@ -17,23 +18,33 @@ LOOK_EVERY_S = 3.0
 
 
 def shut_down(session: Session, dest: Path, yes: bool) -> None:
-    """Fetch every other run, too, then ask and shut down. Raises RunFailed where something there has not ended, and changes nothing."""
+    """Fetch every other run, too, then ask and shut down. Raises RunFailed where something there
+    has not ended, and changes nothing."""
     runs = list_runs(session)
     left: list[str] = []
     for run in runs:
         if run.state not in ENDED and not run.detail.get("elsewhere"):
             text = f"{run.run} is {run.state}: the server was not shut down"
-            raise RunFailed(text, host=session.host, remedy="the same command with --run of that one")
+            raise RunFailed(
+                text, host=session.host, remedy="the same command with --run of that one"
+            )
         fetched = fetch_run(session, run.run, dest, ask=False)
         left += [f"{run.run}/{row.path} ({size(row.size)})" for row in fetched.left if row.lost]
     command = session.project.settings.shutdown
     told = session.call("shutdown", command=command, really=False)
     others = told.get("others") or []
-    people = f" Other people work on it: {one_line(', '.join(map(str, others)), 200)}." if others else ""
-    kept = f"{len(runs)} {'run is' if len(runs) == 1 else 'runs are'} here in {dest}, verified by sha256."
+    people = (
+        f" Other people work on it: {one_line(', '.join(map(str, others)), 200)}." if others else ""
+    )
+    kept = (
+        f"{len(runs)} {'run is' if len(runs) == 1 else 'runs are'} here in {dest}, verified by"
+        " sha256."
+    )
     if left:
         kept += f" Not here, by remote.results: {one_line(', '.join(left), 400)}."
-    agreed = yes or session.display.confirm(f"{kept}{people} Shut {session.host} down (`{one_line(str(told.get('command')), 200)}`)?")
+    agreed = yes or session.display.confirm(
+        f"{kept}{people} Shut {session.host} down (`{one_line(str(told.get('command')), 200)}`)?"
+    )
     if agreed is None:
         text = "a server is shut down only after a confirmation; everything is here"
         raise UsageError(text, step="shutdown", remedy="--yes says so beforehand")
@@ -47,7 +58,9 @@ def shut_down(session: Session, dest: Path, yes: bool) -> None:
     except ConnectionLost:
         pass  # it was quicker than its answer
     session.close()
-    session.display.line(f"{session.host}: {'shut down' if has_gone(session) else still_there(session)}")
+    session.display.line(
+        f"{session.host}: {'shut down' if has_gone(session) else still_there(session)}"
+    )
 
 
 def has_gone(session: Session) -> bool:
@@ -68,4 +81,7 @@ def has_gone(session: Session) -> bool:
 
 
 def still_there(session: Session) -> str:
-    return f"the command was accepted, but it still answers after {GONE_S:.0f} s: look at your provider's page, the bill may go on"
+    return (
+        f"the command was accepted, but it still answers after {GONE_S:.0f} s: look at your"
+        " provider's page, the bill may go on"
+    )

@@ -1,4 +1,5 @@
-"""`tensorboard`: a run's logs, mirrored here and served on this computer alone; a dropped link is bridged by the mirror."""
+"""`tensorboard`: a run's logs, mirrored here and served on this computer alone; a dropped link is
+bridged by the mirror."""
 
 from __future__ import annotations
 
@@ -25,7 +26,11 @@ HOST = "127.0.0.1"
 def serve(session: Session, run: str, dest: Path, port: int, browser: bool) -> int:
     """Until Ctrl-C, which leaves nothing running here; the mirror stays."""
     if importlib.util.find_spec("tensorboard") is None:
-        raise UsageError("tensorboard is not installed here", step="tensorboard", remedy="pip install tensorboard")
+        raise UsageError(
+            "tensorboard is not installed here",
+            step="tensorboard",
+            remedy="pip install tensorboard",
+        )
     board: subprocess.Popen[bytes] | None = None
     try:
         for fetched in mirror(session, run, dest, EVERY_S):
@@ -33,7 +38,9 @@ def serve(session: Session, run: str, dest: Path, port: int, browser: bool) -> i
                 # A project of somebody else writes its events where it likes.
                 logs = fetched.path / "logs" if session.project.has_own_trainer else fetched.path
                 board, address = start(logs, port)
-                session.display.line(f"{parse_run(fetched.run).run}: {address} (Ctrl-C ends it, not the training)")
+                session.display.line(
+                    f"{parse_run(fetched.run).run}: {address} (Ctrl-C ends it, not the training)"
+                )
                 if browser and session.display.live:
                     webbrowser.open(address)
         session.display.note("the run has ended and is here completely; still serving")
@@ -52,9 +59,27 @@ def start(logs: Path, port: int) -> tuple[subprocess.Popen[bytes], str]:
     """The process and its address. Raises UsageError where it does not come up."""
     port = port or free_port()
     logs.mkdir(parents=True, exist_ok=True)
-    argv = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--host", HOST, "--port", str(port), "--reload_interval", "5"]
+    argv = [
+        sys.executable,
+        "-m",
+        "tensorboard.main",
+        "--logdir",
+        str(logs),
+        "--host",
+        HOST,
+        "--port",
+        str(port),
+        "--reload_interval",
+        "5",
+    ]
     # A session of its own: Ctrl-C is for us, and we end it.
-    board = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    board = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     address, deadline = f"http://{HOST}:{port}/", time.monotonic() + START_S
     while board.poll() is None and time.monotonic() < deadline:
         try:
@@ -63,8 +88,17 @@ def start(logs: Path, port: int) -> tuple[subprocess.Popen[bytes], str]:
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
     end(board)
-    said = (board.stderr.read() if board.stderr else b"").decode("utf-8", "replace").strip().splitlines()
-    raise UsageError(f"tensorboard did not start: {said[-1][:300] if said else 'it said nothing'}", step="tensorboard", remedy="--port N")
+    said = (
+        (board.stderr.read() if board.stderr else b"")
+        .decode("utf-8", "replace")
+        .strip()
+        .splitlines()
+    )
+    raise UsageError(
+        f"tensorboard did not start: {said[-1][:300] if said else 'it said nothing'}",
+        step="tensorboard",
+        remedy="--port N",
+    )
 
 
 def free_port() -> int:

@@ -1,4 +1,5 @@
-"""`fetch-results --watch`: a mirror of a run that is kept up to date while it trains, through broken connections, to its end."""
+"""`fetch-results --watch`: a mirror of a run that is kept up to date while it trains, through
+broken connections, to its end."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ EVERY_S = 30.0
 
 
 def watch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetched:
-    """Fetch again and again; returns what the last fetch did, once the run has ended and all of it is here.
+    """Fetch again and again; returns what the last fetch did, once the run has ended and all of it
+    is here.
 
     Raises what no waiting mends: no such run, no room here, a server that lies.
     """
@@ -31,8 +33,11 @@ def watch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetch
     return fetched
 
 
-def mirror(session: Session, run: str, dest: Path, every_s: float, ask: bool = False) -> Iterator[Fetched]:
-    """Every fetch's outcome, at once and then every `every_s` and when the run ends, with which it ends; over broken connections."""
+def mirror(
+    session: Session, run: str, dest: Path, every_s: float, ask: bool = False
+) -> Iterator[Fetched]:
+    """Every fetch's outcome, at once and then every `every_s` and when the run ends, with which it
+    ends; over broken connections."""
     name = run
 
     def look() -> Fetched:
@@ -57,7 +62,12 @@ def mirror_line(run: Run, received: int) -> str:
     step, total = run.progress.get("step"), run.progress.get("total_steps")
     metrics = run.progress.get("metrics")
     best = metrics.get("best_val_accuracy") if isinstance(metrics, dict) else None
-    parts = [bar(step / total if isinstance(step, int) and isinstance(total, int) and total > 0 else None), run.state]
+    parts = [
+        bar(
+            step / total if isinstance(step, int) and isinstance(total, int) and total > 0 else None
+        ),
+        run.state,
+    ]
     if run.progress.get("epoch") is not None:
         parts.append(f"epoch {run.progress['epoch']}/{run.progress.get('max_epochs')}")
     if best is not None:

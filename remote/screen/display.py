@@ -1,4 +1,5 @@
-"""The only file that prints: lines, tables and one progress bar. Results go to stdout, the rest to stderr."""
+"""The only file that prints: lines, tables and one progress bar. Results go to stdout, the rest to
+stderr."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ UNKNOWN = "–"
 class Display:
     """`json_mode`: stdout carries nothing but the JSON; everything else goes to stderr."""
 
-    def __init__(self, json_mode: bool = False, out: TextIO | None = None, notes: TextIO | None = None) -> None:
+    def __init__(
+        self, json_mode: bool = False, out: TextIO | None = None, notes: TextIO | None = None
+    ) -> None:
         self.json_mode = json_mode
         self.out = out or (sys.stderr if json_mode else sys.stdout)
         self.notes = notes or sys.stderr
@@ -56,7 +59,8 @@ class Display:
         self.block([text], force)
 
     def block(self, lines: Sequence[str], force: bool = False) -> None:
-        """Some lines at the bottom that are replaced, below whatever else is shown; on what is no terminal nothing is shown."""
+        """Some lines at the bottom that are replaced, below whatever else is shown; on what is no
+        terminal nothing is shown."""
         now = time.monotonic()
         if not self.live or (now - self._shown_at < 0.1 and not force):
             return
@@ -93,7 +97,9 @@ def _write(stream: TextIO, text: str) -> None:
     try:
         stream.write(text)
     except UnicodeEncodeError:
-        stream.write(text.encode(stream.encoding or "ascii", "replace").decode(stream.encoding or "ascii"))
+        stream.write(
+            text.encode(stream.encoding or "ascii", "replace").decode(stream.encoding or "ascii")
+        )
     stream.flush()
 
 
@@ -101,11 +107,15 @@ def render_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns padded for wide characters; None is shown as unknown, a number to the right."""
     cells = [list(head), *([show(cell) for cell in row] for row in rows)]
     widths = [max(width(row[column]) for row in cells) for column in range(len(head))]
-    numeric = [all(isinstance(row[c], (int, float)) or row[c] is None for row in rows) and bool(rows) for c in range(len(head))]
+    numeric = [
+        all(isinstance(row[c], (int, float)) or row[c] is None for row in rows) and bool(rows)
+        for c in range(len(head))
+    ]
     lines = []
     for row in cells:
         parts = [
-            " " * (widths[c] - width(cell)) + cell if numeric[c] else pad(cell, widths[c]) for c, cell in enumerate(row)
+            " " * (widths[c] - width(cell)) + cell if numeric[c] else pad(cell, widths[c])
+            for c, cell in enumerate(row)
         ]
         lines.append("  ".join(parts).rstrip())
     return "\n".join(lines)
@@ -119,7 +129,11 @@ def show(value: object) -> str:
 
 def percent(fraction: object, digits: int = 2) -> str:
     """0.9123 → 91.23%"""
-    return f"{100 * fraction:.{digits}f}%" if isinstance(fraction, (int, float)) and not isinstance(fraction, bool) else UNKNOWN
+    return (
+        f"{100 * fraction:.{digits}f}%"
+        if isinstance(fraction, (int, float)) and not isinstance(fraction, bool)
+        else UNKNOWN
+    )
 
 
 def duration(seconds: object) -> str:
@@ -157,7 +171,8 @@ def number(value: object) -> float | None:
 
 
 def render_progress(progress: Mapping[str, Any], gpu: Mapping[str, Any] | None = None) -> list[str]:
-    """The training in a few lines, from progress.json and the GPUs' use; what is unknown is left out."""
+    """The training in a few lines, from progress.json and the GPUs' use; what is unknown is left
+    out."""
     metrics = progress.get("metrics")
     metrics = metrics if isinstance(metrics, Mapping) else {}
     step, total = number(progress.get("step")), number(progress.get("total_steps"))
@@ -166,7 +181,10 @@ def render_progress(progress: Mapping[str, Any], gpu: Mapping[str, Any] | None =
     if share is not None:
         first.append(f"{100 * share:.0f}%")
     if number(progress.get("epoch")) is not None:
-        first.append(f"epoch {progress['epoch']}" + (f"/{progress['max_epochs']}" if progress.get("max_epochs") else ""))
+        first.append(
+            f"epoch {progress['epoch']}"
+            + (f"/{progress['max_epochs']}" if progress.get("max_epochs") else "")
+        )
     if progress.get("phase") and progress.get("phase") != "fitting":
         first.append(str(progress["phase"]))
     if number(progress.get("seconds_left")) is not None:
@@ -198,7 +216,16 @@ def _figure(cell: object) -> float | None:
 
 def render_gpu(index: str, sample: Mapping[str, Any]) -> str:
     """gpu0 [████████··]  82%  memory 11.2 of 80.0 GiB"""
-    use, used, total = (_figure(sample.get(key)) for key in ("utilization_percent", "memory_used_mib", "memory_total_mib"))
-    busy = f"{bar(use / 100, 10)} {use:3.0f}%" if use is not None else f"{bar(None, 10)} {UNKNOWN:>4}"
+    use, used, total = (
+        _figure(sample.get(key))
+        for key in ("utilization_percent", "memory_used_mib", "memory_total_mib")
+    )
+    busy = (
+        f"{bar(use / 100, 10)} {use:3.0f}%" if use is not None else f"{bar(None, 10)} {UNKNOWN:>4}"
+    )
     of = f" of {total / 1024:.1f}" if total is not None else ""
-    return f"gpu{index} {busy}  memory {used / 1024:.1f}{of} GiB" if used is not None else f"gpu{index} {busy}"
+    return (
+        f"gpu{index} {busy}  memory {used / 1024:.1f}{of} GiB"
+        if used is not None
+        else f"gpu{index} {busy}"
+    )

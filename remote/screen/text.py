@@ -8,9 +8,13 @@ from remote.agent.shared.text import one_line, printable
 
 __all__ = ["one_line", "pad", "printable", "width"]
 
+
 def width(text: str) -> int:
     """Columns on a terminal: East Asian wide characters take two, combining ones none."""
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
 
 
 def pad(text: str, columns: int) -> str:

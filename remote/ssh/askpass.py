@@ -1,4 +1,5 @@
-"""Answers ssh's questions with the password and the passphrase that `fab` was given, each of them once."""
+"""Answers ssh's questions with the password and the passphrase that `fab` was given, each of them
+once."""
 
 from __future__ import annotations
 
@@ -19,18 +20,23 @@ from remote.ssh.target import Host, Target
 ADDRESS = "REMOTE_ASKPASS"
 HELPER = (
     "import os, sys; from multiprocessing.connection import Client; "
-    f'peer = Client(os.environ["{ADDRESS}"], "AF_UNIX"); peer.send(sys.argv[1]); answer = peer.recv(); '
+    f'peer = Client(os.environ["{ADDRESS}"], "AF_UNIX"); peer.send(sys.argv[1]); answer ='
+    " peer.recv(); "
     "sys.exit(1) if answer is None else print(answer)"
 )
 """What ssh runs: its question goes to the program that started ssh, and the answer to ssh."""
-PASSWORD = re.compile(r"(?:\(?(?P<user>[^()]+)@(?P<host>[^@()]+?)(?:'s |\) ?))?[^:]{0,20}password: ?\Z", re.I)
-"""A prompt for the password alone: one for a code that has the word in it is longer, and is not answered."""
+PASSWORD = re.compile(
+    r"(?:\(?(?P<user>[^()]+)@(?P<host>[^@()]+?)(?:'s |\) ?))?[^:]{0,20}password: ?\Z", re.I
+)
+"""A prompt for the password alone: one for a code that has the word in it is longer, and is not
+answered."""
 NOT_IT = re.compile(r"one.?time|\botp\b|token|code|new|verif|change", re.I)
 PASSPHRASE = re.compile(r"passphrase for (?:key )?'?(?P<path>[^':]+)", re.I)
 
 
 class Askpass:
-    """Listens where only this user can connect; ssh's helper brings the question and takes the answer back.
+    """Listens where only this user can connect; ssh's helper brings the question and takes the
+    answer back.
 
     Nothing secret stands on a command line, in the environment or in a file.
     """
@@ -38,12 +44,16 @@ class Askpass:
     def __init__(self, target: Target, host: Host) -> None:
         if os.name == "nt":
             text = "a password given to fab can't be passed on to Windows' ssh"
-            raise UsageError(text, host=host.name, remedy="let ssh ask for it, or set remote.ssh to paramiko")
+            raise UsageError(
+                text, host=host.name, remedy="let ssh ask for it, or set remote.ssh to paramiko"
+            )
         self._target, self._host = target, host
         self._answered: set[str] = set()
         self._folder = Path(tempfile.mkdtemp(prefix="fab-"))  # 0700
         self._helper = self._folder / "ask"
-        self._helper.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -I -c '{HELPER}' \"$1\"\n")
+        self._helper.write_text(
+            f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -I -c '{HELPER}' \"$1\"\n"
+        )
         self._helper.chmod(0o700)
         self._listener = Listener(str(self._folder / "s"), "AF_UNIX")
         threading.Thread(target=self._serve, daemon=True).start()
@@ -66,7 +76,8 @@ class Askpass:
                     return
 
     def answer(self, prompt: str) -> str | None:
-        """What was given, where the prompt asks for just that and for the first time; else what a person types."""
+        """What was given, where the prompt asks for just that and for the first time; else what a
+        person types."""
         wanted = self._given(prompt)
         if wanted is not None and prompt not in self._answered:
             self._answered.add(prompt)
@@ -79,7 +90,11 @@ class Askpass:
         found = PASSWORD.search(prompt)
         if not found or NOT_IT.search(prompt):
             return None
-        ours = {self._host.name.rpartition("@")[2], (self._host.hostname or "").lower(), self._host.hostname}
+        ours = {
+            self._host.name.rpartition("@")[2],
+            (self._host.hostname or "").lower(),
+            self._host.hostname,
+        }
         return self._target.password if found["host"] is None or found["host"] in ours else None
 
     def close(self) -> None:

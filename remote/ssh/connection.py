@@ -42,8 +42,8 @@ class Channel(Protocol):
 class Connection(ABC):
     """A way to one host. `with` opens and closes it.
 
-    open() and the first bytes of a command raise UsageError, Unreachable, HostKeyRefused, AuthenticationFailed
-    or ConnectionLost.
+    open() and the first bytes of a command raise UsageError, Unreachable, HostKeyRefused,
+    AuthenticationFailed or ConnectionLost.
     """
 
     # publickey, password, …; "" where a login that was kept has been used.
@@ -59,7 +59,12 @@ class Connection(ABC):
         self.open()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     @abstractmethod
@@ -67,7 +72,8 @@ class Connection(ABC):
 
     @abstractmethod
     def start(self, command: str, beside: bool = False) -> Channel:
-        """Run a command, without a terminal, its stderr apart. `beside`: over the login that stands, or not at all."""
+        """Run a command, without a terminal, its stderr apart. `beside`: over the login that
+        stands, or not at all."""
 
     @abstractmethod
     def close(self) -> None:
@@ -75,14 +81,18 @@ class Connection(ABC):
 
 
 def connect(target: Target) -> Connection:
-    """By the system's ssh, or by paramiko where there is none. Raises UsageError where a missing ssh is asked for."""
+    """By the system's ssh, or by paramiko where there is none. Raises UsageError where a missing
+    ssh is asked for."""
     ssh = shutil.which("ssh") if target.program != "paramiko" else None
     if ssh is not None:
         from remote.ssh.openssh import OpenSSH
 
         return OpenSSH(target, ssh)
     if target.program == "openssh":
-        text, remedy = "remote.ssh is openssh, and there is no ssh program here", "install the OpenSSH client"
+        text, remedy = (
+            "remote.ssh is openssh, and there is no ssh program here",
+            "install the OpenSSH client",
+        )
         raise UsageError(text, host=target.spec, remedy=remedy)
     from remote.ssh.fallback import Paramiko
 

@@ -1,4 +1,5 @@
-"""The login where there is no ssh program, by paramiko's public interface. It has fewer features, and says which are missing."""
+"""The login where there is no ssh program, by paramiko's public interface. It has fewer features,
+and says which are missing."""
 
 from __future__ import annotations
 
@@ -13,7 +14,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remote.errors import AuthenticationFailed, ConnectionLost, HostKeyRefused, RemoteError, ServerUnfit, Unreachable, UsageError
+from remote.errors import (
+    AuthenticationFailed,
+    ConnectionLost,
+    HostKeyRefused,
+    RemoteError,
+    ServerUnfit,
+    Unreachable,
+    UsageError,
+)
 from remote.screen.text import one_line
 from remote.ssh.connection import Connection
 from remote.ssh.target import Host, Spec, Target, parse_spec, require_files
@@ -22,7 +31,14 @@ if TYPE_CHECKING:
     import paramiko
 
 MAX_ERRORS = 64 << 10
-MISSING = ("proxyjump", "proxycommand", "knownhostscommand", "pkcs11provider", "gssapiauthentication", "revokedhostkeys")
+MISSING = (
+    "proxyjump",
+    "proxycommand",
+    "knownhostscommand",
+    "pkcs11provider",
+    "gssapiauthentication",
+    "revokedhostkeys",
+)
 """Settings that change who is let in or trusted, and that only the ssh program understands."""
 _accepted: dict[str, bytes] = {}
 """Keys that a person accepted in this process."""
@@ -41,7 +57,9 @@ class Paramiko(Connection):
         require_files(self.target)
         spec = parse_spec(self.target.spec)
         settings = read_config(spec, self.target.ssh_config)
-        self.host = Host(self.target.spec, user_of(spec, settings), settings["hostname"], port_of(spec, settings))
+        self.host = Host(
+            self.target.spec, user_of(spec, settings), settings["hostname"], port_of(spec, settings)
+        )
         try:
             self._log_in(spec, settings)
         except BaseException:
@@ -53,13 +71,24 @@ class Paramiko(Connection):
 
         missing = [key for key in MISSING if settings.get(key, "no").lower() not in ("no", "none")]
         if missing:
-            raise UsageError(f"{missing[0]} in ssh_config needs the ssh program", host=spec.host, remedy="install the OpenSSH client")
+            raise UsageError(
+                f"{missing[0]} in ssh_config needs the ssh program",
+                host=spec.host,
+                remedy="install the OpenSSH client",
+            )
         self._client = client = paramiko.SSHClient()
         policy = Strict(self.target, settings)
         policy.load(client)
-        files = [*map(os.path.expanduser, self.target.identities), *settings.get("identityfile", [])]
+        files = [
+            *map(os.path.expanduser, self.target.identities),
+            *settings.get("identityfile", []),
+        ]
         keys = [file for file in files if os.path.isfile(file)]
-        secrets: dict[str, Any] = {"key_filename": keys, "password": self.target.password, "passphrase": self.target.passphrase}
+        secrets: dict[str, Any] = {
+            "key_filename": keys,
+            "password": self.target.password,
+            "passphrase": self.target.passphrase,
+        }
         for attempt in range(3):
             try:
                 client.connect(
@@ -79,7 +108,9 @@ class Paramiko(Connection):
                     secrets["passphrase"] = self._ask_passphrase(spec, attempt)
                     continue
                 if attempt == 2 or not self.target.can_ask:
-                    raise self._refused(spec, f"permission denied ({one_line(str(error), 200)})") from None
+                    raise self._refused(
+                        spec, f"permission denied ({one_line(str(error), 200)})"
+                    ) from None
                 secrets["password"] = ask(f"{user_of(spec, settings)}@{spec.host}'s password: ")
             except paramiko.BadHostKeyException as error:
                 raise HostKeyRefused(
@@ -93,7 +124,9 @@ class Paramiko(Connection):
                 if str(error) == "Invalid key":  # what a wrong passphrase is called
                     secrets["passphrase"] = self._ask_passphrase(spec, attempt)
                 elif "No authentication methods" in str(error):
-                    raise self._refused(spec, "permission denied: there was no key to try") from None
+                    raise self._refused(
+                        spec, "permission denied: there was no key to try"
+                    ) from None
                 else:
                     raise explain(error, spec, settings, self.target) from None
             except (OSError, EOFError) as error:
@@ -105,11 +138,16 @@ class Paramiko(Connection):
 
     def _ask_passphrase(self, spec: Spec, attempt: int) -> str:
         if attempt == 2 or not self.target.can_ask:
-            raise self._refused(spec, "a key is protected by a passphrase, and the right one was not given")
+            raise self._refused(
+                spec, "a key is protected by a passphrase, and the right one was not given"
+            )
         return ask(f"Passphrase for the key of {spec.host}: ")
 
     def _refused(self, spec: Spec, text: str) -> AuthenticationFailed:
-        remedy = f"choose a key with -i, or put yours on the server: fab -H {self.target.typed} setup-key"
+        remedy = (
+            f"choose a key with -i, or put yours on the server: fab -H {self.target.typed}"
+            " setup-key"
+        )
         return AuthenticationFailed(text, host=spec.host, step="login", remedy=remedy)
 
     def start(self, command: str, beside: bool = False) -> ParamikoChannel:
@@ -128,11 +166,19 @@ class Paramiko(Connection):
             channel.exec_command(command)
         except paramiko.ChannelException as error:
             remedy = "its sshd limits sessions (MaxSessions) or forbids this one"
-            raise ServerUnfit(f"the server opens no session ({error.text})", host=self.host.name, remedy=remedy) from None
+            raise ServerUnfit(
+                f"the server opens no session ({error.text})", host=self.host.name, remedy=remedy
+            ) from None
         except (paramiko.SSHException, OSError, EOFError):
             silent = time.monotonic() - begun >= self.target.timeout_s
-            text = f"no answer for {self.target.timeout_s:g} s" if silent else "the connection was lost"
-            raise ConnectionLost(text, host=self.host.name, remedy="run the same command again") from None
+            text = (
+                f"no answer for {self.target.timeout_s:g} s"
+                if silent
+                else "the connection was lost"
+            )
+            raise ConnectionLost(
+                text, host=self.host.name, remedy="run the same command again"
+            ) from None
         finally:
             limit.cancel()
         return ParamikoChannel(channel, self.host.name, self.target.timeout_s)
@@ -170,7 +216,9 @@ class ParamikoChannel:
         try:
             with self._sending:
                 self._channel.sendall(bytes(data))
-        except Exception as error:  # OSError, EOFError, SSHException: whatever it is, the session is over
+        except (
+            Exception
+        ) as error:  # OSError, EOFError, SSHException: whatever it is, the session is over
             raise self._lost(error) from None
 
     def receive(self, limit: int) -> bytes:
@@ -183,7 +231,11 @@ class ParamikoChannel:
         return data
 
     def _lost(self, error: Exception | None) -> ConnectionLost:
-        text = f"no answer for {self._timeout_s:g} s" if isinstance(error, TimeoutError) else "the connection was lost"
+        text = (
+            f"no answer for {self._timeout_s:g} s"
+            if isinstance(error, TimeoutError)
+            else "the connection was lost"
+        )
         return ConnectionLost(text, host=self._host, remedy="run the same command again")
 
     def errors(self) -> bytes:
@@ -207,7 +259,8 @@ class Strict:
     def __init__(self, target: Target, settings: dict[str, Any]) -> None:
         self._target, self._settings = target, settings
         named = settings.get("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2")
-        # Paramiko takes the quotes off: what follows a blank is another file where it begins like a path.
+        # Paramiko takes the quotes off: what follows a blank is another file where it begins like a
+        # path.
         self.files = [os.path.expanduser(part.strip('"')) for part in re.split(r" (?=[~/])", named)]
 
     def load(self, client: paramiko.SSHClient) -> None:
@@ -222,7 +275,11 @@ class Strict:
         lines = []
         for file in [*self.files, "/etc/ssh/ssh_known_hosts"]:
             with contextlib.suppress(OSError):
-                lines += [line.split() for line in Path(file).read_text("utf-8", "replace").splitlines() if line.startswith(marker)]
+                lines += [
+                    line.split()
+                    for line in Path(file).read_text("utf-8", "replace").splitlines()
+                    if line.startswith(marker)
+                ]
         return lines
 
     def _known(self, hostname: str, key: paramiko.PKey) -> bool:
@@ -237,18 +294,38 @@ class Strict:
     def refuse_revoked(self, key: paramiko.PKey) -> None:
         """Whatever host the line is about: a key that somebody revoked is refused."""
         if any(key.get_base64() in line for line in self._lines("@revoked")):
-            raise HostKeyRefused("the server's key is revoked", host=self._target.spec, remedy="ask whoever runs the server")
+            raise HostKeyRefused(
+                "the server's key is revoked",
+                host=self._target.spec,
+                remedy="ask whoever runs the server",
+            )
 
-    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
+    def missing_host_key(
+        self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey
+    ) -> None:
         self.refuse_revoked(key)
         shown, strict = fingerprint(key), self._settings.get("stricthostkeychecking", "ask").lower()
-        if _accepted.get(hostname) == key.asbytes() or strict in ("no", "off") or self._known(hostname, key):
+        if (
+            _accepted.get(hostname) == key.asbytes()
+            or strict in ("no", "off")
+            or self._known(hostname, key)
+        ):
             return
-        authority = " (certificates of hosts need the ssh program)" if self._lines("@cert-authority") else ""
+        authority = (
+            " (certificates of hosts need the ssh program)"
+            if self._lines("@cert-authority")
+            else ""
+        )
         question = f"{hostname} is not known here; its key is {shown}. Go on?"
-        if strict != "accept-new" and (strict == "yes" or not self._target.can_ask or not confirm(question)):
+        if strict != "accept-new" and (
+            strict == "yes" or not self._target.can_ask or not confirm(question)
+        ):
             remedy = "compare the fingerprint with the server's own, then accept it at a terminal"
-            raise HostKeyRefused(f"the server's key is not known here: {shown}{authority}", host=self._target.spec, remedy=remedy)
+            raise HostKeyRefused(
+                f"the server's key is not known here: {shown}{authority}",
+                host=self._target.spec,
+                remedy=remedy,
+            )
         _accepted[hostname] = key.asbytes()
         file = Path(self.files[0])
         with contextlib.suppress(OSError):
@@ -258,7 +335,8 @@ class Strict:
 
 
 def read_config(spec: Spec, file: str | None) -> dict[str, Any]:
-    """What ssh_config says of the host, as paramiko reads it: `Match exec` and tokens that it can't do are told."""
+    """What ssh_config says of the host, as paramiko reads it: `Match exec` and tokens that it can't
+    do are told."""
     import paramiko
 
     paths = [file] if file else ["~/.ssh/config", "/etc/ssh/ssh_config"]
@@ -269,12 +347,19 @@ def read_config(spec: Spec, file: str | None) -> dict[str, Any]:
             if place.is_file():
                 config.parse(place.read_text("utf-8", "surrogateescape").splitlines())
         except paramiko.ConfigParseError as error:
-            raise UsageError(f"ssh_config can't be read: {one_line(str(error), 200)}", host=spec.host) from None
+            raise UsageError(
+                f"ssh_config can't be read: {one_line(str(error), 200)}", host=spec.host
+            ) from None
     try:
         found: dict[str, Any] = dict(config.lookup(spec.host))
-    except Exception as error:  # a missing library for `Match exec`, an unknown token: paramiko raises several kinds
-        raise UsageError(f"ssh_config needs the ssh program here ({one_line(str(error), 200)})", host=spec.host) from None
-    found["identityfile"] = [os.path.expanduser(name.strip('"')) for name in found.get("identityfile", [])]
+    # a missing library for `Match exec`, an unknown token: paramiko raises several kinds
+    except Exception as error:
+        raise UsageError(
+            f"ssh_config needs the ssh program here ({one_line(str(error), 200)})", host=spec.host
+        ) from None
+    found["identityfile"] = [
+        os.path.expanduser(name.strip('"')) for name in found.get("identityfile", [])
+    ]
     return found
 
 
@@ -310,11 +395,22 @@ def explain(error: Exception, spec: Spec, settings: dict[str, Any], target: Targ
         text, remedy = "the connection was lost during the login", "run the same command again"
         return ConnectionLost(text, host=spec.host, step="login", remedy=remedy)
     if isinstance(error, socket.gaierror):
-        text, remedy = f"the name {settings['hostname']!r} is not known to the network", "check its spelling, the VPN"
-    elif isinstance(error, TimeoutError) or re.search(r"(?i)timed out|timeout|No existing session", why):
-        text, remedy = f"{where} did not answer for {target.timeout_s:g} s", "the machine is off, or a firewall drops it"
+        text, remedy = (
+            f"the name {settings['hostname']!r} is not known to the network",
+            "check its spelling, the VPN",
+        )
+    elif isinstance(error, TimeoutError) or re.search(
+        r"(?i)timed out|timeout|No existing session", why
+    ):
+        text, remedy = (
+            f"{where} did not answer for {target.timeout_s:g} s",
+            "the machine is off, or a firewall drops it",
+        )
     elif "refused" in why or "Unable to connect" in why:
         text, remedy = f"{where} refuses connections ({why})", "check the port (user@host:port)"
     else:
-        text, remedy = f"{where} closed the connection before the login ({why})", "it may limit logins, or be no SSH server"
+        text, remedy = (
+            f"{where} closed the connection before the login ({why})",
+            "it may limit logins, or be no SSH server",
+        )
     return Unreachable(text, host=spec.host, step="connect", remedy=remedy)

@@ -52,8 +52,8 @@ NEWER = {"sessiontype": "default", "stdinnull": "no", "forkafterauthentication":
 class OpenSSH(Connection):
     """`ssh` with the user's own settings, keys, agents, prompts and jump hosts.
 
-    The first command logs in; where the user's ssh_config names no ControlPath, ssh keeps that login for `stay_s`
-    seconds in a socket of ours, and commands that follow go over it.
+    The first command logs in; where the user's ssh_config names no ControlPath, ssh keeps that
+    login for `stay_s` seconds in a socket of ours, and commands that follow go over it.
     """
 
     def __init__(self, target: Target, ssh: str) -> None:
@@ -88,8 +88,14 @@ class OpenSSH(Connection):
     def start(self, command: str, beside: bool = False) -> Process:
         target, options = self.target, self._options
         if beside:
-            # Where the kept login refuses, ssh would log in anew, and ask again: it gets no way to do so.
-            never = {"ControlMaster": "no", "ControlPath": self._socket, "ProxyCommand": "false", "BatchMode": "yes"}
+            # Where the kept login refuses, ssh would log in anew, and ask again: it gets no way to
+            # do so.
+            never = {
+                "ControlMaster": "no",
+                "ControlPath": self._socket,
+                "ProxyCommand": "false",
+                "BatchMode": "yes",
+            }
             options, target = {**options, **never}, replace(target, interactive=False)
         words = [self._ssh, "-T", *as_words(options), *host_words(target), command]
         environment = dict(os.environ)
@@ -109,7 +115,9 @@ class OpenSSH(Connection):
         """Ask the kept login's own process: check or exit."""
         words = [self._ssh, "-O", what, *as_words(self._options), *host_words(self.target)]
         try:
-            done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=LOCAL_TIMEOUT_S)
+            done = subprocess.run(
+                words, stdin=subprocess.DEVNULL, capture_output=True, timeout=LOCAL_TIMEOUT_S
+            )
         except (OSError, subprocess.TimeoutExpired):
             return False
         return done.returncode == 0
@@ -119,7 +127,8 @@ class OpenSSH(Connection):
         return "ControlPersist" in self._options and self.control("exit")
 
     def replace(self) -> None:
-        """So that the next command logs in anew. One whose process no longer obeys loses its socket."""
+        """So that the next command logs in anew. One whose process no longer obeys loses its
+        socket."""
         if "ControlPersist" in self._options and not self.log_out():
             with contextlib.suppress(OSError):
                 os.unlink(self._socket)
@@ -225,16 +234,26 @@ def private_directory() -> Path | None:
     return None
 
 
-def read_settings(ssh: str, target: Target, options: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+def read_settings(
+    ssh: str, target: Target, options: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
     """The first value of each keyword that `ssh -G` prints.
 
     Raises UsageError where a file that was named is missing or ssh_config can't be read.
     """
     spec = parse_spec(target.spec)
     require_files(target)
-    words = [ssh, "-G", *as_words({"RemoteCommand": "none", **options}), *host_words(target), "true"]
+    words = [
+        ssh,
+        "-G",
+        *as_words({"RemoteCommand": "none", **options}),
+        *host_words(target),
+        "true",
+    ]
     try:
-        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=RESOLVE_TIMEOUT_S)
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, timeout=RESOLVE_TIMEOUT_S
+        )
     except subprocess.TimeoutExpired:
         raise UsageError(
             f"`ssh -G {spec.host}` did not answer for {RESOLVE_TIMEOUT_S:g} s",

@@ -34,7 +34,15 @@ SHOW_AFTER_S = 1.0
 """What a server says during the login is shown when the login takes longer than that."""
 POLL_S = 0.1
 SSH_FAILED = 255
-GAVE_UP = ("Connection to ", "Connection closed", "Connection reset", "client_loop:", "Timeout, server", "ssh_", "Control master")
+GAVE_UP = (
+    "Connection to ",
+    "Connection closed",
+    "Connection reset",
+    "client_loop:",
+    "Timeout, server",
+    "ssh_",
+    "Control master",
+)
 """How ssh's lines about a broken connection begin; a command's own 255 leaves none of them."""
 
 
@@ -52,8 +60,9 @@ class KeptLogin(Protocol):
 class Process:
     """One ssh process. Its words about itself go to a log file, the server's to stderr.
 
-    `explain` makes an error of what ssh said. `kept` stands for a login that other commands share: whether it still
-    stands, and how to end it. A command that gets no first byte over such a login is sent again over a new one.
+    `explain` makes an error of what ssh said. `kept` stands for a login that other commands share:
+    whether it still stands, and how to end it. A command that gets no first byte over such a login
+    is sent again over a new one.
     """
 
     def __init__(
@@ -176,7 +185,8 @@ class Process:
         return self._failure() or self._lost("the command takes no more input")
 
     def _begin_again(self) -> bool:
-        """Over a new login, where the kept one brought nothing at all. False where there was none, or it was tried."""
+        """Over a new login, where the kept one brought nothing at all. False where there was none,
+        or it was tried."""
         if self._kept is None or self._sent is None or self._closed or self.log():
             return False
         log.debug("%s: the login that was kept does not answer; a new one", self._host.name)
@@ -211,12 +221,15 @@ class Process:
                 self._show_what_is_said()
                 if not logged_in and (self._spoke or self.method):
                     since, logged_in = time.monotonic(), True
-                if time.monotonic() > since + (self._target.timeout_s if logged_in else self._patience()):
+                if time.monotonic() > since + (
+                    self._target.timeout_s if logged_in else self._patience()
+                ):
                     return False
         return True
 
     def _patience(self) -> float:
-        """How long a login may take: where somebody is asked or told something, as long as a person needs."""
+        """How long a login may take: where somebody is asked or told something, as long as a person
+        needs."""
         timeout_s = self._target.timeout_s
         if self._kept is not None and not self.log() and self._kept.stands:
             return timeout_s
@@ -257,13 +270,21 @@ class Process:
             return None
         if code == SSH_FAILED and not self.log():
             # Over a kept login ssh says nothing: either the login broke, or the command ended so.
-            return None if self._kept is not None and self._kept.check() else self._lost("the connection was lost")
+            return (
+                None
+                if self._kept is not None and self._kept.check()
+                else self._lost("the connection was lost")
+            )
         return self._explain(self)
 
     def _silent(self) -> ConnectionLost:
-        remedy = "run the same command again" + ("" if self._spoke else "; where the login is slow, set a longer remote.timeout_s")
+        remedy = "run the same command again" + (
+            "" if self._spoke else "; where the login is slow, set a longer remote.timeout_s"
+        )
         text = f"no answer for {self._target.timeout_s:g} s"
-        return ConnectionLost(text, host=self._host.name, step=None if self._spoke else "login", remedy=remedy)
+        return ConnectionLost(
+            text, host=self._host.name, step=None if self._spoke else "login", remedy=remedy
+        )
 
     def _lost(self, message: str) -> ConnectionLost:
         return ConnectionLost(message, host=self._host.name, remedy="run the same command again")

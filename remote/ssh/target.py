@@ -47,7 +47,8 @@ class Target:
 
 @dataclass(frozen=True)
 class Host:
-    """Who is at the other end; `name` is what the user typed. The rest is what ssh_config makes of it."""
+    """Who is at the other end; `name` is what the user typed. The rest is what ssh_config makes of
+    it."""
 
     name: str
     user: str | None = None
@@ -65,7 +66,8 @@ class Spec:
 
 
 def parse_spec(text: str) -> Spec:
-    """Take apart `user@host:port`, `alias`, `[::1]:2222`, `user@fe80::1%eth0` or `ssh://user@host:port`.
+    """Take apart `user@host:port`, `alias`, `[::1]:2222`, `user@fe80::1%eth0` or
+    `ssh://user@host:port`.
 
     Raises UsageError for anything else.
     """
@@ -77,7 +79,8 @@ def parse_spec(text: str) -> Spec:
     if at and not user:
         raise UsageError(f"{shown} names no user before the @", remedy="write user@host or host")
     host, port = _split_port(rest)
-    # A leading dash would be an option to ssh; the others stand in no name and could end up in a command.
+    # A leading dash would be an option to ssh; the others stand in no name and could end up in a
+    # command.
     if not host or re.search(r"^-|[\s\x00-\x1f\x7f'\"`$;&|<>(){}\\*?!,]", host):
         remedy = "write user@host, user@host:port or [address]:port"
         raise UsageError(f"{shown} is no host", remedy=remedy)
@@ -91,7 +94,8 @@ def parse_spec(text: str) -> Spec:
 
 
 def require_files(target: Target) -> None:
-    """Raises UsageError where a key or an ssh_config that was named on the command line is missing."""
+    """Raises UsageError where a key or an ssh_config that was named on the command line is
+    missing."""
     for path in target.identities:
         if not os.path.isfile(os.path.expanduser(path)):
             raise UsageError(

@@ -1,4 +1,5 @@
-"""A bundle to hand in: what of a fetched run goes in, its README, its checksums, and whether it is what it claims."""
+"""A bundle to hand in: what of a fetched run goes in, its README, its checksums, and whether it is
+what it claims."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ MOST_BYTES = 100 * 1000 * 1000
 ELSEWHERE = ("run_dir", "data", "devices")
 """Fields of a configuration that belong to the machine, not to the recipe."""
 TOLERANCE = 0.002
-"""Of the accuracy, between a GPU's bf16 and a CPU's fp32; on the same device there is no difference."""
+"""Of the accuracy, between a GPU's bf16 and a CPU's fp32; on the same device there is no
+difference."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ def read_claim(folder: Path) -> Claim:
         text = f"{folder} has no summary.json: the training has not finished, or is not here"
         raise UsageError(text, remedy="fab -H … fetch-results") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(f"{folder}/summary.json tells no test_accuracy", remedy="fetch the run again") from None
+        raise UsageError(
+            f"{folder}/summary.json tells no test_accuracy", remedy="fetch the run again"
+        ) from None
     return Claim(accuracy, images, sha256, summary)
 
 
@@ -56,7 +60,9 @@ def collect(run: Path, bundle: Path) -> list[str]:
     left = []
     for name in ("source", "weights.pt"):
         if not (run / name).exists():
-            raise UsageError(f"{run} has no {name}", remedy="fetch the whole run: fab -H … fetch-results")
+            raise UsageError(
+                f"{run} has no {name}", remedy="fetch the whole run: fab -H … fetch-results"
+            )
     shutil.copytree(run / "source", bundle / "source", symlinks=True)
     if (run / "logs").is_dir():
         shutil.copytree(run / "logs", bundle / "logs")
@@ -73,7 +79,9 @@ def collect(run: Path, bundle: Path) -> list[str]:
             (bundle / path).unlink()
             left.append(f"{path} ({size / 1e6:.0f} MB; GitHub takes less than 100)")
     if not (bundle / "weights.pt").exists():
-        raise UsageError(f"weights.pt is too large to hand in: {left[0]}", remedy="train a narrower network")
+        raise UsageError(
+            f"weights.pt is too large to hand in: {left[0]}", remedy="train a narrower network"
+        )
     return left
 
 
@@ -90,7 +98,8 @@ def files_of(folder: Path) -> list[str]:
 
 
 def sums_of(folder: Path) -> str:
-    """A line per file as `sha256sum` writes and reads it: a name with a newline or backslash is escaped, and its line begins with one."""
+    """A line per file as `sha256sum` writes and reads it: a name with a newline or backslash is
+    escaped, and its line begins with one."""
     lines = []
     for path in files_of(folder):
         if path != SUMS and not (folder / path).is_symlink():
@@ -107,14 +116,20 @@ def parse_sums(text: str) -> dict[str, str]:
         sha256, separator, path = line.removeprefix("\\").partition("  ")
         if separator:
             if line.startswith("\\"):
-                path = re.sub(r"\\(.)", lambda match: {"n": "\n", "r": "\r"}.get(match[1], match[1]), path)
+                path = re.sub(
+                    r"\\(.)", lambda match: {"n": "\n", "r": "\r"}.get(match[1], match[1]), path
+                )
             found[path] = sha256
     return found
 
 
 def digest(file: Path) -> str:
     with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
+        return (
+            hashlib.file_digest(stream, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _digest(stream)
+        )
 
 
 def _digest(stream: Any) -> str:
@@ -129,12 +144,25 @@ def problems_of(folder: Path) -> list[str]:
     try:
         listed = parse_sums((folder / SUMS).read_text(encoding="utf-8"))
     except OSError:
-        raise UsageError(f"{folder} is no bundle: it has no {SUMS}", remedy="name a folder that fab submit has made") from None
-    present = {path for path in files_of(folder) if path != SUMS and not (folder / path).is_symlink()}
+        raise UsageError(
+            f"{folder} is no bundle: it has no {SUMS}",
+            remedy="name a folder that fab submit has made",
+        ) from None
+    present = {
+        path for path in files_of(folder) if path != SUMS and not (folder / path).is_symlink()
+    }
     problems = [f"{path}: listed, but not here" for path in sorted(listed.keys() - present)]
     problems += [f"{path}: here, but not in {SUMS}" for path in sorted(present - listed.keys())]
-    problems += [f"{path}: changed" for path in sorted(present & listed.keys()) if digest(folder / path) != listed[path]]
-    problems += [f"{path}: too large for GitHub" for path in sorted(present) if (folder / path).stat().st_size >= MOST_BYTES]
+    problems += [
+        f"{path}: changed"
+        for path in sorted(present & listed.keys())
+        if digest(folder / path) != listed[path]
+    ]
+    problems += [
+        f"{path}: too large for GitHub"
+        for path in sorted(present)
+        if (folder / path).stat().st_size >= MOST_BYTES
+    ]
     claim = read_claim(folder)
     shown = re.search(r"^# .*?([0-9.]+%)", _text(folder / README), re.MULTILINE)
     if not shown or shown.group(1) != percent(claim.accuracy):
@@ -145,7 +173,10 @@ def problems_of(folder: Path) -> list[str]:
         if checked.get("weights_sha256") != listed.get("weights.pt"):
             problems.append(f"{EVALUATION}: it is about other weights")
         elif not agrees(float(checked["test_accuracy"]), claim.accuracy):
-            problems.append(f"{EVALUATION}: {percent(checked['test_accuracy'])} instead of {percent(claim.accuracy)}")
+            problems.append(
+                f"{EVALUATION}: {percent(checked['test_accuracy'])} instead of"
+                f" {percent(claim.accuracy)}"
+            )
     except (ValueError, KeyError, TypeError, AttributeError):
         problems.append(f"{EVALUATION}: it tells no accuracy")
     return [*problems, *map(str, findings_in(folder, tuple(checked.get("accepted") or ())))]
@@ -172,8 +203,13 @@ def check_evaluation(claim: Claim, evaluation: Mapping[str, Any]) -> None:
             remedy="name the same data with --data",
         )
     if not agrees(float(evaluation["test_accuracy"]), claim.accuracy):
-        text = f"the weights give {percent(evaluation['test_accuracy'])}, and the run claims {percent(claim.accuracy)}"
-        raise TransferFailed(text, step="submit", remedy="fetch the run again; if it stays so, don't hand it in")
+        text = (
+            f"the weights give {percent(evaluation['test_accuracy'])}, and the run claims"
+            f" {percent(claim.accuracy)}"
+        )
+        raise TransferFailed(
+            text, step="submit", remedy="fetch the run again; if it stays so, don't hand it in"
+        )
 
 
 def findings_in(folder: Path, accepted: tuple[str, ...] = ()) -> list[Finding]:
@@ -182,22 +218,39 @@ def findings_in(folder: Path, accepted: tuple[str, ...] = ()) -> list[Finding]:
 
 def recipe_text(summary: Mapping[str, Any]) -> str:
     """Every field of the run but the machine's, as a recipe file that the trainer takes."""
-    config = {name: value for name, value in dict(summary.get("config") or {}).items() if name not in ELSEWHERE}
+    config = {
+        name: value
+        for name, value in dict(summary.get("config") or {}).items()
+        if name not in ELSEWHERE
+    }
     return "".join(f"{name}: {json.dumps(value)}\n" for name, value in config.items())
 
 
 def readme(claim: Claim, evaluation: Mapping[str, Any], left_out: list[str]) -> str:
     """What a reader of the repository sees first. The accuracy stands in its title."""
     summary = claim.summary
-    data, config, versions = (dict(summary.get(name) or {}) for name in ("data", "config", "versions"))
-    needed = "`synthetic`" if data.get("kind") == "synthetic" else "a CIFAR-10 archive or directory, or a folder of images as in training"
+    data, config, versions = (
+        dict(summary.get(name) or {}) for name in ("data", "config", "versions")
+    )
+    needed = (
+        "`synthetic`"
+        if data.get("kind") == "synthetic"
+        else "a CIFAR-10 archive or directory, or a folder of images as in training"
+    )
     accuracy = percent(claim.accuracy)
     synthetic = data.get("kind") == "synthetic"
     lines = [
-        f"# {'Synthetic images' if synthetic else 'Image classification'}: {accuracy} accuracy on the test set",
+        (
+            f"# {'Synthetic images' if synthetic else 'Image classification'}: {accuracy} accuracy"
+            " on the test set"
+        ),
         "",
-        f"Measured on {claim.images} test images, read once at the end of the training; measured again from `weights.pt` before this was "
-        f"handed in{', on the server that had trained it' if evaluation.get('where') else ''}: {percent(evaluation['test_accuracy'])}.",
+        (
+            f"Measured on {claim.images} test images, read once at the end of the training;"
+            " measured again from `weights.pt` before this was handed"
+            f" in{', on the server that had trained it' if evaluation.get('where') else ''}:"
+            f" {percent(evaluation['test_accuracy'])}."
+        ),
         "",
     ]
     if synthetic:
@@ -205,12 +258,19 @@ def readme(claim: Claim, evaluation: Mapping[str, Any], left_out: list[str]) -> 
     lines += [
         "## How it was trained",
         "",
-        f"- recipe `{config.get('recipe', '?')}`: {summary.get('epochs')} of {summary.get('max_epochs')} epochs in "
-        f"{duration(summary.get('seconds'))}, best epoch {summary.get('best_epoch') or 'the last'}",
-        f"- effective batch {summary.get('effective_batch')}, peak learning rate {summary.get('learning_rate')}, "
-        f"seed {summary.get('seed')}",
-        f"- data: {data.get('train')} images to train on, {data.get('validation')} to validate, {data.get('test')} to test; "
-        f"sha256 `{data.get('sha256')}`",
+        (
+            f"- recipe `{config.get('recipe', '?')}`: {summary.get('epochs')} of"
+            f" {summary.get('max_epochs')} epochs in {duration(summary.get('seconds'))}, best epoch"
+            f" {summary.get('best_epoch') or 'the last'}"
+        ),
+        (
+            f"- effective batch {summary.get('effective_batch')}, peak learning rate"
+            f" {summary.get('learning_rate')}, seed {summary.get('seed')}"
+        ),
+        (
+            f"- data: {data.get('train')} images to train on, {data.get('validation')} to validate,"
+            f" {data.get('test')} to test; sha256 `{data.get('sha256')}`"
+        ),
         *(f"- {line.strip()}" for line in summary.get("devices") or ()),
         f"- {', '.join(f'{name} {value}' for name, value in versions.items())}",
         "",
@@ -220,14 +280,23 @@ def readme(claim: Claim, evaluation: Mapping[str, Any], left_out: list[str]) -> 
         "",
         "| class | accuracy |",
         "|---|--:|",
-        *(f"| {name} | {percent(value)} |" for name, value in dict(summary.get("per_class") or {}).items()),
+        *(
+            f"| {name} | {percent(value)} |"
+            for name, value in dict(summary.get("per_class") or {}).items()
+        ),
         "",
         "![confusion matrix](confusion.png)",
         "",
         "## What is here",
         "",
-        "`source/` is the exact code that made it; `train.log`, `metrics.csv` and `logs/` (TensorBoard) are what the training told;",
-        f"`weights.pt` are the evaluated weights; `{RECIPE}` holds every field of the recipe; `{SUMS}` covers every file.",
+        (
+            "`source/` is the exact code that made it; `train.log`, `metrics.csv` and `logs/`"
+            " (TensorBoard) are what the training told;"
+        ),
+        (
+            f"`weights.pt` are the evaluated weights; `{RECIPE}` holds every field of the recipe;"
+            f" `{SUMS}` covers every file."
+        ),
         *(f"Left out: {item}." for item in left_out),
         "",
         "## Reproduce and verify",

@@ -1,4 +1,5 @@
-"""What must not be handed in: keys, tokens, webhook addresses, `.env` files, home directories in settings. Pure."""
+"""What must not be handed in: keys, tokens, webhook addresses, `.env` files, home directories in
+settings. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 SECRETS = {
-    "private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:\\n|\s)+[A-Za-z0-9+/=:, -]{30}"),
+    "private key": re.compile(
+        r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:\\n|\s)+[A-Za-z0-9+/=:, -]{30}"
+    ),
     "GitHub token": re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{60})"),
     "GitLab token": re.compile(r"\bglpat-[A-Za-z0-9_-]{20}"),
     "Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{30}"),
@@ -29,16 +32,21 @@ LIKELY = {
     "address with a password": re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s/:@'\"]+:[^\s/@'\"${]{3,}@"),
 }
 """In settings alone: code speaks of such things without holding them."""
-HOME = re.compile(r"(?:/home|/Users|/mnt/[a-z]/Users|[A-Za-z]:[\\/]{1,2}Users)[\\/]{1,2}[^\\/\s'\"<>:,;)]+")
+HOME = re.compile(
+    r"(?:/home|/Users|/mnt/[a-z]/Users|[A-Za-z]:[\\/]{1,2}Users)[\\/]{1,2}[^\\/\s'\"<>:,;)]+"
+)
 SETTINGS = {".yaml", ".yml", ".json", ".toml", ".ini", ".cfg", ".conf", ".env", ".sh"}
-NAMES = re.compile(r"(?:\.env(?:\..+)?|id_(?:rsa|dsa|ecdsa|ed25519)|.+\.(?:pem|p12|pfx|ppk|key)|\.netrc|\.pypirc|\.git-credentials)\Z")
+NAMES = re.compile(
+    r"(?:\.env(?:\..+)?|id_(?:rsa|dsa|ecdsa|ed25519)|.+\.(?:pem|p12|pfx|ppk|key)|\.netrc|\.pypirc|\.git-credentials)\Z"
+)
 EXAMPLES = re.compile(r"\.env\.(?:example|sample|template)\Z")
 MOST_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`line` is 0 for the file as a whole. What was found is not repeated: this text may be logged."""
+    """`line` is 0 for the file as a whole. What was found is not repeated: this text may be
+    logged."""
 
     path: str
     line: int
@@ -49,7 +57,8 @@ class Finding:
 
 
 def search(root: Path, paths: list[str]) -> list[Finding]:
-    """Of the files `paths` (with `/`) below `root`. Files that are no text, or long, are judged by their name alone."""
+    """Of the files `paths` (with `/`) below `root`. Files that are no text, or long, are judged by
+    their name alone."""
     return [finding for path in paths for finding in _search_file(root / path, path)]
 
 

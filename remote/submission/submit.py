@@ -1,4 +1,5 @@
-"""`submit` and `verify-submission`: a fetched run becomes a repository to hand in, once its weights give the claimed figure again."""
+"""`submit` and `verify-submission`: a fetched run becomes a repository to hand in, once its weights
+give the claimed figure again."""
 
 from __future__ import annotations
 
@@ -40,8 +41,11 @@ class SubmitOptions:
     yes: bool = False
 
 
-def submit(project: Project, display: Display, session: Session | None, options: SubmitOptions) -> int:
-    """Build the bundle beside its place, check it, and only then give it its name; then push where that is asked for.
+def submit(
+    project: Project, display: Display, session: Session | None, options: SubmitOptions
+) -> int:
+    """Build the bundle beside its place, check it, and only then give it its name; then push where
+    that is asked for.
 
     With a session the weights are evaluated on that server, which has made them.
     """
@@ -66,24 +70,39 @@ def submit(project: Project, display: Display, session: Session | None, options:
         if place.exists():
             shutil.rmtree(place)
         os.rename(draft, place)
-    display.line(f"{place}: ready, one commit on main ({commit})" if commit else f"{place}: ready (no git here: not a repository)")
+    display.line(
+        f"{place}: ready, one commit on main ({commit})"
+        if commit
+        else f"{place}: ready (no git here: not a repository)"
+    )
     display.line(f"  run            {source.name}")
-    display.line(f"  test accuracy  {percent(claim.accuracy)}; from weights.pt again {percent(evaluation['test_accuracy'])}")
+    display.line(
+        f"  test accuracy  {percent(claim.accuracy)}; from weights.pt again"
+        f" {percent(evaluation['test_accuracy'])}"
+    )
     for item in left_out:
         display.line(f"  left out       {item}")
     if not commit and (options.push or options.github):
-        raise UsageError("nothing can be pushed without git", step="submit", remedy="install git, then the same command again")
+        raise UsageError(
+            "nothing can be pushed without git",
+            step="submit",
+            remedy="install git, then the same command again",
+        )
     if options.push:
         push_to(place, options.push, display)
     elif options.github:
         publish(place, options.github, display, options.yes)
     else:
-        display.line(f"push it: git -C {place} push URL main, or fab submit --push URL, or fab submit --github NAME (a public repository)")
+        display.line(
+            f"push it: git -C {place} push URL main, or fab submit --push URL, or fab submit"
+            " --github NAME (a public repository)"
+        )
     return 0
 
 
 def verify(project: Project, display: Display, folder: str, data: str | None) -> int:
-    """Check a bundle against its checksums and its own claim; with `data` its weights, too. Raises TransferFailed where it fails."""
+    """Check a bundle against its checksums and its own claim; with `data` its weights, too. Raises
+    TransferFailed where it fails."""
     place = Path(folder).expanduser()
     if not place.is_dir():
         raise UsageError(f"{folder}: no such folder", step="verify-submission")
@@ -95,14 +114,24 @@ def verify(project: Project, display: Display, folder: str, data: str | None) ->
         display.note(f"  {one_line(problem, 300)}")
     if problems:
         count = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
-        raise TransferFailed(f"{folder} has {count}", step="verify-submission", remedy="don't trust it; ask for it again")
-    measured = "and the weights give it" if data else "the weights were not evaluated (--data would)"
-    display.line(f"{folder}: {len(bundle.files_of(place))} files as listed; {percent(claim.accuracy)} is claimed everywhere, {measured}")
+        raise TransferFailed(
+            f"{folder} has {count}",
+            step="verify-submission",
+            remedy="don't trust it; ask for it again",
+        )
+    measured = (
+        "and the weights give it" if data else "the weights were not evaluated (--data would)"
+    )
+    display.line(
+        f"{folder}: {len(bundle.files_of(place))} files as listed; {percent(claim.accuracy)} is"
+        f" claimed everywhere, {measured}"
+    )
     return 0
 
 
 def require_free(place: Path) -> None:
-    """An earlier bundle, unchanged and with its one commit, may be replaced; anything else may hold somebody's work."""
+    """An earlier bundle, unchanged and with its one commit, may be replaced; anything else may hold
+    somebody's work."""
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
     commits = git(place, "rev-list", "--all", "--count") if (place / ".git").is_dir() else "0"
@@ -111,14 +140,20 @@ def require_free(place: Path) -> None:
     except RemoteError:
         ours = False
     if not ours:
-        raise UsageError(f"{place} exists and is no unchanged bundle", step="submit", remedy="move it away, or name another --dest")
+        raise UsageError(
+            f"{place} exists and is no unchanged bundle",
+            step="submit",
+            remedy="move it away, or name another --dest",
+        )
 
 
 def refuse_findings(draft: Path, accepted: tuple[str, ...]) -> None:
     found = bundle.findings_in(draft, accepted)
     if found:
         rest = f" and {len(found) - 8} more" if len(found) > 8 else ""
-        names = " ".join(f"--accept {path}" for path in dict.fromkeys(finding.path for finding in found[:3]))
+        names = " ".join(
+            f"--accept {path}" for path in dict.fromkeys(finding.path for finding in found[:3])
+        )
         raise UsageError(
             f"this must not be handed in: {'; '.join(map(str, found[:8]))}{rest}",
             step="submit",
@@ -133,35 +168,77 @@ def default_data(claim: bundle.Claim) -> str:
     raise UsageError(
         "the weights must be evaluated again, and the images are not here",
         step="submit",
-        remedy="name them: --data PATH (archive or folder), or have it done on the server: fab -H … submit",
+        remedy=(
+            "name them: --data PATH (archive or folder), or have it done on the server: fab -H …"
+            " submit"
+        ),
     )
 
 
 def evaluate_here(project: Project, place: Path, data: str) -> Mapping[str, Any]:
-    """What this project's own code measures with the bundle's weights. Raises UsageError or TransferFailed.
+    """What this project's own code measures with the bundle's weights. Raises UsageError or
+    TransferFailed.
 
-    Not the bundle's code: it came from a server, or from whoever handed it in, and must run nothing here.
+    Not the bundle's code: it came from a server, or from whoever handed it in, and must run nothing
+    here.
     """
     if importlib.util.find_spec("torch") is None:
         remedy = "fab -H … submit has it done on the server, or: pip install -r requirements.txt"
-        raise UsageError("evaluating the weights needs torch, which is not installed here", step="submit", remedy=remedy)
+        raise UsageError(
+            "evaluating the weights needs torch, which is not installed here",
+            step="submit",
+            remedy=remedy,
+        )
     where = data if data == "synthetic" else str(Path(data).expanduser().absolute())
-    argv = [sys.executable, "-m", "trainer.evaluate", "--checkpoint", str((place / "weights.pt").absolute()), "--data", where, "--json"]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(argv, cwd=project.directory, env=environment, capture_output=True, text=True, errors="replace")
+    argv = [
+        sys.executable,
+        "-m",
+        "trainer.evaluate",
+        "--checkpoint",
+        str((place / "weights.pt").absolute()),
+        "--data",
+        where,
+        "--json",
+    ]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
+        "PYTHONDONTWRITEBYTECODE": "1"
+    }
+    done = subprocess.run(
+        argv,
+        cwd=project.directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
     try:
         told = json.loads(done.stdout.splitlines()[-1])
-        return {"test_accuracy": float(told["test_accuracy"]), **{key: told.get(key) for key in ("test_images", "data_sha256")}}
+        return {
+            "test_accuracy": float(told["test_accuracy"]),
+            **{key: told.get(key) for key in ("test_images", "data_sha256")},
+        }
     except (IndexError, ValueError, KeyError, TypeError):
-        last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit code {done.returncode}")
+        last = next(
+            (line for line in reversed(done.stderr.splitlines()) if line.strip()),
+            f"exit code {done.returncode}",
+        )
         text = one_line(last.removeprefix("error: "), 300)
-        raise TransferFailed(f"the weights can't be evaluated: {text}", step="submit", remedy="look at --data") from None
+        raise TransferFailed(
+            f"the weights can't be evaluated: {text}", step="submit", remedy="look at --data"
+        ) from None
 
 
-def evaluate_there(session: Session, source: Path, draft: Path, data: str | None) -> Mapping[str, Any]:
-    """The same by the server that made the run, with the run's own release. Raises NotFound where it has lost the run or the images."""
+def evaluate_there(
+    session: Session, source: Path, draft: Path, data: str | None
+) -> Mapping[str, Any]:
+    """The same by the server that made the run, with the run's own release. Raises NotFound where
+    it has lost the run or the images."""
     place = data or data_of(source)
-    arguments: dict[str, Any] = {"run": source.name, "weights_sha256": bundle.digest(draft / "weights.pt"), "data": place}
+    arguments: dict[str, Any] = {
+        "run": source.name,
+        "weights_sha256": bundle.digest(draft / "weights.pt"),
+        "data": place,
+    }
     told = session.call("evaluate", show_event(session), **arguments).get("told")
     session.display.clear()
     if not isinstance(told, dict) or told.get("test_accuracy") is None:
@@ -177,11 +254,28 @@ def data_of(run: Path) -> str:
     return str(dict(read_mapping(run, "summary.json").get("config") or {}).get("data") or "")
 
 
-def write_own_files(draft: Path, claim: bundle.Claim, evaluation: Mapping[str, Any], left_out: list[str], accept: Sequence[str]) -> None:
-    own = {**evaluation, "weights_sha256": bundle.digest(draft / "weights.pt"), "time": time.strftime("%Y-%m-%d"), "accepted": list(accept)}
-    (draft / bundle.EVALUATION).write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8", newline="")
-    (draft / bundle.RECIPE).write_text(bundle.recipe_text(claim.summary), encoding="utf-8", newline="")
-    (draft / bundle.README).write_text(bundle.readme(claim, evaluation, left_out), encoding="utf-8", newline="")
+def write_own_files(
+    draft: Path,
+    claim: bundle.Claim,
+    evaluation: Mapping[str, Any],
+    left_out: list[str],
+    accept: Sequence[str],
+) -> None:
+    own = {
+        **evaluation,
+        "weights_sha256": bundle.digest(draft / "weights.pt"),
+        "time": time.strftime("%Y-%m-%d"),
+        "accepted": list(accept),
+    }
+    (draft / bundle.EVALUATION).write_text(
+        json.dumps(own, indent=1) + "\n", encoding="utf-8", newline=""
+    )
+    (draft / bundle.RECIPE).write_text(
+        bundle.recipe_text(claim.summary), encoding="utf-8", newline=""
+    )
+    (draft / bundle.README).write_text(
+        bundle.readme(claim, evaluation, left_out), encoding="utf-8", newline=""
+    )
     # Byte for byte, whatever the clone's settings say about line ends.
     (draft / ".gitattributes").write_text("* -text\n", encoding="utf-8", newline="")
     (draft / bundle.SUMS).write_text(bundle.sums_of(draft), encoding="utf-8", newline="")
@@ -192,23 +286,51 @@ def write_own_files(draft: Path, claim: bundle.Claim, evaluation: Mapping[str, A
 
 def git(place: Path, *words: str, options: Sequence[str] = ()) -> str:
     """Its output. Raises TransferFailed with its last words."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_") or key == "GIT_SSH_COMMAND"}
-    done = subprocess.run(["git", *options, *words], cwd=place, env=environment, capture_output=True, text=True, errors="replace")
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith("GIT_") or key == "GIT_SSH_COMMAND"
+    }
+    done = subprocess.run(
+        ["git", *options, *words],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        fatal = next((line for line in lines if line.startswith(("fatal:", "error:", "remote: error"))), lines[-1] if lines else "")
-        raise TransferFailed(f"git {words[0]} failed: {one_line(fatal, 300)}", step="submit", remedy=f"look at {place}")
+        fatal = next(
+            (line for line in lines if line.startswith(("fatal:", "error:", "remote: error"))),
+            lines[-1] if lines else "",
+        )
+        raise TransferFailed(
+            f"git {words[0]} failed: {one_line(fatal, 300)}",
+            step="submit",
+            remedy=f"look at {place}",
+        )
     return done.stdout.strip()
 
 
 def make_repository(place: Path, message: str) -> str | None:
-    """One commit on main with every file, ignored ones included; its short name, or None without git."""
+    """One commit on main with every file, ignored ones included; its short name, or None without
+    git."""
     if shutil.which("git") is None:
         return None
     git(place, "init", "--quiet", "--initial-branch=main")
     known = all(_configured(place, name) for name in ("user.name", "user.email"))
     git(place, "add", "--all", "--force")
-    git(place, "commit", "--quiet", "--no-verify", "--no-gpg-sign", "-m", message, options=() if known else NOBODY)
+    git(
+        place,
+        "commit",
+        "--quiet",
+        "--no-verify",
+        "--no-gpg-sign",
+        "-m",
+        message,
+        options=() if known else NOBODY,
+    )
     return git(place, "rev-parse", "--short", "HEAD")
 
 
@@ -221,7 +343,9 @@ def _configured(place: Path, name: str) -> bool:
 
 def push_to(place: Path, url: str, display: Display) -> None:
     if url.startswith("-"):
-        raise UsageError(f"--push needs the address of a repository, not {url!r:.60}", step="submit")
+        raise UsageError(
+            f"--push needs the address of a repository, not {url!r:.60}", step="submit"
+        )
     git(place, "push", "--quiet", url, "main:main")
     display.line(f"pushed to {without_password(url)}")
 
@@ -232,20 +356,46 @@ def without_password(url: str) -> str:
 
 
 def publish(place: Path, name: str, display: Display, yes: bool) -> None:
-    """Create a public repository by GitHub's own program, after a confirmation; its address is what is to be sent."""
+    """Create a public repository by GitHub's own program, after a confirmation; its address is what
+    is to be sent."""
     if shutil.which("gh") is None:
-        raise UsageError("GitHub's program gh is not installed", step="submit", remedy="create a repository by hand, then --push URL")
+        raise UsageError(
+            "GitHub's program gh is not installed",
+            step="submit",
+            remedy="create a repository by hand, then --push URL",
+        )
     if not yes:
-        agreed = display.confirm(f"create the PUBLIC repository {name} on GitHub and push {place} to it?")
+        agreed = display.confirm(
+            f"create the PUBLIC repository {name} on GitHub and push {place} to it?"
+        )
         if agreed is None:
-            raise UsageError("a public repository is created only after a confirmation", step="submit", remedy="--yes says so beforehand")
+            raise UsageError(
+                "a public repository is created only after a confirmation",
+                step="submit",
+                remedy="--yes says so beforehand",
+            )
         if not agreed:
             display.note("not published; the bundle stays where it is")
             return
     done = subprocess.run(
-        ["gh", "repo", "create", name, "--public", f"--source={place}", "--remote=origin", "--push"], capture_output=True, text=True
+        [
+            "gh",
+            "repo",
+            "create",
+            name,
+            "--public",
+            f"--source={place}",
+            "--remote=origin",
+            "--push",
+        ],
+        capture_output=True,
+        text=True,
     )
     address = next((line for line in done.stdout.splitlines() if line.startswith("https://")), "")
     if done.returncode or not address:
-        raise TransferFailed(f"gh: {one_line(done.stderr.strip() or done.stdout, 300)}", step="submit", remedy="gh auth login")
+        raise TransferFailed(
+            f"gh: {one_line(done.stderr.strip() or done.stdout, 300)}",
+            step="submit",
+            remedy="gh auth login",
+        )
     display.line(f"published, to be sent: {address}")

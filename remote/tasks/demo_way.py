@@ -1,4 +1,5 @@
-"""`fab demo`: the whole way on this computer. An SSH server on loopback, a server directory of its own, the real agent."""
+"""`fab demo`: the whole way on this computer. An SSH server on loopback, a server directory of its
+own, the real agent."""
 
 from __future__ import annotations
 
@@ -25,9 +26,13 @@ from remote.tasks.training import start
 
 
 def demo(project: Project, display: Display, data: str | None, keep: bool) -> int:
-    """Deploy, train and fetch-results against a server started here. Returns the exit code of the first that fails."""
+    """Deploy, train and fetch-results against a server started here. Returns the exit code of the
+    first that fails."""
     if os.name == "nt":
-        raise ServerUnfit("the demo's server needs Linux or macOS", remedy="on Windows run it in WSL, or deploy to a real server")
+        raise ServerUnfit(
+            "the demo's server needs Linux or macOS",
+            remedy="on Windows run it in WSL, or deploy to a real server",
+        )
     where = data_path(data)
     from remote.loopback import LoopbackServer
 
@@ -36,14 +41,28 @@ def demo(project: Project, display: Display, data: str | None, keep: bool) -> in
     home.mkdir()
     try:
         with LoopbackServer(directory / "ssh", home=home) as server:
-            display.line(f"demo: an SSH server ({server.kind}) on {server.host}:{server.port}, its home in {home}")
-            settings = dataclasses.replace(project.settings, python=sys.executable, root="~/projects/" + project.settings.project)
+            display.line(
+                f"demo: an SSH server ({server.kind}) on {server.host}:{server.port}, its home in"
+                f" {home}"
+            )
+            settings = dataclasses.replace(
+                project.settings,
+                python=sys.executable,
+                root="~/projects/" + project.settings.project,
+            )
             own = dataclasses.replace(project, settings=settings)
-            target = Target("loopback", ssh_config=str(server.ssh_config), interactive=False, timeout_s=settings.timeout_s)
+            target = Target(
+                "loopback",
+                ssh_config=str(server.ssh_config),
+                interactive=False,
+                timeout_s=settings.timeout_s,
+            )
             work = Work("demo", own, [target], (), display)
             steps: dict[str, Callable[[], int]] = {
                 "deploy": lambda: deploy_all(work),
-                f"train --recipe demo --data {data or 'synthetic'}": lambda: start(work, TrainOptions("demo", data=where, follow=True)),
+                f"train --recipe demo --data {data or 'synthetic'}": lambda: start(
+                    work, TrainOptions("demo", data=where, follow=True)
+                ),
                 "fetch-results": lambda: fetch(work, FetchOptions()),
             }
             for words, step in steps.items():
@@ -58,12 +77,16 @@ def demo(project: Project, display: Display, data: str | None, keep: bool) -> in
         else:
             shutil.rmtree(directory, ignore_errors=True)
     display.line()
-    display.line("That was the whole way. With a server of your own: fab -H user@host deploy, train, fetch-results")
+    display.line(
+        "That was the whole way. With a server of your own: fab -H user@host deploy, train,"
+        " fetch-results"
+    )
     return 0
 
 
 def end_runs(home: Path) -> None:
-    """A training that was left by Ctrl-C must not outlive the server directory that it writes to."""
+    """A training that was left by Ctrl-C must not outlive the server directory that it writes
+    to."""
     for state in home.glob("projects/*/runs/*/state.json"):
         try:
             told = json.loads(state.read_text())
@@ -80,5 +103,8 @@ def data_path(data: str | None) -> str:
         return "synthetic"
     path = Path(data).expanduser()
     if not path.exists():
-        raise UsageError(f"--data {data}: no such file or directory", remedy="give a CIFAR-10 archive or a folder with train/ and test/")
+        raise UsageError(
+            f"--data {data}: no such file or directory",
+            remedy="give a CIFAR-10 archive or a folder with train/ and test/",
+        )
     return str(path.resolve())

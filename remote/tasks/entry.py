@@ -1,4 +1,5 @@
-"""From a task to what it does: settings read, hosts completed, an expected error as one line with its exit code."""
+"""From a task to what it does: settings read, hosts completed, an expected error as one line with
+its exit code."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ GOES_ON = {
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One call of a task: its name, the project, the hosts, what follows `--`, and where to show things."""
+    """One call of a task: its name, the project, the hosts, what follows `--`, and where to show
+    things."""
 
     name: str
     project: Project
@@ -87,7 +89,9 @@ class Work:
         return next((error.exit_code for _, _, error in answers if error), 0)
 
 
-def carry_out(context: Any, name: str, body: Callable[[Work], int], *, json: bool = False, server: bool = True) -> NoReturn:
+def carry_out(
+    context: Any, name: str, body: Callable[[Work], int], *, json: bool = False, server: bool = True
+) -> NoReturn:
     """Run a task's body and exit with its code. `server`: it can't do without one."""
     sys.exit(run(context, name, body, json, server))
 
@@ -95,12 +99,17 @@ def carry_out(context: Any, name: str, body: Callable[[Work], int], *, json: boo
 def run(context: Any, name: str, body: Callable[[Work], int], json: bool, server: bool) -> int:
     """The exit code. Expected errors become one line, a bug keeps its traceback.
 
-    With REMOTE_DEBUG=1 (or fab --debug) the login's steps, the agent's operations and their times are told on stderr, without secrets.
+    With REMOTE_DEBUG=1 (or fab --debug) the login's steps, the agent's operations and their times
+    are told on stderr, without secrets.
     """
     from remote.screen.display import Display
 
     if os.environ.get("REMOTE_DEBUG"):
-        logging.basicConfig(level=logging.DEBUG, format="%(relativeCreated)6d ms %(name)s: %(message)s", stream=sys.stderr)
+        logging.basicConfig(
+            level=logging.DEBUG,
+            format="%(relativeCreated)6d ms %(name)s: %(message)s",
+            stream=sys.stderr,
+        )
     display = Display(json_mode=json)
     try:
         return body(make_work(context, name, display, server))
@@ -124,7 +133,9 @@ def make_work(context: Any, name: str, display: Display, server: bool) -> Work:
 
     settings = parse_settings(dict(context.config.get("remote") or {}), LINE.project)
     if LINE.words and name != "train":
-        raise UsageError(f"what follows -- belongs to train, not to {name}: {LINE.words[0]!r:.80}", step=name)
+        raise UsageError(
+            f"what follows -- belongs to train, not to {name}: {LINE.words[0]!r:.80}", step=name
+        )
     targets = [complete_target(target, context, settings) for target in LINE.targets]
     if not targets and server:
         raise UsageError(f"{name} needs a server", remedy=f"fab -H user@host[:port] {name}")
@@ -133,7 +144,8 @@ def make_work(context: Any, name: str, display: Display, server: bool) -> Work:
 
 
 def complete_target(target: Target, context: Any, settings: Settings) -> Target:
-    """Add what Fabric asked for by itself (a password, a passphrase, a time limit), and the project's settings."""
+    """Add what Fabric asked for by itself (a password, a passphrase, a time limit), and the
+    project's settings."""
     asked = dict(context.config.get("connect_kwargs") or {})
     return dataclasses.replace(
         target,

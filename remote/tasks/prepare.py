@@ -13,13 +13,14 @@ def deploy(c: Context, json: bool = False) -> None:
     """
     Put code and dependencies on the server, and check its GPUs.
 
-    Sends the files that git would track (uncommitted and new ones too), prepares a Python environment for
-    remote.requirements, and proves it with a real operation on the GPU. What is in place already is kept.
+    Sends the files that git would track (uncommitted and new ones too), prepares a Python
+    environment for remote.requirements, and proves it with a real operation on the GPU. What is in
+    place already is kept.
 
         fab -H user@host:port deploy
 
-    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 7 server, 8 environment, 9 GPU.
-    All are in docs/reliability.md.
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 7
+    server, 8 environment, 9 GPU. All are in docs/reliability.md.
     """
     carry_out(c, "deploy", deploy_all, json=json)
 
@@ -41,12 +42,13 @@ def deploy_all(work: Work) -> int:
 @task(auto_shortflags=False, help={"json": "print only JSON on stdout"})
 def doctor(c: Context, json: bool = False) -> None:
     """
-    Check this computer, and with -H the server: each line ok, a warning or a problem, with what to do. Changes nothing.
+    Check this computer, and with -H the server: each line ok, a warning or a problem, with what to
+    do. Changes nothing.
 
         fab -H user@host doctor
 
-    Exit codes: 0 nothing worse than warnings, else that of the first problem: 2 this computer or the settings, 3 unreachable,
-    5 host key, 6 login refused, 7 server, 8 environment, 9 GPU.
+    Exit codes: 0 nothing worse than warnings, else that of the first problem: 2 this computer or
+    the settings, 3 unreachable, 5 host key, 6 login refused, 7 server, 8 environment, 9 GPU.
     """
     carry_out(c, "doctor", _doctor, json=json, server=False)
 
@@ -62,11 +64,13 @@ def setup_key(c: Context) -> None:
     """
     Put your public key on the server, so that later commands ask for no password.
 
-    Takes the key of -i, else the first of ~/.ssh, else makes an ed25519 key. Then logs in with it alone, to be sure.
+    Takes the key of -i, else the first of ~/.ssh, else makes an ed25519 key. Then logs in with it
+    alone, to be sure.
 
         fab -H user@host:port setup-key
 
-    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, also with the new key.
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, also
+    with the new key.
     """
     carry_out(c, "setup-key", _setup_key)
 
@@ -87,7 +91,8 @@ def logout(c: Context) -> None:
 
         fab -H user@host logout
 
-    A ControlPath of your own in ~/.ssh/config is used and never ended. Exit codes: 0 also where none was kept, 2 usage.
+    A ControlPath of your own in ~/.ssh/config is used and never ended. Exit codes: 0 also where
+    none was kept, 2 usage.
     """
     carry_out(c, "logout", _logout)
 
@@ -96,7 +101,9 @@ def _logout(work: Work) -> int:
     from remote.ssh.openssh import log_out
 
     for target in work.targets:
-        work.display.line(f"{target.spec}: {'logged out' if log_out(target) else 'no login was kept'}")
+        work.display.line(
+            f"{target.spec}: {'logged out' if log_out(target) else 'no login was kept'}"
+        )
     return 0
 
 
@@ -127,20 +134,24 @@ def _check_gpu(work: Work) -> int:
 
 @task(
     auto_shortflags=False,
-    help={"path": "here: the CIFAR-10 archive, or a folder of images", "name": "its name there (default: that of the path)",
-          "json": "print only JSON on stdout"},
-)  # fmt: skip
+    help={
+        "path": "here: the CIFAR-10 archive, or a folder of images",
+        "name": "its name there (default: that of the path)",
+        "json": "print only JSON on stdout",
+    },
+)
 def upload_data(c: Context, path: str, name: str | None = None, json: bool = False) -> None:
     """
     Send images to the server once, for all runs there; `train --data NAME` uses them.
 
-    Only what the server lacks is sent, every file is verified; a broken connection is gone on with where it stopped.
+    Only what the server lacks is sent, every file is verified; a broken connection is gone on with
+    where it stopped.
 
-        fab -H user@host upload-data cifar-10-python.tar.gz
-        fab -H user@host upload-data photos                 # photos/train/<class>/*, photos/test/<class>/*
+        fab -H user@host upload-data cifar-10-python.tar.gz fab -H user@host upload-data photos
+        # photos/train/<class>/*, photos/test/<class>/*
 
-    Exit codes: 0 done, 2 usage, or no images, 3 unreachable, 4 connection lost, 5 host key, 6 login refused,
-    7 no room there, 12 not verified. After 4 the same command goes on where it stopped.
+    Exit codes: 0 done, 2 usage, or no images, 3 unreachable, 4 connection lost, 5 host key, 6 login
+    refused, 7 no room there, 12 not verified. After 4 the same command goes on where it stopped.
     """
 
     def body(work: Work) -> int:
@@ -162,18 +173,24 @@ def upload_data(c: Context, path: str, name: str | None = None, json: bool = Fal
 @task(
     auto_shortflags=False,
     iterable=["run"],
-    help={"yes": "remove what is listed", "run": "a run that may go although not all of it was fetched; may be given several times",
-          "json": "print only JSON on stdout"},
-)  # fmt: skip
+    help={
+        "yes": "remove what is listed",
+        "run": "a run that may go although not all of it was fetched; may be given several times",
+        "json": "print only JSON on stdout",
+    },
+)
 def clean(c: Context, yes: bool = False, run: list[str] | None = None, json: bool = False) -> None:
     """
-    List what nothing on the server needs: releases, environments, and runs that were fetched; with --yes remove it.
+    List what nothing on the server needs: releases, environments, and runs that were fetched; with
+    --yes remove it.
 
-    A run that has not ended stays, and so does one of which something is not here, unless it is named by --run.
+    A run that has not ended stays, and so does one of which something is not here, unless it is
+    named by --run.
 
         fab -H user@host clean --yes
 
-    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 7 another project's root.
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 7
+    another project's root.
     """
 
     def body(work: Work) -> int:

@@ -13,27 +13,43 @@ from remote.tasks.entry import Work, carry_out
 
 @task(
     auto_shortflags=False,
-    help={"run": "latest, all, or a run's id, its beginning or its name", "dest": "directory here (default: results/)",
-          "watch": "keep mirroring until the run has ended: a server that vanishes then costs minutes, not the run",
-          "then-shutdown": "mirror to the end; once every run of the project is here and verified, ask, and shut the server down",
-          "yes": "don't ask before much is fetched, nor before the shutdown", "json": "print only JSON on stdout"},
-)  # fmt: skip
+    help={
+        "run": "latest, all, or a run's id, its beginning or its name",
+        "dest": "directory here (default: results/)",
+        "watch": (
+            "keep mirroring until the run has ended: a server that vanishes then costs minutes, not"
+            " the run"
+        ),
+        "then-shutdown": (
+            "mirror to the end; once every run of the project is here and verified, ask, and shut"
+            " the server down"
+        ),
+        "yes": "don't ask before much is fetched, nor before the shutdown",
+        "json": "print only JSON on stdout",
+    },
+)
 def fetch_results(
-    c: Context, run: str = "latest", dest: str | None = None, watch: bool = False, then_shutdown: bool = False, yes: bool = False,
+    c: Context,
+    run: str = "latest",
+    dest: str | None = None,
+    watch: bool = False,
+    then_shutdown: bool = False,
+    yes: bool = False,
     json: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """
     Bring a run's logs, checkpoints, weights and source here, every file verified.
 
-    Everything that the run created or changed comes, beside caches and environments; remote.results narrows that. Only what is
-    missing or grew is transferred; after a broken connection the same command goes on where it stopped. Works while it trains.
+    Everything that the run created or changed comes, beside caches and environments; remote.results
+    narrows that. Only what is missing or grew is transferred; after a broken connection the same
+    command goes on where it stopped. Works while it trains.
 
-        fab -H user@host fetch-results --run latest
-        fab -H user@host fetch-results --watch
-        fab -H user@host fetch-results --then-shutdown      # ends a rented server's bill; its command is remote.shutdown
+        fab -H user@host fetch-results --run latest fab -H user@host fetch-results --watch fab -H
+        user@host fetch-results --then-shutdown      # ends a rented server's bill; its command is
+        remote.shutdown
 
-    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused,
-    7 it can't be shut down, 10 a run has not ended, 11 no such run, 12 not verified or no room here.
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 7 it
+    can't be shut down, 10 a run has not ended, 11 no such run, 12 not verified or no room here.
     After 4 the same command goes on where it stopped.
     """
     options = FetchOptions(run, dest, watch, then_shutdown, yes)
@@ -63,9 +79,15 @@ def fetch(work: Work, options: FetchOptions) -> int:
     answers = []
     for target in [work.only_target()] if watching else work.targets:
         with work.session(target) as session:
-            names = [run.run for run in list_runs(session)] if options.run == "all" else [options.run]
+            names = (
+                [run.run for run in list_runs(session)] if options.run == "all" else [options.run]
+            )
             for name in names:
-                fetched = watch_run(session, name, dest, ask) if watching else fetch_run(session, name, dest, ask)
+                fetched = (
+                    watch_run(session, name, dest, ask)
+                    if watching
+                    else fetch_run(session, name, dest, ask)
+                )
                 show_fetched(work.display, fetched)
                 answers.append(fetched_json(fetched, session.host))
             if options.then_shutdown:
@@ -76,16 +98,21 @@ def fetch(work: Work, options: FetchOptions) -> int:
 
 @task(
     auto_shortflags=False,
-    help={"run": "latest, or a run's id, its beginning or its name", "port": "on this computer (default: a free one)",
-          "browser": "open it in a browser (default on a terminal)"},
-)  # fmt: skip
+    help={
+        "run": "latest, or a run's id, its beginning or its name",
+        "port": "on this computer (default: a free one)",
+        "browser": "open it in a browser (default on a terminal)",
+    },
+)
 def tensorboard(c: Context, run: str = "latest", port: int = 0, browser: bool = True) -> None:
     """
-    Mirror a run's logs and show them in TensorBoard on 127.0.0.1, where nobody else on the server sees them. Ctrl-C ends it.
+    Mirror a run's logs and show them in TensorBoard on 127.0.0.1, where nobody else on the server
+    sees them. Ctrl-C ends it.
 
         fab -H user@host tensorboard
 
-    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 11 no such run.
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 11
+    no such run.
     """
 
     def body(work: Work) -> int:
@@ -101,12 +128,23 @@ def tensorboard(c: Context, run: str = "latest", port: int = 0, browser: bool = 
     auto_shortflags=False,
     iterable=["accept"],
     help={
-        "run": "a fetched run: latest (that has a result), its id, the beginning of it, its name, or a path",
+        "run": (
+            "a fetched run: latest (that has a result), its id, the beginning of it, its name, or a"
+            " path"
+        ),
         "dest": "where the bundle is made (default: submission/)",
-        "data": "the images that it was tested on, here: archive or folder; default: where the run had them",
+        "data": (
+            "the images that it was tested on, here: archive or folder; default: where the run had"
+            " them"
+        ),
         "push": "address of a repository of yours, to which it is pushed as main",
-        "github": "NAME or OWNER/NAME of a public repository that GitHub's program gh creates, after asking",
-        "accept": "a file that may stay although it looks like a secret; may be given several times",
+        "github": (
+            "NAME or OWNER/NAME of a public repository that GitHub's program gh creates, after"
+            " asking"
+        ),
+        "accept": (
+            "a file that may stay although it looks like a secret; may be given several times"
+        ),
         "yes": "don't ask before a public repository is created",
     },
 )
@@ -121,17 +159,20 @@ def submit(
     yes: bool = False,
 ) -> None:
     """
-    Make a fetched run into a repository to hand in: source, logs, weights, and a README with the accuracy.
+    Make a fetched run into a repository to hand in: source, logs, weights, and a README with the
+    accuracy.
 
-    The weights are evaluated again, here or with -H on the server that made them, and must give the claimed figure.
-    Keys, tokens, .env files and home directories in settings stop it; SHA256SUMS covers every file. Nothing is pushed
-    unless you say where.
+    The weights are evaluated again, here or with -H on the server that made them, and must give the
+    claimed figure. Keys, tokens, .env files and home directories in settings stop it; SHA256SUMS
+    covers every file. Nothing is pushed unless you say where.
 
-        fab submit --data cifar-10-python.tar.gz --push git@github.com:you/cifar10.git
-        fab -H user@host submit                             # on a laptop without torch or without the images
+        fab submit --data cifar-10-python.tar.gz --push git@github.com:you/cifar10.git fab -H
+        user@host submit                             # on a laptop without torch or without the
+        images
 
-    Exit codes: 0 ready, 2 usage, or something must not be handed in, 12 the figure is not given again, or the push failed;
-    with -H also 3 to 7 as everywhere, and 11 the server no longer has the run.
+    Exit codes: 0 ready, 2 usage, or something must not be handed in, 12 the figure is not given
+    again, or the push failed; with -H also 3 to 7 as everywhere, and 11 the server no longer has
+    the run.
     """
 
     def body(work: Work) -> int:
@@ -149,11 +190,15 @@ def submit(
 
 @task(
     auto_shortflags=False,
-    help={"folder": "the bundle, as made by submit or as cloned", "data": "evaluate its weights on these images, too"},
+    help={
+        "folder": "the bundle, as made by submit or as cloned",
+        "data": "evaluate its weights on these images, too",
+    },
 )
 def verify_submission(c: Context, folder: str = "submission", data: str | None = None) -> None:
     """
-    Check a bundle: every file against SHA256SUMS, the claimed accuracy, secrets; with --data the weights themselves.
+    Check a bundle: every file against SHA256SUMS, the claimed accuracy, secrets; with --data the
+    weights themselves.
 
         fab verify-submission --folder clone-of-it --data cifar-10-python.tar.gz
 

@@ -35,7 +35,10 @@ def show_status(display: Display, answers: Answers) -> None:
     for target, runs, _ in answers:
         for run in runs or []:
             if run.state == "running" and run.detail.get("asking") is True:
-                display.note(f"{run.run} waits for an answer in its terminal: fab -H {target.typed} attach --run {run.run}")
+                display.note(
+                    f"{run.run} waits for an answer in its terminal: fab -H {target.typed} attach"
+                    f" --run {run.run}"
+                )
         # Of the newest one, which is what a person is about to go on with.
         if runs and runs[0].state in ("failed", "stopped") and not runs[0].detail.get("elsewhere"):
             display.note(resume_hint(runs[0], target.spec))
@@ -47,10 +50,18 @@ def status_cells(run: Run) -> list[object]:
     metrics = run.progress.get("metrics")
     accuracy = run.summary.get("test_accuracy")
     shown = f"test {percent(accuracy)}" if accuracy is not None else None
-    if shown is None and isinstance(metrics, Mapping) and metrics.get("best_val_accuracy") is not None:
+    if (
+        shown is None
+        and isinstance(metrics, Mapping)
+        and metrics.get("best_val_accuracy") is not None
+    ):
         shown = f"val {percent(metrics['best_val_accuracy'])}"
     gpus = run.asked.get("gpu_names") or run.asked.get("gpus")
-    remark = run.detail.get("waiting") if run.state == "queued" and run.detail.get("waiting") else run.reason
+    remark = (
+        run.detail.get("waiting")
+        if run.state == "queued" and run.detail.get("waiting")
+        else run.reason
+    )
     if run.state == "running" and not run.reason and run.progress.get("seconds_left") is not None:
         remark = f"{duration(run.progress['seconds_left'])} left"
     if run.state == "running" and run.detail.get("asking") is True:
@@ -58,18 +69,35 @@ def status_cells(run: Run) -> list[object]:
     attempts = run.detail.get("attempts")
     if isinstance(attempts, list) and attempts:
         remark = f"attempt {len(attempts) + 1}{f', {remark}' if remark else ''}"
-    return [run.run, command_cell(run), run.state, (f"{epoch}/{total}" if total else f"{epoch}") if epoch is not None else None, shown,
-            ", ".join(map(str, gpus)) if isinstance(gpus, list) else None, remark]  # fmt: skip
+    return [
+        run.run,
+        command_cell(run),
+        run.state,
+        (f"{epoch}/{total}" if total else f"{epoch}") if epoch is not None else None,
+        shown,
+        ", ".join(map(str, gpus)) if isinstance(gpus, list) else None,
+        remark,
+    ]
 
 
 def command_cell(run: Run) -> str | None:
-    """Our trainer's recipe; else the command with its arguments, its middle left out where it is long."""
+    """Our trainer's recipe; else the command with its arguments, its middle left out where it is
+    long."""
     if run.asked.get("recipe"):
         return str(run.asked["recipe"])
     words = run.asked.get("arguments")
-    line = [str(run.asked.get("command") or ""), *(shlex.quote(str(word)) for word in (words if isinstance(words, list) else []))]
+    line = [
+        str(run.asked.get("command") or ""),
+        *(shlex.quote(str(word)) for word in (words if isinstance(words, list) else [])),
+    ]
     text = one_line(" ".join(line).strip(), 400)
-    return text if len(text) <= LONGEST_COMMAND else f"{text[: LONGEST_COMMAND - 17]}…{text[-16:]}" if text else None
+    return (
+        text
+        if len(text) <= LONGEST_COMMAND
+        else f"{text[: LONGEST_COMMAND - 17]}…{text[-16:]}"
+        if text
+        else None
+    )
 
 
 def resume_hint(run: Run, host: str) -> str:
@@ -81,32 +109,56 @@ def resume_hint(run: Run, host: str) -> str:
         return f"go on with {run.run}: fab -H {host} train --resume {run.run}"
     lost = told - saved if isinstance(told, (int, float)) else 0.0
     cost = f", {duration(lost)} of training before its end are lost" if lost >= 1 else ""
-    return f"go on with {run.run} from its newest checkpoint{cost}: fab -H {host} train --resume {run.run}"
+    return (
+        f"go on with {run.run} from its newest checkpoint{cost}: fab -H {host} train --resume"
+        f" {run.run}"
+    )
 
 
 def status_json(answers: Answers) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for target, runs, error in answers:
         if error:
-            down = {"run": None, "state": "unreachable", "epoch": None, "host": target.spec, "reason": error.message}
+            down = {
+                "run": None,
+                "state": "unreachable",
+                "epoch": None,
+                "host": target.spec,
+                "reason": error.message,
+            }
             rows.append(down | {"exit_code": None, "error": type(error).__name__})
         else:
             rows += [run_json(run, target.spec) for run in runs]
-    return sorted(rows, key=lambda row: (row["run"] is None, row.get("created") or 0.0, str(row["run"])), reverse=True)
+    return sorted(
+        rows,
+        key=lambda row: (row["run"] is None, row.get("created") or 0.0, str(row["run"])),
+        reverse=True,
+    )
 
 
 def show_fetched(display: Display, fetched: Fetched) -> None:
     run = parse_run(fetched.run)
-    amount = f"{fetched.received / 2**20:.1f} MiB received, {fetched.changed} of {fetched.files} files new or grown"
-    display.line(f"{run.run}: {amount if fetched.changed else 'nothing to fetch, what is here is as there'}; verified by sha256")
+    amount = (
+        f"{fetched.received / 2**20:.1f} MiB received, {fetched.changed} of {fetched.files} files"
+        " new or grown"
+    )
+    display.line(
+        f"{run.run}: {amount if fetched.changed else 'nothing to fetch, what is here is as there'};"
+        " verified by sha256"
+    )
     summary = run.summary
     if summary:
         kind = dict(summary.get("data") or {}).get("kind")
-        note = " (synthetic images: this says nothing about real ones)" if kind == "synthetic" else ""
+        note = (
+            " (synthetic images: this says nothing about real ones)" if kind == "synthetic" else ""
+        )
         if "test_accuracy" in summary:
             display.line(f"  test accuracy  {percent(summary.get('test_accuracy'))}{note}")
         if "epochs" in summary:
-            display.line(f"  epochs         {show(summary.get('epochs'))}, best {show(summary.get('best_epoch'))}")
+            display.line(
+                f"  epochs         {show(summary.get('epochs'))}, best"
+                f" {show(summary.get('best_epoch'))}"
+            )
         if "seconds" in summary:
             display.line(f"  time           {duration(summary.get('seconds'))}")
     else:
@@ -119,14 +171,20 @@ def show_fetched(display: Display, fetched: Fetched) -> None:
         display.line("fetch again when it has ended; only what is new will be transferred")
     else:
         for path, why in list(fetched.gone.items())[:5]:
-            display.note(f"{path} can't be read on the server: {why}" if why else f"{path} vanished on the server meanwhile; fetch again")
+            display.note(
+                f"{path} can't be read on the server: {why}"
+                if why
+                else f"{path} vanished on the server meanwhile; fetch again"
+            )
     show_left(display, fetched)
 
 
 def show_left(display: Display, fetched: Fetched) -> None:
     """What of the run is not here, each with its size, and what that means."""
     for row in fetched.left:
-        display.note(f"not fetched: {row.path}{f' ({size(row.size)})' if row.size else ''}: {row.why}")
+        display.note(
+            f"not fetched: {row.path}{f' ({size(row.size)})' if row.size else ''}: {row.why}"
+        )
     if any(row.lost for row in fetched.left) and not fetched.known_complete:
         display.note("so the run is not here completely, and `clean` keeps it on the server")
 
@@ -137,5 +195,8 @@ def fetched_json(fetched: Fetched, host: str) -> dict[str, Any]:
         "files": fetched.files,
         "changed": fetched.changed,
         "received": fetched.received,
-        "left": [{"path": row.path, "size": row.size, "why": row.why, "lost": row.lost} for row in fetched.left],
+        "left": [
+            {"path": row.path, "size": row.size, "why": row.why, "lost": row.lost}
+            for row in fetched.left
+        ],
     }

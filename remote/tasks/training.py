@@ -22,13 +22,25 @@ if TYPE_CHECKING:
         "set": "field=value, a field of the recipe to change; may be given several times",
         "data": "where the data is on the server: a path, or `synthetic`; default: the recipe's",
         "devices": "GPUs to use: auto takes the free ones, 0,1 are nvidia-smi's indices",
-        "gpus": "so many of the free ones; where too few are free the run waits in the server's queue",
+        "gpus": (
+            "so many of the free ones; where too few are free the run waits in the server's queue"
+        ),
         "now": "refuse rather than wait for a GPU",
-        "max-restarts": "after a crash or a kill the server itself goes on from the newest checkpoint, so often",
-        "notify": "a webhook that is told when the run has ended (ntfy, Slack, Feishu, WeCom, …): its address, or @FILE with it",
+        "max-restarts": (
+            "after a crash or a kill the server itself goes on from the newest checkpoint, so often"
+        ),
+        "notify": (
+            "a webhook that is told when the run has ended (ntfy, Slack, Feishu, WeCom, …): its"
+            " address, or @FILE with it"
+        ),
         "name": "a name for the run, to find it by",
-        "resume": "go on with a run that has ended, from its newest checkpoint: latest, its id, the beginning of it, or its name",
-        "follow": "stay and show the training (default on a terminal); the training goes on without you",
+        "resume": (
+            "go on with a run that has ended, from its newest checkpoint: latest, its id, the"
+            " beginning of it, or its name"
+        ),
+        "follow": (
+            "stay and show the training (default on a terminal); the training goes on without you"
+        ),
         "no-follow": "come back as soon as the training runs",
     },
 )
@@ -52,11 +64,12 @@ def train(
 
     The laptop may be closed afterwards. Ctrl-C while following leaves the training alone.
 
-        fab -H user@host train --recipe demo --set max_epochs=3
-        fab -H user@host train --resume latest      # a run that the server no longer has is brought there from results/
+        fab -H user@host train --recipe demo --set max_epochs=3 fab -H user@host train --resume
+        latest      # a run that the server no longer has is brought there from results/
 
-    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused,
-    7 server, 8 environment, 9 GPU, 10 the training failed. After 4 the same command never starts a second run.
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 7
+    server, 8 environment, 9 GPU, 10 the training failed. After 4 the same command never starts a
+    second run.
     """
 
     def body(work: Work) -> int:
@@ -64,7 +77,18 @@ def train(
 
         following = True if follow else False if no_follow else None
         options = TrainOptions(
-            recipe, set or [], data, devices, name, resume, gpus or None, now, max_restarts, notify, following, work.words or None
+            recipe,
+            set or [],
+            data,
+            devices,
+            name,
+            resume,
+            gpus or None,
+            now,
+            max_restarts,
+            notify,
+            following,
+            work.words or None,
         )
         return start(work, options)
 
@@ -76,7 +100,11 @@ def start(work: Work, options: TrainOptions) -> int:
     from remote.runs.resume import resume_one
 
     with work.only_session() as session:
-        return resume_one(session, options.resume, options) if options.resume else train_one(session, options)
+        return (
+            resume_one(session, options.resume, options)
+            if options.resume
+            else train_one(session, options)
+        )
 
 
 @task(auto_shortflags=False, help={"json": "print only JSON on stdout: a list, newest run first"})
@@ -108,23 +136,32 @@ def _status(work: Work) -> int:
 @task(auto_shortflags=False, help={"run": "latest, or a run's id, its beginning or its name"})
 def follow(c: Context, run: str = "latest") -> None:
     """
-    Show a run live: its last log lines and what comes, progress, accuracy, time left, GPU use. Ctrl-C leaves it alone.
+    Show a run live: its last log lines and what comes, progress, accuracy, time left, GPU use.
+    Ctrl-C leaves it alone.
 
-    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 11 no such run.
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 11
+    no such run.
     """
     carry_out(c, "follow", lambda work: show_log(work, run, True, 12))
 
 
 @task(
     auto_shortflags=False,
-    help={"run": "latest, or a run's id, its beginning or its name", "follow": "stay and show new lines until the run ends",
-          "lines": "how many of the last lines to begin with", "json": "print only JSON on stdout"},
-)  # fmt: skip
-def logs(c: Context, run: str = "latest", follow: bool = False, lines: int = 40, json: bool = False) -> None:
+    help={
+        "run": "latest, or a run's id, its beginning or its name",
+        "follow": "stay and show new lines until the run ends",
+        "lines": "how many of the last lines to begin with",
+        "json": "print only JSON on stdout",
+    },
+)
+def logs(
+    c: Context, run: str = "latest", follow: bool = False, lines: int = 40, json: bool = False
+) -> None:
     """
     Show the end of a run's log; with --follow what comes after it, too.
 
-    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 11 no such run.
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 11
+    no such run.
     """
     carry_out(c, "logs", lambda work: show_log(work, run, follow, lines), json=json)
 
@@ -140,9 +177,14 @@ def show_log(work: Work, run: str, follow: bool, lines: int) -> int:
         follower = Follower(session, run, sink=text.append if work.json else None)
         follower.tail = lines * 200
         ended = follower.until_end() if follow else follower.now()
-        work.tell_json(run_json(ended, session.host) | {"log": "".join(text).splitlines()[-lines:] if lines else []})
+        work.tell_json(
+            run_json(ended, session.host)
+            | {"log": "".join(text).splitlines()[-lines:] if lines else []}
+        )
         if not work.json and ended.state != "running":
-            work.display.note(f"{ended.run}: {ended.state}{': ' + ended.reason if ended.reason else ''}")
+            work.display.note(
+                f"{ended.run}: {ended.state}{': ' + ended.reason if ended.reason else ''}"
+            )
     return 0
 
 
@@ -151,8 +193,8 @@ def attach(c: Context, run: str = "latest") -> None:
     """
     Go into a run's tmux with the system's ssh; Ctrl-b d comes back and leaves it running.
 
-    Exit codes: ssh's own, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 10 it does not run in tmux,
-    11 no such run.
+    Exit codes: ssh's own, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused,
+    10 it does not run in tmux, 11 no such run.
     """
 
     def body(work: Work) -> int:
@@ -169,7 +211,8 @@ def stop(c: Context, run: str = "latest") -> None:
     """
     Stop a run politely: it has a minute to save its state.
 
-    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 10 it did not stop, 11 no such run.
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 10
+    it did not stop, 11 no such run.
     """
 
     def body(work: Work) -> int:

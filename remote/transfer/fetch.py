@@ -15,8 +15,23 @@ from remote.link.session import Session, who_am_i
 from remote.project.results import read_mapping
 from remote.screen.display import size
 from remote.transfer.lanes import Lanes, is_large
-from remote.transfer.manifest import PARTS, SOURCE, RemoteFile, checked_manifest, holds_name, parse_left, safe_path
-from remote.transfer.receiving import Fetched, FetchPlan, LocalBytes, Receiver, plan_fetch, read_local
+from remote.transfer.manifest import (
+    PARTS,
+    SOURCE,
+    RemoteFile,
+    checked_manifest,
+    holds_name,
+    parse_left,
+    safe_path,
+)
+from remote.transfer.receiving import (
+    Fetched,
+    FetchPlan,
+    LocalBytes,
+    Receiver,
+    plan_fetch,
+    read_local,
+)
 
 ENDED = ("finished", "failed", "stopped")
 ROUNDS = 3
@@ -27,21 +42,30 @@ SPARE_BYTES = 16 << 20
 def fetch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetched:
     """Fetch one run completely. After a lost connection the same call goes on where it stopped.
 
-    `ask`: first, where much is to come and somebody sits at the terminal. Raises UsageError where the answer is no, and
-    TransferFailed where this disk has no room or a file can't be had unchanged.
+    `ask`: first, where much is to come and somebody sits at the terminal. Raises UsageError where
+    the answer is no, and TransferFailed where this disk has no room or a file can't be had
+    unchanged.
     """
     started = time.monotonic()
     results = [part.strip() for part in session.project.settings.results.split(",") if part.strip()]
     answer = session.call("fetch_manifest", run=run, results=results)
     described = answer.get("run")
     name = described.get("run") if isinstance(described, dict) else None
-    plain = isinstance(name, str) and safe_path(name) and holds_name(name, "win32") and "/" not in name and not name.startswith(".")
+    plain = (
+        isinstance(name, str)
+        and safe_path(name)
+        and holds_name(name, "win32")
+        and "/" not in name
+        and not name.startswith(".")
+    )
     if not isinstance(described, dict) or not plain:
         raise ProtocolError("the server names no run", host=session.host)
     files, unheld = checked_manifest(answer.get("files") or [])
     directory = dest / str(described["run"])
     refuse_links(dest, directory)
-    fetched = Fetched(directory, described, files=len(files), left=unheld + parse_left(answer.get("left") or []))
+    fetched = Fetched(
+        directory, described, files=len(files), left=unheld + parse_left(answer.get("left") or [])
+    )
     try:
         remove_stale_links(directory, files)
         link_known_source(dest, directory, files, described.get("release"))
@@ -52,10 +76,14 @@ def fetch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetch
         raise TransferFailed(
             f"{directory} can't be written: {error.strerror or error}",
             host=session.host,
-            remedy="free some space or give another place with --dest, then run the same command again",
+            remedy=(
+                "free some space or give another place with --dest, then run the same command again"
+            ),
         ) from None
     fetched.known_complete = answer.get("marked") == "complete"
-    if not fetched.known_complete and answer.get("marked") != ("narrowed" if any(row.lost for row in fetched.left) else "complete"):
+    if not fetched.known_complete and answer.get("marked") != (
+        "narrowed" if any(row.lost for row in fetched.left) else "complete"
+    ):
         tell_fetched(session, fetched, answer.get("seen"), bool(results))
     fetched.seconds = time.monotonic() - started
     return fetched
@@ -64,21 +92,36 @@ def fetch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetch
 def tell_fetched(session: Session, fetched: Fetched, seen: object, narrowed: bool) -> None:
     """Let the server know that all of an ended run is here, so that `clean` may remove it there.
 
-    `narrowed`: something stays there by remote.results, as the user set it: `clean` keeps such a run.
+    `narrowed`: something stays there by remote.results, as the user set it: `clean` keeps such a
+    run.
     """
     detail = fetched.run.get("detail")
     lost = [row for row in fetched.left if row.lost]
-    if fetched.run.get("state") not in ENDED or fetched.gone or (lost and not narrowed) or not isinstance(detail, Mapping):
+    if (
+        fetched.run.get("state") not in ENDED
+        or fetched.gone
+        or (lost and not narrowed)
+        or not isinstance(detail, Mapping)
+    ):
         return
-    mark: dict[str, Any] = {"ended": detail.get("ended"), "files": fetched.files, "seen": str(seen), "narrowed": bool(lost)}
+    mark: dict[str, Any] = {
+        "ended": detail.get("ended"),
+        "files": fetched.files,
+        "seen": str(seen),
+        "narrowed": bool(lost),
+    }
     try:
         session.call("fetch_done", run=str(fetched.run["run"]), who=who_am_i(), **mark)
     except RemoteError as error:
-        session.display.note(f"all is here, but the server could not be told so ({error.message}); `clean` will keep the run there")
+        session.display.note(
+            f"all is here, but the server could not be told so ({error.message}); `clean` will keep"
+            " the run there"
+        )
 
 
 def remove_stale_links(directory: Path, files: Iterable[RemoteFile]) -> None:
-    """A link that was fetched before may be a folder by now. One that leads elsewhere is the user's, and stops the fetch."""
+    """A link that was fetched before may be a folder by now. One that leads elsewhere is the
+    user's, and stops the fetch."""
     folders = {parent for file in files for parent in PurePosixPath(file.path).parents}
     for folder in sorted(folders, key=lambda path: len(path.parts))[1:]:
         place = directory / folder
@@ -86,13 +129,20 @@ def remove_stale_links(directory: Path, files: Iterable[RemoteFile]) -> None:
             place.unlink()
 
 
-def link_known_source(dest: Path, directory: Path, files: Iterable[RemoteFile], release: object) -> None:
-    """The same code that another run here has is not sent again: one file under two names. Each is verified like all others."""
+def link_known_source(
+    dest: Path, directory: Path, files: Iterable[RemoteFile], release: object
+) -> None:
+    """The same code that another run here has is not sent again: one file under two names. Each is
+    verified like all others."""
     source = [file for file in files if file.path.startswith(SOURCE) and file.mode != SYMLINK]
     if not isinstance(release, str) or (source and (directory / source[-1].path).exists()):
         return
     for other in dest.glob("2*"):
-        if other != directory and (other / SOURCE).is_dir() and read_mapping(other, "run.json").get("release") == release:
+        if (
+            other != directory
+            and (other / SOURCE).is_dir()
+            and read_mapping(other, "run.json").get("release") == release
+        ):
             break
     else:
         return
@@ -106,14 +156,18 @@ def link_known_source(dest: Path, directory: Path, files: Iterable[RemoteFile], 
                 shutil.copy2(known, place)
 
 
-def _fetch_files(session: Session, directory: Path, files: list[RemoteFile], fetched: Fetched, ask: bool) -> None:
+def _fetch_files(
+    session: Session, directory: Path, files: list[RemoteFile], fetched: Fetched, ask: bool
+) -> None:
     pending = files
     for count in range(ROUNDS):
         plan = plan_fetch(pending, lambda file: read_local(directory, file))
         _require_space(session, directory, plan)
         if ask and not count:
             _agree(session, plan)
-        receiver = Receiver(directory, plan, fetched, lambda done, total: _show(session, done, total))
+        receiver = Receiver(
+            directory, plan, fetched, lambda done, total: _show(session, done, total)
+        )
         try:
             _receive(session, str(fetched.run["run"]), plan, receiver)
         finally:
@@ -123,7 +177,11 @@ def _fetch_files(session: Session, directory: Path, files: list[RemoteFile], fet
             return
         pending = receiver.wrong
     names = ", ".join(file.path for file in pending[:3])
-    raise TransferFailed(f"{names} changed each time while being read", host=session.host, remedy="run the same command again")
+    raise TransferFailed(
+        f"{names} changed each time while being read",
+        host=session.host,
+        remedy="run the same command again",
+    )
 
 
 def _receive(session: Session, run: str, plan: FetchPlan, receiver: Receiver) -> None:
@@ -141,34 +199,56 @@ def _receive(session: Session, run: str, plan: FetchPlan, receiver: Receiver) ->
             _read(session, run, large, receiver)
 
 
-def _read(session: Session, run: str, wanted: Sequence[tuple[RemoteFile, LocalBytes | None]], receiver: Receiver) -> None:
+def _read(
+    session: Session,
+    run: str,
+    wanted: Sequence[tuple[RemoteFile, LocalBytes | None]],
+    receiver: Receiver,
+) -> None:
     """All of it in one answer, over one channel."""
-    ranges = [[file.path, have.size if have else 0, have.digest.hexdigest() if have else None, file.size] for file, have in wanted]
+    ranges = [
+        [file.path, have.size if have else 0, have.digest.hexdigest() if have else None, file.size]
+        for file, have in wanted
+    ]
     if ranges:
         session.call("fetch_read", receiver.event, run=run, ranges=ranges)
 
 
 def _agree(session: Session, plan: FetchPlan) -> None:
-    """Much is asked about where somebody can answer; where nobody can, it comes: nothing is ever left out for its size."""
+    """Much is asked about where somebody can answer; where nobody can, it comes: nothing is ever
+    left out for its size."""
     if plan.bytes_at_most <= session.project.settings.ask_above_mib * 2**20:
         return
     largest = sorted((file for file, _ in plan.wanted), key=lambda file: -file.size)[:3]
     names = ", ".join(f"{file.path} ({size(file.size)})" for file in largest)
-    if session.display.confirm(f"{size(plan.bytes_at_most)} are to be fetched, among them {names}. Fetch them?") is False:
+    if (
+        session.display.confirm(
+            f"{size(plan.bytes_at_most)} are to be fetched, among them {names}. Fetch them?"
+        )
+        is False
+    ):
         raise UsageError(
-            "nothing was fetched", step="fetch", host=session.host, remedy="remote.results narrows what comes; --yes fetches all unasked"
+            "nothing was fetched",
+            step="fetch",
+            host=session.host,
+            remedy="remote.results narrows what comes; --yes fetches all unasked",
         )
 
 
 def _show(session: Session, done: int, total: int) -> None:
     if total:
-        session.display.progress(f"fetching {done / 2**20:.1f} of {total / 2**20:.1f} MiB ({100 * done // total}%)")
+        session.display.progress(
+            f"fetching {done / 2**20:.1f} of {total / 2**20:.1f} MiB ({100 * done // total}%)"
+        )
 
 
 def _require_space(session: Session, directory: Path, plan: FetchPlan) -> None:
     # A file that grew is written anew beside its old self, so it needs all its bytes.
-    need = sum(file.size if have and not have.part else file.size - (have.size if have else 0) for file, have in plan.wanted
-               if not (have and not have.part and have.size == file.size))  # fmt: skip
+    need = sum(
+        file.size if have and not have.part else file.size - (have.size if have else 0)
+        for file, have in plan.wanted
+        if not (have and not have.part and have.size == file.size)
+    )
     existing = directory
     while not existing.exists():
         existing = existing.parent
@@ -182,8 +262,11 @@ def _require_space(session: Session, directory: Path, plan: FetchPlan) -> None:
 
 
 def refuse_links(dest: Path, directory: Path) -> None:
-    """The run's directory must be a real directory: a link there could lead what we write to another place."""
-    if directory.is_symlink() or (directory.exists() and directory.resolve().parent != dest.resolve()):
-        raise TransferFailed(f"{directory} is a link", remedy="remove it or give another place with --dest")
-
-
+    """The run's directory must be a real directory: a link there could lead what we write to
+    another place."""
+    if directory.is_symlink() or (
+        directory.exists() and directory.resolve().parent != dest.resolve()
+    ):
+        raise TransferFailed(
+            f"{directory} is a link", remedy="remove it or give another place with --dest"
+        )

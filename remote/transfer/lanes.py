@@ -1,4 +1,5 @@
-"""Large files over several channels of one login: OpenSSH has 2 MiB of a channel on their way, which a long line can't fill."""
+"""Large files over several channels of one login: OpenSSH has 2 MiB of a channel on their way,
+which a long line can't fill."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from remote.transfer.manifest import RemoteFile
 from remote.transfer.receiving import LocalBytes
 
 MOST = 7
-"""One of them hashes. With the first channel they are 8 of the 10 sessions that sshd allows by default."""
+"""One of them hashes. With the first channel they are 8 of the 10 sessions that sshd allows by
+default."""
 UNIT = 512 << 10
 AHEAD = 24 << 20
 """Bytes that may wait here in memory for those before them."""
@@ -34,7 +36,8 @@ def is_large(file: RemoteFile, have: LocalBytes | None) -> bool:
 
 
 class Lanes:
-    """More agents over the login that stands. `ready` is False where the server lets too few of them in."""
+    """More agents over the login that stands. `ready` is False where the server lets too few of
+    them in."""
 
     def __init__(self, session: Session, run: str) -> None:
         self._session = session
@@ -56,7 +59,12 @@ class Lanes:
     def __enter__(self) -> Lanes:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for link in self._up():
             link.__exit__(None, None, None)
         self._pool.shutdown(wait=False)
@@ -70,27 +78,39 @@ class Lanes:
         return len(self._links) > 2
 
     def fetch(self, wanted: Sequence[Wanted], event: Event) -> None:
-        """Bring the files, as events of `fetch_read` would: file and offset, bytes in order, the hash of the whole at the end."""
+        """Bring the files, as events of `fetch_read` would: file and offset, bytes in order, the
+        hash of the whole at the end."""
         hasher, *carriers = self._links
         for file, have in wanted:
             whole = self._pool.submit(self._hash, hasher, file, file.size)
             offset = 0
-            if have is not None and have.size and self._hash(carriers[0], file, have.size) == have.digest.hexdigest():
+            if (
+                have is not None
+                and have.size
+                and self._hash(carriers[0], file, have.size) == have.digest.hexdigest()
+            ):
                 offset = have.size
             event({"file": file.path, "offset": offset}, b"")
             pieces = Pieces(offset)
-            carrying = [self._pool.submit(self._carry, link, file, pieces, place) for place, link in self._places(carriers, offset)]
+            carrying = [
+                self._pool.submit(self._carry, link, file, pieces, place)
+                for place, link in self._places(carriers, offset)
+            ]
             try:
                 complete = self._hand_on(file, pieces, carrying, event)
             finally:
                 pieces.stop()
-            # A lane that is left in the middle of a shrunken file must be free before it is asked for the next one.
+            # A lane that is left in the middle of a shrunken file must be free before it is asked
+            # for the next one.
             wait_for(carrying)
-            # Parts that fit may still be parts of two states: the server reads the file as a whole, on a lane of its own.
+            # Parts that fit may still be parts of two states: the server reads the file as a whole,
+            # on a lane of its own.
             event({"done": whole.result() if complete else None}, b"")
 
     def _places(self, carriers: Sequence[Link], offset: int) -> list[tuple[tuple[int, int], Link]]:
-        return [((offset + number * UNIT, len(carriers)), link) for number, link in enumerate(carriers)]
+        return [
+            ((offset + number * UNIT, len(carriers)), link) for number, link in enumerate(carriers)
+        ]
 
     def _hash(self, link: Link, file: RemoteFile, end: int) -> str | None:
         answer = link.call("fetch_hash", path=file.path, end=end, **self._asked)
@@ -99,12 +119,24 @@ class Lanes:
     def _carry(self, link: Link, file: RemoteFile, pieces: Pieces, place: tuple[int, int]) -> bool:
         """Bring every so-many-th piece. False where the file has become shorter."""
         start, step = place
-        asked: dict[str, Any] = {"path": file.path, "start": start, "end": file.size, "unit": UNIT, "step": step}
+        asked: dict[str, Any] = {
+            "path": file.path,
+            "start": start,
+            "end": file.size,
+            "unit": UNIT,
+            "step": step,
+        }
 
         def piece(fields: dict[str, Any], blob: bytes) -> None:
             at = fields.get("at")
-            if type(at) is not int or (at - start) % (UNIT * step) or len(blob) != min(UNIT, file.size - at):
-                raise ProtocolError("the server sends a piece that was not asked for", host=self._session.host)
+            if (
+                type(at) is not int
+                or (at - start) % (UNIT * step)
+                or len(blob) != min(UNIT, file.size - at)
+            ):
+                raise ProtocolError(
+                    "the server sends a piece that was not asked for", host=self._session.host
+                )
             pieces.put(at, blob)
 
         try:
@@ -112,7 +144,9 @@ class Lanes:
         finally:
             pieces.wake()
 
-    def _hand_on(self, file: RemoteFile, pieces: Pieces, carrying: Sequence[Future[bool]], event: Event) -> bool:
+    def _hand_on(
+        self, file: RemoteFile, pieces: Pieces, carrying: Sequence[Future[bool]], event: Event
+    ) -> bool:
         while pieces.needed < file.size:
             blob = pieces.next(lambda: any(carried.done() for carried in carrying))
             if blob is not None:

@@ -1,4 +1,5 @@
-"""The server's list of a run's files, checked: names that this computer can hold and that lead nowhere else."""
+"""The server's list of a run's files, checked: names that this computer can hold and that lead
+nowhere else."""
 
 from __future__ import annotations
 
@@ -14,7 +15,14 @@ from remote.errors import ProtocolError
 SOURCE = "source/"
 PARTS = ".fetch"
 """In a run's directory here: what has not arrived whole; its names are hashes of the paths."""
-RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
+RESERVED = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    *(f"com{i}" for i in range(1, 10)),
+    *(f"lpt{i}" for i in range(1, 10)),
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,9 @@ class Left:
     lost: bool
 
 
-def checked_manifest(rows: Iterable[Any], system: str = sys.platform) -> tuple[list[RemoteFile], list[Left]]:
+def checked_manifest(
+    rows: Iterable[Any], system: str = sys.platform
+) -> tuple[list[RemoteFile], list[Left]]:
     """The server's list of files, and those that this system can't hold.
 
     Raises ProtocolError for what could leave the run's directory here or is no file list.
@@ -49,7 +59,9 @@ def checked_manifest(rows: Iterable[Any], system: str = sys.platform) -> tuple[l
         except (TypeError, ValueError):
             raise ProtocolError("the list of files has the wrong form") from None
         if not isinstance(path, str) or not safe_path(path):
-            raise ProtocolError(f"the server names a file that may not be written here: {path!r:.120}")
+            raise ProtocolError(
+                f"the server names a file that may not be written here: {path!r:.120}"
+            )
         if type(size) is not int or not 0 <= size < 1 << 50 or mode not in (0o644, 0o755, SYMLINK):
             raise ProtocolError(f"the server announces an impossible file: {path!r:.120}")
         if sha256 is not None and not (isinstance(sha256, str) and len(sha256) == 64):
@@ -69,11 +81,21 @@ def checked_manifest(rows: Iterable[Any], system: str = sys.platform) -> tuple[l
 
 
 def safe_path(path: str) -> bool:
-    """A relative path of plain names that stays below where it is put, and away from our own parts."""
-    if not path or len(path) > 4000 or path.startswith(("/", PARTS + "/")) or "\0" in path or path == PARTS:
+    """A relative path of plain names that stays below where it is put, and away from our own
+    parts."""
+    if (
+        not path
+        or len(path) > 4000
+        or path.startswith(("/", PARTS + "/"))
+        or "\0" in path
+        or path == PARTS
+    ):
         return False
     parts = path.split("/")
-    return not any(part in ("", ".", "..") or len(part.encode("utf-8", "surrogateescape")) > 255 for part in parts)
+    return not any(
+        part in ("", ".", "..") or len(part.encode("utf-8", "surrogateescape")) > 255
+        for part in parts
+    )
 
 
 def holds_name(path: str, system: str = sys.platform) -> bool:
@@ -86,7 +108,10 @@ def holds_name(path: str, system: str = sys.platform) -> bool:
         return False
     bad = set('<>:"|?*\\')
     return system != "win32" or not any(
-        bad & set(part) or part.endswith((" ", ".")) or part.split(".")[0].lower() in RESERVED or min(part) < " "
+        bad & set(part)
+        or part.endswith((" ", "."))
+        or part.split(".")[0].lower() in RESERVED
+        or min(part) < " "
         for part in path.split("/")
     )
 
@@ -95,7 +120,12 @@ def parse_left(rows: Iterable[Any]) -> list[Left]:
     """What the server says stays there; raises ProtocolError for anything else."""
     found = []
     for row in rows:
-        if len(row) != 4 or not isinstance(row[0], str) or type(row[1]) is not int or not isinstance(row[2], str):
+        if (
+            len(row) != 4
+            or not isinstance(row[0], str)
+            or type(row[1]) is not int
+            or not isinstance(row[2], str)
+        ):
             raise ProtocolError("the list of what stays there has the wrong form")
         found.append(Left(row[0], row[1], row[2], row[3] is not False))
     return found

@@ -17,7 +17,8 @@ from remote.transfer.manifest import PARTS, SOURCE, Left, RemoteFile
 
 @dataclass(frozen=True)
 class LocalBytes:
-    """What lies here of a file already: complete under its name, or the beginning in its part file."""
+    """What lies here of a file already: complete under its name, or the beginning in its part
+    file."""
 
     size: int
     digest: hashlib._Hash
@@ -26,7 +27,8 @@ class LocalBytes:
 
 @dataclass(frozen=True)
 class FetchPlan:
-    """`wanted`: every file to ask about, with what we have of it; `same`: what needs no question."""
+    """`wanted`: every file to ask about, with what we have of it; `same`: what needs no
+    question."""
 
     wanted: tuple[tuple[RemoteFile, LocalBytes | None], ...]
     same: int
@@ -47,24 +49,35 @@ class Fetched:
     received: int = 0
     # Not here although it was listed: path → why; None: it vanished meanwhile.
     gone: dict[str, str | None] = field(default_factory=dict)
-    # What stays on the server by remote.results, or since it can't be had: the size counts what would be lost with the run.
+    # What stays on the server by remote.results, or since it can't be had: the size counts what
+    # would be lost with the run.
     left: list[Left] = field(default_factory=list)
     seconds: float = 0.0
     # An earlier fetch has brought all of it, as it is there now.
     known_complete: bool = False
 
 
-def plan_fetch(files: Iterable[RemoteFile], local: Callable[[RemoteFile], LocalBytes | None]) -> FetchPlan:
-    """Ask about every file of the run, with what we have; not about source files whose content is right already."""
+def plan_fetch(
+    files: Iterable[RemoteFile], local: Callable[[RemoteFile], LocalBytes | None]
+) -> FetchPlan:
+    """Ask about every file of the run, with what we have; not about source files whose content is
+    right already."""
     wanted, same = [], 0
     for file in files:
         have = local(file)
         complete = have is not None and not have.part and have.size == file.size
-        if complete and have is not None and file.sha256 is not None and have.digest.hexdigest() == file.sha256:
+        if (
+            complete
+            and have is not None
+            and file.sha256 is not None
+            and have.digest.hexdigest() == file.sha256
+        ):
             same += 1
         else:
             # A link's target is no prefix of another.
-            goes_on = have is not None and (have.size == file.size if file.mode == SYMLINK else have.size <= file.size)
+            goes_on = have is not None and (
+                have.size == file.size if file.mode == SYMLINK else have.size <= file.size
+            )
             wanted.append((file, have if goes_on else None))
     return FetchPlan(tuple(wanted), same)
 
@@ -76,7 +89,10 @@ def read_local(directory: Path, file: RemoteFile) -> LocalBytes | None:
     if file.mode == SYMLINK and place.is_symlink():
         target = os.fsencode(os.readlink(place).replace(os.sep, "/"))
         return LocalBytes(len(target), hashlib.sha256(target), False)
-    sizes = [path.stat().st_size if path.is_file() and not path.is_symlink() else -1 for path in (place, part)]
+    sizes = [
+        path.stat().st_size if path.is_file() and not path.is_symlink() else -1
+        for path in (place, part)
+    ]
     if sizes[0] > file.size:
         sizes[0] = -1
     chosen = part if sizes[1] > sizes[0] and sizes[1] <= file.size else place
@@ -92,13 +108,20 @@ def read_local(directory: Path, file: RemoteFile) -> LocalBytes | None:
 
 def part_of(directory: Path, file: RemoteFile) -> Path:
     """Where a file's bytes are kept until it is whole."""
-    return directory / PARTS / hashlib.sha256(file.path.encode("utf-8", "surrogateescape")).hexdigest()[:40]
+    return (
+        directory
+        / PARTS
+        / hashlib.sha256(file.path.encode("utf-8", "surrogateescape")).hexdigest()[:40]
+    )
 
 
 class Receiver:
-    """Turns the agent's events into files. Never writes more than was announced, nor outside `directory`."""
+    """Turns the agent's events into files. Never writes more than was announced, nor outside
+    `directory`."""
 
-    def __init__(self, directory: Path, plan: FetchPlan, fetched: Fetched, show: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, directory: Path, plan: FetchPlan, fetched: Fetched, show: Callable[[int, int], None]
+    ) -> None:
         self.directory = directory
         self.queue = list(plan.wanted)
         self.fetched = fetched
@@ -173,11 +196,15 @@ class Receiver:
         return output
 
     def _place(self, file: RemoteFile) -> Path:
-        """Where the file goes; its directory is made, and must not lead elsewhere through a link."""
+        """Where the file goes; its directory is made, and must not lead elsewhere through a
+        link."""
         place = self.directory / PurePosixPath(file.path)
         place.parent.mkdir(parents=True, exist_ok=True)
         if not place.parent.resolve().is_relative_to(self.directory.resolve()):
-            raise TransferFailed(f"{place.parent} leads out of {self.directory} through a link", remedy="remove that link")
+            raise TransferFailed(
+                f"{place.parent} leads out of {self.directory} through a link",
+                remedy="remove that link",
+            )
         return place
 
     def _end(self, sha256: object, why: object = None) -> None:
@@ -187,13 +214,19 @@ class Receiver:
         if sha256 is None:
             self.fetched.gone[file.path] = why if isinstance(why, str) else None
             return
-        right = self.position == file.size and self.digest.hexdigest() == sha256 and file.sha256 in (None, sha256)
+        right = (
+            self.position == file.size
+            and self.digest.hexdigest() == sha256
+            and file.sha256 in (None, sha256)
+        )
         place = self._place(file)
         part = part_of(self.directory, file)
         if not right:
             self.wrong.append(file)
             part.unlink(missing_ok=True)
-        elif have and not have.part and have.size == file.size and have.digest.hexdigest() == sha256:
+        elif (
+            have and not have.part and have.size == file.size and have.digest.hexdigest() == sha256
+        ):
             if file.mode != SYMLINK:
                 _set_mode(place, file.mode)
         elif file.mode == SYMLINK:
@@ -204,7 +237,9 @@ class Receiver:
                 part.touch()
             _set_mode(part, file.mode)
             if place.is_dir() and not place.is_symlink():
-                raise TransferFailed(f"{place} is a directory, a file of that name was fetched", remedy="remove it")
+                raise TransferFailed(
+                    f"{place} is a directory, a file of that name was fetched", remedy="remove it"
+                )
             os.replace(part, place)
             self.fetched.changed += 1
 
@@ -214,11 +249,19 @@ class Receiver:
             place = self._place(file)
             target = content.decode("utf-8", "surrogateescape")
             reached = os.path.normpath(os.path.join(os.path.dirname(file.path), target))
-            leaves = not (reached + "/").startswith(SOURCE) if file.path.startswith(SOURCE) else reached.split("/")[0] == ".."
+            leaves = (
+                not (reached + "/").startswith(SOURCE)
+                if file.path.startswith(SOURCE)
+                else reached.split("/")[0] == ".."
+            )
             if os.path.isabs(target) or leaves or "\0" in target:
-                raise ProtocolError(f"the server sends a link that leads out of the run: {file.path!r:.120}")
+                raise ProtocolError(
+                    f"the server sends a link that leads out of the run: {file.path!r:.120}"
+                )
             if place.is_dir() and not place.is_symlink():
-                raise TransferFailed(f"{place} is a directory, a link of that name was fetched", remedy="remove it")
+                raise TransferFailed(
+                    f"{place} is a directory, a link of that name was fetched", remedy="remove it"
+                )
             if place.is_symlink() or place.exists():
                 place.unlink()
             try:

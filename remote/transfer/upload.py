@@ -1,4 +1,5 @@
-"""`upload-data`: an archive or a folder of images goes to the server once, by its content; `train --data NAME` uses it there."""
+"""`upload-data`: an archive or a folder of images goes to the server once, by its content; `train
+--data NAME` uses it there."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ TRIES = 5
 
 
 def upload_data(session: Session, given: str, name: str | None = None) -> dict[str, Any]:
-    """Send what the server lacks of a file or folder; goes on by itself after a broken connection. Returns what was done."""
+    """Send what the server lacks of a file or folder; goes on by itself after a broken connection.
+    Returns what was done."""
     path = Path(given).expanduser()
     if not path.exists():
         raise UsageError(f"{given}: no such file or folder here", step="upload-data")
@@ -35,42 +37,78 @@ def upload_data(session: Session, given: str, name: str | None = None) -> dict[s
     if not entries:
         raise UsageError(f"{given} holds no files", step="upload-data")
     rows = [[entry.path, entry.mode, entry.size, entry.sha256] for entry in entries]
-    tree, label = tree_hash((entry.path, entry.mode, entry.size, entry.sha256) for entry in entries), name or path.name
+    tree, label = (
+        tree_hash((entry.path, entry.mode, entry.size, entry.sha256) for entry in entries),
+        name or path.name,
+    )
     started = time.monotonic()
     session.open()  # a server that can't be reached at all is told at once
     sent = session.patiently(
-        lambda: send_set(session, folder, entries, rows, tree, label, path.is_file()), "what has arrived stays", TRIES
+        lambda: send_set(session, folder, entries, rows, tree, label, path.is_file()),
+        "what has arrived stays",
+        TRIES,
     )
     total = sum(entry.size for entry in entries)
-    return {"name": label, "files": len(entries), "bytes": total, "sent": sent, "seconds": time.monotonic() - started, "tree": tree}
+    return {
+        "name": label,
+        "files": len(entries),
+        "bytes": total,
+        "sent": sent,
+        "seconds": time.monotonic() - started,
+        "tree": tree,
+    }
 
 
 def send_set(
-    session: Session, folder: Path, entries: list[FileEntry], rows: list[list[Any]], tree: str, name: str, single: bool
+    session: Session,
+    folder: Path,
+    entries: list[FileEntry],
+    rows: list[list[Any]],
+    tree: str,
+    name: str,
+    single: bool,
 ) -> int | None:
     """Bytes sent; None where all was there under this name already."""
     answer = session.call("data_missing", tree=tree, manifest=rows, name=name)
     if answer.get("named"):
         return None
     everything = frozenset(entry.sha256 for entry in entries)
-    missing = everything if answer.get("missing") is None else everything & frozenset(answer["missing"])
+    missing = (
+        everything if answer.get("missing") is None else everything & frozenset(answer["missing"])
+    )
     sending = Sending(folder, entries, missing, known_parts(answer))
-    arguments: dict[str, Any] = {"tree": tree, "manifest": rows, "name": name, "single": single, "who": who_am_i()}
+    arguments: dict[str, Any] = {
+        "tree": tree,
+        "manifest": rows,
+        "name": name,
+        "single": single,
+        "who": who_am_i(),
+    }
     note = waiting_note(session, "is sending images")
-    received = session.call_as_owner("data_put", note, sending.frames(session.display), **arguments).get("received")
+    received = session.call_as_owner(
+        "data_put", note, sending.frames(session.display), **arguments
+    ).get("received")
     session.display.clear()
     return received if isinstance(received, int) else 0
 
 
 def show_uploaded(session: Session, done: Mapping[str, Any]) -> None:
-    sent = "nothing to send, it is there already" if done["sent"] is None else f"{size(done['sent'])} sent in {done['seconds']:.1f} s"
-    session.display.line(f"{done['name']}: {done['files']} files, {size(done['bytes'])} on {session.host}; {sent}; verified by sha256")
+    sent = (
+        "nothing to send, it is there already"
+        if done["sent"] is None
+        else f"{size(done['sent'])} sent in {done['seconds']:.1f} s"
+    )
+    session.display.line(
+        f"{done['name']}: {done['files']} files, {size(done['bytes'])} on {session.host}; {sent};"
+        " verified by sha256"
+    )
     use = "" if done["name"] == ARCHIVE else f" --data {done['name']}"
     session.display.line(f"use it: fab -H {session.typed} train{use}")
 
 
 def entries_of(session: Session, path: Path) -> Iterator[FileEntry]:
-    """A file, or every file below a folder in order of path. What links lead to is taken as if it lay there; hidden files are not."""
+    """A file, or every file below a folder in order of path. What links lead to is taken as if it
+    lay there; hidden files are not."""
     if path.is_file():
         yield entry_at(path.parent, path.name)
         return
@@ -81,7 +119,9 @@ def entries_of(session: Session, path: Path) -> Iterator[FileEntry]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in NOISE)
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and name not in NOISE
+        )
         for name in sorted(names):
             if not name.startswith(".") and name not in NOISE and (Path(place) / name).is_file():
                 yield entry_at(path, (Path(place) / name).relative_to(path).as_posix())
@@ -93,14 +133,21 @@ def entries_of(session: Session, path: Path) -> Iterator[FileEntry]:
 def entry_at(folder: Path, path: str) -> FileEntry:
     entry, _ = entry_of(folder, path, 0o644, follow=True)
     if entry is None:
-        raise UsageError(f"{path} vanished while it was read", step="upload-data", remedy="run the same command again")
+        raise UsageError(
+            f"{path} vanished while it was read",
+            step="upload-data",
+            remedy="run the same command again",
+        )
     return entry
 
 
 def require_images(session: Session, path: Path) -> None:
     """What this project's trainer could not read is said before it is sent. Raises UsageError."""
     if path.is_dir():
-        if not any((path / name).exists() for name in ("train", "cifar-10-batches-py", "test_batch", ARCHIVE)):
+        if not any(
+            (path / name).exists()
+            for name in ("train", "cifar-10-batches-py", "test_batch", ARCHIVE)
+        ):
             text = f"{path} holds neither CIFAR-10 nor train/<class>/* and test/<class>/*"
             raise UsageError(text, step="upload-data", remedy="name a folder that does")
         return
@@ -112,7 +159,8 @@ def require_images(session: Session, path: Path) -> None:
 
 
 def provide_cifar10(session: Session, deployed: Deployed) -> str:
-    """Where the run finds CIFAR-10 on the server, or may download it to; where it can do neither, this laptop's copy is offered.
+    """Where the run finds CIFAR-10 on the server, or may download it to; where it can do neither,
+    this laptop's copy is offered.
 
     Raises NotFound where nobody can be asked, or there is nothing to offer.
     """
@@ -123,13 +171,22 @@ def provide_cifar10(session: Session, deployed: Deployed) -> str:
     answer = session.call("reach", url=archive.ARCHIVE_URL)
     if answer.get("reached"):
         return f"{deployed.root}/data/cifar10"
-    problem = f"CIFAR-10 is not on the server, and the server can't download it ({answer.get('problem')})"
+    problem = (
+        f"CIFAR-10 is not on the server, and the server can't download it ({answer.get('problem')})"
+    )
     here = find_archive(session, archive)
     command = f"fab -H {session.typed} upload-data {here or ARCHIVE}"
     if here is None:
-        raise NotFound(problem, host=session.host, step="train", remedy=f"get {archive.ARCHIVE_URL} here, then: {command}")
+        raise NotFound(
+            problem,
+            host=session.host,
+            step="train",
+            remedy=f"get {archive.ARCHIVE_URL} here, then: {command}",
+        )
     session.display.note(problem)
-    if not session.display.confirm(f"send {here} ({size(here.stat().st_size)}) to it, once for all runs?"):
+    if not session.display.confirm(
+        f"send {here} ({size(here.stat().st_size)}) to it, once for all runs?"
+    ):
         raise NotFound(problem, host=session.host, step="train", remedy=command)
     show_uploaded(session, upload_data(session, str(here)))
     return f"{deployed.root}/data/{ARCHIVE}"
@@ -138,7 +195,13 @@ def provide_cifar10(session: Session, deployed: Deployed) -> str:
 def find_archive(session: Session, archive: Any) -> Path | None:
     """This laptop's copy, where people keep it; only one that is whole."""
     project = session.project.directory
-    for folder in (project / "data", project / "data" / "cifar10", project, Path.home() / "Downloads", Path.home() / "data"):
+    for folder in (
+        project / "data",
+        project / "data" / "cifar10",
+        project,
+        Path.home() / "Downloads",
+        Path.home() / "data",
+    ):
         try:
             archive.check_archive(folder / ARCHIVE)
         except (OSError, archive.DataError):

@@ -1,4 +1,5 @@
-"""What people do while a run trains: go into its tmux, mirror it, and set up a login that asks for nothing."""
+"""What people do while a run trains: go into its tmux, mirror it, and set up a login that asks for
+nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +25,10 @@ from tests.support.proxy import Relay
 from tests.support.sshd import MakeServer
 from tests.support.terminal import fab_on_terminal, read_until
 
-WAITS = "echo first line; mkdir -p out; echo 1 > out/a; while [ ! -e ../go ]; do sleep 0.1; done; echo 2 > out/b; echo last line\n"
+WAITS = (
+    "echo first line; mkdir -p out; echo 1 > out/a; while [ ! -e ../go ]; do sleep 0.1; done; echo"
+    " 2 > out/b; echo last line\n"
+)
 
 
 def run_directory(server: LoopbackServer) -> Path:
@@ -32,24 +36,46 @@ def run_directory(server: LoopbackServer) -> Path:
     return run
 
 
-def test_attaching_shows_the_training_and_detaching_leaves_it(tmp_path: Path, server: LoopbackServer) -> None:
-    project = make_project(tmp_path / "project", {"train.sh": WAITS}, settings=OWN, parts=("fabfile.py", "remote"))
+def test_attaching_shows_the_training_and_detaching_leaves_it(
+    tmp_path: Path, server: LoopbackServer
+) -> None:
+    project = make_project(
+        tmp_path / "project", {"train.sh": WAITS}, settings=OWN, parts=("fabfile.py", "remote")
+    )
     fab(project, server, "train", "--no-follow")
     leader, process = fab_on_terminal(project, server, "attach")
     read_until(leader, b"first line")
-    time.sleep(1)  # as a person does: tmux asks the terminal what it is, and takes the next keys for the answer
+    time.sleep(
+        1
+    )  # as a person does: tmux asks the terminal what it is, and takes the next keys for the answer
     os.write(leader, b"\x02d")
     assert b"detached" in read_until(leader, b"detached")
     assert process.wait(20) == 0
     assert json.loads(fab(project, server, "status", "--json").stdout)[0]["state"] == "running"
     (run_directory(server) / "go").touch()
-    wait_for(lambda: json.loads(fab(project, server, "status", "--json").stdout)[0]["state"] == "finished", 20)
-    assert "is finished here: there is nothing to attach to" in fab(project, server, "attach", code=10).stderr
+    wait_for(
+        lambda: (
+            json.loads(fab(project, server, "status", "--json").stdout)[0]["state"] == "finished"
+        ),
+        20,
+    )
+    assert (
+        "is finished here: there is nothing to attach to"
+        in fab(project, server, "attach", code=10).stderr
+    )
 
 
-def test_a_mirror_grows_with_the_run_and_survives_a_dropped_link(server: LoopbackServer, tmp_path: Path) -> None:
+def test_a_mirror_grows_with_the_run_and_survives_a_dropped_link(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
     with Relay(server.host, server.port) as relay, short_pauses():
-        settings = {"requirements": "none", "command": "sh train.sh", "results": "out", "project": "p", "timeout_s": 10.0}
+        settings = {
+            "requirements": "none",
+            "command": "sh train.sh",
+            "results": "out",
+            "project": "p",
+            "timeout_s": 10.0,
+        }
         lab = Lab(server, tmp_path, relay, files={"train.sh": WAITS}, settings=settings)
         assert lab.task("train").code == 0
         done = []
@@ -63,13 +89,19 @@ def test_a_mirror_grows_with_the_run_and_survives_a_dropped_link(server: Loopbac
         (run_directory(server) / "go").touch()
         thread.join(60)
     (ended,) = done
-    assert ended.code == 0 and "what was fetched stays" in ended.err and "Traceback" not in ended.err, ended
+    assert (
+        ended.code == 0 and "what was fetched stays" in ended.err and "Traceback" not in ended.err
+    ), ended
     assert (only_run(lab.project) / "work" / "out" / "b").read_text() == "2\n"
     assert "last line" in (only_run(lab.project) / "train.log").read_text()
 
 
-def test_tensorboard_shows_the_mirror_and_leaves_nothing_behind(tmp_path: Path, server: LoopbackServer) -> None:
-    project = make_project(tmp_path / "project", {"train.sh": WAITS}, settings=OWN, parts=("fabfile.py", "remote"))
+def test_tensorboard_shows_the_mirror_and_leaves_nothing_behind(
+    tmp_path: Path, server: LoopbackServer
+) -> None:
+    project = make_project(
+        tmp_path / "project", {"train.sh": WAITS}, settings=OWN, parts=("fabfile.py", "remote")
+    )
     fab(project, server, "train", "--no-follow")
     leader, process = fab_on_terminal(project, server, "tensorboard", "--no-browser")
     told = read_until(leader, b"/ (Ctrl-C", 90)
@@ -86,39 +118,75 @@ def test_tensorboard_shows_the_mirror_and_leaves_nothing_behind(tmp_path: Path, 
     fab(project, server, "stop")
 
 
-def test_a_key_that_is_set_up_logs_in_and_is_added_once(tmp_path: Path, make_server: MakeServer) -> None:
+def test_a_key_that_is_set_up_logs_in_and_is_added_once(
+    tmp_path: Path, make_server: MakeServer
+) -> None:
     authorized = tmp_path / "server" / "home" / ".ssh" / "authorized_keys"
-    server = make_server(options={"AuthorizedKeysFile": f"{tmp_path}/server/authorized_keys {authorized}", "StrictModes": "no"})
+    server = make_server(
+        options={
+            "AuthorizedKeysFile": f"{tmp_path}/server/authorized_keys {authorized}",
+            "StrictModes": "no",
+        }
+    )
     if "sshd" not in server.kind:
         pytest.skip("the embedded server has keys of its own")
-    project = make_project(tmp_path / "project", {"train.sh": "true"}, settings=OWN, parts=("fabfile.py", "remote"))
+    project = make_project(
+        tmp_path / "project", {"train.sh": "true"}, settings=OWN, parts=("fabfile.py", "remote")
+    )
     new = tmp_path / "new"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "me@laptop", "-f", new], check=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "me@laptop", "-f", new], check=True
+    )
     config = tmp_path / "only_new"
     lines = server.ssh_config.read_text().splitlines()
-    config.write_text("\n".join(f"  IdentityFile {new}" if "IdentityFile" in line else line for line in lines) + "\n")
+    config.write_text(
+        "\n".join(f"  IdentityFile {new}" if "IdentityFile" in line else line for line in lines)
+        + "\n"
+    )
 
     def status() -> int:
         argv = [*FAB, "-S", str(config), "-H", "loopback", "status"]
-        return subprocess.run(argv, cwd=project, capture_output=True, stdin=subprocess.DEVNULL, timeout=60).returncode
+        return subprocess.run(
+            argv, cwd=project, capture_output=True, stdin=subprocess.DEVNULL, timeout=60
+        ).returncode
 
     authorized.parent.mkdir(parents=True)
-    authorized.write_text("# mine\nssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOther somebody")  # without a newline at its end
+    authorized.write_text(
+        "# mine\nssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOther somebody"
+    )  # without a newline at its end
     assert status() == 6
     told = fab(project, server, "-i", str(new), "setup-key").stdout
-    assert "added to ~/.ssh/authorized_keys" in told and "later commands ask for no password" in told
+    assert (
+        "added to ~/.ssh/authorized_keys" in told and "later commands ask for no password" in told
+    )
     assert status() == 0
     assert "in place already" in fab(project, server, "-i", str(new), "setup-key").stdout
-    assert authorized.read_text().splitlines()[:2] == ["# mine", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOther somebody"]
-    assert len(authorized.read_text().splitlines()) == 3 and authorized.stat().st_mode & 0o777 == 0o600
+    assert authorized.read_text().splitlines()[:2] == [
+        "# mine",
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOther somebody",
+    ]
+    assert (
+        len(authorized.read_text().splitlines()) == 3 and authorized.stat().st_mode & 0o777 == 0o600
+    )
 
 
-def test_the_live_screen_shows_the_log_above_the_training_and_the_gpu(tmp_path: Path, server: LoopbackServer) -> None:
-    """As a terminal of 80 columns would show it: the newest lines, and below them what replaces itself."""
+def test_the_live_screen_shows_the_log_above_the_training_and_the_gpu(
+    tmp_path: Path, server: LoopbackServer
+) -> None:
+    """As a terminal of 80 columns would show it: the newest lines, and below them what replaces
+    itself."""
     gpu = FakeGpu(utilization="82", memory_used="0")
     write_nvidia_smi(Path(server.path) / "nvidia-smi", [gpu])
-    progress = {"phase": "fitting", "epoch": 3, "max_epochs": 10, "step": 300, "total_steps": 1000, "seconds_left": 900.0,
-                "images_per_s": 1234.0, "metrics": {"train_loss": 1.25, "val_accuracy": 0.5, "best_val_accuracy": 0.6}}  # fmt: skip
+    progress = {
+        "phase": "fitting",
+        "epoch": 3,
+        "max_epochs": 10,
+        "step": 300,
+        "total_steps": 1000,
+        "seconds_left": 900.0,
+        "images_per_s": 1234.0,
+        "metrics": {"train_loss": 1.25, "val_accuracy": 0.5, "best_val_accuracy": 0.6},
+    }
     script = f"""
 echo first line
 echo '{json.dumps(progress)}' > "$REMOTE_RUN_DIR/progress.json"
@@ -126,7 +194,9 @@ while [ ! -e ../more ]; do sleep 0.1; done
 echo second line
 while [ ! -e ../go ]; do sleep 0.1; done
 """
-    project = make_project(tmp_path / "project", {"train.sh": script}, settings=OWN, parts=("fabfile.py", "remote"))
+    project = make_project(
+        tmp_path / "project", {"train.sh": script}, settings=OWN, parts=("fabfile.py", "remote")
+    )
     fab(project, server, "train", "--devices", "0", "--no-follow")
     leader, process = fab_on_terminal(project, server, "follow", size=(24, 80))
     seen = read_until(leader, b"gpu0")
@@ -146,7 +216,8 @@ while [ ! -e ../go ]; do sleep 0.1; done
 
 
 def screen_of(output: str) -> list[str]:
-    """The lines that a terminal shows after this output: what moves up and what clears is carried out."""
+    """The lines that a terminal shows after this output: what moves up and what clears is carried
+    out."""
     lines, row = [""], 0
     for part in re.findall(r"\x1b\[(\d*)([A-Za-z])|(\r?\n)|(\r)|([^\x1b\r\n]+)", output):
         count, command, newline, back, text = part

@@ -1,4 +1,5 @@
-"""Any Lightning project, any script: `python -m remote init` in a project that shares nothing with trainer/."""
+"""Any Lightning project, any script: `python -m remote init` in a project that shares nothing with
+trainer/."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from tests.e2e.test_main_job import only_run
 from tests.e2e.test_three_commands import fab
 from tests.support.project import REPOSITORY, make_tree
 
-LIGHTNING = '''
+LIGHTNING = """
 import pathlib, torch, pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
@@ -28,7 +29,8 @@ class Line(pl.LightningModule):
         self.layer = torch.nn.Linear(4, 2)
     def share(self, batch):
         logits = self.layer(batch[0])
-        return torch.nn.functional.cross_entropy(logits, batch[1]), (logits.argmax(1) == batch[1]).float().mean()
+        right = (logits.argmax(1) == batch[1]).float().mean()
+        return torch.nn.functional.cross_entropy(logits, batch[1]), right
     def training_step(self, batch, _):
         loss, _ = self.share(batch)
         self.log("train_loss", loss)
@@ -44,16 +46,19 @@ pl.seed_everything(1)
 points = torch.randn(256, 4)
 loader = DataLoader(TensorDataset(points, (points[:, 0] > 0).long()), 32)
 keep = ModelCheckpoint("checkpoints", monitor="val_acc", mode="max")
-trainer = pl.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[lightning_callback(), keep])
+quiet = dict(accelerator="cpu", logger=False, enable_progress_bar=False)
+trainer = pl.Trainer(max_epochs=3, callbacks=[lightning_callback(), keep], **quiet)
 trainer.fit(model := Line(), loader, loader)
 trainer.test(model, loader)
-'''
+"""
 
 
 def run_init(project: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     argv = [sys.executable, "-m", "remote", "init", *words]
-    done = subprocess.run(argv, cwd=project, capture_output=True, text=True, timeout=60, env=environment)
+    done = subprocess.run(
+        argv, cwd=project, capture_output=True, text=True, timeout=60, env=environment
+    )
     assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr
     return done
 
@@ -63,9 +68,14 @@ OURS = {"PYTHONPATH": str(REPOSITORY)}
 
 
 def test_a_lightning_project_of_somebody_else(tmp_path: Path, server: LoopbackServer) -> None:
-    project = make_tree(tmp_path / "mine", {"train.py": LIGHTNING, "README": "mine", "notes/a.txt": "a"})
+    project = make_tree(
+        tmp_path / "mine", {"train.py": LIGHTNING, "README": "mine", "notes/a.txt": "a"}
+    )
     told = run_init(project).stdout
-    assert all(f"wrote {name}" in told for name in ("fabfile.py", "fabric.yaml", "run_progress.py")) and "python train.py" in told
+    assert (
+        all(f"wrote {name}" in told for name in ("fabfile.py", "fabric.yaml", "run_progress.py"))
+        and "python train.py" in told
+    )
     assert len((project / "fabfile.py").read_text().splitlines()) < 10
     environment = {**OURS, "FABRIC_REMOTE_PYTHON": sys.executable}
     assert "first release" in fab(project, server, "deploy", env=environment).stdout
@@ -73,18 +83,30 @@ def test_a_lightning_project_of_somebody_else(tmp_path: Path, server: LoopbackSe
     assert "finished" in trained.stdout, trained
     (row,) = json.loads(fab(project, server, "status", "--json", env=environment).stdout)
     assert (row["state"], row["epoch"], row["max_epochs"]) == ("finished", 3, 3)
-    assert row["val_accuracy"] > 0.8 and row["best_val_accuracy"] >= row["val_accuracy"] and row["test_accuracy"] > 0.8
+    assert (
+        row["val_accuracy"] > 0.8
+        and row["best_val_accuracy"] >= row["val_accuracy"]
+        and row["test_accuracy"] > 0.8
+    )
     fetched = fab(project, server, "fetch-results", env=environment).stdout
     assert f"test accuracy  {100 * row['test_accuracy']:.2f}%" in fetched
     run = only_run(project)
     assert list((run / "work" / "checkpoints").glob("*.ckpt"))
-    assert (run / "source" / "notes" / "a.txt").read_text() == "a" and not (run / "source" / "remote").exists()
+    assert (run / "source" / "notes" / "a.txt").read_text() == "a" and not (
+        run / "source" / "remote"
+    ).exists()
     assert "nothing changed" in fab(project, server, "deploy", env=environment).stdout
 
 
 def test_any_script_and_what_it_does_not_tell(tmp_path: Path, server: LoopbackServer) -> None:
-    script = "from run_progress import tell\nfor epoch in range(1, 4):\n    tell(epoch=epoch, max_epochs=3, val_accuracy=epoch / 10)\n"
-    project = make_tree(tmp_path / "mine", {"loop.py": script + "open('model.bin', 'w').write('m')\n", "plain.sh": "echo quiet\n"})
+    script = (
+        "from run_progress import tell\nfor epoch in range(1, 4):\n    tell(epoch=epoch,"
+        " max_epochs=3, val_accuracy=epoch / 10)\n"
+    )
+    project = make_tree(
+        tmp_path / "mine",
+        {"loop.py": script + "open('model.bin', 'w').write('m')\n", "plain.sh": "echo quiet\n"},
+    )
     run_init(project, "--command", "python loop.py", "--results", "model.bin")
     environment = {**OURS, "FABRIC_REMOTE_PYTHON": sys.executable}
     fab(project, server, "train", "--follow", env=environment)
@@ -92,38 +114,70 @@ def test_any_script_and_what_it_does_not_tell(tmp_path: Path, server: LoopbackSe
     assert (row["epoch"], row["best_val_accuracy"], row["state"]) == (3, 0.3, "finished")
     fab(project, server, "fetch-results", env=environment)
     assert (only_run(project) / "work" / "model.bin").read_text() == "m"
-    silent = fab(project, server, "train", "--follow", env={**environment, "FABRIC_REMOTE_COMMAND": "sh plain.sh"})
+    silent = fab(
+        project,
+        server,
+        "train",
+        "--follow",
+        env={**environment, "FABRIC_REMOTE_COMMAND": "sh plain.sh"},
+    )
     assert "quiet" in silent.stdout and "finished" in silent.stdout
 
 
 def test_nothing_that_is_there_is_changed(tmp_path: Path) -> None:
-    mine = {"fabfile.py": "# mine\n", "fabric.yaml": "run: {}\n", "src/train.py": "x", "requirements.txt": "torch\n"}
+    mine = {
+        "fabfile.py": "# mine\n",
+        "fabric.yaml": "run: {}\n",
+        "src/train.py": "x",
+        "requirements.txt": "torch\n",
+    }
     project = make_tree(tmp_path / "mine", mine)
     told = run_init(project)
     assert "fabfile.py is there already and stays as it is: add to it" in told.stderr
-    assert (project / "fabfile.py").read_text() == "# mine\n" and (project / "fabric.yaml").read_text() == "run: {}\n"
+    assert (project / "fabfile.py").read_text() == "# mine\n" and (
+        project / "fabric.yaml"
+    ).read_text() == "run: {}\n"
     (project / "fabric.yaml").unlink()
     run_init(project, "--command", 'python "my script.py" --name: #1')
     settings = yaml.safe_load((project / "fabric.yaml").read_text())["remote"]
-    assert settings["command"] == 'python "my script.py" --name: #1' and settings["requirements"] == "requirements.txt"
+    assert (
+        settings["command"] == 'python "my script.py" --name: #1'
+        and settings["requirements"] == "requirements.txt"
+    )
     assert settings["root"] == "~/projects/{project}"
 
 
-@pytest.mark.parametrize(("files", "words", "told"), [
-    ({"a.txt": "x"}, (), "no training script was found"), ({"a.txt": "x"}, ("nowhere",), "no such folder"),
-])  # fmt: skip
-def test_what_it_can_not_guess_it_asks_for(tmp_path: Path, files: dict[str, str], words: tuple[str, ...], told: str) -> None:
+@pytest.mark.parametrize(
+    ("files", "words", "told"),
+    [
+        ({"a.txt": "x"}, (), "no training script was found"),
+        ({"a.txt": "x"}, ("nowhere",), "no such folder"),
+    ],
+)
+def test_what_it_can_not_guess_it_asks_for(
+    tmp_path: Path, files: dict[str, str], words: tuple[str, ...], told: str
+) -> None:
     done = run_init(make_tree(tmp_path / "mine", files), *words, code=2)
     assert told in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_what_init_does_not_choose_it_names(tmp_path: Path) -> None:
-    files = {"train.py": "x", "src/train.py": "y", "fit.py": "Trainer()", "pyproject.toml": "", "Pipfile": "", "look.ipynb": "{}"}
+    files = {
+        "train.py": "x",
+        "src/train.py": "y",
+        "fit.py": "Trainer()",
+        "pyproject.toml": "",
+        "Pipfile": "",
+        "look.ipynb": "{}",
+    }
     done = run_init(make_tree(tmp_path / "mine", files))
     assert "the training: python train.py" in done.stdout
     for name in ("src/train.py", "fit.py"):
         assert f"{name} may be a training, too: --command says which is meant" in done.stderr
-    assert "no requirements.txt was found (Pipfile: not read yet)" in done.stderr and "look.ipynb: notebooks" in done.stderr
+    assert (
+        "no requirements.txt was found (Pipfile: not read yet)" in done.stderr
+        and "look.ipynb: notebooks" in done.stderr
+    )
     only = run_init(make_tree(tmp_path / "other", {"look.ipynb": "{}"}), code=2)
     assert "look.ipynb is a notebook: jupyter nbconvert --to script" in only.stderr
 
@@ -131,9 +185,19 @@ def test_what_init_does_not_choose_it_names(tmp_path: Path) -> None:
 def test_a_remote_of_the_project_s_own_is_said(tmp_path: Path) -> None:
     project = make_tree(tmp_path / "mine", {"train.py": "x", "remote/__init__.py": ""})
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); sys.argv = ['remote', 'init']\n"
-         "from remote.__main__ import main; sys.exit(main())"], cwd=project, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            (
+                f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); sys.argv = ['remote',"
+                " 'init']\nfrom remote.__main__ import main; sys.exit(main())"
+            ),
+        ],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0 and "`remote` of its own, which hides ours" in done.stderr
 
 
@@ -141,6 +205,11 @@ def test_the_package_has_what_a_laptop_needs(tmp_path: Path) -> None:
     """`pip install` of this repository: packages and requirements as pyproject.toml names them."""
     tomllib = pytest.importorskip("tomllib")
     told = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-    packages = {path.parent.relative_to(REPOSITORY).as_posix().replace("/", ".") for path in (REPOSITORY / "remote").rglob("*.py")}
+    packages = {
+        path.parent.relative_to(REPOSITORY).as_posix().replace("/", ".")
+        for path in (REPOSITORY / "remote").rglob("*.py")
+    }
     assert set(told["tool"]["setuptools"]["packages"]) == packages
-    assert told["tool"]["setuptools"]["dynamic"]["dependencies"]["file"] == ["remote/requirements.txt"]
+    assert told["tool"]["setuptools"]["dynamic"]["dependencies"]["file"] == [
+        "remote/requirements.txt"
+    ]

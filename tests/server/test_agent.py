@@ -44,14 +44,17 @@ def test_only_what_is_missing_is_sent(server: LoopbackServer, tmp_path: Path) ->
 
 
 def test_releases_share_what_nobody_touched(server: LoopbackServer, tmp_path: Path) -> None:
-    """One file under two names; what somebody edited in a release is read again, and never becomes part of another one."""
+    """One file under two names; what somebody edited in a release is read again, and never becomes
+    part of another one."""
     project = make_tree(tmp_path / "project", {"same.py": "a = 1\n", "other.py": "b = 1\n"})
     releases = root_of(server) / "releases"
     with agent(server) as link:
         first = put(link, project)
         (project / "other.py").write_text("b = 2\n")
         second = put(link, project)
-        assert (releases / first.tree / "same.py").stat().st_ino == (releases / second.tree / "same.py").stat().st_ino
+        assert (releases / first.tree / "same.py").stat().st_ino == (
+            releases / second.tree / "same.py"
+        ).stat().st_ino
         assert (releases / first.tree / "other.py").read_text() == "b = 1\n"
         (releases / second.tree / "same.py").write_text("a = 9\n")
         (project / "other.py").write_text("b = 3\n")
@@ -73,13 +76,17 @@ def test_the_root_is_private_and_knows_its_project(server: LoopbackServer, tmp_p
         put(link, project)
         other = facts(link, project="other")
         with pytest.raises(ServerUnfit, match="belongs to the project 'p'"):
-            link.call("release_use", root=ROOT, project="other", identity=None, tree="0" * 40, who="x")
+            link.call(
+                "release_use", root=ROOT, project="other", identity=None, tree="0" * 40, who="x"
+            )
     assert root_of(server).stat().st_mode & 0o777 == 0o700
     assert "belongs to the project" in other["root"]["problem"]["message"]
 
 
 @pytest.mark.parametrize("kind", ["file", "foreign", "below a file"])
-def test_a_root_that_is_not_ours_is_refused_before_anything_is_written(server: LoopbackServer, tmp_path: Path, kind: str) -> None:
+def test_a_root_that_is_not_ours_is_refused_before_anything_is_written(
+    server: LoopbackServer, tmp_path: Path, kind: str
+) -> None:
     root = root_of(server)
     if kind == "file":
         make_tree(server.home, {"projects/p": "x"})
@@ -101,21 +108,35 @@ def test_reading_leaves_no_trace(server: LoopbackServer) -> None:
     assert not (server.home / "projects").exists()
 
 
-def test_contents_that_changed_on_their_way_are_refused(server: LoopbackServer, tmp_path: Path) -> None:
+def test_contents_that_changed_on_their_way_are_refused(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
     project = make_tree(tmp_path / "p", {"a": "one"})
     release = build_release(project, 50)
     (project / "a").write_text("two")
-    frames = upload_frames(project, release.entries, frozenset(entry.sha256 for entry in release.entries))
+    frames = upload_frames(
+        project, release.entries, frozenset(entry.sha256 for entry in release.entries)
+    )
     with agent(server) as link:
         with pytest.raises(TransferFailed, match="changed while"):
             link.call(
-                "release_put", None, frames, root=ROOT, tree=release.tree, manifest=manifest_rows(release), origin="", who="x", **OWNER
+                "release_put",
+                None,
+                frames,
+                root=ROOT,
+                tree=release.tree,
+                manifest=manifest_rows(release),
+                origin="",
+                who="x",
+                **OWNER,
             )
         assert facts(link, release)["release_exists"] is False
     assert not (root_of(server) / "current").exists()
 
 
-def test_a_second_deploy_waits_for_the_first_and_takes_over(server: LoopbackServer, tmp_path: Path) -> None:
+def test_a_second_deploy_waits_for_the_first_and_takes_over(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
     project = make_tree(tmp_path / "p", {"a": "1"})
     release = build_release(project, 50)
     waiting: list[dict[str, object]] = []
@@ -124,13 +145,22 @@ def test_a_second_deploy_waits_for_the_first_and_takes_over(server: LoopbackServ
     def slow_frames() -> Any:
         holding.set()
         done.wait(10)
-        yield from upload_frames(project, release.entries, frozenset(entry.sha256 for entry in release.entries))
+        yield from upload_frames(
+            project, release.entries, frozenset(entry.sha256 for entry in release.entries)
+        )
 
     def first() -> None:
         with agent(server) as link:
             link.call(
-                "release_put", None, slow_frames(),
-                root=ROOT, tree=release.tree, manifest=manifest_rows(release), origin="", who="anna", **OWNER,
+                "release_put",
+                None,
+                slow_frames(),
+                root=ROOT,
+                tree=release.tree,
+                manifest=manifest_rows(release),
+                origin="",
+                who="anna",
+                **OWNER,
             )
 
     def note(event: dict[str, object], blob: bytes) -> None:
@@ -182,23 +212,39 @@ def test_a_failure_tells_exit_code_and_last_error(server: LoopbackServer, tmp_pa
         described, _ = follow(link, "r1")
         start(link, "r2", release, "no-such-command")
         missing, _ = follow(link, "r2")
-    assert described["state"] == "failed" and described["reason"] == "exit code 3: ValueError: no such thing"
+    assert (
+        described["state"] == "failed"
+        and described["reason"] == "exit code 3: ValueError: no such thing"
+    )
     assert missing["state"] == "failed" and "could not be started" in missing["reason"]
 
 
-def test_a_trainer_that_ends_well_without_a_summary_has_failed(server: LoopbackServer, tmp_path: Path) -> None:
+def test_a_trainer_that_ends_well_without_a_summary_has_failed(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
     with agent(server) as link:
         release = put(link, make_tree(tmp_path / "p", {"a": "1"}))
         start(link, "r1", release, "true", finish="summary")
         described, _ = follow(link, "r1")
-        start(link, "r2", release, "sh", "-c", "echo '{}' > $REMOTE_RUN_DIR/summary.json", finish="summary")
+        start(
+            link,
+            "r2",
+            release,
+            "sh",
+            "-c",
+            "echo '{}' > $REMOTE_RUN_DIR/summary.json",
+            finish="summary",
+        )
         summed, _ = follow(link, "r2")
     assert (described["state"], described["detail"]["cause"]) == ("failed", "no summary")
     assert summed["state"] == "finished"
 
 
 def test_stop_lets_it_save_and_ends_what_it_left(server: LoopbackServer, tmp_path: Path) -> None:
-    script = "trap 'echo saved > saved; exit 0' TERM; sleep 300 & echo $! > child; while :; do sleep 0.1; done"
+    script = (
+        "trap 'echo saved > saved; exit 0' TERM; sleep 300 & echo $! > child; while :; do sleep"
+        " 0.1; done"
+    )
     with agent(server) as link:
         release = put(link, make_tree(tmp_path / "p", {"a": "1"}))
         start(link, "r1", release, "sh", "-c", f"echo up; {script}")
@@ -215,7 +261,15 @@ def test_stop_lets_it_save_and_ends_what_it_left(server: LoopbackServer, tmp_pat
 def test_what_does_not_stop_is_killed(server: LoopbackServer, tmp_path: Path) -> None:
     with agent(server) as link:
         release = put(link, make_tree(tmp_path / "p", {"a": "1"}))
-        start(link, "r1", release, "sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done", stop_s=1)
+        start(
+            link,
+            "r1",
+            release,
+            "sh",
+            "-c",
+            "trap '' TERM; echo up; while :; do sleep 0.1; done",
+            stop_s=1,
+        )
         follow(link, "r1", until="started")
         time.sleep(0.3)
         link.call("run_stop", root=ROOT, run="r1", who="me")
@@ -224,7 +278,9 @@ def test_what_does_not_stop_is_killed(server: LoopbackServer, tmp_path: Path) ->
 
 
 def state_of(server: LoopbackServer, run: str) -> dict[str, object]:
-    found: dict[str, object] = json.loads((root_of(server) / "runs" / run / "state.json").read_text())
+    found: dict[str, object] = json.loads(
+        (root_of(server) / "runs" / run / "state.json").read_text()
+    )
     return found
 
 
@@ -269,8 +325,13 @@ def test_what_a_record_of_running_means(
     assert (told["state"], told["detail"].get("cause")) == (state, cause)
 
 
-def test_a_deploy_leaves_a_running_trainings_code_alone(server: LoopbackServer, tmp_path: Path) -> None:
-    project = make_tree(tmp_path / "p", {"code": "old", "run.sh": "echo up; while [ ! -e go ]; do sleep 0.1; done; cat code"})
+def test_a_deploy_leaves_a_running_trainings_code_alone(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
+    project = make_tree(
+        tmp_path / "p",
+        {"code": "old", "run.sh": "echo up; while [ ! -e go ]; do sleep 0.1; done; cat code"},
+    )
     with agent(server) as link:
         release = put(link, project)
         start(link, "r1", release, "sh", "run.sh")

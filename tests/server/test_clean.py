@@ -33,20 +33,33 @@ def train(lab: Lab, text: str = "echo up\n", ended: bool = True) -> str:
     assert lab.task("train").code == 0
     (run,) = {path.name for path in (lab.root / "runs").glob("2*")} - known
     if ended:
-        wait_until(lambda: next(row for row in lab.rows() if row["run"] == run)["state"] not in ("queued", "running"))
+        wait_until(
+            lambda: (
+                next(row for row in lab.rows() if row["run"] == run)["state"]
+                not in ("queued", "running")
+            )
+        )
     return run
 
 
-def test_the_agent_shuts_nothing_down_that_holds_what_nobody_fetched(lab: Lab, tmp_path: Path) -> None:
+def test_the_agent_shuts_nothing_down_that_holds_what_nobody_fetched(
+    lab: Lab, tmp_path: Path
+) -> None:
     """Asked under the lock of launches, by whatever laptop: the last word is the server's own."""
     mark = tmp_path / "down"
     run = train(lab)
     wanted: dict[str, Any] = {"root": str(lab.root), "command": f"touch '{mark}'", "really": True}
     with agent(lab.server) as link:
-        with pytest.raises(RunFailed, match=f"{run}: not fetched completely since it ended; the server was not shut down"):
+        with pytest.raises(
+            RunFailed,
+            match=f"{run}: not fetched completely since it ended; the server was not shut down",
+        ):
             link.call("shutdown", **wanted)
         assert not mark.exists() and lab.task("fetch_results").code == 0
-        assert link.call("shutdown", **{**wanted, "really": False})["command"] == wanted["command"] and not mark.exists()
+        assert (
+            link.call("shutdown", **{**wanted, "really": False})["command"] == wanted["command"]
+            and not mark.exists()
+        )
         live = train(lab, "echo up; sleep 300\n", ended=False)
         with pytest.raises(RunFailed, match=f"{live} is running: the server was not shut down"):
             link.call("shutdown", **wanted)
@@ -66,9 +79,15 @@ def test_only_what_was_fetched_goes_and_only_when_told(lab: Lab) -> None:
     assert [row["run"] for row in lab.rows() if row["fetched"]] == [fetched]
     before = snapshot(lab.root)
     listed = lab.task("clean")
-    assert "nothing was removed yet" in listed.out and fetched in listed.out and unfetched not in listed.out
+    assert (
+        "nothing was removed yet" in listed.out
+        and fetched in listed.out
+        and unfetched not in listed.out
+    )
     assert f"kept: {unfetched}" in listed.err and "not fetched" in listed.err
-    assert {k: v for k, v in snapshot(lab.root).items() if k != ".deploy.lock"} == {k: v for k, v in before.items() if k != ".deploy.lock"}
+    assert {k: v for k, v in snapshot(lab.root).items() if k != ".deploy.lock"} == {
+        k: v for k, v in before.items() if k != ".deploy.lock"
+    }
     assert lab.task("clean", yes=True).code == 0
     assert names(lab, "runs") == {unfetched}
     assert lab.task("clean", yes=True, run=sorted(names(lab, "runs"))).code == 0
@@ -80,7 +99,9 @@ def test_only_what_was_fetched_goes_and_only_when_told(lab: Lab) -> None:
 
 
 def test_a_fetch_before_the_end_does_not_count(lab: Lab) -> None:
-    run = train(lab, "echo up; while [ ! -e ../go ]; do sleep 0.1; done; echo result\n", ended=False)
+    run = train(
+        lab, "echo up; while [ ! -e ../go ]; do sleep 0.1; done; echo result\n", ended=False
+    )
     assert lab.task("fetch_results").code == 0
     (lab.root / "runs" / run / "go").touch()
     wait_until(lambda: lab.rows()[0]["state"] == "finished")
@@ -97,7 +118,9 @@ def test_the_server_itself_marks_no_run_that_goes_on_and_no_other_end(lab: Lab) 
     run = train(lab, "echo up; sleep 60\n", ended=False)
     with agent(lab.server) as link:
         for ended in (None, 1.0):
-            assert link.call("fetch_done", root="~/projects/p", run=run, ended=ended, files=1, who="x", seen="") == {"marked": False}
+            assert link.call(
+                "fetch_done", root="~/projects/p", run=run, ended=ended, files=1, who="x", seen=""
+            ) == {"marked": False}
     place = lab.root / "runs" / run
     write_json(str(place / FETCHED), {"ended": 1.0, "time": 2.0})
     assert read_fetched(str(place), {"ended": 1.0}) == 2.0
@@ -125,13 +148,22 @@ def test_old_code_environments_and_leftovers_go(lab: Lab) -> None:
     kept = names(lab, "releases"), names(lab, "env")
     (lab.project / "train.sh").write_text("echo changed\n")
     assert lab.task("deploy").code == 0
-    for leftover in ("releases/.staging-1", "releases/.gone-2", "runs/.new-3", "env/00112233445566"):
+    for leftover in (
+        "releases/.staging-1",
+        "releases/.gone-2",
+        "runs/.new-3",
+        "env/00112233445566",
+    ):
         (lab.root / leftover).mkdir()
     os.utime(lab.root / "runs/.new-3", (0, 0))
     (lab.root / "runs/.new-4").mkdir()  # somebody's launch, just now
     lab.json = True
     told = json.loads(lab.task("clean", yes=True).out)[0]
-    assert {item["kind"] for item in told["items"]} == {"release", "environment", "leftover"} and told["removed"] is True
+    assert {item["kind"] for item in told["items"]} == {
+        "release",
+        "environment",
+        "leftover",
+    } and told["removed"] is True
     assert not names(lab, "releases") & kept[0] and names(lab, "env") == kept[1]
     assert names(lab, "runs") == {".new-4"}
 
@@ -163,7 +195,9 @@ def test_what_keeps_a_run(tmp_path: Path) -> None:
     for state in ("running", "unknown"):
         assert clean.why_to_keep(layout, {**run, "state": state, "detail": {}}, {"r"})
     ended = {**run, "state": "failed", "detail": {"ended": 1.0}}
-    assert clean.why_to_keep(layout, ended, set()) and clean.why_to_keep(layout, ended, {"r"}) is None
+    assert (
+        clean.why_to_keep(layout, ended, set()) and clean.why_to_keep(layout, ended, {"r"}) is None
+    )
     mark = {"ended": 1.0, "time": 2.0, "seen": find_outputs(str(tmp_path), []).seen()}
     write_json(str(tmp_path / FETCHED), mark)
     assert clean.why_to_keep(layout, ended, set()) is None

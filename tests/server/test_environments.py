@@ -1,4 +1,5 @@
-"""Environments over a real sshd: made once, kept, proved, and never used half-built. The GPU and the wheels are fakes."""
+"""Environments over a real sshd: made once, kept, proved, and never used half-built. The GPU and
+the wheels are fakes."""
 
 from __future__ import annotations
 
@@ -27,7 +28,18 @@ from tests.support.agent import agent
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.project import make_tree, snapshot
 from tests.support.sshd import MakeServer
-from tests.support.wheels import IMPORTS, LIGHTNING, Index, fake_wheels, make_image, make_wheel, newest, site_of, torch_wheel, unpack
+from tests.support.wheels import (
+    IMPORTS,
+    LIGHTNING,
+    Index,
+    fake_wheels,
+    make_image,
+    make_wheel,
+    newest,
+    site_of,
+    torch_wheel,
+    unpack,
+)
 
 TORCH = "torch>=2.4\npytorch-lightning>=2.5  # and what it needs\n"
 
@@ -51,11 +63,23 @@ class Scene:
 
     def deploy(self, text: str, **settings: Any) -> Deployed:
         (self.project / "requirements.txt").write_text(text)
-        options = {"root": "~/projects/p", "project": "p", "requirements": "requirements.txt", "timeout_s": 20.0, **settings}
+        options = {
+            "root": "~/projects/p",
+            "project": "p",
+            "requirements": "requirements.txt",
+            "timeout_s": 20.0,
+            **settings,
+        }
         output = io.StringIO()
-        target = Target("loopback", ssh_config=str(self.server.ssh_config), interactive=False, timeout_s=20)
+        target = Target(
+            "loopback", ssh_config=str(self.server.ssh_config), interactive=False, timeout_s=20
+        )
         try:
-            with Session(target, Project(self.project, Settings(**options)), Display(out=output, notes=output)) as session:
+            with Session(
+                target,
+                Project(self.project, Settings(**options)),
+                Display(out=output, notes=output),
+            ) as session:
                 deployed = deploy(session)
         finally:
             self.requests = session.requests
@@ -80,7 +104,11 @@ class Scene:
         return len(place.read_text().splitlines()) if place.exists() else 0
 
     def fetched(self) -> list[str]:
-        return sorted(path.split("/")[-1].split("-")[0] for path in self.index.asked if path.startswith("/files/"))
+        return sorted(
+            path.split("/")[-1].split("-")[0]
+            for path in self.index.asked
+            if path.startswith("/files/")
+        )
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +124,11 @@ def scene(make_server: MakeServer, wheels: Path, tmp_path: Path) -> Iterator[Sce
 
 def installed(python: Path) -> dict[str, str]:
     """What is in the interpreter's site-packages, byte for byte."""
-    return {name: content for name, content in snapshot(site_of(python)).items() if "__pycache__" not in name}
+    return {
+        name: content
+        for name, content in snapshot(site_of(python)).items()
+        if "__pycache__" not in name
+    }
 
 
 def last_step(deployed: Deployed) -> tuple[bool, str]:
@@ -118,10 +150,19 @@ def test_a_venv_is_built_and_proved_once_and_then_kept(scene: Scene) -> None:
 
     second = scene.deploy("# the same, in another order\n" + secret + TORCH + "demo-pkg < 1.1")
     assert last_step(second)[0] is False
-    assert last_step(second)[1].startswith("environment kept: requirements unchanged") and "GPU works" in last_step(second)[1]
+    assert (
+        last_step(second)[1].startswith("environment kept: requirements unchanged")
+        and "GPU works" in last_step(second)[1]
+    )
     assert (second.environment_key, second.python) == (first.environment_key, first.python)
-    assert (len(scene.index.asked), scene.imports) == (asked, imports), "nothing is installed and no torch imported"
-    kept = "".join(path.read_text(errors="replace") for path in scene.only_environment().iterdir() if path.is_file())
+    assert (len(scene.index.asked), scene.imports) == (asked, imports), (
+        "nothing is installed and no torch imported"
+    )
+    kept = "".join(
+        path.read_text(errors="replace")
+        for path in scene.only_environment().iterdir()
+        if path.is_file()
+    )
     assert "hunter" not in kept + scene.shown + first_shown and "demo" in kept
 
 
@@ -137,7 +178,11 @@ def test_an_interpreter_that_has_everything_is_used_as_it_is(scene: Scene) -> No
     image = make_image(scene.server.home / "miniconda3", scene.index.wheels, "torch", *LIGHTNING)
     before = installed(image)
     deployed = scene.deploy(TORCH)
-    assert deployed.python == str(image) and "used as it is" in last_step(deployed)[1] and "GPU works" in last_step(deployed)[1]
+    assert (
+        deployed.python == str(image)
+        and "used as it is" in last_step(deployed)[1]
+        and "GPU works" in last_step(deployed)[1]
+    )
     assert scene.index.asked == [] and not list(scene.environments.glob("*/venv"))
     assert installed(image) == before
     assert last_step(scene.deploy(TORCH))[1].startswith("environment kept")
@@ -159,7 +204,10 @@ def test_only_what_is_missing_is_installed_on_top(scene: Scene) -> None:
 def test_the_same_on_top_of_a_plain_interpreter_with_packages_of_the_users(scene: Scene) -> None:
     """As `pip install --user` leaves them."""
     scene.use_gpus(FakeGpu())
-    site = scene.server.home / f".local/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    site = (
+        scene.server.home
+        / f".local/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    )
     for name in ("torch", *LIGHTNING):
         unpack(newest(scene.index.wheels, name), site)
     deployed = scene.deploy(TORCH + "demo-pkg\n")
@@ -171,7 +219,9 @@ def test_the_same_on_top_of_a_plain_interpreter_with_packages_of_the_users(scene
 def test_no_requirements_build_nothing(scene: Scene) -> None:
     deployed = scene.deploy("", requirements="none")
     assert scene.requests == 3, "facts, code, record"
-    assert "no packages are asked for" in last_step(deployed)[1] and not list(scene.environments.glob("*/venv"))
+    assert "no packages are asked for" in last_step(deployed)[1] and not list(
+        scene.environments.glob("*/venv")
+    )
     assert last_step(scene.deploy("", requirements="none"))[0] is False and scene.requests == 1
 
 
@@ -234,9 +284,16 @@ def test_a_failed_build_is_one_line_and_leaves_nothing_to_use(scene: Scene, faul
     error = caught.value
     assert "\n" not in str(error) and "build.log" in str(error.remedy)
     if fault == "unreachable":
-        assert "127.0.0.1" in error.message and "can't be reached from the server" in error.message and "mirror" in str(error.remedy)
+        assert (
+            "127.0.0.1" in error.message
+            and "can't be reached from the server" in error.message
+            and "mirror" in str(error.remedy)
+        )
     else:
-        assert error.message == "the requirement demo-pkg>=7 can't be satisfied; the newest offered is 1.1"
+        assert (
+            error.message
+            == "the requirement demo-pkg>=7 can't be satisfied; the newest offered is 1.1"
+        )
     assert not (scene.only_environment() / "ready").exists()
 
 
@@ -253,7 +310,10 @@ class Cut:
         thread.join(30)
         self.state = scene.build_state()
         self.builder = int(self.state["pid"])
-        assert isinstance(self.error, ConnectionLost) and not (scene.only_environment() / "ready").exists()
+        assert (
+            isinstance(self.error, ConnectionLost)
+            and not (scene.only_environment() / "ready").exists()
+        )
 
     def _deploy(self, scene: Scene, requirements: str) -> None:
         try:

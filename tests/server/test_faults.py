@@ -1,4 +1,5 @@
-"""Connections that are cut or frozen at any byte: nothing half remains, nothing runs twice, no line is lost.
+"""Connections that are cut or frozen at any byte: nothing half remains, nothing runs twice, no line
+is lost.
 
 The full sweeps, with hundreds of cut points, are in benchmarks/faults.py.
 """
@@ -53,8 +54,11 @@ def test_a_cut_anywhere_leaves_nothing_half_and_repeating_ends_as_if_uncut(
 def test_a_cut_while_waiting_for_the_first_sign_of_life_starts_no_second_run(
     server: LoopbackServer, relay: Relay, tmp_path: Path
 ) -> None:
-    """The launch was answered, the user was not told yet: the same command must mean the same run."""
-    write_nvidia_smi(Path(server.path) / "nvidia-smi", [FakeGpu()])  # whose only GPU the run has by then
+    """The launch was answered, the user was not told yet: the same command must mean the same
+    run."""
+    write_nvidia_smi(
+        Path(server.path) / "nvidia-smi", [FakeGpu()]
+    )  # whose only GPU the run has by then
     lab = Lab(server, tmp_path, relay, files={"train.sh": "sleep 3; echo up; sleep 20\n"})
     assert lab.task("deploy").code == 0
     ended: list[int] = []
@@ -74,7 +78,8 @@ def test_a_cut_while_waiting_for_the_first_sign_of_life_starts_no_second_run(
 def test_a_launch_whose_answer_is_lost_for_good_is_remembered(
     server: LoopbackServer, relay: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run was made, its answer was lost, and no connection came back: the same command later must mean the same run."""
+    """The run was made, its answer was lost, and no connection came back: the same command later
+    must mean the same run."""
     lab = Lab(server, tmp_path, relay, files={"train.sh": "echo up; sleep 20\n"})
     assert lab.task("deploy").code == 0
     honest = request.start_run
@@ -98,9 +103,12 @@ def test_a_launch_whose_answer_is_lost_for_good_is_remembered(
 def test_a_deploy_takes_over_what_a_dead_connection_had_locked(
     server: LoopbackServer, relay: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The network dies without a word: the agent over there holds the lock until it has heard nothing for a while."""
+    """The network dies without a word: the agent over there holds the lock until it has heard
+    nothing for a while."""
     monkeypatch.setattr(link, "IDLE_S", 2.0)
-    lab = Lab(server, tmp_path, relay, files={"big": os.urandom(6 << 20)}, settings={"timeout_s": 1.0})
+    lab = Lab(
+        server, tmp_path, relay, files={"big": os.urandom(6 << 20)}, settings={"timeout_s": 1.0}
+    )
     with stalling(relay, 2 << 20, "up"):
         assert lab.task("deploy").code == LOST
         monkeypatch.setattr(link, "PING_EVERY_S", 0.5)
@@ -116,9 +124,12 @@ class TestFrozen:
     MOST_S = 15.0
 
     @pytest.mark.parametrize(
-        ("after", "direction"), [(0, "up"), (1200, "down"), (2000, "up"), (3000, "up"), (60_000, "up"), (200_000, "up")]
+        ("after", "direction"),
+        [(0, "up"), (1200, "down"), (2000, "up"), (3000, "up"), (60_000, "up"), (200_000, "up")],
     )
-    def test_a_deploy(self, server: LoopbackServer, relay: Relay, tmp_path: Path, after: int, direction: Direction) -> None:
+    def test_a_deploy(
+        self, server: LoopbackServer, relay: Relay, tmp_path: Path, after: int, direction: Direction
+    ) -> None:
         lab = Lab(server, tmp_path, relay, settings={"timeout_s": self.TIMEOUT_S})
         with stalling(relay, after, direction):
             done = lab.task("deploy")
@@ -133,13 +144,17 @@ class TestFrozen:
         assert done.code == LOST and done.seconds < self.MOST_S and "no answer for 1 s" in done.err
 
     @pytest.mark.parametrize("task", ["status", "logs", "check_gpu"])
-    def test_a_question_to_a_stopped_server(self, server: LoopbackServer, relay: Relay, tmp_path: Path, task: str) -> None:
+    def test_a_question_to_a_stopped_server(
+        self, server: LoopbackServer, relay: Relay, tmp_path: Path, task: str
+    ) -> None:
         lab = finished_lab(server, relay, tmp_path, settings={"timeout_s": self.TIMEOUT_S})
         with stalling(relay, 3500, "up"), server.frozen():
             done = lab.task(task)
         assert done.code in (LOST, UNREACHABLE) and done.seconds < self.MOST_S, done
 
-    def test_following_a_server_that_stands_still_goes_on_by_itself(self, server: LoopbackServer, relay: Relay, tmp_path: Path) -> None:
+    def test_following_a_server_that_stands_still_goes_on_by_itself(
+        self, server: LoopbackServer, relay: Relay, tmp_path: Path
+    ) -> None:
         follow = Follow(server, tmp_path, relay, lines=3000, timeout_s=self.TIMEOUT_S)
         thread = threading.Thread(target=follow.to_end)
         thread.start()
@@ -150,7 +165,9 @@ class TestFrozen:
         assert follow.text() == follow.written()
 
 
-def test_following_over_many_cuts_loses_no_line_and_shows_none_twice(server: LoopbackServer, relay: Relay, tmp_path: Path) -> None:
+def test_following_over_many_cuts_loses_no_line_and_shows_none_twice(
+    server: LoopbackServer, relay: Relay, tmp_path: Path
+) -> None:
     follow = Follow(server, tmp_path, relay, lines=6000)
     follow.to_end_over_cuts(12)
     assert relay.cuts >= 12 and follow.reconnects >= 10
@@ -158,9 +175,17 @@ def test_following_over_many_cuts_loses_no_line_and_shows_none_twice(server: Loo
     assert follow.text().count("\n") == 6000 + 1
 
 
-def test_the_tail_of_an_empty_log_is_followed_from_its_beginning(server: LoopbackServer, relay: Relay, tmp_path: Path) -> None:
-    """A cut before the first line: what was written meanwhile is longer than the tail, and none of it may be skipped."""
-    lab = Lab(server, tmp_path, relay, files={"train.sh": "while [ ! -e ../go ]; do sleep 0.1; done; seq 5000; sleep 1\n"})
+def test_the_tail_of_an_empty_log_is_followed_from_its_beginning(
+    server: LoopbackServer, relay: Relay, tmp_path: Path
+) -> None:
+    """A cut before the first line: what was written meanwhile is longer than the tail, and none of
+    it may be skipped."""
+    lab = Lab(
+        server,
+        tmp_path,
+        relay,
+        files={"train.sh": "while [ ! -e ../go ]; do sleep 0.1; done; seq 5000; sleep 1\n"},
+    )
     assert lab.task("deploy").code == 0
     thread = threading.Thread(target=lambda: lab.task("train", route=server), daemon=True)
     thread.start()
@@ -188,6 +213,3 @@ def finished_lab(server: LoopbackServer, relay: Relay, directory: Path, **option
     assert lab.task("train", route=server).code == 0
     wait_until(lambda: lab.rows()[0]["state"] == "finished")
     return lab
-
-
-

@@ -1,4 +1,5 @@
-"""Hostile strings from the user's side arrive as they are; a hostile server can't write, draw or grow anything here.
+"""Hostile strings from the user's side arrive as they are; a hostile server can't write, draw or
+grow anything here.
 
 benchmarks/faults.py tries thousands of strings and replies.
 """
@@ -35,17 +36,26 @@ MIB = 1 << 20
 
 
 class TestStrings:
-    def test_the_worst_strings_arrive_at_the_trainer_as_they_are(self, server: LoopbackServer, tmp_path: Path) -> None:
+    def test_the_worst_strings_arrive_at_the_trainer_as_they_are(
+        self, server: LoopbackServer, tmp_path: Path
+    ) -> None:
         with agent(server) as link:
             echo = Echo(server, link, tmp_path)
             assert echo.send(HOSTILE_STRINGS) == HOSTILE_STRINGS
         assert not list(server.home.rglob("pwned*")) and not list(Path.cwd().glob("pwned*"))
 
-    def test_any_strings_arrive_as_they_are_over_one_link(self, server: LoopbackServer, tmp_path: Path) -> None:
+    def test_any_strings_arrive_as_they_are_over_one_link(
+        self, server: LoopbackServer, tmp_path: Path
+    ) -> None:
         with agent(server) as link:
             echo = Echo(server, link, tmp_path)
 
-            @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+            @settings(
+                max_examples=12,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+                database=None,
+            )
             @given(st.lists(hostile_text, min_size=4, max_size=12))
             def arrive(texts: list[str]) -> None:
                 assert echo.send(texts) == texts
@@ -55,19 +65,34 @@ class TestStrings:
         assert link.requests == 2 * echo.runs + echo.deploys
 
     @pytest.mark.parametrize("field", ["command", "results", "python"])
-    def test_what_no_command_line_can_hold_is_refused_before_anything_is_sent(self, tmp_path: Path, field: str) -> None:
+    def test_what_no_command_line_can_hold_is_refused_before_anything_is_sent(
+        self, tmp_path: Path, field: str
+    ) -> None:
         with pytest.raises(UsageError, match="NUL"):
             remote_settings.parse_settings({field: "sh a\0b"}, tmp_path)
 
-    def test_a_projects_directory_may_be_named_anything(self, server: LoopbackServer, tmp_path: Path) -> None:
-        for number, name in enumerate(("a b", "$(touch pwned)", "-rf", "'quote\"s", "ü日本", "semi;colon & more", "100%")):
-            lab = Lab(server, tmp_path / str(number), name=name, settings={"project": "", "root": "~/projects/{project}"})
+    def test_a_projects_directory_may_be_named_anything(
+        self, server: LoopbackServer, tmp_path: Path
+    ) -> None:
+        for number, name in enumerate(
+            ("a b", "$(touch pwned)", "-rf", "'quote\"s", "ü日本", "semi;colon & more", "100%")
+        ):
+            lab = Lab(
+                server,
+                tmp_path / str(number),
+                name=name,
+                settings={"project": "", "root": "~/projects/{project}"},
+            )
             done = lab.task("train")
             assert done.code == 0, done
-            assert (lab.root / "current").resolve().is_dir() and len(list((lab.root / "runs").glob("2*"))) == 1
+            assert (lab.root / "current").resolve().is_dir() and len(
+                list((lab.root / "runs").glob("2*"))
+            ) == 1
         assert not list(server.home.rglob("pwned*"))
 
-    def test_a_hostile_name_of_a_run_is_refused_before_anything_is_sent(self, tmp_path: Path) -> None:
+    def test_a_hostile_name_of_a_run_is_refused_before_anything_is_sent(
+        self, tmp_path: Path
+    ) -> None:
         sent: list[str] = []
 
         def answer(op: str, args: dict[str, Any]) -> Frames:
@@ -81,7 +106,8 @@ class TestStrings:
 
 
 class LyingLab(Lab):
-    """A lab whose server lies; nothing may be written outside `results/`, and nothing drawn on the terminal."""
+    """A lab whose server lies; nothing may be written outside `results/`, and nothing drawn on the
+    terminal."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(None, directory)  # type: ignore[arg-type]
@@ -95,14 +121,25 @@ class LyingLab(Lab):
         return Nowhere
 
     def outside(self) -> dict[str, str]:
-        return {name: what for name, what in snapshot(self.directory).items() if not name.startswith(f"{self.name}/results/")}
+        return {
+            name: what
+            for name, what in snapshot(self.directory).items()
+            if not name.startswith(f"{self.name}/results/")
+        }
 
-    def ask(self, task: str, answer: Callable[[str, dict[str, Any]], Frames], /, **options: Any) -> Done:
+    def ask(
+        self, task: str, answer: Callable[[str, dict[str, Any]], Frames], /, **options: Any
+    ) -> Done:
         with hostile(answer), short_pauses(0):
             done = self.task(task, **options)
         told = done.out + done.err
         assert done.code in CODES, done
-        assert "Traceback" not in told and "\x1b" not in told and "\x07" not in told and "\x9b" not in told
+        assert (
+            "Traceback" not in told
+            and "\x1b" not in told
+            and "\x07" not in told
+            and "\x9b" not in told
+        )
         if done.code:
             problems = [line for line in done.out.splitlines() if line.startswith("problem")]
             assert problems if task == "doctor" else len(done.error_lines) == 1, done
@@ -120,7 +157,9 @@ def manifest(*files: Any, run: Any = None) -> Frames:
     return [({"result": {"run": run or RUN, "files": list(files)}}, b"")]
 
 
-def fetching(files: Any, *events: tuple[dict[str, Any], bytes], run: Any = None) -> Callable[[str, dict[str, Any]], Frames]:
+def fetching(
+    files: Any, *events: tuple[dict[str, Any], bytes], run: Any = None
+) -> Callable[[str, dict[str, Any]], Frames]:
     """A server that lists `files` and then sends `events`."""
 
     def answer(op: str, args: dict[str, Any]) -> Frames:
@@ -137,7 +176,9 @@ def listing(*files: Any, run: Any = None) -> Callable[[str, dict[str, Any]], Fra
     def answer(op: str, args: dict[str, Any]) -> Frames:
         if op == "fetch_manifest":
             return manifest(*files, run=run)
-        events = [{"file": path, "offset": 0, "done": GOOD_HASH} for path, *_ in args.get("ranges", [])]
+        events = [
+            {"file": path, "offset": 0, "done": GOOD_HASH} for path, *_ in args.get("ranges", [])
+        ]
         return [*(({"event": event}, GOOD) for event in events), ({"result": {}}, b"")]
 
     return answer
@@ -182,9 +223,24 @@ REPLIES: list[tuple[str, str, Callable[[str, dict[str, Any]], Frames], int]] = [
     ("hash is no hash", "fetch_results", listing(one("a", 4, 0o644, "x")), 13),
     ("row is no row", "fetch_results", listing(["a"]), 13),
     ("wrong hash", "fetch_results", fetching([FILE], ({**DONE, "done": "0" * 64}, GOOD)), 12),
-    ("hash differs from the release", "fetch_results", listing(one("source/a", 4, 0o644, "1" * 64)), 12),
-    ("more than announced", "fetch_results", fetching([FILE], ({**DONE, "done": None}, GOOD * 2)), 13),
-    ("endless bytes", "fetch_results", fetching([FILE], *[({"file": "a", "offset": 0}, GOOD), *[({}, b"x" * MIB)] * 100]), 13),
+    (
+        "hash differs from the release",
+        "fetch_results",
+        listing(one("source/a", 4, 0o644, "1" * 64)),
+        12,
+    ),
+    (
+        "more than announced",
+        "fetch_results",
+        fetching([FILE], ({**DONE, "done": None}, GOOD * 2)),
+        13,
+    ),
+    (
+        "endless bytes",
+        "fetch_results",
+        fetching([FILE], *[({"file": "a", "offset": 0}, GOOD), *[({}, b"x" * MIB)] * 100]),
+        13,
+    ),
     ("another file", "fetch_results", fetching([FILE], ({**DONE, "file": "../b"}, GOOD)), 13),
     ("bytes of no file", "fetch_results", fetching([FILE], ({}, GOOD)), 13),
     ("negative offset", "fetch_results", fetching([FILE], ({**DONE, "offset": -4}, GOOD)), 13),
@@ -192,34 +248,110 @@ REPLIES: list[tuple[str, str, Callable[[str, dict[str, Any]], Frames], int]] = [
     ("files without end", "fetch_results", fetching([FILE], *[(DONE, GOOD)] * 50), 13),
     ("giant frame announced", "status", always(protocol.HEADER.pack(2**32 - 1, 2**32 - 1)), 13),
     ("giant blob announced", "status", always(protocol.HEADER.pack(2, 2**31) + b"{}"), 13),
-    ("16 MB of brackets", "status", always(protocol.HEADER.pack(16 * MIB, 0) + b"[" + b"[]," * (16 * MIB // 3)), 13),
+    (
+        "16 MB of brackets",
+        "status",
+        always(protocol.HEADER.pack(16 * MIB, 0) + b"[" + b"[]," * (16 * MIB // 3)),
+        13,
+    ),
     ("deep JSON", "status", always(protocol.HEADER.pack(200_000, 0) + b"[" * 200_000), 13),
     ("no JSON", "status", always(protocol.HEADER.pack(4, 0) + b"\xff\xfe\x00x"), 13),
     ("JSON of a list", "status", always(protocol.HEADER.pack(2, 0) + b"[]"), 13),
     ("nothing but life signs", "status", always(*[encode({"alive": True})] * 5000), 4),
     ("result is a list", "status", always(({"result": []}, b"")), 13),
     ("runs of nonsense", "status", always(({"result": {"runs": [1, None, "x"]}}, b"")), 13),
-    ("refusal with escapes", "status", always(({"error": {"kind": "NotFound", "message": ESCAPES, "remedy": ESCAPES}}, b"")), 11),
-    ("refusal of an unknown kind", "status", always(({"error": {"kind": "SystemExit", "message": "x"}}, b"")), 13),
-    ("refusal of many lines", "status", always(({"error": {"kind": "RunFailed", "message": "a\nerror: b\n" * 9999}}, b"")), 10),
-    ("a traceback of its own", "status", always(({"error": {"kind": "bug", "message": f"Traceback\n  File x\nE{ESCAPES}"}}, b"")), 13),
-    ("escapes in the table", "status", always(({"result": {"runs": [{**RUN, "state": ESCAPES, "reason": ESCAPES}]}}, b"")), 0),
-    ("escapes in the log", "logs", always(({"event": {"log": 0}}, ESCAPES.encode()), ({"result": {"described": RUN}}, b"")), 0),
-    ("a log from elsewhere", "logs",
-     always(({"event": {"log": 0}}, b"a\n"), ({"event": {"log": 9}}, b"b\n"), ({"result": {"described": RUN}}, b"")), 13),
-    ("a line without end", "logs",
-     always(*[({"event": {"log": n * MIB}}, b"x" * MIB) for n in range(40)], ({"result": {"described": RUN}}, b"")), 0),
-    ("a run's name of escapes", "stop", always(({"result": {"asked": False, "run": ESCAPES, "state": ESCAPES}}, b"")), 0),
-    ("asks for our program without end", "status", always(*[encode({"need": "x"})] * 3, ({"result": []}, b"")), 13),
+    (
+        "refusal with escapes",
+        "status",
+        always(({"error": {"kind": "NotFound", "message": ESCAPES, "remedy": ESCAPES}}, b"")),
+        11,
+    ),
+    (
+        "refusal of an unknown kind",
+        "status",
+        always(({"error": {"kind": "SystemExit", "message": "x"}}, b"")),
+        13,
+    ),
+    (
+        "refusal of many lines",
+        "status",
+        always(({"error": {"kind": "RunFailed", "message": "a\nerror: b\n" * 9999}}, b"")),
+        10,
+    ),
+    (
+        "a traceback of its own",
+        "status",
+        always(({"error": {"kind": "bug", "message": f"Traceback\n  File x\nE{ESCAPES}"}}, b"")),
+        13,
+    ),
+    (
+        "escapes in the table",
+        "status",
+        always(({"result": {"runs": [{**RUN, "state": ESCAPES, "reason": ESCAPES}]}}, b"")),
+        0,
+    ),
+    (
+        "escapes in the log",
+        "logs",
+        always(({"event": {"log": 0}}, ESCAPES.encode()), ({"result": {"described": RUN}}, b"")),
+        0,
+    ),
+    (
+        "a log from elsewhere",
+        "logs",
+        always(
+            ({"event": {"log": 0}}, b"a\n"),
+            ({"event": {"log": 9}}, b"b\n"),
+            ({"result": {"described": RUN}}, b""),
+        ),
+        13,
+    ),
+    (
+        "a line without end",
+        "logs",
+        always(
+            *[({"event": {"log": n * MIB}}, b"x" * MIB) for n in range(40)],
+            ({"result": {"described": RUN}}, b""),
+        ),
+        0,
+    ),
+    (
+        "a run's name of escapes",
+        "stop",
+        always(({"result": {"asked": False, "run": ESCAPES, "state": ESCAPES}}, b"")),
+        0,
+    ),
+    (
+        "asks for our program without end",
+        "status",
+        always(*[encode({"need": "x"})] * 3, ({"result": []}, b"")),
+        13,
+    ),
     ("root is no text", "deploy", always(({"result": {"root": {"path": 7}}}, b"")), 13),
-    ("GPUs of nonsense", "check_gpu", always(({"result": {"root": {"path": "/x"}, "gpu": {"found": True, "gpus": [1]}}}, b"")), 0),
-    ("wants what is not in the release", "deploy",
-     always(({"result": {"root": {"path": "/x"}, "missing": ["../../etc/passwd", "0" * 64]}}, b""), ({"result": {}}, b"")), 8),
-]  # fmt: skip
+    (
+        "GPUs of nonsense",
+        "check_gpu",
+        always(({"result": {"root": {"path": "/x"}, "gpu": {"found": True, "gpus": [1]}}}, b"")),
+        0,
+    ),
+    (
+        "wants what is not in the release",
+        "deploy",
+        always(
+            ({"result": {"root": {"path": "/x"}, "missing": ["../../etc/passwd", "0" * 64]}}, b""),
+            ({"result": {}}, b""),
+        ),
+        8,
+    ),
+]
 
 
-@pytest.mark.parametrize(("task", "answer", "code"), [r[1:] for r in REPLIES], ids=[r[0] for r in REPLIES])
-def test_a_lying_server_is_refused_in_one_line(tmp_path: Path, task: str, answer: Any, code: int) -> None:
+@pytest.mark.parametrize(
+    ("task", "answer", "code"), [r[1:] for r in REPLIES], ids=[r[0] for r in REPLIES]
+)
+def test_a_lying_server_is_refused_in_one_line(
+    tmp_path: Path, task: str, answer: Any, code: int
+) -> None:
     lab = LyingLab(tmp_path)
     tracemalloc.start()
     try:
@@ -232,7 +364,9 @@ def test_a_lying_server_is_refused_in_one_line(tmp_path: Path, task: str, answer
     if lab.results.exists():
         written = sum(file.stat().st_size for file in lab.results.rglob("*") if file.is_file())
         assert written <= 4, "more than was announced"
-        assert done.code == 0 or not [file for file in lab.results.rglob("a") if file.is_file() and file.read_bytes() != GOOD]
+        assert done.code == 0 or not [
+            file for file in lab.results.rglob("a") if file.is_file() and file.read_bytes() != GOOD
+        ]
 
 
 def test_a_server_that_lives_but_never_answers_is_given_up(tmp_path: Path) -> None:
@@ -250,7 +384,17 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list
     directory = tmp_path_factory.mktemp("honest")
     with LoopbackServer(directory / "server") as server:
         lab = Lab(server, directory)
-        for task in ("deploy", "train", "status", "logs", "check_gpu", "fetch_results", "doctor", "clean", "stop"):
+        for task in (
+            "deploy",
+            "train",
+            "status",
+            "logs",
+            "check_gpu",
+            "fetch_results",
+            "doctor",
+            "clean",
+            "stop",
+        ):
             if task == "fetch_results":
                 wait_until(lambda: lab.rows()[0]["state"] == "finished")
             found[task] = {}
@@ -259,7 +403,9 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list
     return found
 
 
-def altered(honest: dict[str, dict[str, list[Any]]], number: int) -> Iterator[tuple[str, str, list[Any]]]:
+def altered(
+    honest: dict[str, dict[str, list[Any]]], number: int
+) -> Iterator[tuple[str, str, list[Any]]]:
     """Honest answers with one part replaced: `number` for every message of every task."""
     choose = random.Random(1)
     for task, ops in honest.items():
@@ -271,13 +417,20 @@ def altered(honest: dict[str, dict[str, list[Any]]], number: int) -> Iterator[tu
                     yield task, op, [*frames[:index], ({kind: value}, blob), *frames[index + 1 :]]
 
 
-def test_no_part_of_an_answer_can_bring_out_a_traceback(tmp_path: Path, honest: dict[str, dict[str, list[Any]]]) -> None:
+def test_no_part_of_an_answer_can_bring_out_a_traceback(
+    tmp_path: Path, honest: dict[str, dict[str, list[Any]]]
+) -> None:
     lab = LyingLab(tmp_path)
     tried = 0
     for task, op, frames in altered(honest, 12):
         ops = {**honest[task], op: frames}
         refused: list[Any] = [({"error": {"kind": "NotFound", "message": "no"}}, b"")]
-        lab.ask(task, functools.partial(lambda ops, refused, name, args: ops.get(name, refused), ops, refused))
+        lab.ask(
+            task,
+            functools.partial(
+                lambda ops, refused, name, args: ops.get(name, refused), ops, refused
+            ),
+        )
         shutil.rmtree(lab.results, ignore_errors=True)
         tried += 1
     assert tried > 250
@@ -287,14 +440,19 @@ def test_a_link_of_the_server_does_not_lead_a_later_file_out(tmp_path: Path) -> 
     lab = LyingLab(tmp_path)
     link = b"../../.."
     files = [one("source/a", len(link), 0o120000), one("source/a/pwned")]
-    events = [({"file": "source/a", "offset": 0, "done": hashlib.sha256(link).hexdigest()}, link),
-              ({"file": "source/a/pwned", "offset": 0, "done": GOOD_HASH}, GOOD)]  # fmt: skip
+    events = [
+        ({"file": "source/a", "offset": 0, "done": hashlib.sha256(link).hexdigest()}, link),
+        ({"file": "source/a/pwned", "offset": 0, "done": GOOD_HASH}, GOOD),
+    ]
     assert lab.ask("fetch_results", fetching(files, *events)).code in (12, 13)
-    assert not list(tmp_path.rglob("pwned")) or all("results" in str(path) for path in tmp_path.rglob("pwned"))
+    assert not list(tmp_path.rglob("pwned")) or all(
+        "results" in str(path) for path in tmp_path.rglob("pwned")
+    )
 
 
 def test_a_checkpoint_that_runs_code_is_not_run_here(tmp_path: Path) -> None:
-    """What comes from a server is only bytes here: fetching opens no checkpoint, and the trainer loads weights only."""
+    """What comes from a server is only bytes here: fetching opens no checkpoint, and the trainer
+    loads weights only."""
     import pickle
 
     torch = pytest.importorskip("torch")
@@ -308,8 +466,18 @@ def test_a_checkpoint_that_runs_code_is_not_run_here(tmp_path: Path) -> None:
     torch.save({"state_dict": Evil()}, evil)
     content = evil.read_bytes()
     lab = LyingLab(tmp_path / "lab")
-    event = {"file": "checkpoints/last.ckpt", "offset": 0, "done": hashlib.sha256(content).hexdigest()}
-    assert lab.ask("fetch_results", fetching([one("checkpoints/last.ckpt", len(content))], (event, content))).code == 0
+    event = {
+        "file": "checkpoints/last.ckpt",
+        "offset": 0,
+        "done": hashlib.sha256(content).hexdigest(),
+    }
+    assert (
+        lab.ask(
+            "fetch_results",
+            fetching([one("checkpoints/last.ckpt", len(content))], (event, content)),
+        ).code
+        == 0
+    )
     with pytest.raises(Exception, match=r"(?i)weights.?only|checkpoint|unsupported|not.*allowed"):
         load_checkpoint(next(lab.results.rglob("last.ckpt")))
     assert not (tmp_path / "pwned").exists()
@@ -323,13 +491,23 @@ def test_the_laptops_disk_is_full(server: LoopbackServer, tmp_path: Path) -> Non
 
     lab = Lab(server, tmp_path)
     lab.results.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16640k", "tmpfs", lab.results], capture_output=True).returncode:
+    if (
+        os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=16640k", "tmpfs", lab.results], capture_output=True
+        ).returncode
+    ):
         pytest.skip("no small file system can be mounted here")
     try:
         assert lab.task("train").code == 0
         wait_until(lambda: lab.rows()[0]["state"] == "finished")
         early = lab.task("fetch_results")  # not enough room, known beforehand
-        assert early.code == 12 and "MiB free at" in early.err and "--dest" in early.err and len(early.error_lines) == 1
+        assert (
+            early.code == 12
+            and "MiB free at" in early.err
+            and "--dest" in early.err
+            and len(early.error_lines) == 1
+        )
         assert not list(lab.results.glob("*/.fetch/*"))
         subprocess.run(["mount", "-o", "remount,size=20m", lab.results], check=True)
         with filling(lab.results):

@@ -1,4 +1,5 @@
-"""One login for several commands: shared, noticed when it is dead, ended by logout; the user's own is used and left alone."""
+"""One login for several commands: shared, noticed when it is dead, ended by logout; the user's own
+is used and left alone."""
 
 from __future__ import annotations
 
@@ -64,7 +65,9 @@ def masters(runtime: Path) -> list[int]:
     return found
 
 
-def test_commands_share_one_login_until_logout(server: LoopbackServer, tmp_path: Path, runtime: Path) -> None:
+def test_commands_share_one_login_until_logout(
+    server: LoopbackServer, tmp_path: Path, runtime: Path
+) -> None:
     goal = target(write_config(tmp_path, server), stay_s=60.0)
     for _ in range(4):
         assert logs_in(goal)
@@ -75,7 +78,9 @@ def test_commands_share_one_login_until_logout(server: LoopbackServer, tmp_path:
     log_out(goal)
 
 
-def test_no_login_is_kept_where_that_is_switched_off(server: LoopbackServer, tmp_path: Path, runtime: Path) -> None:
+def test_no_login_is_kept_where_that_is_switched_off(
+    server: LoopbackServer, tmp_path: Path, runtime: Path
+) -> None:
     goal = target(write_config(tmp_path, server))
     assert logs_in(goal) and logs_in(goal)
     assert logins(server) == 2 and not sockets(runtime)
@@ -103,7 +108,9 @@ def test_two_commands_at_once(server: LoopbackServer, tmp_path: Path) -> None:
     log_out(goal)
 
 
-def test_a_socket_whose_process_was_killed_is_replaced(server: LoopbackServer, tmp_path: Path, runtime: Path) -> None:
+def test_a_socket_whose_process_was_killed_is_replaced(
+    server: LoopbackServer, tmp_path: Path, runtime: Path
+) -> None:
     goal = target(write_config(tmp_path, server), stay_s=60.0)
     assert logs_in(goal)
     (master,) = masters(runtime)
@@ -113,10 +120,19 @@ def test_a_socket_whose_process_was_killed_is_replaced(server: LoopbackServer, t
     log_out(goal)
 
 
-def test_a_dead_login_is_noticed_within_the_time_limit_and_replaced(server: LoopbackServer, tmp_path: Path) -> None:
-    """The laptop slept, or changed networks: nothing that is sent over the kept login arrives any more."""
+def test_a_dead_login_is_noticed_within_the_time_limit_and_replaced(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
+    """The laptop slept, or changed networks: nothing that is sent over the kept login arrives any
+    more."""
     with Relay(server.host, server.port) as relay:
-        config = write_config(tmp_path, server, Port=str(relay.port), StrictHostKeyChecking="no", UserKnownHostsFile="/dev/null")
+        config = write_config(
+            tmp_path,
+            server,
+            Port=str(relay.port),
+            StrictHostKeyChecking="no",
+            UserKnownHostsFile="/dev/null",
+        )
         goal = target(config, stay_s=60.0, timeout_s=3.0)
         assert logs_in(goal)
         relay.freeze_open()
@@ -134,7 +150,9 @@ def test_a_login_that_was_cut_is_replaced(server: LoopbackServer, tmp_path: Path
     log_out(goal)
 
 
-def test_a_stopped_master_is_replaced(server: LoopbackServer, tmp_path: Path, runtime: Path) -> None:
+def test_a_stopped_master_is_replaced(
+    server: LoopbackServer, tmp_path: Path, runtime: Path
+) -> None:
     goal = target(write_config(tmp_path, server), stay_s=60.0, timeout_s=2.0)
     assert logs_in(goal)
     (master,) = masters(runtime)
@@ -146,7 +164,9 @@ def test_a_stopped_master_is_replaced(server: LoopbackServer, tmp_path: Path, ru
     log_out(goal)
 
 
-def test_a_server_that_allows_one_session_works_without(make_server: MakeServer, tmp_path: Path) -> None:
+def test_a_server_that_allows_one_session_works_without(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
     server = make_server(options={"MaxSessions": "1"})
     goal = target(write_config(tmp_path, server), stay_s=60.0)
     with connect(goal) as connection:
@@ -159,7 +179,9 @@ def test_a_server_that_allows_one_session_works_without(make_server: MakeServer,
     log_out(goal)
 
 
-def test_the_users_own_login_is_used_and_never_ended(server: LoopbackServer, tmp_path: Path, runtime: Path) -> None:
+def test_the_users_own_login_is_used_and_never_ended(
+    server: LoopbackServer, tmp_path: Path, runtime: Path
+) -> None:
     own = runtime / "own"
     config = write_config(tmp_path, server, ControlPath=str(own))
     master = subprocess.Popen(["ssh", "-F", config, "-M", "-N", "box"], stdin=subprocess.DEVNULL)
@@ -175,14 +197,21 @@ def test_the_users_own_login_is_used_and_never_ended(server: LoopbackServer, tmp
         master.wait()
 
 
-def test_another_key_is_another_login(server: LoopbackServer, tmp_path: Path, runtime: Path) -> None:
+def test_another_key_is_another_login(
+    server: LoopbackServer, tmp_path: Path, runtime: Path
+) -> None:
     config = write_config(tmp_path, server)
-    for goal in (target(config, stay_s=60.0), target(config, stay_s=60.0, identities=(str(server.identity),))):
+    for goal in (
+        target(config, stay_s=60.0),
+        target(config, stay_s=60.0, identities=(str(server.identity),)),
+    ):
         assert logs_in(goal)
     assert logins(server) == 2 and len(sockets(runtime)) == 2
 
 
-def test_a_long_path_means_no_kept_login(server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_path_means_no_kept_login(
+    server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("remote.ssh.openssh.LONGEST_SOCKET", 60)
     goal = target(write_config(tmp_path, server), stay_s=60.0)
     assert logs_in(goal) and logs_in(goal) and logins(server) == 2
@@ -220,7 +249,11 @@ def two_factors(connections: set[Any], user: str, password: str | None) -> Any:
         def validate_kbdint_response(self, username: str, responses: Any) -> Any:
             self.asked += 1
             if self.asked == 1:
-                return ("", "", "en", [("One-time password: ", False)]) if list(responses) == [password] else False
+                return (
+                    ("", "", "en", [("One-time password: ", False)])
+                    if list(responses) == [password]
+                    else False
+                )
             return list(responses) == ["424242"]
 
     return Policy
@@ -234,9 +267,11 @@ def test_a_second_factor_is_asked_for_once_for_all_commands(
     config = server.ssh_config.read_text()
     server.ssh_config.write_text(config.replace(f'"{server.identity}"', "none"))
     project = make_project(
-        tmp_path / "project", {"a.sh": "echo up\n"}, settings={"requirements": "none", "command": "sh a.sh", "project": "p"},
+        tmp_path / "project",
+        {"a.sh": "echo up\n"},
+        settings={"requirements": "none", "command": "sh a.sh", "project": "p"},
         parts=("fabfile.py", "remote"),
-    )  # fmt: skip
+    )
     leader, process = fab_on_terminal(project, server, "deploy")
     seen = read_until(leader, b"Password: ")
     os.write(leader, b"hunter2\n")
@@ -252,7 +287,9 @@ def test_a_second_factor_is_asked_for_once_for_all_commands(
     assert "Permission denied" in refused.stderr and len(refused.stderr.splitlines()) == 1
 
 
-def test_a_stored_password_is_not_sent_to_the_code_prompt(make_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stored_password_is_not_sent_to_the_code_prompt(
+    make_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answers: list[str] = []
     policy = two_factors
 
@@ -272,11 +309,15 @@ def test_a_stored_password_is_not_sent_to_the_code_prompt(make_server: MakeServe
     assert answers.count("hunter2") == 1
 
 
-def test_a_first_login_and_the_ones_after_it_take_no_word(server: LoopbackServer, tmp_path: Path) -> None:
+def test_a_first_login_and_the_ones_after_it_take_no_word(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
     project = make_project(
-        tmp_path / "project", {"a.sh": "echo up\n"}, settings={"requirements": "none", "command": "sh a.sh", "project": "p"},
+        tmp_path / "project",
+        {"a.sh": "echo up\n"},
+        settings={"requirements": "none", "command": "sh a.sh", "project": "p"},
         parts=("fabfile.py", "remote"),
-    )  # fmt: skip
+    )
     told = [fab(project, server, "status").stderr for _ in range(2)]
     assert told == ["", ""] and logins(server) == 1
     assert re.fullmatch(r"loopback: logged out\n", fab(project, server, "logout").stdout)

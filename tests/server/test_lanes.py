@@ -1,4 +1,5 @@
-"""A large file over several channels of one login: all of it, verified, resumable, and over one channel where there is no other."""
+"""A large file over several channels of one login: all of it, verified, resumable, and over one
+channel where there is no other."""
 
 from __future__ import annotations
 
@@ -16,8 +17,14 @@ from tests.support.faults import LOST, Lab, short_pauses, wait_until
 from tests.support.proxy import Relay
 from tests.support.sshd import MakeServer
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.skipif(not shutil.which("ssh"), reason="a login is shared by the ssh program")]
-MAKE = "echo up; head -c 50000000 /dev/urandom > big; head -c 1000 /dev/urandom > small; head -c 40000000 /dev/urandom > more; echo done\n"
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(not shutil.which("ssh"), reason="a login is shared by the ssh program"),
+]
+MAKE = (
+    "echo up; head -c 50000000 /dev/urandom > big; head -c 1000 /dev/urandom > small; head -c"
+    " 40000000 /dev/urandom > more; echo done\n"
+)
 
 
 class KeptLab(Lab):
@@ -43,7 +50,9 @@ def trained(lab: KeptLab) -> KeptLab:
 def same(lab: Lab) -> bool:
     (there,) = (lab.root / "runs").glob("2*/work")
     (here,) = lab.results.glob("2*")
-    return all(digest(there / name) == digest(here / "work" / name) for name in ("big", "small", "more"))
+    return all(
+        digest(there / name) == digest(here / "work" / name) for name in ("big", "small", "more")
+    )
 
 
 def digest(path: Path) -> str:
@@ -67,7 +76,9 @@ def test_large_files_come_side_by_side(lab: KeptLab, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("sessions", ["1", "3"])
-def test_where_a_login_has_no_more_sessions_one_channel_brings_all(make_server: MakeServer, tmp_path: Path, sessions: str) -> None:
+def test_where_a_login_has_no_more_sessions_one_channel_brings_all(
+    make_server: MakeServer, tmp_path: Path, sessions: str
+) -> None:
     server = make_server(options={"MaxSessions": sessions})
     lab = trained(KeptLab(server, tmp_path, files={"train.sh": MAKE}, settings={"results": ""}))
     logins = server.log.read_text().count("Accepted publickey for")
@@ -76,13 +87,21 @@ def test_where_a_login_has_no_more_sessions_one_channel_brings_all(make_server: 
     log_out(lab.target())  # type: ignore[arg-type]
 
 
-def test_a_cut_leaves_a_beginning_and_the_next_fetch_goes_on_behind_it(server: LoopbackServer, tmp_path: Path) -> None:
+def test_a_cut_leaves_a_beginning_and_the_next_fetch_goes_on_behind_it(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
     with Relay(server.host, server.port) as relay, short_pauses():
-        lab = trained(KeptLab(server, tmp_path, relay, files={"train.sh": MAKE}, settings={"results": ""}))
+        lab = trained(
+            KeptLab(server, tmp_path, relay, files={"train.sh": MAKE}, settings={"results": ""})
+        )
         relay.cut_after(60_000_000, "down")
         assert lab.task("fetch_results").code == LOST
         (here,) = lab.results.glob("2*")
-        kept = sum(path.stat().st_size for path in here.rglob("*") if path.is_file() and path.stat().st_size > 4_000_000)
+        kept = sum(
+            path.stat().st_size
+            for path in here.rglob("*")
+            if path.is_file() and path.stat().st_size > 4_000_000
+        )
         assert kept > 25_000_000
         before = relay_bytes(relay)
         assert lab.task("fetch_results").code == 0 and same(lab)
@@ -94,7 +113,9 @@ def relay_bytes(relay: Relay) -> int:
     return relay.bytes_down
 
 
-def test_a_file_that_shrinks_meanwhile_holds_up_no_other(lab: KeptLab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_shrinks_meanwhile_holds_up_no_other(
+    lab: KeptLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (there,) = (lab.root / "runs").glob("2*/work")
     honest = lanes.Pieces.put
     cut: list[int] = []
@@ -113,7 +134,9 @@ def test_a_file_that_shrinks_meanwhile_holds_up_no_other(lab: KeptLab, monkeypat
     log_out(lab.target())  # type: ignore[arg-type]
 
 
-def test_a_file_that_changes_meanwhile_is_not_put_together_of_two_states(lab: KeptLab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_changes_meanwhile_is_not_put_together_of_two_states(
+    lab: KeptLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (there,) = (lab.root / "runs").glob("2*/work")
     honest = lanes.Pieces.put
     changed: list[int] = []

@@ -1,4 +1,5 @@
-"""Logging in to a real sshd, by the system's ssh and by paramiko: channels, and one clear line for each refusal."""
+"""Logging in to a real sshd, by the system's ssh and by paramiko: channels, and one clear line for
+each refusal."""
 
 from __future__ import annotations
 
@@ -11,7 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from remote.errors import AuthenticationFailed, ConnectionLost, HostKeyRefused, ServerUnfit, Unreachable, UsageError
+from remote.errors import (
+    AuthenticationFailed,
+    ConnectionLost,
+    HostKeyRefused,
+    ServerUnfit,
+    Unreachable,
+    UsageError,
+)
 from remote.loopback import LoopbackServer, make_key
 from remote.ssh import fallback
 from remote.ssh.connection import connect
@@ -35,9 +43,14 @@ def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class TestChannel:
-    def test_output_errors_and_exit_code_are_apart(self, each_server: LoopbackServer, tmp_path: Path, program: str) -> None:
+    def test_output_errors_and_exit_code_are_apart(
+        self, each_server: LoopbackServer, tmp_path: Path, program: str
+    ) -> None:
         with connect(target(write_config(tmp_path, each_server), program=program)) as connection:
-            assert (connection.host.user, connection.host.port) == (each_server.user, each_server.port)
+            assert (connection.host.user, connection.host.port) == (
+                each_server.user,
+                each_server.port,
+            )
             channel = connection.start("cat; echo bad >&2; exit 7")
             channel.send(b"abc")
             assert channel.receive(2) == b"ab" and channel.receive(10) == b"c"
@@ -48,7 +61,9 @@ class TestChannel:
             channel = connection.start("exit 255")
             assert channel.receive(10) == b"" and channel.exit_code() == 255
 
-    def test_much_stderr_blocks_nothing_and_is_bounded(self, server: LoopbackServer, tmp_path: Path, program: str) -> None:
+    def test_much_stderr_blocks_nothing_and_is_bounded(
+        self, server: LoopbackServer, tmp_path: Path, program: str
+    ) -> None:
         with connect(target(write_config(tmp_path, server), program=program)) as connection:
             channel = connection.start("head -c 30000000 /dev/zero >&2; echo done")
             assert channel.receive(10) == b"done\n" and len(channel.errors()) <= 65536
@@ -59,7 +74,9 @@ class TestChannel:
         block = os.urandom(1 << 20)
         with connect(target(write_config(tmp_path, each_server), program=program)) as connection:
             channel = connection.start("cat")
-            senders = [threading.Thread(target=channel.send, args=(memoryview(block),)) for _ in range(8)]
+            senders = [
+                threading.Thread(target=channel.send, args=(memoryview(block),)) for _ in range(8)
+            ]
             for sender in senders:
                 sender.start()
             for _ in senders:
@@ -68,7 +85,9 @@ class TestChannel:
                     received += channel.receive(len(block) - len(received))
                 assert received == block
 
-    def test_an_unread_flood_waits_on_the_server(self, server: LoopbackServer, tmp_path: Path) -> None:
+    def test_an_unread_flood_waits_on_the_server(
+        self, server: LoopbackServer, tmp_path: Path
+    ) -> None:
         if not shutil.which("ssh"):
             pytest.skip("there is no ssh program")
         with connect(target(write_config(tmp_path, server))) as connection:
@@ -80,7 +99,9 @@ class TestChannel:
                 total += len(data)
             assert total == 200_000_000
 
-    def test_a_frozen_link_ends_every_wait(self, server: LoopbackServer, tmp_path: Path, program: str) -> None:
+    def test_a_frozen_link_ends_every_wait(
+        self, server: LoopbackServer, tmp_path: Path, program: str
+    ) -> None:
         with Relay(server.host, server.port) as relay:
             config = through(relay, server, tmp_path)
             with connect(target(config, timeout_s=1.0, program=program)) as connection:
@@ -95,7 +116,9 @@ class TestChannel:
                     channel.send(bytes(100 << 20))
                 assert time.monotonic() - begun < 20
 
-    def test_a_cut_is_never_an_end_of_output(self, server: LoopbackServer, tmp_path: Path, program: str) -> None:
+    def test_a_cut_is_never_an_end_of_output(
+        self, server: LoopbackServer, tmp_path: Path, program: str
+    ) -> None:
         with (
             Relay(server.host, server.port) as relay,
             connect(target(through(relay, server, tmp_path), program=program)) as connection,
@@ -109,11 +132,19 @@ class TestChannel:
 
 
 def through(relay: Relay, server: LoopbackServer, tmp_path: Path) -> str:
-    return write_config(tmp_path, server, Port=str(relay.port), StrictHostKeyChecking="no", UserKnownHostsFile="/dev/null")
+    return write_config(
+        tmp_path,
+        server,
+        Port=str(relay.port),
+        StrictHostKeyChecking="no",
+        UserKnownHostsFile="/dev/null",
+    )
 
 
 @pytest.mark.parametrize("count", [0, 10, 500, 1000, 1300, 1600])
-def test_a_cut_during_the_login_is_one_line(server: LoopbackServer, tmp_path: Path, count: int, program: str) -> None:
+def test_a_cut_during_the_login_is_one_line(
+    server: LoopbackServer, tmp_path: Path, count: int, program: str
+) -> None:
     with Relay(server.host, server.port) as relay:
         config = through(relay, server, tmp_path)
         relay.cut_after(count, "down")
@@ -122,14 +153,20 @@ def test_a_cut_during_the_login_is_one_line(server: LoopbackServer, tmp_path: Pa
 
 
 class TestKeys:
-    def test_a_key_of_the_command_line(self, server: LoopbackServer, tmp_path: Path, program: str) -> None:
+    def test_a_key_of_the_command_line(
+        self, server: LoopbackServer, tmp_path: Path, program: str
+    ) -> None:
         config = write_config(tmp_path, server, IdentityFile=str(make_key(tmp_path / "other")))
         assert isinstance(refusal(target(config, program=program)), AuthenticationFailed)
         assert logs_in(target(config, identities=(str(server.identity),), program=program))
 
-    def test_a_missing_key_or_configuration_is_named(self, server: LoopbackServer, tmp_path: Path, program: str) -> None:
+    def test_a_missing_key_or_configuration_is_named(
+        self, server: LoopbackServer, tmp_path: Path, program: str
+    ) -> None:
         config = write_config(tmp_path, server)
-        assert isinstance(refusal(target(config, identities=("/nowhere",), program=program)), UsageError)
+        assert isinstance(
+            refusal(target(config, identities=("/nowhere",), program=program)), UsageError
+        )
         assert isinstance(refusal(target(str(tmp_path / "none"), program=program)), UsageError)
 
     @needs_ssh
@@ -140,17 +177,23 @@ class TestKeys:
         assert isinstance(refused, UsageError) and "line 2" in refused.message
 
     @pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="there is no ssh-keygen")
-    def test_a_passphrase_of_the_command_line(self, server: LoopbackServer, tmp_path: Path, program: str) -> None:
+    def test_a_passphrase_of_the_command_line(
+        self, server: LoopbackServer, tmp_path: Path, program: str
+    ) -> None:
         config = write_config(tmp_path, server, IdentityFile=str(lock(server, tmp_path)))
         assert logs_in(target(config, passphrase="secret", program=program))
         refused = refusal(target(config, passphrase="wrong", program=program))
         assert isinstance(refused, AuthenticationFailed) and "wrong" not in str(refused)
         assert isinstance(refusal(target(config, program=program)), AuthenticationFailed)
 
-    def test_a_password_of_the_command_line(self, make_server: MakeServer, tmp_path: Path, program: str) -> None:
+    def test_a_password_of_the_command_line(
+        self, make_server: MakeServer, tmp_path: Path, program: str
+    ) -> None:
         server = make_server(password="hunter2")
         for methods in ("password", "keyboard-interactive"):
-            config = write_config(tmp_path, server, IdentityFile="none", PreferredAuthentications=methods)
+            config = write_config(
+                tmp_path, server, IdentityFile="none", PreferredAuthentications=methods
+            )
             with connect(target(config, password="hunter2", program=program)) as connection:
                 assert says(connection) == b"hello\n"
                 assert connection.method == (methods if program == "openssh" else "password")
@@ -167,12 +210,16 @@ def lock(server: LoopbackServer, tmp_path: Path) -> Path:
 
     file = tmp_path / "locked"
     shutil.copy(server.identity, file)
-    subprocess.run(["ssh-keygen", "-q", "-p", "-N", "secret", "-f", file], check=True, capture_output=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-p", "-N", "secret", "-f", file], check=True, capture_output=True
+    )
     return file
 
 
 class TestHostKeys:
-    def known(self, tmp_path: Path, server: LoopbackServer, text: str, **options: str) -> tuple[str, Path]:
+    def known(
+        self, tmp_path: Path, server: LoopbackServer, text: str, **options: str
+    ) -> tuple[str, Path]:
         file = tmp_path / "known hosts"
         file.write_text(text)
         return write_config(tmp_path, server, UserKnownHostsFile=f'"{file}"', **options), file
@@ -180,33 +227,61 @@ class TestHostKeys:
     def other(self, tmp_path: Path) -> str:
         return " ".join(Path(f"{make_key(tmp_path / 'another')}.pub").read_text().split()[:2])
 
-    def test_an_unknown_key_is_refused_where_nobody_can_be_asked(self, server: LoopbackServer, tmp_path: Path, program: str) -> None:
+    def test_an_unknown_key_is_refused_where_nobody_can_be_asked(
+        self, server: LoopbackServer, tmp_path: Path, program: str
+    ) -> None:
         config, file = self.known(tmp_path, server, "")
         refused = refusal(target(config, program=program))
-        assert isinstance(refused, HostKeyRefused) and "not known here" in refused.message and file.read_text() == ""
+        assert (
+            isinstance(refused, HostKeyRefused)
+            and "not known here" in refused.message
+            and file.read_text() == ""
+        )
 
-    def test_a_changed_key_is_refused(self, server: LoopbackServer, tmp_path: Path, program: str) -> None:
+    def test_a_changed_key_is_refused(
+        self, server: LoopbackServer, tmp_path: Path, program: str
+    ) -> None:
         text = f"[127.0.0.1]:{server.port} {self.other(tmp_path)}\n"
         config, file = self.known(tmp_path, server, text)
         refused = refusal(target(config, program=program))
-        assert isinstance(refused, HostKeyRefused) and "CHANGED" in refused.message and file.read_text() == text
+        assert (
+            isinstance(refused, HostKeyRefused)
+            and "CHANGED" in refused.message
+            and file.read_text() == text
+        )
 
-    def test_a_revoked_key_is_refused(self, server: LoopbackServer, tmp_path: Path, program: str) -> None:
-        name, key = f"[127.0.0.1]:{server.port}", " ".join(server.known_hosts.read_text().split()[1:3])
+    def test_a_revoked_key_is_refused(
+        self, server: LoopbackServer, tmp_path: Path, program: str
+    ) -> None:
+        name, key = (
+            f"[127.0.0.1]:{server.port}",
+            " ".join(server.known_hosts.read_text().split()[1:3]),
+        )
         config, _ = self.known(tmp_path, server, f"{name} {key}\n@revoked * {key}\n")
         refused = refusal(target(config, program=program))
         assert isinstance(refused, HostKeyRefused) and "revoked" in refused.message
 
-    def test_a_new_key_is_taken_where_that_is_allowed(self, server: LoopbackServer, tmp_path: Path, program: str) -> None:
-        config, file = self.known(tmp_path, server, "", StrictHostKeyChecking="accept-new", HashKnownHosts="no")
-        assert logs_in(target(config, program=program)) and f"[127.0.0.1]:{server.port} ssh-ed25519" in file.read_text()
+    def test_a_new_key_is_taken_where_that_is_allowed(
+        self, server: LoopbackServer, tmp_path: Path, program: str
+    ) -> None:
+        config, file = self.known(
+            tmp_path, server, "", StrictHostKeyChecking="accept-new", HashKnownHosts="no"
+        )
+        assert (
+            logs_in(target(config, program=program))
+            and f"[127.0.0.1]:{server.port} ssh-ed25519" in file.read_text()
+        )
         assert logs_in(target(config.replace("accept-new", "yes"), program=program))
 
 
 class TestWays:
-    def test_through_a_jump_host(self, make_server: MakeServer, tmp_path: Path, program: str) -> None:
+    def test_through_a_jump_host(
+        self, make_server: MakeServer, tmp_path: Path, program: str
+    ) -> None:
         server, hop = make_server(), make_server()
-        config = join(write_config(tmp_path, server, ProxyJump="hop"), write_config(tmp_path, hop, "hop"))
+        config = join(
+            write_config(tmp_path, server, ProxyJump="hop"), write_config(tmp_path, hop, "hop")
+        )
         if program == "paramiko":
             refused = refusal(target(config, program=program))
             assert isinstance(refused, UsageError) and "needs the ssh program" in refused.message
@@ -217,7 +292,10 @@ class TestWays:
     @needs_ssh
     def test_a_jump_host_that_reaches_nobody(self, make_server: MakeServer, tmp_path: Path) -> None:
         server, hop = make_server(), make_server()
-        config = join(write_config(tmp_path, server, ProxyJump="hop", Port="1"), write_config(tmp_path, hop, "hop"))
+        config = join(
+            write_config(tmp_path, server, ProxyJump="hop", Port="1"),
+            write_config(tmp_path, hop, "hop"),
+        )
         refused = refusal(target(config))
         assert isinstance(refused, Unreachable) and "jump host can't reach" in refused.message
 
@@ -232,13 +310,18 @@ class TestWays:
     def test_a_proxy_command(self, server: LoopbackServer, tmp_path: Path) -> None:
         relay = tmp_path / "relay.py"
         relay.write_text(
-            "import socket, sys, threading, os\ns = socket.create_connection((sys.argv[1], int(sys.argv[2])))\n"
-            "def up():\n    while d := os.read(0, 65536): s.sendall(d)\nthreading.Thread(target=up, daemon=True).start()\n"
-            "while d := s.recv(65536): os.write(1, d)\n"
+            "import socket, sys, threading, os\ns = socket.create_connection((sys.argv[1],"
+            " int(sys.argv[2])))\ndef up():\n    while d := os.read(0, 65536):"
+            " s.sendall(d)\nthreading.Thread(target=up, daemon=True).start()\nwhile d :="
+            " s.recv(65536): os.write(1, d)\n"
         )
-        assert logs_in(target(write_config(tmp_path, server, ProxyCommand=f"python3 {relay} %h %p")))
+        assert logs_in(
+            target(write_config(tmp_path, server, ProxyCommand=f"python3 {relay} %h %p"))
+        )
 
-    def test_without_an_ssh_program(self, server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_an_ssh_program(
+        self, server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         config = write_config(tmp_path, server)
         monkeypatch.setenv("PATH", str(tmp_path))
         assert logs_in(target(config))
@@ -254,8 +337,16 @@ def refusal_of(act: object) -> BaseException:
 
 class TestSilence:
     def goal(self, port: int, tmp_path: Path, program: str, timeout_s: float = 1.0) -> Target:
-        (tmp_path / "empty").write_text("Host *\n  UserKnownHostsFile /dev/null\n  StrictHostKeyChecking no\n")
-        return Target(f"me@127.0.0.1:{port}", ssh_config=str(tmp_path / "empty"), timeout_s=timeout_s, interactive=False, program=program)
+        (tmp_path / "empty").write_text(
+            "Host *\n  UserKnownHostsFile /dev/null\n  StrictHostKeyChecking no\n"
+        )
+        return Target(
+            f"me@127.0.0.1:{port}",
+            ssh_config=str(tmp_path / "empty"),
+            timeout_s=timeout_s,
+            interactive=False,
+            program=program,
+        )
 
     def test_nobody_listens(self, tmp_path: Path, program: str) -> None:
         with socket.socket() as sock:
@@ -264,7 +355,12 @@ class TestSilence:
         assert isinstance(refused, Unreachable) and "refuses connections" in refused.message
 
     def test_a_name_that_nobody_knows(self, tmp_path: Path, program: str) -> None:
-        goal = Target("no-such-host.invalid", ssh_config=self.goal(1, tmp_path, program).ssh_config, interactive=False, program=program)
+        goal = Target(
+            "no-such-host.invalid",
+            ssh_config=self.goal(1, tmp_path, program).ssh_config,
+            interactive=False,
+            program=program,
+        )
         refused = refusal(goal)
         assert isinstance(refused, Unreachable) and "not known" in refused.message
 
@@ -283,7 +379,9 @@ class TestSilence:
             assert isinstance(refused, Unreachable | ConnectionLost), refused
             assert time.monotonic() - begun < 12
 
-    @pytest.mark.parametrize("words", [b"Exceeded MaxStartups\r\n", b"", b"HTTP/1.1 400 Bad\r\n" * 5000])
+    @pytest.mark.parametrize(
+        "words", [b"Exceeded MaxStartups\r\n", b"", b"HTTP/1.1 400 Bad\r\n" * 5000]
+    )
     def test_a_server_that_hangs_up(self, tmp_path: Path, words: bytes, program: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
 

@@ -1,4 +1,5 @@
-"""All that a run wrote comes back, and `clean` never removes a byte that is not here: other people's projects as they are."""
+"""All that a run wrote comes back, and `clean` never removes a byte that is not here: other
+people's projects as they are."""
 
 from __future__ import annotations
 
@@ -28,20 +29,43 @@ from tests.support.sshd import MakeServer
 
 WRITER = """
 mkdir -p checkpoint output/checkpoint-8 wandb/run-1 .hydra deep/er out __pycache__ .venv cached link
-echo weights > checkpoint/ckpt.pth; echo tensors > output/checkpoint-8/model.safetensors; echo w > wandb/run-1/x.wandb
-echo hydra > .hydra/config.yaml; echo m > model.pt; echo p > half.part; echo t > a.tmp; echo e > .env.out; : > empty
-echo changed >> config.yaml; echo bytecode > __pycache__/a.pyc; touch .venv/pyvenv.cfg; echo big > .venv/lib
+echo weights > checkpoint/ckpt.pth; echo tensors > output/checkpoint-8/model.safetensors
+echo w > wandb/run-1/x.wandb
+echo hydra > .hydra/config.yaml; echo m > model.pt; echo p > half.part; echo t > a.tmp
+echo e > .env.out; : > empty
+echo changed >> config.yaml; echo bytecode > __pycache__/a.pyc; touch .venv/pyvenv.cfg
+echo big > .venv/lib
 printf 'Signature: 8a477f597d28d172789f06886806bc55' > cached/CACHEDIR.TAG; echo c > cached/data
-ln -s checkpoint/ckpt.pth last.ckpt; ln -s "$PWD/model.pt" absolute.pt; ln -s /etc/hosts link/out; ln -s nowhere link/broken
-echo top > "$REMOTE_RUN_DIR/mine.txt"; mkdir "$REMOTE_RUN_DIR/.dot"; echo dot > "$REMOTE_RUN_DIR/.dot/file"
+ln -s checkpoint/ckpt.pth last.ckpt; ln -s "$PWD/model.pt" absolute.pt; ln -s /etc/hosts link/out
+ln -s nowhere link/broken
+echo top > "$REMOTE_RUN_DIR/mine.txt"; mkdir "$REMOTE_RUN_DIR/.dot"
+echo dot > "$REMOTE_RUN_DIR/.dot/file"
 rm gone.txt; chmod +x tool.sh
 """
-CODE = {"train.sh": WRITER, "config.yaml": "a: 1\n", "gone.txt": "x", "tool.sh": "echo\n", "same.txt": "same"}
+CODE = {
+    "train.sh": WRITER,
+    "config.yaml": "a: 1\n",
+    "gone.txt": "x",
+    "tool.sh": "echo\n",
+    "same.txt": "same",
+}
 WROTE = {
-    "work/checkpoint/ckpt.pth", "work/output/checkpoint-8/model.safetensors", "work/wandb/run-1/x.wandb", "work/.hydra/config.yaml",
-    "work/model.pt", "work/half.part", "work/a.tmp", "work/.env.out", "work/empty", "work/config.yaml", "work/last.ckpt",
-    "work/absolute.pt", "work/link/broken", "mine.txt", ".dot/file",
-}  # fmt: skip
+    "work/checkpoint/ckpt.pth",
+    "work/output/checkpoint-8/model.safetensors",
+    "work/wandb/run-1/x.wandb",
+    "work/.hydra/config.yaml",
+    "work/model.pt",
+    "work/half.part",
+    "work/a.tmp",
+    "work/.env.out",
+    "work/empty",
+    "work/config.yaml",
+    "work/last.ckpt",
+    "work/absolute.pt",
+    "work/link/broken",
+    "mine.txt",
+    ".dot/file",
+}
 
 
 def finished(lab: Lab) -> str:
@@ -53,7 +77,11 @@ def finished(lab: Lab) -> str:
 
 
 def here(folder: Path) -> set[str]:
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
+    found = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
     return {path for path in found if not path.startswith("source/")}
 
 
@@ -61,35 +89,66 @@ def test_everything_that_a_run_wrote_comes_back(server: LoopbackServer, tmp_path
     lab = Lab(server, tmp_path, files=CODE, settings={"results": ""})
     run = finished(lab)
     done = lab.task("fetch_results")
-    assert done.code == 0 and "not fetched: work/link/out: a link that leads out of the run, to /etc/hosts" in done.err
+    assert (
+        done.code == 0
+        and "not fetched: work/link/out: a link that leads out of the run, to /etc/hosts"
+        in done.err
+    )
     place = lab.results / run
     ours = {"run.json", "state.json", "train.log", "supervisor.log"}
     assert here(place) - ours == WROTE
-    assert (place / "work/absolute.pt").read_text() == "m\n" and os.readlink(place / "work/absolute.pt") == "model.pt"
-    assert (place / "work/config.yaml").read_text() == "a: 1\nchanged\n" and (place / "source/config.yaml").read_text() == "a: 1\n"
+    assert (place / "work/absolute.pt").read_text() == "m\n" and os.readlink(
+        place / "work/absolute.pt"
+    ) == "model.pt"
+    assert (place / "work/config.yaml").read_text() == "a: 1\nchanged\n" and (
+        place / "source/config.yaml"
+    ).read_text() == "a: 1\n"
     assert lab.task("clean", yes=True).code == 0 and not (lab.root / "runs" / run).exists()
 
 
-def test_patterns_narrow_and_what_they_leave_is_named_and_kept(server: LoopbackServer, tmp_path: Path) -> None:
+def test_patterns_narrow_and_what_they_leave_is_named_and_kept(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
     lab = Lab(server, tmp_path, files=CODE, settings={"results": ".hydra, *.pt"})
     run = finished(lab)
     done = lab.task("fetch_results")
     assert {path for path in here(lab.results / run) if path.startswith("work/")} == {
-        "work/.hydra/config.yaml", "work/model.pt", "work/absolute.pt",
-    }  # fmt: skip
-    assert "not fetched: work/checkpoint/ (8 B): 1 file, no pattern of remote.results matches" in done.err
-    assert "not fetched: work/config.yaml (13 B)" in done.err and "`clean` keeps it on the server" in done.err
+        "work/.hydra/config.yaml",
+        "work/model.pt",
+        "work/absolute.pt",
+    }
+    assert (
+        "not fetched: work/checkpoint/ (8 B): 1 file, no pattern of remote.results matches"
+        in done.err
+    )
+    assert (
+        "not fetched: work/config.yaml (13 B)" in done.err
+        and "`clean` keeps it on the server" in done.err
+    )
     listed = lab.task("clean", yes=True)
-    assert "fetched but for what remote.results leaves out" in listed.err and (lab.root / "runs" / run / "work/model.pt").exists()
+    assert (
+        "fetched but for what remote.results leaves out" in listed.err
+        and (lab.root / "runs" / run / "work/model.pt").exists()
+    )
     lab.settings = {"results": ""}
-    assert lab.task("fetch_results").code == 0 and (lab.results / run / "work/checkpoint/ckpt.pth").exists()
+    assert (
+        lab.task("fetch_results").code == 0
+        and (lab.results / run / "work/checkpoint/ckpt.pth").exists()
+    )
     assert lab.task("clean", yes=True).code == 0 and not (lab.root / "runs" / run).exists()
     again = finished(lab)
-    assert lab.task("clean", yes=True, run=[again]).code == 0 and not (lab.root / "runs" / again).exists()
+    assert (
+        lab.task("clean", yes=True, run=[again]).code == 0
+        and not (lab.root / "runs" / again).exists()
+    )
 
 
-def test_what_is_written_after_the_fetch_keeps_the_run(server: LoopbackServer, tmp_path: Path) -> None:
-    lab = Lab(server, tmp_path, files={"train.sh": "echo up; echo one > one\n"}, settings={"results": ""})
+def test_what_is_written_after_the_fetch_keeps_the_run(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
+    lab = Lab(
+        server, tmp_path, files={"train.sh": "echo up; echo one > one\n"}, settings={"results": ""}
+    )
     run = finished(lab)
     assert lab.task("fetch_results").code == 0
     late = lab.root / "runs" / run / "work" / "late"
@@ -111,9 +170,15 @@ def test_what_can_not_be_read_keeps_the_run(unprivileged: LoopbackServer, tmp_pa
     lab = Lab(unprivileged, tmp_path, files={"train.sh": script}, settings={"results": ""})
     run = finished(lab)
     done = lab.task("fetch_results")
-    assert done.code == 0 and "not fetched: work/shut/: can't be read on the server: Permission denied" in done.err
+    assert (
+        done.code == 0
+        and "not fetched: work/shut/: can't be read on the server: Permission denied" in done.err
+    )
     assert "work/two can't be read on the server: Permission denied" in done.err
-    assert lab.task("clean", yes=True).code == 0 and (lab.root / "runs" / run / "work" / "shut").exists()
+    assert (
+        lab.task("clean", yes=True).code == 0
+        and (lab.root / "runs" / run / "work" / "shut").exists()
+    )
 
 
 def test_the_same_code_lies_here_once(server: LoopbackServer, tmp_path: Path) -> None:
@@ -131,21 +196,46 @@ def test_the_same_code_lies_here_once(server: LoopbackServer, tmp_path: Path) ->
     assert (lab.results / third / "source/many/7.txt").read_text() == "7"
 
 
-@pytest.mark.parametrize(("path", "pattern", "found"), [
-    ("out/a.pt", "out", True), ("out/a.pt", "out/", True), ("out/a.pt", "*.pt", True), ("out/x/a", "o*/x", True), ("output", "out", False),
-    (".hydra/a", ".hydra", True), ("a/out/b", "out", False), ("a/b", "", False), ("outputs/1/a", "outputs/*", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "pattern", "found"),
+    [
+        ("out/a.pt", "out", True),
+        ("out/a.pt", "out/", True),
+        ("out/a.pt", "*.pt", True),
+        ("out/x/a", "o*/x", True),
+        ("output", "out", False),
+        (".hydra/a", ".hydra", True),
+        ("a/out/b", "out", False),
+        ("a/b", "", False),
+        ("outputs/1/a", "outputs/*", True),
+    ],
+)
 def test_patterns(path: str, pattern: str, found: bool) -> None:
     assert matches(path, pattern) is found
 
 
 def test_environments_and_caches_stay_aside(tmp_path: Path) -> None:
-    make_tree(tmp_path, {"venv/pyvenv.cfg": "", "conda/conda-meta/history": "", "c/CACHEDIR.TAG": CACHE_TAG, "d/CACHEDIR.TAG": "no"})
+    make_tree(
+        tmp_path,
+        {
+            "venv/pyvenv.cfg": "",
+            "conda/conda-meta/history": "",
+            "c/CACHEDIR.TAG": CACHE_TAG,
+            "d/CACHEDIR.TAG": "no",
+        },
+    )
     (tmp_path / "__pycache__").mkdir()
-    assert [name for name in sorted(os.listdir(tmp_path)) if is_aside(str(tmp_path / name))] == ["__pycache__", "c", "conda", "venv"]
+    assert [name for name in sorted(os.listdir(tmp_path)) if is_aside(str(tmp_path / name))] == [
+        "__pycache__",
+        "c",
+        "conda",
+        "venv",
+    ]
 
 
-def test_code_is_compared_by_content_where_times_do_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_is_compared_by_content_where_times_do_not_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A program may set a file's mtime back; it can't set its ctime."""
     monkeypatch.setattr(outputs, "CLOCK_NS", 0)
     (tmp_path / "work").mkdir()
@@ -167,36 +257,59 @@ def test_code_is_compared_by_content_where_times_do_not_tell(tmp_path: Path, mon
     assert ("work/b", 1, SYMLINK) in [row[:3] for row in find_outputs(str(tmp_path), release).files]
 
 
-NAMES = st.sampled_from(["a", "b.pt", ".hidden", "x.part", "y.tmp", "Ä ö", "out", "data", "run.json.12345678.tmp"])
+NAMES = st.sampled_from(
+    ["a", "b.pt", ".hidden", "x.part", "y.tmp", "Ä ö", "out", "data", "run.json.12345678.tmp"]
+)
 PATHS = st.lists(NAMES, min_size=1, max_size=3).map("/".join)
 TREES = st.dictionaries(PATHS, st.integers(0, 200_000), max_size=8)
 
 
 def plausible(tree: dict[str, int]) -> dict[str, int]:
     """Without files where a folder is wanted."""
-    return {path: size for path, size in tree.items() if not any(other.startswith(path + "/") for other in tree)}
+    return {
+        path: size
+        for path, size in tree.items()
+        if not any(other.startswith(path + "/") for other in tree)
+    }
 
 
 @pytest.fixture
 def played(server: LoopbackServer) -> Iterator[Lab]:
     directory = Path(tempfile.mkdtemp())
     with Relay(server.host, server.port) as relay:
-        lab = Lab(server, directory, relay=relay, name="nothing-lost", files={"train.sh": "echo up\n", "kept.txt": "kept"})
+        lab = Lab(
+            server,
+            directory,
+            relay=relay,
+            name="nothing-lost",
+            files={"train.sh": "echo up\n", "kept.txt": "kept"},
+        )
         assert lab.task("train", name="first").code == 0
         wait_until(lambda: lab.rows()[0]["state"] == "finished")
         yield lab
     shutil.rmtree(directory, ignore_errors=True)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
-    tree=TREES.map(plausible), top=TREES.map(plausible), patterns=st.lists(st.sampled_from(["out", "*.pt", "a", ".hidden/*"]), max_size=2),
-    cuts=st.lists(st.integers(0, 400_000), max_size=2), late=st.booleans(),
-)  # fmt: skip
+    tree=TREES.map(plausible),
+    top=TREES.map(plausible),
+    patterns=st.lists(st.sampled_from(["out", "*.pt", "a", ".hidden/*"]), max_size=2),
+    cuts=st.lists(st.integers(0, 400_000), max_size=2),
+    late=st.booleans(),
+)
 def test_clean_never_removes_a_byte_that_is_not_here(
-    played: Lab, tree: dict[str, int], top: dict[str, int], patterns: list[str], cuts: list[int], late: bool
+    played: Lab,
+    tree: dict[str, int],
+    top: dict[str, int],
+    patterns: list[str],
+    cuts: list[int],
+    late: bool,
 ) -> None:
-    """Random trees, patterns, sizes and cuts; after each step every byte of the run is on the server or here."""
+    """Random trees, patterns, sizes and cuts; after each step every byte of the run is on the
+    server or here."""
     lab = played
     first = next(path for path in sorted((lab.root / "runs").iterdir()) if "-first-" in path.name)
     run = first.with_name("20260101-000000-played-0000")
@@ -225,7 +338,11 @@ def test_clean_never_removes_a_byte_that_is_not_here(
     assert lab.task("clean", yes=True, route=lab.server).code == 0
     nothing_lost(there, run, lab.results / run.name)
     assert run.exists() or not late
-    outside = [path for path in tree if patterns and not any(matches("made/" + path, pattern) for pattern in patterns)]
+    outside = [
+        path
+        for path in tree
+        if patterns and not any(matches("made/" + path, pattern) for pattern in patterns)
+    ]
     assert run.exists() or not outside
     if not patterns and not late:
         assert not run.exists()
@@ -249,14 +366,21 @@ def nothing_lost(there: dict[str, bytes], run: Path, copy: Path) -> None:
 MOVES = """
 echo "attempt $REMOTE_ATTEMPT from ${REMOTE_CHECKPOINT##*/}"
 [ -e checkpoint/ckpt.pth ] && cat last.ckpt config.yaml .hidden/state && exit 0
-mkdir checkpoint .hidden; echo weights > checkpoint/ckpt.pth; ln -s checkpoint/ckpt.pth last.ckpt; echo b >> config.yaml
+mkdir checkpoint .hidden; echo weights > checkpoint/ckpt.pth; ln -s checkpoint/ckpt.pth last.ckpt
+echo b >> config.yaml
 echo hidden > .hidden/state; rm linked; echo real > linked; exit 3
 """
 
 
-def test_on_another_server_a_run_finds_all_that_it_wrote(make_server: MakeServer, tmp_path: Path) -> None:
+def test_on_another_server_a_run_finds_all_that_it_wrote(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
     """As its next attempt does on its own: changed code, hidden files and links among it."""
-    files: dict[str, Content] = {"train.sh": MOVES, "config.yaml": "a\n", "linked": Link("config.yaml")}
+    files: dict[str, Content] = {
+        "train.sh": MOVES,
+        "config.yaml": "a\n",
+        "linked": Link("config.yaml"),
+    }
     lab = Lab(make_server(), tmp_path, files=files, settings={"results": ""})
     assert lab.task("train").code in (0, 10)
     wait_until(lambda: lab.rows()[0]["state"] == "failed")
@@ -265,15 +389,24 @@ def test_on_another_server_a_run_finds_all_that_it_wrote(make_server: MakeServer
     done = lab.task("train", resume="latest", follow=True)
     assert done.code == 0, done
     place = next((lab.root / "runs").glob("2*"))
-    assert (place / "train.log").read_text().endswith("attempt 2 from ckpt.pth\nweights\na\nb\nhidden\n")
-    assert (place / "work/linked").read_text() == "real\n" and os.readlink(place / "work/last.ckpt") == "checkpoint/ckpt.pth"
+    assert (
+        (place / "train.log")
+        .read_text()
+        .endswith("attempt 2 from ckpt.pth\nweights\na\nb\nhidden\n")
+    )
+    assert (place / "work/linked").read_text() == "real\n" and os.readlink(
+        place / "work/last.ckpt"
+    ) == "checkpoint/ckpt.pth"
 
 
 def test_the_newest_checkpoint_of_any_program(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "r"
     assert newest_checkpoint(str(run), {}) is None
     folder = "work/output/checkpoint-8/"
-    make_tree(run, {f"{folder}model.safetensors": "a", f"{folder}trainer_state.json": "{}", "train.log": "x"})
+    make_tree(
+        run,
+        {f"{folder}model.safetensors": "a", f"{folder}trainer_state.json": "{}", "train.log": "x"},
+    )
     assert newest_checkpoint(str(run), {}) == str(run / "work/output/checkpoint-8")
     make_tree(run, {"checkpoints/epoch=3.ckpt": "b"})
     os.utime(run / "checkpoints/epoch=3.ckpt", (2e9, 2e9))

@@ -1,4 +1,5 @@
-"""Runs that wait for GPUs on the server: nobody's GPU is taken, none is used twice, and whoever came first is first."""
+"""Runs that wait for GPUs on the server: nobody's GPU is taken, none is used twice, and whoever
+came first is first."""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ from tests.support.project import make_tree
 from tests.support.sshd import MakeServer
 
 QUICK = {"REMOTE_QUEUE_POLL_S": "0.5", "REMOTE_QUEUE_APART_S": "0.1"}
-TELLS = 'cd "$REMOTE_RUN_DIR"; date +%s.%N > began; echo "$CUDA_VISIBLE_DEVICES" > gpu; sleep 1; date +%s.%N > over'
+TELLS = (
+    'cd "$REMOTE_RUN_DIR"; date +%s.%N > began; echo "$CUDA_VISIBLE_DEVICES" > gpu; sleep 1; date'
+    " +%s.%N > over"
+)
 FREE, BUSY = FakeGpu(), FakeGpu(memory_used="40960")
 
 
@@ -43,14 +47,27 @@ def test_twenty_runs_on_four_gpus(server: LoopbackServer, tmp_path: Path) -> Non
     with agent(server) as link:
         release = put(link, make_tree(tmp_path / "code", {"a": "1"}))
         for name in names:
-            start(link, name, release, "sh", "-c", TELLS, queue=True, wanted_gpus=1, gpus=[], devices="auto")
+            start(
+                link,
+                name,
+                release,
+                "sh",
+                "-c",
+                TELLS,
+                queue=True,
+                wanted_gpus=1,
+                gpus=[],
+                devices="auto",
+            )
     runs = lab.root / "runs"
     wait_until(lambda: all((runs / name / "over").exists() for name in names), 120)
     spans: dict[str, list[tuple[float, float]]] = {}
     for name in names:
         began, over = (float((runs / name / file).read_text()) for file in ("began", "over"))
         spans.setdefault((runs / name / "gpu").read_text().strip(), []).append((began, over))
-        assert json.loads((runs / name / "run.json").read_text())["gpus"] == [(runs / name / "gpu").read_text().strip()]
+        assert json.loads((runs / name / "run.json").read_text())["gpus"] == [
+            (runs / name / "gpu").read_text().strip()
+        ]
     assert set(spans) == {gpu.uuid for gpu in gpus}, "every GPU was used"
     for own in spans.values():
         own.sort()
@@ -58,16 +75,23 @@ def test_twenty_runs_on_four_gpus(server: LoopbackServer, tmp_path: Path) -> Non
         assert min(gaps, default=0.0) >= 0, "no GPU was used twice"
         assert max(gaps, default=0.0) < 15, "none was idle for long while runs waited"
     begun = sorted(names, key=lambda name: float((runs / name / "began").read_text()))
-    assert all(abs(begun.index(name) - names.index(name)) < 4 for name in names), "first come, first served; four at a time"
+    assert all(abs(begun.index(name) - names.index(name)) < 4 for name in names), (
+        "first come, first served; four at a time"
+    )
 
 
-def test_a_run_waits_for_somebody_else_s_gpu_and_says_so(server: LoopbackServer, tmp_path: Path) -> None:
+def test_a_run_waits_for_somebody_else_s_gpu_and_says_so(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
     show(server, BUSY)
     lab = Lab(server, tmp_path)
     told = lab.task("train", name="mine")
     why = "waits for a GPU: gpu 0: 40.0 GiB in use by processes that can't be seen"
     assert told.code == 0 and f"it {why}" in told.out
-    assert (rows(lab)["mine"]["state"], rows(lab)["mine"]["waiting"]) == ("queued", why) and why in lab.task("status").out
+    assert (rows(lab)["mine"]["state"], rows(lab)["mine"]["waiting"]) == (
+        "queued",
+        why,
+    ) and why in lab.task("status").out
     # A GPU that was free would go to whoever was there before.
     second = lab.task("train", name="second")
     assert second.code == 0 and "is before it" in second.out
@@ -76,7 +100,10 @@ def test_a_run_waits_for_somebody_else_s_gpu_and_says_so(server: LoopbackServer,
     show(server, FREE)
     wait_until(lambda: rows(lab)["second"]["state"] == "finished")
     both = rows(lab)
-    assert both["mine"]["gpus"] == both["second"]["gpus"] == [FREE.uuid] and both["mine"]["started"] < both["second"]["started"]
+    assert (
+        both["mine"]["gpus"] == both["second"]["gpus"] == [FREE.uuid]
+        and both["mine"]["started"] < both["second"]["started"]
+    )
     assert both["mine"]["waiting"] is None
 
 
@@ -86,7 +113,9 @@ def test_one_that_waits_can_be_stopped_and_resumed(server: LoopbackServer, tmp_p
     lab.task("train", name="mine")
     assert "stopped by" in lab.task("stop").out
     row = rows(lab)["mine"]
-    assert (row["state"], row["cause"]) == ("stopped", "stopped") and row["reason"].endswith("while it waited")
+    assert (row["state"], row["cause"]) == ("stopped", "stopped") and row["reason"].endswith(
+        "while it waited"
+    )
     show(server, FREE)
     assert lab.task("train", resume="mine", follow=True).code == 0
     assert rows(lab)["mine"]["state"] == "finished" and rows(lab)["mine"]["gpus"] == [FREE.uuid]
@@ -110,7 +139,9 @@ def test_so_many_gpus_are_asked_for(server: LoopbackServer, tmp_path: Path) -> N
     lab.task("stop")
 
 
-def test_a_gpu_that_somebody_took_between_two_looks_is_not_taken_from_them(server: LoopbackServer, tmp_path: Path) -> None:
+def test_a_gpu_that_somebody_took_between_two_looks_is_not_taken_from_them(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
     """The laptop saw it free; when the run is to start, somebody else trains there."""
     other = FakeGpu()
     show(server, FREE, other)

@@ -1,4 +1,5 @@
-"""What remote.requirements may name, each form deployed to a real sshd with small pure packages, and imported in a run."""
+"""What remote.requirements may name, each form deployed to a real sshd with small pure packages,
+and imported in a run."""
 
 from __future__ import annotations
 
@@ -16,9 +17,13 @@ from tests.support.sshd import MakeServer
 from tests.support.wheels import Index, fake_wheels, newest
 
 pytestmark = pytest.mark.timeout(180)
-CHECK = "import importlib, sys\nfor name in sys.argv[1:]:\n    print('imported', name, importlib.import_module(name).__file__)\n"
+CHECK = (
+    "import importlib, sys\nfor name in sys.argv[1:]:\n    print('imported', name,"
+    " importlib.import_module(name).__file__)\n"
+)
 PYPROJECT = (
-    '[project]\nname = "mine"\nversion = "1"\ndependencies = ["demo-pkg<1.1"]\n[project.optional-dependencies]\ntrain = ["demo-pkg"]\n'
+    '[project]\nname = "mine"\nversion = "1"\ndependencies ='
+    ' ["demo-pkg<1.1"]\n[project.optional-dependencies]\ntrain = ["demo-pkg"]\n'
 )
 LOCAL = {"pyproject.toml": PYPROJECT, "src/mine/__init__.py": "value = 1\n"}
 
@@ -44,7 +49,9 @@ class Scene:
 
     def lab(self, requirements: str, files: Mapping[str, str | bytes], *modules: str) -> Lab:
         settings = {"requirements": requirements, "command": f"python check.py {' '.join(modules)}"}
-        return Lab(self.server, self.directory, files={"check.py": CHECK, **files}, settings=settings)
+        return Lab(
+            self.server, self.directory, files={"check.py": CHECK, **files}, settings=settings
+        )
 
     def imports(self, lab: Lab) -> dict[str, str]:
         """Module → file, as the run saw it."""
@@ -52,10 +59,16 @@ class Scene:
         assert done.code == 0, done
         wait_until(lambda: lab.rows()[0]["state"] in ("finished", "failed"))
         assert lab.rows()[0]["state"] == "finished", lab.task("logs").out
-        lines = [line.split() for line in lab.task("logs").out.splitlines() if line.startswith("imported ")]
+        lines = [
+            line.split()
+            for line in lab.task("logs").out.splitlines()
+            if line.startswith("imported ")
+        ]
         return {line[1]: line[2] for line in lines}
 
-    def tried(self, requirements: str, files: Mapping[str, str | bytes], *modules: str) -> dict[str, str]:
+    def tried(
+        self, requirements: str, files: Mapping[str, str | bytes], *modules: str
+    ) -> dict[str, str]:
         return self.imports(self.lab(requirements, files, *modules))
 
 
@@ -74,14 +87,20 @@ def test_the_project_itself(scene: Scene, line: str) -> None:
 @pytest.mark.parametrize("line", ["./libs/x", "-e libs/x", "libs/x[more]"])
 def test_a_package_below_it(scene: Scene, line: str) -> None:
     about = '[project]\nname = "x"\nversion = "1"\noptional-dependencies = {more = ["demo-pkg"]}\n'
-    files = {"libs/x/pyproject.toml": about, "libs/x/x_pkg/__init__.py": "", "r.txt": f"{line}\ndemo-pkg\n"}
+    files = {
+        "libs/x/pyproject.toml": about,
+        "libs/x/x_pkg/__init__.py": "",
+        "r.txt": f"{line}\ndemo-pkg\n",
+    }
     found = scene.tried("r.txt", files, "demo_pkg", "x_pkg")
     assert Path(found["x_pkg"]).parts[-5:] == ("work", "libs", "x", "x_pkg", "__init__.py")
 
 
 def test_an_old_setup_py(scene: Scene) -> None:
     files = {
-        "setup.py": "from setuptools import setup\nsetup(name='old', install_requires=['demo-pkg'])\n",
+        "setup.py": (
+            "from setuptools import setup\nsetup(name='old', install_requires=['demo-pkg'])\n"
+        ),
         "old/__init__.py": "",
         "r.txt": "-e .\n",
     }
@@ -100,10 +119,15 @@ def test_an_address_without_a_name(scene: Scene, wheels: Path) -> None:
     assert "environment kept" in lab.task("deploy").out
 
 
-@pytest.mark.parametrize("content", [
-    "\ufeffdemo-pkg\r\n".encode("utf-16-le"), "# 数据增强\ndemo-pkg\n".encode("gbk"), b"\xef\xbb\xbfdemo-pkg\n",
-    "# -*- coding: latin-1 -*-\n# é\ndemo-pkg\n".encode("latin-1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\ufeffdemo-pkg\r\n".encode("utf-16-le"),
+        "# 数据增强\ndemo-pkg\n".encode("gbk"),
+        b"\xef\xbb\xbfdemo-pkg\n",
+        "# -*- coding: latin-1 -*-\n# é\ndemo-pkg\n".encode("latin-1"),
+    ],
+)
 def test_encodings(scene: Scene, content: bytes) -> None:
     assert "/env/" in scene.tried("r.txt", {"r.txt": content}, "demo_pkg")["demo_pkg"]
 
@@ -118,22 +142,26 @@ def version(wheels: Path, name: str) -> str:
 
 def test_hashes(scene: Scene, wheels: Path) -> None:
     pinned = (
-        f"demo-pkg=={version(wheels, 'demo_pkg')} \\\n    --hash=sha256:{'0' * 64} \\\n    --hash=sha256:{digest(wheels, 'demo_pkg')}\n"
+        f"demo-pkg=={version(wheels, 'demo_pkg')} \\\n    --hash=sha256:{'0' * 64} \\\n   "
+        f" --hash=sha256:{digest(wheels, 'demo_pkg')}\n"
     )
     assert "/env/" in scene.tried("r.txt", {"r.txt": pinned}, "demo_pkg")["demo_pkg"]
-    wrong = scene.lab("r.txt", {"r.txt": pinned.replace(digest(wheels, "demo_pkg"), "1" * 64)}, "demo_pkg").task("deploy")
+    wrong = scene.lab(
+        "r.txt", {"r.txt": pinned.replace(digest(wheels, "demo_pkg"), "1" * 64)}, "demo_pkg"
+    ).task("deploy")
     assert wrong.code == 8 and len(wrong.error_lines) == 1, wrong
 
 
 def test_a_lock_of_uv(scene: Scene, wheels: Path) -> None:
     registry = 'source = { registry = "https://example.org/simple" }'
     lock = (
-        'version = 1\nrequires-python = ">=3.8"\n[[package]]\nname = "mine"\nversion = "1"\nsource = { editable = "." }\n'
-        'dependencies = [\n    { name = "demo-pkg", marker = "python_full_version >= \'3.8\'" },\n'
-        '    { name = "absent", marker = "sys_platform == \'win32\'" },\n]\n'
-        f'[[package]]\nname = "demo-pkg"\nversion = "{version(wheels, "demo_pkg")}"\n{registry}\n'
-        f'wheels = [\n    {{ url = "https://example.org/x.whl", hash = "sha256:{digest(wheels, "demo_pkg")}" }},\n]\n'
-        f'[[package]]\nname = "absent"\nversion = "1"\n{registry}\n'
+        'version = 1\nrequires-python = ">=3.8"\n[[package]]\nname = "mine"\nversion = "1"\nsource'
+        ' = { editable = "." }\ndependencies = [\n    { name = "demo-pkg", marker ='
+        ' "python_full_version >= \'3.8\'" },\n    { name = "absent", marker = "sys_platform =='
+        ' \'win32\'" },\n]\n[[package]]\nname = "demo-pkg"\nversion ='
+        f' "{version(wheels, "demo_pkg")}"\n{registry}\nwheels = [\n    {{ url ='
+        f' "https://example.org/x.whl", hash = "sha256:{digest(wheels, "demo_pkg")}"'
+        f' }},\n]\n[[package]]\nname = "absent"\nversion = "1"\n{registry}\n'
     )
     found = scene.tried("uv.lock", {**LOCAL, "uv.lock": lock}, "demo_pkg", "mine")
     assert "/env/" in found["demo_pkg"] and "/runs/2" in found["mine"]
@@ -150,20 +178,34 @@ def test_a_new_dependency_is_a_new_environment_and_a_line_of_code_is_not(scene: 
     (lab.project / "pyproject.toml").write_text(changed)
     done = lab.task("deploy")
     assert done.code == 0 and "environment kept" not in done.out
-    keys = [json.loads(path.read_text()).get("requirements_hash") for path in (lab.root / "env").glob("*/env.json")]
+    keys = [
+        json.loads(path.read_text()).get("requirements_hash")
+        for path in (lab.root / "env").glob("*/env.json")
+    ]
     assert len(set(keys)) == 2
 
 
 def refused(done: Done, *words: str) -> None:
-    assert done.code == 2 and len(done.error_lines) == 1 and all(word in done.err for word in words), done
+    assert (
+        done.code == 2 and len(done.error_lines) == 1 and all(word in done.err for word in words)
+    ), done
 
 
 def test_what_cannot_be_is_one_line(scene: Scene) -> None:
-    computed = {"setup.py": "from setuptools import setup\nsetup(install_requires=open('r').read())\n", "r.txt": "-e .\n"}
+    computed = {
+        "setup.py": "from setuptools import setup\nsetup(install_requires=open('r').read())\n",
+        "r.txt": "-e .\n",
+    }
     refused(scene.lab("r.txt", computed).task("deploy"), "computes what it needs")
     poetry = {"pyproject.toml": "[tool.poetry.dependencies]\npython = '^3.10'\n"}
     refused(scene.lab("pyproject.toml", poetry).task("deploy"), "Poetry", "poetry export")
-    refused(scene.lab("environment.yml", {"environment.yml": "name: x\n"}).task("deploy"), "conda", "remote.python")
+    refused(
+        scene.lab("environment.yml", {"environment.yml": "name: x\n"}).task("deploy"),
+        "conda",
+        "remote.python",
+    )
     refused(scene.lab("pyproject.toml[nope]", LOCAL).task("deploy"), "no extra 'nope'", "train")
-    refused(scene.lab("r.txt", {"r.txt": "-e ../elsewhere\n"}).task("deploy"), "outside the project")
+    refused(
+        scene.lab("r.txt", {"r.txt": "-e ../elsewhere\n"}).task("deploy"), "outside the project"
+    )
     refused(scene.lab("uv.lock", {"uv.lock": "version = 1\n[["}).task("deploy"), "no TOML")

@@ -62,7 +62,11 @@ def test_the_next_attempt_goes_on_and_the_history_stays(lab: Lab) -> None:
     row = only_row(lab)
     assert (row["run"], row["state"], row["exit_code"]) == (before["run"], "finished", 0)
     (attempt,) = row["attempts"]
-    assert (attempt["state"], attempt["exit_code"], attempt["ended"]) == ("failed", 3, before["ended"])
+    assert (attempt["state"], attempt["exit_code"], attempt["ended"]) == (
+        "failed",
+        3,
+        before["ended"],
+    )
     assert (run_of(lab) / "train.log").read_text().endswith("done at 2\n")
     assert "attempt 2" in lab.task("status").out
 
@@ -103,7 +107,9 @@ def test_what_can_not_be_resumed_is_said_in_one_line(lab: Lab) -> None:
     assert done.code == 2 and f"{run} has finished" in done.err and len(done.error_lines) == 1
 
 
-def test_a_run_that_the_server_has_lost_goes_on_elsewhere(lab: Lab, make_server: MakeServer) -> None:
+def test_a_run_that_the_server_has_lost_goes_on_elsewhere(
+    lab: Lab, make_server: MakeServer
+) -> None:
     before = fail_once(lab)
     assert lab.task("fetch_results").code == 0
     mirror = snapshot(lab.results / before["run"])
@@ -111,7 +117,9 @@ def test_a_run_that_the_server_has_lost_goes_on_elsewhere(lab: Lab, make_server:
     done = resumed(lab)
     assert "bringing what was fetched of it" in done.err and "attempt 2 started" in done.out
     row = only_row(lab)
-    assert (row["run"], row["state"]) == (before["run"], "finished") and row["created"] > before["created"]
+    assert (row["run"], row["state"]) == (before["run"], "finished") and row["created"] > before[
+        "created"
+    ]
     assert [attempt["exit_code"] for attempt in row["attempts"]] == [3]
     assert (run_of(lab) / "train.log").read_text().endswith("done at 2\n")
     # Fetched again, the mirror has grown: the code is the same, and the log goes on where it was.
@@ -121,7 +129,9 @@ def test_a_run_that_the_server_has_lost_goes_on_elsewhere(lab: Lab, make_server:
         name: what for name, what in after.items() if name.startswith("source/")
     }
     assert "done at 2" in (lab.results / before["run"] / "train.log").read_text()
-    assert json.loads((lab.results / before["run"] / "state.json").read_text())["state"] == "finished"
+    assert (
+        json.loads((lab.results / before["run"] / "state.json").read_text())["state"] == "finished"
+    )
     assert there.home != lab.server.home
 
 
@@ -132,14 +142,22 @@ def test_bringing_it_goes_on_after_a_cut(lab: Lab, make_server: MakeServer) -> N
     lab.task("deploy")
     with Relay(lab.server.host, lab.server.port) as relay, short_pauses():
         lab.relay = relay
-        relay.cut_after(10_000_000, "up")  # a reset throws away what lies unread in the system's buffers
+        relay.cut_after(
+            10_000_000, "up"
+        )  # a reset throws away what lies unread in the system's buffers
         cut = lab.task("train", resume=before["run"], follow=True)
         assert cut.code == LOST and len(cut.error_lines) == 1, cut
         assert lab.rows() == [] and not list((lab.root / "runs").glob("2*"))
         parts = list((lab.root / "releases" / ".incoming").glob("*.part"))
-        assert parts and parts[0].stat().st_size >= 1 << 20, "what has arrived of a large file is not sent again"
+        assert parts and parts[0].stat().st_size >= 1 << 20, (
+            "what has arrived of a large file is not sent again"
+        )
         relay.mend()
         again = resumed(lab).err
-    amounts = [float(amount) for told in (cut.err, again) for amount in re.findall(r"bringing what was fetched of it, ([\d.]+) MiB", told)]
+    amounts = [
+        float(amount)
+        for told in (cut.err, again)
+        for amount in re.findall(r"bringing what was fetched of it, ([\d.]+) MiB", told)
+    ]
     assert len(amounts) == 2 and amounts[1] <= amounts[0] - 1, (cut.err, again)
     assert only_row(lab)["state"] == "finished"

@@ -1,4 +1,5 @@
-"""How a run ended is told truthfully and distinctly: every end is provoked, and read by `status` and `status --json`."""
+"""How a run ended is told truthfully and distinctly: every end is provoked, and read by `status`
+and `status --json`."""
 
 from __future__ import annotations
 
@@ -66,7 +67,9 @@ class Ends:
         done = self.lab.task("status")
         assert done.code == 0, done
         table = done.out.splitlines()[1]
-        assert row["state"] in table and (row["reason"] is None or row["reason"][:60] in table), table
+        assert row["state"] in table and (row["reason"] is None or row["reason"][:60] in table), (
+            table
+        )
         return row
 
 
@@ -80,7 +83,12 @@ RUNNING = ("sh", "-c", "echo up; exec sleep 60")
 
 def test_finished(ends: Ends) -> None:
     row = ends.end("true")
-    assert (row["state"], row["cause"], row["exit_code"], row["reason"]) == ("finished", None, 0, None)
+    assert (row["state"], row["cause"], row["exit_code"], row["reason"]) == (
+        "finished",
+        None,
+        0,
+        None,
+    )
 
 
 def test_failed_with_exit_code_and_last_error(ends: Ends) -> None:
@@ -92,7 +100,11 @@ def test_failed_with_exit_code_and_last_error(ends: Ends) -> None:
 def test_out_of_memory_on_the_gpu(ends: Ends) -> None:
     message = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB."
     row = ends.end(sys.executable, "-c", f"raise SystemExit({message!r})")
-    assert (row["state"], row["cause"], row["reason"]) == ("failed", "gpu memory", "out of memory on the GPU")
+    assert (row["state"], row["cause"], row["reason"]) == (
+        "failed",
+        "gpu memory",
+        "out of memory on the GPU",
+    )
 
 
 @pytest.fixture
@@ -106,24 +118,38 @@ def memory_group() -> Iterator[Path]:
         pytest.skip("no control group for memory can be made here")
     yield group
     for pid in (group / "cgroup.procs").read_text().split():
-        os.kill(int(pid), signal.SIGKILL)  # tmux and sh of this test's login; nobody else is in this group
+        os.kill(
+            int(pid), signal.SIGKILL
+        )  # tmux and sh of this test's login; nobody else is in this group
     wait_until(lambda: not (group / "cgroup.procs").read_text())
     group.rmdir()
 
 
-def test_out_of_memory_on_the_host(make_server: MakeServer, tmp_path: Path, memory_group: Path) -> None:
-    """A real kill by the kernel: the login, and so all that it starts, lives in a group of 64 MiB."""
+def test_out_of_memory_on_the_host(
+    make_server: MakeServer, tmp_path: Path, memory_group: Path
+) -> None:
+    """A real kill by the kernel: the login, and so all that it starts, lives in a group of 64
+    MiB."""
     shell = tmp_path / "shell"
     shell.write_text(f'#!/bin/sh\necho $$ > {memory_group}/cgroup.procs\nexec /bin/sh "$@"\n')
     shell.chmod(0o755)
     ends = Ends(make_server(shell=str(shell)), tmp_path)
-    row = ends.end(sys.executable, "-c", "print('up', flush=True); x = [b'x' * 1000000 for _ in range(300)]")
-    assert (row["state"], row["cause"], row["exit_code"]) == ("failed", "host memory", -signal.SIGKILL)
+    row = ends.end(
+        sys.executable, "-c", "print('up', flush=True); x = [b'x' * 1000000 for _ in range(300)]"
+    )
+    assert (row["state"], row["cause"], row["exit_code"]) == (
+        "failed",
+        "host memory",
+        -signal.SIGKILL,
+    )
     assert "killed by the kernel" in row["reason"]
 
 
-def test_a_kernel_kill_elsewhere_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine's own count rises with everybody's kills; it serves only where no group counts."""
+def test_a_kernel_kill_elsewhere_is_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine's own count rises with everybody's kills; it serves only where no group
+    counts."""
     own, machine = tmp_path / "own", tmp_path / "vmstat"
     own.write_text("oom_kill_disable 0\noom_kill 2\n")
     machine.write_text("oom_kill 40\n")
@@ -134,7 +160,10 @@ def test_a_kernel_kill_elsewhere_is_not_ours(tmp_path: Path, monkeypatch: pytest
 
 
 def test_diverged(ends: Ends) -> None:
-    say = "echo 'epoch 3'; echo 'trainer: error: the loss became nan in epoch 3, after 3 restores'; exit 5"
+    say = (
+        "echo 'epoch 3'; echo 'trainer: error: the loss became nan in epoch 3, after 3 restores';"
+        " exit 5"
+    )
     row = ends.end("sh", "-c", say, finish="summary")
     assert (row["state"], row["cause"], row["exit_code"]) == ("failed", "diverged", 5)
     assert row["reason"].startswith("diverged: ") and "the loss became nan" in row["reason"]
@@ -145,14 +174,20 @@ def test_stopped_by_the_user(ends: Ends) -> None:
     ends.start(*RUNNING)
     assert "stopped by" in ends.lab.task("stop").out
     row = ends.told()
-    assert (row["state"], row["cause"]) == ("stopped", "stopped") and row["reason"].startswith("stopped by ")
+    assert (row["state"], row["cause"]) == ("stopped", "stopped") and row["reason"].startswith(
+        "stopped by "
+    )
 
 
 def test_killed_from_outside(ends: Ends) -> None:
     ends.start(*RUNNING)
     os.kill(ends.state()["pid"], signal.SIGKILL)
     row = ends.wait()
-    assert (row["state"], row["cause"], row["reason"]) == ("failed", "killed", "killed from outside (SIGKILL)")
+    assert (row["state"], row["cause"], row["reason"]) == (
+        "failed",
+        "killed",
+        "killed from outside (SIGKILL)",
+    )
 
 
 def test_killed_with_its_supervisor(ends: Ends) -> None:
@@ -163,28 +198,42 @@ def test_killed_with_its_supervisor(ends: Ends) -> None:
     assert (alone["state"], alone["unsupervised"]) == ("running", True)
     os.kill(state["pid"], signal.SIGKILL)
     row = ends.wait()
-    assert (row["state"], row["cause"]) == ("failed", "killed") and "its supervisor too" in row["reason"]
+    assert (row["state"], row["cause"]) == ("failed", "killed") and "its supervisor too" in row[
+        "reason"
+    ]
 
 
 def test_the_server_was_rebooted(ends: Ends) -> None:
     ends.start(*RUNNING)
     ends.change(boot_id="another boot")
     row = ends.told()
-    assert (row["state"], row["cause"], row["reason"]) == ("failed", "rebooted", "the server was rebooted")
+    assert (row["state"], row["cause"], row["reason"]) == (
+        "failed",
+        "rebooted",
+        "the server was rebooted",
+    )
 
 
 def test_a_process_number_that_was_given_to_another(ends: Ends) -> None:
     ends.start(*RUNNING)
     ends.change(pid=os.getpid(), supervisor_pid=os.getpid())
     row = ends.told()
-    assert (row["state"], row["cause"]) == ("failed", "pid reused") and "another process has its number" in row["reason"]
+    assert (row["state"], row["cause"]) == (
+        "failed",
+        "pid reused",
+    ) and "another process has its number" in row["reason"]
 
 
 def test_on_another_host_of_a_shared_home(ends: Ends) -> None:
     ends.start(*RUNNING)
     ends.change(host="node7", boot_id="of node7", pid=1, supervisor_pid=1)
     row = ends.told()
-    assert (row["state"], row["cause"], row["elsewhere"], row["server"]) == ("running", None, True, "node7")
+    assert (row["state"], row["cause"], row["elsewhere"], row["server"]) == (
+        "running",
+        None,
+        True,
+        "node7",
+    )
     assert "node7" in row["reason"]
     assert ends.lab.task("stop").code == 11
 
@@ -198,7 +247,12 @@ def test_still_running_but_the_server_is_unreachable(ends: Ends) -> None:
     ends.lab.json = True
     (row,) = json.loads(ends.lab.task("status").out)
     assert done.code == UNREACHABLE and "failed" not in done.err + done.out
-    assert (row["state"], row["run"], row["error"], row["exit_code"]) == ("unreachable", None, "Unreachable", None)
+    assert (row["state"], row["run"], row["error"], row["exit_code"]) == (
+        "unreachable",
+        None,
+        "Unreachable",
+        None,
+    )
     ends.server.ssh_config.write_text(config)
     assert ends.lab.rows()[0]["state"] == "running"
 
@@ -211,7 +265,8 @@ def test_a_launch_that_was_never_carried_out(ends: Ends) -> None:
 
 
 def test_latest_goes_by_the_servers_clock(ends: Ends) -> None:
-    """One laptop's clock is a year ahead: its old run must not be taken for the newest for a year."""
+    """One laptop's clock is a year ahead: its old run must not be taken for the newest for a
+    year."""
     with agent(ends.server) as link:
         for run, created in (("ahead", 4e9), ("later", 1e9)):
             start(link, run, ends.release, "true", created=created)
@@ -224,7 +279,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 24 MiB."""
     place = tmp_path / "disk"
     place.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", place], capture_output=True).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", place], capture_output=True
+        ).returncode
+    ):
         pytest.skip("no small file system can be mounted here")
     yield place
     subprocess.run(["umount", "--lazy", place], check=True)
@@ -253,12 +313,20 @@ with open("filler", "wb", buffering=0) as filler:
 def test_a_disk_that_fills_stops_the_training_with_that_reason_and_a_good_checkpoint(
     make_server: MakeServer, tmp_path: Path, small_disk: Path, pace: str
 ) -> None:
-    """Slowly: it is stopped while there is room to save. At once: its own write fails, and the end is recorded all the same."""
+    """Slowly: it is stopped while there is room to save. At once: its own write fails, and the end
+    is recorded all the same."""
     server = make_server(home=small_disk / "home", path=sparse_path(tmp_path / "bin"))
     lab = Lab(server, tmp_path, files={"a": "1"})
     with agent(server) as link:
         release = put(link, make_tree(tmp_path / "code", {"a": "1"}))
-        start(link, "r1", release, sys.executable, "-c", SAVER.replace("STEP", "0.15" if pace == "slowly" else "0"))
+        start(
+            link,
+            "r1",
+            release,
+            sys.executable,
+            "-c",
+            SAVER.replace("STEP", "0.15" if pace == "slowly" else "0"),
+        )
         follow(link, "r1")
     (row,) = lab.rows()
     assert (row["state"], row["cause"]) == ("failed", "disk full"), row

@@ -1,7 +1,9 @@
-"""Ends that come from the machine, provoked on it: a reboot, a process number given again, another host on the same home.
+"""Ends that come from the machine, provoked on it: a reboot, a process number given again, another
+host on the same home.
 
-Namespaces give a login another boot id or host name, as root on Linux; elsewhere tests/server/test_run_ends.py has to do.
-And the real trainer, on a disk that fills and with a learning rate that no network bears.
+Namespaces give a login another boot id or host name, as root on Linux; elsewhere
+tests/server/test_run_ends.py has to do. And the real trainer, on a disk that fills and with a
+learning rate that no network bears.
 """
 
 from __future__ import annotations
@@ -31,12 +33,17 @@ LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 
 def shell_within(folder: Path, unshare: str, before: str) -> str:
     """A login shell whose session runs in a namespace of its own, after the command `before`."""
-    if sys.platform != "linux" or subprocess.run(["unshare", unshare, "sh", "-c", before], capture_output=True).returncode:
+    if (
+        sys.platform != "linux"
+        or subprocess.run(["unshare", unshare, "sh", "-c", before], capture_output=True).returncode
+    ):
         pytest.skip(f"unshare {unshare} is not allowed here")
     # A test's server has a PATH of its own.
     tool, before = shutil.which("unshare"), f"PATH={os.environ['PATH']} {before}"
     shell = folder / f"shell-{uuid.uuid4().hex[:8]}"
-    shell.write_text(f'#!/bin/sh\nexec {tool} {unshare} sh -c \'{before} && exec /bin/sh "$@"\' sh "$@"\n')
+    shell.write_text(
+        f'#!/bin/sh\nexec {tool} {unshare} sh -c \'{before} && exec /bin/sh "$@"\' sh "$@"\n'
+    )
     shell.chmod(0o755)
     return str(shell)
 
@@ -44,7 +51,9 @@ def shell_within(folder: Path, unshare: str, before: str) -> str:
 def test_after_a_reboot(make_server: MakeServer, tmp_path: Path) -> None:
     """All processes are gone, at once, and the machine comes up with another boot id."""
     (tmp_path / "boot_id").write_text(f"{uuid.uuid4()}\n")
-    shell = shell_within(tmp_path, "--mount", f"mount --bind {tmp_path}/boot_id /proc/sys/kernel/random/boot_id")
+    shell = shell_within(
+        tmp_path, "--mount", f"mount --bind {tmp_path}/boot_id /proc/sys/kernel/random/boot_id"
+    )
     ends = Ends(make_server(), tmp_path)
     ends.start(*RUNNING)
     pid = ends.state()["pid"]
@@ -52,7 +61,11 @@ def test_after_a_reboot(make_server: MakeServer, tmp_path: Path) -> None:
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
     ends.lab.server = make_server(home=ends.server.home, shell=shell)
     row = ends.told()
-    assert (row["state"], row["cause"], row["reason"]) == ("failed", "rebooted", "the server was rebooted")
+    assert (row["state"], row["cause"], row["reason"]) == (
+        "failed",
+        "rebooted",
+        "the server was rebooted",
+    )
 
 
 def test_on_another_host_of_a_shared_home(make_server: MakeServer, tmp_path: Path) -> None:
@@ -61,7 +74,12 @@ def test_on_another_host_of_a_shared_home(make_server: MakeServer, tmp_path: Pat
     assert ends.told()["state"] == "running"
     there, ends.lab.server = ends.lab.server, make_server(home=ends.server.home)
     row = ends.told()
-    assert (row["state"], row["cause"], row["elsewhere"], row["server"]) == ("running", None, True, "node7")
+    assert (row["state"], row["cause"], row["elsewhere"], row["server"]) == (
+        "running",
+        None,
+        True,
+        "node7",
+    )
     assert "node7" in row["reason"] and ends.lab.task("stop").code == 11
     ends.lab.server = there
     assert ends.lab.task("stop").code == 0 and ends.told()["state"] == "stopped"
@@ -93,12 +111,26 @@ def test_a_process_number_that_the_kernel_gives_again(
             break
     assert stranger[-1].pid == wanted
     row = ends.told()
-    assert (row["state"], row["cause"]) == ("failed", "pid reused") and "another process has its number" in row["reason"]
+    assert (row["state"], row["cause"]) == (
+        "failed",
+        "pid reused",
+    ) and "another process has its number" in row["reason"]
 
 
 # the real trainer
 
-TRAIN = ["-m", "trainer.train", "--recipe", "demo", "--data", "synthetic", "--widths", "8,8,8", "--train_images", "2000"]
+TRAIN = [
+    "-m",
+    "trainer.train",
+    "--recipe",
+    "demo",
+    "--data",
+    "synthetic",
+    "--widths",
+    "8,8,8",
+    "--train_images",
+    "2000",
+]
 
 
 def train(lab: Lab, tmp_path: Path, *arguments: str) -> threading.Thread:
@@ -106,7 +138,17 @@ def train(lab: Lab, tmp_path: Path, *arguments: str) -> threading.Thread:
     with agent(lab.server) as link:
         release = put(link, make_project(tmp_path / "code", parts=("trainer",), git=False))
         where = ["--run_dir", str(lab.root / "runs" / "r1")]
-        start(link, "r1", release, sys.executable, *TRAIN, *arguments, *where, finish="summary", python=sys.executable)
+        start(
+            link,
+            "r1",
+            release,
+            sys.executable,
+            *TRAIN,
+            *arguments,
+            *where,
+            finish="summary",
+            python=sys.executable,
+        )
     thread = threading.Thread(target=wait_for_end, args=(lab,))
     thread.start()
     return thread
@@ -122,16 +164,30 @@ def only_row(lab: Lab) -> dict[str, Any]:
     return row
 
 
-def test_a_learning_rate_that_no_network_bears_is_told_as_divergence(make_server: MakeServer, tmp_path: Path) -> None:
+def test_a_learning_rate_that_no_network_bears_is_told_as_divergence(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
     lab = Lab(make_server(), tmp_path, files={"a": "1"})
-    train(lab, tmp_path, "--learning_rate", "1e30", "--head_learning_rate", "1e30", "--max_restores", "1").join()
+    train(
+        lab,
+        tmp_path,
+        "--learning_rate",
+        "1e30",
+        "--head_learning_rate",
+        "1e30",
+        "--max_restores",
+        "1",
+    ).join()
     row = only_row(lab)
     assert (row["state"], row["cause"], row["exit_code"]) == ("failed", "diverged", 5)
     assert "1 attempts with a lower learning rate did not help" in row["reason"]
 
 
-def test_a_disk_that_fills_under_the_real_trainer(make_server: MakeServer, tmp_path: Path, small_disk: Path) -> None:
-    """Its own writes fail, those of its log and those of its checkpoints, before anybody can ask it to stop."""
+def test_a_disk_that_fills_under_the_real_trainer(
+    make_server: MakeServer, tmp_path: Path, small_disk: Path
+) -> None:
+    """Its own writes fail, those of its log and those of its checkpoints, before anybody can ask it
+    to stop."""
     server = make_server(home=small_disk / "home", path=sparse_path(tmp_path / "bin"))
     lab = Lab(server, tmp_path, files={"a": "1"})
     ended = train(lab, tmp_path, "--max_epochs", "100000", "--set", "validation_max=100")

@@ -1,4 +1,5 @@
-"""Secrets stay where they belong: in no log, error, process list or record; what is ours is closed to other users."""
+"""Secrets stay where they belong: in no log, error, process list or record; what is ours is closed
+to other users."""
 
 from __future__ import annotations
 
@@ -30,7 +31,11 @@ def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def holds(place: Path, secret: str = SECRET) -> list[str]:
     """Files below that hold the secret."""
-    return [str(file) for file in place.rglob("*") if file.is_file() and not file.is_symlink() and secret.encode() in file.read_bytes()]
+    return [
+        str(file)
+        for file in place.rglob("*")
+        if file.is_file() and not file.is_symlink() and secret.encode() in file.read_bytes()
+    ]
 
 
 class Listing:
@@ -56,8 +61,16 @@ class Listing:
                     continue
 
 
-def test_env_files_and_keys_are_not_sent_and_that_is_said(server: LoopbackServer, tmp_path: Path) -> None:
-    files = {"train.sh": "echo up\n", ".env": f"TOKEN={SECRET}\n", "config/.env.local": SECRET, "id_rsa": SECRET, "server.key": SECRET}
+def test_env_files_and_keys_are_not_sent_and_that_is_said(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
+    files = {
+        "train.sh": "echo up\n",
+        ".env": f"TOKEN={SECRET}\n",
+        "config/.env.local": SECRET,
+        "id_rsa": SECRET,
+        "server.key": SECRET,
+    }
     lab = Lab(server, tmp_path, files=files)
     with Listing() as listing:
         done = lab.task("train")
@@ -70,10 +83,13 @@ def test_env_files_and_keys_are_not_sent_and_that_is_said(server: LoopbackServer
 
 
 def test_a_password_shows_nowhere(make_server: MakeServer, tmp_path: Path) -> None:
-    """Right and wrong, in a task, its errors, the server's records and all processes' command lines."""
+    """Right and wrong, in a task, its errors, the server's records and all processes' command
+    lines."""
     server = make_server(password=SECRET)
     config = Path(server.ssh_config)
-    config.write_text(config.read_text().replace(str(server.identity), "none").replace('"none"', "none"))
+    config.write_text(
+        config.read_text().replace(str(server.identity), "none").replace('"none"', "none")
+    )
     lab = Lab(server, tmp_path)
     with Listing() as listing:
         right = run_with(lab, password=SECRET)
@@ -82,7 +98,9 @@ def test_a_password_shows_nowhere(make_server: MakeServer, tmp_path: Path) -> No
     assert right.code == 0 and wrong.code == 6, (right, wrong)
     for done in (right, wrong):
         assert SECRET not in done.out + done.err
-    assert holds(server.home) == [] and holds(lab.project) == [] and SECRET not in repr(lab.target())
+    assert (
+        holds(server.home) == [] and holds(lab.project) == [] and SECRET not in repr(lab.target())
+    )
 
 
 def run_with(lab: Lab, **secrets: Any) -> Any:
@@ -97,7 +115,9 @@ def run_with(lab: Lab, **secrets: Any) -> Any:
 def test_a_passphrase_shows_nowhere(server: LoopbackServer, tmp_path: Path) -> None:
     locked = tmp_path / "locked"
     shutil.copy(server.identity, locked)
-    subprocess.run(["ssh-keygen", "-q", "-p", "-N", SECRET, "-f", locked], check=True, capture_output=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-p", "-N", SECRET, "-f", locked], check=True, capture_output=True
+    )
     config = Path(server.ssh_config)
     config.write_text(config.read_text().replace(str(server.identity), str(locked)))
     lab = Lab(server, tmp_path)
@@ -109,12 +129,18 @@ def test_a_passphrase_shows_nowhere(server: LoopbackServer, tmp_path: Path) -> N
 
 
 def test_an_indexs_password_shows_nowhere(server: LoopbackServer, tmp_path: Path) -> None:
-    """The server's pip has an index with a password; the build fails, and its log, record and error hold no password."""
+    """The server's pip has an index with a password; the build fails, and its log, record and error
+    hold no password."""
     pip = server.home / ".config" / "pip" / "pip.conf"
     pip.parent.mkdir(parents=True)
     pip.write_text(f"[global]\nindex-url = http://me:{SECRET}@127.0.0.1:9/simple\nretries = 0\n")
     pip.parent.parent.chmod(0o700)
-    lab = Lab(server, tmp_path, files={"train.sh": "echo up\n", "r.txt": "demo-pkg\n"}, settings={"requirements": "r.txt"})
+    lab = Lab(
+        server,
+        tmp_path,
+        files={"train.sh": "echo up\n", "r.txt": "demo-pkg\n"},
+        settings={"requirements": "r.txt"},
+    )
     heard: dict[str, list[tuple[dict[str, Any], bytes]]] = {}
     with Listing() as listing, recording(heard):
         done = lab.task("deploy")
@@ -132,7 +158,11 @@ def test_all_that_is_ours_is_closed_to_other_users(server: LoopbackServer, tmp_p
     wait_until(lambda: lab.rows()[0]["state"] == "finished")
     assert lab.root.stat().st_mode & 0o777 == 0o700
     (run,) = (lab.root / "runs").glob("2*")
-    private = [path for pattern in ("*.json", "agent/*", "env/*/*.json", "releases/*.json") for path in lab.root.glob(pattern)]
+    private = [
+        path
+        for pattern in ("*.json", "agent/*", "env/*/*.json", "releases/*.json")
+        for path in lab.root.glob(pattern)
+    ]
     private += run.glob("*")
     assert len(private) > 8
     for path in private:
@@ -142,13 +172,23 @@ def test_all_that_is_ours_is_closed_to_other_users(server: LoopbackServer, tmp_p
 def test_what_is_told_for_a_report_holds_no_secrets(server: LoopbackServer, tmp_path: Path) -> None:
     """REMOTE_DEBUG: the login, the operations and their times."""
     project = make_project(
-        tmp_path / "project", {"a.sh": "echo up\n"}, settings={"requirements": "none", "command": "sh a.sh", "project": "p"},
+        tmp_path / "project",
+        {"a.sh": "echo up\n"},
+        settings={"requirements": "none", "command": "sh a.sh", "project": "p"},
         parts=("fabfile.py", "remote"),
-    )  # fmt: skip
+    )
     address = "http://127.0.0.1:9/hook-with-a-secret"
-    done = fab(project, server, "train", "--no-follow", "--notify", address, env={"REMOTE_DEBUG": "1"})
+    done = fab(
+        project, server, "train", "--no-follow", "--notify", address, env={"REMOTE_DEBUG": "1"}
+    )
     steps = ["ssh: Authenticated to"] if shutil.which("ssh") else []
-    for told in ("settings read after", *steps, "the agent speaks", "facts answered after", "run_start answered after"):
+    for told in (
+        "settings read after",
+        *steps,
+        "the agent speaks",
+        "facts answered after",
+        "run_start answered after",
+    ):
         assert told in done.stderr, told
     assert "hook-with-a-secret" not in done.stderr + done.stdout
     assert "answered after" not in fab(project, server, "status").stderr
@@ -167,14 +207,19 @@ def commoner(unprivileged: LoopbackServer) -> LoopbackServer:
     return unprivileged
 
 
-def test_another_user_reads_nothing_and_hijacks_nothing(commoner: LoopbackServer, tmp_path: Path) -> None:
+def test_another_user_reads_nothing_and_hijacks_nothing(
+    commoner: LoopbackServer, tmp_path: Path
+) -> None:
     """As `nobody`: the run can't be read, nor its tmux be talked to."""
     lab = Lab(commoner, tmp_path, files={"train.sh": "echo up; sleep 30\n"})
     assert lab.task("train").code == 0
     (run,) = (lab.root / "runs").glob("2*")
 
     def as_nobody(*argv: str) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", *argv], capture_output=True)
+        return subprocess.run(
+            ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", *argv],
+            capture_output=True,
+        )
 
     assert as_nobody("ls", "/").returncode == 0
     for path in (lab.root, run, run / "run.json", run / "train.log"):
@@ -189,8 +234,11 @@ def test_another_user_reads_nothing_and_hijacks_nothing(commoner: LoopbackServer
     assert lab.task("stop").code == 0
 
 
-def test_nothing_of_ours_has_a_name_in_tmp_that_can_be_foreseen(make_server: MakeServer, tmp_path: Path) -> None:
-    """On a first visit the agent passes through /tmp: in a closed directory of a random name, which is gone at once."""
+def test_nothing_of_ours_has_a_name_in_tmp_that_can_be_foreseen(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    """On a first visit the agent passes through /tmp: in a closed directory of a random name, which
+    is gone at once."""
     shared = tmp_path / "tmp"
     shared.mkdir()
     server = make_server(env={"TMPDIR": str(shared)})
@@ -211,8 +259,11 @@ def test_nothing_of_ours_has_a_name_in_tmp_that_can_be_foreseen(make_server: Mak
     assert list(shared.iterdir()) == []
 
 
-def test_a_tmux_directory_that_somebody_else_made_is_not_used(commoner: LoopbackServer, tmp_path: Path) -> None:
-    """/tmp/tmux-<uid> made beforehand by another user: tmux refuses it, the run starts without tmux, and says so."""
+def test_a_tmux_directory_that_somebody_else_made_is_not_used(
+    commoner: LoopbackServer, tmp_path: Path
+) -> None:
+    """/tmp/tmux-<uid> made beforehand by another user: tmux refuses it, the run starts without
+    tmux, and says so."""
     lab = Lab(commoner, tmp_path, files={"train.sh": "echo up\n"})
     assert lab.task("deploy").code == 0
     place = Path(f"/tmp/tmux-{lab.root.stat().st_uid}")
@@ -229,7 +280,9 @@ def test_a_tmux_directory_that_somebody_else_made_is_not_used(commoner: Loopback
         shutil.rmtree(place)
 
 
-def test_the_records_of_a_run_hold_no_environment(server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_records_of_a_run_hold_no_environment(
+    server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Tokens in the laptop's environment (WANDB_API_KEY and the like) go nowhere."""
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     monkeypatch.setenv("WEBHOOK_URL", f"https://hooks.example.org/{SECRET}")

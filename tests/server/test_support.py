@@ -33,18 +33,26 @@ class TestServer:
         done = ssh(each_server, 'echo "$HOME|$PATH"; pwd; echo bad >&2; exit 7')
         assert done.returncode == 7
         home = str(each_server.home)
-        assert done.stdout.decode().split("\n")[:2] == [f"{home}|{each_server.path}", os.path.realpath(home)]
+        assert done.stdout.decode().split("\n")[:2] == [
+            f"{home}|{each_server.path}",
+            os.path.realpath(home),
+        ]
         assert done.stderr == b"bad\n"
 
     def test_carries_ten_megabytes_unchanged(self, each_server: LoopbackServer) -> None:
         data = os.urandom(10_000_000)
         assert ssh(each_server, "cat", input=data).stdout == data
 
-    def test_passes_the_environment_and_nothing_of_ours(self, make_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_passes_the_environment_and_nothing_of_ours(
+        self, make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("OURS", "secret")
         for embedded in (False, True):
             server = make_server(env={"NAME": """a "b" 'c' $d \\e %h #f"""}, embedded=embedded)
-            assert ssh(server, 'printf %s "$NAME|$OURS"').stdout.decode() == """a "b" 'c' $d \\e %h #f|"""
+            assert (
+                ssh(server, 'printf %s "$NAME|$OURS"').stdout.decode()
+                == """a "b" 'c' $d \\e %h #f|"""
+            )
 
     def test_reads_the_login_shells_startup_file_once(self, each_server: LoopbackServer) -> None:
         if os.path.basename(pwd.getpwuid(os.geteuid()).pw_shell) != "bash":
@@ -58,25 +66,45 @@ class TestServer:
         assert ssh(server, "ls").returncode == 0
 
     def test_refuses_another_key(self, each_server: LoopbackServer, tmp_path: Path) -> None:
-        argv = ["ssh", "-F", each_server.ssh_config, "-i", make_key(tmp_path / "other"), "-o", "BatchMode=yes"]
-        config = each_server.ssh_config.read_text().replace(str(each_server.identity), str(tmp_path / "other"))
+        argv = [
+            "ssh",
+            "-F",
+            each_server.ssh_config,
+            "-i",
+            make_key(tmp_path / "other"),
+            "-o",
+            "BatchMode=yes",
+        ]
+        config = each_server.ssh_config.read_text().replace(
+            str(each_server.identity), str(tmp_path / "other")
+        )
         argv[2] = tmp_path / "config"
         (tmp_path / "config").write_text(config)
-        done = subprocess.run([*map(str, argv), "loopback", "true"], capture_output=True, timeout=30)
+        done = subprocess.run(
+            [*map(str, argv), "loopback", "true"], capture_output=True, timeout=30
+        )
         assert done.returncode == 255 and b"Permission denied" in done.stderr
 
     def test_listens_on_loopback_only(self, each_server: LoopbackServer) -> None:
         listening = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
         port = f"{each_server.port:04X}"
-        assert {row[1] for row in listening if row[1].endswith(f":{port}") and row[3] == "0A"} == {f"0100007F:{port}"}
+        assert {row[1] for row in listening if row[1].endswith(f":{port}") and row[3] == "0A"} == {
+            f"0100007F:{port}"
+        }
 
     def test_starts_quickly_and_ends_with_its_sessions(self, make_server: MakeServer) -> None:
         server = make_server()
         begin = time.monotonic()
         with LoopbackServer(server.directory / "second", keys=server._keys) as second:
             assert time.monotonic() - begin < 3
-            client = subprocess.Popen(["ssh", "-F", str(second.ssh_config), "loopback", "cat"], stdin=subprocess.PIPE)
-            assert _eventually(lambda: "Starting session" in second.log_tail() or "Command: cat" in second.log_tail())
+            client = subprocess.Popen(
+                ["ssh", "-F", str(second.ssh_config), "loopback", "cat"], stdin=subprocess.PIPE
+            )
+            assert _eventually(
+                lambda: (
+                    "Starting session" in second.log_tail() or "Command: cat" in second.log_tail()
+                )
+            )
         assert client.wait(5) == 255
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((second.host, second.port), timeout=5)
@@ -87,9 +115,13 @@ class TestServer:
             assert client.wait(5) == 255
         assert ssh(each_server, "echo again").stdout == b"again\n"
 
-    def test_a_frozen_session_is_silent_and_goes_on_afterwards(self, each_server: LoopbackServer) -> None:
+    def test_a_frozen_session_is_silent_and_goes_on_afterwards(
+        self, each_server: LoopbackServer
+    ) -> None:
         argv = ["ssh", "-F", str(each_server.ssh_config), "loopback", "cat"]
-        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as client:
+        with subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        ) as client:
             assert client.stdin and client.stdout
             client.stdin.write(b"a")
             assert client.stdout.read(1) == b"a"
@@ -150,7 +182,10 @@ def _echo_one(client: socket.socket) -> None:
 
 class TestRelay:
     def test_latency_is_paid_once_per_round_trip(self, echo: tuple[str, int]) -> None:
-        with Relay(*echo, latency_s=0.02) as relay, socket.create_connection((relay.host, relay.port)) as client:
+        with (
+            Relay(*echo, latency_s=0.02) as relay,
+            socket.create_connection((relay.host, relay.port)) as client,
+        ):
             took = []
             for _ in range(10):
                 begin = time.monotonic()
@@ -161,17 +196,26 @@ class TestRelay:
 
     def test_latency_does_not_limit_throughput(self, echo: tuple[str, int]) -> None:
         size = 20_000_000
-        with Relay(*echo, latency_s=0.05) as relay, socket.create_connection((relay.host, relay.port)) as client:
+        with (
+            Relay(*echo, latency_s=0.05) as relay,
+            socket.create_connection((relay.host, relay.port)) as client,
+        ):
             begin = time.monotonic()
             threading.Thread(target=client.sendall, args=(bytes(size),)).start()
             assert len(_receive(client, size)) == size
-            assert time.monotonic() - begin < 10  # a sleep for each of its 306 chunks would take 15 s
+            assert (
+                time.monotonic() - begin < 10
+            )  # a sleep for each of its 306 chunks would take 15 s
             assert (relay.bytes_up, relay.bytes_down, relay.connections) == (size, size, 1)
 
     @pytest.mark.parametrize("count", [0, 1, 1000, 300_000])
-    def test_a_cut_passes_exactly_n_bytes_and_resets(self, echo: tuple[str, int], count: int) -> None:
+    def test_a_cut_passes_exactly_n_bytes_and_resets(
+        self, echo: tuple[str, int], count: int
+    ) -> None:
         with Relay(*echo) as relay, socket.socket() as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # a slow reader: bytes wait on their way
+            client.setsockopt(
+                socket.SOL_SOCKET, socket.SO_RCVBUF, 4096
+            )  # a slow reader: bytes wait on their way
             client.connect((relay.host, relay.port))
             relay.cut_after(count, "down")
             threading.Thread(target=_send, args=(client, bytes(400_000)), daemon=True).start()
@@ -193,7 +237,10 @@ class TestRelay:
             assert relay.cuts == 3
 
     def test_a_stall_holds_one_direction(self, echo: tuple[str, int]) -> None:
-        with Relay(*echo) as relay, socket.create_connection((relay.host, relay.port), timeout=0.2) as client:
+        with (
+            Relay(*echo) as relay,
+            socket.create_connection((relay.host, relay.port), timeout=0.2) as client,
+        ):
             relay.stall = "down"
             client.sendall(b"late")
             with pytest.raises(TimeoutError):
@@ -231,20 +278,28 @@ class TestNvidiaSmi:
         out = _run(tool, "--query-gpu=memory.used,index,name,driver_version", *self.QUERY)
         assert out == (
             0,
-            "10, 0, NVIDIA H100 80GB HBM3, 550.54.15\n[N/A], 1, NVIDIA A100, 'odd' $(x), 550.54.15\n",
+            (
+                "10, 0, NVIDIA H100 80GB HBM3, 550.54.15\n[N/A], 1, NVIDIA A100, 'odd' $(x),"
+                " 550.54.15\n"
+            ),
         )
 
     def test_lists_applications_and_refuses_unknown_fields(self, tmp_path: Path) -> None:
         gpu = FakeGpu()
         tool = write_nvidia_smi(
-            tmp_path / "nvidia-smi", [gpu], processes=[(gpu.uuid, 4711, "python", 1024)], without=["compute_cap"]
+            tmp_path / "nvidia-smi",
+            [gpu],
+            processes=[(gpu.uuid, 4711, "python", 1024)],
+            without=["compute_cap"],
         )
         query = "--query-compute-apps=gpu_uuid,pid,process_name,used_memory"
         assert _run(tool, query, *self.QUERY) == (0, f"{gpu.uuid}, 4711, python, 1024\n")
         code, text = _run(tool, "--query-gpu=index,compute_cap", *self.QUERY)
         assert code == 2 and 'Field "compute_cap" is not a valid field to query.' in text
 
-    @pytest.mark.parametrize("code, word", [(6, "No devices"), (9, "driver"), (15, "lost"), (18, "mismatch")])
+    @pytest.mark.parametrize(
+        "code, word", [(6, "No devices"), (9, "driver"), (15, "lost"), (18, "mismatch")]
+    )
     def test_fails_as_asked(self, tmp_path: Path, code: int, word: str) -> None:
         tool = write_nvidia_smi(tmp_path / "nvidia-smi", [FakeGpu()], exit_code=code)
         got, text = _run(tool, "--query-gpu=index", *self.QUERY)
@@ -266,21 +321,31 @@ class TestProject:
         assert snapshot(tmp_path / "a") != snapshot(tmp_path / "b")
 
     def test_kinds_of_files(self, tmp_path: Path) -> None:
-        make_tree(tmp_path, {"x/run": Executable("#!/bin/sh\n"), "x/link": Link("run"), "x/empty": ""})
+        make_tree(
+            tmp_path, {"x/run": Executable("#!/bin/sh\n"), "x/link": Link("run"), "x/empty": ""}
+        )
         assert os.readlink(tmp_path / "x/link") == "run"
         assert stat.S_IMODE((tmp_path / "x/run").stat().st_mode) == 0o755
         assert (tmp_path / "x/empty").stat().st_size == 0
 
     def test_a_project_is_a_committed_repository(self, tmp_path: Path) -> None:
-        project = make_project(tmp_path / "my project", {"train.py": "print(1)\n"}, settings={"python": "/x/python"})
-        listed = subprocess.run(["git", "ls-files"], cwd=project, capture_output=True, text=True, check=True).stdout
+        project = make_project(
+            tmp_path / "my project", {"train.py": "print(1)\n"}, settings={"python": "/x/python"}
+        )
+        listed = subprocess.run(
+            ["git", "ls-files"], cwd=project, capture_output=True, text=True, check=True
+        ).stdout
         assert {"train.py", "fabric.yaml", ".gitignore"} <= set(listed.split())
-        clean = subprocess.run(["git", "status", "--porcelain"], cwd=project, capture_output=True, check=True)
+        clean = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=project, capture_output=True, check=True
+        )
         assert clean.stdout == b""
 
 
 def _run(*argv: str | Path) -> tuple[int, str]:
-    done = subprocess.run([str(part) for part in argv], capture_output=True, text=True, timeout=10, env={})
+    done = subprocess.run(
+        [str(part) for part in argv], capture_output=True, text=True, timeout=10, env={}
+    )
     return done.returncode, done.stdout
 
 

@@ -1,4 +1,5 @@
-"""Bad surroundings: each is one line with cause and remedy, before anything was uploaded where it can be known."""
+"""Bad surroundings: each is one line with cause and remedy, before anything was uploaded where it
+can be known."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ pytestmark = pytest.mark.timeout(120)
 
 
 def refused(done: Done, code: int, *words: str) -> None:
-    """One line, the exit code, every word of the cause and the remedy; what follows the dash is what to do."""
+    """One line, the exit code, every word of the cause and the remedy; what follows the dash is
+    what to do."""
     assert done.code == code, done
     assert len(done.err.strip().splitlines()) == 1 and done.error_lines, done
     assert " — " in done.err and all(word in done.err for word in words), done
@@ -33,7 +35,9 @@ def refused(done: Done, code: int, *words: str) -> None:
 
 class TestShells:
     @pytest.mark.parametrize("shell", ["fish", "csh", "tcsh", "zsh", "bash", "dash"])
-    def test_every_login_shell_will_do(self, make_server: MakeServer, tmp_path: Path, shell: str) -> None:
+    def test_every_login_shell_will_do(
+        self, make_server: MakeServer, tmp_path: Path, shell: str
+    ) -> None:
         place = shutil.which(shell)
         if not place:
             pytest.skip(f"no {shell} here")
@@ -43,7 +47,10 @@ class TestShells:
 
     def test_a_noisy_one_too(self, make_server: MakeServer, tmp_path: Path) -> None:
         shell = tmp_path / "noisy"
-        shell.write_text('#!/bin/sh\necho "Welcome to the GPU farm"; echo "mind the gap" >&2\nexec /bin/sh "$@"\n')
+        shell.write_text(
+            '#!/bin/sh\necho "Welcome to the GPU farm"; echo "mind the gap" >&2\nexec /bin/sh'
+            ' "$@"\n'
+        )
         shell.chmod(0o755)
         lab = Lab(make_server(shell=str(shell)), tmp_path)
         done = lab.task("train")
@@ -53,23 +60,37 @@ class TestShells:
         shell = tmp_path / "endless"
         shell.write_text("#!/bin/sh\nwhile :; do echo hello; done\n")
         shell.chmod(0o755)
-        refused(Lab(make_server(shell=str(shell)), tmp_path).task("deploy"), 13, "prints without end", ".bashrc")
+        refused(
+            Lab(make_server(shell=str(shell)), tmp_path).task("deploy"),
+            13,
+            "prints without end",
+            ".bashrc",
+        )
 
     def test_one_that_ends_at_once(self, make_server: MakeServer, tmp_path: Path) -> None:
         shell = tmp_path / "nologin"
         shell.write_text("#!/bin/sh\necho This account is not available.\nexit 1\n")
         shell.chmod(0o755)
-        refused(Lab(make_server(shell=str(shell)), tmp_path).task("deploy"), 7, "not available", "forced command")
+        refused(
+            Lab(make_server(shell=str(shell)), tmp_path).task("deploy"),
+            7,
+            "not available",
+            "forced command",
+        )
 
 
 class TestPrograms:
     def test_no_python_or_one_too_old(self, make_server: MakeServer, tmp_path: Path) -> None:
-        """Where this machine has one in a place that is always looked at, the too old ones are only passed over."""
+        """Where this machine has one in a place that is always looked at, the too old ones are only
+        passed over."""
         bare = sparse_path(tmp_path / "bare", USUAL, without=["python3"])
         old = sparse_path(tmp_path / "old", USUAL, without=["python3"])
         (tmp_path / "old" / "python3").write_text("#!/bin/sh\nexit 96\n")
         (tmp_path / "old" / "python3").chmod(0o755)
-        for path, words in ((bare, ("no python3", "remote.python")), (old, ("older than 3.8", "miniconda"))):
+        for path, words in (
+            (bare, ("no python3", "remote.python")),
+            (old, ("older than 3.8", "miniconda")),
+        ):
             done = Lab(make_server(path=path), tmp_path, name=Path(path).name).task("deploy")
             if done.code:
                 refused(done, 7, *words)
@@ -77,10 +98,17 @@ class TestPrograms:
     def test_no_tmux(self, make_server: MakeServer, tmp_path: Path) -> None:
         server = make_server(path=sparse_path(tmp_path / "bin", USUAL, without=["tmux"]))
         done = Lab(server, tmp_path).task("train")
-        assert done.code == 0 and "no tmux on the server: the run was started with setsid instead" in done.err
+        assert (
+            done.code == 0
+            and "no tmux on the server: the run was started with setsid instead" in done.err
+        )
 
-    def test_sftp_is_not_needed_and_one_session_is_enough(self, make_server: MakeServer, tmp_path: Path) -> None:
-        lab = Lab(make_server(options={"Subsystem": "sftp /bin/false", "MaxSessions": "1"}), tmp_path)
+    def test_sftp_is_not_needed_and_one_session_is_enough(
+        self, make_server: MakeServer, tmp_path: Path
+    ) -> None:
+        lab = Lab(
+            make_server(options={"Subsystem": "sftp /bin/false", "MaxSessions": "1"}), tmp_path
+        )
         for task in ("train", "logs", "fetch_results"):
             assert lab.task(task).code == 0
 
@@ -90,12 +118,18 @@ class TestPrograms:
 
 
 class TestRoots:
-    """The root can't be used: told by the first answer, and nothing was sent but our own program."""
+    """The root can't be used: told by the first answer, and nothing was sent but our own
+    program."""
 
     def test_a_disk_that_starts_no_programs(self, server: LoopbackServer, tmp_path: Path) -> None:
         place = server.home / "projects"
         place.mkdir()
-        if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "noexec", "tmpfs", place], capture_output=True).returncode:
+        if (
+            os.geteuid()
+            or subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", "noexec", "tmpfs", place], capture_output=True
+            ).returncode
+        ):
             pytest.skip("no file system can be mounted here")
         try:
             refused(Lab(server, tmp_path).task("deploy"), 7, "noexec", str(place), "remote.root")
@@ -106,15 +140,31 @@ class TestRoots:
         ("prepare", "words"),
         [
             (lambda root: make_tree(root.parent, {root.name: "x"}), ("is a file", "remote.root")),
-            (lambda root: make_tree(root, {"thesis.tex": "x"}), ("not a project of ours", "thesis.tex", "remote.root")),
-            (lambda root: make_tree(root, {"project.json": '{"project": "other"}'}), ("belongs to the project 'other'", "remote.project")),
-            (lambda root: make_tree(root, {"project.json": "x"}), ("can't be read", "remove that file")),
-            (lambda root: make_tree(root.parent.parent, {"projects": "x"}), ("is a file, so", "remote.root")),
+            (
+                lambda root: make_tree(root, {"thesis.tex": "x"}),
+                ("not a project of ours", "thesis.tex", "remote.root"),
+            ),
+            (
+                lambda root: make_tree(root, {"project.json": '{"project": "other"}'}),
+                ("belongs to the project 'other'", "remote.project"),
+            ),
+            (
+                lambda root: make_tree(root, {"project.json": "x"}),
+                ("can't be read", "remove that file"),
+            ),
+            (
+                lambda root: make_tree(root.parent.parent, {"projects": "x"}),
+                ("is a file, so", "remote.root"),
+            ),
         ],
         ids=["a file", "somebody's folder", "another project's", "spoilt", "below a file"],
     )
     def test_it_is_not_ours(
-        self, server: LoopbackServer, tmp_path: Path, prepare: Callable[[Path], object], words: tuple[str, ...]
+        self,
+        server: LoopbackServer,
+        tmp_path: Path,
+        prepare: Callable[[Path], object],
+        words: tuple[str, ...],
     ) -> None:
         lab = Lab(server, tmp_path, files={"big": os.urandom(3 << 20)})
         prepare(lab.root)
@@ -131,19 +181,42 @@ class TestRoots:
             python.unlink(missing_ok=True)
             python.symlink_to("/usr/bin/python3")
         for root in ("/usr/ours", "/root/ours"):
-            done = Lab(unprivileged, tmp_path, name=root[1:5], settings={"root": root}).task("deploy")
+            done = Lab(unprivileged, tmp_path, name=root[1:5], settings={"root": root}).task(
+                "deploy"
+            )
             refused(done, 7, "not writable", "remote.root")
 
-    def test_its_disk_is_full(self, server: LoopbackServer, tmp_path: Path, small_disk: Path) -> None:
-        lab = Lab(server, tmp_path, files={"big": os.urandom(3 << 20)}, settings={"root": str(small_disk / "p")})
+    def test_its_disk_is_full(
+        self, server: LoopbackServer, tmp_path: Path, small_disk: Path
+    ) -> None:
+        lab = Lab(
+            server,
+            tmp_path,
+            files={"big": os.urandom(3 << 20)},
+            settings={"root": str(small_disk / "p")},
+        )
         fill(small_disk)
         with Relay(server.host, server.port) as relay:
             lab.relay = relay
-            refused(lab.task("deploy"), 7, f"the disk at {small_disk} has", "MiB free", "needs 7 MiB", "remote.root")
+            refused(
+                lab.task("deploy"),
+                7,
+                f"the disk at {small_disk} has",
+                "MiB free",
+                "needs 7 MiB",
+                "remote.root",
+            )
             assert relay.bytes_up < 200_000
 
-    def test_its_disk_fills_while_the_code_comes(self, server: LoopbackServer, tmp_path: Path, small_disk: Path) -> None:
-        lab = Lab(server, tmp_path, files={"big": os.urandom(3 << 20)}, settings={"root": str(small_disk / "p")})
+    def test_its_disk_fills_while_the_code_comes(
+        self, server: LoopbackServer, tmp_path: Path, small_disk: Path
+    ) -> None:
+        lab = Lab(
+            server,
+            tmp_path,
+            files={"big": os.urandom(3 << 20)},
+            settings={"root": str(small_disk / "p")},
+        )
         with Relay(server.host, server.port, bytes_per_s=2_000_000) as relay:
             lab.relay = relay
             ended: list[Done] = []
@@ -162,7 +235,12 @@ class TestRoots:
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "disk"
     place.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", place], capture_output=True).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", place], capture_output=True
+        ).returncode
+    ):
         pytest.skip("no small file system can be mounted here")
     yield place
     subprocess.run(["umount", "--lazy", place], check=True)
@@ -181,7 +259,9 @@ def fill(place: Path) -> Path:
 
 class TestPlaces:
     @pytest.mark.parametrize("locale", [{}, {"LC_ALL": "C"}, {"LC_ALL": "no_SUCH.UTF-8"}])
-    def test_names_arrive_in_any_locale(self, make_server: MakeServer, tmp_path: Path, locale: dict[str, str]) -> None:
+    def test_names_arrive_in_any_locale(
+        self, make_server: MakeServer, tmp_path: Path, locale: dict[str, str]
+    ) -> None:
         lab = Lab(make_server(env=locale), tmp_path, files={**HOSTILE, "train.sh": "echo ü up\n"})
         assert lab.task("train").code == 0
         release = (lab.root / "current").resolve()
@@ -206,7 +286,11 @@ class TestPlaces:
         real = time.time
         written = time.strftime
         monkeypatch.setattr(time, "time", lambda: real() + years * 365 * 86400)
-        monkeypatch.setattr(time, "strftime", lambda form, *when: written(form, *(when or (time.localtime(time.time()),))))
+        monkeypatch.setattr(
+            time,
+            "strftime",
+            lambda form, *when: written(form, *(when or (time.localtime(time.time()),))),
+        )
         second = lab.task("train", set=[])
         assert second.code == 0
         newest = lab.rows()[0]["run"]
@@ -231,53 +315,96 @@ GPUS: dict[str, tuple[dict[str, Any], list[FakeGpu], tuple[str, ...]]] = {
 
 class TestGpus:
     @pytest.mark.parametrize("fault", GPUS)
-    def test_what_is_wrong_is_shown_and_what_is_unknown_is_no_zero(self, server: LoopbackServer, tmp_path: Path, fault: str) -> None:
+    def test_what_is_wrong_is_shown_and_what_is_unknown_is_no_zero(
+        self, server: LoopbackServer, tmp_path: Path, fault: str
+    ) -> None:
         options, gpus, words = GPUS[fault]
         write_nvidia_smi(Path(server.path) / "nvidia-smi", gpus, **options)
         done = Lab(server, tmp_path).task("check_gpu")
         assert done.code == 0 and all(word in done.out for word in words), done
 
-    def test_none_is_asked_for_where_there_is_none(self, server: LoopbackServer, tmp_path: Path) -> None:
+    def test_none_is_asked_for_where_there_is_none(
+        self, server: LoopbackServer, tmp_path: Path
+    ) -> None:
         done = Lab(server, tmp_path).task("check_gpu")
         assert "GPUs: none (no nvidia-smi on the server" in done.out
 
-    def test_two_trains_at_once_do_not_share_a_gpu(self, server: LoopbackServer, tmp_path: Path) -> None:
-        """Both see it free: nvidia-smi shows nothing before torch is imported. The server gives it to one of them."""
+    def test_two_trains_at_once_do_not_share_a_gpu(
+        self, server: LoopbackServer, tmp_path: Path
+    ) -> None:
+        """Both see it free: nvidia-smi shows nothing before torch is imported. The server gives it
+        to one of them."""
         write_nvidia_smi(Path(server.path) / "nvidia-smi", [FakeGpu()])
-        settings = {"requirements": "none", "command": "sh train.sh", "project": "p", "root": "~/projects/p"}
+        settings = {
+            "requirements": "none",
+            "command": "sh train.sh",
+            "project": "p",
+            "root": "~/projects/p",
+        }
         files = {"train.sh": "echo up; sleep 30\n"}
-        project = make_project(tmp_path / "project", files, settings=settings, parts=("fabfile.py", "remote"))
+        project = make_project(
+            tmp_path / "project", files, settings=settings, parts=("fabfile.py", "remote")
+        )
         fab(project, server, "deploy")
         together = [start_fab(project, server, "train", "--no-follow", "--now") for _ in range(2)]
         told = [one.communicate(timeout=60) for one in together]
         assert sorted(one.returncode for one in together) == [0, 9], told
         (refusal,) = [err for one, (_, err) in zip(together, told, strict=True) if one.returncode]
-        assert "no GPU is free: gpu 0: the run 2" in refusal and "--devices 0" in refusal and "Traceback" not in refusal
+        assert (
+            "no GPU is free: gpu 0: the run 2" in refusal
+            and "--devices 0" in refusal
+            and "Traceback" not in refusal
+        )
         assert len(list((server.home / "projects" / "p" / "runs").glob("2*"))) == 1
-        assert "gpu 0 is not free: the run 2" in fab(project, server, "train", "--no-follow", "--devices", "0").stderr
+        assert (
+            "gpu 0 is not free: the run 2"
+            in fab(project, server, "train", "--no-follow", "--devices", "0").stderr
+        )
 
 
 class TestTogether:
-    def test_two_deploys_at_once_both_end_well(self, server: LoopbackServer, tmp_path: Path) -> None:
+    def test_two_deploys_at_once_both_end_well(
+        self, server: LoopbackServer, tmp_path: Path
+    ) -> None:
         settings = {"requirements": "none", "command": "sh train.sh", "project": "p"}
-        project = make_project(tmp_path / "project", {"big": os.urandom(5 << 20)}, settings=settings, parts=("fabfile.py", "remote"))
+        project = make_project(
+            tmp_path / "project",
+            {"big": os.urandom(5 << 20)},
+            settings=settings,
+            parts=("fabfile.py", "remote"),
+        )
         together = [start_fab(project, server, "deploy") for _ in range(3)]
         told = [one.communicate(timeout=60) for one in together]
         assert [one.returncode for one in together] == [0, 0, 0], told
         release = (server.home / "projects" / "p" / "current").resolve()
-        assert {name: what for name, what in snapshot(project).items() if name in snapshot(release)} == snapshot(release)
+        assert {
+            name: what for name, what in snapshot(project).items() if name in snapshot(release)
+        } == snapshot(release)
         assert [path.name for path in release.parent.iterdir() if path.name.startswith(".")] == []
 
 
 def start_fab(project: Path, server: LoopbackServer, *words: str) -> subprocess.Popen[str]:
     argv = [*FAB, "-S", str(server.ssh_config), "-H", "loopback", *words]
-    return subprocess.Popen(argv, cwd=project, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        argv,
+        cwd=project,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
-def test_gpus_that_are_asked_for_where_none_are_start_nothing(server: LoopbackServer, tmp_path: Path) -> None:
+def test_gpus_that_are_asked_for_where_none_are_start_nothing(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
     """Not a training on the processor, taken for one on the GPU until the morning."""
     lab = Lab(server, tmp_path)
     for options, words in (({"gpus": 2}, "--gpus 2"), ({"devices": "0"}, "--devices 0")):
         done = lab.task("train", **options)
-        assert done.code == 9 and f"{words}: the server has no GPU (" in done.err and "to train on its processor" in done.err
+        assert (
+            done.code == 9
+            and f"{words}: the server has no GPU (" in done.err
+            and "to train on its processor" in done.err
+        )
     assert not list((lab.root / "runs").glob("2*")) and lab.task("train").code == 0

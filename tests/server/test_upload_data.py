@@ -1,4 +1,5 @@
-"""`upload-data`: images go to the server once, whole or not at all, over as many connections as it takes."""
+"""`upload-data`: images go to the server once, whole or not at all, over as many connections as it
+takes."""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ from tests.support.faults import LOST, Done, Lab, short_pauses, wait_until
 from tests.support.project import Link, make_tree, snapshot
 from tests.support.proxy import Relay
 
-SEES = 'ls "$REMOTE_DATA_DIR"; cat "$REMOTE_DATA_DIR/photos/train/cat/1.png"; while [ -e ../wait ]; do sleep 0.1; done\n'
+SEES = (
+    'ls "$REMOTE_DATA_DIR"; cat "$REMOTE_DATA_DIR/photos/train/cat/1.png"; while [ -e ../wait ]; do'
+    " sleep 0.1; done\n"
+)
 
 
 @pytest.fixture
@@ -28,13 +32,27 @@ def lab(server: LoopbackServer, tmp_path: Path) -> Lab:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    names = {f"train/{kind}/{number}.png": f"{kind} {number}\n" for kind in ("cat", "dog") for number in range(20)}
+    names = {
+        f"train/{kind}/{number}.png": f"{kind} {number}\n"
+        for kind in ("cat", "dog")
+        for number in range(20)
+    }
     odd: dict[str, str | bytes] = {
-        "test/cat/日本 'q\"\n.png": "odd", "test/cat/same.png": "cat 1\n", ".hidden": "h", "Thumbs.db": "t", "big": os.urandom(900_000),
-    }  # fmt: skip
+        "test/cat/日本 'q\"\n.png": "odd",
+        "test/cat/same.png": "cat 1\n",
+        ".hidden": "h",
+        "Thumbs.db": "t",
+        "big": os.urandom(900_000),
+    }
     made = make_tree(tmp_path / "photos", {**names, **odd})
     make_tree(tmp_path, {"elsewhere/far.png": "far"})
-    return make_tree(made, {"train/cat/linked.png": Link("../../../elsewhere/far.png"), "train/loop": Link("../train")})
+    return make_tree(
+        made,
+        {
+            "train/cat/linked.png": Link("../../../elsewhere/far.png"),
+            "train/loop": Link("../train"),
+        },
+    )
 
 
 def visible(folder: Path) -> dict[str, str]:
@@ -49,7 +67,9 @@ def visible(folder: Path) -> dict[str, str]:
 
 def test_a_folder_goes_there_once_and_every_run_sees_it(lab: Lab, photos: Path) -> None:
     first = lab.task("upload_data", path=str(photos))
-    assert first.code == 0 and "verified by sha256" in first.out and "train --data photos" in first.out, first
+    assert (
+        first.code == 0 and "verified by sha256" in first.out and "train --data photos" in first.out
+    ), first
     there = lab.root / "data" / "photos"
     assert visible(there) == visible(photos) and not list(there.rglob(".hidden"))
     assert there.resolve().parent.name == ".sets" and not (lab.root / "data" / ".incoming").exists()
@@ -58,7 +78,9 @@ def test_a_folder_goes_there_once_and_every_run_sees_it(lab: Lab, photos: Path) 
     assert lab.task("train", follow=True).out.count("cat 1\n") == 1
 
 
-def test_a_change_sends_only_what_is_new_and_leaves_a_running_training_its_images(lab: Lab, photos: Path) -> None:
+def test_a_change_sends_only_what_is_new_and_leaves_a_running_training_its_images(
+    lab: Lab, photos: Path
+) -> None:
     lab.task("upload_data", path=str(photos))
     before = (lab.root / "data" / "photos").resolve()
     kept = visible(before)
@@ -68,14 +90,18 @@ def test_a_change_sends_only_what_is_new_and_leaves_a_running_training_its_image
     assert told["sent"] == len("new dog\n")
     after = (lab.root / "data" / "photos").resolve()
     assert after != before and visible(after) == visible(photos) and visible(before) == kept
-    assert (after / "big").stat().st_ino == (before / "big").stat().st_ino, "what is the same takes no room twice"
+    assert (after / "big").stat().st_ino == (before / "big").stat().st_ino, (
+        "what is the same takes no room twice"
+    )
     lab.json = False
     assert "no name in data/ leads to them" in lab.task("clean").out
     assert lab.task("clean", yes=True).code == 0
     assert not before.exists() and visible(after) == visible(photos)
 
 
-def test_it_goes_on_where_a_cut_stopped_it(lab: Lab, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_goes_on_where_a_cut_stopped_it(
+    lab: Lab, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (photos / "big").write_bytes(os.urandom(8_000_000))
     monkeypatch.setattr(upload, "TRIES", 1)
     with Relay(lab.server.host, lab.server.port) as relay, short_pauses():
@@ -101,7 +127,9 @@ def test_it_comes_back_by_itself(lab: Lab, photos: Path, monkeypatch: pytest.Mon
         lab.task("deploy")
         relay.cut_after(400_000, "up")
         done: list[Done] = []
-        thread = threading.Thread(target=lambda: done.append(lab.task("upload_data", path=str(photos))))
+        thread = threading.Thread(
+            target=lambda: done.append(lab.task("upload_data", path=str(photos)))
+        )
         thread.start()
         time.sleep(0.5)
         relay.mend()
@@ -117,7 +145,11 @@ def test_a_part_that_was_changed_on_the_server_is_not_trusted(lab: Lab, photos: 
     sha256 = hashlib.sha256((photos / "big").read_bytes()).hexdigest()
     make_tree(incoming, {f"{sha256}.part": b"x" * 1_000_000})
     wrong = lab.task("upload_data", path=str(photos))
-    assert wrong.code == 12 and "run the same command again" in wrong.err and not (lab.root / "data" / "photos").exists()
+    assert (
+        wrong.code == 12
+        and "run the same command again" in wrong.err
+        and not (lab.root / "data" / "photos").exists()
+    )
     assert lab.task("upload_data", path=str(photos)).code == 0
     assert visible(lab.root / "data" / "photos") == visible(photos)
 
@@ -129,11 +161,19 @@ def test_a_single_file_keeps_its_name(lab: Lab, tmp_path: Path) -> None:
     assert snapshot((lab.root / "data" / "corpus.txt").resolve().parent).keys() == {"words.txt"}
 
 
-@pytest.mark.parametrize(("path", "name", "told"), [
-    ("nowhere", None, "no such file or folder here"), ("photos", "../x", "can't be a name"), ("photos", ".sets", "can't be a name"),
-    ("photos", "mine", "was not made by upload-data"), ("empty", None, "holds no files"),
-])  # fmt: skip
-def test_what_can_not_be_is_said_and_nothing_is_sent(lab: Lab, photos: Path, path: str, name: str | None, told: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "name", "told"),
+    [
+        ("nowhere", None, "no such file or folder here"),
+        ("photos", "../x", "can't be a name"),
+        ("photos", ".sets", "can't be a name"),
+        ("photos", "mine", "was not made by upload-data"),
+        ("empty", None, "holds no files"),
+    ],
+)
+def test_what_can_not_be_is_said_and_nothing_is_sent(
+    lab: Lab, photos: Path, path: str, name: str | None, told: str
+) -> None:
     lab.task("deploy")
     make_tree(lab.root / "data" / "mine", {"a": "1"})
     (photos.parent / "empty").mkdir()

@@ -21,11 +21,19 @@ OWNER: dict[str, Any] = {"project": "p", "identity": None}
 
 
 @contextmanager
-def agent(server: LoopbackServer | Route, root: str = ROOT, timeout_s: float = 20.0) -> Iterator[Link]:
+def agent(
+    server: LoopbackServer | Route, root: str = ROOT, timeout_s: float = 20.0
+) -> Iterator[Link]:
     """A link to the agent on `server`."""
     with (
         connect(
-            Target("loopback", ssh_config=str(server.ssh_config), interactive=False, timeout_s=timeout_s, program=PROGRAM)
+            Target(
+                "loopback",
+                ssh_config=str(server.ssh_config),
+                interactive=False,
+                timeout_s=timeout_s,
+                program=PROGRAM,
+            )
         ) as connection,
         Link(connection, root) as link,
     ):
@@ -45,17 +53,33 @@ def put(link: Link, project: Path) -> Release:
     if plan.action == "send":
         frames = upload_frames(project, release.entries, plan.missing or frozenset())
         link.call(
-            "release_put", None, frames, root=link.root, tree=release.tree, manifest=manifest_rows(release), origin="", who="test", **OWNER
+            "release_put",
+            None,
+            frames,
+            root=link.root,
+            tree=release.tree,
+            manifest=manifest_rows(release),
+            origin="",
+            who="test",
+            **OWNER,
         )
     return release
 
 
 def start(link: Link, run: str, release: Release, *argv: str, **asked: Any) -> dict[str, Any]:
-    request = {"release": release.tree, "argv": list(argv), "finish": "exit", "created": time.time(), "python": ""} | asked
+    request = {
+        "release": release.tree,
+        "argv": list(argv),
+        "finish": "exit",
+        "created": time.time(),
+        "python": "",
+    } | asked
     return link.call("run_start", root=link.root, run=run, asked=request, **OWNER)
 
 
-def follow(link: Link, run: str, until: str = "end", **options: Any) -> tuple[dict[str, Any], bytes]:
+def follow(
+    link: Link, run: str, until: str = "end", **options: Any
+) -> tuple[dict[str, Any], bytes]:
     """The run as described at the end, and the log that was told."""
     log = bytearray()
 

@@ -1,9 +1,10 @@
-"""A task in this process, so that hundreds of faults can be tried: what it says, its exit code, and the state that it leaves.
+"""A task in this process, so that hundreds of faults can be tried: what it says, its exit code, and
+the state that it leaves.
 
-    lab = Lab(server, tmp_path)
-    done = lab.task("deploy")                       # Done(code, out, err)
-    lab.relay.cut_after(5000, "up"); assert lab.task("deploy").code == 4
-    lab.server_state() == another_lab.server_state()
+lab = Lab(server, tmp_path)
+done = lab.task("deploy")                       # Done(code, out, err)
+lab.relay.cut_after(5000, "up"); assert lab.task("deploy").code == 4
+lab.server_state() == another_lab.server_state()
 """
 
 from __future__ import annotations
@@ -41,7 +42,13 @@ FILES: Mapping[str, Content] = {
     "package/text.py": "value = 1\n" * 3000,
     "a name with blanks": "x",
 }
-SETTINGS: Mapping[str, Any] = {"requirements": "none", "command": "sh train.sh", "results": "big", "project": "p", "timeout_s": 10.0}
+SETTINGS: Mapping[str, Any] = {
+    "requirements": "none",
+    "command": "sh train.sh",
+    "results": "big",
+    "project": "p",
+    "timeout_s": 10.0,
+}
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "deploy": {},
     "train": {"no_follow": True},
@@ -103,7 +110,9 @@ class Lab:
     def target(self, route: LoopbackServer | Route | None = None) -> Target:
         timeout_s = float(self.all_settings["timeout_s"])
         config = str((route or self.route).ssh_config)
-        return Target("loopback", ssh_config=config, interactive=False, timeout_s=timeout_s, program=PROGRAM)
+        return Target(
+            "loopback", ssh_config=config, interactive=False, timeout_s=timeout_s, program=PROGRAM
+        )
 
     @property
     def all_settings(self) -> dict[str, Any]:
@@ -112,12 +121,22 @@ class Lab:
     def parsed_project(self) -> Project:
         return Project(self.project, parse_settings(self.all_settings, self.project), None)
 
-    def task(self, name: str, /, route: LoopbackServer | Route | None = None, **options: Any) -> Done:
-        return run_task(name, self.project, self.all_settings, self.target(route), self.json, **options)
+    def task(
+        self, name: str, /, route: LoopbackServer | Route | None = None, **options: Any
+    ) -> Done:
+        return run_task(
+            name, self.project, self.all_settings, self.target(route), self.json, **options
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         """What `status --json` tells, past the relay."""
-        told = run_task("status", self.project, {**self.all_settings, "timeout_s": 20.0}, self.target(self.server), True)
+        told = run_task(
+            "status",
+            self.project,
+            {**self.all_settings, "timeout_s": 20.0},
+            self.target(self.server),
+            True,
+        )
         found: list[dict[str, Any]] = json.loads(told.out)
         return found
 
@@ -127,14 +146,34 @@ class Lab:
     def server_state(self) -> dict[str, str]:
         """All that a deploy leaves and that must be the same however often it was cut."""
         found = snapshot(self.root) if self.root.exists() else {}
-        kept = {name: what for name, what in found.items() if name.split("/")[0] in ("agent", "releases", "project.json")}
-        kept["current"] = os.readlink(self.root / "current") if (self.root / "current").is_symlink() else "–"
-        kept["environments"] = ",".join(sorted(path.parent.name for path in self.root.glob("env/*/ready")))
+        kept = {
+            name: what
+            for name, what in found.items()
+            if name.split("/")[0] in ("agent", "releases", "project.json")
+        }
+        kept["current"] = (
+            os.readlink(self.root / "current") if (self.root / "current").is_symlink() else "–"
+        )
+        kept["environments"] = ",".join(
+            sorted(path.parent.name for path in self.root.glob("env/*/ready"))
+        )
         # The compiled form of the agent comes after the laptop has gone, or with the next login.
-        return {name: what for name, what in kept.items() if "/.incoming/" not in name and not re.match(r"agent/\w+\.cpython", name)}
+        return {
+            name: what
+            for name, what in kept.items()
+            if "/.incoming/" not in name and not re.match(r"agent/\w+\.cpython", name)
+        }
 
 
-def run_task(name: str, project: Path, settings: Mapping[str, Any], target: Target, as_json: bool, /, **options: Any) -> Done:
+def run_task(
+    name: str,
+    project: Path,
+    settings: Mapping[str, Any],
+    target: Target,
+    as_json: bool,
+    /,
+    **options: Any,
+) -> Done:
     """As fabfile.py calls it. A bug's traceback would come out as an exception."""
 
     class Context:
@@ -144,7 +183,11 @@ def run_task(name: str, project: Path, settings: Mapping[str, Any], target: Targ
     begun = time.monotonic()
     LINE.targets, LINE.project = [target], project
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        asked = {**OPTIONS[name], **options, **({"json": True} if as_json and name not in WITHOUT_JSON else {})}
+        asked = {
+            **OPTIONS[name],
+            **options,
+            **({"json": True} if as_json and name not in WITHOUT_JSON else {}),
+        }
         if asked.get("follow"):
             asked.pop("no_follow", None)
         try:
@@ -164,7 +207,9 @@ def short_pauses(seconds: float = 0.02) -> Iterator[None]:
 
 def spread(total: int, count: int) -> list[int]:
     """`count` cut points over `total` bytes, the first and last bytes among them."""
-    return sorted({min(total - 1, round(total * number / max(1, count - 1))) for number in range(count)})
+    return sorted(
+        {min(total - 1, round(total * number / max(1, count - 1))) for number in range(count)}
+    )
 
 
 @contextlib.contextmanager

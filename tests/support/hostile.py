@@ -1,7 +1,8 @@
-"""A server that lies: a channel that answers the laptop's requests with whatever frames a test wants.
+"""A server that lies: a channel that answers the laptop's requests with whatever frames a test
+wants.
 
-    with hostile(lambda op, args: [({"result": {...}}, b"")]):
-        done = lab.task("status")
+with hostile(lambda op, args: [({"result": {...}}, b"")]):
+    done = lab.task("status")
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ MOST_SENT = 256 << 20
 
 
 class LyingChannel:
-    """The agent's end of a channel. Raw bytes may come from an endless generator: what is read is counted in `sent`."""
+    """The agent's end of a channel. Raw bytes may come from an endless generator: what is read is
+    counted in `sent`."""
 
     def __init__(self, command: str, answer: Answer) -> None:
         self.answer = answer
@@ -44,7 +46,11 @@ class LyingChannel:
             message = protocol.decode_json(body)
             if "op" in message:
                 for item in self.answer(message["op"], message.get("args") or {}):
-                    self.outgoing.append(item if isinstance(item, bytes) else encode({"id": message["id"], **item[0]}, item[1]))
+                    self.outgoing.append(
+                        item
+                        if isinstance(item, bytes)
+                        else encode({"id": message["id"], **item[0]}, item[1])
+                    )
 
     def receive(self, limit: int, timeout_s: float | None = None) -> bytes:
         if not self.outgoing:
@@ -116,7 +122,9 @@ def recording(into: dict[str, list[tuple[dict[str, Any], bytes]]]) -> Iterator[N
 
     def receiving(self: Link) -> tuple[dict[str, Any], bytes]:
         message, blob = receive(self)
-        into[current[0]].append(({key: value for key, value in message.items() if key != "id"}, blob))
+        into[current[0]].append(
+            ({key: value for key, value in message.items() if key != "id"}, blob)
+        )
         return message, blob
 
     Link._send, Link._receive = sending, receiving  # type: ignore[method-assign]
@@ -126,11 +134,24 @@ def recording(into: dict[str, list[tuple[dict[str, Any], bytes]]]) -> Iterator[N
         Link._send, Link._receive = send, receive  # type: ignore[method-assign]
 
 
-ODD: tuple[Any, ...] = (None, [], {}, "\x1b]0;x\x07\x1b[2J../..", -1, True, 1e308, [[["x"]]], {"a": {"b": []}}, [None], 10**30)
+ODD: tuple[Any, ...] = (
+    None,
+    [],
+    {},
+    "\x1b]0;x\x07\x1b[2J../..",
+    -1,
+    True,
+    1e308,
+    [[["x"]]],
+    {"a": {"b": []}},
+    [None],
+    10**30,
+)
 
 
 def mutations(value: Any, depth: int = 4) -> Iterator[Any]:
-    """`value` with one part of it replaced by something odd, or left out: every part, every odd thing."""
+    """`value` with one part of it replaced by something odd, or left out: every part, every odd
+    thing."""
     yield from (odd for odd in ODD if type(odd) is not type(value) or odd != value)
     if depth and isinstance(value, dict):
         for key in value:

@@ -11,14 +11,28 @@ TEXT = "torch>=2.4,<2.15\npytorch-lightning>=2.5\n"
 TORCH = {"version": "2.5.1+cu124", "cuda": "12.4", "hip": None}
 CPU_TORCH = {"version": "2.5.1+cpu", "cuda": None, "hip": None}
 PACKAGES = {"torch": "2.5.1+cu124", "pytorch-lightning": "2.5.0", "torchmetrics": "1.4.0"}
-REQUIRES = {"torch": ["nvidia-cublas-cu12==1"], "pytorch-lightning": ["torch>=2.1", "torchmetrics>0.7", "fsspec[http]; extra == 'x'"]}
+REQUIRES = {
+    "torch": ["nvidia-cublas-cu12==1"],
+    "pytorch-lightning": ["torch>=2.1", "torchmetrics>0.7", "fsspec[http]; extra == 'x'"],
+}
 SYSTEM = {"machine": "x86_64", "boot_id": "boot", "host": "box"}
 
 
 def interpreter(path: str, version: str = "3.11.7", **more: Any) -> dict[str, Any]:
     info = [int(part) for part in version.split(".")]
-    markers = {"python_version": ".".join(version.split(".")[:2]), "python_full_version": version, "sys_platform": "linux"}
-    entry = {"path": path, "version": version, "version_info": info, "markers": markers, "has_venv": True, "has_pip": True}
+    markers = {
+        "python_version": ".".join(version.split(".")[:2]),
+        "python_full_version": version,
+        "sys_platform": "linux",
+    }
+    entry = {
+        "path": path,
+        "version": version,
+        "version_info": info,
+        "markers": markers,
+        "has_venv": True,
+        "has_pip": True,
+    }
     return entry | {"packages": {}, "requires": {}, "urls": {}, "torch": {}} | more
 
 
@@ -26,20 +40,46 @@ def image(path: str = "/opt/conda/bin/python", **more: Any) -> dict[str, Any]:
     return interpreter(path, **{"packages": PACKAGES, "requires": REQUIRES, "torch": TORCH, **more})
 
 
-def gpu_facts(driver: str = "550.54.15", cap: str = "9.0", name: str = "H100", uuid: str = "GPU-1") -> dict[str, Any]:
+def gpu_facts(
+    driver: str = "550.54.15", cap: str = "9.0", name: str = "H100", uuid: str = "GPU-1"
+) -> dict[str, Any]:
     fields = ["index", "uuid", "name", "compute_cap", "driver_version"]
-    return {"found": True, "gpus": {"exit": 0, "fields": fields, "output": f"0, {uuid}, {name}, {cap}, {driver}\n"}}
+    return {
+        "found": True,
+        "gpus": {"exit": 0, "fields": fields, "output": f"0, {uuid}, {name}, {cap}, {driver}\n"},
+    }
 
 
 NO_GPU: dict[str, Any] = {"found": False}
 
 
-def make_facts(*interpreters: Mapping[str, Any], gpu: Mapping[str, Any] = NO_GPU, inspected: bool = True, **more: Any) -> dict[str, Any]:
-    facts = {"system": SYSTEM, "gpu": gpu, "environments": [], "interpreters": list(interpreters), "runs": [], **more}
-    return facts | ({"inspection": {"interpreters": list(interpreters), "uv": None}} if inspected else {})
+def make_facts(
+    *interpreters: Mapping[str, Any],
+    gpu: Mapping[str, Any] = NO_GPU,
+    inspected: bool = True,
+    **more: Any,
+) -> dict[str, Any]:
+    facts = {
+        "system": SYSTEM,
+        "gpu": gpu,
+        "environments": [],
+        "interpreters": list(interpreters),
+        "runs": [],
+        **more,
+    }
+    return facts | (
+        {"inspection": {"interpreters": list(interpreters), "uv": None}} if inspected else {}
+    )
 
 
 def record(text: str = TEXT, **more: Any) -> dict[str, Any]:
-    made = {"key": "0" * 16, "ready": True, "valid": True, "requirements_hash": requirements_hash(text), "built": 1.0, "proofs": []}
+    made = {
+        "key": "0" * 16,
+        "ready": True,
+        "valid": True,
+        "requirements_hash": requirements_hash(text),
+        "built": 1.0,
+        "proofs": [],
+    }
     made |= {"wanted": {"python": "", "torch": "auto"}, "needs_torch": True, "torch": TORCH}
     return made | {"version": "3.11.7", "python": "/v/python"} | more

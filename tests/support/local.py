@@ -1,4 +1,5 @@
-"""The agent without SSH: a connection whose commands run here, for tests of what lies above the login."""
+"""The agent without SSH: a connection whose commands run here, for tests of what lies above the
+login."""
 
 from __future__ import annotations
 
@@ -53,7 +54,11 @@ class LocalConnection:
         self.home = home
         self.target = Target("local")
         self.host = Host("local", "me", "localhost", 22)
-        self.environment = {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"} | environment
+        self.environment = {
+            "HOME": str(home),
+            "PATH": os.environ["PATH"],
+            "LANG": "C.UTF-8",
+        } | environment
         self.channels: list[LocalChannel] = []
 
     method = ""

@@ -1,7 +1,7 @@
 """A login as a test needs it: an ssh_config for one host, and what came of it.
 
-    config = write_config(tmp_path, server, StrictHostKeyChecking="no")
-    assert logs_in(target(config))
+config = write_config(tmp_path, server, StrictHostKeyChecking="no")
+assert logs_in(target(config))
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from remote.ssh.connection import Connection, connect
 from remote.ssh.target import Target
 
 
-def write_config(tmp_path: Path, server: LoopbackServer, name: str = "box", /, **options: str) -> str:
+def write_config(
+    tmp_path: Path, server: LoopbackServer, name: str = "box", /, **options: str
+) -> str:
     """An ssh_config for one host, with `options` in place of the usual ones or beside them."""
     settings = {
         "HostName": server.host,

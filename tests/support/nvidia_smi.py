@@ -1,10 +1,12 @@
-"""A fake nvidia-smi: a shell script without any other command, so that it works on every sparse PATH.
+"""A fake nvidia-smi: a shell script without any other command, so that it works on every sparse
+PATH.
 
     write_nvidia_smi(bin / "nvidia-smi", [FakeGpu(), FakeGpu(memory_used="[N/A]")])
     write_nvidia_smi(bin / "nvidia-smi", [], exit_code=18)      # driver and library don't match
     write_nvidia_smi(bin / "nvidia-smi", [], hang=True)
 
-Put it on a server's PATH with `sparse_path(directory, [*USUAL, str(tool)])` or write it into that directory.
+Put it on a server's PATH with `sparse_path(directory, [*USUAL, str(tool)])` or write it into that
+directory.
 """
 
 from __future__ import annotations
@@ -18,9 +20,14 @@ from pathlib import Path
 
 FAILURES = {
     6: "No devices were found",
-    9: "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the latest NVIDIA "
-    "driver is installed and running.",
-    15: "Unable to determine the device handle for GPU0000:01:00.0: GPU is lost. Reboot the system to recover this GPU",
+    9: (
+        "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure"
+        " that the latest NVIDIA driver is installed and running."
+    ),
+    15: (
+        "Unable to determine the device handle for GPU0000:01:00.0: GPU is lost. Reboot the system"
+        " to recover this GPU"
+    ),
     18: "Failed to initialize NVML: Driver/library version mismatch",
 }
 """What nvidia-smi says on stdout with each exit code."""
@@ -31,7 +38,8 @@ Process = tuple[str, int | str, str, int | str]
 
 @dataclass(frozen=True)
 class FakeGpu:
-    """One GPU's cells as nvidia-smi prints them without units; any of them may be odd, such as `[N/A]` or `ERR!`."""
+    """One GPU's cells as nvidia-smi prints them without units; any of them may be odd, such as
+    `[N/A]` or `ERR!`."""
 
     name: str = "NVIDIA H100 80GB HBM3"
     memory_total: str = "81559"
@@ -76,14 +84,18 @@ def write_nvidia_smi(
 ) -> Path:
     """Write the executable script to `path`, in place of what is there, and return the path.
 
-    It answers exactly the fields asked for, in their order. `without` names fields that this driver does not know:
-    asking for one fails as the real tool does. A non-zero `exit_code` fails every call with `message` or the usual one.
+    It answers exactly the fields asked for, in their order. `without` names fields that this driver
+    does not know: asking for one fails as the real tool does. A non-zero `exit_code` fails every
+    call with `message` or the usual one.
     """
     if hang:
         body = ["exec /bin/sleep 3600"]
     elif exit_code or not gpus:
         code = exit_code or 6
-        body = [f"printf '%s\\n' {shlex.quote(message or FAILURES.get(code, 'Unknown Error'))}", f"exit {code}"]
+        body = [
+            f"printf '%s\\n' {shlex.quote(message or FAILURES.get(code, 'Unknown Error'))}",
+            f"exit {code}",
+        ]
     else:
         body = _answering(gpus, driver, processes, set(without))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +106,9 @@ def write_nvidia_smi(
     return path
 
 
-def _answering(gpus: Sequence[FakeGpu], driver: str, processes: Sequence[Process], without: set[str]) -> list[str]:
+def _answering(
+    gpus: Sequence[FakeGpu], driver: str, processes: Sequence[Process], without: set[str]
+) -> list[str]:
     rows = [gpu.cells(index, driver) for index, gpu in enumerate(gpus)]
     known = [{name: cell for name, cell in row.items() if name not in without} for row in rows]
     keys = ("gpu_uuid", "pid", "process_name", "used_memory")
@@ -107,8 +121,13 @@ def _answering(gpus: Sequence[FakeGpu], driver: str, processes: Sequence[Process
 
 
 def _table(name: str, rows: Sequence[dict[str, str]], fields: Sequence[str]) -> list[str]:
-    """A function that sets `cell` to the named field of row $1; status 1 for a field that does not exist."""
-    cases = [f"{number}:{key}) cell={shlex.quote(row[key])};;" for number, row in enumerate(rows) for key in row]
+    """A function that sets `cell` to the named field of row $1; status 1 for a field that does not
+    exist."""
+    cases = [
+        f"{number}:{key}) cell={shlex.quote(row[key])};;"
+        for number, row in enumerate(rows)
+        for key in row
+    ]
     known = "|".join(f"*:{key}" for key in fields)
     return [f"cell_{name}() {{ case $1:$2 in", *cases, f"{known}) cell=;;", "*) return 1;; esac; }"]
 
@@ -117,7 +136,9 @@ _LOOP = """
 refuse() {{ printf '%s\\n' "$1"; exit 2; }}
 answer() {{ # table, number of rows, fields
     IFS=,
-    for name in $3; do cell_$1 0 "$name" || refuse "Field \\"$name\\" is not a valid field to query."; done
+    for name in $3; do
+        cell_$1 0 "$name" || refuse "Field \\"$name\\" is not a valid field to query."
+    done
     row=0
     while [ "$row" -lt "$2" ]; do
         line=
@@ -139,13 +160,16 @@ done
 case $table in
 '' | list) printf '%s\\n' {listing};;
 *)
-    [ "$format" = csv,noheader,nounits ] || refuse "the fake nvidia-smi knows only csv,noheader,nounits"
+    [ "$format" = csv,noheader,nounits ] ||
+        refuse "the fake nvidia-smi knows only csv,noheader,nounits"
     answer "$table" "$rows" "$fields";;
 esac"""
 
 
 def _listing(gpus: Sequence[FakeGpu]) -> str:
-    return "\n".join(f"GPU {index}: {gpu.name} (UUID: {gpu.uuid})" for index, gpu in enumerate(gpus))
+    return "\n".join(
+        f"GPU {index}: {gpu.name} (UUID: {gpu.uuid})" for index, gpu in enumerate(gpus)
+    )
 
 
 def _difference(total: str, used: str) -> str:

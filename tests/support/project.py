@@ -86,7 +86,8 @@ def make_tree(path: Path, files: Mapping[str, Content]) -> Path:
 def snapshot(path: Path) -> dict[str, str]:
     """Name → kind and content of every file and link below `path`; folders count by what they hold.
 
-    A file that goes while this looks (the temporary form of one that a server is writing) was not there.
+    A file that goes while this looks (the temporary form of one that a server is writing) was not
+    there.
     """
     found = {}
     for folder, folders, files in os.walk(path):
@@ -113,14 +114,17 @@ def make_project(
     parts: tuple[str, ...] = PARTS,
     git: bool = True,
 ) -> Path:
-    """A project of a user: this repository's `parts`, `files`, and fabric.yaml with `settings` below `remote:`.
+    """A project of a user: this repository's `parts`, `files`, and fabric.yaml with `settings`
+    below `remote:`.
 
     All is committed, so that git has nothing to report; `git=False` leaves a plain folder.
     """
     path.mkdir(parents=True, exist_ok=True)
     for part in parts:
         _copy(REPOSITORY / part, path / part)
-    yaml = json.dumps({"load_ssh_configs": False, "remote": dict(settings or {})}, indent=2)  # JSON is YAML
+    yaml = json.dumps(
+        {"load_ssh_configs": False, "remote": dict(settings or {})}, indent=2
+    )  # JSON is YAML
     make_tree(path, {".gitignore": IGNORED, "fabric.yaml": yaml + "\n", **(files or {})})
     if git:
         commit(path, "first")
@@ -128,8 +132,16 @@ def make_project(
 
 
 def commit(path: Path, message: str) -> None:
-    """Commit everything in `path`, making it a repository if it is none; no setting of the developer's plays a part."""
-    who = ["-c", "user.name=Test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false"]
+    """Commit everything in `path`, making it a repository if it is none; no setting of the
+    developer's plays a part."""
+    who = [
+        "-c",
+        "user.name=Test",
+        "-c",
+        "user.email=test@example.org",
+        "-c",
+        "commit.gpgsign=false",
+    ]
     if not (path / ".git").exists():
         _git(path, "init", "-q", "-b", "main")
     _git(path, "add", "--all")
@@ -137,11 +149,23 @@ def commit(path: Path, message: str) -> None:
 
 
 def _git(path: Path, *arguments: str) -> None:
-    subprocess.run(["git", *arguments], cwd=path, env=environment(), check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        ["git", *arguments],
+        cwd=path,
+        env=environment(),
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
 
 
 def _copy(source: Path, target: Path) -> None:
     if source.is_dir():
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"), dirs_exist_ok=True)
+        shutil.copytree(
+            source,
+            target,
+            ignore=shutil.ignore_patterns("__pycache__", "*.pyc"),
+            dirs_exist_ok=True,
+        )
     elif source.exists():
         shutil.copy2(source, target)

@@ -1,9 +1,9 @@
 """A TCP relay on 127.0.0.1 whose attributes are the faults of a network.
 
     with Relay(server.host, server.port, latency_s=0.025) as relay:
-        relay.cut_after(10_000, "up")       # the connection is reset once 10,000 bytes went to the server
-        relay.stall = "down"                # nothing comes back any more
-        relay.refuse = True                 # nobody listens
+        relay.cut_after(10_000, "up")       # the connection is reset once 10,000 bytes went to the
+        server relay.stall = "down"                # nothing comes back any more relay.refuse = True
+        # nobody listens
 
 "up" is from the client to the server, "down" the other way.
 """
@@ -51,7 +51,8 @@ class _Pair:
     server: asyncio.StreamWriter
 
     def reset(self) -> None:
-        """Close both ends with a RST; this must happen inside the event loop, or asyncio closes them politely."""
+        """Close both ends with a RST; this must happen inside the event loop, or asyncio closes
+        them politely."""
         for end in (self.client, self.server):
             sock = end.get_extra_info("socket")
             with contextlib.suppress(OSError):
@@ -60,15 +61,19 @@ class _Pair:
 
 
 class Relay:
-    """Relays to `host:port` from `self.host:self.port` while open. Attributes may be set at any time, from any thread.
+    """Relays to `host:port` from `self.host:self.port` while open. Attributes may be set at any
+    time, from any thread.
 
-    `latency_s` delays each byte each way and does not limit throughput; `bytes_per_s` limits it, each way.
-    `connections` counts those accepted, `cuts` those reset, `bytes_up` and `bytes_down` what was passed on.
+    `latency_s` delays each byte each way and does not limit throughput; `bytes_per_s` limits it,
+    each way. `connections` counts those accepted, `cuts` those reset, `bytes_up` and `bytes_down`
+    what was passed on.
     """
 
     host = HOST
 
-    def __init__(self, host: str, port: int, *, latency_s: float = 0.0, bytes_per_s: float | None = None) -> None:
+    def __init__(
+        self, host: str, port: int, *, latency_s: float = 0.0, bytes_per_s: float | None = None
+    ) -> None:
         self.target = (host, port)
         self.latency_s = latency_s
         self.bytes_per_s = bytes_per_s
@@ -100,18 +105,27 @@ class Relay:
 
     def freeze_open(self) -> None:
         """Nothing passes on the connections that are open now; new ones are well."""
-        self._call(lambda: self._frozen.update(end for pair in self._pairs for end in (pair.client, pair.server)))
+        self._call(
+            lambda: self._frozen.update(
+                end for pair in self._pairs for end in (pair.client, pair.server)
+            )
+        )
 
-    def cut_after(self, count: int, direction: Direction | None = None, *, repeat: bool = False) -> None:
-        """Reset the open connections once `count` more bytes went in `direction` (None: either way, added up).
+    def cut_after(
+        self, count: int, direction: Direction | None = None, *, repeat: bool = False
+    ) -> None:
+        """Reset the open connections once `count` more bytes went in `direction` (None: either way,
+        added up).
 
-        Exactly `count` bytes are passed on. Happens once, so that a second try gets through, unless `repeat`.
+        Exactly `count` bytes are passed on. Happens once, so that a second try gets through, unless
+        `repeat`.
         """
         cut = _Cut(count, direction, count if repeat else None)
         self._call(lambda: setattr(self, "_cut", cut))
 
     def stall_after(self, count: int, direction: Direction) -> None:
-        """Nothing passes either way once exactly `count` more bytes went in `direction`, until mend()."""
+        """Nothing passes either way once exactly `count` more bytes went in `direction`, until
+        mend()."""
         halt = _Cut(count, direction, None)
         self._call(lambda: setattr(self, "_halt", halt))
 
@@ -149,7 +163,9 @@ class Relay:
         self._do(act())
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._relay, HOST, self.port, limit=CHUNK, backlog=128)
+        self._server = await asyncio.start_server(
+            self._relay, HOST, self.port, limit=CHUNK, backlog=128
+        )
         self.port = int(self._server.sockets[0].getsockname()[1])
 
     async def _unlisten(self) -> None:
@@ -181,7 +197,9 @@ class Relay:
         pair = _Pair(client, server)
         self._pairs.add(pair)
         try:
-            await asyncio.gather(self._pump(client_in, server, "up"), self._pump(server_in, client, "down"))
+            await asyncio.gather(
+                self._pump(client_in, server, "up"), self._pump(server_in, client, "down")
+            )
         except (OSError, asyncio.CancelledError):
             pair.reset()  # one end broke, or the relay ends: nobody must take it for a polite end
         finally:
@@ -189,7 +207,9 @@ class Relay:
             client.close()
             server.close()
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, direction: Direction) -> None:
+    async def _pump(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, direction: Direction
+    ) -> None:
         """One direction of one connection: what was read is due `latency_s` later, in order."""
         pipe = _DelayLine()
         reading = asyncio.ensure_future(self._fill(source, pipe))
@@ -219,7 +239,8 @@ class Relay:
             pipe.end(loop.time() + self.latency_s)
 
     async def _halted(self, data: bytes, sink: asyncio.StreamWriter, direction: Direction) -> bytes:
-        """Where a stall was ordered: passes on what comes before it, waits it out, and returns the rest."""
+        """Where a stall was ordered: passes on what comes before it, waits it out, and returns the
+        rest."""
         halt = self._halt
         if halt is None or halt.direction != direction:
             return data
@@ -257,7 +278,8 @@ class Relay:
 
 
 async def _flush(sink: asyncio.StreamWriter) -> None:
-    """Wait until the other end's system has everything: a reset throws away what is still on its way."""
+    """Wait until the other end's system has everything: a reset throws away what is still on its
+    way."""
     deadline = asyncio.get_running_loop().time() + PATIENCE_S
     while _on_its_way(sink) and asyncio.get_running_loop().time() < deadline:
         await asyncio.sleep(0.001)

@@ -1,7 +1,8 @@
 """Fixtures around `LoopbackServer`: each test gets a server with a HOME and a PATH of its own.
 
-"No tmux", "no python3" and "a fake nvidia-smi" are a matter of links: `sparse_path(directory, names)`.
-Set TEST_SSH_SERVER=embedded to run everything against the embedded server, TEST_SSH_PROGRAM=paramiko to log in by paramiko.
+"No tmux", "no python3" and "a fake nvidia-smi" are a matter of links: `sparse_path(directory,
+names)`. Set TEST_SSH_SERVER=embedded to run everything against the embedded server,
+TEST_SSH_PROGRAM=paramiko to log in by paramiko.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from remote.loopback import Keys, LoopbackServer, Route, expected_kind, make_key
 EMBEDDED = os.environ.get("TEST_SSH_SERVER") == "embedded"
 """Whether every server is the embedded one, by request."""
 PROGRAM = os.environ.get("TEST_SSH_PROGRAM", "auto")
-"""Who logs in, in all tests that go on to a server: `paramiko` runs them without the ssh program."""
+"""Who logs in, in all tests that go on to a server: `paramiko` runs them without the ssh
+program."""
 _USUAL = (
-    "sh bash env cat echo ls cp mv rm mkdir rmdir ln chmod touch sleep head tail wc cut tr sed awk "
-    "grep find sort uniq xargs tee true false test date id uname hostname whoami df du stat dirname "
-    "basename readlink realpath mktemp kill ps nohup setsid tar gzip gunzip sha256sum dd seq expr "
-    "printf scp rsync git python3 tmux stty"
+    "sh bash env cat echo ls cp mv rm mkdir rmdir ln chmod touch sleep head tail wc cut tr sed awk"
+    " grep find sort uniq xargs tee true false test date id uname hostname whoami df du stat"
+    " dirname basename readlink realpath mktemp kill ps nohup setsid tar gzip gunzip sha256sum dd"
+    " seq expr printf scp rsync git python3 tmux stty"
 )
 USUAL = tuple(_USUAL.split())
 """Commands of an ordinary server; those that this machine lacks are left out."""
@@ -38,16 +40,19 @@ SERVERS = pytest.StashKey[list[LoopbackServer]]()
 
 
 class MakeServer(Protocol):
-    """`make_server(**options)` starts a server with LoopbackServer's options; the test's end closes it."""
+    """`make_server(**options)` starts a server with LoopbackServer's options; the test's end closes
+    it."""
 
     def __call__(self, **options: Any) -> LoopbackServer: ...
 
 
 def sparse_path(directory: Path, names: Iterable[str] = USUAL, without: Iterable[str] = ()) -> str:
-    """A PATH of one folder that holds links to the named commands of this machine, and nothing else.
+    """A PATH of one folder that holds links to the named commands of this machine, and nothing
+    else.
 
-    A name may be a path (`/x/y/nvidia-smi`), which is linked by its last part. Commands not found here are left out.
-    `python3` is linked to the base interpreter, never to a virtual environment's.
+    A name may be a path (`/x/y/nvidia-smi`), which is linked by its last part. Commands not found
+    here are left out. `python3` is linked to the base interpreter, never to a virtual
+    environment's.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for name in set(names) - set(without):
@@ -64,7 +69,9 @@ def base_python() -> str:
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
 
-def ssh(server: LoopbackServer | Route, command: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+def ssh(
+    server: LoopbackServer | Route, command: str, **options: Any
+) -> subprocess.CompletedProcess[bytes]:
     """Run `command` by the OpenSSH client: the yardstick that knows nothing of our code."""
     argv = ["ssh", "-F", str(server.ssh_config), "-T", "loopback", command]
     return subprocess.run(argv, **{"capture_output": True, "timeout": 30, **options})
@@ -77,7 +84,9 @@ def server_keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 
 
 @pytest.fixture
-def make_server(request: pytest.FixtureRequest, tmp_path: Path, server_keys: Keys) -> Iterator[MakeServer]:
+def make_server(
+    request: pytest.FixtureRequest, tmp_path: Path, server_keys: Keys
+) -> Iterator[MakeServer]:
     """A factory of servers, each in a folder of its own, with the usual commands on its PATH."""
     servers: list[LoopbackServer] = []
     request.node.stash[SERVERS] = servers
@@ -100,7 +109,8 @@ def make_server(request: pytest.FixtureRequest, tmp_path: Path, server_keys: Key
 
 
 def end_tmux(home: Path) -> None:
-    """End what tests left running: processes whose HOME is the server's. Only Linux lets us know them."""
+    """End what tests left running: processes whose HOME is the server's. Only Linux lets us know
+    them."""
     for entry in Path("/proc").glob("[0-9]*/environ"):
         try:
             if f"HOME={home}".encode() in entry.read_bytes().split(b"\0"):
@@ -130,8 +140,8 @@ def system_user() -> Iterator[str]:
         pytest.skip("only root with useradd can make an account to log in as")
     name = f"fabtest{uuid.uuid4().hex[:8]}"
     shell = shutil.which("bash") or "/bin/sh"
-    # `*` is a password that nobody has (useradd's own `!` locks the account, which sshd refuses); `/` is a home that
-    # exists, or sshd complains on stderr before it starts a command.
+    # `*` is a password that nobody has (useradd's own `!` locks the account, which sshd refuses);
+    # `/` is a home that exists, or sshd complains on stderr before it starts a command.
     command = ["useradd", "--system", "-M", "-d", "/", "--user-group", "-p", "*", "-s", shell, name]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -142,11 +152,20 @@ def system_user() -> Iterator[str]:
 
 @pytest.fixture
 def unprivileged(request: pytest.FixtureRequest, server_keys: Keys) -> Iterator[LoopbackServer]:
-    """A server whose logins are no root: the caller's own account, or a made one where the caller is root."""
+    """A server whose logins are no root: the caller's own account, or a made one where the caller
+    is root."""
     user = request.getfixturevalue("system_user") if os.geteuid() == 0 else None
-    directory = Path(tempfile.mkdtemp(prefix="loopback-"))  # pytest's own folders are closed to other users
+    directory = Path(
+        tempfile.mkdtemp(prefix="loopback-")
+    )  # pytest's own folders are closed to other users
     directory.chmod(0o711)
-    server = LoopbackServer(directory, keys=server_keys, user=user, path=sparse_path(directory / "bin"), embedded=EMBEDDED)
+    server = LoopbackServer(
+        directory,
+        keys=server_keys,
+        user=user,
+        path=sparse_path(directory / "bin"),
+        embedded=EMBEDDED,
+    )
     request.node.stash.setdefault(SERVERS, []).append(server)
     try:
         with server:
@@ -170,7 +189,8 @@ def header() -> str:
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment without the developer's SSH agent and git settings, for commands under test."""
+    """This process's environment without the developer's SSH agent and git settings, for commands
+    under test."""
     hidden = ("SSH_", "GIT_", "FABRIC_", "INVOKE_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     return {**kept, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", **(extra or {})}

@@ -16,13 +16,65 @@ from tests.support.agent import ROOT, follow, put, start
 from tests.support.project import make_tree
 
 HOSTILE_STRINGS = [
-    "", " ", "  two  blanks  ", "'", '"', "`touch pwned1`", "$(touch pwned2)", "${HOME}", "$HOME", "; touch pwned3", "&& touch pwned4",
-    "| touch pwned5", "> pwned6", "\n touch pwned7\n", "line\nbreak", "tab\tand\rreturn", "-rf", "--help", "-", "--", "*", "?", "[a-z]",
-    "{a,b}", "~", "~root", "!!", "!event", "#note", "%s%d%n", "\\", "\\n", "\\\\'", "a\\", "'\"'\"'", "\x1b[31mred", "\x07", "\x7f",
-    "ünïcödé", "日本語", "🎉", "\u202e reversed", "e\u0301", "\ufeff", "\udcff\udc80 no unicode", "a=b", "=", "@file", "x" * 100_000,
-    "#{pane_id}", "#(touch pwned8)", "C:\\path", "$'\\x41'", "&", "()", "<(touch pwned9)",
-]  # fmt: skip
-"""Quotes, newlines, substitutions, dashes, tmux formats, unicode, bytes that are no unicode, 100 kB."""
+    "",
+    " ",
+    "  two  blanks  ",
+    "'",
+    '"',
+    "`touch pwned1`",
+    "$(touch pwned2)",
+    "${HOME}",
+    "$HOME",
+    "; touch pwned3",
+    "&& touch pwned4",
+    "| touch pwned5",
+    "> pwned6",
+    "\n touch pwned7\n",
+    "line\nbreak",
+    "tab\tand\rreturn",
+    "-rf",
+    "--help",
+    "-",
+    "--",
+    "*",
+    "?",
+    "[a-z]",
+    "{a,b}",
+    "~",
+    "~root",
+    "!!",
+    "!event",
+    "#note",
+    "%s%d%n",
+    "\\",
+    "\\n",
+    "\\\\'",
+    "a\\",
+    "'\"'\"'",
+    "\x1b[31mred",
+    "\x07",
+    "\x7f",
+    "ünïcödé",
+    "日本語",
+    "🎉",
+    "\u202e reversed",
+    "e\u0301",
+    "\ufeff",
+    "\udcff\udc80 no unicode",
+    "a=b",
+    "=",
+    "@file",
+    "x" * 100_000,
+    "#{pane_id}",
+    "#(touch pwned8)",
+    "C:\\path",
+    "$'\\x41'",
+    "&",
+    "()",
+    "<(touch pwned9)",
+]
+"""Quotes, newlines, substitutions, dashes, tmux formats, unicode, bytes that are no unicode, 100
+kB."""
 
 _ALPHABET = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 hostile_text = st.one_of(
@@ -41,7 +93,8 @@ print("told")
 
 
 class Echo:
-    """Sends strings as a user's command, value and name would go: settings → argv → agent → tmux → supervisor → trainer."""
+    """Sends strings as a user's command, value and name would go: settings → argv → agent → tmux →
+    supervisor → trainer."""
 
     def __init__(self, server: LoopbackServer, link: Link, directory: Path) -> None:
         self.server, self.link = server, link
@@ -50,14 +103,23 @@ class Echo:
         self.deploys = link.requests
 
     def send(self, texts: list[str]) -> list[str]:
-        """The strings as the trainer saw them. Half go through remote.command's own words, the rest as arguments."""
+        """The strings as the trainer saw them. Half go through remote.command's own words, the rest
+        as arguments."""
         run = f"echo-{self.runs:05}"
         self.runs += 1
         middle = len(texts) // 2
         command = f"python stub.py {shlex.join(texts[:middle])}"
         words = plan_words(command, (), sys.executable)
         value = texts[0] if texts else ""
-        start(self.link, run, self.release, *words, *texts[middle:], environment={"HOSTILE": value}, name=value)
+        start(
+            self.link,
+            run,
+            self.release,
+            *words,
+            *texts[middle:],
+            environment={"HOSTILE": value},
+            name=value,
+        )
         described, _ = follow(self.link, run)
         assert described["state"] == "finished" and described["asked"]["name"] == value, described
         told = json.loads((self.server.home / ROOT[2:] / "runs" / run / "told.json").read_text())

@@ -1,4 +1,5 @@
-"""One phase cut at one byte, and what must hold afterwards; the tests try a dozen points, benchmarks/faults.py hundreds."""
+"""One phase cut at one byte, and what must hold afterwards; the tests try a dozen points,
+benchmarks/faults.py hundreds."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class CutPoint:
 
 
 class Sweep:
-    """Measures an uncut exchange of every phase, then compares what is left after a cut and a repetition with its end."""
+    """Measures an uncut exchange of every phase, then compares what is left after a cut and a
+    repetition with its end."""
 
     def __init__(self, server: LoopbackServer, directory: Path, relay: Relay) -> None:
         self.server, self.directory, self.relay = server, directory, relay
@@ -45,7 +47,8 @@ class Sweep:
         self.measure()
 
     def lab(self) -> Lab:
-        """A project and a root of its own; the name is of one length, so that every exchange has the same bytes."""
+        """A project and a root of its own; the name is of one length, so that every exchange has
+        the same bytes."""
         return Lab(self.server, self.directory, self.relay, name=f"p{next(self.numbers):05}")
 
     def measure(self) -> None:
@@ -54,7 +57,10 @@ class Sweep:
             up, down = self.relay.bytes_up, self.relay.bytes_down
             done = lab.task(phase)
             assert done.code == 0, done
-            self.totals[phase, "up"], self.totals[phase, "down"] = self.relay.bytes_up - up, self.relay.bytes_down - down
+            self.totals[phase, "up"], self.totals[phase, "down"] = (
+                self.relay.bytes_up - up,
+                self.relay.bytes_down - down,
+            )
             if phase == "deploy":
                 self.deployed = lab.server_state()
             elif phase == "train":
@@ -71,7 +77,9 @@ class Sweep:
     def cut(self, point: CutPoint) -> Done:
         """Cut, check, repeat, compare. Returns how the cut task ended."""
         lab = self.lab()
-        prepare = {"deploy": [], "train": ["deploy"], "fetch_results": ["deploy", "train"]}[point.phase]
+        prepare = {"deploy": [], "train": ["deploy"], "fetch_results": ["deploy", "train"]}[
+            point.phase
+        ]
         for phase in prepare:
             assert lab.task(phase, route=self.server).code == 0
         if point.phase == "fetch_results":
@@ -97,7 +105,8 @@ class Sweep:
         assert left == wanted, (point, sorted(set(left.items()) ^ set(wanted.items())))
 
     def compare_train(self, lab: Lab, point: CutPoint, done: Done) -> None:
-        """A launch that the user was told of is over, and the same command a new one; any other must not double."""
+        """A launch that the user was told of is over, and the same command a new one; any other
+        must not double."""
         wait_until(lambda: all(row["state"] == "finished" for row in lab.rows()))
         runs = [path for path in (lab.root / "runs").iterdir() if path.is_dir()]
         wanted = 1 if done.code else 2
@@ -150,17 +159,36 @@ def results_of(lab: Lab) -> dict[str, str]:
     (run,) = [path for path in lab.results.iterdir() if not path.name.startswith(".")]
     for name in ("run.json", "state.json"):
         assert json.loads((run / name).read_text())
-    return {name: what for name, what in snapshot(run).items() if name not in ("run.json", "state.json", "started")}
+    return {
+        name: what
+        for name, what in snapshot(run).items()
+        if name not in ("run.json", "state.json", "started")
+    }
 
 
 class Follow:
-    """A run that writes numbered lines, and somebody who follows it through cuts. `text()` must equal `written()`."""
+    """A run that writes numbered lines, and somebody who follows it through cuts. `text()` must
+    equal `written()`."""
 
-    def __init__(self, server: LoopbackServer, directory: Path, relay: Relay, lines: int, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        server: LoopbackServer,
+        directory: Path,
+        relay: Relay,
+        lines: int,
+        timeout_s: float = 10.0,
+    ) -> None:
         # Written in bursts, so that cuts meet full and empty links, and lines in the middle.
         loop = "i=$((i+1)); echo line $i 0123456789 äöü; [ $((i % 50)) = 0 ] && sleep 0.03"
         script = f"i=0; while [ $i -lt {lines} ]; do {loop}; done; echo end\n"
-        self.lab = Lab(server, directory, relay, files={"train.sh": script}, settings={"timeout_s": timeout_s}, name="follow")
+        self.lab = Lab(
+            server,
+            directory,
+            relay,
+            files={"train.sh": script},
+            settings={"timeout_s": timeout_s},
+            name="follow",
+        )
         self.relay = relay
         assert self.lab.task("train", route=server).code == 0
         self.texts: list[str] = []
@@ -178,11 +206,16 @@ class Follow:
         return (run / "train.log").read_text()
 
     def to_end(self) -> None:
-        with Session(self.lab.target(), self.lab.parsed_project(), CountingDisplay(self)) as session:
-            assert Follower(session, "latest", sink=self.texts.append).until_end().state == "finished"
+        with Session(
+            self.lab.target(), self.lab.parsed_project(), CountingDisplay(self)
+        ) as session:
+            assert (
+                Follower(session, "latest", sink=self.texts.append).until_end().state == "finished"
+            )
 
     def to_end_over_cuts(self, cuts: int) -> None:
-        """The connection is reset again and again, each time after another number of bytes, until there were enough."""
+        """The connection is reset again and again, each time after another number of bytes, until
+        there were enough."""
         thread = threading.Thread(target=self.to_end)
         thread.start()
         number = 0

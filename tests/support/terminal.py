@@ -1,7 +1,7 @@
 """fab as a person runs it: on a terminal, which is read and typed into.
 
-    leader, process = fab_on_terminal(project, server, "train")
-    read_until(leader, b"first line"); os.write(leader, b"\\x03"); assert process.wait(20) == 0
+leader, process = fab_on_terminal(project, server, "train")
+read_until(leader, b"first line"); os.write(leader, b"\\x03"); assert process.wait(20) == 0
 """
 
 from __future__ import annotations
@@ -28,16 +28,22 @@ def fab_on_terminal(
     leader, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     process = subprocess.Popen(
-        [sys.executable, "-m", "fabric", "-S", str(server.ssh_config), "-H", "loopback", *words], cwd=project,
-        env={**os.environ, "TERM": "xterm"}, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+        [sys.executable, "-m", "fabric", "-S", str(server.ssh_config), "-H", "loopback", *words],
+        cwd=project,
+        env={**os.environ, "TERM": "xterm"},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
         preexec_fn=take_terminal,
-    )  # fmt: skip
+    )
     os.close(terminal)
     return leader, process
 
 
 def take_terminal() -> None:
-    """Make stdin the controlling terminal, so that Ctrl-C reaches the process as it reaches a person's.
+    """Make stdin the controlling terminal, so that Ctrl-C reaches the process as it reaches a
+    person's.
 
     Tests that run in the background of a shell ignore SIGINT, and what they start inherits that.
     """

@@ -14,18 +14,34 @@ from trainer.checkpoints import load_checkpoint
 from trainer.config import TrainConfig, load_config
 from trainer.sources import ImageData, make_synthetic
 
-# Tiny networks gain nothing from threads, which wait for each other for long where the machine is busy.
+# Tiny networks gain nothing from threads, which wait for each other for long where the machine is
+# busy.
 torch.set_num_threads(1)
 
 RESIDUAL: dict[str, object] = {
-    "data": "synthetic", "accelerator": "cpu", "deterministic": True, "widths": "8,8", "max_epochs": 3, "batch_size": 40,
-    "validation_max": 60, "restart_epochs": 2,
-}  # fmt: skip
+    "data": "synthetic",
+    "accelerator": "cpu",
+    "deterministic": True,
+    "widths": "8,8",
+    "max_epochs": 3,
+    "batch_size": 40,
+    "validation_max": 60,
+    "restart_epochs": 2,
+}
 # As narrow a network needs lower rates than the recipe's.
 SPEED: dict[str, object] = {
-    "network": "speed", "optimizer": "muon", "widths": "16,16,16", "learning_rate": 0.1, "learning_rate_batch": 0, "schedule": "triangle",
-    "bias_learning_rate": 0.005, "head_learning_rate": 0.05, "mixup_prob": 0, "gradient_clip_val": 0, "flip": "alternate",
-}  # fmt: skip
+    "network": "speed",
+    "optimizer": "muon",
+    "widths": "16,16,16",
+    "learning_rate": 0.1,
+    "learning_rate_batch": 0,
+    "schedule": "triangle",
+    "bias_learning_rate": 0.005,
+    "head_learning_rate": 0.05,
+    "mixup_prob": 0,
+    "gradient_clip_val": 0,
+    "flip": "alternate",
+}
 
 
 def tiny_config(**changes: object) -> TrainConfig:
@@ -51,9 +67,13 @@ def same_bits(one: Any, other: Any) -> bool:
         return torch.equal(one, other)
     if isinstance(one, dict):
         timed = ("seconds", "images_per_s", "epoch_began")
-        return one.keys() == other.keys() and all(same_bits(one[name], other[name]) for name in one if name not in timed)
+        return one.keys() == other.keys() and all(
+            same_bits(one[name], other[name]) for name in one if name not in timed
+        )
     if isinstance(one, list):
-        return len(one) == len(other) and all(same_bits(a, b) for a, b in zip(one, other, strict=True))
+        return len(one) == len(other) and all(
+            same_bits(a, b) for a, b in zip(one, other, strict=True)
+        )
     return bool(one == other)
 
 

@@ -1,8 +1,10 @@
-"""Wheels made by hand, an index that serves them, and interpreters that have them: nothing here needs the network.
+"""Wheels made by hand, an index that serves them, and interpreters that have them: nothing here
+needs the network.
 
-wheels = fake_wheels(directory)                 # torch, a little Lightning, demo-pkg
-image = make_image(directory, wheels, "torch")  # an interpreter with these, like a rented image's
-with Index(wheels) as index: ...                # index.url; index.asked; index.gate.clear() makes it wait
+wheels = fake_wheels(directory)                 # torch, a little Lightning, demo-pkg image =
+make_image(directory, wheels, "torch")  # an interpreter with these, like a rented image's with
+Index(wheels) as index: ...                # index.url; index.asked; index.gate.clear() makes it
+wait
 """
 
 from __future__ import annotations
@@ -59,17 +61,28 @@ def get_device_capability(number): return (9, 0)
 """
 
 
-def make_wheel(directory: Path, name: str, version: str, files: Mapping[str, str] | None = None, requires: Sequence[str] = ()) -> Path:
+def make_wheel(
+    directory: Path,
+    name: str,
+    version: str,
+    files: Mapping[str, str] | None = None,
+    requires: Sequence[str] = (),
+) -> Path:
     """A pure wheel; without `files` it holds one empty module."""
     directory.mkdir(parents=True, exist_ok=True)
     module = name.replace("-", "_")
     path = directory / f"{module}-{version}-py3-none-any.whl"
     info = f"{module}-{version}.dist-info"
-    metadata = [f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}", *(f"Requires-Dist: {line}" for line in requires)]
+    metadata = [
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}",
+        *(f"Requires-Dist: {line}" for line in requires),
+    ]
     content = {
         **(files or {f"{module}.py": f"__version__ = {version!r}\n"}),
         f"{info}/METADATA": "\n".join(metadata) + "\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/WHEEL": (
+            "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        ),
     }
     record = "".join(f"{file},,\n" for file in (*content, f"{info}/RECORD"))
     with zipfile.ZipFile(path, "w") as archive:
@@ -79,7 +92,8 @@ def make_wheel(directory: Path, name: str, version: str, files: Mapping[str, str
 
 
 def torch_wheel(directory: Path, version: str = "2.5.0", cuda: str | None = "12.4") -> Path:
-    """A torch that gives the right answers to the proof, and works on a GPU unless it is a build for the CPU."""
+    """A torch that gives the right answers to the proof, and works on a GPU unless it is a build
+    for the CPU."""
     files = {
         "torch/__init__.py": _TORCH,
         "torch/version.py": f"__version__ = {version!r}\ncuda = {cuda!r}\nhip = None\n",
@@ -95,7 +109,12 @@ def fake_wheels(directory: Path) -> Path:
     torch_wheel(directory)
     make_wheel(directory, "lightning-utilities", "0.11.0")
     make_wheel(directory, "torchmetrics", "1.4.0", requires=["lightning-utilities>=0.8"])
-    make_wheel(directory, "pytorch-lightning", "2.5.0", requires=["torch>=2.1", "torchmetrics>0.7", 'rich>12; extra == "extra"'])
+    make_wheel(
+        directory,
+        "pytorch-lightning",
+        "2.5.0",
+        requires=["torch>=2.1", "torchmetrics>0.7", 'rich>12; extra == "extra"'],
+    )
     make_wheel(directory, "demo-pkg", "1.0")
     make_wheel(directory, "demo-pkg", "1.1")
     return directory
@@ -128,7 +147,8 @@ def unpack(wheel: Path, site: Path) -> None:
 
 
 class Index:
-    """A package index on loopback. While `gate` is clear, every answer waits; `asked` holds the paths asked for."""
+    """A package index on loopback. While `gate` is clear, every answer waits; `asked` holds the
+    paths asked for."""
 
     def __init__(self, wheels: Path) -> None:
         self.wheels = wheels
@@ -147,7 +167,12 @@ class Index:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.gate.set()
         self._server.shutdown()
         self._server.server_close()
@@ -167,7 +192,11 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "simple":
             found = sorted(self.index.wheels.glob(f"{name.replace('-', '_')}-*.whl"))
             links = "".join(f'<a href="/files/{path.name}">{path.name}</a>\n' for path in found)
-            self._answer(200 if found else 404, f"<!DOCTYPE html><html><body>{links}</body></html>".encode(), "text/html")
+            self._answer(
+                200 if found else 404,
+                f"<!DOCTYPE html><html><body>{links}</body></html>".encode(),
+                "text/html",
+            )
         elif (self.index.wheels / name).is_file():
             self._answer(200, (self.index.wheels / name).read_bytes(), "application/octet-stream")
         else:

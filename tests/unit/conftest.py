@@ -10,7 +10,8 @@ import pytest
 
 @pytest.fixture
 def quiet_trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Trainings within the test's process: in a folder of their own, without Lightning's remarks, and with pytest's signals given back."""
+    """Trainings within the test's process: in a folder of their own, without Lightning's remarks,
+    and with pytest's signals given back."""
     from tests.support.training import signals_kept
     from trainer import train
 

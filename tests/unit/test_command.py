@@ -1,4 +1,5 @@
-"""remote.command: plain words, a shell where its signs need one, our trainer known by what it is."""
+"""remote.command: plain words, a shell where its signs need one, our trainer known by what it
+is."""
 
 from __future__ import annotations
 
@@ -20,30 +21,65 @@ from remote.runs.request import TrainOptions, parse_request
 from tests.support.project import REPOSITORY, make_tree
 
 
-@pytest.mark.parametrize(("line", "signs"), [
-    ("python a.py --lr 0.1", []), ("python a.py 'a && b' \"c; d\"", []), ("python a.py lr=[1,2] model={a:1} x=~", []), ("a \\; b", []),
-    ("python a.py && echo done", ["&&"]), ("a | tee b", ["|"]), ("a; b", [";"]),
-    ("a > out 2>&1", [">", "&"]), ("LR=0.1 python a.py", ["="]),
-    ("python a.py \"$HOME\"", ["$"]), ("python a.py '$HOME'", []), ("python a.py data/*.pt", ["*"]), ("cat ~/x", ["~"]), ("a || b", ["||"]),
-    ("a\nb", ["\n"]), ("echo `date`", ["`"]), ("(a)", ["(", ")"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "signs"),
+    [
+        ("python a.py --lr 0.1", []),
+        ("python a.py 'a && b' \"c; d\"", []),
+        ("python a.py lr=[1,2] model={a:1} x=~", []),
+        ("a \\; b", []),
+        ("python a.py && echo done", ["&&"]),
+        ("a | tee b", ["|"]),
+        ("a; b", [";"]),
+        ("a > out 2>&1", [">", "&"]),
+        ("LR=0.1 python a.py", ["="]),
+        ('python a.py "$HOME"', ["$"]),
+        ("python a.py '$HOME'", []),
+        ("python a.py data/*.pt", ["*"]),
+        ("cat ~/x", ["~"]),
+        ("a || b", ["||"]),
+        ("a\nb", ["\n"]),
+        ("echo `date`", ["`"]),
+        ("(a)", ["(", ")"]),
+    ],
+)
 def test_signs_of_a_shell(line: str, signs: list[str]) -> None:
     assert shell_signs(line) == signs
 
 
 def test_words_go_as_they_are_and_lines_to_bash() -> None:
-    assert plan_words("python a.py 'x y'", ["--lr", "0.1"], "/env/python") == ["/env/python", "a.py", "x y", "--lr", "0.1"]
+    assert plan_words("python a.py 'x y'", ["--lr", "0.1"], "/env/python") == [
+        "/env/python",
+        "a.py",
+        "x y",
+        "--lr",
+        "0.1",
+    ]
     words = plan_words("echo a && echo", ["b c", "$d"], "/env/python")
-    assert words[0] == "bash" and subprocess.run(words, capture_output=True, text=True).stdout == "a\nb c $d\n"
-    assert describe_command("LR=1 a | b") == "command: run by bash, for | a variable before it" and describe_command("a b") is None
+    assert (
+        words[0] == "bash"
+        and subprocess.run(words, capture_output=True, text=True).stdout == "a\nb c $d\n"
+    )
+    assert (
+        describe_command("LR=1 a | b") == "command: run by bash, for | a variable before it"
+        and describe_command("a b") is None
+    )
 
 
-@pytest.mark.parametrize(("line", "code"), [("false | cat", 1), ("echo a; false; true", 0), ("false\ntrue", 1), ("true && true", 0)])
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [("false | cat", 1), ("echo a; false; true", 0), ("false\ntrue", 1), ("true && true", 0)],
+)
 def test_what_fails_in_a_shell_fails(line: str, code: int) -> None:
     assert subprocess.run(plan_words(line, (), "python"), capture_output=True).returncode == code
 
 
-@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8), max_size=4))
+@given(
+    st.lists(
+        st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8),
+        max_size=4,
+    )
+)
 def test_arguments_arrive_as_they_were_typed(arguments: list[str]) -> None:
     words = plan_words("true;", arguments, "python")
     assert shlex.split(words[-1].partition("\n")[2])[1:] == arguments
@@ -54,20 +90,34 @@ def test_an_open_quote_is_a_wrong_setting(tmp_path: Path) -> None:
         parse_settings({"command": "python 'a.py"}, tmp_path)
 
 
-@pytest.mark.parametrize(("line", "label"), [
-    ("python train.py", "train"), ("torchrun --nproc 2 scripts/main.py --x a.sh", "main"), ("python -m pkg.fit --y", "fit"),
-    ("LR=1 ./go now", "go"), ("make all", "make"), ("python 'ä ö.py'", "run"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "label"),
+    [
+        ("python train.py", "train"),
+        ("torchrun --nproc 2 scripts/main.py --x a.sh", "main"),
+        ("python -m pkg.fit --y", "fit"),
+        ("LR=1 ./go now", "go"),
+        ("make all", "make"),
+        ("python 'ä ö.py'", "run"),
+    ],
+)
 def test_a_run_is_called_after_its_script(line: str, label: str) -> None:
     assert label_of(line) == label
 
 
 def test_a_package_called_trainer_is_not_ours_by_its_name(tmp_path: Path) -> None:
     theirs = make_tree(tmp_path, {"trainer/__init__.py": "", "trainer/train.py": "print('mine')"})
-    assert not runs_own_trainer("python -m trainer.train", theirs) and not runs_own_trainer("python -m trainer.train", tmp_path / "none")
-    assert runs_own_trainer("python -m trainer.train", REPOSITORY) and not runs_own_trainer("python train.py", REPOSITORY)
+    assert not runs_own_trainer("python -m trainer.train", theirs) and not runs_own_trainer(
+        "python -m trainer.train", tmp_path / "none"
+    )
+    assert runs_own_trainer("python -m trainer.train", REPOSITORY) and not runs_own_trainer(
+        "python train.py", REPOSITORY
+    )
     project = Project(theirs, Settings(project="p"))
-    assert parse_request(project, TrainOptions(arguments=["--lr", "0.1"])).arguments == ("--lr", "0.1")
+    assert parse_request(project, TrainOptions(arguments=["--lr", "0.1"])).arguments == (
+        "--lr",
+        "0.1",
+    )
     with pytest.raises(UsageError, match="follow `--`"):
         parse_request(project, TrainOptions(fields=["a=b"]))
     with pytest.raises(UsageError, match="there is no trainer here"):
@@ -76,8 +126,12 @@ def test_a_package_called_trainer_is_not_ours_by_its_name(tmp_path: Path) -> Non
 
 def test_our_trainers_options_behind_the_dashes_are_fields() -> None:
     project = Project(REPOSITORY, Settings(project="p"))
-    request = parse_request(project, TrainOptions(arguments=["--max_epochs", "3", "--batch_size=64"]))
-    assert request.fields == (("max_epochs", "3"), ("batch_size", "64")) and request.arguments is None
+    request = parse_request(
+        project, TrainOptions(arguments=["--max_epochs", "3", "--batch_size=64"])
+    )
+    assert (
+        request.fields == (("max_epochs", "3"), ("batch_size", "64")) and request.arguments is None
+    )
     with pytest.raises(UsageError, match="max_epocs"):
         parse_request(project, TrainOptions(arguments=["--max_epocs", "3"]))
     with pytest.raises(UsageError, match="an option such as --max_epochs 3"):

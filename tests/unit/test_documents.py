@@ -32,17 +32,32 @@ def test_links_lead_somewhere(name: str) -> None:
 @pytest.fixture(scope="module")
 def tasks() -> dict[str, str]:
     """Every task of `fab --list` and its help."""
-    listed = subprocess.run([sys.executable, "-m", "fabric", "--list"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        [sys.executable, "-m", "fabric", "--list"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     names = re.findall(r"^  ([a-z][a-z-]+)", listed, re.MULTILINE)
     assert len(names) > 8
     helps = {}
     for name in names:
-        helps[name] = subprocess.run([sys.executable, "-m", "fabric", "--help", name], cwd=ROOT, capture_output=True, text=True).stdout
+        helps[name] = subprocess.run(
+            [sys.executable, "-m", "fabric", "--help", name],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        ).stdout
     return helps
 
 
 def test_every_task_in_the_documents_exists_with_its_options(tasks: dict[str, str]) -> None:
-    told = [line for name in ("README.md", *(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))) for line in commands_of(name)]
+    told = [
+        line
+        for name in ("README.md", *(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md")))
+        for line in commands_of(name)
+    ]
     for line in told:
         words = line.partition(" -- ")[0].split()  # what follows belongs to the command
         if words[0] != "fab" or "→" in line or "demo" in words[1:2]:

@@ -34,8 +34,12 @@ from tests.support.interpreters import (
 )
 from tests.support.project import make_tree
 
+PLAIN = Settings()
 
-def plan(*interpreters: Mapping[str, Any], text: str = TEXT, settings: Settings = Settings(), **more: Any) -> EnvironmentPlan:  # noqa: B008
+
+def plan(
+    *interpreters: Mapping[str, Any], text: str = TEXT, settings: Settings = PLAIN, **more: Any
+) -> EnvironmentPlan:
     found = plan_environment(make_facts(*interpreters, **more), settings, text)
     if found.args:
         check_plan(dict(found.args))
@@ -48,7 +52,9 @@ def plan(*interpreters: Mapping[str, Any], text: str = TEXT, settings: Settings 
 
 def test_kept_when_nothing_changed_and_without_looking_further() -> None:
     found = plan(inspected=False, environments=[record()], gpu=gpu_facts())
-    assert (found.kind, found.why, found.key) == ("keep", KEPT, "0" * 16) and found.environment["python"] == "/v/python"
+    assert (found.kind, found.why, found.key) == ("keep", KEPT, "0" * 16) and found.environment[
+        "python"
+    ] == "/v/python"
 
 
 @pytest.mark.parametrize(
@@ -64,12 +70,18 @@ def test_kept_when_nothing_changed_and_without_looking_further() -> None:
     ],
 )
 def test_not_kept_when_anything_it_was_made_for_changed(change: dict[str, Any]) -> None:
-    assert plan(inspected=False, environments=[record(**change)], gpu=gpu_facts()).kind == "inspect-first"
+    assert (
+        plan(inspected=False, environments=[record(**change)], gpu=gpu_facts()).kind
+        == "inspect-first"
+    )
 
 
 def test_why_the_last_one_is_not_kept_is_said() -> None:
     spoilt = record(valid=False, changed="/usr/bin/python3 was replaced")
-    assert "the environment of before is not used: /usr/bin/python3 was replaced" in plan(image(), environments=[spoilt]).notes
+    assert (
+        "the environment of before is not used: /usr/bin/python3 was replaced"
+        in plan(image(), environments=[spoilt]).notes
+    )
 
 
 def test_a_gpu_that_hides_does_not_make_a_kept_environment_unfit() -> None:
@@ -85,12 +97,16 @@ from pathlib import Path
 from remote.deploy.deploy import environment, requirements_file
 from remote.records import Settings
 before = "packaging" in sys.modules
-text = requirements_file.read_requirements(Path({__file__!r}).parents[2], "trainer/requirements.txt")
+here = Path({__file__!r}).parents[2]
+text = requirements_file.read_requirements(here, "trainer/requirements.txt")
 made = {record()!r} | {{"requirements_hash": requirements_file.requirements_hash(text)}}
-plan = environment.plan_environment({{"environments": [made], "gpu": {gpu_facts()!r}}}, Settings(), text)
+facts = {{"environments": [made], "gpu": {gpu_facts()!r}}}
+plan = environment.plan_environment(facts, Settings(), text)
 print(plan.kind, before, "packaging" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
     assert done.stdout.split() == ["keep", "False", "False"], done.stderr
 
 
@@ -116,7 +132,10 @@ def test_what_its_packages_need_counts_too() -> None:
 
 def test_extras_and_markers_are_judged_by_the_interpreters_own() -> None:
     text = "demo[fast]; python_version < '3.11'\n"
-    base = {"packages": {"demo": "1"}, "requires": {"demo": ["speed>=2; extra == 'fast'", "slow; extra == 'slow'"]}}
+    base = {
+        "packages": {"demo": "1"},
+        "requires": {"demo": ["speed>=2; extra == 'fast'", "slow; extra == 'slow'"]},
+    }
     assert plan(interpreter("/p", "3.12.0", **base), text=text).kind == "as-is"
     found = plan(interpreter("/p", "3.10.0", **base), text=text, settings=Settings(python="/p"))
     assert found.kind == "venv" or found.args["install"] == ["speed>=2"]
@@ -133,7 +152,9 @@ def test_constraints_count_as_well() -> None:
 
 def test_an_address_is_satisfied_by_what_was_installed_from_it() -> None:
     text = "demo @ https://me:secret@host/demo-1-py3-none-any.whl\n"
-    same = interpreter("/p", packages={"demo": "1"}, urls={"demo": "https://host/demo-1-py3-none-any.whl"})
+    same = interpreter(
+        "/p", packages={"demo": "1"}, urls={"demo": "https://host/demo-1-py3-none-any.whl"}
+    )
     assert plan(same, text=text).kind == "as-is"
     assert plan(interpreter("/p", packages={"demo": "1"}), text=text).kind == "venv"
 
@@ -152,7 +173,10 @@ def test_only_what_is_missing_is_installed_and_torch_is_pinned() -> None:
     found = plan(image(), text=TEXT + "demo>=2\n", gpu=gpu_facts())
     assert found.kind == "overlay" and found.args["install"] == ["demo>=2"]
     assert found.args["constraints"] == ["torch==2.5.1+cu124"] and found.args["torch"] == {}
-    assert "1 missing package (demo) on top of /opt/conda/bin/python" in found.why and found.args["need_mib"] < 1000
+    assert (
+        "1 missing package (demo) on top of /opt/conda/bin/python" in found.why
+        and found.args["need_mib"] < 1000
+    )
 
 
 def test_on_top_of_a_venv_its_packages_are_named() -> None:
@@ -165,12 +189,17 @@ def test_a_missing_torchvision_comes_from_the_index_of_the_torch_that_is_there()
     found = plan(image(), text=TEXT + "torchvision\n", gpu=gpu_facts())
     assert found.kind == "overlay" and found.args["install"] == []
     assert found.args["torch"]["index"] == "https://download.pytorch.org/whl/cu124"
-    assert found.args["torch"]["requirements"] == ["torchvision"] and found.args["constraints"] == ["torch==2.5.1+cu124"]
+    assert found.args["torch"]["requirements"] == ["torchvision"] and found.args["constraints"] == [
+        "torch==2.5.1+cu124"
+    ]
 
 
 def test_a_base_without_torch_is_none() -> None:
     found = plan(interpreter("/usr/bin/python3", packages={"pytorch-lightning": "2.5.0"}))
-    assert found.kind == "venv" and found.args["install"] == ["torch<2.15,>=2.4", "pytorch-lightning>=2.5"]
+    assert found.kind == "venv" and found.args["install"] == [
+        "torch<2.15,>=2.4",
+        "pytorch-lightning>=2.5",
+    ]
 
 
 def test_a_torchvision_made_for_another_torch_is_not_mended_on_top() -> None:
@@ -195,37 +224,65 @@ def test_the_configured_one_is_always_the_base() -> None:
     lacking = plan(configured(), better, settings=MINE, text=TEXT + "demo\n")
     assert (lacking.kind, lacking.args["python"]) == ("overlay", "/my/python")
     bare = plan(configured(packages={}, torch={}), better, settings=MINE)
-    assert (bare.kind, bare.args["python"], bare.args["constraints"]) == ("overlay", "/my/python", [])
+    assert (bare.kind, bare.args["python"], bare.args["constraints"]) == (
+        "overlay",
+        "/my/python",
+        [],
+    )
     old = plan(configured(packages={**PACKAGES, "torch": "2.1"}), better, settings=MINE)
     assert (old.kind, old.args["python"]) == ("venv", "/my/python")
 
 
 def test_a_configured_cpu_build_on_a_gpu_server_is_an_error_with_its_remedy() -> None:
-    with pytest.raises(EnvironmentFailed, match=r"2\.5\.1\+cpu is a CPU build.*1 GPU\(s\) \(H100\)") as caught:
+    with pytest.raises(
+        EnvironmentFailed, match=r"2\.5\.1\+cpu is a CPU build.*1 GPU\(s\) \(H100\)"
+    ) as caught:
         plan(configured(torch=CPU_TORCH), settings=MINE, gpu=gpu_facts())
-    assert "remote.python" in str(caught.value.remedy) and "remote.torch: cpu" in str(caught.value.remedy)
-    assert plan(configured(torch=CPU_TORCH), settings=Settings(python="/my/python", torch="cpu"), gpu=gpu_facts()).kind == "as-is"
+    assert "remote.python" in str(caught.value.remedy) and "remote.torch: cpu" in str(
+        caught.value.remedy
+    )
+    assert (
+        plan(
+            configured(torch=CPU_TORCH),
+            settings=Settings(python="/my/python", torch="cpu"),
+            gpu=gpu_facts(),
+        ).kind
+        == "as-is"
+    )
     assert plan(configured(torch=CPU_TORCH), settings=MINE).kind == "as-is"
 
 
-@pytest.mark.parametrize(("gpu", "fits"), [(gpu_facts("470.1"), False), (gpu_facts("550.1"), True), (gpu_facts("580.1"), True)])
+@pytest.mark.parametrize(
+    ("gpu", "fits"),
+    [(gpu_facts("470.1"), False), (gpu_facts("550.1"), True), (gpu_facts("580.1"), True)],
+)
 def test_a_configured_torch_must_fit_driver_and_gpu(gpu: dict[str, Any], fits: bool) -> None:
     if fits:
         assert plan(configured(), settings=MINE, gpu=gpu).kind == "as-is"
     else:
-        with pytest.raises(EnvironmentFailed, match=r"CUDA 12\.4\) does not fit driver 470\.1 and H100"):
+        with pytest.raises(
+            EnvironmentFailed, match=r"CUDA 12\.4\) does not fit driver 470\.1 and H100"
+        ):
             plan(configured(), settings=MINE, gpu=gpu)
 
 
 def test_a_torch_without_kernels_for_the_gpu_is_passed_over() -> None:
     found = plan(image(), gpu=gpu_facts("580.1", cap="12.0", name="RTX 5090"))
     assert found.kind == "venv"
-    said = "torch 2.5.1+cu124 (CUDA 12.4) does not fit driver 580.1 and RTX 5090 (compute capability 12.0)"
+    said = (
+        "torch 2.5.1+cu124 (CUDA 12.4) does not fit driver 580.1 and RTX 5090 (compute capability"
+        " 12.0)"
+    )
     assert f"passed over /opt/conda/bin/python: {said}" in found.notes
 
 
-@pytest.mark.parametrize(("more", "said"), [({"problem": "/my/python does not exist"}, "does not exist"), ({"version": "3.9.1"}, "3.9.1")])
-def test_a_configured_one_that_is_unfit_is_never_replaced_in_silence(more: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [({"problem": "/my/python does not exist"}, "does not exist"), ({"version": "3.9.1"}, "3.9.1")],
+)
+def test_a_configured_one_that_is_unfit_is_never_replaced_in_silence(
+    more: dict[str, Any], said: str
+) -> None:
     with pytest.raises(EnvironmentFailed, match=said):
         plan(configured(**more), image(), settings=MINE)
 
@@ -235,7 +292,10 @@ def test_a_configured_one_that_is_unfit_is_never_replaced_in_silence(more: dict[
 
 def test_other_interpreters_with_an_unfit_torch_are_passed_over_and_the_reason_is_said() -> None:
     found = plan(image("/usr/bin/python3", torch=CPU_TORCH), gpu=gpu_facts())
-    assert found.kind == "venv" and "passed over /usr/bin/python3: torch 2.5.1+cpu is a CPU build" in found.notes
+    assert (
+        found.kind == "venv"
+        and "passed over /usr/bin/python3: torch 2.5.1+cpu is a CPU build" in found.notes
+    )
 
 
 def test_the_base_is_the_newest_that_torch_has_wheels_for_and_that_can_make_a_venv() -> None:
@@ -262,15 +322,21 @@ def test_the_base_is_the_newest_that_torch_has_wheels_for_and_that_can_make_a_ve
         (NO_GPU, "auto", "default"),
     ],
 )
-def test_the_torch_build_is_chosen_by_driver_and_capability(gpu: dict[str, Any], torch: str, build: str) -> None:
-    found = plan(interpreter("/p"), text=TEXT + "torchvision\n", gpu=gpu, settings=Settings(torch=torch))
+def test_the_torch_build_is_chosen_by_driver_and_capability(
+    gpu: dict[str, Any], torch: str, build: str
+) -> None:
+    found = plan(
+        interpreter("/p"), text=TEXT + "torchvision\n", gpu=gpu, settings=Settings(torch=torch)
+    )
     chosen = found.args["torch"]
     assert chosen["build"] == build
     if build == "default":
         assert "index" not in chosen and found.args["install"][0] == "torch<2.15,>=2.4"
     else:
         assert chosen["index"] == f"https://download.pytorch.org/whl/{build}"
-        assert chosen["requirements"] == ["torch<2.15,>=2.4", "torchvision"] and found.args["install"] == ["pytorch-lightning>=2.5"]
+        assert chosen["requirements"] == ["torch<2.15,>=2.4", "torchvision"] and found.args[
+            "install"
+        ] == ["pytorch-lightning>=2.5"]
     assert found.args["need_mib"] == (1500 if build == "cpu" else 7168)
 
 
@@ -285,9 +351,16 @@ def test_the_torch_build_is_chosen_by_driver_and_capability(gpu: dict[str, Any],
     ],
 )
 def test_whoever_names_the_source_of_torch_gets_it_from_there(line: str) -> None:
-    chosen = plan(interpreter("/p"), text=f"{line}\ntorch\ntorchvision\n", gpu=gpu_facts("550.1")).args
+    chosen = plan(
+        interpreter("/p"), text=f"{line}\ntorch\ntorchvision\n", gpu=gpu_facts("550.1")
+    ).args
     assert "index" not in chosen["torch"] and "torchvision" in chosen["install"]
-    assert plan(interpreter("/p"), text=f"{line}\ntorch\n", gpu=gpu_facts(), settings=Settings(torch="cu126")).args["torch"]["index"]
+    assert plan(
+        interpreter("/p"),
+        text=f"{line}\ntorch\n",
+        gpu=gpu_facts(),
+        settings=Settings(torch="cu126"),
+    ).args["torch"]["index"]
 
 
 def test_a_server_whose_pip_asks_no_index_is_not_sent_to_one() -> None:
@@ -311,7 +384,10 @@ def test_torch_is_needed_though_only_lightning_is_named() -> None:
 def test_options_go_along_and_no_password_is_shown() -> None:
     text = "-i https://me:secret@mirror/simple\n--find-links=/wheels\ndemo\n"
     found = plan(interpreter("/p"), text=text)
-    assert found.args["options"] == ["--index-url https://me:secret@mirror/simple", "--find-links /wheels"]
+    assert found.args["options"] == [
+        "--index-url https://me:secret@mirror/simple",
+        "--find-links /wheels",
+    ]
     kept = {name: value for name, value in found.args.items() if name != "options"}
     assert "secret" not in f"{found.why} {found.notes} {kept}"
 
@@ -335,52 +411,98 @@ def test_a_spoilt_environment_is_built_anew_beside_it_while_a_training_may_use_i
     again = plan(interpreter("/p"), environments=[spoilt], runs=[{"state": "running"}]).key
     assert again != key
     both = [spoilt, record(key=again, valid=False)]
-    assert plan(interpreter("/p"), environments=both, runs=[{"state": "running"}]).key not in (key, again)
+    assert plan(interpreter("/p"), environments=both, runs=[{"state": "running"}]).key not in (
+        key,
+        again,
+    )
 
 
 def test_an_interpreter_whose_packages_cannot_be_read_is_passed_over() -> None:
     broken = interpreter("/broken", "3.13.0", problem="no answer within 60 s", packages={})
     found = plan(broken, interpreter("/p"))
-    assert found.args["python"] == "/p" and "passed over /broken: no answer within 60 s" in found.notes
+    assert (
+        found.args["python"] == "/p" and "passed over /broken: no answer within 60 s" in found.notes
+    )
 
 
 def test_the_inspection_follows_what_is_named_with_its_extras() -> None:
-    assert inspection_detail("Demo_Pkg[b,a]>=1\n-i https://x/simple\ntorch\n") == ["demo-pkg[a,b]", "torch"]
+    assert inspection_detail("Demo_Pkg[b,a]>=1\n-i https://x/simple\ntorch\n") == [
+        "demo-pkg[a,b]",
+        "torch",
+    ]
 
 
-KNOWN = ["torch", "torchmetrics>1", "a; extra == 'b'", "1.0", "x @ file:///y", "2.5.1+cu124", "1.0.dev0"]
+KNOWN = [
+    "torch",
+    "torchmetrics>1",
+    "a; extra == 'b'",
+    "1.0",
+    "x @ file:///y",
+    "2.5.1+cu124",
+    "1.0.dev0",
+]
 WORDS = st.text(max_size=20) | st.sampled_from(KNOWN)
 
 
-@given(st.dictionaries(WORDS, WORDS, max_size=4), st.dictionaries(WORDS, st.lists(WORDS, max_size=4), max_size=4))
-def test_whatever_a_server_tells_of_its_packages_a_plan_comes_out(packages: dict[str, str], requires: dict[str, list[str]]) -> None:
+@given(
+    st.dictionaries(WORDS, WORDS, max_size=4),
+    st.dictionaries(WORDS, st.lists(WORDS, max_size=4), max_size=4),
+)
+def test_whatever_a_server_tells_of_its_packages_a_plan_comes_out(
+    packages: dict[str, str], requires: dict[str, list[str]]
+) -> None:
     merged = {**PACKAGES, **packages}
-    found = plan(image(packages=merged, requires={**requires, "torch": list(packages.values())}), gpu=gpu_facts())
+    found = plan(
+        image(packages=merged, requires={**requires, "torch": list(packages.values())}),
+        gpu=gpu_facts(),
+    )
     assert found.kind in ("as-is", "overlay", "venv")
 
 
 def test_programs_of_the_packages_below_run_in_the_environment_above(tmp_path: Path) -> None:
-    """An image's torchrun is on the PATH of an environment that was laid upon it, and starts that environment's python."""
-    make_tree(tmp_path / "below", {
-        "tool.py": "import sys\nclass Main:\n    @staticmethod\n    def run():\n        print(sys.prefix, sys.argv[1:])\n",
-        "tool-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: tool\nVersion: 1\n",
-        "tool-1.dist-info/entry_points.txt": "[console_scripts]\ntool = tool:Main.run\nextra = tool:Main.run [all]\n[other]\nno = tool:x\n",
-    })  # fmt: skip
+    """An image's torchrun is on the PATH of an environment that was laid upon it, and starts that
+    environment's python."""
+    make_tree(
+        tmp_path / "below",
+        {
+            "tool.py": (
+                "import sys\nclass Main:\n    @staticmethod\n    def run():\n       "
+                " print(sys.prefix, sys.argv[1:])\n"
+            ),
+            "tool-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: tool\nVersion: 1\n",
+            "tool-1.dist-info/entry_points.txt": (
+                "[console_scripts]\ntool = tool:Main.run\nextra = tool:Main.run [all]\n[other]\nno"
+                " = tool:x\n"
+            ),
+        },
+    )
     above = tmp_path / "with a blank"
     venv.create(above, with_pip=False)
     (site,) = above.glob("lib/python*/site-packages")
     (site / "below.pth").write_text(str(tmp_path / "below"))
     subprocess.run([above / "bin" / "python", "-I", "-c", SCRIPTS], check=True)
     for name in ("tool", "extra"):
-        told = subprocess.run([above / "bin" / name, "a b"], capture_output=True, text=True, check=True).stdout
+        told = subprocess.run(
+            [above / "bin" / name, "a b"], capture_output=True, text=True, check=True
+        ).stdout
         assert told == f"{above} ['a b']\n"
     assert not (above / "bin" / "no").exists()
 
 
 def test_the_base_interpreters_programs_follow_the_environments(tmp_path: Path) -> None:
-    make_tree(tmp_path, {
-        "over/pyvenv.cfg": "home = /opt/conda/bin\ninclude-system-site-packages = true\nversion = 3.11\n",
-        "alone/pyvenv.cfg": "home = /opt/conda/bin\ninclude-system-site-packages = false\n", "plain/bin/python": "",
-    })  # fmt: skip
+    make_tree(
+        tmp_path,
+        {
+            "over/pyvenv.cfg": (
+                "home = /opt/conda/bin\ninclude-system-site-packages = true\nversion = 3.11\n"
+            ),
+            "alone/pyvenv.cfg": "home = /opt/conda/bin\ninclude-system-site-packages = false\n",
+            "plain/bin/python": "",
+        },
+    )
     assert base_programs(str(tmp_path / "over/bin/python")) == ["/opt/conda/bin"]
-    assert base_programs(str(tmp_path / "alone/bin/python")) == [] == base_programs(str(tmp_path / "plain/bin/python"))
+    assert (
+        base_programs(str(tmp_path / "alone/bin/python"))
+        == []
+        == base_programs(str(tmp_path / "plain/bin/python"))
+    )

@@ -21,7 +21,9 @@ def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def receive(directory: Path, files: list[RemoteFile], events: list[tuple[dict[str, Any], bytes]]) -> Receiver:
+def receive(
+    directory: Path, files: list[RemoteFile], events: list[tuple[dict[str, Any], bytes]]
+) -> Receiver:
     plan = plan_fetch(files, lambda file: read_local(directory, file))
     receiver = Receiver(directory, plan, Fetched(directory, {}), lambda done, total: None)
     try:
@@ -76,8 +78,16 @@ def test_an_unchanged_file_is_not_touched(tmp_path: Path) -> None:
 
 
 def test_wrong_bytes_never_get_the_name(tmp_path: Path) -> None:
-    receiver = receive(tmp_path, [RemoteFile("a", 3, 0o644, None)], [({"file": "a", "offset": 0, "done": sha(b"abc")}, b"abX")])
-    assert [file.path for file in receiver.wrong] == ["a"] and not (tmp_path / "a").exists() and not os.listdir(tmp_path / PARTS)
+    receiver = receive(
+        tmp_path,
+        [RemoteFile("a", 3, 0o644, None)],
+        [({"file": "a", "offset": 0, "done": sha(b"abc")}, b"abX")],
+    )
+    assert (
+        [file.path for file in receiver.wrong] == ["a"]
+        and not (tmp_path / "a").exists()
+        and not os.listdir(tmp_path / PARTS)
+    )
 
 
 def test_known_source_is_not_asked_for(tmp_path: Path) -> None:
@@ -88,44 +98,84 @@ def test_known_source_is_not_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_hash_that_differs_from_the_release_is_wrong(tmp_path: Path) -> None:
-    receiver = receive(tmp_path, [RemoteFile("source/a", 3, 0o644, sha(b"abc"))], [whole("source/a", b"xyz")])
+    receiver = receive(
+        tmp_path, [RemoteFile("source/a", 3, 0o644, sha(b"abc"))], [whole("source/a", b"xyz")]
+    )
     assert receiver.wrong
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        "../a", "/etc/passwd", "a/../../b", "", ".", "a//b", "a/./b", "a\0b", "x" * 300, ".fetch", ".fetch/a", "a/", "/", "..", "a/..",
+        "../a",
+        "/etc/passwd",
+        "a/../../b",
+        "",
+        ".",
+        "a//b",
+        "a/./b",
+        "a\0b",
+        "x" * 300,
+        ".fetch",
+        ".fetch/a",
+        "a/",
+        "/",
+        "..",
+        "a/..",
         "y/" * 1500,
     ],
-)  # fmt: skip
+)
 def test_paths_that_lead_elsewhere_are_refused(path: str) -> None:
     with pytest.raises(ProtocolError):
         checked_manifest([[path, 1, 0o644, None]])
 
 
-@pytest.mark.parametrize("path", ["a:b", "con", "NUL.txt", "a\\b", "a ", "a.", "x|y", "a\nb", "C:/x"])
+@pytest.mark.parametrize(
+    "path", ["a:b", "con", "NUL.txt", "a\\b", "a ", "a.", "x|y", "a\nb", "C:/x"]
+)
 def test_windows_refuses_what_its_file_system_twists(path: str) -> None:
     assert not holds_name(path, "win32") and holds_name(path, "linux")
-    files, left = checked_manifest([[path, 1, 0o644, None], ["b", 1, 0o644, None]], "win32") if path != "C:/x" else ([], [])
+    files, left = (
+        checked_manifest([[path, 1, 0o644, None], ["b", 1, 0o644, None]], "win32")
+        if path != "C:/x"
+        else ([], [])
+    )
     assert [file.path for file in files] in (["b"], []) and all(row.lost for row in left)
 
 
 def test_names_that_a_disk_takes_for_one_are_not_written_over_each_other() -> None:
-    rows = [["Model.pt", 1, 0o644, None], ["model.pt", 2, 0o644, None], ["e\u0301", 1, 0o644, None], ["\u00e9", 1, 0o644, None]]
+    rows = [
+        ["Model.pt", 1, 0o644, None],
+        ["model.pt", 2, 0o644, None],
+        ["e\u0301", 1, 0o644, None],
+        ["\u00e9", 1, 0o644, None],
+    ]
     files, left = checked_manifest(rows, "darwin")
-    assert [file.path for file in files] == ["Model.pt", "e\u0301"] and [row.path for row in left] == ["model.pt", "\u00e9"]
+    assert [file.path for file in files] == ["Model.pt", "e\u0301"] and [
+        row.path for row in left
+    ] == ["model.pt", "\u00e9"]
     assert all(row.lost for row in left) and len(checked_manifest(rows, "linux")[0]) == 4
 
 
 @pytest.mark.parametrize(
     "row",
     [
-        ["a", -1, 0o644, None], ["a", 1 << 60, 0o644, None], ["a", True, 0o644, None], ["a", "1", 0o644, None], ["a", 1, 0o4755, None],
-        ["a", 1, 0o644, "short"], ["a", 1, 0o644], "a", None, 5, [None, 1, 0o644, None], ["a", 1, 0o600, None],
-        ["source/a", 10000, SYMLINK, None], ["a", 1.5, 0o644, None],
+        ["a", -1, 0o644, None],
+        ["a", 1 << 60, 0o644, None],
+        ["a", True, 0o644, None],
+        ["a", "1", 0o644, None],
+        ["a", 1, 0o4755, None],
+        ["a", 1, 0o644, "short"],
+        ["a", 1, 0o644],
+        "a",
+        None,
+        5,
+        [None, 1, 0o644, None],
+        ["a", 1, 0o600, None],
+        ["source/a", 10000, SYMLINK, None],
+        ["a", 1.5, 0o644, None],
     ],
-)  # fmt: skip
+)
 def test_impossible_rows_are_refused(row: Any) -> None:
     with pytest.raises(ProtocolError):
         checked_manifest([row])
@@ -149,7 +199,9 @@ def test_a_file_named_twice_is_refused() -> None:
         [whole("a", b"abc"), whole("a", b"abc")],
     ],
 )
-def test_a_server_that_breaks_the_order_is_refused(tmp_path: Path, events: list[tuple[dict[str, Any], bytes]]) -> None:
+def test_a_server_that_breaks_the_order_is_refused(
+    tmp_path: Path, events: list[tuple[dict[str, Any], bytes]]
+) -> None:
     with pytest.raises(ProtocolError):
         receive(tmp_path, [RemoteFile("a", 3, 0o644, None)], events)
     assert not (tmp_path / "b").exists()
@@ -159,7 +211,11 @@ def test_a_server_that_breaks_the_order_is_refused(tmp_path: Path, events: list[
 def test_links_out_of_the_source_are_refused(tmp_path: Path, target: str) -> None:
     data = target.encode()
     with pytest.raises(ProtocolError, match="link"):
-        receive(tmp_path, [RemoteFile("source/l", len(data), SYMLINK, sha(data))], [whole("source/l", data)])
+        receive(
+            tmp_path,
+            [RemoteFile("source/l", len(data), SYMLINK, sha(data))],
+            [whole("source/l", data)],
+        )
     assert not (tmp_path / "source/l").is_symlink()
 
 
@@ -172,7 +228,11 @@ def test_links_out_of_the_run_are_refused(tmp_path: Path, target: str) -> None:
 
 
 def test_a_link_to_another_file_of_the_run_comes_as_one(tmp_path: Path) -> None:
-    receive(tmp_path, [RemoteFile("work/last", 14, SYMLINK, None)], [whole("work/last", b"../checkpoints")])
+    receive(
+        tmp_path,
+        [RemoteFile("work/last", 14, SYMLINK, None)],
+        [whole("work/last", b"../checkpoints")],
+    )
     assert os.readlink(tmp_path / "work/last") == "../checkpoints"
 
 

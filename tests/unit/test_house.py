@@ -1,4 +1,5 @@
-"""The house: which room may import from which, and what only one room may do. The picture is in docs/architecture.md."""
+"""The house: which room may import from which, and what only one room may do. The picture is in
+docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -8,13 +9,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-LAPTOP = ("errors", "records", "screen", "project", "ssh", "link", "deploy", "transfer", "runs", "submission", "loopback", "tasks")
+LAPTOP = (
+    "errors",
+    "records",
+    "screen",
+    "project",
+    "ssh",
+    "link",
+    "deploy",
+    "transfer",
+    "runs",
+    "submission",
+    "loopback",
+    "tasks",
+)
 AGENT = ("calls", "shared", "root", "machine", "releases", "data", "environments", "runs", "serve")
 """Each may import from those before it, and none from those behind it."""
 
 
 def imports(file: Path) -> Iterator[str]:
-    """Full names of what a file imports, inside functions too; `from package import name` gives package.name."""
+    """Full names of what a file imports, inside functions too; `from package import name` gives
+    package.name."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -27,7 +42,9 @@ def rooms(package: Path, order: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
     """(room, file) of everything in the package but its own entrances."""
     for file in sorted(package.rglob("*.py")):
         parts = file.relative_to(package).with_suffix("").parts
-        if parts[0] not in ("__init__", "__main__") and not (package.name == "remote" and parts[0] == "agent"):
+        if parts[0] not in ("__init__", "__main__") and not (
+            package.name == "remote" and parts[0] == "agent"
+        ):
             assert parts[0] in order, f"{file}: a room that stands in no order"
             yield parts[0], file
 
@@ -57,7 +74,11 @@ def test_the_agent_s_imports_go_one_way_and_to_the_standard_library() -> None:
 
 
 def test_the_trainer_knows_nothing_of_the_orchestrator() -> None:
-    assert [file for file in (ROOT / "trainer").rglob("*.py") if any(name.split(".")[0] == "remote" for name in imports(file))] == []
+    assert [
+        file
+        for file in (ROOT / "trainer").rglob("*.py")
+        if any(name.split(".")[0] == "remote" for name in imports(file))
+    ] == []
 
 
 def test_only_the_ssh_room_knows_paramiko_and_only_the_screen_prints() -> None:
@@ -66,5 +87,9 @@ def test_only_the_ssh_room_knows_paramiko_and_only_the_screen_prints() -> None:
             assert not any(name.split(".")[0] == "paramiko" for name in imports(file)), file
         if file.name == "run_progress.py":  # belongs to the user's project
             continue
-        calls = [node.func for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        calls = [
+            node.func
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call)
+        ]
         assert not any(isinstance(call, ast.Name) and call.id == "print" for call in calls), file

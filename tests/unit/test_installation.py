@@ -1,4 +1,5 @@
-"""The agent's side of an environment, as far as it is pure: why it failed, how it is made, what the proof means."""
+"""The agent's side of an environment, as far as it is pure: why it failed, how it is made, what the
+proof means."""
 
 from __future__ import annotations
 
@@ -17,11 +18,18 @@ from remote.agent.shared.text import redact
 
 PLACE = Place("/r/env/k/build.log", "/data", 900, 7168, "3.10.4", "2.31")
 FAILURES = [
-    ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "the disk is full at /data (0.9 GiB free"),
     (
-        "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(': Failed to establish a new connection: "
-        "[Errno -3] Temporary failure in name resolution')': /simple/torch/\nERROR: Could not find a version that satisfies the "
-        "requirement torch (from versions: none)\nERROR: No matching distribution found for torch",
+        "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+        "the disk is full at /data (0.9 GiB free",
+    ),
+    (
+        (
+            "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(':"
+            " Failed to establish a new connection: [Errno -3] Temporary failure in name"
+            " resolution')': /simple/torch/\nERROR: Could not find a version that satisfies the"
+            " requirement torch (from versions: none)\nERROR: No matching distribution found for"
+            " torch"
+        ),
         "the package index can't be reached from the server",
     ),
     (
@@ -29,32 +37,48 @@ FAILURES = [
         "the package index (index.example) can't be reached from the server",
     ),
     (
-        "error: Failed to fetch: `https://me:pw@mirror.org/simple/`\n  Caused by: error sending request for url",
+        (
+            "error: Failed to fetch: `https://me:pw@mirror.org/simple/`\n  Caused by: error sending"
+            " request for url"
+        ),
         "the package index (mirror.org) can't be reached from the server",
     ),
     (
-        "ERROR: Cannot install a==2 and b==1 because these package versions have conflicting dependencies.",
+        (
+            "ERROR: Cannot install a==2 and b==1 because these package versions have conflicting"
+            " dependencies."
+        ),
         "the requirements contradict each other: a==2 and b==1",
     ),
     (
-        "ERROR: Could not find a version that satisfies the requirement demo>=9 (from versions: 1.0, 1.1)\n"
-        "ERROR: No matching distribution found for demo>=9",
+        (
+            "ERROR: Could not find a version that satisfies the requirement demo>=9 (from versions:"
+            " 1.0, 1.1)\nERROR: No matching distribution found for demo>=9"
+        ),
         "the requirement demo>=9 can't be satisfied; the newest offered is 1.1",
     ),
     (
-        "ERROR: Ignored the following versions that require a different python version: 2.6.0 Requires-Python >=3.11\n"
-        "ERROR: No matching distribution found for numpy>=2.6",
+        (
+            "ERROR: Ignored the following versions that require a different python version: 2.6.0"
+            " Requires-Python >=3.11\nERROR: No matching distribution found for numpy>=2.6"
+        ),
         "numpy>=2.6 needs python ≥ 3.11, this is 3.10.4",
     ),
     (
-        "  × No solution found when resolving dependencies:\n  ╰─▶ Because only demo==1.0 is available\n      and you require demo>=9, no.",
+        (
+            "  × No solution found when resolving dependencies:\n  ╰─▶ Because only demo==1.0 is"
+            " available\n      and you require demo>=9, no."
+        ),
         "can't be satisfied: Because only demo==1.0 is available and you require demo>=9",
     ),
     (
         "error: command 'gcc' failed: No such file\nERROR: Failed building wheel for foo",
         "foo has no ready wheel for this python and could not be compiled: gcc is missing",
     ),
-    ("OSError: [Errno 13] Permission denied: '/x/y'\nCheck the permissions.", "permission denied: /x/y"),
+    (
+        "OSError: [Errno 13] Permission denied: '/x/y'\nCheck the permissions.",
+        "permission denied: /x/y",
+    ),
     ("noise\nValueError: strange\nmore", "the installation failed: ValueError: strange"),
     ("", "the installation failed: exit code 1"),
 ]
@@ -88,7 +112,12 @@ def test_any_output_gives_a_reason(output: str) -> None:
     ],
 )
 def test_a_venv_is_made_in_whichever_way_there_is(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, has: list[str], uv: str | None, inherit: bool, made_by: str
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    has: list[str],
+    uv: str | None,
+    inherit: bool,
+    made_by: str,
 ) -> None:
     monkeypatch.setattr(installers, "_imports", lambda python, module: module in has)
     monkeypatch.setattr("shutil.which", lambda name: None)
@@ -112,24 +141,44 @@ def test_no_way_to_make_a_venv_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path
         installers.make_venv(lambda *_: 0, "/p", str(tmp_path / "v"), False, None)
 
 
-def test_mirrors_of_pip_reach_uv_and_torch_asks_its_own_index_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "pip.conf").write_text("[global]\nindex-url = https://mirror/simple\ntrusted-host = mirror\n[install]\nfind-links = /w\n")
+def test_mirrors_of_pip_reach_uv_and_torch_asks_its_own_index_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "pip.conf").write_text(
+        "[global]\nindex-url = https://mirror/simple\ntrusted-host = mirror\n[install]\nfind-links"
+        " = /w\n"
+    )
     for name in ("PIP_INDEX_URL", "PIP_FIND_LINKS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://extra/simple")
     config = installers.pip_config()
     lines = installers.index_lines(config)
-    assert {"--index-url https://mirror/simple", "--extra-index-url https://extra/simple", "--find-links /w"} <= set(lines)
+    assert {
+        "--index-url https://mirror/simple",
+        "--extra-index-url https://extra/simple",
+        "--find-links /w",
+    } <= set(lines)
     assert installers.uv_environment(config)["UV_INSECURE_HOST"] == "mirror"
     own = installers.merge_options(lines, ["--index-url https://torch/whl", "torch"])
-    assert [line for line in own if line.startswith("--index-url")] == ["--index-url https://torch/whl"]
+    assert [line for line in own if line.startswith("--index-url")] == [
+        "--index-url https://torch/whl"
+    ]
     isolated = installers.isolated_environment({"PIP_INDEX_URL": "https://x", "HOME": "/h"}, config)
-    assert "PIP_INDEX_URL" not in isolated and isolated["PIP_CONFIG_FILE"] == "/dev/null" and isolated["PIP_FIND_LINKS"] == "/w"
+    assert (
+        "PIP_INDEX_URL" not in isolated
+        and isolated["PIP_CONFIG_FILE"] == "/dev/null"
+        and isolated["PIP_FIND_LINKS"] == "/w"
+    )
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"), [("https://me:pw@h/s", "https://****@h/s"), ("git+ssh://git@h/r", "git+ssh://****@h/r"), ("a @ b", "a @ b")]
+    ("text", "shown"),
+    [
+        ("https://me:pw@h/s", "https://****@h/s"),
+        ("git+ssh://git@h/r", "git+ssh://****@h/r"),
+        ("a @ b", "a @ b"),
+    ],
 )
 def test_passwords_in_addresses_are_not_shown(text: str, shown: str) -> None:
     assert redact(text) == shown
@@ -157,26 +206,70 @@ def proof(*devices: dict[str, Any], **more: Any) -> dict[str, Any]:
     ("proved", "raw", "cards", "ok", "gpu", "reason"),
     [
         (proof(GOOD), RAW, CARDS, True, True, None),
-        (proof(available=False), {"found": False}, [], True, False, "no GPU: training will run on the CPU"),
-        (proof(available=False), {"found": True, "gpus": {"exit": 18}}, [], False, False, "nvidia-smi fails"),
+        (
+            proof(available=False),
+            {"found": False},
+            [],
+            True,
+            False,
+            "no GPU: training will run on the CPU",
+        ),
+        (
+            proof(available=False),
+            {"found": True, "gpus": {"exit": 18}},
+            [],
+            False,
+            False,
+            "nvidia-smi fails",
+        ),
         (proof(GOOD), RAW, CARDS * 2, True, True, "torch sees 1 of 2 GPUs"),
-        (proof(GOOD | {"ok": False, "busy": True, "problem": "CUDA out of memory"}), RAW, CARDS, False, False, "full or reserved"),
+        (
+            proof(GOOD | {"ok": False, "busy": True, "problem": "CUDA out of memory"}),
+            RAW,
+            CARDS,
+            False,
+            False,
+            "full or reserved",
+        ),
     ],
 )
 def test_what_a_trial_means(
-    proved: dict[str, Any], raw: dict[str, Any], cards: list[dict[str, str]], ok: bool, gpu: bool, reason: str | None
+    proved: dict[str, Any],
+    raw: dict[str, Any],
+    cards: list[dict[str, str]],
+    ok: bool,
+    gpu: bool,
+    reason: str | None,
 ) -> None:
     told = judge(proved, raw, cards, {})
-    assert (told["ok"], told["gpu"]) == (ok, gpu) and (told["reason"] is None if reason is None else reason in told["reason"])
+    assert (told["ok"], told["gpu"]) == (ok, gpu) and (
+        told["reason"] is None if reason is None else reason in told["reason"]
+    )
 
 
 @pytest.mark.parametrize(
     ("proved", "message", "remedy"),
     [
-        (proof(cuda=None, available=False), "is a build for the CPU, but the server has 1 GPU", "remote.torch: cu126"),
-        (proof(available=False, cuda="13.0"), r"torch 2.5 \(CUDA 13.0\) needs driver ≥ 580; this is 550.1", "remote.torch: cu126"),
-        (proof(available=False, warnings=["CUDA unknown error"]), "can't use the GPU: CUDA unknown error", "nvidia-smi"),
-        (proof(GOOD | {"ok": False, "problem": "CUDA error: no kernel image is available"}), r"no kernels for H100 \(sm_90\)", "cu126"),
+        (
+            proof(cuda=None, available=False),
+            "is a build for the CPU, but the server has 1 GPU",
+            "remote.torch: cu126",
+        ),
+        (
+            proof(available=False, cuda="13.0"),
+            r"torch 2.5 \(CUDA 13.0\) needs driver ≥ 580; this is 550.1",
+            "remote.torch: cu126",
+        ),
+        (
+            proof(available=False, warnings=["CUDA unknown error"]),
+            "can't use the GPU: CUDA unknown error",
+            "nvidia-smi",
+        ),
+        (
+            proof(GOOD | {"ok": False, "problem": "CUDA error: no kernel image is available"}),
+            r"no kernels for H100 \(sm_90\)",
+            "cu126",
+        ),
         (
             proof(GOOD | {"ok": False, "problem": "it computes 1 where 2 is right"}),
             "gpu 0 .* fails in torch 2.5: it computes 1",
@@ -189,9 +282,16 @@ def test_what_a_trial_means(
         ),
     ],
 )
-def test_what_does_not_work_together_is_an_error_with_its_remedy(proved: dict[str, Any], message: str, remedy: str) -> None:
+def test_what_does_not_work_together_is_an_error_with_its_remedy(
+    proved: dict[str, Any], message: str, remedy: str
+) -> None:
     with pytest.raises(Refusal, match=message) as caught:
-        judge(proved, RAW, CARDS, {"kind": "venv", "base": "/usr/bin/python3", "wanted": {"torch": "auto"}})
+        judge(
+            proved,
+            RAW,
+            CARDS,
+            {"kind": "venv", "base": "/usr/bin/python3", "wanted": {"torch": "auto"}},
+        )
     assert remedy in str(caught.value.remedy)
 
 

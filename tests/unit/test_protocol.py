@@ -27,7 +27,10 @@ def reader(data: bytes):  # type: ignore[no-untyped-def]
 
 @given(st.dictionaries(st.text(), st.text() | st.integers() | st.none()), st.binary())
 def test_round_trip(message: dict[str, object], blob: bytes) -> None:
-    assert protocol.read_frame(reader(protocol.encode(message, len(blob)) + blob)) == (message, blob)
+    assert protocol.read_frame(reader(protocol.encode(message, len(blob)) + blob)) == (
+        message,
+        blob,
+    )
 
 
 def test_a_name_that_is_no_unicode_survives() -> None:
@@ -68,7 +71,9 @@ def test_a_bomb_does_not_unpack_beyond_its_announcement() -> None:
         protocol.unpack(blob, 1000)
 
 
-def test_the_bootstrap_refuses_an_old_python_before_it_does_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bootstrap_refuses_an_old_python_before_it_does_anything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     text = (Path(protocol.__file__).parents[1] / "serve" / "bootstrap.py").read_text()
     monkeypatch.setattr(sys, "version_info", (3, 7, 16))
     with pytest.raises(SystemExit) as ended:

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from remote.agent.shared import protocol
 from remote.agent.shared.trees import SYMLINK, tree_hash
 from remote.errors import UsageError
-from remote.project.release import build_release, is_private_key, plan_release, project_identity, upload_frames
+from remote.project.release import (
+    build_release,
+    is_private_key,
+    plan_release,
+    project_identity,
+    upload_frames,
+)
 from tests.support.project import HOSTILE, Executable, Link, commit, make_tree
 
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\n" + "b3BlbnNzaC1rZXktdjEAAAAABG5vbmU" * 8
@@ -25,16 +31,30 @@ def paths(project: Path, **options: object) -> list[str]:
 
 def git_listing(project: Path) -> list[str]:
     output = subprocess.run(
-        ["git", "-C", str(project), "ls-files", "-z", "--cached", "--others", "--exclude-standard"], capture_output=True, check=True
+        ["git", "-C", str(project), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        check=True,
     )
-    return sorted(os.fsdecode(name) for name in output.stdout.split(b"\0") if name and os.path.lexists(project / os.fsdecode(name)))
+    return sorted(
+        os.fsdecode(name)
+        for name in output.stdout.split(b"\0")
+        if name and os.path.lexists(project / os.fsdecode(name))
+    )
 
 
 def test_takes_exactly_what_git_would_track(tmp_path: Path) -> None:
-    make_tree(tmp_path, {
-        "a.py": "1", "gone.py": "2", "keep.log": "3", ".gitignore": "*.log\n!keep.log\ndir/*\n!dir/wanted\n", "x.log": "4",
-        "dir/wanted": "5", "dir/other": "6",
-    })  # fmt: skip
+    make_tree(
+        tmp_path,
+        {
+            "a.py": "1",
+            "gone.py": "2",
+            "keep.log": "3",
+            ".gitignore": "*.log\n!keep.log\ndir/*\n!dir/wanted\n",
+            "x.log": "4",
+            "dir/wanted": "5",
+            "dir/other": "6",
+        },
+    )
     commit(tmp_path, "first")
     (tmp_path / "gone.py").unlink()
     (tmp_path / "a.py").write_text("changed")
@@ -44,11 +64,17 @@ def test_takes_exactly_what_git_would_track(tmp_path: Path) -> None:
     (tmp_path / ".git" / "info" / "exclude").write_text("secretly\n")
     make_tree(tmp_path, {"secretly": "9"})
     assert paths(tmp_path) == git_listing(tmp_path)
-    assert "secretly" not in paths(tmp_path) and "tracked.log" in paths(tmp_path) and "gone.py" not in paths(tmp_path)
+    assert (
+        "secretly" not in paths(tmp_path)
+        and "tracked.log" in paths(tmp_path)
+        and "gone.py" not in paths(tmp_path)
+    )
 
 
 def test_a_repository_inside_is_part_of_the_tree(tmp_path: Path) -> None:
-    make_tree(tmp_path, {"a.py": "1", "inner/b.py": "2", "inner/.gitignore": "c.py\n", "inner/c.py": "3"})
+    make_tree(
+        tmp_path, {"a.py": "1", "inner/b.py": "2", "inner/.gitignore": "c.py\n", "inner/c.py": "3"}
+    )
     commit(tmp_path / "inner", "inner")
     commit(tmp_path, "outer")
     assert paths(tmp_path) == ["a.py", "inner/.gitignore", "inner/b.py"]
@@ -59,31 +85,62 @@ def test_hostile_names_and_kinds(tmp_path: Path) -> None:
     entries = {entry.path: entry for entry in build_release(tmp_path, 50).entries}
     assert set(entries) == set(HOSTILE)
     for name, content in HOSTILE.items():
-        expected = 0o755 if isinstance(content, Executable) else SYMLINK if isinstance(content, Link) else 0o644
+        expected = (
+            0o755
+            if isinstance(content, Executable)
+            else SYMLINK
+            if isinstance(content, Link)
+            else 0o644
+        )
         assert entries[name].mode == expected, name
 
 
 def test_without_git_rubbish_stays_here(tmp_path: Path) -> None:
-    make_tree(tmp_path, {
-        "a.py": "1", "__pycache__/a.pyc": "2", "runs/x": "3", "results/y": "4", "data/z": "5", "my env/pyvenv.cfg": "6",
-        "my env/lib/x.py": "7", "sub/data.py": "8",
-    })  # fmt: skip
+    make_tree(
+        tmp_path,
+        {
+            "a.py": "1",
+            "__pycache__/a.pyc": "2",
+            "runs/x": "3",
+            "results/y": "4",
+            "data/z": "5",
+            "my env/pyvenv.cfg": "6",
+            "my env/lib/x.py": "7",
+            "sub/data.py": "8",
+        },
+    )
     assert paths(tmp_path) == ["a.py", "sub/data.py"]
 
 
 def test_secrets_and_large_files_are_left_out_and_named(tmp_path: Path) -> None:
-    make_tree(tmp_path, {
-        "a.py": "1", ".env": "TOKEN=1", "sub/.env.local": "2", ".env.example": "3", "deploy_key": KEY,
-        "ca.pem": "-----BEGIN CERTIFICATE-----",
-        "both.pem": "-----BEGIN CERTIFICATE-----\n" * 4 + KEY, "notes.md": "a key begins with " + KEY, "big.bin": bytes(2 << 20),
-        "out": Link("/etc/passwd"), "up": Link("../x"), ".venv/pyvenv.cfg": "", ".venv/lib/x.py": "",
-    })  # fmt: skip
+    make_tree(
+        tmp_path,
+        {
+            "a.py": "1",
+            ".env": "TOKEN=1",
+            "sub/.env.local": "2",
+            ".env.example": "3",
+            "deploy_key": KEY,
+            "ca.pem": "-----BEGIN CERTIFICATE-----",
+            "both.pem": "-----BEGIN CERTIFICATE-----\n" * 4 + KEY,
+            "notes.md": "a key begins with " + KEY,
+            "big.bin": bytes(2 << 20),
+            "out": Link("/etc/passwd"),
+            "up": Link("../x"),
+            ".venv/pyvenv.cfg": "",
+            ".venv/lib/x.py": "",
+        },
+    )
     commit(tmp_path, "first")
     release = build_release(tmp_path, 1)
     left = dict(release.left_out)
     assert set(left) == {".env", "sub/.env.local", "deploy_key", "both.pem", "big.bin", "out", "up"}
     assert "2 MiB" in left["big.bin"]
-    assert [entry.path for entry in release.entries][:3] == [".env.example", ".venv/lib/x.py", ".venv/pyvenv.cfg"]
+    assert [entry.path for entry in release.entries][:3] == [
+        ".env.example",
+        ".venv/lib/x.py",
+        ".venv/pyvenv.cfg",
+    ]
     assert "big.bin" in paths(tmp_path, include="*.bin, deploy_key")
 
 
@@ -99,7 +156,14 @@ def test_an_untracked_virtual_environment_stays_here(tmp_path: Path) -> None:
 def test_fetched_results_are_not_sent_back(tmp_path: Path) -> None:
     make_tree(tmp_path, {"a.py": "1"})
     commit(tmp_path, "first")
-    make_tree(tmp_path, {"results/20260101-000000-run-12ab/source/b.py": "2", "results/.pending/x.agent": "", "results/plot.py": "3"})
+    make_tree(
+        tmp_path,
+        {
+            "results/20260101-000000-run-12ab/source/b.py": "2",
+            "results/.pending/x.agent": "",
+            "results/plot.py": "3",
+        },
+    )
     release = build_release(tmp_path, 50)
     assert [entry.path for entry in release.entries] == ["a.py", "results/plot.py"]
     assert release.left_out == (("results/", "fetched runs"),)
@@ -107,27 +171,61 @@ def test_fetched_results_are_not_sent_back(tmp_path: Path) -> None:
 
 def test_without_git_code_is_sent_whatever_its_folder_is_called(tmp_path: Path) -> None:
     """A downloaded ZIP: what is left out is named with its reason."""
-    make_tree(tmp_path, {
-        "train.py": "1", "data/__init__.py": "", "data/small.csv": "1,2", "logs/events.out": "x",
-        "runs/20260101-000000-a-12ab/source/x.py": "",
-        "pkg/results/table.py": "", ".venv/pyvenv.cfg": "", ".venv/lib/y.py": "", ".pytest_cache/z": "", "pkg/__pycache__/q.pyc": "",
-    })  # fmt: skip
+    make_tree(
+        tmp_path,
+        {
+            "train.py": "1",
+            "data/__init__.py": "",
+            "data/small.csv": "1,2",
+            "logs/events.out": "x",
+            "runs/20260101-000000-a-12ab/source/x.py": "",
+            "pkg/results/table.py": "",
+            ".venv/pyvenv.cfg": "",
+            ".venv/lib/y.py": "",
+            ".pytest_cache/z": "",
+            "pkg/__pycache__/q.pyc": "",
+        },
+    )
     release = build_release(tmp_path, 50)
-    assert [entry.path for entry in release.entries] == ["data/__init__.py", "data/small.csv", "pkg/results/table.py", "train.py"]
+    assert [entry.path for entry in release.entries] == [
+        "data/__init__.py",
+        "data/small.csv",
+        "pkg/results/table.py",
+        "train.py",
+    ]
     assert dict(release.left_out) == {
-        "logs/": "no code in it: taken for data or results", "runs/": "no code in it: taken for data or results",
-        ".venv/": "a virtual environment", ".pytest_cache/": "a cache or a tool's own",
-    }  # fmt: skip
+        "logs/": "no code in it: taken for data or results",
+        "runs/": "no code in it: taken for data or results",
+        ".venv/": "a virtual environment",
+        ".pytest_cache/": "a cache or a tool's own",
+    }
     assert "logs/events.out" in paths(tmp_path, include="logs")
 
 
 def test_what_git_ignores_is_sent_where_it_is_included(tmp_path: Path) -> None:
     make_tree(tmp_path, {"a.py": "1", ".gitignore": "*.bin\n.env\nshards\n"})
     commit(tmp_path, "first")
-    make_tree(tmp_path, {"train.bin": "1", "deep/val.bin": "2", ".env": "KEY=1", "shards/0/x": "3", "other.txt": "4"})
+    make_tree(
+        tmp_path,
+        {
+            "train.bin": "1",
+            "deep/val.bin": "2",
+            ".env": "KEY=1",
+            "shards/0/x": "3",
+            "other.txt": "4",
+        },
+    )
     assert paths(tmp_path) == [".gitignore", "a.py", "other.txt"]
     found = paths(tmp_path, include="*.bin, .env, shards/")
-    assert found == [".env", ".gitignore", "a.py", "deep/val.bin", "other.txt", "shards/0/x", "train.bin"]
+    assert found == [
+        ".env",
+        ".gitignore",
+        "a.py",
+        "deep/val.bin",
+        "other.txt",
+        "shards/0/x",
+        "train.bin",
+    ]
     with pytest.raises(UsageError, match=r"'trian\.bin' matches no file; is it train\.bin"):
         build_release(tmp_path, 50, "a.py, trian.bin")
 
@@ -138,7 +236,11 @@ def test_a_submodule_without_its_content_is_one_line(tmp_path: Path) -> None:
     outer = make_tree(tmp_path / "outer", {"a.py": "1"})
     commit(outer, "first")
     for name in ("libs/one", "two"):
-        subprocess.run(["git", "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(inner), name], cwd=outer, check=True)
+        subprocess.run(
+            ["git", "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(inner), name],
+            cwd=outer,
+            check=True,
+        )
     commit(outer, "with submodules")
     subprocess.run(["git", "clone", "-q", str(outer), str(tmp_path / "clone")], check=True)
     with pytest.raises(UsageError) as caught:
@@ -161,7 +263,9 @@ def test_files_where_a_submodule_should_be_are_sent(tmp_path: Path) -> None:
 def test_a_project_that_an_outer_repository_ignores_is_told_so(tmp_path: Path) -> None:
     make_tree(tmp_path, {".gitignore": "mine\n", "a": "1"})
     commit(tmp_path, "first")
-    with pytest.raises(UsageError, match=r"no files to send in .*: the repository .* around it ignores them") as caught:
+    with pytest.raises(
+        UsageError, match=r"no files to send in .*: the repository .* around it ignores them"
+    ) as caught:
         build_release(make_tree(tmp_path / "mine", {"train.py": "1"}), 50)
     assert "git init" in str(caught.value.remedy)
 
@@ -187,16 +291,23 @@ def test_plan_says_why(tmp_path: Path) -> None:
     first = plan_release({"release_exists": False, "releases": []}, release)
     assert first.missing == frozenset({release.entries[0].sha256})
     assert plan_release({"release_exists": False, "releases": [1]}, release).missing is None
-    assert plan_release({"release_exists": False, "releases": [1], "missing": []}, release).missing == frozenset()
+    assert (
+        plan_release({"release_exists": False, "releases": [1], "missing": []}, release).missing
+        == frozenset()
+    )
 
 
 @given(st.lists(st.binary(max_size=5000), min_size=1, max_size=12))
-def test_frames_carry_every_content_once(tmp_path_factory: pytest.TempPathFactory, contents: list[bytes]) -> None:
+def test_frames_carry_every_content_once(
+    tmp_path_factory: pytest.TempPathFactory, contents: list[bytes]
+) -> None:
     project = tmp_path_factory.mktemp("p")
     make_tree(project, {f"f{i}": content for i, content in enumerate(contents)})
     release = build_release(project, 50, include="*")
     arrived: dict[str, bytes] = {}
-    for header, blob in upload_frames(project, release.entries, frozenset(entry.sha256 for entry in release.entries)):
+    for header, blob in upload_frames(
+        project, release.entries, frozenset(entry.sha256 for entry in release.entries)
+    ):
         total = sum(length for _, length, _ in header["pieces"])
         data = protocol.unpack(blob, total) if header["packed"] else blob
         for sha256, length, _ in header["pieces"]:
@@ -216,7 +327,10 @@ def test_identity_is_the_first_commit(tmp_path: Path) -> None:
     first = project_identity(tmp_path)
     commit(tmp_path, "second")
     assert first and project_identity(tmp_path) == first
-    subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{tmp_path}", str(tmp_path / "shallow")], check=True)
+    subprocess.run(
+        ["git", "clone", "-q", "--depth", "1", f"file://{tmp_path}", str(tmp_path / "shallow")],
+        check=True,
+    )
     assert project_identity(tmp_path / "shallow") is None
 
 

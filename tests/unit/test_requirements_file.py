@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement
 
 from remote.agent.environments.environments import OPTIONS
-from remote.deploy.requirements_file import PLAIN, parse_options, parse_requirements, read_requirements, requirements_hash, split_lines
+from remote.deploy.requirements_file import (
+    PLAIN,
+    parse_options,
+    parse_requirements,
+    read_requirements,
+    requirements_hash,
+    split_lines,
+)
 from remote.errors import UsageError
 from tests.support.project import REPOSITORY, make_tree
 
@@ -21,33 +28,58 @@ def test_our_own_files_are_right() -> None:
 
 
 def test_included_files_stand_in_their_places(tmp_path: Path) -> None:
-    make_tree(tmp_path, {
-        "requirements.txt": "a\n-r sub/more.txt\n--requirement=last.txt\n-c limits.txt\n",
-        "sub/more.txt": "b\n-r deeper.txt # below sub\n", "sub/deeper.txt": "c\n", "last.txt": "d\na\n", "limits.txt": "b<2\n--pre\n",
-    })  # fmt: skip
+    make_tree(
+        tmp_path,
+        {
+            "requirements.txt": "a\n-r sub/more.txt\n--requirement=last.txt\n-c limits.txt\n",
+            "sub/more.txt": "b\n-r deeper.txt # below sub\n",
+            "sub/deeper.txt": "c\n",
+            "last.txt": "d\na\n",
+            "limits.txt": "b<2\n--pre\n",
+        },
+    )
     found = parse_requirements(read_requirements(tmp_path, "requirements.txt"))
     assert found.names == ("a", "b", "c", "d")
     assert [str(limit) for limit in found.constraints] == ["b<2"] and found.options == ("--pre",)
 
 
 def test_every_wrong_line_is_named_with_its_place(tmp_path: Path) -> None:
-    make_tree(tmp_path, {
-        "r.txt": "fine>=1\n\ntorch>=>2\n-e .\n./local\npkg-1.0-py3-none-any.whl\nx \\\n  >=1\nhttps://host/y.whl\nz --hash=sha256:00\n"
-        "-r r.txt\n-r missing.txt\n-r https://me:secret@host/r.txt\n--frobnicate\n-f wheels\n-r other.txt\nn @ file:///n\n",
-        "other.txt": "# fine\n!!\n",
-    })  # fmt: skip
+    make_tree(
+        tmp_path,
+        {
+            "r.txt": (
+                "fine>=1\n\ntorch>=>2\n-e .\n./local\npkg-1.0-py3-none-any.whl\nx \\\n "
+                " >=1\nhttps://host/y.whl\nz --hash=sha256:00\n-r r.txt\n-r missing.txt\n-r"
+                " https://me:secret@host/r.txt\n--frobnicate\n-f wheels\n-r other.txt\nn @"
+                " file:///n\n"
+            ),
+            "other.txt": "# fine\n!!\n",
+        },
+    )
     with pytest.raises(UsageError) as caught:
         read_requirements(tmp_path, "r.txt")
     message = caught.value.message
     for part in (
-        "line 3: torch>=>2: ", "line 4: .: neither pyproject.toml", "line 5: ./local: a path", "line 6: pkg-1.0-py3-none-any.whl: a path",
+        "line 3: torch>=>2: ",
+        "line 4: .: neither pyproject.toml",
+        "line 5: ./local: a path",
+        "line 6: pkg-1.0-py3-none-any.whl: a path",
         "line 11: r.txt includes itself",
-        "missing.txt can't be read", "line 13: https://****@host/r.txt", "line 14: the option --frobnicate", "line 15: wheels is a folder",
-        "other.txt line 2: !!", "line 17: n @ file:///n: a path",
-    ):  # fmt: skip
+        "missing.txt can't be read",
+        "line 13: https://****@host/r.txt",
+        "line 14: the option --frobnicate",
+        "line 15: wheels is a folder",
+        "other.txt line 2: !!",
+        "line 17: n @ file:///n: a path",
+    ):
         assert part in message, part
     assert "11 wrong lines" in message and "secret" not in message and "\n" not in message
-    assert "line 1:" not in message and "line 7" not in message and "line 9" not in message and "line 10" not in message
+    assert (
+        "line 1:" not in message
+        and "line 7" not in message
+        and "line 9" not in message
+        and "line 10" not in message
+    )
 
 
 def test_a_cycle_through_others_is_refused(tmp_path: Path) -> None:
@@ -57,7 +89,9 @@ def test_a_cycle_through_others_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\xff"])
-def test_a_file_that_cannot_be_read_says_how_to_go_without(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_that_cannot_be_read_says_how_to_go_without(
+    tmp_path: Path, content: bytes | None
+) -> None:
     if content is not None:
         (tmp_path / "r.txt").write_bytes(content)
     with pytest.raises(UsageError, match=r"r\.txt can't be read") as caught:
@@ -68,8 +102,12 @@ def test_a_file_that_cannot_be_read_says_how_to_go_without(tmp_path: Path, conte
 def test_lines_are_read_as_pip_reads_them() -> None:
     text = "\ufeffa # comment\n#whole\nb#1\n\n  c \\\n  >=1 \\\n  ,<2\nd \\\n# cut\ne"
     assert [(line.where, line.text) for line in split_lines(text)] == [
-        ("line 1", "a"), ("line 3", "b#1"), ("line 5", "c   >=1   ,<2"), ("line 8", "d"), ("line 10", "e"),
-    ]  # fmt: skip
+        ("line 1", "a"),
+        ("line 3", "b#1"),
+        ("line 5", "c   >=1   ,<2"),
+        ("line 8", "d"),
+        ("line 10", "e"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -86,13 +124,22 @@ def test_options_take_the_form_that_the_agent_takes(text: str, options: list[str
     assert parse_options(text) == options and all(map(OPTIONS.match, options))
 
 
-LINES = st.lists(st.sampled_from(["a>=1", "b[x]", "c; python_version<'3'", "-i https://x/simple", "d @ https://h/d.whl"]), max_size=5)
+LINES = st.lists(
+    st.sampled_from(
+        ["a>=1", "b[x]", "c; python_version<'3'", "-i https://x/simple", "d @ https://h/d.whl"]
+    ),
+    max_size=5,
+)
 NOISE = st.sampled_from(["", "  ", "# comment", "\t# x"])
 
 
 @given(LINES, st.randoms(), NOISE)
-def test_order_comments_and_blanks_do_not_change_the_hash(lines: list[str], random: object, noise: str) -> None:
-    shuffled = [part for line in lines for part in (noise, f"  {line.replace('>=', ' >= ')}  # why")]
+def test_order_comments_and_blanks_do_not_change_the_hash(
+    lines: list[str], random: object, noise: str
+) -> None:
+    shuffled = [
+        part for line in lines for part in (noise, f"  {line.replace('>=', ' >= ')}  # why")
+    ]
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     assert requirements_hash("\n".join(shuffled)) == requirements_hash("\r\n".join(lines))
 
@@ -104,8 +151,12 @@ def test_other_requirements_have_another_hash(first: list[str], second: list[str
 
 
 def test_a_new_password_of_an_index_is_no_change() -> None:
-    assert requirements_hash("-i https://me:old@x/simple") == requirements_hash("-i https://me:new@x/simple")
-    assert requirements_hash("-i https://me@x/simple") != requirements_hash("-i https://me@y/simple")
+    assert requirements_hash("-i https://me:old@x/simple") == requirements_hash(
+        "-i https://me:new@x/simple"
+    )
+    assert requirements_hash("-i https://me@x/simple") != requirements_hash(
+        "-i https://me@y/simple"
+    )
 
 
 @given(st.from_regex(PLAIN, fullmatch=True))
@@ -127,4 +178,7 @@ def test_hostile_text_is_either_refused_or_plain(text: str) -> None:
         assert "\n" not in str(error)
         return
     assert all(OPTIONS.match(option) for option in found.options)
-    assert not any(str(requirement).startswith("-") or "\n" in str(requirement) for requirement in (*found.lines, *found.constraints))
+    assert not any(
+        str(requirement).startswith("-") or "\n" in str(requirement)
+        for requirement in (*found.lines, *found.constraints)
+    )

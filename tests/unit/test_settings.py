@@ -17,10 +17,24 @@ def test_the_project_is_named_after_its_directory(tmp_path: Path) -> None:
 
 def test_all_mistakes_at_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        parse_settings({"rooot": "x", "timeout_s": "soon", "torch": "cuda", "max_file_mib": -1, "command": [1]}, tmp_path)
+        parse_settings(
+            {
+                "rooot": "x",
+                "timeout_s": "soon",
+                "torch": "cuda",
+                "max_file_mib": -1,
+                "command": [1],
+            },
+            tmp_path,
+        )
     text = str(caught.value)
-    parts = ("remote.rooot (did you mean root?)", "remote.timeout_s must be a number", "remote.torch", "max_file_mib",
-             "remote.command must be a text")  # fmt: skip
+    parts = (
+        "remote.rooot (did you mean root?)",
+        "remote.timeout_s must be a number",
+        "remote.torch",
+        "max_file_mib",
+        "remote.command must be a text",
+    )
     for part in parts:
         assert part in text
     assert "\n" not in text

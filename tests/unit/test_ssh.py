@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from remote.errors import AuthenticationFailed, ConnectionLost, HostKeyRefused, RemoteError, Unreachable, UsageError
+from remote.errors import (
+    AuthenticationFailed,
+    ConnectionLost,
+    HostKeyRefused,
+    RemoteError,
+    Unreachable,
+    UsageError,
+)
 from remote.ssh.askpass import Askpass
 from remote.ssh.openssh import connection_options, control_path, host_words
 from remote.ssh.said import explain
@@ -34,7 +41,22 @@ def test_a_host_is_taken_apart(text: str, wanted: Spec) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "@box", "me@", "-oProxyCommand=x", "me@-x", "-l@box", "box:", "box:0", "box:70000", "a:b:c", "box;ls", "bo x", "a,b", "$(x)"],
+    [
+        "",
+        "@box",
+        "me@",
+        "-oProxyCommand=x",
+        "me@-x",
+        "-l@box",
+        "box:",
+        "box:0",
+        "box:70000",
+        "a:b:c",
+        "box;ls",
+        "bo x",
+        "a,b",
+        "$(x)",
+    ],
 )
 def test_what_is_no_host_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
@@ -50,23 +72,33 @@ class TestOptions:
     def test_nobody_to_ask_means_batch_mode(self) -> None:
         assert connection_options(Target("box", interactive=False), {})["BatchMode"] == "yes"
         assert "BatchMode" not in connection_options(Target("box", interactive=True), {})
-        assert "BatchMode" not in connection_options(Target("box", interactive=False, password="x"), {})
+        assert "BatchMode" not in connection_options(
+            Target("box", interactive=False, password="x"), {}
+        )
 
     def test_a_dead_line_is_noticed_within_the_time_limit(self) -> None:
         for timeout_s in (1.0, 2.5, 10.0, 30.0, 100.0):
             options = connection_options(Target("box", timeout_s=timeout_s), {})
-            noticed = int(options["ServerAliveInterval"]) * (int(options["ServerAliveCountMax"]) + 1)
+            noticed = int(options["ServerAliveInterval"]) * (
+                int(options["ServerAliveCountMax"]) + 1
+            )
             assert 1 <= noticed <= max(2, timeout_s + 1)
 
     def test_the_users_own_master_is_used_and_none_of_ours_made(self) -> None:
-        options = connection_options(Target("box", stay_s=600), {"controlpath": "/x/%C", "controlmaster": "auto"})
+        options = connection_options(
+            Target("box", stay_s=600), {"controlpath": "/x/%C", "controlmaster": "auto"}
+        )
         assert not {"ControlPath", "ControlMaster", "ControlPersist"} & set(options)
-        asking = connection_options(Target("box", stay_s=600), {"controlpath": "/x/%C", "controlmaster": "ask"})
+        asking = connection_options(
+            Target("box", stay_s=600), {"controlpath": "/x/%C", "controlmaster": "ask"}
+        )
         assert asking["ControlMaster"] == "no" and "ControlPath" not in asking
 
     def test_keywords_that_an_old_ssh_does_not_know_are_left_out(self) -> None:
         assert "sessiontype" not in connection_options(Target("box"), {})
-        assert connection_options(Target("box"), {"sessiontype": "none"})["sessiontype"] == "default"
+        assert (
+            connection_options(Target("box"), {"sessiontype": "none"})["sessiontype"] == "default"
+        )
 
     def test_another_key_or_configuration_is_another_login(self, tmp_path: Path) -> None:
         paths = {
@@ -78,7 +110,9 @@ class TestOptions:
         folder = Path(str(paths.pop())).parent
         assert folder.stat().st_mode & 0o777 == 0o700 and folder.stat().st_uid == os.getuid()
 
-    def test_a_folder_that_others_may_enter_is_not_used(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_folder_that_others_may_enter_is_not_used(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         short = Path("/tmp") / f"x{os.getpid()}"
         short.mkdir()
         (short / f"remote-{os.getuid()}").mkdir(mode=0o755)
@@ -91,44 +125,147 @@ class TestOptions:
 
 
 SAID = [
-    ("ssh: Could not resolve hostname bxo: Name or service not known", "", Unreachable, "not known to the network"),
-    ("ssh: connect to host 10.0.0.7 port 2222: Connection refused", "", Unreachable, "refuses connections"),
-    ("ssh: connect to host 10.0.0.7 port 2222: Connection timed out", "", Unreachable, "did not answer for 30 s"),
+    (
+        "ssh: Could not resolve hostname bxo: Name or service not known",
+        "",
+        Unreachable,
+        "not known to the network",
+    ),
+    (
+        "ssh: connect to host 10.0.0.7 port 2222: Connection refused",
+        "",
+        Unreachable,
+        "refuses connections",
+    ),
+    (
+        "ssh: connect to host 10.0.0.7 port 2222: Connection timed out",
+        "",
+        Unreachable,
+        "did not answer for 30 s",
+    ),
     ("ssh: connect to host 10.0.0.7 port 2222: No route to host", "", Unreachable, "no route"),
-    ("Connection timed out during banner exchange\nConnection to 10.0.0.7 port 2222 timed out", "", Unreachable, "said nothing for 30 s"),
-    ("kex_exchange_identification: Connection closed by remote host\nConnection closed by 10.0.0.7", "", Unreachable, "MaxStartups"),
-    ("Unable to negotiate with 10.0.0.7 port 2222: no matching cipher found. Their offer: aes256-cbc", "", Unreachable, "outdated"),
-    ("channel 0: open failed: connect failed: Connection refused\nstdio forwarding failed\nConnection closed by UNKNOWN port 65535", "",
-     Unreachable, "jump host can't reach"),
-    ("Connection closed by UNKNOWN port 65535", "nc: HTTP/1.1 407 Proxy Authentication Required", Unreachable, "login of its own"),
+    (
+        "Connection timed out during banner exchange\nConnection to 10.0.0.7 port 2222 timed out",
+        "",
+        Unreachable,
+        "said nothing for 30 s",
+    ),
+    (
+        (
+            "kex_exchange_identification: Connection closed by remote host\nConnection closed by"
+            " 10.0.0.7"
+        ),
+        "",
+        Unreachable,
+        "MaxStartups",
+    ),
+    (
+        (
+            "Unable to negotiate with 10.0.0.7 port 2222: no matching cipher found. Their offer:"
+            " aes256-cbc"
+        ),
+        "",
+        Unreachable,
+        "outdated",
+    ),
+    (
+        (
+            "channel 0: open failed: connect failed: Connection refused\nstdio forwarding"
+            " failed\nConnection closed by UNKNOWN port 65535"
+        ),
+        "",
+        Unreachable,
+        "jump host can't reach",
+    ),
+    (
+        "Connection closed by UNKNOWN port 65535",
+        "nc: HTTP/1.1 407 Proxy Authentication Required",
+        Unreachable,
+        "login of its own",
+    ),
     ("Connection closed by UNKNOWN port 65535", "no way out", Unreachable, "no way out"),
-    ("@@@@@@@\n@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\nOffending ED25519 key in /home/me/my hosts:3\n"
-     "Host key for [10.0.0.7]:2222 has changed and you have requested strict checking.\nHost key verification failed.", "",
-     HostKeyRefused, "/home/me/my hosts:3"),
-    ("No ED25519 host key is known for [10.0.0.7]:2222 and you have requested strict checking.\nHost key verification failed.", "",
-     HostKeyRefused, "not known here"),
-    ("Host key ED25519 SHA256:x revoked by file /x\nHost key verification failed.", "", HostKeyRefused, "revoked"),
-    ("me@10.0.0.7: Permission denied (publickey,password).", "Maths cluster. Ask the help desk.", AuthenticationFailed, "Maths cluster"),
-    ("Received disconnect from 10.0.0.7 port 2222:2: Too many authentication failures", "", AuthenticationFailed, "too many keys"),
-    ("Connection closed by 10.0.0.7 port 2222", "The cluster is down for maintenance until Friday.", AuthenticationFailed, "until Friday"),
-    ("Connection closed by 10.0.0.7 port 2222", "Your account has expired; please contact your system administrator.",
-     AuthenticationFailed, "has expired"),
+    (
+        (
+            "@@@@@@@\n@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\nOffending"
+            " ED25519 key in /home/me/my hosts:3\nHost key for [10.0.0.7]:2222 has changed and you"
+            " have requested strict checking.\nHost key verification failed."
+        ),
+        "",
+        HostKeyRefused,
+        "/home/me/my hosts:3",
+    ),
+    (
+        (
+            "No ED25519 host key is known for [10.0.0.7]:2222 and you have requested strict"
+            " checking.\nHost key verification failed."
+        ),
+        "",
+        HostKeyRefused,
+        "not known here",
+    ),
+    (
+        "Host key ED25519 SHA256:x revoked by file /x\nHost key verification failed.",
+        "",
+        HostKeyRefused,
+        "revoked",
+    ),
+    (
+        "me@10.0.0.7: Permission denied (publickey,password).",
+        "Maths cluster. Ask the help desk.",
+        AuthenticationFailed,
+        "Maths cluster",
+    ),
+    (
+        "Received disconnect from 10.0.0.7 port 2222:2: Too many authentication failures",
+        "",
+        AuthenticationFailed,
+        "too many keys",
+    ),
+    (
+        "Connection closed by 10.0.0.7 port 2222",
+        "The cluster is down for maintenance until Friday.",
+        AuthenticationFailed,
+        "until Friday",
+    ),
+    (
+        "Connection closed by 10.0.0.7 port 2222",
+        "Your account has expired; please contact your system administrator.",
+        AuthenticationFailed,
+        "has expired",
+    ),
     ("Connection closed by 10.0.0.7 port 2222", "", ConnectionLost, "lost during the login"),
-    ('Authenticated to box using "publickey".\nTimeout, server 10.0.0.7 not responding.', "", ConnectionLost, "no answer for 30 s"),
-    ('Authenticated to box using "publickey".\nclient_loop: send disconnect: Broken pipe', "", ConnectionLost, "Broken pipe"),
+    (
+        'Authenticated to box using "publickey".\nTimeout, server 10.0.0.7 not responding.',
+        "",
+        ConnectionLost,
+        "no answer for 30 s",
+    ),
+    (
+        'Authenticated to box using "publickey".\nclient_loop: send disconnect: Broken pipe',
+        "",
+        ConnectionLost,
+        "Broken pipe",
+    ),
     ("command-line line 0: Bad configuration option: sesiontype", "", UsageError, "ssh_config"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("log", "errors", "kind", "words"), SAID)
-def test_what_ssh_says_is_one_line_with_its_own_words_in_it(log: str, errors: str, kind: type[RemoteError], words: str) -> None:
+def test_what_ssh_says_is_one_line_with_its_own_words_in_it(
+    log: str, errors: str, kind: type[RemoteError], words: str
+) -> None:
     found = explain(log, errors.encode(), BOX, Target("box"))
     assert type(found) is kind and words in str(found) and "\n" not in str(found), found
 
 
 def test_a_remedy_can_be_typed() -> None:
-    changed = "REMOTE HOST IDENTIFICATION HAS CHANGED\nOffending ED25519 key in /h/known hosts:3\nHost key verification failed."
-    assert 'ssh-keygen -f "/h/known hosts" -R "[10.0.0.7]:2222"' in str(explain(changed, b"", BOX, Target("box")))
+    changed = (
+        "REMOTE HOST IDENTIFICATION HAS CHANGED\nOffending ED25519 key in /h/known hosts:3\nHost"
+        " key verification failed."
+    )
+    assert 'ssh-keygen -f "/h/known hosts" -R "[10.0.0.7]:2222"' in str(
+        explain(changed, b"", BOX, Target("box"))
+    )
     unknown = explain("Host key verification failed.", b"", BOX, Target("me@10.0.0.7:2222"))
     assert "ssh -p 2222 me@10.0.0.7" in str(unknown)
 
@@ -148,8 +285,12 @@ def test_a_remedy_can_be_typed() -> None:
         ("Enter passphrase for key '/home/me/.ssh/id_rsa': ", "hunter3"),
     ],
 )
-def test_a_stored_password_answers_the_password_prompt_alone_and_once(prompt: str, wanted: str | None) -> None:
-    asking = Askpass(Target("box", password="hunter2", passphrase="hunter3", interactive=False), BOX)
+def test_a_stored_password_answers_the_password_prompt_alone_and_once(
+    prompt: str, wanted: str | None
+) -> None:
+    asking = Askpass(
+        Target("box", password="hunter2", passphrase="hunter3", interactive=False), BOX
+    )
     try:
         assert asking.answer(prompt) == wanted
         assert asking.answer(prompt) is None

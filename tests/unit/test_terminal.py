@@ -14,17 +14,22 @@ def log_of(*pieces: bytes) -> bytes:
     return b"".join(screen.feed(piece) for piece in pieces) + screen.finish()
 
 
-@pytest.mark.parametrize(("stream", "log"), [
-    (b"one\r\ntwo\r\n", b"one\ntwo\n"),
-    (b"  0%\r 50%\r100%\r\n", b"100%\n"),
-    (b"\r  0%\r 50%", b" 50%"),
-    (b"\x1b[32mgreen\x1b[0m\r\n", b"green\n"),
-    (b"\x1b]0;title\x07a\x1b]8;;http://x\x1b\\b\r\n", b"ab\n"),
-    (b"abc\x08\x08d\r\n", b"ad\n"),
-    (b"a\rb\r\n\r\nc", b"b\n\nc"),
-    (b"", b""), (b"\r", b""), (b"\n", b"\n"),
-    (b"\rlong line\r\x1b[Kshort\r\n", b"short\n"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("stream", "log"),
+    [
+        (b"one\r\ntwo\r\n", b"one\ntwo\n"),
+        (b"  0%\r 50%\r100%\r\n", b"100%\n"),
+        (b"\r  0%\r 50%", b" 50%"),
+        (b"\x1b[32mgreen\x1b[0m\r\n", b"green\n"),
+        (b"\x1b]0;title\x07a\x1b]8;;http://x\x1b\\b\r\n", b"ab\n"),
+        (b"abc\x08\x08d\r\n", b"ad\n"),
+        (b"a\rb\r\n\r\nc", b"b\n\nc"),
+        (b"", b""),
+        (b"\r", b""),
+        (b"\n", b"\n"),
+        (b"\rlong line\r\x1b[Kshort\r\n", b"short\n"),
+    ],
+)
 def test_lines(stream: bytes, log: bytes) -> None:
     assert log_of(stream) == log
     assert log_of(stream) == log_of(*[stream[at : at + 1] for at in range(len(stream))])
@@ -33,20 +38,49 @@ def test_lines(stream: bytes, log: bytes) -> None:
 def test_a_block_that_is_drawn_anew_is_there_once() -> None:
     """As rich and tqdm do with several bars: up, and each line again."""
     first = b"epoch 1\r\n  loss 0.9\r\n"
-    again = [b"\x1b[2A\r\x1b[2Kepoch 1\r\n\x1b[2K  loss 0.%d\r\n" % number for number in range(8, 4, -1)]
-    assert log_of(b"begin\r\n", first, *again, b"end\r\n").splitlines()[-3:] == [b"epoch 1", b"  loss 0.5", b"end"]
+    again = [
+        b"\x1b[2A\r\x1b[2Kepoch 1\r\n\x1b[2K  loss 0.%d\r\n" % number for number in range(8, 4, -1)
+    ]
+    assert log_of(b"begin\r\n", first, *again, b"end\r\n").splitlines()[-3:] == [
+        b"epoch 1",
+        b"  loss 0.5",
+        b"end",
+    ]
     assert len(log_of(first, *again).splitlines()) <= 4
 
 
 def test_what_is_held_back_comes_when_it_is_quiet() -> None:
     screen = Screen()
     screen.feed(b"a\r\nb\r\n\x1b[2Aa\r\nb\r\n")
-    assert screen.holds_lines and screen.finish(final=False).endswith(b"b\n") and not screen.holds_lines
+    assert (
+        screen.holds_lines
+        and screen.finish(final=False).endswith(b"b\n")
+        and not screen.holds_lines
+    )
     screen.feed(b"half")
     assert screen.line == "half" and screen.finish() == b"half"
 
 
-@given(st.lists(st.sampled_from([b"a", b"bc\n", b"\r", b"\r\n", b"\x1b[", b"A", b"3A", b"\x1b[2K", b"\x1b]0;", b"\x07", b"\x08", b"\xff"])))
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                b"a",
+                b"bc\n",
+                b"\r",
+                b"\r\n",
+                b"\x1b[",
+                b"A",
+                b"3A",
+                b"\x1b[2K",
+                b"\x1b]0;",
+                b"\x07",
+                b"\x08",
+                b"\xff",
+            ]
+        )
+    )
+)
 def test_any_stream_ends_and_holds_no_more_than_a_screen(pieces: list[bytes]) -> None:
     screen = Screen()
     for piece in pieces:
@@ -56,7 +90,11 @@ def test_any_stream_ends_and_holds_no_more_than_a_screen(pieces: list[bytes]) ->
     assert b"\r" not in log_of(*pieces)
 
 
-@given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["C"]), max_size=20), max_size=20))
+@given(
+    st.lists(
+        st.text(st.characters(codec="utf-8", exclude_categories=["C"]), max_size=20), max_size=20
+    )
+)
 def test_plain_lines_stay_as_they_are(lines: list[str]) -> None:
     text = "".join(line + "\r\n" for line in lines).encode()
     assert log_of(text) == text.replace(b"\r\n", b"\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trainer import options, train
@@ -39,7 +39,9 @@ def errors_of(recipe: str = "standard", **overrides: object) -> list[str]:
 
 
 def test_all_errors_come_at_once() -> None:
-    errors = errors_of(learning_rat=1, max_epochs=0, batch_size="many", network="deep", widths="8,x", mixup_alpha=0)
+    errors = errors_of(
+        learning_rat=1, max_epochs=0, batch_size="many", network="deep", widths="8,x", mixup_alpha=0
+    )
     assert len(errors) == 6
     for text in (
         "unknown field 'learning_rat' (did you mean learning_rate?)",
@@ -53,7 +55,9 @@ def test_all_errors_come_at_once() -> None:
 
 
 def test_a_wrong_field_draws_no_further_errors_from_what_stands_in_for_it() -> None:
-    assert errors_of(network="sped", optimizer="muon") == ["network must be one of residual, speed, not 'sped'"]
+    assert errors_of(network="sped", optimizer="muon") == [
+        "network must be one of residual, speed, not 'sped'"
+    ]
 
 
 def test_an_unknown_recipe_is_named_with_a_suggestion() -> None:
@@ -62,31 +66,47 @@ def test_an_unknown_recipe_is_named_with_a_suggestion() -> None:
 
 
 def test_a_recipe_is_not_changed_like_a_field() -> None:
-    with pytest.raises(ConfigError, match=r"^recipe is no field to change: choose one with --recipe$"):
+    with pytest.raises(
+        ConfigError, match=r"^recipe is no field to change: choose one with --recipe$"
+    ):
         load_config("standard", {"recipe": "fast"})
 
 
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
-        ("widths", "64, 128 256", (64, 128, 256)), ("widths", [8, 9], (8, 9)), ("deterministic", "TRUE", True), ("amsgrad", "no", False),
-        ("max_epochs", "1e2", 100), ("learning_rate", "3e-4", 3e-4), ("devices", 0, "0"), ("compile", True, "true"), ("run_dir", "", ""),
+        ("widths", "64, 128 256", (64, 128, 256)),
+        ("widths", [8, 9], (8, 9)),
+        ("deterministic", "TRUE", True),
+        ("amsgrad", "no", False),
+        ("max_epochs", "1e2", 100),
+        ("learning_rate", "3e-4", 3e-4),
+        ("devices", 0, "0"),
+        ("compile", True, "true"),
+        ("run_dir", "", ""),
     ],
-)  # fmt: skip
+)
 def test_values_are_read_by_their_field_s_type(name: str, text: object, value: object) -> None:
     assert getattr(load_config("standard", {name: text}), name) == value
 
 
 @pytest.mark.parametrize("recipe", recipe_names())
-def test_every_recipe_loads_and_its_printed_form_gives_the_same(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main(["--recipe", recipe, "--max_epochs", "7", "--set", "seed=5", "--print_config"]) == 0
+def test_every_recipe_loads_and_its_printed_form_gives_the_same(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        train.main(["--recipe", recipe, "--max_epochs", "7", "--set", "seed=5", "--print_config"])
+        == 0
+    )
     printed = tmp_path / "mine.yaml"
     printed.write_text(capsys.readouterr().out)
     assert load_config(str(printed)) == load_config(recipe, {"max_epochs": 7, "seed": 5})
     assert yaml.safe_load(printed.read_text()).keys() == FIELDS.keys()
 
 
-def test_a_file_of_one_s_own_names_itself_and_prints_a_form_that_gives_the_same(tmp_path: Path) -> None:
+def test_a_file_of_one_s_own_names_itself_and_prints_a_form_that_gives_the_same(
+    tmp_path: Path,
+) -> None:
     mine, printed = tmp_path / "mine.yaml", tmp_path / "printed.yaml"
     mine.write_text("max_epochs: 9\n")
     config = load_config(str(mine))
@@ -100,26 +120,56 @@ def test_a_file_may_change_a_recipe(tmp_path: Path) -> None:
     mine.write_text("recipe: fast\nmax_epochs: 9\n")
     assert load_config(str(mine)) == load_config("fast", {"max_epochs": 9})
     mine.write_text("recipe: fats\nmax_epochs: 9\n")
-    assert errors_of(str(mine)) == ["mine.yaml changes an unknown recipe 'fats' (did you mean fast?)"]
+    assert errors_of(str(mine)) == [
+        "mine.yaml changes an unknown recipe 'fats' (did you mean fast?)"
+    ]
 
 
-def test_unknown_options_are_named_together_with_wrong_values(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main(["--learning-rte", "0.1", "--max_epochs", "0", "--set", "seed", "--repeat", "0", "stray"]) == options.EXIT_USAGE
+def test_unknown_options_are_named_together_with_wrong_values(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert (
+        train.main(
+            [
+                "--learning-rte",
+                "0.1",
+                "--max_epochs",
+                "0",
+                "--set",
+                "seed",
+                "--repeat",
+                "0",
+                "stray",
+            ]
+        )
+        == options.EXIT_USAGE
+    )
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 5 and all(line.startswith("error: ") for line in lines)
     assert lines[0] == "error: unknown option '--learning-rte' (did you mean --learning_rate?)"
 
 
 HOSTILE = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.dates() | st.just("9" * 5000)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.binary()
+    | st.dates()
+    | st.just("9" * 5000)
     | st.builds(lambda: 10**5000),  # hypothesis itself can't write such a number out
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=6,
-)  # fmt: skip
+)
 
 
 @given(st.sampled_from(sorted(FIELDS)), HOSTILE)
-def test_parse_value_gives_a_value_of_the_type_or_says_what_it_must_be(name: str, value: object) -> None:
+def test_parse_value_gives_a_value_of_the_type_or_says_what_it_must_be(
+    name: str, value: object
+) -> None:
     try:
         result = parse_value(FIELDS[name], value)
     except ValueError as error:
@@ -137,22 +187,44 @@ def test_load_config_raises_nothing_but_config_errors(overrides: dict[str, objec
         return
     assert all(getattr(config, name) in known for name, known in CHOICES.items())
     for name, kind in FIELDS.items():
-        assert isinstance(getattr(config, name), tuple if name in ("widths", "resolutions") else kind)
+        assert isinstance(
+            getattr(config, name), tuple if name in ("widths", "resolutions") else kind
+        )
 
 
 @pytest.mark.parametrize(
     "text",
-    [b"\xff\xfe\xfa", b"seed: 2001-99-99", b"seed: 0x" + b"f" * 9000, b"seed: " + b"9" * 5000, b"[" * 3000, b"- 1", b"", b"a: &a [*a]",
-     b"0x" + b"f" * 9000 + b": 1", b'data: "\\ud800"\nseed: -1', b"? [1]\n: 2", b"a: {", b"recipe: [1]\nseed: 1"],
+    [
+        b"\xff\xfe\xfa",
+        b"seed: 2001-99-99",
+        b"seed: 0x" + b"f" * 9000,
+        b"seed: " + b"9" * 5000,
+        b"[" * 3000,
+        b"- 1",
+        b"",
+        b"a: &a [*a]",
+        b"0x" + b"f" * 9000 + b": 1",
+        b'data: "\\ud800"\nseed: -1',
+        b"? [1]\n: 2",
+        b"a: {",
+        b"recipe: [1]\nseed: 1",
+    ],
     ids=range(13),
-)  # fmt: skip
+)
 def test_a_broken_file_gives_config_errors(text: bytes, tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_bytes(text)
-    assert all(len(line) < 400 and "\n" not in line for line in errors_of(str(tmp_path / "broken.yaml")))
+    assert all(
+        len(line) < 400 and "\n" not in line for line in errors_of(str(tmp_path / "broken.yaml"))
+    )
 
 
 def test_a_value_is_shown_in_short_whatever_it_is() -> None:
-    for value in ({"a" * 500: ["b" * 500, {"c" * 500: "d" * 500}]}, ["x" * 99] * 99, b"e" * 999, 10**5000):
+    for value in (
+        {"a" * 500: ["b" * 500, {"c" * 500: "d" * 500}]},
+        ["x" * 99] * 99,
+        b"e" * 999,
+        10**5000,
+    ):
         assert len(shown(value)) <= 101
 
 
@@ -166,7 +238,10 @@ def test_any_name_of_a_recipe_gives_a_config_or_a_config_error(name: str) -> Non
 
 
 def test_the_configuration_needs_no_torch() -> None:
-    code = "import sys, trainer.config as c; c.to_yaml(c.load_config('fast')); sys.exit(any(m in sys.modules for m in ('torch', 'numpy')))"
+    code = (
+        "import sys, trainer.config as c; c.to_yaml(c.load_config('fast')); sys.exit(any(m in"
+        " sys.modules for m in ('torch', 'numpy')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
@@ -177,7 +252,9 @@ def test_the_peak_follows_the_effective_batch() -> None:
     config = TrainConfig()
     assert peak_learning_rate(config, 1) == pytest.approx(0.002)
     assert peak_learning_rate(config, 2) == pytest.approx(0.004)
-    assert peak_learning_rate(dataclasses.replace(config, accumulate_grad_batches=2), 1) == pytest.approx(0.004)
+    assert peak_learning_rate(
+        dataclasses.replace(config, accumulate_grad_batches=2), 1
+    ) == pytest.approx(0.004)
     assert peak_learning_rate(dataclasses.replace(config, learning_rate_batch=0), 8) == 0.001
 
 
@@ -194,8 +271,11 @@ def test_the_document_s_schedule_ends_where_the_field_notes_say() -> None:
     assert ends[-1] < 1e-6
 
 
+@example(100.0, 1, 1, True)
 @given(st.floats(0, 100), st.integers(1, 100), st.integers(1, 60), st.booleans())
-def test_restarts_stay_between_zero_and_one(share: float, epochs: int, period: int, compressed: bool) -> None:
+def test_restarts_stay_between_zero_and_one(
+    share: float, epochs: int, period: int, compressed: bool
+) -> None:
     assert 0 <= restarts_factor(share * epochs / 100, epochs, period, compressed) <= 1
 
 
@@ -211,13 +291,20 @@ def test_the_triangle_rises_and_falls() -> None:
 @pytest.mark.parametrize(
     ("named", "limit", "used", "said"),
     [
-        ("0,1", 1, Devices("cpu", 1), "2 devices are named, 1 used: recipe standard has max_devices 1"),
+        (
+            "0,1",
+            1,
+            Devices("cpu", 1),
+            "2 devices are named, 1 used: recipe standard has max_devices 1",
+        ),
         ("0,3", 1, Devices("gpu", 1, (0,)), "2 devices are named, 1 used"),
         ("auto", 1, Devices("gpu", 1, (0,)), None),
         ("3", 1, Devices("gpu", 1, (3,)), None),
         ("0,1", 0, Devices("cpu", 2), None),
     ],
 )
-def test_devices_that_a_recipe_leaves_alone_are_told(named: str, limit: int, used: Devices, said: str | None) -> None:
+def test_devices_that_a_recipe_leaves_alone_are_told(
+    named: str, limit: int, used: Devices, said: str | None
+) -> None:
     note = limit_note(TrainConfig(devices=named, max_devices=limit), used)
     assert note is None if said is None else note is not None and note.startswith(said)

@@ -17,7 +17,9 @@ from trainer.augment import augment, cut_out, epoch_order, mixup_draw, random_in
 from trainer.data_module import DeviceLoader, ImageDataModule, WorkerLoader, deal_out, split_indices
 
 ALL = {"flip": "random", "crop_padding": 4, "cutout": 8}
-IMAGES = torch.randint(0, 256, (50, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randint(
+    0, 256, (50, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
 INDICES = torch.arange(50)
 
 
@@ -32,7 +34,9 @@ def test_an_image_s_fate_follows_from_seed_epoch_and_index_alone(flip: str) -> N
     assert torch.equal(augment(IMAGES[chosen], chosen, 3, config), whole[chosen])
     assert torch.equal(augment(IMAGES[7:8], chosen[1:2], 3, config), whole[7:8])
     assert not torch.equal(augment(IMAGES, INDICES, 4, config), whole)
-    assert not torch.equal(augment(IMAGES, INDICES, 3, tiny_config(**{**ALL, "flip": flip, "seed": 2})), whole)
+    assert not torch.equal(
+        augment(IMAGES, INDICES, 3, tiny_config(**{**ALL, "flip": flip, "seed": 2})), whole
+    )
 
 
 def test_a_shift_is_a_crop_of_the_image_padded_by_reflection() -> None:
@@ -41,7 +45,12 @@ def test_a_shift_is_a_crop_of_the_image_padded_by_reflection() -> None:
     padded = F.pad(IMAGES.float(), (4, 4, 4, 4), mode="reflect").byte()
     places = set()
     for image, around in zip(shifted, padded, strict=True):
-        found = [(y, x) for y in range(9) for x in range(9) if torch.equal(image, around[:, y : y + 32, x : x + 32])]
+        found = [
+            (y, x)
+            for y in range(9)
+            for x in range(9)
+            if torch.equal(image, around[:, y : y + 32, x : x + 32])
+        ]
         assert len(found) == 1
         places.update(found)
     assert len(places) > 25, "50 images, 81 places"
@@ -51,13 +60,20 @@ def test_alternate_flip_mirrors_every_other_epoch() -> None:
     config = tiny_config(flip="alternate", crop_padding=0)
     even, odd, again = (augment(IMAGES, INDICES, epoch, config) for epoch in (0, 1, 2))
     assert torch.equal(odd, even.flip(-1)) and torch.equal(again, even)
-    mirrored = sum(torch.equal(image, before.flip(-1)) for image, before in zip(even, IMAGES, strict=True))
+    mirrored = sum(
+        torch.equal(image, before.flip(-1)) for image, before in zip(even, IMAGES, strict=True)
+    )
     assert 10 < mirrored < 40, "about half of them from the start"
 
 
 def test_random_flip_is_drawn_anew_in_each_epoch() -> None:
     config = tiny_config(flip="random", crop_padding=0)
-    fates = torch.stack([(augment(IMAGES, INDICES, epoch, config) != IMAGES).flatten(1).any(1) for epoch in range(40)])
+    fates = torch.stack(
+        [
+            (augment(IMAGES, INDICES, epoch, config) != IMAGES).flatten(1).any(1)
+            for epoch in range(40)
+        ]
+    )
     assert 0.44 < fates.float().mean() < 0.56
     assert fates.float().mean(0).min() > 0.1 and fates.float().mean(0).max() < 0.9
 
@@ -65,10 +81,16 @@ def test_random_flip_is_drawn_anew_in_each_epoch() -> None:
 @pytest.mark.parametrize("below", [2, 9, 32])
 def test_random_integers_are_uniform_over_indices_epochs_and_streams(below: int) -> None:
     indices = torch.arange(20_000)
-    draws = [random_integers(indices, below, 1, epoch, stream) for epoch, stream in ((0, 0), (1, 0), (0, 1))]
+    draws = [
+        random_integers(indices, below, 1, epoch, stream)
+        for epoch, stream in ((0, 0), (1, 0), (0, 1))
+    ]
     for draw in draws:
         expected = len(indices) / below
-        deviation = sum((count - expected) ** 2 / expected for count in torch.bincount(draw, minlength=below).tolist())
+        deviation = sum(
+            (count - expected) ** 2 / expected
+            for count in torch.bincount(draw, minlength=below).tolist()
+        )
         assert deviation < 3 * below + 12, "chi squared"
     for one, other in ((0, 1), (0, 2)):
         assert abs(float((draws[one] == draws[other]).float().mean()) - 1 / below) < 0.02
@@ -76,7 +98,12 @@ def test_random_integers_are_uniform_over_indices_epochs_and_streams(below: int)
 
 def test_random_integers_are_the_same_as_ever() -> None:
     """A resumed training on a newer version must see the same images."""
-    assert random_integers(torch.tensor([0, 1, 2, 49_999]), 1000, 1, 0, 0).tolist() == [915, 396, 583, 116]
+    assert random_integers(torch.tensor([0, 1, 2, 49_999]), 1000, 1, 0, 0).tolist() == [
+        915,
+        396,
+        583,
+        116,
+    ]
 
 
 def test_cut_out_greys_a_square_that_may_reach_over_the_border() -> None:
@@ -109,10 +136,14 @@ def test_mixup_s_draw_follows_from_seed_epoch_and_batch() -> None:
 
 
 def module_for(**changes: Any) -> ImageDataModule:
-    return ImageDataModule(tiny_data(), tiny_config(**{**ALL, "batch_size": 32, "pin_memory": False, **changes}))
+    return ImageDataModule(
+        tiny_data(), tiny_config(**{**ALL, "batch_size": 32, "pin_memory": False, **changes})
+    )
 
 
-def batches(loader: DeviceLoader | WorkerLoader, epoch: int, start: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def batches(
+    loader: DeviceLoader | WorkerLoader, epoch: int, start: int = 0
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(images.clone(), labels.clone()) for images, labels in loader.batches(epoch, start)]
 
 
@@ -168,7 +199,9 @@ def test_the_split_is_stratified_disjoint_and_the_same_for_every_seed() -> None:
     assert len(train) == 45_000 and len(validation) == 5000
     assert set(Counter(labels[validation].tolist()).values()) == {500}
     assert not set(train.tolist()) & set(validation.tolist())
-    assert torch.equal(split_indices(labels, tiny_config(validation_max=5000, seed=9))[1], validation)
+    assert torch.equal(
+        split_indices(labels, tiny_config(validation_max=5000, seed=9))[1], validation
+    )
 
 
 def test_the_split_takes_at_most_5000() -> None:
@@ -176,8 +209,14 @@ def test_the_split_takes_at_most_5000() -> None:
     assert len(split_indices(labels, tiny_config(validation_max=5000))[1]) == 5000
 
 
-@given(st.lists(st.integers(1, 400), min_size=2, max_size=12), st.floats(0.01, 0.9), st.integers(1, 300))
-def test_every_class_is_in_both_parts_and_the_limit_holds(counts: list[int], fraction: float, limit: int) -> None:
+@given(
+    st.lists(st.integers(1, 400), min_size=2, max_size=12),
+    st.floats(0.01, 0.9),
+    st.integers(1, 300),
+)
+def test_every_class_is_in_both_parts_and_the_limit_holds(
+    counts: list[int], fraction: float, limit: int
+) -> None:
     labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
     config = tiny_config(validation_fraction=fraction, validation_max=limit)
     larger = sum(count > 1 for count in counts)
@@ -199,7 +238,10 @@ def test_shares_are_within_an_image_of_the_proportion(counts: list[int], wanted:
     held = deal_out(wanted, counts)
     assert sum(held) == max(wanted, len(counts))
     if wanted >= sum(counts) * len(counts) / min(counts):
-        assert all(abs(part - wanted * count / sum(counts)) <= 1 for part, count in zip(held, counts, strict=True))
+        assert all(
+            abs(part - wanted * count / sum(counts)) <= 1
+            for part, count in zip(held, counts, strict=True)
+        )
 
 
 def test_small_classes_take_their_one_image_from_the_large_one_s_share() -> None:
@@ -208,12 +250,20 @@ def test_small_classes_take_their_one_image_from_the_large_one_s_share() -> None
 
 
 def test_a_split_of_nothing_is_refused() -> None:
-    with pytest.raises(DataError, match="no image is left for validation: add images, or set validation_fraction 0 and patience 0"):
+    with pytest.raises(
+        DataError,
+        match=(
+            "no image is left for validation: add images, or set validation_fraction 0 and"
+            " patience 0"
+        ),
+    ):
         split_indices(torch.arange(3), tiny_config())
 
 
 def test_without_a_split_all_images_are_trained_on() -> None:
-    train, validation = split_indices(torch.arange(30) % 3, tiny_config(validation_fraction=0, patience=0))
+    train, validation = split_indices(
+        torch.arange(30) % 3, tiny_config(validation_fraction=0, patience=0)
+    )
     assert len(train) == 30 and not len(validation)
 
 

@@ -31,15 +31,23 @@ def test_whitened_patches_have_the_identity_for_their_covariance() -> None:
     values = out[:, :12].permute(1, 0, 2, 3).flatten(1).double()
     assert torch.allclose(out[:, 12:], -out[:, :12])
     covariance = values @ values.T / values.shape[1]
-    assert (covariance - torch.eye(12)).abs().max() < 0.15, "but for the 5e-4 that keeps faint directions faint"
+    assert (covariance - torch.eye(12)).abs().max() < 0.15, (
+        "but for the 5e-4 that keeps faint directions faint"
+    )
     assert (covariance - torch.diag(covariance.diag())).abs().max() < 1e-4
 
 
-def train_steps(network: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int, summed: bool) -> list[float]:
+def train_steps(
+    network: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int, summed: bool
+) -> list[float]:
     losses = []
     for step in range(steps):
         some = slice(40 * (step % 10), 40 * (step % 10) + 40)
-        loss = F.cross_entropy(network(DATA.train.images[some]), DATA.train.labels[some], reduction="sum" if summed else "mean")
+        loss = F.cross_entropy(
+            network(DATA.train.images[some]),
+            DATA.train.labels[some],
+            reduction="sum" if summed else "mean",
+        )
         loss.backward()  # type: ignore[no-untyped-call]  # torch's
         optimizer.step()
         optimizer.zero_grad()
@@ -57,7 +65,10 @@ def test_frozen_parameters_stay_and_all_others_are_trained() -> None:
     assert held == {id(p) for p in network.parameters() if p.requires_grad}
     train_steps(network, optimizer, 2, summed=True)
     frozen = {name for name, p in network.named_parameters() if torch.equal(p, before[name])}
-    assert frozen == {"whiten.weight", *(f"groups.{group}.norms.{norm}.weight" for group in range(3) for norm in range(2))}
+    assert frozen == {
+        "whiten.weight",
+        *(f"groups.{group}.norms.{norm}.weight" for group in range(3) for norm in range(2)),
+    }
 
 
 @pytest.mark.parametrize("shape", [(16, 72), (72, 16), (32, 32)])
@@ -66,20 +77,33 @@ def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int,
     ours = torch.linalg.svdvals(orthogonalised(matrix, 6))
     assert ours.min() > 0.6 and ours.max() < 1.25
     three = torch.linalg.svdvals(orthogonalised(matrix))
-    assert three.max() < 1.25 and three.mean() > 0.6, "three steps, as the recipe takes, come near enough"
+    assert three.max() < 1.25 and three.mean() > 0.6, (
+        "three steps, as the recipe takes, come near enough"
+    )
     exact_u, _, exact_v = torch.linalg.svd(matrix, full_matrices=False)
-    cosine = F.cosine_similarity(orthogonalised(matrix).flatten(), (exact_u @ exact_v).flatten(), dim=0)
+    cosine = F.cosine_similarity(
+        orthogonalised(matrix).flatten(), (exact_u @ exact_v).flatten(), dim=0
+    )
     assert cosine > 0.9
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon"])
 def test_each_optimizer_learns(optimizer: str) -> None:
-    config = speed_config() if optimizer == "muon" else tiny_config(optimizer=optimizer, learning_rate=0.01)
+    config = (
+        speed_config()
+        if optimizer == "muon"
+        else tiny_config(optimizer=optimizer, learning_rate=0.01)
+    )
     torch.manual_seed(1)
     network = make_network(config, 4)
     if isinstance(network, SpeedCNN):
         network.init_whitening(DATA.train.images)
-    losses = train_steps(network, make_optimizer(network, config, config.learning_rate), 60, summed=optimizer == "muon")
+    losses = train_steps(
+        network,
+        make_optimizer(network, config, config.learning_rate),
+        60,
+        summed=optimizer == "muon",
+    )
     assert sum(losses[-10:]) < 0.75 * sum(losses[:10])
 
 
@@ -107,17 +131,23 @@ def test_filters_keep_their_norm_and_the_whitening_bias_stops() -> None:
     for p in filters:
         p.data.mul_(1.7)
     set_rates(optimizer, 0.5, progress_epochs=1.5)
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.00005, 0.0025, 0.025, 0.0025])
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
+        [0.00005, 0.0025, 0.025, 0.0025]
+    )
     set_rates(optimizer, 0.5, progress_epochs=4.0)
     assert optimizer.param_groups[3]["lr"] == 0.0
     train_steps(network, optimizer, 3, summed=True)
-    assert len(filters) == 6 and all(abs(float(p.detach().norm()) - len(p) ** 0.5) < 0.01 * len(p) ** 0.5 for p in filters)
+    assert len(filters) == 6 and all(
+        abs(float(p.detach().norm()) - len(p) ** 0.5) < 0.01 * len(p) ** 0.5 for p in filters
+    )
 
 
 def test_the_document_s_network_has_its_widths_and_takes_any_batch() -> None:
     config = load_config("standard")
     network = make_network(config, 10)
-    shapes = [tuple(p.shape) for name, p in network.named_parameters() if name.endswith("second.weight")]
+    shapes = [
+        tuple(p.shape) for name, p in network.named_parameters() if name.endswith("second.weight")
+    ]
     assert shapes == [(width, width, 3, 3) for width in (128, 256, 512, 768)]
     small = make_network(tiny_config(widths="8,8,8,8,8,8,8"), 3).eval()
     assert small(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 3)
@@ -125,7 +155,9 @@ def test_the_document_s_network_has_its_widths_and_takes_any_batch() -> None:
 
 def test_the_peak_learning_rate_is_the_optimizer_s() -> None:
     config = load_config("standard")
-    optimizer = make_optimizer(make_network(tiny_config(), 4), config, peak_learning_rate(config, 1))
+    optimizer = make_optimizer(
+        make_network(tiny_config(), 4), config, peak_learning_rate(config, 1)
+    )
     [group] = optimizer.param_groups
     assert group["lr"] == group["peak"] == pytest.approx(0.002) and group["amsgrad"]
     set_rates(optimizer, 0.25, 100.0)

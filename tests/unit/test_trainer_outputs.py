@@ -42,7 +42,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- progress.json
 
 
-def test_progress_is_replaced_at_most_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_replaced_at_most_once_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     progress = Progress(tmp_path)
@@ -56,8 +58,11 @@ def test_progress_is_replaced_at_most_once_a_second(tmp_path: Path, monkeypatch:
     assert EVERY_S == 1.0
 
 
-def test_progress_is_whole_whenever_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slower training than usual, read without a pause: the fields that people and `fab` look for are all there."""
+def test_progress_is_whole_whenever_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slower training than usual, read without a pause: the fields that people and `fab` look for
+    are all there."""
     original = Classifier.training_step
 
     def slowly(self: Classifier, batch: Any, batch_idx: int) -> None:
@@ -86,13 +91,33 @@ def test_progress_is_whole_whenever_it_is_read(tmp_path: Path, monkeypatch: pyte
     seen = [json.loads(text) for text in texts]
     assert len(seen) >= 3
     assert all(later["time"] - earlier["time"] > 0.9 for earlier, later in itertools.pairwise(seen))
-    names = {"phase", "time", "epoch", "max_epochs", "step", "total_steps", "metrics", "images_per_s", "seconds_left", "seconds"}
+    names = {
+        "phase",
+        "time",
+        "epoch",
+        "max_epochs",
+        "step",
+        "total_steps",
+        "metrics",
+        "images_per_s",
+        "seconds_left",
+        "seconds",
+    }
     assert all(value.keys() == names for value in seen)
     assert seen[0]["phase"] == "starting"
     fitting = next(value for value in seen if value["step"])
     assert fitting["max_epochs"] == 3 and fitting["total_steps"] == 27 and 0 < fitting["step"] <= 27
-    assert 1 <= fitting["epoch"] <= 3 and 1 < fitting["images_per_s"] < 400 and 0 <= fitting["seconds_left"] < 60
-    assert fitting["metrics"].keys() == {"train_loss", "train_accuracy", "val_accuracy", "best_val_accuracy"}
+    assert (
+        1 <= fitting["epoch"] <= 3
+        and 1 < fitting["images_per_s"] < 400
+        and 0 <= fitting["seconds_left"] < 60
+    )
+    assert fitting["metrics"].keys() == {
+        "train_loss",
+        "train_accuracy",
+        "val_accuracy",
+        "best_val_accuracy",
+    }
 
 
 # -- tables, events, summary
@@ -126,14 +151,26 @@ def test_a_row_and_an_event_per_epoch_after_a_resumption_too(run: Path, tmp_path
 def test_the_summary_says_what_was_trained_on_what(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     assert 0 <= summary["test_accuracy"] <= 1 and summary["test_images"] == 120
-    assert sum(map(sum, summary["confusion"])) == 120 and list(summary["per_class"]) == list(DATA.classes)
+    assert sum(map(sum, summary["confusion"])) == 120 and list(summary["per_class"]) == list(
+        DATA.classes
+    )
     assert summary["data"]["train"] == 360 and summary["data"]["validation"] == 40
-    assert summary["seed"] == 1 and summary["epochs"] == summary["max_epochs"] == 3 and summary["restores"] == 0
+    assert (
+        summary["seed"] == 1
+        and summary["epochs"] == summary["max_epochs"] == 3
+        and summary["restores"] == 0
+    )
     assert set(summary["versions"]) >= {"python", "torch", "torchvision", "pytorch_lightning"}
     assert summary["config"]["tta"] == "shift" and summary["effective_batch"] == 40
     best = max(rows_of(run), key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
-    assert summary["best_epoch"] == int(best["epoch"]) and summary["checkpoint"] == "checkpoints/best.ckpt"
-    assert load_checkpoint(run / "checkpoints" / "best.ckpt")["training"]["epoch"] == summary["best_epoch"]
+    assert (
+        summary["best_epoch"] == int(best["epoch"])
+        and summary["checkpoint"] == "checkpoints/best.ckpt"
+    )
+    assert (
+        load_checkpoint(run / "checkpoints" / "best.ckpt")["training"]["epoch"]
+        == summary["best_epoch"]
+    )
     assert summary["seconds"] > 0 and summary["wall_seconds"] < 60
 
 
@@ -152,14 +189,29 @@ def test_weights_and_checkpoints_are_evaluated_as_the_summary_says(
     monkeypatch.setattr("trainer.sources.make_synthetic", lambda: DATA)
     summary = json.loads((run / "summary.json").read_text())
     weights = torch.load(run / "weights.pt", weights_only=True)
-    assert weights.keys() == {"state_dict", "hyper_parameters"} and (run / "weights.pt").stat().st_size < 100e6
-    for path, *data in ((run / "weights.pt", "--data", "synthetic"), (run / summary["checkpoint"],)):
+    assert (
+        weights.keys() == {"state_dict", "hyper_parameters"}
+        and (run / "weights.pt").stat().st_size < 100e6
+    )
+    for path, *data in (
+        (run / "weights.pt", "--data", "synthetic"),
+        (run / summary["checkpoint"],),
+    ):
         assert evaluation.main(["--checkpoint", str(path), *map(str, data)]) == 0
-        assert capsys.readouterr().out.splitlines()[0] == f"test_accuracy {summary['test_accuracy']:.4f}"
+        assert (
+            capsys.readouterr().out.splitlines()[0]
+            == f"test_accuracy {summary['test_accuracy']:.4f}"
+        )
     # weights.pt is given away: it names no place of the machine that made it.
-    assert evaluation.main(["--checkpoint", str(run / "weights.pt")]) == 3 and "name them with --data" in capsys.readouterr().err
+    assert (
+        evaluation.main(["--checkpoint", str(run / "weights.pt")]) == 3
+        and "name them with --data" in capsys.readouterr().err
+    )
     assert str(run).encode() not in (run / "weights.pt").read_bytes()
-    assert evaluation.main(["--checkpoint", str(run / "weights.pt"), "--data", "synthetic", "--json"]) == 0
+    assert (
+        evaluation.main(["--checkpoint", str(run / "weights.pt"), "--data", "synthetic", "--json"])
+        == 0
+    )
     told = json.loads(capsys.readouterr().out)
     assert len(told.pop("data_sha256")) == 64
     assert {name: summary[name] for name in told} == told
@@ -174,16 +226,22 @@ def test_lightning_loads_a_checkpoint_by_itself(run: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", None])
-def test_evaluating_no_checkpoint_is_one_line(content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluating_no_checkpoint_is_one_line(
+    content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "x.ckpt"
     if content is not None:
         path.write_bytes(content)
     assert evaluation.main(["--checkpoint", str(path)]) == 3
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and err.startswith(f"error: {path} can't be loaded as a checkpoint of this trainer")
+    assert err.count("\n") == 1 and err.startswith(
+        f"error: {path} can't be loaded as a checkpoint of this trainer"
+    )
 
 
-def test_evaluating_on_other_classes_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluating_on_other_classes_is_one_line(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert evaluation.main(["--checkpoint", str(run / "weights.pt"), "--data", "synthetic"]) == 3
     assert "the checkpoint knows pattern 0" in capsys.readouterr().err
 
@@ -193,7 +251,10 @@ def test_evaluation_counts_every_image_once(tta: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(evaluation, "BATCH", 50)
     network = Classifier(dataclasses.asdict(tiny_config()), DATA.classes).network
     result = evaluation.evaluate(network, DATA.test, tta)
-    assert result.count == 120 and result.confusion.sum(1).tolist() == torch.bincount(DATA.test.labels).tolist()
+    assert (
+        result.count == 120
+        and result.confusion.sum(1).tolist() == torch.bincount(DATA.test.labels).tolist()
+    )
     assert network.training
 
 
@@ -203,16 +264,31 @@ def test_pictures_are_pictures(run: Path) -> None:
             assert image.format == "PNG" and min(image.size) > 200
             assert len(set(image.convert("L").tobytes())) > 20, "not empty"
     report = (run / "report.md").read_text()
-    assert report.startswith("# Test accuracy ") and "![curves](curves.png)" in report and "synthetic" in report
+    assert (
+        report.startswith("# Test accuracy ")
+        and "![curves](curves.png)" in report
+        and "synthetic" in report
+    )
     assert "\n| pattern 3 |" in report and "    learning_rate: 0.1\n" in report
 
 
 def test_pictures_of_little_and_of_much() -> None:
-    row = {"epoch": 1, "train_loss": 1.0, "val_loss": None, "train_accuracy": None, "val_accuracy": None, "learning_rate": 0.1}
+    row = {
+        "epoch": 1,
+        "train_loss": 1.0,
+        "val_loss": None,
+        "train_accuracy": None,
+        "val_accuracy": None,
+        "learning_rate": 0.1,
+    }
     for history in ([], [row], [row | {"epoch": number} for number in range(1, 151)]):
-        assert to_png(draw_curves(history, {"test_accuracy": 0.5, "best_epoch": None})).startswith(b"\x89PNG")
+        assert to_png(draw_curves(history, {"test_accuracy": 0.5, "best_epoch": None})).startswith(
+            b"\x89PNG"
+        )
     many = [[1] * 200 for _ in range(200)]
-    assert to_png(draw_confusion(many, [str(number) for number in range(200)])).startswith(b"\x89PNG")
+    assert to_png(draw_confusion(many, [str(number) for number in range(200)])).startswith(
+        b"\x89PNG"
+    )
 
 
 # -- ./logs
@@ -230,10 +306,23 @@ def test_logs_leads_to_the_newest_run_and_leaves_a_folder_alone(tmp_path: Path) 
     assert not Path("logs").is_symlink()
 
 
-ARGUMENTS = ["--data", "synthetic", "--accelerator", "cpu", "--widths", "8", "--batch_size", "40", "--max_epochs", "1"]
+ARGUMENTS = [
+    "--data",
+    "synthetic",
+    "--accelerator",
+    "cpu",
+    "--widths",
+    "8",
+    "--batch_size",
+    "40",
+    "--max_epochs",
+    "1",
+]
 
 
-def test_a_run_without_a_directory_goes_to_runs_and_logs_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_a_directory_goes_to_runs_and_logs_shows_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("trainer.sources.make_synthetic", lambda: DATA)
     assert train.main(ARGUMENTS) == 0
     [run] = Path("runs").iterdir()
@@ -256,8 +345,14 @@ def test_seeds_are_averaged_and_finished_ones_are_not_trained_again(
     summary = json.loads((place / "summary.json").read_text())
     assert [summary["seed"] for summary in own] == summary["seeds"] == [4, 5]
     assert summary["test_accuracy"] == pytest.approx(statistics.mean(accuracies))
-    assert summary["test_accuracy_std"] == pytest.approx(statistics.stdev(accuracies)) and summary["test_accuracies"] == accuracies
-    assert f"{statistics.mean(accuracies):.4f} ± {statistics.stdev(accuracies):.4f}" in capsys.readouterr().out
+    assert (
+        summary["test_accuracy_std"] == pytest.approx(statistics.stdev(accuracies))
+        and summary["test_accuracies"] == accuracies
+    )
+    assert (
+        f"{statistics.mean(accuracies):.4f} ± {statistics.stdev(accuracies):.4f}"
+        in capsys.readouterr().out
+    )
 
     (place / "seed-5" / "summary.json").unlink()
     before = (place / "seed-4" / "weights.pt").stat().st_mtime_ns
@@ -267,7 +362,10 @@ def test_seeds_are_averaged_and_finished_ones_are_not_trained_again(
     assert (place / "seed-4" / "weights.pt").stat().st_mtime_ns == before
 
     assert train.main([*arguments, "--learning_rate", "0.5"]) == 2
-    assert "seed-4 was trained with another learning_rate: give the same values, or another --run_dir" in capsys.readouterr().err
+    assert (
+        "seed-4 was trained with another learning_rate: give the same values, or another --run_dir"
+        in capsys.readouterr().err
+    )
 
 
 # -- pure decisions
@@ -275,7 +373,12 @@ def test_seeds_are_averaged_and_finished_ones_are_not_trained_again(
 
 def history(*accuracies: float | None, loss: float = 1.0) -> list[dict[str, Any]]:
     return [
-        {"epoch": number + 1, "val_accuracy": accuracy, "val_loss": loss, "train_accuracy": accuracy}
+        {
+            "epoch": number + 1,
+            "val_accuracy": accuracy,
+            "val_loss": loss,
+            "train_accuracy": accuracy,
+        }
         for number, accuracy in enumerate(accuracies)
     ]
 
@@ -293,7 +396,9 @@ def test_stopping_early_waits_for_a_gain_of_more_than_min_delta() -> None:
     assert not plateaued(history(0.5, 0.5, 0.5), 3, 0.0)
     assert plateaued(history(0.5, 0.5, 0.5, 0.5), 3, 0.0)
     assert plateaued(history(0.5, 0.5001, 0.5002), 2, 0.0002)
-    assert not plateaued(history(0.5, 0.5001, 0.5003), 2, 0.0002), "measured from the best that counted"
+    assert not plateaued(history(0.5, 0.5001, 0.5003), 2, 0.0002), (
+        "measured from the best that counted"
+    )
     assert not plateaued(history(*[0.5] * 99), 0, 0.0)
     assert not plateaued([], 1, 0.0)
 

@@ -80,7 +80,12 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(("name", "config"), [("mixed", MIXED), ("speed", SPEED)])
 def test_stopped_and_resumed_is_as_not_stopped(
-    name: str, config: TrainConfig, place: str, undisturbed: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    config: TrainConfig,
+    place: str,
+    undisturbed: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stop, number, position = PLACES[place]
     with monkeypatch.context() as patched:
@@ -93,22 +98,43 @@ def test_stopped_and_resumed_is_as_not_stopped(
     summary = train_once(config, DATA, tmp_path / "run", saved)
     assert same_bits(last(tmp_path / "run"), last(undisturbed[name]))
     assert summary["epochs"] == 3 and summary["seconds"] > saved["training"]["seconds"]
-    best = [[path.name for path in (run / "checkpoints").glob("best*")] for run in (tmp_path / "run", undisturbed[name])]
+    best = [
+        [path.name for path in (run / "checkpoints").glob("best*")]
+        for run in (tmp_path / "run", undisturbed[name])
+    ]
     assert best[0] == best[1]
 
 
-def test_two_trainings_with_one_seed_are_the_same_and_with_another_are_not(undisturbed: dict[str, Path], tmp_path: Path) -> None:
+def test_two_trainings_with_one_seed_are_the_same_and_with_another_are_not(
+    undisturbed: dict[str, Path], tmp_path: Path
+) -> None:
     train_once(MIXED, DATA, tmp_path / "same")
     assert same_bits(last(tmp_path / "same"), last(undisturbed["mixed"]))
     train_once(dataclasses.replace(MIXED, seed=2), DATA, tmp_path / "other")
-    assert not same_bits(last(tmp_path / "other")["state_dict"], last(undisturbed["mixed"])["state_dict"])
+    assert not same_bits(
+        last(tmp_path / "other")["state_dict"], last(undisturbed["mixed"])["state_dict"]
+    )
 
 
 # -- by the command
 
 
-ARGUMENTS = ["--data", "synthetic", "--accelerator", "cpu", "--widths", "8", "--batch_size", "100", "--train_images", "300",
-             "--validation_max", "100", "--deterministic", "true"]  # fmt: skip
+ARGUMENTS = [
+    "--data",
+    "synthetic",
+    "--accelerator",
+    "cpu",
+    "--widths",
+    "8",
+    "--batch_size",
+    "100",
+    "--train_images",
+    "300",
+    "--validation_max",
+    "100",
+    "--deterministic",
+    "true",
+]
 
 
 def command(*more: str) -> int:
@@ -126,7 +152,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy of a finished run without its outcome: as one that was killed after its last checkpoint."""
+    """A copy of a finished run without its outcome: as one that was killed after its last
+    checkpoint."""
     import shutil
 
     shutil.copytree(finished, tmp_path / "run")
@@ -138,7 +165,9 @@ def resume(run: Path, *more: str) -> int:
     return train.main(["--resume", "auto", "--run_dir", str(run), *more])
 
 
-def test_auto_passes_over_a_truncated_checkpoint_and_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_auto_passes_over_a_truncated_checkpoint_and_says_so(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = run / "checkpoints" / "last.ckpt"
     path.write_bytes(path.read_bytes()[:-1000])
     [best] = (run / "checkpoints").glob("best*.ckpt")
@@ -148,7 +177,9 @@ def test_auto_passes_over_a_truncated_checkpoint_and_says_so(run: Path, capsys: 
     assert (run / "summary.json").exists()
 
 
-def test_nothing_that_loads_is_an_error_and_trains_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_that_loads_is_an_error_and_trains_nothing(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for path in (run / "checkpoints").iterdir():
         path.write_bytes(b"")
     before = sorted(run.rglob("*"))
@@ -160,7 +191,9 @@ def test_nothing_that_loads_is_an_error_and_trains_nothing(run: Path, capsys: py
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", None])
-def test_a_path_that_does_not_load_is_one_line(content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_that_does_not_load_is_one_line(
+    content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "some.ckpt"
     if content is not None:
         path.write_bytes(content)
@@ -169,14 +202,20 @@ def test_a_path_that_does_not_load_is_one_line(content: bytes | None, tmp_path: 
     assert err.startswith(f"error: --resume: {path} does not load") and err.count("\n") == 1
 
 
-def test_weights_alone_are_no_state_to_go_on_from(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_alone_are_no_state_to_go_on_from(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command("--resume", str(run / "weights.pt")) == 2
     assert "holds no state to go on from" in capsys.readouterr().err
 
 
-def test_a_path_goes_on_where_it_lies_with_its_own_values(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_goes_on_where_it_lies_with_its_own_values(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Another number of epochs is one option; the rest stays as it was."""
-    assert train.main(["--resume", str(run / "checkpoints" / "last.ckpt"), "--max_epochs", "3"]) == 0
+    assert (
+        train.main(["--resume", str(run / "checkpoints" / "last.ckpt"), "--max_epochs", "3"]) == 0
+    )
     saved = last(run)
     assert saved["training"]["epoch"] == 3 and len(saved["training"]["history"]) == 3
     config = saved["hyper_parameters"]["config"]
@@ -185,32 +224,51 @@ def test_a_path_goes_on_where_it_lies_with_its_own_values(run: Path, capsys: pyt
 
 def test_a_path_goes_on_elsewhere_with_the_best_so_far(finished: Path, tmp_path: Path) -> None:
     new = tmp_path / "new"
-    assert train.main(["--resume", str(finished / "checkpoints" / "last.ckpt"), "--run_dir", str(new)]) == 0
-    assert {path.name for path in (new / "checkpoints").iterdir()} == {path.name for path in (finished / "checkpoints").iterdir()}
+    assert (
+        train.main(["--resume", str(finished / "checkpoints" / "last.ckpt"), "--run_dir", str(new)])
+        == 0
+    )
+    assert {path.name for path in (new / "checkpoints").iterdir()} == {
+        path.name for path in (finished / "checkpoints").iterdir()
+    }
     assert (new / "weights.pt").exists() and len(list(finished.rglob("metrics.csv"))) == 1
 
 
-def test_what_the_weights_depend_on_can_t_change(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_weights_depend_on_can_t_change(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert resume(run, "--widths", "9", "--validation_fraction", "0.2", "--recipe", "fast") == 2
     err = capsys.readouterr().err
-    assert "widths can't change when a training goes on: it was (8,)" in err and "validation_fraction can't change" in err
+    assert (
+        "widths can't change when a training goes on: it was (8,)" in err
+        and "validation_fraction can't change" in err
+    )
     assert "made with the recipe standard, not fast" in err
 
 
-def test_another_batch_size_goes_on_from_the_same_share_of_the_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_batch_size_goes_on_from_the_same_share_of_the_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patched:
         stop_at_step(patched, STEPS + 4)
         with pytest.raises(Stopped):
             train_once(MIXED, DATA, tmp_path / "run")
-    train_once(dataclasses.replace(MIXED, batch_size=20), DATA, tmp_path / "run", last(tmp_path / "run"))
+    train_once(
+        dataclasses.replace(MIXED, batch_size=20), DATA, tmp_path / "run", last(tmp_path / "run")
+    )
     state = last(tmp_path / "run")["training"]
     assert state["epoch"] == 3 and state["step"] == 3 * 2 * STEPS
     assert [row["step"] for row in state["history"]] == [STEPS, 4 * STEPS, 6 * STEPS]
 
 
-def test_a_new_training_does_not_overwrite_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_new_training_does_not_overwrite_one(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command("--run_dir", str(run)) == 2
-    assert "holds a training already; go on with it: --resume auto, or name another --run_dir" in capsys.readouterr().err
+    assert (
+        "holds a training already; go on with it: --resume auto, or name another --run_dir"
+        in capsys.readouterr().err
+    )
 
 
 def test_auto_needs_a_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,9 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         add_file(file, "batches.meta", b"not needed")
         for name in sources.BATCH_MD5:
             pixels = random.integers(0, 256, (PER_BATCH, 3072), dtype=np.uint8)
-            content = pickle.dumps({b"data": pixels, b"labels": [number % 10 for number in range(PER_BATCH)]})
+            content = pickle.dumps(
+                {b"data": pixels, b"labels": [number % 10 for number in range(PER_BATCH)]}
+            )
             sums[name] = hashlib.md5(content).hexdigest()
             add_file(file, name, content)
     content = path.read_bytes()
@@ -67,13 +69,25 @@ def refusal(data: Path | str, **options: Any) -> str:
 # -- CIFAR-10 in place
 
 
-def test_an_archive_a_folder_with_it_and_the_unpacked_files_give_the_same(archive: Path, tmp_path: Path) -> None:
+def test_an_archive_a_folder_with_it_and_the_unpacked_files_give_the_same(
+    archive: Path, tmp_path: Path
+) -> None:
     unpacked = tmp_path / "unpacked"
     with tarfile.open(archive) as file:
         file.extractall(unpacked, filter="data")
-    found = [load_images(str(place)) for place in (archive, archive.parent, unpacked, unpacked / BATCHES)]
-    assert all(data.kind == "cifar10" and data.sha256 == found[0].sha256 and data.classes == sources.CLASSES for data in found)
-    assert found[0].train.images.shape == (5 * PER_BATCH, 3, 32, 32) and found[0].train.images.dtype == torch.uint8
+    found = [
+        load_images(str(place)) for place in (archive, archive.parent, unpacked, unpacked / BATCHES)
+    ]
+    assert all(
+        data.kind == "cifar10"
+        and data.sha256 == found[0].sha256
+        and data.classes == sources.CLASSES
+        for data in found
+    )
+    assert (
+        found[0].train.images.shape == (5 * PER_BATCH, 3, 32, 32)
+        and found[0].train.images.dtype == torch.uint8
+    )
     assert found[0].test.labels.tolist() == list(range(PER_BATCH))
     assert len(found[0].sha256) == 64
 
@@ -108,16 +122,21 @@ def test_no_pickle_is_opened_that_is_not_the_official_one(archive: Path, tmp_pat
         file.extractall(tmp_path / "unpacked", filter="data")
     batch = tmp_path / "unpacked" / BATCHES / "data_batch_3"
     batch.write_bytes(b"cos\nabort\n(tR.")
-    assert "data_batch_3 in" in refusal(tmp_path / "unpacked") and "is damaged; bring" in refusal(tmp_path / "unpacked")
+    assert "data_batch_3 in" in refusal(tmp_path / "unpacked") and "is damaged; bring" in refusal(
+        tmp_path / "unpacked"
+    )
     batch.unlink()
-    assert "data_batch_3 can't be read: No such file or directory; bring" in refusal(tmp_path / "unpacked")
+    assert "data_batch_3 can't be read: No such file or directory; bring" in refusal(
+        tmp_path / "unpacked"
+    )
 
 
 # -- downloaded
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """`content` is sent; of the first `cuts` answers only half of what is left. `ranges` are those asked for."""
+    """`content` is sent; of the first `cuts` answers only half of what is left. `ranges` are those
+    asked for."""
 
     content = b""
     cuts = 0
@@ -180,11 +199,17 @@ def test_a_missing_folder_gets_the_archive(web: Server, archive: Path, tmp_path:
     assert len(web.ranges) == 1, "the second time it is there"
 
 
-def test_a_download_that_breaks_off_goes_on_where_it_stopped(web: Server, archive: Path, tmp_path: Path) -> None:
+def test_a_download_that_breaks_off_goes_on_where_it_stopped(
+    web: Server, archive: Path, tmp_path: Path
+) -> None:
     web.cuts = 2
     load_images(str(tmp_path / "new"), lambda text: None)
     size = len(web.content)
-    assert web.ranges == [None, f"bytes={size // 2}-", f"bytes={size // 2 + (size - size // 2) // 2}-"]
+    assert web.ranges == [
+        None,
+        f"bytes={size // 2}-",
+        f"bytes={size // 2 + (size - size // 2) // 2}-",
+    ]
 
 
 def test_a_server_that_knows_no_ranges_is_read_from_the_start(web: Server, tmp_path: Path) -> None:
@@ -193,7 +218,9 @@ def test_a_server_that_knows_no_ranges_is_read_from_the_start(web: Server, tmp_p
     assert len(web.ranges) == 2
 
 
-def test_a_part_from_another_archive_is_thrown_away(web: Server, archive: Path, tmp_path: Path) -> None:
+def test_a_part_from_another_archive_is_thrown_away(
+    web: Server, archive: Path, tmp_path: Path
+) -> None:
     part = tmp_path / "new" / f"{ARCHIVE}.part"
     part.parent.mkdir()
     part.write_bytes(b"\x1f\x8b" + b"x" * 1000)
@@ -227,9 +254,13 @@ def test_a_missing_page_is_refused_at_once(web: Server, tmp_path: Path) -> None:
     assert len(web.ranges) == 1
 
 
-def test_no_server_is_one_line(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_server_is_one_line(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CIFAR10_URL", "http://127.0.0.1:9/nothing")
-    assert "can't be downloaded from http://127.0.0.1:9/nothing: [Errno" in refusal(tmp_path / "new")
+    assert "can't be downloaded from http://127.0.0.1:9/nothing: [Errno" in refusal(
+        tmp_path / "new"
+    )
     assert "there are no images at" in refusal(tmp_path / "new2", download=False)
 
 
@@ -246,7 +277,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             place = tmp_path / "images" / part / name
             place.mkdir(parents=True)
             for number in range(count):
-                Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(place / f"{number}.png")
+                Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(
+                    place / f"{number}.png"
+                )
     return tmp_path / "images"
 
 
@@ -258,12 +291,18 @@ def load(folder: Path) -> tuple[ImageData, list[str]]:
 def test_a_folder_is_decoded_once_and_then_comes_from_the_cache(folder: Path) -> None:
     first, said = load(folder)
     assert said == [f"decoding 8 images of {folder}"]
-    assert first.classes == ("cat", "dog") and first.train.labels.tolist() == [0, 0, 0, 1, 1, 1] and first.kind == "folder"
+    assert (
+        first.classes == ("cat", "dog")
+        and first.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+        and first.kind == "folder"
+    )
     pixels = np.asarray(Image.open(folder / "train" / "cat" / "0.png")).transpose(2, 0, 1)
     assert np.array_equal(first.train.images[0].numpy(), pixels)
     again, said = load(folder)
     assert said == []
-    assert torch.equal(again.train.images, first.train.images) and torch.equal(again.test.labels, first.test.labels)
+    assert torch.equal(again.train.images, first.train.images) and torch.equal(
+        again.test.labels, first.test.labels
+    )
     assert (again.sha256, again.classes, again.kind) == (first.sha256, first.classes, first.kind)
 
 
@@ -311,16 +350,35 @@ def test_every_kind_of_image_becomes_32_by_32_in_rgb(folder: Path) -> None:
     Image.new("LA", (33, 33), (90, 255)).save(place / "h_grey_alpha.png")
     Image.new("1", (32, 32), 1).save(place / "i_black_white.png")
     data, said = load(folder)
-    colours = [image.flatten(1).float().mean(1).round().int().tolist() for image in data.train.images[:9]]
-    assert colours == [[77] * 3, [255] * 3, [200, 10, 10], [10, 20, 30], [1, 2, 3], [0x81] * 3, [255] * 3, [90] * 3, [255] * 3]
-    assert "1 grey images were converted to RGB" in said and "2 RGBA images were converted to RGB" in said
+    colours = [
+        image.flatten(1).float().mean(1).round().int().tolist() for image in data.train.images[:9]
+    ]
+    assert colours == [
+        [77] * 3,
+        [255] * 3,
+        [200, 10, 10],
+        [10, 20, 30],
+        [1, 2, 3],
+        [0x81] * 3,
+        [255] * 3,
+        [90] * 3,
+        [255] * 3,
+    ]
+    assert (
+        "1 grey images were converted to RGB" in said
+        and "2 RGBA images were converted to RGB" in said
+    )
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>", b"\x89PNG\r\n\x1a\nbroken", b"II*\0\xff\xff\xff\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>", b"\x89PNG\r\n\x1a\nbroken", b"II*\0\xff\xff\xff\xff"]
+)
 def test_a_damaged_image_is_named(folder: Path, content: bytes) -> None:
     (folder / "test" / "dog" / "bad.png").write_bytes(content)
     text = refusal(folder)
-    assert str(folder / "test" / "dog" / "bad.png") in text and text.endswith(": remove or replace it")
+    assert str(folder / "test" / "dog" / "bad.png") in text and text.endswith(
+        ": remove or replace it"
+    )
 
 
 def test_a_truncated_image_is_named(folder: Path) -> None:
@@ -333,7 +391,11 @@ def test_an_empty_class_folder_is_named(folder: Path) -> None:
     for name in ("bee", "ant"):
         (folder / "train" / name).mkdir()
     (folder / "train" / "ant" / "notes.txt").write_text("")
-    assert refusal(folder) == f"no image in {folder / 'train' / 'ant'}: fill the folder or remove it (the same for bee)"
+    assert (
+        refusal(folder)
+        == f"no image in {folder / 'train' / 'ant'}: fill the folder or remove it (the same for"
+        " bee)"
+    )
 
 
 def test_a_missing_or_empty_test_folder_is_named(folder: Path) -> None:
@@ -346,7 +408,11 @@ def test_a_missing_or_empty_test_folder_is_named(folder: Path) -> None:
 
 def test_a_class_that_is_only_tested_is_named(folder: Path) -> None:
     (folder / "test" / "fox").mkdir()
-    assert refusal(folder) == f"{folder / 'test'} has classes that train/ lacks, fox: add images of them there, or remove them"
+    assert (
+        refusal(folder)
+        == f"{folder / 'test'} has classes that train/ lacks, fox: add images of them there, or"
+        " remove them"
+    )
 
 
 def test_one_class_is_too_few(folder: Path) -> None:
@@ -362,13 +428,22 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_a_path_below_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert "can't be read (" in refusal(tmp_path / "file" / "below") or "can't be downloaded" in refusal(tmp_path / "file" / "below")
+    assert "can't be read (" in refusal(
+        tmp_path / "file" / "below"
+    ) or "can't be downloaded" in refusal(tmp_path / "file" / "below")
 
 
-def test_the_command_ends_with_3_and_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_ends_with_3_and_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "train" / "ant").mkdir()
-    code = train.main(["--data", str(folder), "--accelerator", "cpu", "--run_dir", str(tmp_path / "run")])
+    code = train.main(
+        ["--data", str(folder), "--accelerator", "cpu", "--run_dir", str(tmp_path / "run")]
+    )
     shown = capsys.readouterr()
     assert code == options.EXIT_DATA == 3
-    assert shown.err == f"error: no image in {folder / 'train' / 'ant'}: fill the folder or remove it\n"
+    assert (
+        shown.err
+        == f"error: no image in {folder / 'train' / 'ant'}: fill the folder or remove it\n"
+    )
     assert not (tmp_path / "run" / "summary.json").exists()

@@ -1,4 +1,5 @@
-"""Compilation: before the clock starts, without a trace in the training, and no reason to give up."""
+"""Compilation: before the clock starts, without a trace in the training, and no reason to give
+up."""
 
 from __future__ import annotations
 
@@ -39,23 +40,42 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return forms
 
 
-@pytest.mark.parametrize("config", [
-    tiny_config(compile="true", mixup_prob=0.5, validation_fraction=0, patience=0, max_epochs=2),
-    speed_config(compile="true", resolutions="24,32", validation_fraction=0, patience=0, max_epochs=2),
-])  # fmt: skip
-def test_compiling_takes_no_time_of_the_clock_and_changes_no_bit(config: TrainConfig, compiled: list[Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [
+        tiny_config(
+            compile="true", mixup_prob=0.5, validation_fraction=0, patience=0, max_epochs=2
+        ),
+        speed_config(
+            compile="true", resolutions="24,32", validation_fraction=0, patience=0, max_epochs=2
+        ),
+    ],
+)
+def test_compiling_takes_no_time_of_the_clock_and_changes_no_bit(
+    config: TrainConfig, compiled: list[Any], tmp_path: Path
+) -> None:
     summary = train_once(config, DATA, tmp_path / "compiled")
-    assert len(compiled) == 2, "each resolution, or mixed and plain images: nothing is met for the first time in the training"
+    assert len(compiled) == 2, (
+        "each resolution, or mixed and plain images: nothing is met for the first time in the"
+        " training"
+    )
     assert summary["wall_seconds"] > 2 * SLOW_S > summary["seconds"]
     forms = list(compiled)
     plain = train_once(dataclasses.replace(config, compile="false"), DATA, tmp_path / "plain")
     assert compiled == forms and plain["test_accuracy"] == summary["test_accuracy"]
-    assert same_bits(*(weights_of(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("compiled", "plain")))
+    assert same_bits(
+        *(
+            weights_of(tmp_path / name / "checkpoints" / "last.ckpt")
+            for name in ("compiled", "plain")
+        )
+    )
 
 
 def broken(module: torch.nn.Module) -> None:
     def call(images: torch.Tensor) -> Any:
-        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
+        raise RuntimeError(
+            "Failed to find C compiler.\nPlease specify via CC environment variable."
+        )
 
     module._compiled_call_impl = call
 
@@ -68,7 +88,10 @@ def test_where_compiling_fails_the_training_goes_on_and_says_why(
         train_once(tiny_config(compile="true", max_epochs=1), DATA, tmp_path / "asked")
     monkeypatch.setattr(warm_up, "is_wanted", lambda config, device: True)
     assert train_once(tiny_config(max_epochs=1), DATA, tmp_path / "auto")["epochs"] == 1
-    assert "torch.compile does not work here, going on without it: Failed to find C compiler. Please" in capsys.readouterr().out
+    assert (
+        "torch.compile does not work here, going on without it: Failed to find C compiler. Please"
+        in capsys.readouterr().out
+    )
 
 
 NARROW: dict[str, dict[str, object]] = {

@@ -14,8 +14,10 @@ for name in ("fcntl", "pwd", "grp", "termios", "resource", "tty", "pty", "syslog
 import importlib, pkgutil
 import remote
 for found in pkgutil.walk_packages(remote.__path__, "remote."):
-    ours = not found.name.startswith("remote.agent.") or found.name.startswith("remote.agent.shared")
-    if ours and not found.name.startswith(("remote.tasks", "remote.__main__")):  # invoke asks sys.platform, which says Linux here
+    name = found.name
+    ours = not name.startswith("remote.agent.") or name.startswith("remote.agent.shared")
+    # invoke asks sys.platform, which says Linux here
+    if ours and not name.startswith(("remote.tasks", "remote.__main__")):
         importlib.import_module(found.name)
 import trainer.config
 """

@@ -1,4 +1,5 @@
-"""Images on the server: sent once, kept by their content, shared by all runs. `data/<name>` leads to them."""
+"""Images on the server: sent once, kept by their content, shared by all runs. `data/<name>` leads
+to them."""
 
 import os
 import re
@@ -17,7 +18,8 @@ from remote.agent.shared.trees import Entry
 
 NAME = re.compile(r"[^\s/\\.\x00-\x1f\x7f-\x9f-][^/\\\x00-\x1f\x7f-\x9f]{0,99}\Z")
 ARCHIVE, BATCHES, DOWNLOADED = "cifar-10-python.tar.gz", "cifar-10-batches-py", "cifar10"
-"""CIFAR-10 as it may lie in data/: the archive, unpacked, and the folder that a training downloads it into."""
+"""CIFAR-10 as it may lie in data/: the archive, unpacked, and the folder that a training downloads
+it into."""
 REACH_S = 8.0
 SPARE_BYTES = 64 << 20
 
@@ -28,12 +30,21 @@ def describe_datasets(layout: Layout) -> Dict[str, Any]:
         names = sorted(name for name in os.listdir(layout.data) if not name.startswith("."))
     except OSError:
         names = []
-    places = (os.path.join(layout.data, name) for name in (ARCHIVE, BATCHES, os.path.join(DOWNLOADED, ARCHIVE)))
-    return {"names": names, "cifar10": next((os.path.realpath(place) for place in places if os.path.exists(place)), None)}
+    places = (
+        os.path.join(layout.data, name)
+        for name in (ARCHIVE, BATCHES, os.path.join(DOWNLOADED, ARCHIVE))
+    )
+    return {
+        "names": names,
+        "cifar10": next(
+            (os.path.realpath(place) for place in places if os.path.exists(place)), None
+        ),
+    }
 
 
 def find_data(layout: Layout, data: str) -> Optional[str]:
-    """A name in the project's data/, an absolute path, or one below the home; None if there is nothing."""
+    """A name in the project's data/, an absolute path, or one below the home; None if there is
+    nothing."""
     home = os.path.expanduser("~")
     for place in (os.path.join(layout.data, data), os.path.join(home, os.path.expanduser(data))):
         if os.path.exists(place):
@@ -49,21 +60,34 @@ def sets_of(layout: Layout) -> Iterator[Tuple[str, List[Entry]]]:
         return
     for tree in trees:
         stored = (read_json(layout.set_manifest(tree)) or {}).get("entries")
-        yield layout.set(tree), [(e[0], e[1], e[2], e[3]) for e in stored] if isinstance(stored, list) else []
+        yield (
+            layout.set(tree),
+            [(e[0], e[1], e[2], e[3]) for e in stored] if isinstance(stored, list) else [],
+        )
 
 
 def find_contents(layout: Layout, entries: List[Entry]) -> Dict[str, bytes]:
-    return known_contents(layout.data_incoming, sets_of(layout), {sha256 for _, _, _, sha256 in entries})
+    return known_contents(
+        layout.data_incoming, sets_of(layout), {sha256 for _, _, _, sha256 in entries}
+    )
 
 
 @operation("data_missing")
-def data_missing(call: Call, root: str, tree: str, manifest: List[Any], name: str) -> Dict[str, Any]:
-    """What of a set is not here. `missing` None: all of it. `named`: the name leads to it already."""
+def data_missing(
+    call: Call, root: str, tree: str, manifest: List[Any], name: str
+) -> Dict[str, Any]:
+    """What of a set is not here. `missing` None: all of it. `named`: the name leads to it
+    already."""
     layout = Layout(resolve_root(root))
     entries = checked_manifest(tree, manifest)
     link = os.path.join(layout.data, checked_name(layout, name))
     exists = os.path.isdir(layout.set(tree))
-    answer = {"exists": exists, "named": exists and _leads_to(link, layout.set(tree)), "missing": [], "partial": {}}
+    answer = {
+        "exists": exists,
+        "named": exists and _leads_to(link, layout.set(tree)),
+        "missing": [],
+        "partial": {},
+    }
     if not exists:
         there = find_contents(layout, entries)
         wanted = {sha256 for _, _, _, sha256 in entries}
@@ -75,10 +99,16 @@ def data_missing(call: Call, root: str, tree: str, manifest: List[Any], name: st
 def checked_name(layout: Layout, name: str) -> str:
     """Raises Refusal for what can't be a name, or is one that somebody else gave."""
     if not NAME.match(name):
-        raise Refusal("UsageError", f"{name!r:.120} can't be a name in data/", "choose another: --name NAME")
+        raise Refusal(
+            "UsageError", f"{name!r:.120} can't be a name in data/", "choose another: --name NAME"
+        )
     place = os.path.join(layout.data, name)
     if os.path.lexists(place) and not os.path.islink(place):
-        raise Refusal("UsageError", f"{place} was not made by upload-data", "choose another: --name NAME, or use it as it is: train --data")
+        raise Refusal(
+            "UsageError",
+            f"{place} was not made by upload-data",
+            "choose another: --name NAME, or use it as it is: train --data",
+        )
     return name
 
 
@@ -88,9 +118,18 @@ def _leads_to(link: str, directory: str) -> bool:
 
 @operation("data_put")
 def data_put(
-    call: Call, root: str, project: str, identity: Optional[str], tree: str, manifest: List[Any], name: str, single: bool, who: str
+    call: Call,
+    root: str,
+    project: str,
+    identity: Optional[str],
+    tree: str,
+    manifest: List[Any],
+    name: str,
+    single: bool,
+    who: str,
 ) -> Dict[str, Any]:
-    """Receive what is missing, lay it out, and give it its name. `single`: it is one file, and the name leads to that."""
+    """Receive what is missing, lay it out, and give it its name. `single`: it is one file, and the
+    name leads to that."""
     layout = Layout(resolve_root(root))
     entries = checked_manifest(tree, manifest)
     prepare_root(layout, project, identity)
@@ -101,10 +140,14 @@ def data_put(
         if not os.path.isdir(layout.set(tree)):
             require_space(layout, entries)
             call.event(ready=True)
-            received = receive(call, layout.data_incoming, {sha256: size for _, _, size, sha256 in entries})
+            received = receive(
+                call, layout.data_incoming, {sha256: size for _, _, size, sha256 in entries}
+            )
             lay_out(layout, tree, entries)
             shutil.rmtree(layout.data_incoming, ignore_errors=True)
-        target = os.path.join(os.path.basename(layout.sets), tree, *([entries[0][0]] if single else []))
+        target = os.path.join(
+            os.path.basename(layout.sets), tree, *([entries[0][0]] if single else [])
+        )
         aside = os.path.join(layout.data, f".{secrets.token_hex(6)}.tmp")
         os.symlink(target, aside)
         os.replace(aside, link)
@@ -121,13 +164,24 @@ def require_space(layout: Layout, entries: List[Entry]) -> None:
     there = find_contents(layout, entries)
     missing = {sha256: size for _, _, size, sha256 in entries if sha256 not in there}
     begun = partly_received(layout.data_incoming, missing)
-    need = sum(max(size, 4096) - begun.get(sha256, 0) for sha256, size in missing.items()) + SPARE_BYTES
+    need = (
+        sum(max(size, 4096) - begun.get(sha256, 0) for sha256, size in missing.items())
+        + SPARE_BYTES
+    )
     free, inodes = space_left(layout.data)
     if free < need:
-        text = f"the images need {(need >> 20) + 1} MiB on the disk at {mount_of(layout.data)}, {free >> 20} MiB are free"
-        raise Refusal("ServerUnfit", text, "free some space (fab … clean), or set remote.root to another disk")
+        text = (
+            f"the images need {(need >> 20) + 1} MiB on the disk at {mount_of(layout.data)},"
+            f" {free >> 20} MiB are free"
+        )
+        raise Refusal(
+            "ServerUnfit", text, "free some space (fab … clean), or set remote.root to another disk"
+        )
     if inodes is not None and 0 < inodes < len(entries) * 2:
-        raise Refusal("ServerUnfit", f"the file system at {layout.root} has {inodes} inodes left, the images need more")
+        raise Refusal(
+            "ServerUnfit",
+            f"the file system at {layout.root} has {inodes} inodes left, the images need more",
+        )
 
 
 def lay_out(layout: Layout, tree: str, entries: List[Entry]) -> None:
@@ -143,12 +197,18 @@ def lay_out(layout: Layout, tree: str, entries: List[Entry]) -> None:
 
     def source(sha256: str) -> Tuple[bytes, str]:
         if sha256 not in places:
-            raise Refusal("TransferFailed", "the images are not complete on the server", "run the same command again")
+            raise Refusal(
+                "TransferFailed",
+                "the images are not complete on the server",
+                "run the same command again",
+            )
         place = places[sha256]
         if not place.startswith(incoming):
             return place, "link"
         # A second file of the same content finds the first one.
-        places[sha256] = os.path.join(os.fsencode(aside), first[sha256].encode("utf-8", "surrogateescape"))
+        places[sha256] = os.path.join(
+            os.fsencode(aside), first[sha256].encode("utf-8", "surrogateescape")
+        )
         return place, "move"
 
     first: Dict[str, str] = {}
@@ -172,7 +232,10 @@ def reach(call: Call, root: str, url: str) -> Dict[str, Any]:
             return {"reached": True, "url": url, "problem": None}
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        problem = " ".join(str(getattr(reason, "strerror", None) or reason).split()) or type(error).__name__
+        problem = (
+            " ".join(str(getattr(reason, "strerror", None) or reason).split())
+            or type(error).__name__
+        )
         # Some servers don't speak HEAD, but they are there.
         there = isinstance(error, urllib.error.HTTPError) and error.code == 405
         return {"reached": there, "url": url, "problem": problem[:200]}

@@ -1,6 +1,8 @@
-"""Builds one environment, detached from any login: started as `build DIRECTORY LOCK_FD`, tells its state in build.json.
+"""Builds one environment, detached from any login: started as `build DIRECTORY LOCK_FD`, tells its
+state in build.json.
 
-It holds the environment's lock, inherited from who started it, for as long as it lives. `ready` is written last.
+It holds the environment's lock, inherited from who started it, for as long as it lives. `ready` is
+written last.
 """
 
 import codecs
@@ -16,7 +18,12 @@ from typing import Any, Dict, List, Optional
 
 from remote.agent.environments import installers
 from remote.agent.environments.build_failures import Place, classify
-from remote.agent.environments.interpreters import describe, inspect_packages, plain_environment, signature
+from remote.agent.environments.interpreters import (
+    describe,
+    inspect_packages,
+    plain_environment,
+    signature,
+)
 from remote.agent.machine.processes import start_time
 from remote.agent.root.paths import read_json, write_json, write_whole
 from remote.agent.shared.text import redact
@@ -84,18 +91,26 @@ class Builder:
         self.plan = read_json(self.path("plan.json")) or {}
         self.state = read_json(self.path("build.json")) or {}
         signal.signal(signal.SIGTERM, self._stop)
-        self.say(phase="running", pid=os.getpid(), pid_started=start_time(os.getpid()), line="starting")
+        self.say(
+            phase="running", pid=os.getpid(), pid_started=start_time(os.getpid()), line="starting"
+        )
         try:
             self.build()
         except BuildFailed as failed:
             return self.fail(failed.message, failed.remedy)
         except installers.InstallerMissing as missing:
-            return self.fail(str(missing), f"{installers.APT_REMEDY}; the whole output is in {self.path('build.log')} there")
+            return self.fail(
+                str(missing),
+                f"{installers.APT_REMEDY}; the whole output is in {self.path('build.log')} there",
+            )
         except OSError as error:
             failure = classify(f"{error.strerror}: {error.filename}", self.place())
             return self.fail(failure.message, failure.remedy)
         except Exception as error:
-            self.fail(f"the builder failed: {type(error).__name__}: {error}", "this is a mistake of ours: please report it")
+            self.fail(
+                f"the builder failed: {type(error).__name__}: {error}",
+                "this is a mistake of ours: please report it",
+            )
             raise
         self.say(phase="done", exit=0, line="ready")
         return 0
@@ -130,20 +145,39 @@ class Builder:
         self.say(step="venv", line=f"making a venv of {base}")
         overlay = self.plan["kind"] == "overlay"
         parents = list(self.plan.get("parent_sites") or []) if overlay else []
-        made_by = installers.make_venv(self.command, base, self.venv, overlay and not parents, None if overlay else installers.find_uv())
+        made_by = installers.make_venv(
+            self.command,
+            base,
+            self.venv,
+            overlay and not parents,
+            None if overlay else installers.find_uv(),
+        )
         if parents:
-            # A venv made from a venv sees only the base interpreter: its parent's packages are added by name.
+            # A venv made from a venv sees only the base interpreter: its parent's packages are
+            # added by name.
             line = "import site; " + "; ".join(f"site.addsitedir({site!r})" for site in parents)
-            own = [site for site in describe(self.python).get("sites") or [] if site.startswith(self.venv)]
+            own = [
+                site
+                for site in describe(self.python).get("sites") or []
+                if site.startswith(self.venv)
+            ]
             write_whole(os.path.join(own[0], "_parent.pth"), line.encode() + b"\n", 0o644)
         return made_by
 
     def add_scripts(self) -> None:
-        """Programs of the packages below (torchrun, accelerate, …) that run in this environment, and not in the one it was laid upon."""
-        subprocess.run([self.python, "-I", "-c", SCRIPTS], cwd=self.directory, stdin=subprocess.DEVNULL, env=self.environment, timeout=120)
+        """Programs of the packages below (torchrun, accelerate, …) that run in this environment,
+        and not in the one it was laid upon."""
+        subprocess.run(
+            [self.python, "-I", "-c", SCRIPTS],
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            env=self.environment,
+            timeout=120,
+        )
 
     def install_all(self) -> str:
-        """What the plan wants installed, torch from its own index first. Returns the installer's name."""
+        """What the plan wants installed, torch from its own index first. Returns the installer's
+        name."""
         config = installers.pip_config()
         torch = self.plan.get("torch") or {}
         constraints = list(self.plan.get("constraints") or [])
@@ -152,15 +186,23 @@ class Builder:
         installer = "none"
         if index and torch.get("requirements"):
             self.say(step="torch", line=f"installing torch ({torch['build']})")
-            installer = self.install([f"--index-url {index}", *torch["requirements"]], constraints, config, isolated=True)
+            installer = self.install(
+                [f"--index-url {index}", *torch["requirements"]], constraints, config, isolated=True
+            )
             found = inspect_packages(self.python)["packages"]
             constraints += [f"{name}=={found[name]}" for name in torch["pins"] if name in found]
         wanted = list(self.plan.get("install") or [])
         if wanted:
-            self.say(step="packages", line=f"installing {len(wanted)} package{'s' * (len(wanted) > 1)} and what they need")
+            self.say(
+                step="packages",
+                line=(
+                    f"installing {len(wanted)} package{'s' * (len(wanted) > 1)} and what they need"
+                ),
+            )
             if index:
                 options.append(f"--extra-index-url {index}")
-            # pip checks hashes of all lines or of none: those with hashes are a lock, complete by itself.
+            # pip checks hashes of all lines or of none: those with hashes are a lock, complete by
+            # itself.
             locked = [line for line in wanted if " --hash=" in line]
             if locked:
                 installer = self.install([*options, *locked], None, config)
@@ -169,23 +211,41 @@ class Builder:
                 installer = self.install([*options, *rest], constraints, config)
         return installer
 
-    def install(self, lines: List[str], constraints: Optional[List[str]], config: Dict[str, str], isolated: bool = False) -> str:
-        """By uv where nothing of pip's configuration is lost, else by pip; by pip too where uv failed. Raises BuildFailed.
+    def install(
+        self,
+        lines: List[str],
+        constraints: Optional[List[str]],
+        config: Dict[str, str],
+        isolated: bool = False,
+    ) -> str:
+        """By uv where nothing of pip's configuration is lost, else by pip; by pip too where uv
+        failed. Raises BuildFailed.
 
-        Without `constraints` the lines are a whole lock with hashes.
-        `isolated`: the indexes that pip was configured with are left out, so that the one in `lines` decides.
+        Without `constraints` the lines are a whole lock with hashes. `isolated`: the indexes that
+        pip was configured with are left out, so that the one in `lines` decides.
         """
-        uv = installers.find_uv() if self.plan["kind"] == "venv" and not installers.pip_only_options(config) else None
+        uv = (
+            installers.find_uv()
+            if self.plan["kind"] == "venv" and not installers.pip_only_options(config)
+            else None
+        )
         cache = _free_mib(os.path.expanduser("~")) >= ROOMY_MIB
         file = self.path("install.txt")
         limits = self.path("constraints.txt") if constraints is not None else None
         if limits:
             write_whole(limits, _text(constraints or []))
         if uv:
-            configured = installers.index_lines(installers.without_indexes(config) if isolated else config)
+            configured = installers.index_lines(
+                installers.without_indexes(config) if isolated else config
+            )
             write_whole(file, _text(installers.merge_options(configured, lines)))
             environment = dict(self.environment, **installers.uv_environment(config))
-            if self.command(installers.uv_install(uv, self.python, file, limits, cache), environment) == 0:
+            if (
+                self.command(
+                    installers.uv_install(uv, self.python, file, limits, cache), environment
+                )
+                == 0
+            ):
                 return "uv"
             if self.exit_code is not None and self.exit_code < 0:
                 raise self.failure()
@@ -198,7 +258,11 @@ class Builder:
             self.say(line="uv failed; trying pip")
         before = os.path.getsize(self.path("build.log"))
         write_whole(file, _text(lines))
-        environment = installers.isolated_environment(self.environment, config) if isolated else self.environment
+        environment = (
+            installers.isolated_environment(self.environment, config)
+            if isolated
+            else self.environment
+        )
         if self.command(installers.pip_install(pip, file, limits, cache), environment) != 0:
             raise self.failure(before)
         return "pip"
@@ -213,7 +277,10 @@ class Builder:
         if not problem and missing:
             problem = f"{', '.join(missing)} is missing in it"
         if problem:
-            raise BuildFailed(f"the new environment does not work: {problem}", f"see {self.path('build.log')} there")
+            raise BuildFailed(
+                f"the new environment does not work: {problem}",
+                f"see {self.path('build.log')} there",
+            )
         record = dict(
             describe_plan(self.plan),
             python=self.python,
@@ -230,7 +297,8 @@ class Builder:
         write_json(self.path("env.json"), record)
 
     def command(self, argv: List[str], environment: Optional[Dict[str, str]] = None) -> int:
-        """Run one command, its output in the log and its last line in build.json. Returns the exit code."""
+        """Run one command, its output in the log and its last line in build.json. Returns the exit
+        code."""
         end = time.monotonic() + LIMIT_S
         with open(self.path("build.log"), "ab") as log:
             log.write(redact("$ " + " ".join(argv) + "\n").encode("utf-8", "replace"))
@@ -308,8 +376,18 @@ class Builder:
 
 
 def describe_plan(plan: Dict[str, Any]) -> Dict[str, Any]:
-    """The part of a plan that env.json keeps: what the environment was made for. Holds no addresses, so no secrets."""
-    kept = ("key", "kind", "requirements_hash", "wanted", "imports", "names", "needs_torch", "version")
+    """The part of a plan that env.json keeps: what the environment was made for. Holds no
+    addresses, so no secrets."""
+    kept = (
+        "key",
+        "kind",
+        "requirements_hash",
+        "wanted",
+        "imports",
+        "names",
+        "needs_torch",
+        "version",
+    )
     record = {name: plan.get(name) for name in kept}
     return dict(record, base=plan.get("python"), torch_build=(plan.get("torch") or {}).get("build"))
 

@@ -1,4 +1,5 @@
-"""Environments on the server: what is there, making one, following one that is being made. The laptop decides which."""
+"""Environments on the server: what is there, making one, following one that is being made. The
+laptop decides which."""
 
 import fcntl
 import os
@@ -25,16 +26,22 @@ EVENT_EVERY_S = 0.2
 MAX_STARTS = 2
 """A builder that dies twice without a word is not started a third time."""
 KINDS = ("as-is", "overlay", "venv")
-OPTIONS = re.compile(r"--(index-url|extra-index-url|find-links|trusted-host|only-binary|no-binary) \S+\Z|--(pre|no-index|prefer-binary)\Z")
+OPTIONS = re.compile(
+    r"--(index-url|extra-index-url|find-links|trusted-host|only-binary|no-binary)"
+    r" \S+\Z|--(pre|no-index|prefer-binary)\Z"
+)
 
 
 def list_environments(layout: Layout) -> List[Dict[str, Any]]:
-    """Every environment with a record: `ready`, and `valid` or what `changed`, told without starting a python."""
+    """Every environment with a record: `ready`, and `valid` or what `changed`, told without
+    starting a python."""
     try:
         keys = sorted(name for name in os.listdir(layout.environments) if HASH.match(name))
     except OSError:
         return []
-    return [found for found in (describe_environment(layout, key) for key in keys) if found is not None]
+    return [
+        found for found in (describe_environment(layout, key) for key in keys) if found is not None
+    ]
 
 
 def describe_environment(layout: Layout, key: str) -> Optional[Dict[str, Any]]:
@@ -49,18 +56,34 @@ def describe_environment(layout: Layout, key: str) -> Optional[Dict[str, Any]]:
     python = str(record.get("real_python") or record.get("python"))
     changed = interpreters.same_signature(record.get("signature"), python)
     told = {name: value for name, value in record.items() if name != "signature"}
-    return dict(told, key=key, ready=True, valid=changed is None, changed=changed, proofs=gpu_check.read_proofs(directory))
+    return dict(
+        told,
+        key=key,
+        ready=True,
+        valid=changed is None,
+        changed=changed,
+        proofs=gpu_check.read_proofs(directory),
+    )
 
 
 @operation("environment_inspect")
-def environment_inspect(call: Call, root: str, configured: str = "", detail: Optional[List[str]] = None) -> Dict[str, Any]:
-    """Interpreters with what is installed in them, uv, pip's configuration (without passwords), and room on the disk."""
+def environment_inspect(
+    call: Call, root: str, configured: str = "", detail: Optional[List[str]] = None
+) -> Dict[str, Any]:
+    """Interpreters with what is installed in them, uv, pip's configuration (without passwords), and
+    room on the disk."""
     layout = Layout(resolve_root(root))
     found = interpreters.list_interpreters(layout, configured)
     usable = [entry for entry in found if not entry.get("problem")]
-    call.event(step="inspect", line=f"looking into {len(usable)} interpreter{'s' * (len(usable) != 1)}", seconds=0.0)
+    call.event(
+        step="inspect",
+        line=f"looking into {len(usable)} interpreter{'s' * (len(usable) != 1)}",
+        seconds=0.0,
+    )
     names = [str(name) for name in detail or []][:200]
-    packages = interpreters.in_threads(lambda path: interpreters.inspect_packages(path, names), [e["path"] for e in usable])
+    packages = interpreters.in_threads(
+        lambda path: interpreters.inspect_packages(path, names), [e["path"] for e in usable]
+    )
     for entry, answer in zip(usable, packages):
         entry.update(answer)
     interpreters.remember(layout)
@@ -77,11 +100,14 @@ def environment_inspect(call: Call, root: str, configured: str = "", detail: Opt
 
 
 @operation("environment_prepare")
-def environment_prepare(call: Call, root: str, project: str, identity: Optional[str], plan: Dict[str, Any]) -> Dict[str, Any]:
-    """Carry out the laptop's plan; the same plan again finds its work done, or follows the build that is under way.
+def environment_prepare(
+    call: Call, root: str, project: str, identity: Optional[str], plan: Dict[str, Any]
+) -> Dict[str, Any]:
+    """Carry out the laptop's plan; the same plan again finds its work done, or follows the build
+    that is under way.
 
-    Events: step, line, seconds, and amount ([bytes, of bytes]) while something is downloaded. Raises Refusal with kind
-    EnvironmentFailed where it can't be made.
+    Events: step, line, seconds, and amount ([bytes, of bytes]) while something is downloaded.
+    Raises Refusal with kind EnvironmentFailed where it can't be made.
     """
     layout = Layout(resolve_root(root))
     check_plan(plan)
@@ -103,13 +129,29 @@ def check_plan(plan: Dict[str, Any]) -> None:
     """Raises ValueError for what the laptop's planning never makes."""
     if plan.get("kind") not in KINDS or not os.path.isabs(str(plan.get("python"))):
         raise ValueError("a plan needs a kind and an absolute python")
-    for name in ("install", "constraints", "options", "names", "imports", "parent_sites", "helpers"):
+    for name in (
+        "install",
+        "constraints",
+        "options",
+        "names",
+        "imports",
+        "parent_sites",
+        "helpers",
+    ):
         values = plan.get(name) or []
-        if not isinstance(values, list) or not all(isinstance(v, str) and not re.search(r"[\x00\r\n]", v) for v in values):
+        if not isinstance(values, list) or not all(
+            isinstance(v, str) and not re.search(r"[\x00\r\n]", v) for v in values
+        ):
             raise ValueError(f"{name} must be a list of lines")
     torch = plan.get("torch") or {}
-    lines = [*(plan.get("install") or []), *(torch.get("requirements") or []), *(plan.get("constraints") or [])]
-    if any(line.lstrip().startswith("-") for line in lines) or not all(map(OPTIONS.match, plan.get("options") or [])):
+    lines = [
+        *(plan.get("install") or []),
+        *(torch.get("requirements") or []),
+        *(plan.get("constraints") or []),
+    ]
+    if any(line.lstrip().startswith("-") for line in lines) or not all(
+        map(OPTIONS.match, plan.get("options") or [])
+    ):
         raise ValueError("an option stands among the requirements")
     if torch.get("index") and not re.match(r"https://[\w./-]+\Z", str(torch["index"])):
         raise ValueError("the torch index must be an https address")
@@ -119,9 +161,17 @@ def _record_as_is(directory: str, plan: Dict[str, Any]) -> None:
     """Nothing is built: the record points to the interpreter."""
     described = interpreters.describe(plan["python"])
     if described.get("problem"):
-        raise Refusal("EnvironmentFailed", described["problem"], "set remote.python to an interpreter that works")
+        raise Refusal(
+            "EnvironmentFailed",
+            described["problem"],
+            "set remote.python to an interpreter that works",
+        )
     python = _python_by_name(directory, described["path"])
-    found = interpreters.inspect_packages(described["path"], []) if plan.get("names") else {"packages": {}, "torch": {}}
+    found = (
+        interpreters.inspect_packages(described["path"], [])
+        if plan.get("names")
+        else {"packages": {}, "torch": {}}
+    )
     record = dict(
         describe_plan(plan),
         python=python,
@@ -140,7 +190,8 @@ def _record_as_is(directory: str, plan: Dict[str, Any]) -> None:
 
 
 def _python_by_name(directory: str, path: str) -> str:
-    """The interpreter, if its directory has it as `python` too, so that a run's `python` is this one.
+    """The interpreter, if its directory has it as `python` too, so that a run's `python` is this
+    one.
 
     Else a two-line script that has: a link from elsewhere would lose a venv's packages.
     """
@@ -150,12 +201,15 @@ def _python_by_name(directory: str, path: str) -> str:
     place = os.path.join(directory, "bin")
     os.makedirs(place, mode=0o700, exist_ok=True)
     for name in ("python", "python3"):
-        write_whole(os.path.join(place, name), f'#!/bin/sh\nexec {shlex.quote(path)} "$@"\n'.encode(), 0o700)
+        write_whole(
+            os.path.join(place, name), f'#!/bin/sh\nexec {shlex.quote(path)} "$@"\n'.encode(), 0o700
+        )
     return os.path.join(place, "python")
 
 
 def _build(call: Call, layout: Layout, plan: Dict[str, Any], directory: str) -> None:
-    """Start the builder, or follow the one that is at it; returns when `ready` is there. Raises Refusal."""
+    """Start the builder, or follow the one that is at it; returns when `ready` is there. Raises
+    Refusal."""
     followed: Set[str] = set()
     starts = 0
     lock = os.open(_lock_path(layout, plan["key"]), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -169,15 +223,24 @@ def _build(call: Call, layout: Layout, plan: Dict[str, Any], directory: str) -> 
                 return
             state = read_json(os.path.join(directory, "build.json")) or {}
             if state.get("id") in followed and state.get("phase") == "failed":
-                raise Refusal("EnvironmentFailed", str(state.get("message")), str(state.get("remedy")))
+                raise Refusal(
+                    "EnvironmentFailed", str(state.get("message")), str(state.get("remedy"))
+                )
             if starts >= MAX_STARTS:
                 log = os.path.join(directory, "build.log")
-                raise Refusal("EnvironmentFailed", "the builder was killed, twice", f"mostly for lack of memory; see {log} there")
+                raise Refusal(
+                    "EnvironmentFailed",
+                    "the builder was killed, twice",
+                    f"mostly for lack of memory; see {log} there",
+                )
             if state.get("phase") == "running":
-                call.event(step="venv", line="the last build was cut off; building again", seconds=0.0)
+                call.event(
+                    step="venv", line="the last build was cut off; building again", seconds=0.0
+                )
             followed.add(_start_builder(layout, plan, directory, state, lock))
             starts += 1
-            # The builder inherited this lock; ours must be another, or it would always be free for us.
+            # The builder inherited this lock; ours must be another, or it would always be free for
+            # us.
             os.close(lock)
             lock = os.open(_lock_path(layout, plan["key"]), os.O_RDWR | os.O_CLOEXEC)
     finally:
@@ -185,7 +248,8 @@ def _build(call: Call, layout: Layout, plan: Dict[str, Any], directory: str) -> 
 
 
 def _follow(call: Call, directory: str, lock: int, followed: Set[str]) -> bool:
-    """Tell of the build until its lock is free, which is then held by `lock`. False if the laptop is gone."""
+    """Tell of the build until its lock is free, which is then held by `lock`. False if the laptop
+    is gone."""
     told: Any = None
     told_at = 0.0
     while True:
@@ -203,12 +267,19 @@ def _follow(call: Call, directory: str, lock: int, followed: Set[str]) -> bool:
         now = time.monotonic()
         if state and ((news != told and now - told_at >= EVENT_EVERY_S) or now - told_at >= 2.0):
             seconds = round(time.time() - float(state.get("started") or time.time()), 1)
-            call.event(step=state.get("step"), line=state.get("line"), amount=state.get("amount"), seconds=seconds)
+            call.event(
+                step=state.get("step"),
+                line=state.get("line"),
+                amount=state.get("amount"),
+                seconds=seconds,
+            )
             told, told_at = news, now
         time.sleep(POLL_S)
 
 
-def _start_builder(layout: Layout, plan: Dict[str, Any], directory: str, last: Dict[str, Any], lock: int) -> str:
+def _start_builder(
+    layout: Layout, plan: Dict[str, Any], directory: str, last: Dict[str, Any], lock: int
+) -> str:
     """Clear what a dead builder left, and start one that holds `lock`. Returns the build's id."""
     _end_leftovers(last)
     _check_room(plan, directory)
@@ -238,7 +309,8 @@ def _start_builder(layout: Layout, plan: Dict[str, Any], directory: str, last: D
 
 
 def _end_leftovers(state: Dict[str, Any]) -> None:
-    """A builder that was killed leaves its installer at work; it must not write into the next build."""
+    """A builder that was killed leaves its installer at work; it must not write into the next
+    build."""
     pid = state.get("pid")
     if not isinstance(pid, int) or pid <= 1 or state.get("host") != os.uname().nodename:
         return
@@ -247,8 +319,14 @@ def _end_leftovers(state: Dict[str, Any]) -> None:
         return
     for member in group_members(pid):
         born = start_time(member)
-        # A number given to a younger session is not ours: our members are of the builder's own boot and time.
-        if born is not None and isinstance(started, int) and started <= born and _is_in_directory(member, state):
+        # A number given to a younger session is not ours: our members are of the builder's own boot
+        # and time.
+        if (
+            born is not None
+            and isinstance(started, int)
+            and started <= born
+            and _is_in_directory(member, state)
+        ):
             try:
                 os.kill(member, signal.SIGKILL)
             except OSError:
@@ -273,12 +351,15 @@ def _check_room(plan: Dict[str, Any], directory: str) -> None:
             mount = os.path.dirname(mount)
         raise Refusal(
             "EnvironmentFailed",
-            f"the disk at {mount} has {free / 1024:.1f} GiB free, the environment needs about {need / 1024:.1f} GiB",
+            f"the disk at {mount} has {free / 1024:.1f} GiB free, the environment needs about"
+            f" {need / 1024:.1f} GiB",
             "free some space (pip cache purge), or set remote.root to a larger disk",
         )
     if disk.f_files and disk.f_favail < 30_000 and isinstance(need, int) and need > 1000:
         message = f"the disk has {disk.f_favail} inodes free, the environment needs about 30,000"
-        raise Refusal("EnvironmentFailed", message, "remove some files, or set remote.root to another disk")
+        raise Refusal(
+            "EnvironmentFailed", message, "remove some files, or set remote.root to another disk"
+        )
 
 
 def _lock_path(layout: Layout, key: str) -> str:

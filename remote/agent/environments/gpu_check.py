@@ -1,4 +1,5 @@
-"""The proof of an environment: its torch is imported and computes on every GPU, with a known result."""
+"""The proof of an environment: its torch is imported and computes on every GPU, with a known
+result."""
 
 import json
 import os
@@ -28,12 +29,14 @@ for name in sys.argv[1:]:
         module = importlib.import_module(name)
         answer["modules"][name] = str(getattr(module, "__version__", ""))
     except BaseException as error:
-        answer["failed"] = [name, "%s: %s" % (type(error).__name__, (str(error).splitlines() or [""])[0][:300])]
+        first = (str(error).splitlines() or [""])[0][:300]
+        answer["failed"] = [name, "%s: %s" % (type(error).__name__, first)]
         tell(); sys.exit(0)
 torch = sys.modules.get("torch")
 if torch is None:
     tell(); sys.exit(0)
-answer.update(torch=torch.__version__, cuda=torch.version.cuda, hip=getattr(torch.version, "hip", None))
+answer.update(torch=torch.__version__, cuda=torch.version.cuda)
+answer["hip"] = getattr(torch.version, "hip", None)
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     try:
@@ -72,15 +75,26 @@ tell()
 def environment_prove(call: Call, root: str, key: str) -> Dict[str, Any]:
     """Import the environment's torch and compute on every GPU. Returns and keeps the proof.
 
-    ok: nothing speaks against training here; gpu: some GPU computed; reason: what to know beside it.
-    Raises Refusal (EnvironmentFailed, GpuUnfit) where torch and GPUs don't work together. Events: step, line, seconds.
+    ok: nothing speaks against training here; gpu: some GPU computed; reason: what to know beside
+    it. Raises Refusal (EnvironmentFailed, GpuUnfit) where torch and GPUs don't work together.
+    Events: step, line, seconds.
     """
     directory = Layout(resolve_root(root)).environment(key)
     record: Optional[Dict[str, Any]] = read_json(os.path.join(directory, "env.json"))
     if record is None or not os.path.exists(os.path.join(directory, "ready")):
-        raise Refusal("NotFound", f"there is no environment {key[:12]} on the server", "deploy first: fab -H … deploy")
+        raise Refusal(
+            "NotFound",
+            f"there is no environment {key[:12]} on the server",
+            "deploy first: fab -H … deploy",
+        )
     if not record.get("needs_torch"):
-        return {"proof": {"ok": True, "gpu": None, "reason": "the requirements name no torch: nothing to prove on a GPU"}}
+        return {
+            "proof": {
+                "ok": True,
+                "gpu": None,
+                "reason": "the requirements name no torch: nothing to prove on a GPU",
+            }
+        }
     raw = gpus.query_gpus()
     driver, cards = cards_of(raw)
     proof: Dict[str, Any] = {
@@ -92,7 +106,13 @@ def environment_prove(call: Call, root: str, key: str) -> Dict[str, Any]:
     }
     started = time.monotonic()
     try:
-        proof.update(_run(call, str(record["python"]), [str(name) for name in record.get("imports") or ["torch"]]))
+        proof.update(
+            _run(
+                call,
+                str(record["python"]),
+                [str(name) for name in record.get("imports") or ["torch"]],
+            )
+        )
         proof.update(judge(proof, raw, cards, record))
     except Refusal as refusal:
         proof.update(ok=False, reason=refusal.message)
@@ -112,28 +132,47 @@ def cards_of(raw: Dict[str, Any]) -> Tuple[Optional[str], List[Dict[str, str]]]:
     rows = [[cell.strip() for cell in line.split(",")] for line in answer["output"].splitlines()]
     cards = [dict(zip(answer["fields"], row)) for row in rows if len(row) == len(answer["fields"])]
     cards = [card for card in cards if card["uuid"].startswith(("GPU-", "MIG-"))]
-    drivers = [card["driver_version"] for card in cards if gpu_choice.driver_major(card["driver_version"]) is not None]
+    drivers = [
+        card["driver_version"]
+        for card in cards
+        if gpu_choice.driver_major(card["driver_version"]) is not None
+    ]
     return (drivers[0] if drivers else None), cards
 
 
-def judge(proof: Dict[str, Any], raw: Dict[str, Any], cards: List[Dict[str, str]], record: Dict[str, Any]) -> Dict[str, Any]:
-    """ok, gpu and reason from what torch did and what nvidia-smi shows. Raises Refusal where they don't fit. Pure."""
+def judge(
+    proof: Dict[str, Any], raw: Dict[str, Any], cards: List[Dict[str, str]], record: Dict[str, Any]
+) -> Dict[str, Any]:
+    """ok, gpu and reason from what torch did and what nvidia-smi shows. Raises Refusal where they
+    don't fit. Pure."""
     failed = proof.get("failed")
     if failed:
-        what = "torch and torchvision are of different builds: " if "torchvision::nms" in failed[1] else ""
+        what = (
+            "torch and torchvision are of different builds: "
+            if "torchvision::nms" in failed[1]
+            else ""
+        )
         base = record.get("base") or record.get("python")
         remedy = f"look at {base} there, or set remote.torch"
         if record.get("kind") == "as-is":
             remedy = "set remote.python to another interpreter"
-        raise Refusal("EnvironmentFailed", f"{what}{failed[0]} can't be imported ({failed[1]})", remedy)
+        raise Refusal(
+            "EnvironmentFailed", f"{what}{failed[0]} can't be imported ({failed[1]})", remedy
+        )
     working = [device for device in proof["devices"] if device.get("ok")]
     busy = [device for device in proof["devices"] if device.get("busy")]
-    broken = [device for device in proof["devices"] if not device.get("ok") and not device.get("busy")]
+    broken = [
+        device for device in proof["devices"] if not device.get("ok") and not device.get("busy")
+    ]
     version = f"torch {proof.get('torch')}"
     if not cards and not proof["devices"]:
         shown = (raw.get("gpus") or {}).get("exit")
         hidden = raw.get("found") and shown not in (0, 6)
-        reason = "nvidia-smi fails, and torch sees no GPU" if hidden else "no GPU: training will run on the CPU"
+        reason = (
+            "nvidia-smi fails, and torch sees no GPU"
+            if hidden
+            else "no GPU: training will run on the CPU"
+        )
         return {"ok": not hidden, "gpu": False, "reason": reason}
     if cards and not proof.get("cuda") and not proof.get("hip"):
         return _without_cuda(version, cards, proof.get("driver"), record)
@@ -142,21 +181,33 @@ def judge(proof: Dict[str, Any], raw: Dict[str, Any], cards: List[Dict[str, str]
     if broken:
         raise _broken(version, proof, broken[0], cards)
     if not working:
-        return {"ok": False, "gpu": False, "reason": f"every GPU is full or reserved ({busy[0]['problem']})" if busy else "no GPU"}
+        return {
+            "ok": False,
+            "gpu": False,
+            "reason": f"every GPU is full or reserved ({busy[0]['problem']})" if busy else "no GPU",
+        }
     notes = [f"gpu {device['number']} could not be tried: {device['problem']}" for device in busy]
     if len(proof["devices"]) < len(cards):
         notes.append(f"torch sees {len(proof['devices'])} of {len(cards)} GPUs")
     return {"ok": True, "gpu": True, "reason": "; ".join(notes) or None}
 
 
-def _without_cuda(version: str, cards: List[Dict[str, str]], driver: Optional[str], record: Dict[str, Any]) -> Dict[str, Any]:
+def _without_cuda(
+    version: str, cards: List[Dict[str, str]], driver: Optional[str], record: Dict[str, Any]
+) -> Dict[str, Any]:
     if dict(record.get("wanted") or {}).get("torch") == "cpu":
         return {"ok": True, "gpu": False, "reason": "remote.torch is cpu: the GPUs are not used"}
     own = record.get("kind") == "as-is" or record.get("kind") == "overlay"
     remedy = _torch_remedy(driver, cards)
     if own:
-        remedy = f"choose an interpreter with a CUDA build (remote.python), or let one be built: {remedy}"
-    message = f"{version} is a build for the CPU, but the server has {len(cards)} GPU(s) ({cards[0].get('name')})"
+        remedy = (
+            "choose an interpreter with a CUDA build (remote.python), or let one be built:"
+            f" {remedy}"
+        )
+    message = (
+        f"{version} is a build for the CPU, but the server has {len(cards)} GPU(s)"
+        f" ({cards[0].get('name')})"
+    )
     raise Refusal("EnvironmentFailed", message, remedy)
 
 
@@ -168,16 +219,31 @@ def _no_cuda(version: str, proof: Dict[str, Any], cards: List[Dict[str, str]]) -
     if lowest is not None and major is not None and major < lowest:
         message = f"{version} (CUDA {cuda}) needs driver ≥ {lowest}; this is {driver}"
         return Refusal("GpuUnfit", message, _torch_remedy(driver, cards))
-    return Refusal("GpuUnfit", f"{version} (CUDA {cuda}) can't use the GPU: {said}", "check with nvidia-smi there; a reboot often helps")
+    return Refusal(
+        "GpuUnfit",
+        f"{version} (CUDA {cuda}) can't use the GPU: {said}",
+        "check with nvidia-smi there; a reboot often helps",
+    )
 
 
-def _broken(version: str, proof: Dict[str, Any], device: Dict[str, Any], cards: List[Dict[str, str]]) -> Refusal:
+def _broken(
+    version: str, proof: Dict[str, Any], device: Dict[str, Any], cards: List[Dict[str, str]]
+) -> Refusal:
     name, cap = device.get("name"), str(device.get("capability") or "")
     arch = "sm_" + cap.replace(".", "")
-    if "no kernel image" in device["problem"] or (proof.get("arch") and not has_kernels(cap, proof["arch"])):
-        message = f"{version} has no kernels for {name} ({arch}); it has {', '.join(proof.get('arch') or [])}"
+    if "no kernel image" in device["problem"] or (
+        proof.get("arch") and not has_kernels(cap, proof["arch"])
+    ):
+        message = (
+            f"{version} has no kernels for {name} ({arch}); it has"
+            f" {', '.join(proof.get('arch') or [])}"
+        )
         return Refusal("GpuUnfit", message, _torch_remedy(proof.get("driver"), cards))
-    return Refusal("GpuUnfit", f"gpu {device['number']} ({name}) fails in {version}: {device['problem']}", "choose another: --devices")
+    return Refusal(
+        "GpuUnfit",
+        f"gpu {device['number']} ({name}) fails in {version}: {device['problem']}",
+        "choose another: --devices",
+    )
 
 
 def has_kernels(capability: str, arch: List[str]) -> bool:
@@ -191,13 +257,17 @@ def has_kernels(capability: str, arch: List[str]) -> bool:
         digits = digits.rstrip("af")
         if digits.isdigit() and len(digits) >= 2:
             other = (int(digits[:-1]), int(digits[-1]))
-            if (kind == "compute" and other <= mine) or (kind == "sm" and other[0] == mine[0] and other[1] <= mine[1]):
+            if (kind == "compute" and other <= mine) or (
+                kind == "sm" and other[0] == mine[0] and other[1] <= mine[1]
+            ):
                 return True
     return False
 
 
 def _torch_remedy(driver: Optional[str], cards: List[Dict[str, str]]) -> str:
-    build = gpu_choice.fitting_build(driver, [_capability(card.get("compute_cap")) for card in cards])
+    build = gpu_choice.fitting_build(
+        driver, [_capability(card.get("compute_cap")) for card in cards]
+    )
     if build is None:
         return f"no torch build fits driver {driver} and these GPUs: ask for a newer driver"
     return f"set remote.torch: {build} in fabric.yaml and deploy again"
@@ -227,14 +297,22 @@ def _run(call: Call, python: str, modules: List[str]) -> Dict[str, Any]:
     output = errors = b""
     try:
         while True:
-            call.event(step="prove", line=f"importing {', '.join(modules)} and computing on each GPU", seconds=_since(started))
+            call.event(
+                step="prove",
+                line=f"importing {', '.join(modules)} and computing on each GPU",
+                seconds=_since(started),
+            )
             try:
                 output, errors = child.communicate(timeout=1.0)
                 break
             except subprocess.TimeoutExpired:
                 if time.monotonic() - started > PROVE_TIMEOUT_S:
                     message = f"torch gave no answer within {PROVE_TIMEOUT_S:.0f} s"
-                    raise Refusal("GpuUnfit", message, "a GPU may hang: try python -c 'import torch' and nvidia-smi there") from None
+                    raise Refusal(
+                        "GpuUnfit",
+                        message,
+                        "a GPU may hang: try python -c 'import torch' and nvidia-smi there",
+                    ) from None
     finally:
         if child.poll() is None:
             child.kill()
@@ -243,7 +321,9 @@ def _run(call: Call, python: str, modules: List[str]) -> Dict[str, Any]:
     except ValueError:
         lines = errors.decode("utf-8", "replace").strip().splitlines()
         said = lines[-1][:300] if lines else f"exit code {child.returncode}"
-        raise Refusal("EnvironmentFailed", f"torch can't be tried in {python}: {said}", "run it there by hand") from None
+        raise Refusal(
+            "EnvironmentFailed", f"torch can't be tried in {python}: {said}", "run it there by hand"
+        ) from None
     return dict(value)
 
 
@@ -265,7 +345,19 @@ def forget_proofs(directory: str) -> None:
 
 def _keep(directory: str, proof: Dict[str, Any]) -> None:
     """One per boot of a host, the newest last."""
-    names = ("driver", "gpu_uuids", "boot_id", "host", "time", "torch", "cuda", "ok", "gpu", "reason", "seconds")
+    names = (
+        "driver",
+        "gpu_uuids",
+        "boot_id",
+        "host",
+        "time",
+        "torch",
+        "cuda",
+        "ok",
+        "gpu",
+        "reason",
+        "seconds",
+    )
     others = [old for old in read_proofs(directory) if old.get("boot_id") != proof["boot_id"]]
     kept = [*others, {name: proof.get(name) for name in names}]
     write_json(os.path.join(directory, "proofs.json"), {"proofs": kept[-KEPT:]})

@@ -1,4 +1,5 @@
-"""The server's Python interpreters: found by name and place, described once, remembered by path, time and size."""
+"""The server's Python interpreters: found by name and place, described once, remembered by path,
+time and size."""
 
 import glob
 import hashlib
@@ -32,14 +33,15 @@ CACHE_VERSION = 1
 NO_ANSWER = "no answer"
 
 _seen: Dict[str, Interpreter] = {}
-"""What this process has described; written to the root by `remember`, which may not exist when facts are asked."""
+"""What this process has described; written to the root by `remember`, which may not exist when
+facts are asked."""
 
 # Runs on any python 3; sys.path[0] is the working directory there, and not what a script would see.
 DESCRIBE = r"""
 import json, os, platform, sys
 sys.path = [p for p in sys.path if p not in ("", os.getcwd())]
-d = {"executable": sys.executable, "version": "%d.%d.%d" % sys.version_info[:3], "prefix": sys.prefix,
-     "base_prefix": getattr(sys, "base_prefix", sys.prefix)}
+d = {"executable": sys.executable, "version": "%d.%d.%d" % sys.version_info[:3],
+     "prefix": sys.prefix, "base_prefix": getattr(sys, "base_prefix", sys.prefix)}
 def has(name):
     try:
         import importlib.util
@@ -49,7 +51,8 @@ def has(name):
 try:
     import sysconfig
     stdlib = sysconfig.get_paths()["stdlib"]
-    d["externally_managed"] = d["prefix"] == d["base_prefix"] and os.path.exists(os.path.join(stdlib, "EXTERNALLY-MANAGED"))
+    mark = os.path.join(stdlib, "EXTERNALLY-MANAGED")
+    d["externally_managed"] = d["prefix"] == d["base_prefix"] and os.path.exists(mark)
     d["stdlib"] = stdlib
 except Exception:
     d["externally_managed"] = None
@@ -59,14 +62,17 @@ d["has_virtualenv"] = has("virtualenv")
 d["is_conda"] = os.path.isdir(os.path.join(d["base_prefix"], "conda-meta"))
 d["is_venv"] = d["prefix"] != d["base_prefix"]
 d["base_executable"] = getattr(sys, "_base_executable", None) or sys.executable
-d["sites"] = [p for p in sys.path if os.path.basename(p) in ("site-packages", "dist-packages") and os.path.isdir(p)]
+names = ("site-packages", "dist-packages")
+d["sites"] = [p for p in sys.path if os.path.basename(p) in names and os.path.isdir(p)]
 i = sys.implementation
-v = "%d.%d.%d" % i.version[:3] + ("" if i.version[3] == "final" else i.version[3][0] + str(i.version[4]))
+v = "%d.%d.%d" % i.version[:3]
+v += "" if i.version[3] == "final" else i.version[3][0] + str(i.version[4])
 d["markers"] = {"implementation_name": i.name, "implementation_version": v, "os_name": os.name,
-    "platform_machine": platform.machine(), "platform_python_implementation": platform.python_implementation(),
-    "platform_release": platform.release(), "platform_system": platform.system(), "platform_version": platform.version(),
-    "python_full_version": platform.python_version(), "python_version": ".".join(platform.python_version_tuple()[:2]),
-    "sys_platform": sys.platform}
+    "platform_machine": platform.machine(), "platform_release": platform.release(),
+    "platform_python_implementation": platform.python_implementation(),
+    "platform_system": platform.system(), "platform_version": platform.version(),
+    "python_full_version": platform.python_version(), "sys_platform": sys.platform,
+    "python_version": ".".join(platform.python_version_tuple()[:2])}
 print("\x1e" + json.dumps(d))
 """
 
@@ -78,7 +84,9 @@ def canonical(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 def split(text):
     m = re.match(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^\]]*)\])?", text)
-    return (canonical(m.group(1)), {e.strip() for e in (m.group(2) or "").split(",") if e.strip()}) if m else (None, set())
+    if not m:
+        return None, set()
+    return canonical(m.group(1)), {e.strip() for e in (m.group(2) or "").split(",") if e.strip()}
 packages, found, requires, urls = {}, {}, {}, {}
 for d in metadata.distributions():
     try:
@@ -87,7 +95,8 @@ for d in metadata.distributions():
         continue
     if name and version and canonical(name) not in packages:
         packages[canonical(name)], found[canonical(name)] = version, d
-# Everything that the named ones need, as far as it is installed. Lines for extras that nobody asks for are left out.
+# Everything that the named ones need, as far as it is installed. Lines for extras that nobody
+# asks for are left out.
 pending, extras = [split(text) for text in sys.argv[1:]], {}
 while pending:
     name, asked = pending.pop()
@@ -104,7 +113,8 @@ while pending:
     requires[name] = []
     for line in lines:
         marker = line.partition(";")[2]
-        if "extra" not in marker or any("'%s'" % e in marker or '"%s"' % e in marker for e in extras[name]):
+        wanted = [quote + e + quote for e in extras[name] for quote in ("'", '"')]
+        if "extra" not in marker or any(e in marker for e in wanted):
             requires[name].append(line)
             pending.append(split(line))
 torch = {}
@@ -116,7 +126,8 @@ for p in sys.path:
             m = re.search(r"^%s\b[^=\n]*=\s*(?:'([^']*)'|\"([^\"]*)\"|None)" % names, text, re.M)
             torch[key] = (m.group(1) or m.group(2)) if m else None
         break
-print("\x1e" + json.dumps({"packages": packages, "requires": requires, "urls": urls, "torch": torch}))
+answer = {"packages": packages, "requires": requires, "urls": urls, "torch": torch}
+print("\x1e" + json.dumps(answer))
 """
 
 
@@ -155,7 +166,10 @@ def remember(layout: Layout) -> None:
     if _seen and os.path.isdir(layout.agents):
         kept = {path: entry for path, entry in _read_cache(layout).items() if os.path.exists(path)}
         kept.update(_seen)
-        write_json(_cache_path(layout), {"version": CACHE_VERSION, "host": os.uname().nodename, "interpreters": kept})
+        write_json(
+            _cache_path(layout),
+            {"version": CACHE_VERSION, "host": os.uname().nodename, "interpreters": kept},
+        )
 
 
 def candidates(configured: str) -> List[str]:
@@ -182,16 +196,24 @@ def candidates(configured: str) -> List[str]:
 
 
 def describe(path: str) -> Interpreter:
-    """What the interpreter says of itself, with the signature by which it is known again; `problem` where it says nothing."""
+    """What the interpreter says of itself, with the signature by which it is known again; `problem`
+    where it says nothing."""
     entry: Interpreter = {"candidate": path, "path": path, "stat": _stat(path)}
     if not os.path.isabs(path):
-        return dict(entry, problem=f"remote.python must be an absolute path or begin with ~, not {path!r:.120}")
+        return dict(
+            entry,
+            problem=f"remote.python must be an absolute path or begin with ~, not {path!r:.120}",
+        )
     if entry["stat"] is None:
         return dict(entry, problem=f"{path} does not exist")
     answer, problem = run_python(path, DESCRIBE, DESCRIBE_TIMEOUT_S)
     if answer is None:
         # A slow answer says nothing about the next time, so it isn't remembered.
-        return dict(entry, problem=f"{path} does not run as python 3: {problem}", passing=problem.startswith(NO_ANSWER))
+        return dict(
+            entry,
+            problem=f"{path} does not run as python 3: {problem}",
+            passing=problem.startswith(NO_ANSWER),
+        )
     entry.update(answer)
     # pyenv's shims, `conda run` wrappers and the like: what they lead to is the interpreter.
     executable = answer.get("executable")
@@ -208,14 +230,21 @@ def describe(path: str) -> Interpreter:
 def inspect_packages(python: str, detail: Sequence[str] = ()) -> Dict[str, Any]:
     """packages: canonical name → version; torch: version, cuda, hip, read without importing it.
 
-    requires: what the packages named in `detail` (`name` or `name[extra,…]`) ask for, and what these ask for, and so on;
-    urls: where those came from that were installed from an address. `problem` where it could not be told.
+    requires: what the packages named in `detail` (`name` or `name[extra,…]`) ask for, and what
+    these ask for, and so on; urls: where those came from that were installed from an address.
+    `problem` where it could not be told.
     """
     answer, problem = run_python(python, INSPECT, INSPECT_TIMEOUT_S, list(detail))
-    return answer if answer is not None else {"packages": {}, "requires": {}, "urls": {}, "torch": {}, "problem": problem}
+    return (
+        answer
+        if answer is not None
+        else {"packages": {}, "requires": {}, "urls": {}, "torch": {}, "problem": problem}
+    )
 
 
-def run_python(python: str, script: str, timeout_s: float, arguments: Iterable[str] = ()) -> Tuple[Optional[Dict[str, Any]], str]:
+def run_python(
+    python: str, script: str, timeout_s: float, arguments: Iterable[str] = ()
+) -> Tuple[Optional[Dict[str, Any]], str]:
     """The JSON object that a script printed after a record mark, or None and why not."""
     try:
         done = subprocess.run(
@@ -242,7 +271,8 @@ def run_python(python: str, script: str, timeout_s: float, arguments: Iterable[s
 
 
 def plain_environment() -> Dict[str, str]:
-    """This login's environment, without what is ours or would bend an interpreter's idea of where it lives."""
+    """This login's environment, without what is ours or would bend an interpreter's idea of where
+    it lives."""
     drop = ("REMOTE_AGENT_", "PYTHONHOME", "PYTHONEXECUTABLE", "__PYVENV_LAUNCHER__")
     return {key: value for key, value in os.environ.items() if not key.startswith(drop)}
 
@@ -253,7 +283,8 @@ def signature(python: str, sites: Sequence[str]) -> Dict[str, Any]:
 
 
 def same_signature(old: Any, python: str) -> Optional[str]:
-    """None if nothing changed, else what did: `python` is gone or replaced, or the packages changed."""
+    """None if nothing changed, else what did: `python` is gone or replaced, or the packages
+    changed."""
     now = _stat(python)
     if now is None:
         return f"{python} is gone"
@@ -268,7 +299,8 @@ def same_signature(old: Any, python: str) -> Optional[str]:
 
 
 def _site_signature(site: str, recorded: Any = None) -> Optional[List[Any]]:
-    """[mtime, hash of the installed packages' names and versions]. An unchanged time answers for the hash.
+    """[mtime, hash of the installed packages' names and versions]. An unchanged time answers for
+    the hash.
 
     A changed time alone means little: importing a module can make __pycache__ appear.
     """
@@ -277,7 +309,11 @@ def _site_signature(site: str, recorded: Any = None) -> Optional[List[Any]]:
         torch = _stat(os.path.join(site, "torch", "version.py"))
         if isinstance(recorded, list) and recorded[:1] == [mtime] and recorded[2:] == [torch]:
             return recorded
-        names = sorted(name for name in os.listdir(site) if name.endswith((".dist-info", ".egg-info", ".egg-link", ".pth")))
+        names = sorted(
+            name
+            for name in os.listdir(site)
+            if name.endswith((".dist-info", ".egg-info", ".egg-link", ".pth"))
+        )
     except OSError:
         return None
     digest = hashlib.sha256(repr(names).encode("utf-8", "replace")).hexdigest()[:16]
@@ -296,14 +332,17 @@ def _stat(path: str) -> Optional[List[int]]:
 
 
 def _names_same(first: str, second: str) -> bool:
-    """Two names in the same directory: `python` and `python3.11` of one venv; the shorter one is kept."""
+    """Two names in the same directory: `python` and `python3.11` of one venv; the shorter one is
+    kept."""
     return os.path.realpath(os.path.dirname(first)) == os.path.realpath(os.path.dirname(second))
 
 
 def _current(entry: Optional[Interpreter], path: str) -> bool:
     if not isinstance(entry, dict) or "path" not in entry or entry.get("stat") is None:
         return False
-    return bool(entry["stat"] == _stat(path)) and ("real_stat" not in entry or bool(entry["real_stat"] == _stat(str(entry["path"]))))
+    return bool(entry["stat"] == _stat(path)) and (
+        "real_stat" not in entry or bool(entry["real_stat"] == _stat(str(entry["path"])))
+    )
 
 
 def _cache_path(layout: Layout) -> str:
@@ -333,7 +372,9 @@ def in_threads(function: Any, items: Sequence[str]) -> List[Any]:
                 return
             results[number] = function(items[number])
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(MAX_WORKERS, len(items)))]
+    threads = [
+        threading.Thread(target=work, daemon=True) for _ in range(min(MAX_WORKERS, len(items)))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

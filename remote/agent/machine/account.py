@@ -8,12 +8,16 @@ from typing import Any, Dict
 from remote.agent.calls import Call, Refusal, operation
 from remote.agent.root.paths import write_whole
 
-KEY = re.compile(r"(?:ssh-(?:ed25519|rsa)|ecdsa-sha2-nistp\d+|sk-[a-z0-9@.-]+) [A-Za-z0-9+/]+={0,3}(?: [^\r\n\0]{0,200})?\Z")
+KEY = re.compile(
+    r"(?:ssh-(?:ed25519|rsa)|ecdsa-sha2-nistp\d+|sk-[a-z0-9@.-]+) [A-Za-z0-9+/]+={0,3}(?:"
+    r" [^\r\n\0]{0,200})?\Z"
+)
 
 
 @operation("key_add")
 def key_add(call: Call, root: str, key: str) -> Dict[str, Any]:
-    """Add a line to ~/.ssh/authorized_keys, with the rights that sshd insists on; a key that is there already stays as it is."""
+    """Add a line to ~/.ssh/authorized_keys, with the rights that sshd insists on; a key that is
+    there already stays as it is."""
     if not KEY.match(key):
         raise Refusal("UsageError", "that is no public key")
     folder = os.path.expanduser("~/.ssh")
@@ -24,7 +28,11 @@ def key_add(call: Call, root: str, key: str) -> Dict[str, Any]:
             before = file.read()
     except FileNotFoundError:
         before = b""
-    known = any(key.split(" ")[1].encode() in line.split() for line in before.splitlines() if not line.lstrip().startswith(b"#"))
+    known = any(
+        key.split(" ")[1].encode() in line.split()
+        for line in before.splitlines()
+        if not line.lstrip().startswith(b"#")
+    )
     # sshd ignores a file that others may write to.
     for place in (folder, path):
         if os.path.exists(place) and os.stat(place).st_mode & 0o022:
@@ -44,7 +52,8 @@ def user_name() -> str:
 
 
 def kills_at_logout() -> bool:
-    """True where systemd-logind is told to kill what a user leaves behind, and lingering is off for this user."""
+    """True where systemd-logind is told to kill what a user leaves behind, and lingering is off for
+    this user."""
     setting = False
     for path in ("/etc/systemd/logind.conf",):
         try:

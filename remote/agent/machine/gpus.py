@@ -18,13 +18,16 @@ GPU_FIELDS = (
     "mig.mode.current",
     "driver_version",
 )
-OLD_GPU_FIELDS = tuple(name for name in GPU_FIELDS if name not in ("compute_cap", "mig.mode.current"))
+OLD_GPU_FIELDS = tuple(
+    name for name in GPU_FIELDS if name not in ("compute_cap", "mig.mode.current")
+)
 """What drivers before 510 know; one unknown field makes nvidia-smi refuse the whole query."""
 APP_FIELDS = ("gpu_uuid", "pid", "process_name", "used_memory")
 USAGE_FIELDS = ("index", "uuid", "utilization.gpu", "memory.used", "memory.total")
 PLACES = ("/usr/bin", "/usr/local/nvidia/bin", "/usr/lib/wsl/lib")
 FORMAT = "--format=csv,noheader,nounits"
 OUTPUT_LIMIT = 200_000
+
 
 def find_nvidia_smi() -> Optional[str]:
     found = shutil.which("nvidia-smi")
@@ -37,8 +40,8 @@ def find_nvidia_smi() -> Optional[str]:
 def query_gpus(timeout_s: float = 10.0) -> Dict[str, Any]:
     """Raw answers: `{"found": False}`, or path, `gpus`, `apps` and `pids`.
 
-    `gpus` and `apps`: fields, output, error, exit, seconds, timed_out. `pids`: pid → user and age_s of what is visible
-    here. Ends within `timeout_s` and a second.
+    `gpus` and `apps`: fields, output, error, exit, seconds, timed_out. `pids`: pid → user and age_s
+    of what is visible here. Ends within `timeout_s` and a second.
     """
     path = find_nvidia_smi()
     if path is None:
@@ -46,16 +49,32 @@ def query_gpus(timeout_s: float = 10.0) -> Dict[str, Any]:
     end = time.monotonic() + timeout_s
     # Both at once: without persistence mode each start of nvidia-smi initialises every GPU.
     asked = _Question([path, "--query-gpu=" + ",".join(GPU_FIELDS), FORMAT], GPU_FIELDS)
-    asked_apps = _Question([path, "--query-compute-apps=" + ",".join(APP_FIELDS), FORMAT], APP_FIELDS)
+    asked_apps = _Question(
+        [path, "--query-compute-apps=" + ",".join(APP_FIELDS), FORMAT], APP_FIELDS
+    )
     gpus = asked.answer(end)
-    if gpus["exit"] not in (0, 6, 9, 15, 18, None) and "not a valid field" in gpus["output"] + gpus["error"]:
-        gpus = _Question([path, "--query-gpu=" + ",".join(OLD_GPU_FIELDS), FORMAT], OLD_GPU_FIELDS).answer(end)
+    if (
+        gpus["exit"] not in (0, 6, 9, 15, 18, None)
+        and "not a valid field" in gpus["output"] + gpus["error"]
+    ):
+        gpus = _Question(
+            [path, "--query-gpu=" + ",".join(OLD_GPU_FIELDS), FORMAT], OLD_GPU_FIELDS
+        ).answer(end)
     apps = asked_apps.answer(end)
-    return {"found": True, "path": path, "gpus": gpus, "apps": apps, "pids": _describe_pids(apps["output"])}
+    return {
+        "found": True,
+        "path": path,
+        "gpus": gpus,
+        "apps": apps,
+        "pids": _describe_pids(apps["output"]),
+    }
 
 
-def sample_usage(uuids: Optional[Sequence[str]], timeout_s: float = 10.0) -> Optional[List[List[Any]]]:
-    """index, uuid, utilization in %, used and total MiB of the named GPUs (None: of all); unknown cells are None.
+def sample_usage(
+    uuids: Optional[Sequence[str]], timeout_s: float = 10.0
+) -> Optional[List[List[Any]]]:
+    """index, uuid, utilization in %, used and total MiB of the named GPUs (None: of all); unknown
+    cells are None.
 
     None where nvidia-smi is missing or shows no GPU; an empty list where it only failed this time.
     """
@@ -88,7 +107,11 @@ class _Question:
         environment = dict(os.environ, LC_ALL="C")
         try:
             self.process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
             )
         except OSError as error:
             self.problem = str(error)
@@ -102,7 +125,8 @@ class _Question:
                 timed_out = True
                 self.process.kill()
                 try:
-                    # A process stuck in the driver can't be killed: it is left behind rather than waited for.
+                    # A process stuck in the driver can't be killed: it is left behind rather than
+                    # waited for.
                     output, errors = self.process.communicate(timeout=0.5)
                 except subprocess.TimeoutExpired:
                     pass

@@ -1,4 +1,5 @@
-"""What the kernel tells about processes; enough to know a process again after its number was given to another."""
+"""What the kernel tells about processes; enough to know a process again after its number was given
+to another."""
 
 import os
 from typing import Iterator, List, Optional, Tuple
@@ -14,13 +15,15 @@ def boot_id() -> str:
 
 
 def start_time(pid: int) -> Optional[int]:
-    """Clock ticks after boot at which `pid` started; None if there is no such process or it is a zombie."""
+    """Clock ticks after boot at which `pid` started; None if there is no such process or it is a
+    zombie."""
     fields = _stat(pid)
     return None if fields is None or fields[0] in (b"Z", b"X") else int(fields[19])
 
 
 def child_start_time(pid: int) -> Optional[int]:
-    """The same for a child that was not waited for yet: it may have ended already, and its number is still its own."""
+    """The same for a child that was not waited for yet: it may have ended already, and its number
+    is still its own."""
     fields = _stat(pid)
     return None if fields is None else int(fields[19])
 
@@ -36,7 +39,12 @@ def _stat(pid: int) -> Optional[List[bytes]]:
 
 def is_same(pid: object, started: object) -> bool:
     """The process that was recorded still lives."""
-    return isinstance(pid, int) and pid > 0 and start_time(pid) is not None and start_time(pid) == started
+    return (
+        isinstance(pid, int)
+        and pid > 0
+        and start_time(pid) is not None
+        and start_time(pid) == started
+    )
 
 
 def group_members(group: int) -> List[int]:
@@ -65,7 +73,8 @@ def reads_pipe(pid: int) -> bool:
 
 
 def kernel_kills() -> Optional[int]:
-    """How often the kernel killed something of this control group for lack of memory; None if it doesn't tell.
+    """How often the kernel killed something of this control group for lack of memory; None if it
+    doesn't tell.
 
     The whole machine's count serves only where no group has one: it also counts what others lost.
     """

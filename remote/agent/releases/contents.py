@@ -1,4 +1,5 @@
-"""Contents by their hash: received over one connection or several, found where they lie already, and laid out as trees."""
+"""Contents by their hash: received over one connection or several, found where they lie already,
+and laid out as trees."""
 
 import hashlib
 import os
@@ -10,11 +11,15 @@ from remote.agent.shared import protocol
 from remote.agent.shared.trees import SYMLINK, Entry
 
 PART = ".part"
-"""Behind the name of a content that has not arrived whole; the next connection goes on behind what there is."""
+"""Behind the name of a content that has not arrived whole; the next connection goes on behind what
+there is."""
 
 
-def known_contents(incoming: str, trees: Iterable[Tuple[str, List[Entry]]], wanted: Set[str]) -> Dict[str, bytes]:
-    """Where wanted contents already lie on this server, hash → path: in `incoming`, or in `trees` of (directory, manifest)."""
+def known_contents(
+    incoming: str, trees: Iterable[Tuple[str, List[Entry]]], wanted: Set[str]
+) -> Dict[str, bytes]:
+    """Where wanted contents already lie on this server, hash → path: in `incoming`, or in `trees`
+    of (directory, manifest)."""
     found: Dict[str, bytes] = {}
     folder = os.fsencode(incoming)
     if os.path.isdir(folder):
@@ -53,9 +58,11 @@ def partly_received(incoming: str, wanted: Iterable[str]) -> Dict[str, int]:
 
 
 def receive(call: Call, incoming: str, sizes: Dict[str, int]) -> int:
-    """Store uploaded contents by hash. Each appears under its name only when its hash is right. Returns the bytes that came.
+    """Store uploaded contents by hash. Each appears under its name only when its hash is right.
+    Returns the bytes that came.
 
-    A frame's pieces are [hash, length, whether it is the last one]; `from` tells behind how many bytes a content goes on.
+    A frame's pieces are [hash, length, whether it is the last one]; `from` tells behind how many
+    bytes a content goes on.
     """
     os.makedirs(incoming, mode=0o700, exist_ok=True)
     total = 0
@@ -89,7 +96,8 @@ def receive(call: Call, incoming: str, sizes: Dict[str, int]) -> int:
 def _begin(path: str, size: int, have: int) -> "_Partial":
     """A content from its beginning, or behind the first `have` bytes that had arrived before.
 
-    Where somebody else's upload has finished it meanwhile, what comes is thrown away; the content is found where that put it.
+    Where somebody else's upload has finished it meanwhile, what comes is thrown away; the content
+    is found where that put it.
     """
     try:
         return _Partial(path, size, have)
@@ -134,7 +142,11 @@ class _Partial:
         self.file.close()
         if self.digest.hexdigest() != sha256:
             self.drop()
-            raise Refusal("TransferFailed", "a file changed while it was being sent", "run the same command again")
+            raise Refusal(
+                "TransferFailed",
+                "a file changed while it was being sent",
+                "run the same command again",
+            )
         os.replace(self.temporary, self.path)
 
     def drop(self) -> None:
@@ -161,9 +173,13 @@ class _Unneeded(_Partial):
         pass
 
 
-def write_tree(target: str, entries: List[Entry], source: Callable[[str], Tuple[bytes, str]]) -> None:
-    """Write every entry below `target`. `source(hash)` gives the file that has it, and how it is to be taken: move, copy,
-    link, or share: a link without reading it again, for a file of the same mode that nobody has touched since it was verified."""
+def write_tree(
+    target: str, entries: List[Entry], source: Callable[[str], Tuple[bytes, str]]
+) -> None:
+    """Write every entry below `target`. `source(hash)` gives the file that has it, and how it is to
+    be taken: move, copy, link, or share: a link without reading it again, for a file of the same
+    mode that nobody has touched since it was verified.
+    """
     base = os.fsencode(target)
     made = {base}
     for path, mode, _, sha256 in entries:
@@ -217,7 +233,8 @@ def copy_verified(origin: bytes, place: bytes, sha256: str) -> None:
 
 
 def link_verified(origin: bytes, place: bytes, sha256: str) -> None:
-    """The same file under another name: for what nobody changes. A file system without such links gets a copy."""
+    """The same file under another name: for what nobody changes. A file system without such links
+    gets a copy."""
     digest = hashlib.sha256()
     with open(origin, "rb") as reader:
         for data in _chunks(reader):

@@ -17,13 +17,24 @@ SEARCHED_RELEASES = 5
 
 
 def checked_manifest(tree: str, manifest: List[Any]) -> List[Entry]:
-    """The manifest as entries; raises Refusal for anything that could leave the release's directory."""
+    """The manifest as entries; raises Refusal for anything that could leave the release's
+    directory."""
     entries = []
     for path, mode, size, sha256 in manifest:
         parts = path.split("/")
-        if not path or path.startswith("/") or "\0" in path or any(part in ("", ".", "..") for part in parts):
+        if (
+            not path
+            or path.startswith("/")
+            or "\0" in path
+            or any(part in ("", ".", "..") for part in parts)
+        ):
             raise Refusal("ProtocolError", f"not a path inside a release: {path!r:.120}")
-        if mode not in (0o644, 0o755, SYMLINK) or not HASH.match(sha256) or not isinstance(size, int) or size < 0:
+        if (
+            mode not in (0o644, 0o755, SYMLINK)
+            or not HASH.match(sha256)
+            or not isinstance(size, int)
+            or size < 0
+        ):
             raise Refusal("ProtocolError", f"a wrong entry in the manifest: {path!r:.120}")
         entries.append((path, mode, size, sha256))
     if tree_hash(entries) != tree:
@@ -73,8 +84,12 @@ def release_of(layout: Layout, described: Dict[str, Any]) -> List[Entry]:
 
 
 def known(layout: Layout, wanted: Set[str]) -> Dict[str, bytes]:
-    """Where wanted contents already lie: received by a deploy that was cut off, or part of a release."""
-    trees = ((layout.release(tree), read_manifest(layout, tree)) for tree, _ in _by_age(layout)[:SEARCHED_RELEASES])
+    """Where wanted contents already lie: received by a deploy that was cut off, or part of a
+    release."""
+    trees = (
+        (layout.release(tree), read_manifest(layout, tree))
+        for tree, _ in _by_age(layout)[:SEARCHED_RELEASES]
+    )
     return known_contents(layout.incoming, trees, wanted)
 
 
@@ -93,9 +108,17 @@ def release_missing(call: Call, root: str, tree: str, manifest: List[Any]) -> Di
 
 @operation("release_put")
 def release_put(
-    call: Call, root: str, project: str, identity: Optional[str], tree: str, manifest: List[Any], origin: str, who: str
+    call: Call,
+    root: str,
+    project: str,
+    identity: Optional[str],
+    tree: str,
+    manifest: List[Any],
+    origin: str,
+    who: str,
 ) -> Dict[str, Any]:
-    """Receive the missing contents, assemble the release, make it current. Repeating it is harmless."""
+    """Receive the missing contents, assemble the release, make it current. Repeating it is
+    harmless."""
     layout = Layout(resolve_root(root))
     entries = checked_manifest(tree, manifest)
     prepare_root(layout, project, identity)
@@ -111,10 +134,14 @@ def release_put(
         make_current(layout, tree)
         shutil.rmtree(layout.incoming, ignore_errors=True)
         removed = _prune(layout)
-        os.utime(layout.manifest(tree))  # what was linked until now is untouched since it was verified
+        os.utime(
+            layout.manifest(tree)
+        )  # what was linked until now is untouched since it was verified
     except OSError as error:
         if error.filename is None:
-            error.filename = layout.releases  # a write names no file, and people want to know which disk
+            error.filename = (
+                layout.releases
+            )  # a write names no file, and people want to know which disk
         raise
     finally:
         unlock(layout.lock)
@@ -122,7 +149,9 @@ def release_put(
 
 
 @operation("release_use")
-def release_use(call: Call, root: str, project: str, identity: Optional[str], tree: str, who: str) -> Dict[str, Any]:
+def release_use(
+    call: Call, root: str, project: str, identity: Optional[str], tree: str, who: str
+) -> Dict[str, Any]:
     """Make a release that is already here the current one."""
     layout = Layout(resolve_root(root))
     prepare_root(layout, project, identity)
@@ -148,11 +177,15 @@ def require_space(layout: Layout, entries: List[Entry]) -> None:
     if free < need:
         raise Refusal(
             "ServerUnfit",
-            f"the release needs {(need >> 20) + 1} MiB on the disk at {mount_of(layout.releases)}, {free >> 20} MiB are free",
+            f"the release needs {(need >> 20) + 1} MiB on the disk at {mount_of(layout.releases)},"
+            f" {free >> 20} MiB are free",
             "free some space (fab … clean), or set remote.root to another disk",
         )
     if inodes is not None and 0 < inodes < len(entries) * 2:
-        raise Refusal("ServerUnfit", f"the file system at {layout.root} has {inodes} inodes left, the release needs more")
+        raise Refusal(
+            "ServerUnfit",
+            f"the file system at {layout.root} has {inodes} inodes left, the release needs more",
+        )
 
 
 def assemble(layout: Layout, tree: str, entries: List[Entry], origin: str) -> None:
@@ -167,7 +200,11 @@ def assemble(layout: Layout, tree: str, entries: List[Entry], origin: str) -> No
 
     def source(sha256: str) -> Tuple[bytes, str]:
         if sha256 not in places:
-            raise Refusal("TransferFailed", "the release is not complete on the server", "run the same command again")
+            raise Refusal(
+                "TransferFailed",
+                "the release is not complete on the server",
+                "run the same command again",
+            )
         uses[sha256] -= 1
         place = places[sha256]
         if place.startswith(incoming):
@@ -175,7 +212,8 @@ def assemble(layout: Layout, tree: str, entries: List[Entry], origin: str) -> No
         return place, "share" if _untouched(place) else "copy"
 
     def _untouched(place: bytes) -> bool:
-        """Since its release was complete: its status changes with every write, and with every new name."""
+        """Since its release was complete: its status changes with every write, and with every new
+        name."""
         name = os.fsdecode(place[len(releases) :]).split("/", 1)[0]
         if name not in stamps:
             stamps[name] = os.stat(layout.manifest(name)).st_mtime_ns
@@ -202,7 +240,9 @@ def _prune(layout: Layout) -> List[str]:
     used = {current_release(layout)}
     try:
         for run in os.listdir(layout.runs):
-            used.add(str((read_json(os.path.join(layout.runs, run, "run.json")) or {}).get("release")))
+            used.add(
+                str((read_json(os.path.join(layout.runs, run, "run.json")) or {}).get("release"))
+            )
     except OSError:
         return []
     removed = []

@@ -1,4 +1,5 @@
-"""Owns every path on the server, and the two ways to write there: whole files, and directories that appear by renaming."""
+"""Owns every path on the server, and the two ways to write there: whole files, and directories that
+appear by renaming."""
 
 import json
 import os
@@ -88,7 +89,9 @@ def write_whole(path: str, data: bytes, mode: int = 0o600) -> None:
 
 
 def write_json(path: str, value: object) -> None:
-    write_whole(path, json.dumps(value, ensure_ascii=True, indent=1, sort_keys=True).encode() + b"\n")
+    write_whole(
+        path, json.dumps(value, ensure_ascii=True, indent=1, sort_keys=True).encode() + b"\n"
+    )
 
 
 def read_json(path: str) -> "dict[str, object] | None":

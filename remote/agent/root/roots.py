@@ -15,25 +15,41 @@ _held: Dict[str, int] = {}
 
 
 def root_problem(layout: Layout, project: str, identity: Optional[str]) -> Optional[Problem]:
-    """Why the root can't be used for this project, with the remedy; None if it can. Writes nothing."""
+    """Why the root can't be used for this project, with the remedy; None if it can. Writes
+    nothing."""
     root = layout.root
     if os.path.lexists(root) and not os.path.isdir(root):
-        return {"message": f"{root} is a file, not a directory", "remedy": "set remote.root in fabric.yaml to another place"}
+        return {
+            "message": f"{root} is a file, not a directory",
+            "remedy": "set remote.root in fabric.yaml to another place",
+        }
     if problem := _noexec(root):
         return problem
     if os.path.isdir(root):
         if os.stat(root).st_uid != os.getuid():
-            return {"message": f"{root} belongs to another user", "remedy": "set remote.root to a directory of your own"}
+            return {
+                "message": f"{root} belongs to another user",
+                "remedy": "set remote.root to a directory of your own",
+            }
         if not os.access(root, os.W_OK | os.X_OK):
-            return {"message": f"{root} is not writable", "remedy": "set remote.root to a directory of your own"}
+            return {
+                "message": f"{root} is not writable",
+                "remedy": "set remote.root to a directory of your own",
+            }
         return _owner_problem(layout, project, identity)
     parent = os.path.dirname(root)
     while not os.path.lexists(parent):
         parent = os.path.dirname(parent)
     if not os.path.isdir(parent):
-        return {"message": f"{parent} is a file, so {root} can't be made", "remedy": "set remote.root to another place"}
+        return {
+            "message": f"{parent} is a file, so {root} can't be made",
+            "remedy": "set remote.root to another place",
+        }
     if not os.access(parent, os.W_OK | os.X_OK):
-        return {"message": f"{root} can't be made: {parent} is not writable", "remedy": "set remote.root to a directory of your own"}
+        return {
+            "message": f"{root} can't be made: {parent} is not writable",
+            "remedy": "set remote.root to a directory of your own",
+        }
     return None
 
 
@@ -47,19 +63,30 @@ def _noexec(root: str) -> Optional[Problem]:
             return None
     except OSError:
         return None
-    message = f"the disk at {mount_of(place)} is mounted noexec: no program can be started from {root}"
-    return {"message": message, "remedy": "set remote.root to another disk, for example one of your group"}
+    message = (
+        f"the disk at {mount_of(place)} is mounted noexec: no program can be started from {root}"
+    )
+    return {
+        "message": message,
+        "remedy": "set remote.root to another disk, for example one of your group",
+    }
 
 
 def _owner_problem(layout: Layout, project: str, identity: Optional[str]) -> Optional[Problem]:
     owner = read_json(layout.project)
     if owner is None:
         if os.path.lexists(layout.project):
-            return {"message": f"{layout.project} can't be read", "remedy": "set remote.root to another place, or remove that file"}
+            return {
+                "message": f"{layout.project} can't be read",
+                "remedy": "set remote.root to another place, or remove that file",
+            }
         foreign = [name for name in os.listdir(layout.root) if not name.startswith(".")]
         if foreign and sorted(foreign)[0] not in ("agent", "data"):
             return {
-                "message": f"{layout.root} holds something that is not a project of ours ({sorted(foreign)[0]!r:.60} …)",
+                "message": (
+                    f"{layout.root} holds something that is not a project of ours"
+                    f" ({sorted(foreign)[0]!r:.60} …)"
+                ),
                 "remedy": "set remote.root in fabric.yaml to a new directory",
             }
         return None
@@ -68,20 +95,33 @@ def _owner_problem(layout: Layout, project: str, identity: Optional[str]) -> Opt
         other = True
     if other:
         return {
-            "message": f"{layout.root} belongs to the project {owner.get('project')!r:.80}, not to {project!r:.80}",
-            "remedy": "set remote.root (or remote.project) in fabric.yaml to a value of this project's own",
+            "message": (
+                f"{layout.root} belongs to the project {owner.get('project')!r:.80}, not to"
+                f" {project!r:.80}"
+            ),
+            "remedy": (
+                "set remote.root (or remote.project) in fabric.yaml to a value of this"
+                " project's own"
+            ),
         }
     return None
 
 
 def prepare_root(layout: Layout, project: str, identity: Optional[str]) -> None:
-    """Make the root, private to its user, and keep the agent in it. Raises Refusal where it is not ours to use."""
+    """Make the root, private to its user, and keep the agent in it. Raises Refusal where it is not
+    ours to use."""
     problem = root_problem(layout, project, identity)
     if problem:
         raise Refusal("ServerUnfit", problem["message"], problem["remedy"])
     os.makedirs(layout.root, exist_ok=True)
     os.chmod(layout.root, 0o700)
-    for directory in (layout.agents, layout.releases, layout.environments, layout.data, layout.runs):
+    for directory in (
+        layout.agents,
+        layout.releases,
+        layout.environments,
+        layout.data,
+        layout.runs,
+    ):
         os.makedirs(directory, mode=0o700, exist_ok=True)
     owner = read_json(layout.project)
     if owner is None or (identity and not owner.get("identity")):
@@ -90,7 +130,8 @@ def prepare_root(layout: Layout, project: str, identity: Optional[str]) -> None:
 
 
 def keep_agent(layout: Layout) -> str:
-    """The agent's own program, kept by its hash; runs and builds are started from it. Returns its path."""
+    """The agent's own program, kept by its hash; runs and builds are started from it. Returns its
+    path."""
     digest = os.environ["REMOTE_AGENT_HASH"]
     path = os.path.join(layout.agents, program.compiled_name(digest))
     if not os.path.exists(path):
@@ -103,7 +144,8 @@ def keep_agent(layout: Layout) -> str:
 
 
 def lock(call: Call, path: str, who: str) -> None:
-    """One at a time: waits for another one, telling whom for; the kernel frees the lock with its holder's process."""
+    """One at a time: waits for another one, telling whom for; the kernel frees the lock with its
+    holder's process."""
     if path in _held:
         return
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -1,4 +1,5 @@
-"""What nothing needs any more: found, told with its reason, and removed. A run that was not fetched stays unless told otherwise."""
+"""What nothing needs any more: found, told with its reason, and removed. A run that was not fetched
+stays unless told otherwise."""
 
 import os
 import secrets
@@ -22,9 +23,17 @@ UPLOAD_S = 24 * 3600.0
 
 @operation("fetch_done")
 def fetch_done(
-    call: Call, root: str, run: str, ended: Any, files: int, who: str, seen: str, narrowed: bool = False
+    call: Call,
+    root: str,
+    run: str,
+    ended: Any,
+    files: int,
+    who: str,
+    seen: str,
+    narrowed: bool = False,
 ) -> Dict[str, Any]:
-    """The laptop has every file, verified, of a run that had ended (at `ended`) when its files were listed, as `seen`.
+    """The laptop has every file, verified, of a run that had ended (at `ended`) when its files were
+    listed, as `seen`.
 
     `narrowed`: but for what remote.results leaves here.
     """
@@ -32,13 +41,23 @@ def fetch_done(
     found = find_run(layout, run)
     if found["state"] not in FINAL or found["detail"].get("ended") != ended:
         return {"marked": False}
-    mark = {"ended": ended, "files": files, "who": who, "time": time.time(), "seen": seen, "narrowed": narrowed}
+    mark = {
+        "ended": ended,
+        "files": files,
+        "who": who,
+        "time": time.time(),
+        "seen": seen,
+        "narrowed": narrowed,
+    }
     write_json(os.path.join(found["path"], FETCHED), mark)
     return {"marked": True}
 
 
-def why_not_fetched(layout: Layout, run: Dict[str, Any], narrowed: bool = False, directory: str = "") -> Optional[str]:
-    """None where a laptop has all that the run has made, as it is now; `narrowed`: or all that it wanted of it."""
+def why_not_fetched(
+    layout: Layout, run: Dict[str, Any], narrowed: bool = False, directory: str = ""
+) -> Optional[str]:
+    """None where a laptop has all that the run has made, as it is now; `narrowed`: or all that it
+    wanted of it."""
     directory = directory or run["path"]
     mark = read_mark(directory, run["detail"])
     if not mark:
@@ -61,7 +80,8 @@ def clean(
     named: Sequence[str] = (),
     remove: bool = False,
 ) -> Dict[str, Any]:
-    """List, and with `remove` also remove, what nothing needs. `environment`: the key of the one that the next deploy would keep.
+    """List, and with `remove` also remove, what nothing needs. `environment`: the key of the one
+    that the next deploy would keep.
 
     `named`: runs that have ended and may go although they were not fetched completely.
 
@@ -100,7 +120,12 @@ def find_unneeded(layout: Layout, environment: str, unwanted: Set[str]) -> Any:
         why = why_to_keep(layout, run, unwanted)
         if why is None:
             reason = "named by --run" if name in unwanted else "fetched completely"
-            items.append(dict(_item("run", name, [run["path"]], f"{run['state']}, {reason}"), unwanted=name in unwanted))
+            items.append(
+                dict(
+                    _item("run", name, [run["path"]], f"{run['state']}, {reason}"),
+                    unwanted=name in unwanted,
+                )
+            )
             continue
         kept.append({"run": name, "state": run["state"], "why": why})
         releases.add(str(run["release"]))
@@ -109,27 +134,48 @@ def find_unneeded(layout: Layout, environment: str, unwanted: Set[str]) -> Any:
     for tree in _names(layout.releases, HASH):
         if tree not in releases:
             paths = [layout.release(tree), layout.manifest(tree)]
-            items.append(_item("release", tree, paths, "no run was made from it, and it is not current"))
+            items.append(
+                _item("release", tree, paths, "no run was made from it, and it is not current")
+            )
     for key in _names(layout.environments, HASH):
         found = describe_environment(layout, key) or {}
         if key not in environments and not found.get("building"):
-            items.append(_item("environment", key, [layout.environment(key)], "neither this project's next deploy nor a live run uses it"))
+            items.append(
+                _item(
+                    "environment",
+                    key,
+                    [layout.environment(key)],
+                    "neither this project's next deploy nor a live run uses it",
+                )
+            )
     return items + _leftovers(layout), kept
 
 
 def find_unneeded_data(layout: Layout) -> List[Dict[str, Any]]:
-    """Sets to which no name in data/ leads any more, and what was left of an upload that nobody has gone on with for a day."""
+    """Sets to which no name in data/ leads any more, and what was left of an upload that nobody has
+    gone on with for a day."""
     named = {os.path.realpath(os.path.join(layout.data, name)) for name in _listed(layout.data)}
-    live = " ".join(str(run["asked"].get("argv")) for run in list_runs(layout) if run["state"] not in FINAL)
+    live = " ".join(
+        str(run["asked"].get("argv")) for run in list_runs(layout) if run["state"] not in FINAL
+    )
     items = []
     for tree in _names(layout.sets, HASH):
         place = os.path.realpath(layout.set(tree))
-        if place not in live and not any((name + os.sep).startswith(place + os.sep) for name in named):
+        if place not in live and not any(
+            (name + os.sep).startswith(place + os.sep) for name in named
+        ):
             paths = [layout.set(tree), layout.set_manifest(tree)]
             items.append(_item("images", tree, paths, "no name in data/ leads to them any more"))
     parts = [os.path.join(layout.data_incoming, name) for name in _listed(layout.data_incoming)]
     if parts and time.time() - max(map(_changed, parts)) > UPLOAD_S:
-        items.append(_item("leftover", "images", [layout.data_incoming], "of an upload that was cut off more than a day ago"))
+        items.append(
+            _item(
+                "leftover",
+                "images",
+                [layout.data_incoming],
+                "of an upload that was cut off more than a day ago",
+            )
+        )
     return items
 
 
@@ -141,9 +187,14 @@ def why_to_keep(layout: Layout, run: Dict[str, Any], unwanted: Set[str]) -> Opti
 
 
 def _leftovers(layout: Layout) -> List[Dict[str, Any]]:
-    """What killed deploys, launches and removals left aside; under the lock no deploy is at work."""
+    """What killed deploys, launches and removals left aside; under the lock no deploy is at
+    work."""
     found = []
-    places = ((layout.releases, (".staging-", ".incoming", GONE)), (layout.runs, (".new-", GONE)), (layout.environments, (GONE,)))
+    places = (
+        (layout.releases, (".staging-", ".incoming", GONE)),
+        (layout.runs, (".new-", GONE)),
+        (layout.environments, (GONE,)),
+    )
     for directory, prefixes in places:
         for name in _listed(directory):
             path = os.path.join(directory, name)
@@ -154,7 +205,11 @@ def _leftovers(layout: Layout) -> List[Dict[str, Any]]:
 
 
 def _names(directory: str, pattern: Any) -> List[str]:
-    return sorted(name for name in _listed(directory) if pattern.match(name) and os.path.isdir(os.path.join(directory, name)))
+    return sorted(
+        name
+        for name in _listed(directory)
+        if pattern.match(name) and os.path.isdir(os.path.join(directory, name))
+    )
 
 
 def _listed(directory: str) -> List[str]:
@@ -172,14 +227,22 @@ def _changed(path: str) -> float:
 
 
 def _item(kind: str, name: str, paths: List[str], why: str) -> Dict[str, Any]:
-    return {"kind": kind, "name": name, "paths": paths, "why": why, "bytes": sum(map(_bytes_below, paths))}
+    return {
+        "kind": kind,
+        "name": name,
+        "paths": paths,
+        "why": why,
+        "bytes": sum(map(_bytes_below, paths)),
+    }
 
 
 def _bytes_below(path: str) -> int:
     """Bytes on the disk of all files below, links not followed."""
     if not os.path.isdir(path) or os.path.islink(path):
         return _blocks(path)
-    return sum(_blocks(os.path.join(folder, name)) for folder, _, files in os.walk(path) for name in files)
+    return sum(
+        _blocks(os.path.join(folder, name)) for folder, _, files in os.walk(path) for name in files
+    )
 
 
 def _blocks(path: str) -> int:
@@ -199,10 +262,16 @@ def _remove(layout: Layout, item: Dict[str, Any]) -> None:
             continue
         aside = os.path.join(os.path.dirname(path), GONE + secrets.token_hex(6))
         os.rename(path, aside)
-        why = why_not_fetched(layout, run, directory=aside) if run is not None and not item["unwanted"] else None
+        why = (
+            why_not_fetched(layout, run, directory=aside)
+            if run is not None and not item["unwanted"]
+            else None
+        )
         if why is not None:
             os.rename(aside, path)
-            raise Refusal("RunFailed", f"{item['name']}: {why}", "nothing of it was removed; fetch it again")
+            raise Refusal(
+                "RunFailed", f"{item['name']}: {why}", "nothing of it was removed; fetch it again"
+            )
         if os.path.isdir(aside) and not os.path.islink(aside):
             shutil.rmtree(aside, ignore_errors=True)
         else:

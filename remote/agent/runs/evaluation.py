@@ -1,4 +1,5 @@
-"""The accuracy of a run's weights, measured once more on the server that has the images and the GPU."""
+"""The accuracy of a run's weights, measured once more on the server that has the images and the
+GPU."""
 
 import hashlib
 import json
@@ -19,16 +20,29 @@ TOLD_EVERY_S = 2.0
 
 @operation("evaluate")
 def evaluate(call: Call, root: str, run: str, weights_sha256: str, data: str) -> Dict[str, Any]:
-    """What `trainer.evaluate`, as the run's release has it, prints for weights.pt. On a free GPU, else on the processor."""
+    """What `trainer.evaluate`, as the run's release has it, prints for weights.pt. On a free GPU,
+    else on the processor."""
     layout = Layout(resolve_root(root))
     found = find_run(layout, run)
     weights, tree = os.path.join(found["path"], "weights.pt"), str(found["release"])
     if found["state"] not in FINAL or not os.path.exists(weights):
-        raise Refusal("NotFound", f"{found['run']} is {found['state']} and has no weights to evaluate", "wait for its end")
+        raise Refusal(
+            "NotFound",
+            f"{found['run']} is {found['state']} and has no weights to evaluate",
+            "wait for its end",
+        )
     if hash_file(weights) != weights_sha256:
-        raise Refusal("TransferFailed", f"the weights of {found['run']} on the server are not those that were fetched", "fetch it again")
+        raise Refusal(
+            "TransferFailed",
+            f"the weights of {found['run']} on the server are not those that were fetched",
+            "fetch it again",
+        )
     if not HASH.match(tree) or not os.path.isdir(layout.release(tree)):
-        raise Refusal("NotFound", f"the code of {found['run']} is not on the server any more", "evaluate here: submit without -H")
+        raise Refusal(
+            "NotFound",
+            f"the code of {found['run']} is not on the server any more",
+            "evaluate here: submit without -H",
+        )
     place = data if data == "synthetic" else find_data(layout, data)
     if not data or place is None:
         raise Refusal("NotFound", f"the images are not at {data} any more", "name them: --data")
@@ -46,18 +60,33 @@ def hash_file(path: str) -> str:
 
 
 def run_command(call: Call, argv: List[str], layout: Layout, tree: str) -> str:
-    """Its output; it ends with the laptop's connection. Raises Refusal with its last words where it fails."""
+    """Its output; it ends with the laptop's connection. Raises Refusal with its last words where it
+    fails."""
     free, _ = free_gpus(layout, "")
-    environment = dict(os.environ, PYTHONDONTWRITEBYTECODE="1", CUDA_DEVICE_ORDER="PCI_BUS_ID", CUDA_VISIBLE_DEVICES="")
+    environment = dict(
+        os.environ,
+        PYTHONDONTWRITEBYTECODE="1",
+        CUDA_DEVICE_ORDER="PCI_BUS_ID",
+        CUDA_VISIBLE_DEVICES="",
+    )
     if free:
         environment["CUDA_VISIBLE_DEVICES"] = free[0][0]
     begun = told = time.monotonic()
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         try:
             code = layout.release(tree)
-            child = subprocess.Popen(argv, cwd=code, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=errors)
+            child = subprocess.Popen(
+                argv,
+                cwd=code,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+            )
         except OSError as error:
-            raise Refusal("EnvironmentFailed", f"the evaluation could not be started: {error}", "deploy again") from None
+            raise Refusal(
+                "EnvironmentFailed", f"the evaluation could not be started: {error}", "deploy again"
+            ) from None
         try:
             while child.poll() is None:
                 if time.monotonic() - told > TOLD_EVERY_S:
@@ -74,9 +103,17 @@ def run_command(call: Call, argv: List[str], layout: Layout, tree: str) -> str:
         output.seek(0)
         errors.seek(0)
         if child.returncode:
-            lines = [line for line in errors.read().decode("utf-8", "replace").splitlines() if line.strip()]
-            text = (lines[-1] if lines else f"exit code {child.returncode}").replace("error: ", "", 1)
-            raise Refusal("TransferFailed", f"the weights can't be evaluated: {text[:300]}", "look at --data")
+            lines = [
+                line
+                for line in errors.read().decode("utf-8", "replace").splitlines()
+                if line.strip()
+            ]
+            text = (lines[-1] if lines else f"exit code {child.returncode}").replace(
+                "error: ", "", 1
+            )
+            raise Refusal(
+                "TransferFailed", f"the weights can't be evaluated: {text[:300]}", "look at --data"
+            )
         return output.read().decode("utf-8", "replace")
 
 
@@ -86,5 +123,7 @@ def last_json(text: str) -> Dict[str, Any]:
     except (IndexError, ValueError):
         value = None
     if not isinstance(value, dict):
-        raise Refusal("TransferFailed", "the evaluation tells no accuracy", "look at the run's release")
+        raise Refusal(
+            "TransferFailed", "the evaluation tells no accuracy", "look at the run's release"
+        )
     return {key: value.get(key) for key in ("test_accuracy", "test_images", "data_sha256")}

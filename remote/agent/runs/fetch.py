@@ -16,11 +16,15 @@ SOURCE = "source/"
 
 
 @operation("fetch_manifest")
-def fetch_manifest(call: Call, root: str, run: str, results: Optional[List[str]] = None) -> Dict[str, Any]:
-    """What the run has made, as it stands: path, size, mode, and for the release's files their hash (else None).
+def fetch_manifest(
+    call: Call, root: str, run: str, results: Optional[List[str]] = None
+) -> Dict[str, Any]:
+    """What the run has made, as it stands: path, size, mode, and for the release's files their hash
+    (else None).
 
-    `left`: what stays here, as (path, bytes, why, whether it would be lost with the run). `seen`: a hash over what was there,
-    for `fetch_done`; `marked`: what a laptop has of exactly that (complete, narrowed, None).
+    `left`: what stays here, as (path, bytes, why, whether it would be lost with the run). `seen`: a
+    hash over what was there, for `fetch_done`; `marked`: what a laptop has of exactly that
+    (complete, narrowed, None).
     """
     layout = Layout(resolve_root(root))
     described = describe_run(layout, find_run(layout, run)["run"])
@@ -31,7 +35,9 @@ def fetch_manifest(call: Call, root: str, run: str, results: Optional[List[str]]
     files = [[path, size, mode, None] for path, size, mode, _ in outputs.files]
     files += [[SOURCE + path, size, mode, sha256] for path, mode, size, sha256 in release]
     mark = read_mark(described["path"], described["detail"])
-    marked = None if mark.get("seen") != seen else "narrowed" if mark.get("narrowed") else "complete"
+    marked = (
+        None if mark.get("seen") != seen else "narrowed" if mark.get("narrowed") else "complete"
+    )
     return {"run": described, "files": files, "left": told(outputs), "seen": seen, "marked": marked}
 
 
@@ -39,14 +45,20 @@ def fetch_manifest(call: Call, root: str, run: str, results: Optional[List[str]]
 def fetch_read(call: Call, root: str, run: str, ranges: List[Any]) -> Dict[str, Any]:
     """Send ranges [path, have, hash of the first `have` bytes or None, end].
 
-    For each: an event `file` with `offset` (`have` if those bytes are the same here, else 0), the bytes up to `end` as blobs
-    of events, and `done` with the hash over all of [0, end), or with None if the file is gone or shorter by now.
+    For each: an event `file` with `offset` (`have` if those bytes are the same here, else 0), the
+    bytes up to `end` as blobs of events, and `done` with the hash over all of [0, end), or with
+    None if the file is gone or shorter by now.
     """
     layout = Layout(resolve_root(root))
     described = describe_run(layout, find_run(layout, run)["run"])
     sent = 0
     for path, have, have_sha256, end in ranges:
-        if not isinstance(path, str) or not isinstance(have, int) or not isinstance(end, int) or not 0 <= have <= end:
+        if (
+            not isinstance(path, str)
+            or not isinstance(have, int)
+            or not isinstance(end, int)
+            or not 0 <= have <= end
+        ):
             raise Refusal("ProtocolError", f"a wrong range of {path!r:.80}")
         try:
             file = _open(layout, described, path)
@@ -60,8 +72,11 @@ def fetch_read(call: Call, root: str, run: str, ranges: List[Any]) -> Dict[str, 
 
 
 @operation("fetch_lane")
-def fetch_lane(call: Call, root: str, run: str, path: str, start: int, end: int, unit: int, step: int) -> Dict[str, Any]:
-    """Send every `step`-th piece of `unit` bytes of [start, end): an event `at` with its place, and the bytes.
+def fetch_lane(
+    call: Call, root: str, run: str, path: str, start: int, end: int, unit: int, step: int
+) -> Dict[str, Any]:
+    """Send every `step`-th piece of `unit` bytes of [start, end): an event `at` with its place, and
+    the bytes.
 
     Ends early, with `short`, where the file has become shorter.
     """
@@ -101,21 +116,26 @@ def _open_for(root: str, run: str, path: str) -> Any:
 
 
 def _open(layout: Layout, described: Dict[str, Any], path: str) -> Any:
-    """The file for a path of the manifest. Refuses what is not inside the run or its release; raises OSError where it can't be read."""
+    """The file for a path of the manifest. Refuses what is not inside the run or its release;
+    raises OSError where it can't be read."""
     if any(part in ("", ".", "..") for part in path.split("/")):
         raise Refusal("ProtocolError", f"not a path inside the run: {path!r:.80}")
     base = described["path"]
     if path.startswith(SOURCE):
         base, path = layout.release(str(described["release"])), path[len(SOURCE) :]
     place = os.path.join(os.fsencode(base), path.encode("utf-8", "surrogateescape"))
-    if not (os.path.realpath(os.path.dirname(place)) + b"/").startswith(os.path.realpath(os.fsencode(base)) + b"/"):
+    if not (os.path.realpath(os.path.dirname(place)) + b"/").startswith(
+        os.path.realpath(os.fsencode(base)) + b"/"
+    ):
         raise Refusal("ProtocolError", f"not a path inside the run: {path!r:.80}")
     if os.path.islink(place):
         return io.BytesIO(link_target(base, path)[0])
     return open(place, "rb", buffering=0)
 
 
-def _send_file(call: Call, file: Any, path: str, have: int, have_sha256: Optional[str], end: int) -> int:
+def _send_file(
+    call: Call, file: Any, path: str, have: int, have_sha256: Optional[str], end: int
+) -> int:
     with file:
         digest, offset = hashlib.sha256(), 0
         if have and have_sha256:

@@ -1,4 +1,5 @@
-"""Tells what happens in a run: the log by byte offset, progress, GPU use and state, until it ends."""
+"""Tells what happens in a run: the log by byte offset, progress, GPU use and state, until it
+ends."""
 
 import os
 import time
@@ -11,19 +12,25 @@ from remote.agent.runs.records import FINAL, describe_run, find_run
 POLL_S = 0.25
 BATCH = 256 << 10
 SETTLE_S, SETTLE_TRAINER_S = 1.0, 20.0
-"""A command is taken for started so long after it began to write; the trainer tells itself when it trains, unless its images
-take longer to arrive."""
+"""A command is taken for started so long after it began to write; the trainer tells itself when it
+trains, unless its images take longer to arrive."""
 
 
 @operation("follow")
 def follow(
-    call: Call, root: str, run: str, offset: int = 0, tail: Optional[int] = None, until: str = "end", wait_s: float = 0.0
+    call: Call,
+    root: str,
+    run: str,
+    offset: int = 0,
+    tail: Optional[int] = None,
+    until: str = "end",
+    wait_s: float = 0.0,
 ) -> Dict[str, Any]:
     """Events: `log` (its offset; the bytes are the blob), `progress`, `gpu`, `state`.
 
-    `tail`: start so many bytes before the end instead of at `offset`. `until`: `now` tells what there is and returns;
-    `started` returns once the run has shown a sign of life or has ended; `end` when it has ended and all is told.
-    `wait_s` > 0 bounds the wait.
+    `tail`: start so many bytes before the end instead of at `offset`. `until`: `now` tells what
+    there is and returns; `started` returns once the run has shown a sign of life or has ended;
+    `end` when it has ended and all is told. `wait_s` > 0 bounds the wait.
     """
     layout = Layout(resolve_root(root))
     run = find_run(layout, run)["run"]
@@ -31,7 +38,8 @@ def follow(
     log = os.path.join(directory, "train.log")
     if tail is not None:
         offset = start_of_line(log, max(0, _size(log) - tail))
-        # Said before there is anything to tell: after a cut the laptop goes on from here, not from a new tail.
+        # Said before there is anything to tell: after a cut the laptop goes on from here, not from
+        # a new tail.
         call.event(log=offset)
     told: Dict[str, Any] = {}
     deadline = time.monotonic() + wait_s if wait_s > 0 else None
@@ -39,25 +47,38 @@ def follow(
         described = describe_run(layout, run)
         final = described["state"] in FINAL
         offset = _tell_log(call, log, offset)
-        for key, value in (("progress", described["progress"]), ("gpu", last_sample(directory)), ("state", _state(described)),
-                           ("line", described["detail"].get("line"))):  # fmt: skip
+        for key, value in (
+            ("progress", described["progress"]),
+            ("gpu", last_sample(directory)),
+            ("state", _state(described)),
+            ("line", described["detail"].get("line")),
+        ):
             if value != told.get(key) and (value or key == "line"):
                 told[key] = value
                 news: Dict[str, Any] = {key: value}
                 call.event(**news)
         wrote = _size(log) > 0 or bool(described["detail"].get("line"))
         waits = described["state"] == "queued" and bool(described["detail"].get("waiting"))
-        started = final or waits or (described["state"] == "running" and has_started(described, wrote))
+        started = (
+            final or waits or (described["state"] == "running" and has_started(described, wrote))
+        )
         late = deadline is not None and time.monotonic() > deadline
         if until == "now" or final or late or (until == "started" and started):
-            return {"run": run, "offset": offset, "started": started, "late": late, "described": described}
+            return {
+                "run": run,
+                "offset": offset,
+                "started": started,
+                "late": late,
+                "described": described,
+            }
         if not call.alive():
             raise BrokenPipeError
         time.sleep(POLL_S)
 
 
 def has_started(described: Dict[str, Any], wrote: bool) -> bool:
-    """It trains; or it wrote something and has lived for a while: what fails at once is then told as a failure."""
+    """It trains; or it wrote something and has lived for a while: what fails at once is then told
+    as a failure."""
     if described["progress"].get("phase") not in (None, "starting"):
         return True
     lived = time.time() - float(described["detail"].get("started") or time.time())
@@ -66,8 +87,12 @@ def has_started(described: Dict[str, Any], wrote: bool) -> bool:
 
 
 def _state(described: Dict[str, Any]) -> Dict[str, Any]:
-    return {"state": described["state"], "reason": described["reason"], "waiting": described["detail"].get("waiting"),
-            "asking": described["detail"].get("asking")}  # fmt: skip
+    return {
+        "state": described["state"],
+        "reason": described["reason"],
+        "waiting": described["detail"].get("waiting"),
+        "asking": described["detail"].get("asking"),
+    }
 
 
 def _size(path: str) -> int:
@@ -115,5 +140,9 @@ def last_sample(directory: str) -> Optional[Dict[str, Any]]:
     for line in lines:
         cells = line.split(",")
         if len(cells) == 6 and cells[0][:1].isdigit():
-            newest[cells[1]] = {"utilization_percent": cells[3], "memory_used_mib": cells[4], "memory_total_mib": cells[5]}
+            newest[cells[1]] = {
+                "utilization_percent": cells[3],
+                "memory_used_mib": cells[4],
+                "memory_total_mib": cells[5],
+            }
     return newest or None

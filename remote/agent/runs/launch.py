@@ -25,9 +25,16 @@ from remote.agent.shared.names import session_name, socket_name
 
 @operation("run_start")
 def run_start(
-    call: Call, root: str, project: str, identity: Optional[str], run: str, asked: Dict[str, Any], notify: str = ""
+    call: Call,
+    root: str,
+    project: str,
+    identity: Optional[str],
+    run: str,
+    asked: Dict[str, Any],
+    notify: str = "",
 ) -> Dict[str, Any]:
-    """Create the run and launch its supervisor. The id makes it the same start when it is repeated."""
+    """Create the run and launch its supervisor. The id makes it the same start when it is
+    repeated."""
     layout = Layout(resolve_root(root))
     directory = layout.run(run)
     prepare_root(layout, project, identity)
@@ -54,10 +61,15 @@ def keep_address(directory: str, address: str) -> None:
 
 @contextlib.contextmanager
 def new_run(layout: Layout, run: str, asked: Dict[str, Any]) -> Iterator[str]:
-    """The directory of a run with its own copy of the release; it has its name once the block has written the rest."""
+    """The directory of a run with its own copy of the release; it has its name once the block has
+    written the rest."""
     tree = str(asked["release"])
     if not os.path.isdir(layout.release(tree)):
-        raise Refusal("NotFound", f"the release {tree[:12]} is not on the server", "deploy first: fab -H … deploy")
+        raise Refusal(
+            "NotFound",
+            f"the release {tree[:12]} is not on the server",
+            "deploy first: fab -H … deploy",
+        )
     aside = os.path.join(layout.runs, f".new-{secrets.token_hex(6)}")
     work = os.path.join(aside, "work")
     os.makedirs(work, mode=0o700)
@@ -65,13 +77,22 @@ def new_run(layout: Layout, run: str, asked: Dict[str, Any]) -> Iterator[str]:
     try:
         base = os.fsencode(layout.release(tree))
         entries = read_manifest(layout, tree)
-        by_hash = {sha256: os.path.join(base, path.encode("utf-8", "surrogateescape")) for path, mode, _, sha256 in entries}
+        by_hash = {
+            sha256: os.path.join(base, path.encode("utf-8", "surrogateescape"))
+            for path, mode, _, sha256 in entries
+        }
         links = [entry for entry in entries if entry[1] == 0o120000]
-        write_tree(work, [entry for entry in entries if entry[1] != 0o120000], lambda sha256: (by_hash[sha256], "copy"))
+        write_tree(
+            work,
+            [entry for entry in entries if entry[1] != 0o120000],
+            lambda sha256: (by_hash[sha256], "copy"),
+        )
         for path, _, _, _ in links:
             place = os.path.join(os.fsencode(work), path.encode("utf-8", "surrogateescape"))
             os.makedirs(os.path.dirname(place), exist_ok=True)
-            os.symlink(os.readlink(os.path.join(base, path.encode("utf-8", "surrogateescape"))), place)
+            os.symlink(
+                os.readlink(os.path.join(base, path.encode("utf-8", "surrogateescape"))), place
+            )
         mark_copied(aside, begin_ns)
         write_json(os.path.join(aside, "run.json"), asked)
         yield aside
@@ -82,13 +103,17 @@ def new_run(layout: Layout, run: str, asked: Dict[str, Any]) -> Iterator[str]:
 
 
 def launch(layout: Layout, directory: str, run: str) -> Tuple[str, Optional[str]]:
-    """Start the supervisor so that it outlives this login. Returns how, and what a person should know about it."""
+    """Start the supervisor so that it outlives this login. Returns how, and what a person should
+    know about it."""
     program = keep_agent(layout)
     command = [sys.executable, "-I", "-S", program, "supervise", directory]
     note = None
     scope = _lingering_scope()
     if scope is None and kills_at_logout():
-        note = "this server kills a user's processes at logout: ask its administrator for `loginctl enable-linger`"
+        note = (
+            "this server kills a user's processes at logout: ask its administrator for `loginctl"
+            " enable-linger`"
+        )
     tmux = shutil.which("tmux")
     if tmux:
         problem = _launch_tmux((scope or []) + [tmux], directory, run, command)
@@ -99,17 +124,37 @@ def launch(layout: Layout, directory: str, run: str) -> Tuple[str, Optional[str]
         note = note or "no tmux on the server: the run was started with setsid instead"
     with open(os.path.join(directory, "supervisor.log"), "ab") as log:
         subprocess.Popen(
-            (scope or []) + command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=directory
+            (scope or []) + command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=directory,
         )
     return "setsid", note
 
 
 def _launch_tmux(tmux: List[str], directory: str, run: str, command: List[str]) -> Optional[str]:
     """None when tmux holds the session, else what it said."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("TMUX", "TMUX_PANE")}
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("TMUX", "TMUX_PANE")
+    }
     if not any(environment.get(key) for key in ("LC_ALL", "LC_CTYPE", "LANG")):
         environment["LC_CTYPE"] = "C.UTF-8"
-    arguments = ["-L", socket_name(directory), "-f", "/dev/null", "new-session", "-d", "-s", session_name(run), "-x", "120", "-y", "40"]
+    arguments = [
+        "-L",
+        socket_name(directory),
+        "-f",
+        "/dev/null",
+        "new-session",
+        "-d",
+        "-s",
+        session_name(run),
+        "-x",
+        "120",
+        "-y",
+        "40",
+    ]
     try:
         done = subprocess.run(
             tmux + arguments + ["-c", directory] + command,
@@ -121,13 +166,23 @@ def _launch_tmux(tmux: List[str], directory: str, run: str, command: List[str]) 
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return type(error).__name__
-    return None if done.returncode == 0 else done.stdout.decode("utf-8", "replace").strip()[-200:] or f"exit code {done.returncode}"
+    return (
+        None
+        if done.returncode == 0
+        else done.stdout.decode("utf-8", "replace").strip()[-200:] or f"exit code {done.returncode}"
+    )
 
 
 def _lingering_scope() -> Optional[List[str]]:
-    """Where logout kills but lingering is on, a scope of the user's own service manager keeps the run."""
+    """Where logout kills but lingering is on, a scope of the user's own service manager keeps the
+    run."""
     user = os.path.join("/var/lib/systemd/linger", os.environ.get("USER", ""))
-    if os.environ.get("USER") and os.path.exists(user) and shutil.which("systemd-run") and os.environ.get("XDG_RUNTIME_DIR"):
+    if (
+        os.environ.get("USER")
+        and os.path.exists(user)
+        and shutil.which("systemd-run")
+        and os.environ.get("XDG_RUNTIME_DIR")
+    ):
         return ["systemd-run", "--user", "--scope", "--quiet"]
     return None
 
@@ -141,7 +196,11 @@ def run_stop(call: Call, root: str, run: str, who: str) -> Dict[str, Any]:
     if found["state"] in FINAL:
         return {"run": found["run"], "state": found["state"], "asked": False}
     if state.get("elsewhere"):
-        raise Refusal("NotFound", f"{found['run']} runs on {state.get('host')}, not on this host", "stop it with -H of that host")
+        raise Refusal(
+            "NotFound",
+            f"{found['run']} runs on {state.get('host')}, not on this host",
+            "stop it with -H of that host",
+        )
     write_json(os.path.join(found["path"], "stop.json"), {"who": who, "time": time.time()})
     if is_same(state.get("supervisor_pid"), state.get("supervisor_started")):
         os.kill(int(state["supervisor_pid"]), signal.SIGTERM)

@@ -1,4 +1,5 @@
-"""Tells a webhook that a run has ended. Never harms a run, and never shows the address, which is a secret."""
+"""Tells a webhook that a run has ended. Never harms a run, and never shows the address, which is a
+secret."""
 
 import json
 import time
@@ -26,7 +27,9 @@ def post(address: str, facts: Dict[str, Any], pauses: Tuple[float, ...] = PAUSES
         try:
             body, headers = message_for(address, facts)
             request = urllib.request.Request(address, body, headers, method="POST")
-            with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT_S) as answer:
+            with urllib.request.build_opener(_NoRedirect).open(
+                request, timeout=TIMEOUT_S
+            ) as answer:
                 answer.read(1000)
             return "sent"
         except urllib.error.HTTPError as error:
@@ -34,14 +37,19 @@ def post(address: str, facts: Dict[str, Any], pauses: Tuple[float, ...] = PAUSES
             if error.code < 500 and error.code != 429:
                 break
         except urllib.error.URLError as error:
-            problem = type(error.reason).__name__ if isinstance(error.reason, Exception) else "no connection"
+            problem = (
+                type(error.reason).__name__
+                if isinstance(error.reason, Exception)
+                else "no connection"
+            )
         except Exception as error:  # whatever a strange address or server makes of it
             problem = type(error).__name__
     return f"failed: {problem}"
 
 
 def message_for(address: str, facts: Dict[str, Any]) -> Tuple[bytes, Dict[str, str]]:
-    """The body that this service takes: chat services want a text in a form of their own, others get all facts as JSON."""
+    """The body that this service takes: chat services want a text in a form of their own, others
+    get all facts as JSON."""
     host = (urllib.parse.urlsplit(address).hostname or "").lower()
     text = str(facts["text"])
     if host.startswith("ntfy."):
@@ -59,7 +67,9 @@ def message_for(address: str, facts: Dict[str, Any]) -> Tuple[bytes, Dict[str, s
     return json.dumps(body).encode(), {"Content-Type": "application/json"}
 
 
-def facts_of(run: str, asked: Dict[str, Any], state: Dict[str, Any], summary: Dict[str, Any]) -> Dict[str, Any]:
+def facts_of(
+    run: str, asked: Dict[str, Any], state: Dict[str, Any], summary: Dict[str, Any]
+) -> Dict[str, Any]:
     accuracy = summary.get("test_accuracy")
     shown = f", test accuracy {100 * accuracy:.2f}%" if isinstance(accuracy, float) else ""
     reason = f": {state.get('reason')}" if state.get("reason") else ""

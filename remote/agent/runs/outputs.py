@@ -11,12 +11,29 @@ from remote.agent.root.paths import read_json, write_json
 from remote.agent.shared.trees import SYMLINK, Entry
 
 COPIED = ".copied.json"
-"""In a run's directory, written once its copy of the code was complete: what is older than this file is as it was copied."""
-OWN = (".supervisor.lock", ".spare", ".notify", ".fetched.json", ".terminal.json", ".modules", COPIED)
+"""In a run's directory, written once its copy of the code was complete: what is older than this
+file is as it was copied."""
+OWN = (
+    ".supervisor.lock",
+    ".spare",
+    ".notify",
+    ".fetched.json",
+    ".terminal.json",
+    ".modules",
+    COPIED,
+)
 """Ours, not the run's; among them a webhook's address, which is a secret."""
 LATE = ("state.json", "supervisor.log")
-"""Our own records that may change for a moment after a run's end; they come with it, and do not count as its work."""
-CACHES = ("__pycache__", ".cache", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints")
+"""Our own records that may change for a moment after a run's end; they come with it, and do not
+count as its work."""
+CACHES = (
+    "__pycache__",
+    ".cache",
+    ".mypy_cache",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".ipynb_checkpoints",
+)
 CACHE_TAG = b"Signature: 8a477f597d28d172789f06886806bc55"
 """Begins the file CACHEDIR.TAG of a folder that is a cache (bford.info/cachedir)."""
 UNFINISHED = re.compile(r".+\.[0-9a-f]{8}\.tmp\Z")
@@ -27,14 +44,16 @@ SHOWN = 40
 
 
 class Outputs:
-    """`files`: (path, size, mode, status) in order; `left`: what stays, as (path, bytes, why, whether bytes would be lost)."""
+    """`files`: (path, size, mode, status) in order; `left`: what stays, as (path, bytes, why,
+    whether bytes would be lost)."""
 
     def __init__(self) -> None:
         self.files: List[Tuple[str, int, int, os.stat_result]] = []
         self.left: List[Tuple[str, int, str, bool]] = []
 
     def seen(self) -> str:
-        """A hash over what the run made, as it stands: another one later means that something changed."""
+        """A hash over what the run made, as it stands: another one later means that something
+        changed."""
         digest = hashlib.sha256()
         for path, size, mode, status in self.files:
             if path not in LATE:
@@ -47,7 +66,8 @@ class Outputs:
 
 
 def find_outputs(directory: str, release: List[Entry], known_as: str = "") -> Outputs:
-    """Everything of the run but caches, environments and the code that is still as it was in its release.
+    """Everything of the run but caches, environments and the code that is still as it was in its
+    release.
 
     `known_as`: where the run's directory was when its links were made, if it is elsewhere now.
     """
@@ -57,23 +77,30 @@ def find_outputs(directory: str, release: List[Entry], known_as: str = "") -> Ou
     for path, status in _walk(directory, "", outputs):
         if path.startswith("work/"):
             entry = code.get(path[len("work/") :])
-            if entry is not None and _is_unchanged(os.path.join(directory, path), status, entry, window):
+            if entry is not None and _is_unchanged(
+                os.path.join(directory, path), status, entry, window
+            ):
                 continue
         if stat.S_ISLNK(status.st_mode):
             target, outside = link_target(directory, path, known_as)
             if outside:
-                outputs.left.append((path, 0, f"a link that leads out of the run, to {os.fsdecode(target)}", False))
+                outputs.left.append(
+                    (path, 0, f"a link that leads out of the run, to {os.fsdecode(target)}", False)
+                )
             else:
                 outputs.files.append((path, len(target), SYMLINK, status))
         elif stat.S_ISREG(status.st_mode):
-            outputs.files.append((path, status.st_size, 0o755 if status.st_mode & 0o100 else 0o644, status))
+            outputs.files.append(
+                (path, status.st_size, 0o755 if status.st_mode & 0o100 else 0o644, status)
+            )
         else:
             outputs.left.append((path, 0, "neither a file nor a folder", False))
     return outputs
 
 
 def narrow(outputs: Outputs, patterns: List[str]) -> None:
-    """Leave of work/ what matches one of `patterns`; the rest is told, summed up by its first folder."""
+    """Leave of work/ what matches one of `patterns`; the rest is told, summed up by its first
+    folder."""
     if not patterns:
         return
     kept: List[Tuple[str, int, int, os.stat_result]] = []
@@ -89,23 +116,30 @@ def narrow(outputs: Outputs, patterns: List[str]) -> None:
     outputs.files = kept
     for name, (count, size) in sorted(rest.items()):
         files = f"{count} file{'s' * (count > 1)}"
-        outputs.left.append((f"work/{name}", size, f"{files}, no pattern of remote.results matches", True))
+        outputs.left.append(
+            (f"work/{name}", size, f"{files}, no pattern of remote.results matches", True)
+        )
 
 
 def matches(path: str, pattern: str) -> bool:
-    """A pattern names a file, a folder with all below it, or is a shell pattern over the path or a folder on its way."""
+    """A pattern names a file, a folder with all below it, or is a shell pattern over the path or a
+    folder on its way."""
     pattern = pattern.strip("/")
     parts = path.split("/")
-    return any(fnmatch.fnmatchcase("/".join(parts[:count]), pattern) for count in range(1, len(parts) + 1))
+    return any(
+        fnmatch.fnmatchcase("/".join(parts[:count]), pattern) for count in range(1, len(parts) + 1)
+    )
 
 
 def mark_copied(directory: str, begin_ns: int) -> None:
-    """Called when the run's copy of the code, begun at that ctime, is complete, before anything of the run starts."""
+    """Called when the run's copy of the code, begun at that ctime, is complete, before anything of
+    the run starts."""
     write_json(os.path.join(directory, COPIED), {"from_ns": begin_ns})
 
 
 def copied_window(directory: str) -> Tuple[int, int]:
-    """Between which times the code was copied, by the file system's own clock; empty where that is not known."""
+    """Between which times the code was copied, by the file system's own clock; empty where that is
+    not known."""
     try:
         place = os.path.join(directory, COPIED)
         begin = (read_json(place) or {}).get("from_ns")
@@ -114,8 +148,11 @@ def copied_window(directory: str) -> Tuple[int, int]:
         return 0, 0
 
 
-def _is_unchanged(place: str, status: os.stat_result, entry: Tuple[int, int, str], window: Tuple[int, int]) -> bool:
-    """Whether a file of the code is as its release has it. A file's ctime, unlike its mtime, can't be set by a program."""
+def _is_unchanged(
+    place: str, status: os.stat_result, entry: Tuple[int, int, str], window: Tuple[int, int]
+) -> bool:
+    """Whether a file of the code is as its release has it. A file's ctime, unlike its mtime, can't
+    be set by a program."""
     mode, size, sha256 = entry
     if (mode == SYMLINK) != stat.S_ISLNK(status.st_mode) or size != status.st_size:
         return False
@@ -134,7 +171,8 @@ def _is_unchanged(place: str, status: os.stat_result, entry: Tuple[int, int, str
 
 
 def link_target(directory: str, path: str, known_as: str = "") -> Tuple[bytes, bool]:
-    """What a link says, made relative where it leads to another place of the run; and whether it leads out of the run.
+    """What a link says, made relative where it leads to another place of the run; and whether it
+    leads out of the run.
 
     Raises OSError where it is gone.
     """
@@ -143,9 +181,15 @@ def link_target(directory: str, path: str, known_as: str = "") -> Tuple[bytes, b
     target = os.readlink(place)
     folder = os.path.dirname(place)
     if os.path.isabs(target):
-        for root in (os.fsencode(known_as) or base, os.path.realpath(os.fsencode(known_as) or base)):
+        for root in (
+            os.fsencode(known_as) or base,
+            os.path.realpath(os.fsencode(known_as) or base),
+        ):
             if target == root or target.startswith(root + b"/"):
-                target = os.path.relpath(target, root if folder == base else os.path.join(root, os.path.relpath(folder, base)))
+                target = os.path.relpath(
+                    target,
+                    root if folder == base else os.path.join(root, os.path.relpath(folder, base)),
+                )
                 break
         else:
             return target, True
@@ -161,7 +205,9 @@ def _walk(directory: str, below: str, outputs: Outputs) -> Iterator[Tuple[str, o
     except FileNotFoundError:
         return
     except OSError as error:
-        outputs.left.append((below + "/", 0, f"can't be read on the server: {error.strerror}", True))
+        outputs.left.append(
+            (below + "/", 0, f"can't be read on the server: {error.strerror}", True)
+        )
         return
     for entry in entries:
         if not below and (entry.name in OWN or entry.name == "tmp" or UNFINISHED.match(entry.name)):

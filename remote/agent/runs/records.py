@@ -1,4 +1,5 @@
-"""What the files of a run say, judged by what can be seen now: a record of `running` whose processes are gone is told as what it is."""
+"""What the files of a run say, judged by what can be seen now: a record of `running` whose
+processes are gone is told as what it is."""
 
 import os
 import time
@@ -27,16 +28,20 @@ def list_runs(layout: Layout) -> List[Dict[str, Any]]:
     except OSError:
         return []
     runs = [describe_run(layout, name) for name in names]
-    return sorted(runs, key=lambda run: (_number(run["detail"].get("since")), run["run"]), reverse=True)
+    return sorted(
+        runs, key=lambda run: (_number(run["detail"].get("since")), run["run"]), reverse=True
+    )
 
 
 def _number(value: object) -> float:
-    """`since` is this server's own clock: laptops' clocks may be years apart, and would choose a wrong `latest`."""
+    """`since` is this server's own clock: laptops' clocks may be years apart, and would choose a
+    wrong `latest`."""
     return float(value) if isinstance(value, (int, float)) else 0.0
 
 
 def describe_run(layout: Layout, run: str) -> Dict[str, Any]:
-    """What the files say, judged: a record of `running` whose processes are gone is told as what it is."""
+    """What the files say, judged: a record of `running` whose processes are gone is told as what it
+    is."""
     directory = layout.run(run)
     asked = read_json(os.path.join(directory, "run.json")) or {}
     state = judge(directory, read_json(os.path.join(directory, "state.json")) or {}, asked)
@@ -64,7 +69,10 @@ def newest_checkpoint(directory: str) -> Optional[float]:
     """When the newest of checkpoints/*.ckpt was written; None without one."""
     try:
         with os.scandir(os.path.join(directory, "checkpoints")) as scan:
-            return max((entry.stat().st_mtime for entry in scan if entry.name.endswith(".ckpt")), default=None)
+            return max(
+                (entry.stat().st_mtime for entry in scan if entry.name.endswith(".ckpt")),
+                default=None,
+            )
     except OSError:
         return None
 
@@ -72,37 +80,58 @@ def newest_checkpoint(directory: str) -> Optional[float]:
 def read_mark(directory: str, state: Dict[str, Any]) -> Dict[str, Any]:
     """What a laptop has of this run since it ended; empty if it was not fetched since."""
     mark = read_json(os.path.join(directory, FETCHED)) or {}
-    return mark if isinstance(mark.get("time"), (int, float)) and mark.get("ended") == state.get("ended") else {}
+    return (
+        mark
+        if isinstance(mark.get("time"), (int, float)) and mark.get("ended") == state.get("ended")
+        else {}
+    )
 
 
 def read_fetched(directory: str, state: Dict[str, Any]) -> Optional[float]:
-    """When this run was fetched completely after its end; None if it was not, or if remote.results left something of it there."""
+    """When this run was fetched completely after its end; None if it was not, or if remote.results
+    left something of it there."""
     mark = read_mark(directory, state)
     return float(mark["time"]) if mark and not mark.get("narrowed") else None
 
 
 def judge(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) -> Dict[str, Any]:
-    """Correct a recorded state by what can be seen now, on the host that recorded it; elsewhere it is told as recorded."""
+    """Correct a recorded state by what can be seen now, on the host that recorded it; elsewhere it
+    is told as recorded."""
     if state.get("state") not in ("queued", "running"):
         return state
     if state.get("host") != os.uname().nodename:
         # Homes may be shared: only the host that runs it can tell whether it lives.
-        return dict(state, elsewhere=True, reason=f"as recorded by {state.get('host')}, which alone can tell whether it lives")
+        return dict(
+            state,
+            elsewhere=True,
+            reason=f"as recorded by {state.get('host')}, which alone can tell whether it lives",
+        )
     ended = dict(state, state="failed", judged=True)
     if state.get("boot_id") != boot_id():
         return dict(ended, reason="the server was rebooted", cause="rebooted")
     if state.get("state") == "queued" and not state.get("supervisor_pid"):
         if time.time() - float(state.get("since") or 0) < 60:
             return state
-        return dict(ended, reason="it was never started: the launch was cut off", cause="not started")
+        return dict(
+            ended, reason="it was never started: the launch was cut off", cause="not started"
+        )
     if is_same(state.get("supervisor_pid"), state.get("supervisor_started")):
         return state
     if is_same(state.get("pid"), state.get("pid_started")):
-        return dict(state, unsupervised=True, reason="its supervisor was killed; it trains on without one")
+        return dict(
+            state, unsupervised=True, reason="its supervisor was killed; it trains on without one"
+        )
     if asked.get("finish") == "summary" and os.path.exists(os.path.join(directory, "summary.json")):
         return dict(state, state="finished", judged=True, reason=None)
-    if start_time(_pid(state, "pid")) is not None or start_time(_pid(state, "supervisor_pid")) is not None:
-        return dict(ended, reason="killed from outside, its supervisor too; another process has its number by now", cause="pid reused")
+    if (
+        start_time(_pid(state, "pid")) is not None
+        or start_time(_pid(state, "supervisor_pid")) is not None
+    ):
+        return dict(
+            ended,
+            reason="killed from outside, its supervisor too; another process has its number by now",
+            cause="pid reused",
+        )
     return dict(ended, reason="killed from outside, its supervisor too", cause="killed")
 
 
@@ -121,11 +150,16 @@ def runs(call: Call, root: str, run: Optional[str] = None) -> Dict[str, Any]:
     return {"runs": found, "host": os.uname().nodename, "root": layout.root}
 
 
-def find_run(layout: Layout, name: str, known: Optional[List[Dict[str, Any]]] = None) -> Dict[str, Any]:
-    """By id, by a unique beginning of it, by the name given to it, or `latest`. Raises Refusal otherwise."""
+def find_run(
+    layout: Layout, name: str, known: Optional[List[Dict[str, Any]]] = None
+) -> Dict[str, Any]:
+    """By id, by a unique beginning of it, by the name given to it, or `latest`. Raises Refusal
+    otherwise."""
     known = list_runs(layout) if known is None else known
     if not known:
-        raise Refusal("NotFound", "no run of this project is on the server", "start one: fab -H … train")
+        raise Refusal(
+            "NotFound", "no run of this project is on the server", "start one: fab -H … train"
+        )
     if name == "latest":
         return known[0]
     exact = [run for run in known if run["run"] == name]
@@ -134,10 +168,18 @@ def find_run(layout: Layout, name: str, known: Optional[List[Dict[str, Any]]] = 
     if len(matching) == 1:
         return matching[0]
     if not matching:
-        raise Refusal("NotFound", f"no run {name!r:.120} on the server", f"the newest is {known[0]['run']}; fab -H … status lists all")
+        raise Refusal(
+            "NotFound",
+            f"no run {name!r:.120} on the server",
+            f"the newest is {known[0]['run']}; fab -H … status lists all",
+        )
     names = ", ".join(run["run"] for run in matching[:4]) + (", …" if matching[4:] else "")
-    raise Refusal("NotFound", f"{len(matching)} runs begin with {name!r:.120}: {names}", "give more of its id")
+    raise Refusal(
+        "NotFound", f"{len(matching)} runs begin with {name!r:.120}: {names}", "give more of its id"
+    )
 
 
 def queued_state(**more: Any) -> Dict[str, Any]:
-    return dict(more, state="queued", host=os.uname().nodename, boot_id=boot_id(), since=time.time())
+    return dict(
+        more, state="queued", host=os.uname().nodename, boot_id=boot_id(), since=time.time()
+    )

@@ -1,4 +1,5 @@
-"""Going on with a run that has ended: as its next attempt here, or with what a laptop has kept of it, on another host."""
+"""Going on with a run that has ended: as its next attempt here, or with what a laptop has kept of
+it, on another host."""
 
 import glob
 import os
@@ -24,9 +25,16 @@ OWN = ("run.json", "state.json", "progress.json")
 
 @operation("run_resume")
 def run_resume(
-    call: Call, root: str, project: str, identity: Optional[str], run: str, asked: Dict[str, Any], notify: str = ""
+    call: Call,
+    root: str,
+    project: str,
+    identity: Optional[str],
+    run: str,
+    asked: Dict[str, Any],
+    notify: str = "",
 ) -> Dict[str, Any]:
-    """Launch the next attempt of a run that has ended. `asked`: what differs from the attempt before. One that runs is left alone."""
+    """Launch the next attempt of a run that has ended. `asked`: what differs from the attempt
+    before. One that runs is left alone."""
     layout = Layout(resolve_root(root))
     prepare_root(layout, project, identity)
     with one_launch_at_a_time(layout):
@@ -34,12 +42,29 @@ def run_resume(
         directory, state = found["path"], found["detail"]
         if found["state"] not in FINAL:
             if state.get("elsewhere"):
-                raise Refusal("NotFound", f"{found['run']} is recorded as {found['state']} by {state.get('host')}", "ask that host")
-            return {"run": found["run"], "again": True, "launched": str(state.get("launched") or "already"), "note": None}
+                raise Refusal(
+                    "NotFound",
+                    f"{found['run']} is recorded as {found['state']} by {state.get('host')}",
+                    "ask that host",
+                )
+            return {
+                "run": found["run"],
+                "again": True,
+                "launched": str(state.get("launched") or "already"),
+                "note": None,
+            }
         if found["state"] == "finished":
-            raise Refusal("UsageError", f"{found['run']} has finished", "train again without --resume")
-        if found["asked"].get("finish") == "summary" and not glob.glob(os.path.join(glob.escape(directory), "checkpoints", "*.ckpt")):
-            raise Refusal("NotFound", f"{found['run']} has saved no checkpoint to go on from", "train again without --resume")
+            raise Refusal(
+                "UsageError", f"{found['run']} has finished", "train again without --resume"
+            )
+        if found["asked"].get("finish") == "summary" and not glob.glob(
+            os.path.join(glob.escape(directory), "checkpoints", "*.ckpt")
+        ):
+            raise Refusal(
+                "NotFound",
+                f"{found['run']} has saved no checkpoint to go on from",
+                "train again without --resume",
+            )
         require_free_gpus(layout, asked)
         attempts = past_attempts(state)
         for name in ("stop.json", "progress.json"):
@@ -49,11 +74,18 @@ def run_resume(
         keep_address(directory, notify)
         write_json(os.path.join(directory, "state.json"), queued_state(attempts=attempts))
     how, note = launch(layout, directory, found["run"])
-    return {"run": found["run"], "again": False, "launched": how, "note": note, "attempt": len(attempts) + 1}
+    return {
+        "run": found["run"],
+        "again": False,
+        "launched": how,
+        "note": note,
+        "attempt": len(attempts) + 1,
+    }
 
 
 def past_attempts(state: Dict[str, Any]) -> List[Any]:
-    """All that have ended, the one that `state` is about included; a run that was only brought here adds none."""
+    """All that have ended, the one that `state` is about included; a run that was only brought here
+    adds none."""
     attempts = state.get("attempts")
     known = list(attempts) if isinstance(attempts, list) else []
     if state.get("cause") != MOVED:
@@ -63,13 +95,26 @@ def past_attempts(state: Dict[str, Any]) -> List[Any]:
 
 @operation("run_import")
 def run_import(
-    call: Call, root: str, project: str, identity: Optional[str], run: str, tree: str, manifest: List[Any], asked: Dict[str, Any],
-    state: Dict[str, Any], who: str,
-) -> Dict[str, Any]:  # fmt: skip
-    """Receive a run as a laptop has fetched it, source/ included. It appears whole, as one that has stopped."""
+    call: Call,
+    root: str,
+    project: str,
+    identity: Optional[str],
+    run: str,
+    tree: str,
+    manifest: List[Any],
+    asked: Dict[str, Any],
+    state: Dict[str, Any],
+    who: str,
+) -> Dict[str, Any]:
+    """Receive a run as a laptop has fetched it, source/ included. It appears whole, as one that has
+    stopped."""
     layout = Layout(resolve_root(root))
     entries = checked_manifest(tree, manifest)
-    source = [(path[len(SOURCE) :], mode, size, sha256) for path, mode, size, sha256 in entries if path.startswith(SOURCE)]
+    source = [
+        (path[len(SOURCE) :], mode, size, sha256)
+        for path, mode, size, sha256 in entries
+        if path.startswith(SOURCE)
+    ]
     rest = [entry for entry in entries if not entry[0].startswith(SOURCE) and entry[0] not in OWN]
     prepare_root(layout, project, identity)
     lock(call, layout.lock, who)
@@ -86,11 +131,21 @@ def run_import(
         places = known(layout, {sha256 for _, _, _, sha256 in rest})
         lost = [path for path, _, _, sha256 in rest if sha256 not in places]
         if lost:
-            raise Refusal("TransferFailed", f"{lost[0]} has not arrived", "run the same command again")
-        moved = {"state": "stopped", "cause": MOVED, "reason": f"brought here from {state.get('host')}", "ended": time.time()}
+            raise Refusal(
+                "TransferFailed", f"{lost[0]} has not arrived", "run the same command again"
+            )
+        moved = {
+            "state": "stopped",
+            "cause": MOVED,
+            "reason": f"brought here from {state.get('host')}",
+            "ended": time.time(),
+        }
         with new_run(layout, run, dict(asked, release=release)) as place:
             write_tree(place, rest, lambda sha256: (places[sha256], "copy"))
-            write_json(os.path.join(place, "state.json"), {**queued_state(attempts=past_attempts(state)), **moved})
+            write_json(
+                os.path.join(place, "state.json"),
+                {**queued_state(attempts=past_attempts(state)), **moved},
+            )
         shutil.rmtree(layout.incoming, ignore_errors=True)
     finally:
         unlock(layout.lock)

@@ -18,7 +18,8 @@ FIRST_PERSON, NOBODY = 1000, 65534
 
 @operation("shutdown")
 def shutdown(call: Call, root: str, command: str, really: bool) -> Dict[str, Any]:
-    """Refuses while a run of ours has not ended or has not been fetched. Without `really` it only tells what would be done."""
+    """Refuses while a run of ours has not ended or has not been fetched. Without `really` it only
+    tells what would be done."""
     layout = Layout(resolve_root(root))
     chosen = command or default_command()
     with one_launch_at_a_time(layout):
@@ -26,7 +27,11 @@ def shutdown(call: Call, root: str, command: str, really: bool) -> Dict[str, Any
             if run["detail"].get("elsewhere"):
                 continue
             if run["state"] not in FINAL:
-                raise Refusal("RunFailed", f"{run['run']} is {run['state']}: the server was not shut down", "wait for it, or stop it")
+                raise Refusal(
+                    "RunFailed",
+                    f"{run['run']} is {run['state']}: the server was not shut down",
+                    "wait for it, or stop it",
+                )
             why = why_not_fetched(layout, run, narrowed=True)
             if why:
                 text = f"{run['run']}: {why}; the server was not shut down"
@@ -43,15 +48,24 @@ def default_command() -> str:
 def carry_out(command: str) -> None:
     try:
         done = subprocess.run(
-            ["sh", "-c", command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=COMMAND_S,
+            ["sh", "-c", command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=COMMAND_S,
             cwd=os.path.expanduser("~"),
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired:
         return  # it may well be on its way down
     if done.returncode:
         said = " ".join(done.stdout.decode("utf-8", "replace").split())[-200:]
-        remedy = "set remote.shutdown in fabric.yaml to the command that your provider names, or stop it on the provider's page"
-        raise Refusal("ServerUnfit", f"`{command}` failed (exit code {done.returncode}): {said}", remedy)
+        remedy = (
+            "set remote.shutdown in fabric.yaml to the command that your provider names, or stop it"
+            " on the provider's page"
+        )
+        raise Refusal(
+            "ServerUnfit", f"`{command}` failed (exit code {done.returncode}): {said}", remedy
+        )
 
 
 def other_people() -> List[str]:
@@ -63,7 +77,9 @@ def other_people() -> List[str]:
                 users.add(os.stat(os.path.join("/proc", name)).st_uid)
             except OSError:
                 continue
-    return sorted(_name(user) for user in users if FIRST_PERSON <= user < NOBODY and user != os.getuid())
+    return sorted(
+        _name(user) for user in users if FIRST_PERSON <= user < NOBODY and user != os.getuid()
+    )
 
 
 def _name(user: int) -> str:

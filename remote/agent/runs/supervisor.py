@@ -1,4 +1,5 @@
-"""Stands beside one training on the server: starts it, records what happens, and is the only one who tells how it ended."""
+"""Stands beside one training on the server: starts it, records what happens, and is the only one
+who tells how it ended."""
 
 import csv
 import fcntl
@@ -11,7 +12,15 @@ import time
 from typing import Any, Dict, List, Optional
 
 from remote.agent.machine import gpus
-from remote.agent.machine.processes import boot_id, child_start_time, children_of, group_members, kernel_kills, reads_pipe, start_time
+from remote.agent.machine.processes import (
+    boot_id,
+    child_start_time,
+    children_of,
+    group_members,
+    kernel_kills,
+    reads_pipe,
+    start_time,
+)
 from remote.agent.root.paths import mount_of, read_json, write_json
 from remote.agent.runs import notify, terminal
 from remote.agent.runs.queue import take_gpus
@@ -60,7 +69,8 @@ class Supervisor:
         return os.path.join(self.directory, name)
 
     def run(self) -> int:
-        """Runs the training once, whoever else was started for the same run. Returns the exit code for the shell."""
+        """Runs the training once, whoever else was started for the same run. Returns the exit code
+        for the shell."""
         os.umask(0o077)
         lock = os.open(self.path(".supervisor.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -84,7 +94,12 @@ class Supervisor:
         try:
             return self.supervise()
         except Exception as error:
-            self.record(state="failed", reason=f"the supervisor failed: {error}", cause="supervisor", ended=time.time())
+            self.record(
+                state="failed",
+                reason=f"the supervisor failed: {error}",
+                cause="supervisor",
+                ended=time.time(),
+            )
             raise
         finally:
             self.notify()
@@ -110,7 +125,12 @@ class Supervisor:
     def supervise(self) -> int:
         self.keep_spare()
         if self.asked.get("queue") and not self.wait_for_gpus():
-            self.record(state="stopped", reason=f"{self.who_stopped()} while it waited", cause="stopped", ended=time.time())
+            self.record(
+                state="stopped",
+                reason=f"{self.who_stopped()} while it waited",
+                cause="stopped",
+                ended=time.time(),
+            )
             return 1
         restarts = 0
         while True:
@@ -120,7 +140,13 @@ class Supervisor:
             restarts += 1
             self.restart(ended, restarts)
             if self.stop.is_set():
-                ended = {"state": "stopped", "reason": self.who_stopped(), "cause": "stopped", "ended": time.time(), "exit_code": None}
+                ended = {
+                    "state": "stopped",
+                    "reason": self.who_stopped(),
+                    "cause": "stopped",
+                    "ended": time.time(),
+                    "exit_code": None,
+                }
                 break
         self.free_spare()
         with self.sampling:
@@ -134,7 +160,13 @@ class Supervisor:
         started = time.time()
         problem = self.start()
         if problem:
-            return {"state": "failed", "reason": problem, "cause": "not started", "started": started, "ended": time.time()}
+            return {
+                "state": "failed",
+                "reason": problem,
+                "cause": "not started",
+                "started": started,
+                "ended": time.time(),
+            }
         assert self.child is not None
         pid = self.child.pid
         self.record(state="running", pid=pid, pid_started=child_start_time(pid), started=started)
@@ -147,8 +179,14 @@ class Supervisor:
         return dict(self.outcome(code, kills), ended=time.time(), exit_code=code)
 
     def may_restart(self, ended: Dict[str, Any]) -> bool:
-        """After what another try may mend: not after a wrong option, a missing image, a divergence, a full disk or a stop."""
-        if self.stop.is_set() or ended.get("cause") not in ("gpu memory", "host memory", "killed", "exit code"):
+        """After what another try may mend: not after a wrong option, a missing image, a divergence,
+        a full disk or a stop."""
+        if self.stop.is_set() or ended.get("cause") not in (
+            "gpu memory",
+            "host memory",
+            "killed",
+            "exit code",
+        ):
             return False
         return self.asked.get("finish") != "summary" or ended.get("exit_code") not in FRUITLESS
 
@@ -157,10 +195,17 @@ class Supervisor:
         attempts = list(self.state.get("attempts") or [])
         attempts.append({key: dict(self.state, **ended).get(key) for key in ATTEMPT})
         self.record(attempts=attempts)
-        if os.path.isdir(self.path("checkpoints")) and os.listdir(self.path("checkpoints")) and self.asked.get("resume_argv"):
+        if (
+            os.path.isdir(self.path("checkpoints"))
+            and os.listdir(self.path("checkpoints"))
+            and self.asked.get("resume_argv")
+        ):
             self.asked["argv"] = self.asked["resume_argv"]
         with open(self.path("train.log"), "ab") as log:
-            line = f"supervisor: {ended.get('reason')}; restarting ({number} of {self.asked.get('max_restarts')})\n"
+            line = (
+                f"supervisor: {ended.get('reason')}; restarting ({number} of"
+                f" {self.asked.get('max_restarts')})\n"
+            )
             log.write(line.encode("utf-8", "replace"))
         self.stop.wait(min(60.0, RESTART_S * number))
 
@@ -170,13 +215,16 @@ class Supervisor:
             with open(self.path(".notify")) as file:
                 address = file.read().strip()
             summary = read_json(self.path("summary.json")) or {}
-            facts = notify.facts_of(os.path.basename(self.directory), self.asked, self.state, summary)
+            facts = notify.facts_of(
+                os.path.basename(self.directory), self.asked, self.state, summary
+            )
             self.record(notified=notify.post(address, facts))
         except OSError:
             pass
 
     def wait_for_gpus(self) -> bool:
-        """Its place in the queue is the time since when it is queued. False where it was stopped."""
+        """Its place in the queue is the time since when it is queued. False where it was
+        stopped."""
 
         def tell(reason: str) -> None:
             if self.state.get("waiting") != reason:
@@ -187,7 +235,9 @@ class Supervisor:
             write_json(self.path("run.json"), self.asked)
             self.record(waiting=None)
 
-        return take_gpus(self.directory, int(self.asked.get("wanted_gpus") or 1), self.stop, tell, take)
+        return take_gpus(
+            self.directory, int(self.asked.get("wanted_gpus") or 1), self.stop, tell, take
+        )
 
     def who_stopped(self) -> str:
         who = (read_json(self.path("stop.json")) or {}).get("who")
@@ -214,7 +264,9 @@ class Supervisor:
                 preexec_fn=terminal.attach_program,
             )
         except (OSError, ValueError, subprocess.SubprocessError) as error:
-            os.write(programs, f"the command could not be started: {error}\n".encode("utf-8", "replace"))
+            os.write(
+                programs, f"the command could not be started: {error}\n".encode("utf-8", "replace")
+            )
             return f"the command could not be started: {error}"
         finally:
             os.close(programs)
@@ -245,7 +297,8 @@ class Supervisor:
             return self.child.wait()
 
     def terminate(self) -> None:
-        """The trainer alone; where a shell runs it, the shell and what it has started. What reads from a pipe ends by itself."""
+        """The trainer alone; where a shell runs it, the shell and what it has started. What reads
+        from a pipe ends by itself."""
         assert self.child is not None
         self.child.terminate()
         if self.asked["argv"][0] == "bash":
@@ -257,7 +310,8 @@ class Supervisor:
         return terminal.read_shown(self.directory).get("interrupted") is True
 
     def find_disk_problem(self) -> Optional[str]:
-        """Told while one checkpoint can still be written, so that stopping saves the state. None: there is room."""
+        """Told while one checkpoint can still be written, so that stopping saves the state. None:
+        there is room."""
         need = LEAST_FREE
         try:
             disk = os.statvfs(self.directory)
@@ -268,7 +322,11 @@ class Supervisor:
         except OSError:
             return None
         free = disk.f_bavail * disk.f_frsize
-        return f"the disk at {mount_of(self.directory)} is full: {free >> 20} MiB are free" if free < need else None
+        return (
+            f"the disk at {mount_of(self.directory)} is full: {free >> 20} MiB are free"
+            if free < need
+            else None
+        )
 
     def kill_rest(self, group: int) -> None:
         for _ in range(20):
@@ -283,38 +341,80 @@ class Supervisor:
             time.sleep(0.05)
 
     def outcome(self, code: int, kills_before: Optional[int]) -> Dict[str, Any]:
-        """State, reason and cause from the exit code, our own doing, the kernel's counters and the log's end."""
+        """State, reason and cause from the exit code, our own doing, the kernel's counters and the
+        log's end."""
         trainer = self.asked.get("finish") == "summary"
-        # A command of one's own may well exit with 0 when it is stopped; only a summary says that all was done.
-        done = os.path.exists(self.path("summary.json")) if trainer else code == 0 and not (self.stop.is_set() or self.disk_problem)
+        # A command of one's own may well exit with 0 when it is stopped; only a summary says that
+        # all was done.
+        done = (
+            os.path.exists(self.path("summary.json"))
+            if trainer
+            else code == 0 and not (self.stop.is_set() or self.disk_problem)
+        )
         if done:
             return {"state": "finished", "reason": None, "cause": None}
         if self.disk_problem and not self.stop.is_set():
-            return {"state": "failed", "reason": f"{self.disk_problem}; it was stopped, its last checkpoint is kept", "cause": "disk full"}
+            return {
+                "state": "failed",
+                "reason": f"{self.disk_problem}; it was stopped, its last checkpoint is kept",
+                "cause": "disk full",
+            }
         if self.stop.is_set():
             return {"state": "stopped", "reason": self.who_stopped(), "cause": "stopped"}
         if self.interrupted and code in INTERRUPTED:
-            return {"state": "stopped", "reason": "interrupted with Ctrl-C in its terminal", "cause": "stopped"}
+            return {
+                "state": "stopped",
+                "reason": "interrupted with Ctrl-C in its terminal",
+                "cause": "stopped",
+            }
         tail = self.log_tail()
-        if re.search(r"CUDA out of memory|torch\.(cuda\.)?OutOfMemoryError|CUDA_ERROR_OUT_OF_MEMORY", tail):
+        if re.search(
+            r"CUDA out of memory|torch\.(cuda\.)?OutOfMemoryError|CUDA_ERROR_OUT_OF_MEMORY", tail
+        ):
             return {"state": "failed", "reason": "out of memory on the GPU", "cause": "gpu memory"}
         # The log may lie on that disk as well: then the code alone tells.
-        if (trainer and code == DISK_FULL) or (code and re.search(r"No space left on device|Disk quota exceeded", tail)):
+        if (trainer and code == DISK_FULL) or (
+            code and re.search(r"No space left on device|Disk quota exceeded", tail)
+        ):
             place = mount_of(self.directory)
-            return {"state": "failed", "reason": f"the disk at {place} is full, or its quota is used up", "cause": "disk full"}
+            return {
+                "state": "failed",
+                "reason": f"the disk at {place} is full, or its quota is used up",
+                "cause": "disk full",
+            }
         if code == -signal.SIGKILL or "killed by signal: Killed" in tail:
             kills = kernel_kills()
             if kills_before is not None and kills is not None and kills > kills_before:
-                return {"state": "failed", "reason": "out of memory on the host: killed by the kernel", "cause": "host memory"}
+                return {
+                    "state": "failed",
+                    "reason": "out of memory on the host: killed by the kernel",
+                    "cause": "host memory",
+                }
         if code < 0:
-            name = signal.Signals(-code).name if -code in [s.value for s in signal.Signals] else f"signal {-code}"
+            name = (
+                signal.Signals(-code).name
+                if -code in [s.value for s in signal.Signals]
+                else f"signal {-code}"
+            )
             return {"state": "failed", "reason": f"killed from outside ({name})", "cause": "killed"}
         last = last_error_line(tail)
         if trainer and code == DIVERGED:
-            return {"state": "failed", "reason": f"diverged{': ' + last if last else ''}", "cause": "diverged"}
+            return {
+                "state": "failed",
+                "reason": f"diverged{': ' + last if last else ''}",
+                "cause": "diverged",
+            }
         if code == 0:
-            return {"state": "failed", "reason": "it ended without a summary" + (f": {last}" if last else ""), "cause": "no summary"}
-        return {"state": "failed", "reason": f"exit code {code}" + (f": {last}" if last else ""), "cause": "exit code"}
+            return {
+                "state": "failed",
+                "reason": "it ended without a summary" + (f": {last}" if last else ""),
+                "cause": "no summary",
+            }
+        return {
+            "state": "failed",
+            "reason": f"exit code {code}" + (f": {last}" if last else ""),
+            "cause": "exit code",
+        }
 
     def log_tail(self) -> str:
         try:
@@ -326,7 +426,8 @@ class Supervisor:
             return ""
 
     def sample_gpus(self) -> None:
-        """gpu.csv: the use of the run's own GPUs over time. Ends for good where there is no nvidia-smi."""
+        """gpu.csv: the use of the run's own GPUs over time. Ends for good where there is no
+        nvidia-smi."""
         while True:
             rows = gpus.sample_usage(self.asked.get("gpus"))
             if rows is None:
@@ -336,14 +437,24 @@ class Supervisor:
                     return
                 writer = csv.writer(file)
                 if not file.tell():
-                    writer.writerow(["time", "index", "uuid", "utilization_percent", "memory_used_mib", "memory_total_mib"])
+                    writer.writerow(
+                        [
+                            "time",
+                            "index",
+                            "uuid",
+                            "utilization_percent",
+                            "memory_used_mib",
+                            "memory_total_mib",
+                        ]
+                    )
                 for row in rows:
                     writer.writerow([round(time.time(), 1), *row])
             time.sleep(SAMPLE_EVERY_S)
 
 
 def last_error_line(tail: str) -> str:
-    """The line that a person would quote: the last one that looks like an error, else the last one at all."""
+    """The line that a person would quote: the last one that looks like an error, else the last one
+    at all."""
     lines = [line.strip() for line in tail.splitlines() if line.strip()]
     for line in reversed(lines[-200:]):
         if re.match(r"(\w+\.)*\w*(Error|Exception|Interrupt)\b|error:|fatal:", line, re.IGNORECASE):

@@ -1,4 +1,5 @@
-"""What a run's command finds around it: the environment's programs first on PATH, its own modules, its GPUs, what was before."""
+"""What a run's command finds around it: the environment's programs first on PATH, its own modules,
+its GPUs, what was before."""
 
 import os
 import re
@@ -11,7 +12,8 @@ from remote.agent.runs.outputs import find_outputs
 from remote.agent.runs.terminal import COLUMNS, LINES
 
 MODULES = ".modules"
-"""In the run's directory: what is to be found wherever a script lies, and whatever an interpreter is called."""
+"""In the run's directory: what is to be found wherever a script lies, and whatever an interpreter
+is called."""
 PROGRESS = "run_progress.py"
 CHECKPOINTS = (".ckpt", ".pt", ".pth", ".safetensors")
 HIDDEN = ("TMUX", "REMOTE_AGENT_", "PYTHONHOME")
@@ -20,19 +22,36 @@ HIDDEN = ("TMUX", "REMOTE_AGENT_", "PYTHONHOME")
 def run_environment(directory: str, asked: Dict[str, Any], attempt: int) -> Dict[str, str]:
     """This login's variables with those of the run. Makes the folders that they name."""
     values = {key: value for key, value in os.environ.items() if not key.startswith(HIDDEN)}
-    # Made before the start: torch stages checkpoints in TMPDIR, and a rename between file systems shows half a file.
+    # Made before the start: torch stages checkpoints in TMPDIR, and a rename between file systems
+    # shows half a file.
     temporary = os.path.join(directory, "tmp")
     os.makedirs(temporary, mode=0o700, exist_ok=True)
     data = os.path.join(os.path.dirname(os.path.dirname(directory)), "data")
-    values.update(PYTHONUNBUFFERED="1", REMOTE_RUN_DIR=directory, REMOTE_DATA_DIR=data, TMPDIR=temporary)
-    values.update(COLUMNS=str(COLUMNS), LINES=str(LINES), TERM=os.environ.get("TERM", "xterm") if "TMUX" in os.environ else "xterm")
-    python, prefix, uuids = str(asked.get("python") or ""), str(asked.get("prefix") or ""), asked.get("gpus")
+    values.update(
+        PYTHONUNBUFFERED="1", REMOTE_RUN_DIR=directory, REMOTE_DATA_DIR=data, TMPDIR=temporary
+    )
+    values.update(
+        COLUMNS=str(COLUMNS),
+        LINES=str(LINES),
+        TERM=os.environ.get("TERM", "xterm") if "TMUX" in os.environ else "xterm",
+    )
+    python, prefix, uuids = (
+        str(asked.get("python") or ""),
+        str(asked.get("prefix") or ""),
+        asked.get("gpus"),
+    )
     if python:
-        places = [*_python_wrapper(directory, python), os.path.dirname(python), *base_programs(python)]
+        places = [
+            *_python_wrapper(directory, python),
+            os.path.dirname(python),
+            *base_programs(python),
+        ]
         values["PATH"] = os.pathsep.join([*places, values.get("PATH", os.defpath)])
     modules = module_places(directory, asked.get("local") or ())
     if modules:
-        values["PYTHONPATH"] = os.pathsep.join([*modules, *filter(None, [values.get("PYTHONPATH")])])
+        values["PYTHONPATH"] = os.pathsep.join(
+            [*modules, *filter(None, [values.get("PYTHONPATH")])]
+        )
     if prefix:
         values["VIRTUAL_ENV"] = prefix
     values["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
@@ -48,28 +67,41 @@ def run_environment(directory: str, asked: Dict[str, Any], attempt: int) -> Dict
 
 
 def base_programs(python: str) -> List[str]:
-    """Where the programs of the interpreter lie that an environment was laid upon; empty for one that stands alone."""
+    """Where the programs of the interpreter lie that an environment was laid upon; empty for one
+    that stands alone."""
     try:
-        with open(os.path.join(os.path.dirname(os.path.dirname(python)), "pyvenv.cfg"), encoding="utf-8") as file:
+        with open(
+            os.path.join(os.path.dirname(os.path.dirname(python)), "pyvenv.cfg"), encoding="utf-8"
+        ) as file:
             lines = dict(re.findall(r"^\s*([\w-]+)\s*=\s*(.*?)\s*$", file.read(), re.MULTILINE))
     except (OSError, ValueError):
         return []
-    return [lines["home"]] if lines.get("include-system-site-packages", "").lower() == "true" and lines.get("home") else []
+    return (
+        [lines["home"]]
+        if lines.get("include-system-site-packages", "").lower() == "true" and lines.get("home")
+        else []
+    )
 
 
 def _python_wrapper(directory: str, python: str) -> List[str]:
-    """A folder with a `python`, for those whose interpreter has another name; a link would lose the environment around it."""
+    """A folder with a `python`, for those whose interpreter has another name; a link would lose the
+    environment around it."""
     if os.path.exists(os.path.join(os.path.dirname(python), "python")):
         return []
     folder = os.path.join(directory, MODULES, "bin")
     os.makedirs(folder, mode=0o700, exist_ok=True)
     quoted = "'" + python.replace("'", "'\\''") + "'"
-    write_whole(os.path.join(folder, "python"), f'#!/bin/sh\nexec {quoted} "$@"\n'.encode("utf-8", "surrogateescape"), 0o700)
+    write_whole(
+        os.path.join(folder, "python"),
+        f'#!/bin/sh\nexec {quoted} "$@"\n'.encode("utf-8", "surrogateescape"),
+        0o700,
+    )
     return [folder]
 
 
 def module_places(directory: str, local: Iterable[Any] = ()) -> List[str]:
-    """The run's own copy of a package that the project would install, and the folder with the progress file alone.
+    """The run's own copy of a package that the project would install, and the folder with the
+    progress file alone.
 
     `local`: folders of more such packages below the project, as its requirements name them.
     """
@@ -79,9 +111,18 @@ def module_places(directory: str, local: Iterable[Any] = ()) -> List[str]:
         base = os.path.normpath(os.path.join(work, folder))
         if base != work and not base.startswith(work + os.sep):
             raise Refusal("ProtocolError", f"not a folder inside the run: {folder!r:.80}")
-        installable = folder or any(os.path.isfile(os.path.join(work, name)) for name in ("pyproject.toml", "setup.py", "setup.cfg"))
+        installable = folder or any(
+            os.path.isfile(os.path.join(work, name))
+            for name in ("pyproject.toml", "setup.py", "setup.cfg")
+        )
         source = os.path.join(base, "src")
-        found = source if os.path.isdir(source) and _holds_modules(source) else base if installable else ""
+        found = (
+            source
+            if os.path.isdir(source) and _holds_modules(source)
+            else base
+            if installable
+            else ""
+        )
         if found and found not in places:
             places.append(found)
     told, folder = os.path.join(work, PROGRESS), os.path.join(directory, MODULES)
@@ -98,17 +139,21 @@ def _holds_modules(source: str) -> bool:
     """Packages lie in it: `src/` is where they are imported from, and not a package itself."""
     if os.path.exists(os.path.join(source, "__init__.py")):
         return False
-    return any(os.path.exists(os.path.join(source, name, "__init__.py")) for name in os.listdir(source))
+    return any(
+        os.path.exists(os.path.join(source, name, "__init__.py")) for name in os.listdir(source)
+    )
 
 
 def newest_checkpoint(directory: str, asked: Dict[str, Any]) -> Optional[str]:
-    """Of all that the run wrote, the file that looks like a checkpoint and was written last; or its folder, where a trainer's state
-    lies beside it (Hugging Face's form).
+    """Of all that the run wrote, the file that looks like a checkpoint and was written last; or its
+    folder, where a trainer's state lies beside it (Hugging Face's form).
     """
     layout = Layout(os.path.dirname(os.path.dirname(directory)))
     found = find_outputs(directory, release_of(layout, asked)).files
     names = {path for path, _, _, _ in found}
-    dated = [(status.st_mtime_ns, path) for path, _, _, status in found if path.endswith(CHECKPOINTS)]
+    dated = [
+        (status.st_mtime_ns, path) for path, _, _, status in found if path.endswith(CHECKPOINTS)
+    ]
     if not dated:
         return None
     path = max(dated)[1]

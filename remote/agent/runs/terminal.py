@@ -1,7 +1,8 @@
-"""The terminal of a run: a pseudo-terminal whose output becomes the log, and whose screen is shown to whoever attaches.
+"""The terminal of a run: a pseudo-terminal whose output becomes the log, and whose screen is shown
+to whoever attaches.
 
-A process of its own: it outlives a supervisor that is killed, so that the training goes on writing. Where it runs in tmux, its own
-terminal shows all and takes the keys.
+A process of its own: it outlives a supervisor that is killed, so that the training goes on writing.
+Where it runs in tmux, its own terminal shows all and takes the keys.
 """
 
 import fcntl
@@ -21,7 +22,8 @@ from remote.agent.root.paths import read_json, write_json
 
 COLUMNS, LINES = 120, 40
 SHOWN = ".terminal.json"
-"""In the run's directory: the line that is not finished yet, and whether it waits for somebody's answer."""
+"""In the run's directory: the line that is not finished yet, and whether it waits for somebody's
+answer."""
 SAY_EVERY_S = 0.5
 QUIET_S = 1.0
 """Lines that could still be drawn anew become the log's after so long."""
@@ -29,9 +31,11 @@ ASKS_AFTER_S = 3.0
 LOOK_EVERY_S = 2.0
 """Looking through all processes costs milliseconds; a training may be quiet for hours."""
 CTRL_C = b"\x03"
-# Of what terminals understand: colours and the like are left out of the log; moves up and erased lines are followed.
+# Of what terminals understand: colours and the like are left out of the log; moves up and erased
+# lines are followed.
 SEQUENCE = re.compile(
-    rb"\r\n|[\r\n\x08]|\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[()*+][0-9A-Za-z]|\x1b[=>78DEHMNOPVWXZc^_\\]|\x07"
+    rb"\r\n|[\r\n\x08]|\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"
+    rb"|\x1b[()*+][0-9A-Za-z]|\x1b[=>78DEHMNOPVWXZc^_\\]|\x07"
 )
 UNFINISHED = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*|\][^\x07\x1b]{0,4096}\x1b?|[()*+])?\Z|\r\Z")
 LONGEST = 64 << 10
@@ -39,7 +43,8 @@ READ_CALLS = {"x86_64": "0", "aarch64": "63", "ppc64le": "3", "riscv64": "63"}
 
 
 class Screen:
-    """A stream for terminals as lines for a log: what is drawn over again counts once, as it was last."""
+    """A stream for terminals as lines for a log: what is drawn over again counts once, as it was
+    last."""
 
     def __init__(self) -> None:
         self.rows: List[bytearray] = [bytearray()]
@@ -123,7 +128,8 @@ class Screen:
 
 
 def open_terminal() -> Tuple[int, int]:
-    """Both ends of a new one, of the size that programs are told: the terminal's own, and the one that a program gets."""
+    """Both ends of a new one, of the size that programs are told: the terminal's own, and the one
+    that a program gets."""
     own, programs = os.openpty()
     set_size(own, COLUMNS, LINES)
     return own, programs
@@ -155,7 +161,8 @@ def fork(directory: str, own: int) -> int:
 
 
 def wait(pid: int) -> bool:
-    """Until the terminal has told everything; a program that went its own way and still holds it is not waited for."""
+    """Until the terminal has told everything; a program that went its own way and still holds it is
+    not waited for."""
     for number in (0, signal.SIGUSR1, signal.SIGKILL):
         try:
             if number:
@@ -175,7 +182,9 @@ class Terminal:
         self.directory = directory
         self.own = own
         self.screen = Screen()
-        self.log = os.open(os.path.join(directory, "train.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self.log = os.open(
+            os.path.join(directory, "train.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
+        )
         self.attached = os.isatty(0) and os.isatty(1)
         self.told: Dict[str, Any] = {}
         self.told_at = 0.0
@@ -204,7 +213,8 @@ class Terminal:
         self.over = True
 
     def _take_keys(self) -> Optional[List[Any]]:
-        """Keys go to the program as they come, Ctrl-C among them; and it learns of a new size of the window."""
+        """Keys go to the program as they come, Ctrl-C among them; and it learns of a new size of
+        the window."""
         if not self.attached:
             return None
         before = termios.tcgetattr(0)
@@ -220,7 +230,8 @@ class Terminal:
             pass
 
     def _turn(self) -> bool:
-        """Wait for output, keys or half a second. False once no program has the terminal any more."""
+        """Wait for output, keys or half a second. False once no program has the terminal any
+        more."""
         sources = [self.own, 0] if self.attached else [self.own]
         ready = select.select(sources, [], [], SAY_EVERY_S)[0]
         if self.own in ready:
@@ -264,7 +275,9 @@ class Terminal:
             while data:
                 data = data[os.write(self.log, data) :]
         except OSError:
-            pass  # a full disk: whoever watches that stops the run; its output must flow on until it has saved
+            # a full disk: whoever watches that stops the run; its output must flow on until it has
+            # saved
+            pass
 
     def _tell(self) -> None:
         self.told_at = time.monotonic()
@@ -278,7 +291,8 @@ class Terminal:
             pass
 
     def _asks(self) -> bool:
-        """Whether a program waits for keys: it reads from the terminal, or a line editor has taken it over, and all is quiet."""
+        """Whether a program waits for keys: it reads from the terminal, or a line editor has taken
+        it over, and all is quiet."""
         now = time.monotonic()
         if now - self.heard < ASKS_AFTER_S:
             return False
@@ -287,7 +301,9 @@ class Terminal:
         self.looked = now
         try:
             edits = not termios.tcgetattr(self.own)[3] & termios.ICANON
-            return edits or any(reads_terminal(pid) for pid in group_members(os.tcgetpgrp(self.own)))
+            return edits or any(
+                reads_terminal(pid) for pid in group_members(os.tcgetpgrp(self.own))
+            )
         except (OSError, termios.error):
             return False
 
@@ -299,7 +315,9 @@ def reads_terminal(pid: int) -> bool:
             words = file.read().split()
         if len(words) < 2 or words[0] != READ_CALLS.get(os.uname().machine):
             return False
-        return os.readlink(f"/proc/{pid}/fd/{int(words[1], 16)}").startswith(("/dev/pts/", "/dev/tty"))
+        return os.readlink(f"/proc/{pid}/fd/{int(words[1], 16)}").startswith(
+            ("/dev/pts/", "/dev/tty")
+        )
     except (OSError, ValueError):
         return False
 
@@ -310,6 +328,6 @@ def read_shown(directory: str) -> Dict[str, Any]:
 
 
 def attach_program() -> None:
-    """In a program that is being started: its session's terminal is the one that it has for its input."""
+    """In a program that is being started: its session's terminal is the one that it has for its
+    input."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-

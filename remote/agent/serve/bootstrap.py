@@ -1,6 +1,8 @@
-"""Sent on the command line of every connection: finds the kept agent by its hash, or takes it from the laptop, and starts it.
+"""Sent on the command line of every connection: finds the kept agent by its hash, or takes it from
+the laptop, and starts it.
 
-The text of this file is executed by whatever python the server has, so it first refuses one that is too old (exit code 96).
+The text of this file is executed by whatever python the server has, so it first refuses one that is
+too old (exit code 96).
 """
 
 import sys
@@ -43,7 +45,8 @@ def content_of(path: str) -> bytes:
 
 
 def load(hello: dict) -> tuple:  # type: ignore[type-arg]
-    """Bytes and path of the agent, whether it lies in a directory to remove, and the requests that came before it."""
+    """Bytes and path of the agent, whether it lies in a directory to remove, and the requests that
+    came before it."""
     digest = hello["agent"]
     home = os.path.expanduser("~")
     root = os.path.normpath(os.path.join(home, os.path.expanduser(hello["root"])))

@@ -38,7 +38,8 @@ def facts(
     gpu: bool = True,
     data: Optional[str] = None,
 ) -> Dict[str, Any]:
-    """`tree` and `manifest` are the release that the laptop holds: the answer tells what of it is missing here."""
+    """`tree` and `manifest` are the release that the laptop holds: the answer tells what of it is
+    missing here."""
     layout = Layout(resolve_root(root))
     found: Dict[str, Any] = {"found": None}
 
@@ -91,7 +92,9 @@ def system_facts() -> Dict[str, Any]:
         "time": time.time(),
         "home": os.path.expanduser("~"),
         "shell": os.environ.get("SHELL"),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        ),
         "kills_at_logout": kills_at_logout(),
     }
 

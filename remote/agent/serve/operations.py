@@ -1,4 +1,5 @@
-"""Importing this module registers every operation, and loads all that they need: the program's file may be gone by the time they run."""
+"""Importing this module registers every operation, and loads all that they need: the program's file
+may be gone by the time they run."""
 
 from remote.agent.data import datasets  # noqa: F401
 from remote.agent.environments import environments  # noqa: F401

@@ -1,4 +1,5 @@
-"""Serves one laptop over stdin and stdout: reads requests, runs operations one at a time, ends when the laptop is gone."""
+"""Serves one laptop over stdin and stdout: reads requests, runs operations one at a time, ends when
+the laptop is gone."""
 
 import os
 import queue
@@ -17,7 +18,8 @@ GRACE_S = 10.0
 
 
 class Server:
-    """`idle_s`: a laptop that is silent for longer (it pings) is taken for gone, so that its locks are freed."""
+    """`idle_s`: a laptop that is silent for longer (it pings) is taken for gone, so that its locks
+    are freed."""
 
     def __init__(self, reader: int, writer: int, idle_s: float) -> None:
         self.reader = reader
@@ -78,7 +80,8 @@ class Server:
         while not self.gone.wait(min(ALIVE_EVERY_S, self.idle_s / 4)):
             # A full queue means that we are slow, not that the laptop is silent.
             if time.monotonic() - self.heard > self.idle_s and not self.frames.full():
-                # Whoever waits for an upload is told: the lock must not be held for longer than the silence.
+                # Whoever waits for an upload is told: the lock must not be held for longer than the
+                # silence.
                 self.gone.set()
                 self.frames.put(None)
                 break
@@ -109,12 +112,19 @@ class Server:
         except (BrokenPipeError, EOFError):
             self.gone.set()
         except Refusal as refusal:
-            error = {"kind": refusal.kind, "message": refusal.message, "remedy": refusal.remedy, "details": refusal.details}
+            error = {
+                "kind": refusal.kind,
+                "message": refusal.message,
+                "remedy": refusal.remedy,
+                "details": refusal.details,
+            }
             self.send({"id": call.id, "error": error})
         except OSError as error:
             self.send({"id": call.id, "error": describe_os_error(error)})
         except Exception:
-            self.send({"id": call.id, "error": {"kind": "bug", "message": traceback.format_exc(limit=-6)}})
+            self.send(
+                {"id": call.id, "error": {"kind": "bug", "message": traceback.format_exc(limit=-6)}}
+            )
         call.drain()
 
 
@@ -165,8 +175,13 @@ def describe_os_error(error: OSError) -> Dict[str, Any]:
     if error.errno == errno.EDQUOT:
         return {
             "kind": "ServerUnfit",
-            "message": f"your quota on the server's disk is used up{where}{_on_mount(error.filename)}",
-            "remedy": "quota -s there tells it; free some space of yours, or set remote.root to another disk",
+            "message": (
+                f"your quota on the server's disk is used up{where}{_on_mount(error.filename)}"
+            ),
+            "remedy": (
+                "quota -s there tells it; free some space of yours, or set remote.root to another"
+                " disk"
+            ),
         }
     if error.errno == errno.ENOSPC:
         return {
@@ -180,11 +195,16 @@ def describe_os_error(error: OSError) -> Dict[str, Any]:
 def _on_mount(name: Any) -> str:
     from remote.agent.root.paths import mount_of
 
-    return f" (the disk at {mount_of(os.path.dirname(os.fsdecode(name)))})" if isinstance(name, (str, bytes)) else ""
+    return (
+        f" (the disk at {mount_of(os.path.dirname(os.fsdecode(name)))})"
+        if isinstance(name, (str, bytes))
+        else ""
+    )
 
 
 def main(hello: Dict[str, Any], waiting: List[protocol.Frame]) -> None:
-    """Take stdin and stdout for the protocol; whatever else prints goes to stderr. `waiting`: requests already received."""
+    """Take stdin and stdout for the protocol; whatever else prints goes to stderr. `waiting`:
+    requests already received."""
     reader, writer = os.dup(0), os.dup(1)
     devnull = os.open(os.devnull, os.O_RDONLY)
     os.dup2(devnull, 0)

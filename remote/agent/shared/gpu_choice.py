@@ -25,13 +25,26 @@ MAX_GPUS = 256
 MAX_PROCESSES = 1000
 
 EXIT_REASONS = {
-    6: ("nvidia-smi finds no GPU", "is one assigned to this machine or container (docker run --gpus all)?"),
-    9: ("the NVIDIA driver is not loaded", "ask the server's administrator to load or reinstall it (modprobe nvidia)"),
+    6: (
+        "nvidia-smi finds no GPU",
+        "is one assigned to this machine or container (docker run --gpus all)?",
+    ),
+    9: (
+        "the NVIDIA driver is not loaded",
+        "ask the server's administrator to load or reinstall it (modprobe nvidia)",
+    ),
     15: ("a GPU has fallen off the bus", "only a reboot of the server brings it back"),
-    18: ("the NVIDIA driver and its library have different versions", "reboot the server; an update replaced one of them"),
+    18: (
+        "the NVIDIA driver and its library have different versions",
+        "reboot the server; an update replaced one of them",
+    ),
 }
-SAID = (("version mismatch", 18), ("couldn't communicate with the nvidia driver", 9), ("gpu is lost", 15),
-        ("no devices were found", 6))  # fmt: skip
+SAID = (
+    ("version mismatch", 18),
+    ("couldn't communicate with the nvidia driver", 9),
+    ("gpu is lost", 15),
+    ("no devices were found", 6),
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,8 @@ class Gpu:
 
 @dataclass(frozen=True)
 class GpuReport:
-    """A server's GPUs. `found`: nvidia-smi is there. `problem`: why there are none, in one line, with its remedy."""
+    """A server's GPUs. `found`: nvidia-smi is there. `problem`: why there are none, in one line,
+    with its remedy."""
 
     gpus: tuple[Gpu, ...] = ()
     driver_version: str | None = None
@@ -91,7 +105,9 @@ def parse_gpus(raw: Mapping[str, Any]) -> GpuReport:
     if not raw or raw.get("found") is None:
         return GpuReport(problem="nvidia-smi was not asked or has not answered")
     if not raw.get("found"):
-        return GpuReport(found=False, problem="no nvidia-smi on the server: no NVIDIA GPU, or no driver")
+        return GpuReport(
+            found=False, problem="no nvidia-smi on the server: no NVIDIA GPU, or no driver"
+        )
     answer = _mapping(raw.get("gpus"))
     problem, remedy = _failure(answer)
     if problem:
@@ -101,14 +117,27 @@ def parse_gpus(raw: Mapping[str, Any]) -> GpuReport:
     parsed = [_gpu(row, processes) for row in rows]
     # Pinning goes by uuid: what has none, or the same twice, is garbage and not a GPU.
     gpus = {gpu.uuid: gpu for gpu in parsed if gpu is not None}
-    driver = next((cell for cell in (_text(row.get("driver_version")) for row in rows) if driver_major(cell) is not None), None)
+    driver = next(
+        (
+            cell
+            for cell in (_text(row.get("driver_version")) for row in rows)
+            if driver_major(cell) is not None
+        ),
+        None,
+    )
     if not gpus:
         said = one_line(str(answer.get("output") or answer.get("error") or "nothing"), 120)
-        return GpuReport(found=True, driver_version=driver, problem=f"nvidia-smi lists no usable GPU; it said: {said}")
+        return GpuReport(
+            found=True,
+            driver_version=driver,
+            problem=f"nvidia-smi lists no usable GPU; it said: {said}",
+        )
     return GpuReport(gpus=tuple(gpus.values()), driver_version=driver, found=True)
 
 
-def parse_processes(answer: Mapping[str, Any], pids: Mapping[str, Any]) -> dict[str, list[GpuProcess]]:
+def parse_processes(
+    answer: Mapping[str, Any], pids: Mapping[str, Any]
+) -> dict[str, list[GpuProcess]]:
     """GPU uuid → what computes on it, with its user and age where the server could tell."""
     found: dict[str, list[GpuProcess]] = {}
     if answer.get("exit") != 0:
@@ -125,31 +154,44 @@ def parse_processes(answer: Mapping[str, Any], pids: Mapping[str, Any]) -> dict[
             name=_process_name(row.get("process_name")),
             memory_mib=_whole(row.get("used_memory")),
             user=one_line(str(seen["user"]), 40) if seen.get("user") else None,
-            age_s=float(age) if isinstance(age, (int, float)) and not isinstance(age, bool) else None,
+            age_s=(
+                float(age) if isinstance(age, (int, float)) and not isinstance(age, bool) else None
+            ),
         )
         found.setdefault(uuid, []).append(process)
     return found
 
 
 def choose_gpus(
-    gpus: Sequence[Gpu], devices: str = "auto", ignore_busy: bool = False, limit: int = 0, held: Mapping[str, str] = NOBODY
+    gpus: Sequence[Gpu],
+    devices: str = "auto",
+    ignore_busy: bool = False,
+    limit: int = 0,
+    held: Mapping[str, str] = NOBODY,
 ) -> Choice:
     """`auto`: every GPU that is seen to be free, at most `limit` (0: no limit).
 
-    Indices are taken as given, busy or not, if they exist and can be pinned. `held`: UUIDs that live runs of this project were
-    given, which may not show on the GPU yet, and their runs.
+    Indices are taken as given, busy or not, if they exist and can be pinned. `held`: UUIDs that
+    live runs of this project were given, which may not show on the GPU yet, and their runs.
     """
     if devices != "auto":
         return _choose_named(gpus, devices, held)
     if not gpus:
         return Choice(problem="the server has no GPU", remedy="see fab -H … check-gpu")
-    reasons = [(gpu, unusable_reason(gpu) or (None if ignore_busy else busy_reason(gpu, held))) for gpu in gpus]
+    reasons = [
+        (gpu, unusable_reason(gpu) or (None if ignore_busy else busy_reason(gpu, held)))
+        for gpu in gpus
+    ]
     free = tuple(gpu for gpu, reason in reasons if reason is None)
     notes = tuple(f"gpu {gpu.index}: {reason}" for gpu, reason in reasons if reason is not None)
     if free:
         return Choice(gpus=free[: limit or None], notes=notes)
     indices = ",".join(str(gpu.index) for gpu in gpus)
-    return Choice(problem="no GPU is free: " + "; ".join(notes), remedy=f"wait, or name one: --devices {indices}", notes=notes)
+    return Choice(
+        problem="no GPU is free: " + "; ".join(notes),
+        remedy=f"wait, or name one: --devices {indices}",
+        notes=notes,
+    )
 
 
 def _choose_named(gpus: Sequence[Gpu], devices: str, held: Mapping[str, str]) -> Choice:
@@ -158,16 +200,25 @@ def _choose_named(gpus: Sequence[Gpu], devices: str, held: Mapping[str, str]) ->
     remedy = f"the server's GPUs are: {has}; see fab -H … check-gpu"
     names = [name.strip() for name in devices.split(",")]
     if not all(name.isascii() and name.isdigit() and len(name) < 6 for name in names):
-        return Choice(problem=f"--devices must be auto or indices such as 0,1, not {one_line(devices, 60)}", remedy=remedy)
+        return Choice(
+            problem=f"--devices must be auto or indices such as 0,1, not {one_line(devices, 60)}",
+            remedy=remedy,
+        )
     wanted = [int(name) for name in names]
     twice = sorted({index for index in wanted if wanted.count(index) > 1})
     missing = [index for index in wanted if index not in by_index]
-    problems = [f"gpu {index} is named twice" for index in twice] + [f"there is no gpu {index}" for index in missing]
+    problems = [f"gpu {index} is named twice" for index in twice] + [
+        f"there is no gpu {index}" for index in missing
+    ]
     chosen = tuple(by_index[index] for index in wanted if index in by_index)
     problems += [f"gpu {gpu.index}: {reason}" for gpu in chosen if (reason := unusable_reason(gpu))]
     if problems:
         return Choice(problem="; ".join(problems), remedy=remedy)
-    notes = tuple(f"gpu {gpu.index} is not free: {reason}" for gpu in chosen if (reason := busy_reason(gpu, held)))
+    notes = tuple(
+        f"gpu {gpu.index} is not free: {reason}"
+        for gpu in chosen
+        if (reason := busy_reason(gpu, held))
+    )
     return Choice(gpus=chosen, notes=notes)
 
 
@@ -179,12 +230,17 @@ def unusable_reason(gpu: Gpu) -> str | None:
 
 def held_gpus(runs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """UUID → run, for the runs that have not ended."""
-    live = [run for run in runs if run.get("state") in ("queued", "running") and isinstance(run.get("gpus"), list)]
+    live = [
+        run
+        for run in runs
+        if run.get("state") in ("queued", "running") and isinstance(run.get("gpus"), list)
+    ]
     return {str(uuid): str(run.get("run")) for run in live for uuid in run["gpus"]}
 
 
 def busy_reason(gpu: Gpu, held: Mapping[str, str] = NOBODY) -> str | None:
-    """Why a GPU must be taken for busy; None if it is seen to be free. Containers hide processes, so memory counts too."""
+    """Why a GPU must be taken for busy; None if it is seen to be free. Containers hide processes,
+    so memory counts too."""
     if gpu.processes:
         return "; ".join(describe_process(process) for process in gpu.processes[:3])
     if gpu.uuid in held:
@@ -201,13 +257,21 @@ def busy_reason(gpu: Gpu, held: Mapping[str, str] = NOBODY) -> str | None:
 
 def describe_process(process: GpuProcess) -> str:
     """user wang, python, 18.2 GiB, since 2 h"""
-    who = f"user {process.user}" if process.user else f"pid {process.pid}" if process.pid is not None else "somebody"
+    who = (
+        f"user {process.user}"
+        if process.user
+        else f"pid {process.pid}"
+        if process.pid is not None
+        else "somebody"
+    )
     parts = [who, process.name or "–"]
     if process.memory_mib is not None:
         parts.append(describe_mib(process.memory_mib))
     if process.age_s is not None:
         hours = process.age_s / 3600
-        parts.append("since " + (f"{hours:.0f} h" if hours >= 1 else f"{process.age_s / 60:.0f} min"))
+        parts.append(
+            "since " + (f"{hours:.0f} h" if hours >= 1 else f"{process.age_s / 60:.0f} min")
+        )
     return ", ".join(parts)
 
 
@@ -216,14 +280,17 @@ def describe_mib(mib: int) -> str:
 
 
 def fitting_build(driver: str | None, capabilities: Sequence[float | None]) -> str | None:
-    """The newest torch build that this driver carries and that has kernels for all these GPUs; None if there is none.
+    """The newest torch build that this driver carries and that has kernels for all these GPUs; None
+    if there is none.
 
     An unknown driver or capability excludes nothing.
     """
     known = [cap for cap in capabilities if cap is not None]
     major = driver_major(driver)
     for name, lowest_driver, lowest, highest in TORCH_BUILDS:
-        if (major is None or major >= lowest_driver) and all(lowest <= cap <= highest for cap in known):
+        if (major is None or major >= lowest_driver) and all(
+            lowest <= cap <= highest for cap in known
+        ):
             return name
     return None
 
@@ -237,21 +304,35 @@ def _failure(answer: Mapping[str, Any]) -> tuple[str | None, str | None]:
     if answer.get("timed_out"):
         seconds = answer.get("seconds")
         waited = f" within {seconds:.0f} s" if isinstance(seconds, (int, float)) else ""
-        return f"nvidia-smi does not answer{waited}", "a GPU or its driver hangs; often only a reboot of the server helps"
+        return (
+            f"nvidia-smi does not answer{waited}",
+            "a GPU or its driver hangs; often only a reboot of the server helps",
+        )
     code = answer.get("exit")
     if code == 0:
         return None, None
     said = f"{answer.get('output') or ''} {answer.get('error') or ''}".strip()
-    known = code if code in EXIT_REASONS else next((number for words, number in SAID if words in said.lower()), None)
+    known = (
+        code
+        if code in EXIT_REASONS
+        else next((number for words, number in SAID if words in said.lower()), None)
+    )
     quoted = one_line(said, 200)
     if known is not None:
         reason, remedy = EXIT_REASONS[known]
         return f"{reason} (nvidia-smi: exit {code}{', ' + quoted if quoted else ''})", remedy
-    return f"nvidia-smi failed with exit code {code}: {quoted or 'it said nothing'}", "run nvidia-smi there by hand"
+    return (
+        f"nvidia-smi failed with exit code {code}: {quoted or 'it said nothing'}",
+        "run nvidia-smi there by hand",
+    )
 
 
 def _rows(answer: Mapping[str, Any], limit: int) -> list[dict[str, str]]:
-    fields = [str(name) for name in answer.get("fields") or ()] if isinstance(answer.get("fields"), (list, tuple)) else []
+    fields = (
+        [str(name) for name in answer.get("fields") or ()]
+        if isinstance(answer.get("fields"), (list, tuple))
+        else []
+    )
     output = answer.get("output")
     if not fields or not isinstance(output, str):
         return []
@@ -291,7 +372,8 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _text(cell: str | None) -> str | None:
-    """None for an empty cell and for `[N/A]`, `[Not Supported]`, `[Unknown Error]`, `ERR!` and their like."""
+    """None for an empty cell and for `[N/A]`, `[Not Supported]`, `[Unknown Error]`, `ERR!` and
+    their like."""
     plain = one_line(cell or "", 200)
     if not plain or plain.startswith("[") or plain in ("ERR!", "N/A", "Unknown Error"):
         return None

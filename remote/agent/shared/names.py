@@ -5,7 +5,8 @@ import os
 
 
 def socket_name(directory: str) -> str:
-    """A tmux server of its own for every run: it has this login's environment, and ending it harms no other run."""
+    """A tmux server of its own for every run: it has this login's environment, and ending it harms
+    no other run."""
     return "run-" + hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
 
 

@@ -1,8 +1,9 @@
 """Frames over a byte stream, the same on both ends: two lengths, a JSON object, raw bytes.
 
-    >II   length of the JSON, length of the bytes
-    JSON  {"id": n, "op": ..., "args": {...}} | {"id": n, "data": {...}} | {"id": n, "end": true} | {"ping": true}     to the agent
-          {"id": n, "event": {...}} | {"id": n, "result": {...}} | {"id": n, "error": {...}} | {"alive": true}         from it
+>II   length of the JSON, length of the bytes JSON  {"id": n, "op": ..., "args": {...}} | {"id": n,
+"data": {...}} | {"id": n, "end": true} | {"ping": true}     to the agent
+      {"id": n, "event": {...}} | {"id": n, "result": {...}} | {"id": n, "error": {...}} | {"alive":
+      true}         from it
 """
 
 import json
@@ -40,11 +41,16 @@ def decode_json(text: bytes) -> Dict[str, Any]:
 
 
 def read_frame(
-    read_exactly: Callable[[int], bytes], max_json: int = MAX_JSON, max_blob: int = MAX_BLOB, max_parts: Optional[int] = None
+    read_exactly: Callable[[int], bytes],
+    max_json: int = MAX_JSON,
+    max_blob: int = MAX_BLOB,
+    max_parts: Optional[int] = None,
 ) -> Frame:
-    """`read_exactly(n)` returns n bytes or raises EOFError. Raises BadFrame before reading a body that is too large.
+    """`read_exactly(n)` returns n bytes or raises EOFError. Raises BadFrame before reading a body
+    that is too large.
 
-    `max_parts`: commas and brackets in the JSON; without it 16 MB of brackets become 400 MB of lists.
+    `max_parts`: commas and brackets in the JSON; without it 16 MB of brackets become 400 MB of
+    lists.
     """
     json_length, blob_length = HEADER.unpack(read_exactly(HEADER.size))
     if json_length > max_json or blob_length > max_blob:
@@ -57,7 +63,8 @@ def read_frame(
 
 
 def pack(data: bytes) -> Tuple[bytes, bool]:
-    """Compress what gains from it; checkpoints and images don't. Returns the bytes to send, and whether they are compressed."""
+    """Compress what gains from it; checkpoints and images don't. Returns the bytes to send, and
+    whether they are compressed."""
     sample = data[: 16 << 10]
     if len(data) < 200 or len(zlib.compress(sample, 1)) > 0.85 * len(sample):
         return data, False

@@ -1,4 +1,5 @@
-"""What both ends must agree on about a release. Imports on every system, unlike the rest of the agent."""
+"""What both ends must agree on about a release. Imports on every system, unlike the rest of the
+agent."""
 
 import hashlib
 from typing import Iterable, Tuple
@@ -11,8 +12,11 @@ Entry = Tuple[str, int, int, str]
 
 
 def tree_hash(entries: Iterable[Entry]) -> str:
-    """Over mode, size, content and path of every file, in the order given; the same on both ends."""
+    """Over mode, size, content and path of every file, in the order given; the same on both
+    ends."""
     digest = hashlib.sha256()
     for path, mode, size, sha256 in entries:
-        digest.update(f"{mode:o} {size} {sha256} ".encode() + path.encode("utf-8", "surrogateescape") + b"\0")
+        digest.update(
+            f"{mode:o} {size} {sha256} ".encode() + path.encode("utf-8", "surrogateescape") + b"\0"
+        )
     return digest.hexdigest()[:40]
