@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from remote.agent.shared.gpu_choice import Gpu, GpuProcess, GpuReport
+from remote.agent.shared.states import FINAL, Finish, State
 
 __all__ = [
+    "FINAL",
     "EnvironmentPlan",
     "FileEntry",
     "Gpu",
@@ -90,19 +92,149 @@ class Release:
 
 
 @dataclass(frozen=True)
+class Step:
+    """What a deploy did, or why it did nothing, in one line."""
+
+    changed: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """run.json: what was asked for, by the laptop that started the run, and perhaps another one's
+    version of this program."""
+
+    LENIENT: ClassVar[bool] = True
+
+    name: str | None = None
+    recipe: str | None = None
+    data: str | None = None
+    command: str = ""
+    arguments: tuple[str, ...] = ()
+    # uuids, and the indices by which people know them.
+    gpus: tuple[str, ...] | None = None
+    gpu_names: tuple[str, ...] = ()
+    release: str = ""
+    finish: Finish = "exit"
+    argv: tuple[str, ...] = ()
+
+    @property
+    def is_trainer(self) -> bool:
+        """Whether our own trainer runs, which leaves a summary and goes on from checkpoints."""
+        return self.finish == "summary"
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The newest values; losses are per image, accuracies fractions."""
+
+    LENIENT: ClassVar[bool] = True
+
+    train_loss: float | None = None
+    val_accuracy: float | None = None
+    best_val_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """progress.json, as the training writes it about itself."""
+
+    LENIENT: ClassVar[bool] = True
+
+    phase: str = ""
+    # Seconds since 1970, when it was written.
+    time: float | None = None
+    epoch: float | None = None
+    max_epochs: float | None = None
+    step: float | None = None
+    total_steps: float | None = None
+    images_per_s: float | None = None
+    seconds_left: float | None = None
+    metrics: Metrics = Metrics()
+
+    @property
+    def share(self) -> float | None:
+        """Of the whole training, 0 to 1."""
+        return self.step / self.total_steps if self.step is not None and self.total_steps else None
+
+
+@dataclass(frozen=True)
+class SummaryData:
+    LENIENT: ClassVar[bool] = True
+
+    kind: str = ""
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """summary.json, as the training writes it at its end."""
+
+    LENIENT: ClassVar[bool] = True
+
+    test_accuracy: float | None = None
+    test_images: int = 0
+    epochs: float | None = None
+    max_epochs: float | None = None
+    # 0: the last one's weights were taken.
+    best_epoch: float | None = None
+    seconds: float | None = None
+    data: SummaryData = SummaryData()
+
+
+@dataclass(frozen=True)
+class RunDetail:
+    """state.json as the server tells it now. Times are its own clock's, in seconds since 1970."""
+
+    LENIENT: ClassVar[bool] = True
+
+    cause: str | None = None
+    exit_code: int | None = None
+    # Since it was asked for.
+    since: float | None = None
+    started: float | None = None
+    ended: float | None = None
+    # When all of it was fetched, and when it last saved a checkpoint.
+    fetched: float | None = None
+    checkpointed: float | None = None
+    launched: Literal["tmux", "setsid"] | None = None
+    # Why a queued run is not started yet.
+    waiting: str = ""
+    # It waits for an answer in its terminal, whose unfinished line is `line`.
+    asking: bool = False
+    line: str = ""
+    # Another host has it, which alone can tell whether it lives.
+    elsewhere: bool = False
+    unsupervised: bool = False
+    notified: str | None = None
+    # The attempts before this one, oldest first.
+    attempts: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
 class Run:
     """A run as the server tells it."""
 
     run: str
-    state: str
-    reason: str | None
-    host: str | None
-    asked: Mapping[str, Any] = field(default_factory=dict)
-    progress: Mapping[str, Any] = field(default_factory=dict)
-    summary: Mapping[str, Any] = field(default_factory=dict)
-    detail: Mapping[str, Any] = field(default_factory=dict)
+    state: State = "unknown"
+    reason: str | None = None
+    host: str | None = None
+    release: str | None = None
+    asked: Asked = Asked()
+    progress: Progress = Progress()
+    summary: Summary = Summary()
+    detail: RunDetail = RunDetail()
     # Its directory on the server.
     path: str = ""
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in FINAL
+
+    @property
+    def goes_on(self) -> bool:
+        """Here, on the host that was asked."""
+        return self.state in ("queued", "running") and not self.detail.elsewhere
 
 
 @dataclass(frozen=True)

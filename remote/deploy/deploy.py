@@ -3,71 +3,65 @@ did nothing."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from remote.deploy import environment, gpus, proofs, requirements_file
+from remote.deploy import environment, proofs, requirements_file
+from remote.deploy.code import put_release
+from remote.deploy.proofs import Ready
 from remote.deploy.requirements_forms import local_packages
-from remote.errors import ProtocolError, RemoteError, ServerUnfit
-from remote.link.sending import Sending, known_parts, waiting_note
-from remote.link.session import Session, who_am_i
-from remote.project.command import describe_command
-from remote.project.release import (
-    SMALL_MANIFEST,
-    ReleasePlan,
-    build_release,
-    manifest_rows,
-    plan_release,
+from remote.errors import RemoteError, ServerUnfit
+from remote.link.answers import (
+    Environment,
+    EnvironmentPrepare,
+    EnvironmentProve,
+    Facts,
+    Inspection,
+    Proof,
 )
-from remote.records import EnvironmentPlan, Gpu, GpuReport, Release
+from remote.link.session import Session
+from remote.project.command import describe_command
+from remote.project.release import SMALL_MANIFEST, build_release, manifest_rows
+from remote.records import EnvironmentPlan, Gpu, GpuReport, Release, Step
 from remote.screen.display import Display, duration, show, size
 from remote.screen.text import one_line
 
-AGENT_MIB = 1
-"""What our own program and records take there."""
-EAGER_BYTES = 256 << 10
-"""So little is sent without waiting for the server's consent: a refusal costs less than the round
-trip."""
 
-
-@dataclass
+@dataclass(frozen=True)
 class Deployed:
-    """What stands on the server after a deploy, and what was done for it: steps as (changed,
-    text)."""
+    """What stands on the server after a deploy, and what was done for it."""
 
     release: Release
-    root: str
-    facts: Mapping[str, Any]
-    gpus: GpuReport
-    environment_key: str = ""
-    python: str = ""
-    prefix: str = ""
-    data_path: str | None = None
-    images: str = ""
+    facts: Facts
+    environment: Environment
+    steps: tuple[Step, ...] = ()
     # Folders of the project's own packages, which each run imports from its own copy.
     local: tuple[str, ...] = ()
-    steps: list[tuple[bool, str]] = field(default_factory=list)
+
+    @property
+    def root(self) -> str:
+        return self.facts.root.path
 
     @property
     def changed(self) -> bool:
-        return any(changed for changed, _ in self.steps)
+        return any(step.changed for step in self.steps)
 
     def as_json(self, session: Session) -> dict[str, Any]:
         return {
             "host": session.host,
             "root": self.root,
             "release": self.release.tree,
-            "environment": self.environment_key,
-            "python": self.python,
+            "environment": self.environment.key,
+            "python": self.environment.python,
             "changed": self.changed,
-            "steps": [text for _, text in self.steps],
+            "steps": [step.text for step in self.steps],
             "left_out": [
                 {"path": path, "reason": reason} for path, reason in self.release.left_out
             ],
-            "gpus": [gpu_row(item) for item in self.gpus.gpus],
+            "gpus": [gpu_row(item) for item in self.facts.gpus.gpus],
             "requests": session.link.requests if session.link else None,
         }
 
@@ -77,18 +71,13 @@ def deploy(session: Session, data: str | None = None) -> Deployed:
     requirements = read_requirements(session)
     release = build_release_while_opening(session)
     facts = ask_facts(session, release, data)
-    deployed = Deployed(
-        release, str(facts["root"]["path"]), facts, gpus.parse_gpus(facts.get("gpu") or {})
-    )
-    deployed.local = tuple(local_packages(requirements))
-    found = facts.get("data_path")
-    deployed.data_path = found if isinstance(found, str) else None
-    if command := describe_command(session.project.settings.command):
-        deployed.steps.append((False, command))
-    put_release(session, deployed)
-    prepare_environment(session, deployed, requirements)
+    command = describe_command(session.project.settings.command)
+    steps = [Step(False, command)] if command else []
+    steps.append(put_release(session, facts, release))
+    made, step = prepare_environment(session, facts, requirements)
     session.remember_agent()
-    return deployed
+    local = tuple(local_packages(requirements))
+    return Deployed(release, facts, made, (*steps, step), local)
 
 
 def build_release_while_opening(session: Session) -> Release:
@@ -117,7 +106,7 @@ def read_requirements(session: Session) -> str:
     )
 
 
-def ask_facts(session: Session, release: Release | None, data: str | None = None) -> dict[str, Any]:
+def ask_facts(session: Session, release: Release | None, data: str | None = None) -> Facts:
     """Everything about the server in one call; with a small release, also what of it is missing
     there."""
     arguments: dict[str, Any] = {"python": session.project.settings.python}
@@ -127,145 +116,63 @@ def ask_facts(session: Session, release: Release | None, data: str | None = None
             arguments["manifest"] = manifest_rows(release)
     if data is not None and data != "synthetic":
         arguments["data"] = data
-    facts = session.call_as_owner("facts", **arguments)
-    root = facts.get("root")
-    if not isinstance(root, dict) or not isinstance(root.get("path"), str):
-        raise ServerUnfit("the server tells nothing about the project's root", host=session.host)
-    problem = root.get("problem")
-    if isinstance(problem, dict) and release is not None:
-        raise ServerUnfit(
-            str(problem.get("message")),
-            host=session.host,
-            step="root",
-            remedy=problem.get("remedy"),
-        )
+    facts = session.ask_as_owner(Facts, **arguments)
+    problem = facts.root.problem
+    if problem is not None and release is not None:
+        raise ServerUnfit(problem.message, host=session.host, step="root", remedy=problem.remedy)
     return facts
 
 
-def put_release(session: Session, deployed: Deployed) -> None:
-    release = deployed.release
-    plan = plan_release(deployed.facts, release)
-    label = f"{release.tree[:12]}, {len(release.entries)} files, {size(release.size)}"
-    if plan.action == "keep":
-        deployed.steps.append((False, f"{plan.why} ({label})"))
-        return
-    if plan.action == "use":
-        session.call_as_owner(
-            "release_use", waiting_note(session), tree=release.tree, who=who_am_i()
-        )
-        deployed.steps.append((True, f"{plan.why} ({label})"))
-        return
-    deployed.steps.append((True, f"{plan.why}: {send_release(session, deployed, plan)} ({label})"))
-
-
-def require_room(session: Session, deployed: Deployed) -> None:
-    """Known before anything is sent. The server checks again, under its lock."""
-    root = deployed.facts["root"]
-    need = (2 * sum(max(entry.size, 4096) for entry in deployed.release.entries) >> 20) + AGENT_MIB
-    free = root.get("free_mib")
-    if isinstance(free, int) and free < need:
-        raise ServerUnfit(
-            f"the disk at {show(root.get('mount'))} has {free} MiB free, the code needs {need} MiB"
-            " there",
-            host=session.host,
-            step="root",
-            remedy="free some space (fab … clean), or set remote.root to another disk",
-        )
-
-
-def send_release(session: Session, deployed: Deployed, plan: ReleasePlan) -> str:
-    """Send what is missing; returns how much that was."""
-    require_room(session, deployed)
-    release = deployed.release
-    rows = manifest_rows(release)
-    missing, answer = plan.missing, deployed.facts
-    if missing is None:
-        answer = session.call("release_missing", tree=release.tree, manifest=rows)
-        missing = frozenset(answer["missing"])
-    started = time.monotonic()
-    sending = Sending(session.project.directory, release.entries, missing, known_parts(answer))
-    session.call_as_owner(
-        "release_put",
-        waiting_note(session),
-        sending.frames(session.display),
-        eager=sending.total <= EAGER_BYTES,
-        tree=release.tree,
-        manifest=rows,
-        origin=release.origin,
-        who=who_am_i(),
-    )
-    session.display.clear()
-    return (
-        f"{len(sending.contents)} files sent, {size(sending.total)},"
-        f" {time.monotonic() - started:.1f} s"
-    )
-
-
-def prepare_environment(session: Session, deployed: Deployed, requirements: str) -> None:
+def prepare_environment(
+    session: Session, facts: Facts, requirements: str
+) -> tuple[Environment, Step]:
     """Keep, reuse or build the environment, and prove it on the GPU unless the proof still
     holds."""
-    facts = deployed.facts
     plan = choose_environment(session, facts, requirements)
-    ready: Mapping[str, Any] = plan.environment if plan.kind == "keep" else build(session, plan)
+    if plan.kind == "keep":
+        found = next(known for known in facts.environments if known.key == plan.key)
+        made = False
+    else:
+        session.display.note(f"environment: {plan.why}")
+        answer = session.ask_as_owner(EnvironmentPrepare, show_event(session), plan=dict(plan.args))
+        session.display.clear()
+        found, made = answer.environment, answer.built
     for note in plan.notes:
         session.display.note(f"note: {note}")
-    reason = proofs.proof_needed(ready, facts, deployed.gpus)
-    proof = (
-        proofs.proof_of(ready, facts)
-        if reason is None
-        else prove(session, str(ready["key"]), reason)
-    )
-    ready = {**ready, "proof": proof, "proved": reason is not None}
-    changed = bool(ready.get("made")) or reason is not None
-    deployed.steps.append((changed, proofs.describe_environment(plan, ready)))
-    deployed.environment_key = str(ready["key"])
-    deployed.python = str(ready["python"])
-    deployed.prefix = str(ready.get("prefix") or "")
+    reason = proofs.proof_needed(found, facts)
+    proof = proofs.proof_of(found, facts) if reason is None else prove(session, found.key, reason)
+    ready = Ready(found, proof, made=made, proved=reason is not None)
+    return found, Step(made or ready.proved, proofs.describe_environment(plan, ready))
 
 
-def choose_environment(
-    session: Session, facts: Mapping[str, Any], requirements: str
-) -> EnvironmentPlan:
+def choose_environment(session: Session, facts: Facts, requirements: str) -> EnvironmentPlan:
     """The plan; the server's interpreters are looked into only where nothing can be kept."""
     settings = session.project.settings
+    known = dataclasses.asdict(facts)
     try:
-        plan = environment.plan_environment(facts, settings, requirements)
+        plan = environment.plan_environment(known, settings, requirements)
         if plan.kind != "inspect-first":
             return plan
-        detail = environment.inspection_detail(requirements)
-        inspection = session.call(
-            "environment_inspect", show_event(session), configured=settings.python, detail=detail
+        inspection = session.ask(
+            Inspection,
+            show_event(session),
+            configured=settings.python,
+            detail=environment.inspection_detail(requirements),
         )
         session.display.clear()
-        return environment.plan_environment(
-            {**facts, "inspection": inspection}, settings, requirements
-        )
+        known["inspection"] = dataclasses.asdict(inspection)
+        return environment.plan_environment(known, settings, requirements)
     except RemoteError as error:
         error.host = error.host or session.host
         raise
 
 
-def build(session: Session, plan: EnvironmentPlan) -> Mapping[str, Any]:
-    """Have the agent make it. Returns its record, with `made`: False where it was there already."""
-    session.display.note(f"environment: {plan.why}")
-    answer = session.call_as_owner("environment_prepare", show_event(session), plan=dict(plan.args))
-    session.display.clear()
-    return {**_record(answer, "environment", ("key", "python")), "made": bool(answer.get("built"))}
-
-
-def prove(session: Session, key: str, reason: str) -> Mapping[str, Any]:
-    """Have the environment's torch tried on every GPU. Returns the proof."""
+def prove(session: Session, key: str, reason: str) -> Proof:
+    """Have the environment's torch tried on every GPU."""
     session.display.progress(f"environment: {reason}; importing torch on the server", force=True)
-    answer = session.call("environment_prove", show_event(session), key=key)
+    proof = session.ask(EnvironmentProve, show_event(session), key=key).proof
     session.display.clear()
-    return _record(answer, "proof", ("ok",))
-
-
-def _record(answer: Mapping[str, Any], name: str, fields: Sequence[str]) -> Mapping[str, Any]:
-    found = answer.get(name)
-    if not isinstance(found, Mapping) or any(field not in found for field in fields):
-        raise ProtocolError(f"the server's answer holds no {name}", step="environment")
-    return found
+    return proof
 
 
 def show_event(session: Session) -> Callable[[dict[str, Any], bytes], None]:
@@ -292,9 +199,9 @@ def show_event(session: Session) -> Callable[[dict[str, Any], bytes], None]:
 
 
 def show_steps(display: Display, deployed: Deployed, only_changes: bool = False) -> None:
-    for changed, text in deployed.steps:
-        if changed or not only_changes:
-            display.line(text)
+    for step in deployed.steps:
+        if step.changed or not only_changes:
+            display.line(step.text)
     shown = deployed.release.left_out[:8]
     for path, reason in shown:
         display.note(f"not sent: {path} ({reason})")
@@ -306,14 +213,13 @@ def show_steps(display: Display, deployed: Deployed, only_changes: bool = False)
 
 def show_summary(display: Display, session: Session, deployed: Deployed) -> None:
     show_steps(display, deployed)
-    system = deployed.facts.get("system") or {}
-    root = deployed.facts["root"]
+    system, root = deployed.facts.system, deployed.facts.root
+    tmux = "tmux" if deployed.facts.tmux else "no tmux (setsid will do)"
     display.line(
-        f"server {show(system.get('host'))}: {deployed.root}, {show(root.get('free_mib'))} MiB"
-        f" free, python {show(system.get('python'))},"
-        f" {'tmux' if deployed.facts.get('tmux') else 'no tmux (setsid will do)'}"
+        f"server {show(system.host)}: {show(root.path)}, {show(root.free_mib)} MiB free, python"
+        f" {show(system.python)}, {tmux}"
     )
-    show_gpu_table(display, deployed.gpus)
+    show_gpu_table(display, deployed.facts.gpus)
     display.line(f"next: fab -H {session.typed} train")
 
 
@@ -356,27 +262,25 @@ def gpu_row(item: Gpu) -> dict[str, Any]:
     }
 
 
-def gpu_facts(session: Session) -> dict[str, Any]:
+def gpu_facts(session: Session) -> Facts:
     return ask_facts(session, None)
 
 
-def gpu_json(host: str, answer: Any, error: RemoteError | None) -> dict[str, Any]:
-    if error:
-        return {"host": host, "error": error.message, "gpus": None}
-    report = gpus.parse_gpus(answer.get("gpu") or {})
+def gpu_json(host: str, facts: Facts | None, error: RemoteError | None) -> dict[str, Any]:
+    if facts is None:
+        return {"host": host, "error": error.message if error else None, "gpus": None}
     return {
         "host": host,
-        "driver": report.driver_version,
-        "problem": report.problem,
-        "gpus": [gpu_row(item) for item in report.gpus],
-        "torch": proofs.describe_proofs(answer),
+        "driver": facts.gpus.driver_version,
+        "problem": facts.gpus.problem,
+        "gpus": [gpu_row(item) for item in facts.gpus.gpus],
+        "torch": proofs.describe_proofs(facts),
     }
 
 
-def show_gpus(display: Display, answer: Mapping[str, Any]) -> None:
-    report = gpus.parse_gpus(answer.get("gpu") or {})
-    show_gpu_table(display, report)
-    if report.gpus:
-        display.line(f"driver {show(report.driver_version)}")
-    for line in proofs.describe_proofs(answer):
+def show_gpus(display: Display, facts: Facts) -> None:
+    show_gpu_table(display, facts.gpus)
+    if facts.gpus.gpus:
+        display.line(f"driver {show(facts.gpus.driver_version)}")
+    for line in proofs.describe_proofs(facts):
         display.line(line)

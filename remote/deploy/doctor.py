@@ -10,7 +10,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from remote.deploy import gpus, proofs
 from remote.deploy.deploy import ask_facts, choose_environment, read_requirements, users_of
 from remote.deploy.setup_key import PREFERRED
 from remote.errors import EnvironmentFailed, GpuUnfit, RemoteError, ServerUnfit, UsageError
+from remote.link.answers import Facts, Reach, Runs
 from remote.link.session import Project, Session
 from remote.project.own_trainer import ARCHIVE, load_archive_module
 from remote.project.release import build_release
@@ -206,7 +207,7 @@ def server_checks(session: Session) -> Iterator[Check]:
     try:
         facts = ask_facts(session, None)
         answered = time.monotonic()
-        runs = session.call("runs").get("runs") or []
+        runs = session.ask(Runs).runs
         round_trip = time.monotonic() - answered
     except RemoteError as error:
         yield there("login", PROBLEM, error.message, error.remedy or "", error.exit_code)
@@ -216,7 +217,7 @@ def server_checks(session: Session) -> Iterator[Check]:
     yield from gpu_checks(session.project, facts, there)
     yield from environment_checks(session, facts, there)
     yield from data_checks(session, facts, there)
-    states = [str(run.get("state")) for run in runs if isinstance(run, Mapping)]
+    states = [run.state for run in runs]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     yield there("runs", OK, counted or "none yet")
 
@@ -243,46 +244,40 @@ def login_checks(
         yield there("link", OK, text)
 
 
-def machine_checks(facts: Mapping[str, Any], there: Any) -> Iterator[Check]:
-    system, root = facts.get("system") or {}, facts.get("root") or {}
+def machine_checks(facts: Facts, there: Any) -> Iterator[Check]:
+    system, root = facts.system, facts.root
     yield there(
         "system",
         OK,
-        f"{show(system.get('host'))}: {show(system.get('system'))} {show(system.get('machine'))}, "
-        f"{show(system.get('cores'))} cores, python {show(system.get('python'))}",
+        f"{show(system.host)}: {show(system.system)} {show(system.machine)}, {show(system.cores)}"
+        f" cores, python {show(system.python)}",
     )
-    clock = system.get("time")
-    if isinstance(clock, (int, float)) and abs(clock - time.time()) > CLOCK_S:
-        text = f"differs from this computer's by {abs(clock - time.time()):.0f} s"
+    wrong_s = abs(system.time - time.time()) if system.time is not None else 0.0
+    if wrong_s > CLOCK_S:
+        text = f"differs from this computer's by {wrong_s:.0f} s"
         yield there("clock", WARNING, text, "downloads may fail; set the clock there")
-    problem = root.get("problem")
-    free, inodes = root.get("free_mib"), root.get("inodes_free")
-    if isinstance(problem, Mapping):
-        yield there("root", PROBLEM, str(problem.get("message")), str(problem.get("remedy") or ""))
-    elif isinstance(free, int) and free < LEAST_THERE_MIB:
+    free, inodes = root.free_mib, root.inodes_free
+    if root.problem is not None:
+        yield there("root", PROBLEM, root.problem.message, root.problem.remedy or "")
+    elif free is not None and free < LEAST_THERE_MIB:
         remedy = (
             "fab … clean, or set remote.root to a data disk; a build of torch takes up to 8 GiB"
         )
         yield there(
-            "disk",
-            WARNING,
-            f"{free} MiB free at {show(root.get('mount'))} for {show(root.get('path'))}",
-            remedy,
+            "disk", WARNING, f"{free} MiB free at {show(root.mount)} for {show(root.path)}", remedy
         )
-    elif isinstance(inodes, int) and inodes < LEAST_INODES:
+    elif inodes is not None and inodes < LEAST_INODES:
         yield there(
             "disk",
             WARNING,
-            f"only {inodes} more files fit at {show(root.get('mount'))}",
+            f"only {inodes} more files fit at {show(root.mount)}",
             "fab … clean removes what nothing needs",
         )
     else:
         yield there(
-            "disk",
-            OK,
-            f"{free >> 10 if isinstance(free, int) else '–'} GiB free for {show(root.get('path'))}",
+            "disk", OK, f"{'–' if free is None else free >> 10} GiB free for {show(root.path)}"
         )
-    if facts.get("tmux"):
+    if facts.tmux:
         yield there("tmux", OK, "found")
     else:
         yield there(
@@ -291,7 +286,7 @@ def machine_checks(facts: Mapping[str, Any], there: Any) -> Iterator[Check]:
             "not found: trainings start with setsid, and `attach` has nothing to show",
             "apt install tmux",
         )
-    if system.get("kills_at_logout"):
+    if system.kills_at_logout:
         yield there(
             "logout",
             PROBLEM,
@@ -300,8 +295,8 @@ def machine_checks(facts: Mapping[str, Any], there: Any) -> Iterator[Check]:
         )
 
 
-def gpu_checks(project: Project, facts: Mapping[str, Any], there: Any) -> Iterator[Check]:
-    report = gpus.parse_gpus(facts.get("gpu") or {})
+def gpu_checks(project: Project, facts: Facts, there: Any) -> Iterator[Check]:
+    report = facts.gpus
     if not report.gpus:
         cpu = (
             "train with --set accelerator=cpu"
@@ -310,7 +305,7 @@ def gpu_checks(project: Project, facts: Mapping[str, Any], there: Any) -> Iterat
         )
         yield there("gpu", WARNING, report.problem or "nvidia-smi shows none", report.remedy or cpu)
         return
-    choice = gpus.choose_gpus(report.gpus, held=gpus.held_gpus(facts.get("runs") or ()))
+    choice = gpus.choose_gpus(report.gpus, held=facts.held)
     names = ", ".join(dict.fromkeys(show(item.name) for item in report.gpus))
     text = (
         f"{len(report.gpus)} × {names}, driver {show(report.driver_version)}, {len(choice.gpus)}"
@@ -328,9 +323,8 @@ def gpu_checks(project: Project, facts: Mapping[str, Any], there: Any) -> Iterat
             f"{text}{f' ({users})' if users else ''}",
             "train waits for one in the queue",
         )
-    machine = str((facts.get("system") or {}).get("machine") or "x86_64")
     build = gpus.torch_build_for(
-        report.driver_version, [gpus.capability(item) for item in report.gpus], machine
+        report.driver_version, [gpus.capability(item) for item in report.gpus], facts.system.machine
     )
     if build.problem:
         yield there(
@@ -342,7 +336,7 @@ def gpu_checks(project: Project, facts: Mapping[str, Any], there: Any) -> Iterat
         )
 
 
-def environment_checks(session: Session, facts: Mapping[str, Any], there: Any) -> Iterator[Check]:
+def environment_checks(session: Session, facts: Facts, there: Any) -> Iterator[Check]:
     try:
         plan = choose_environment(session, facts, read_requirements(session))
     except RemoteError as error:
@@ -362,26 +356,24 @@ def environment_checks(session: Session, facts: Mapping[str, Any], there: Any) -
         yield there("environment", OK, f"the next deploy makes it: {plan.why}")
 
 
-def data_checks(session: Session, facts: Mapping[str, Any], there: Any) -> Iterator[Check]:
-    datasets = facts.get("datasets") or {}
-    names = [str(name) for name in datasets.get("names") or ()]
+def data_checks(session: Session, facts: Facts, there: Any) -> Iterator[Check]:
+    names = facts.datasets.names
     if not session.project.has_own_trainer:
         if names:
             yield there("data", OK, ", ".join(map(show, names[:8])))
         return
     others = f"; also {', '.join(map(show, names[:8]))}" if names else ""
-    if datasets.get("cifar10"):
-        yield there("data", OK, f"CIFAR-10 is there ({show(datasets['cifar10'])})")
+    if facts.datasets.cifar10:
+        yield there("data", OK, f"CIFAR-10 is there ({show(facts.datasets.cifar10)})")
         return
-    answer = session.call("reach", url=load_archive_module(session.project.directory).ARCHIVE_URL)
-    if answer.get("reached"):
+    answer = session.ask(Reach, url=load_archive_module(session.project.directory).ARCHIVE_URL)
+    if answer.reached:
         yield there("data", OK, f"CIFAR-10 can be downloaded there{others}")
     else:
         remedy = f"fab -H {session.typed} upload-data {ARCHIVE}"
         yield there(
             "data",
             WARNING,
-            "CIFAR-10 is not there, and can't be downloaded"
-            f" ({show(answer.get('problem'))}){others}",
+            f"CIFAR-10 is not there, and can't be downloaded ({show(answer.problem)}){others}",
             remedy,
         )

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from remote.errors import AuthenticationFailed, UsageError
+from remote.link.answers import KeyAdd
 from remote.link.session import Session
 from remote.ssh.connection import connect
 from remote.ssh.openssh import identity_files
@@ -20,9 +21,9 @@ def setup_key(session: Session) -> None:
     where the server won't take it."""
     key = choose_key(session)
     public = read_public(key)
-    answer = session.call("key_add", None, key=public)
+    answer = session.ask(KeyAdd, key=public)
     session.close()
-    where = "added to" if answer.get("added") is True else "in place already in"
+    where = "added to" if answer.added else "in place already in"
     session.display.line(f"{key.name}: {where} ~/.ssh/authorized_keys on {session.host}")
     alone = dataclasses.replace(session.target, identities=(str(key),), password=None, stay_s=0.0)
     try:

@@ -1,119 +1,428 @@
-"""The form of the agent's answers, checked once where they arrive: what lies above may rely on it,
-whoever runs the server."""
+"""What the agent answers, one record for each of its operations: checked once, where it arrives.
+What lies above may rely on it, whoever runs the server."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
+from remote.agent.shared.gpu_choice import GpuReport, parse_gpus
 from remote.errors import ProtocolError
-
-Shape = Any
-"""A type or several; {name: shape} for an object, whose names may be missing or null; [shape] for a
-list of these; "any"."""
-
-NUMBER = (int, float)
-TEXTS = [str]
-TORCH = {"version": str, "cuda": str, "hip": str, "build": str}
-PROOF = {"boot_id": str, "host": str, "driver": str, "gpu_uuids": TEXTS, "reason": str}
-ENVIRONMENT = {
-    "key": str,
-    "python": str,
-    "prefix": str,
-    "base": str,
-    "version": str,
-    "installer": str,
-    "torch": TORCH,
-    "proofs": [PROOF],
-    "names": TEXTS,
-    "built": NUMBER,
-    "seconds": NUMBER,
-    "requirements_hash": str,
-    "wanted": dict,
-}
-INTERPRETER = {
-    "path": str,
-    "version": str,
-    "problem": str,
-    "packages": {},
-    "torch": TORCH,
-    "markers": {},
-    "sites": TEXTS,
-    "version_info": [int],
-}
-RUN = {"run": str, "state": str}
-SHAPES: Mapping[str, Shape] = {
-    "facts": {
-        "system": {"machine": str, "boot_id": str, "host": str},
-        "root": {
-            "path": str,
-            "problem": {"message": str, "remedy": str},
-            "free_mib": int,
-            "mount": str,
-        },
-        "gpu": {},
-        "environments": [ENVIRONMENT],
-        "interpreters": [INTERPRETER],
-        "releases": [dict],
-        "runs": [RUN],
-        "missing": TEXTS,
-        "partial": {},
-        "datasets": {"names": TEXTS, "cifar10": str},
-        "current": str,
-        "data_path": str,
-        "tmux": str,
-    },
-    "environment_inspect": {"interpreters": [INTERPRETER], "pip_config": {}},
-    "environment_prepare": {"environment": ENVIRONMENT},
-    "environment_prove": {"proof": PROOF},
-    "release_missing": {"missing": TEXTS, "partial": {}},
-    "data_missing": {"exists": bool, "named": bool, "missing": TEXTS, "partial": {}},
-    "data_put": {"path": str, "received": int},
-    "reach": {"reached": bool, "problem": str},
-    "runs": {"runs": [dict]},
-    "fetch_manifest": {"run": dict, "files": [list], "left": [list], "seen": str, "marked": str},
-    "fetch_lane": {"short": bool},
-    "fetch_hash": {"sha256": str},
-    "run_start": {"launched": str, "note": str, "again": bool},
-    "run_resume": {"run": str, "launched": str, "note": str, "again": bool, "attempt": int},
-    "run_import": {"run": str, "exists": bool},
-    "evaluate": {
-        "run": str,
-        "told": {"test_accuracy": NUMBER, "test_images": int, "data_sha256": str},
-    },
-    "shutdown": {"command": str, "others": TEXTS},
-    "run_stop": {"run": str, "state": str, "asked": bool},
-    "clean": {"items": [{"bytes": int}], "kept": [{"run": str, "state": str}]},
-}
+from remote.link.decoding import WrongForm, decode
+from remote.records import Run
 
 
-def check_answer(op: str, answer: dict[str, Any]) -> dict[str, Any]:
-    """The answer itself; raises ProtocolError that names the part which has the wrong form."""
-    wrong = find_wrong(SHAPES.get(op, {}), answer, "")
-    if wrong is not None:
+@dataclass(frozen=True)
+class Answer:
+    """`OP` is the operation's name."""
+
+    OP: ClassVar[str]
+
+
+A = TypeVar("A", bound=Answer)
+
+
+def read_answer(kind: type[A], result: object) -> A:
+    """Raises ProtocolError that names the part which has the wrong form."""
+    try:
+        return decode(kind, result)
+    except WrongForm as wrong:
+        place = f" at {wrong}" if str(wrong) else ""
         raise ProtocolError(
-            f"the server's answer to {op!r} has the wrong form{f' at {wrong}' if wrong else ''}"
-        )
-    return answer
+            f"the server's answer to {kind.OP!r} has the wrong form{place}"
+        ) from None
 
 
-def find_wrong(shape: Shape, value: Any, place: str) -> str | None:
-    """Where `value` departs from `shape`; None where it does not. The place is made of our own
-    names and numbers only."""
-    if isinstance(shape, Mapping):
-        if not isinstance(value, dict):
-            return place
-        parts = (
-            (inner, value[name], f"{place}.{name}".lstrip("."))
-            for name, inner in shape.items()
-            if value.get(name) is not None
-        )
-        return next((wrong for part in parts if (wrong := find_wrong(*part)) is not None), None)
-    if isinstance(shape, list):
-        if not isinstance(value, list):
-            return place
-        items = ((shape[0], item, f"{place}[{number}]") for number, item in enumerate(value))
-        return next((wrong for item in items if (wrong := find_wrong(*item)) is not None), None)
-    kinds = shape if isinstance(shape, tuple) else (shape,)
-    right = isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds)
-    return None if right else place
+# -- the server
+
+
+@dataclass(frozen=True)
+class System:
+    host: str | None = None
+    system: str | None = None
+    machine: str = "x86_64"
+    cores: int | None = None
+    # The version of the python that runs the agent.
+    python: str | None = None
+    boot_id: str | None = None
+    # Its clock, in seconds since 1970.
+    time: float | None = None
+    # Processes end with the login that started them.
+    kills_at_logout: bool = False
+
+
+@dataclass(frozen=True)
+class RootProblem:
+    message: str
+    remedy: str | None = None
+
+
+@dataclass(frozen=True)
+class Root:
+    """The project's directory there, and the disk under it."""
+
+    path: str
+    problem: RootProblem | None = None
+    free_mib: int | None = None
+    inodes_free: int | None = None
+    mount: str | None = None
+
+
+@dataclass(frozen=True)
+class Datasets:
+    names: tuple[str, ...] = ()
+    # Where CIFAR-10 lies.
+    cifar10: str | None = None
+
+
+@dataclass(frozen=True)
+class Torch:
+    """A torch that is installed: its version, and the CUDA or HIP that it was built with."""
+
+    version: str | None = None
+    cuda: str | None = None
+    hip: str | None = None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """torch was tried on the GPUs, at one boot of one host."""
+
+    ok: bool = False
+    # Whether a GPU was computed on; None: the requirements name no torch.
+    gpu: bool | None = None
+    reason: str | None = None
+    driver: str | None = None
+    gpu_uuids: tuple[str, ...] = ()
+    boot_id: str | None = None
+    host: str | None = None
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One that was made there, or is being made."""
+
+    key: str
+    ready: bool = False
+    # False: what it was made from has changed, as `changed` says.
+    valid: bool = False
+    building: bool = False
+    changed: str | None = None
+    kind: str = ""
+    python: str = ""
+    prefix: str = ""
+    base: str | None = None
+    version: str | None = None
+    installer: str | None = None
+    torch: Torch = Torch()
+    needs_torch: bool = False
+    packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    proofs: tuple[Proof, ...] = ()
+    names: tuple[str, ...] = ()
+    # When, in seconds since 1970, and how long it took.
+    built: float = 0.0
+    seconds: float | None = None
+    requirements_hash: str = ""
+    wanted: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """A python there. `packages` and what follows are known after an inspection alone."""
+
+    path: str = ""
+    problem: str | None = None
+    version: str | None = None
+    version_info: tuple[int, ...] = ()
+    # Named by remote.python.
+    configured: bool = False
+    has_pip: bool = False
+    has_venv: bool = False
+    has_virtualenv: bool = False
+    is_venv: bool = False
+    is_conda: bool = False
+    sites: tuple[str, ...] = ()
+    markers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    requires: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    urls: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    torch: Torch = Torch()
+
+
+@dataclass(frozen=True)
+class KnownRun:
+    """A run as far as it matters to others."""
+
+    run: str
+    state: str | None = None
+    gpus: tuple[str, ...] | None = None
+    # It waits for GPUs, behind others.
+    queue: bool = False
+
+
+@dataclass(frozen=True)
+class Facts(Answer):
+    OP = "facts"
+
+    root: Root
+    system: System = System()
+    tmux: str | None = None
+    # What nvidia-smi said, for gpu_choice.parse_gpus.
+    gpu: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    environments: tuple[Environment, ...] = ()
+    interpreters: tuple[Interpreter, ...] = ()
+    releases: tuple[Mapping[str, Any], ...] = ()
+    current: str | None = None
+    release_exists: bool = False
+    # Contents of the release that are not there yet; None: not asked.
+    missing: tuple[str, ...] | None = None
+    # Contents of which so many bytes are there.
+    partial: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    runs: tuple[KnownRun, ...] = ()
+    datasets: Datasets = Datasets()
+    # Where the path that was asked about lies there.
+    data_path: str | None = None
+
+    @functools.cached_property
+    def gpus(self) -> GpuReport:
+        return parse_gpus(self.gpu)
+
+    @property
+    def held(self) -> dict[str, str]:
+        """GPU → run, for the runs that have not ended."""
+        live = [run for run in self.runs if run.state in ("queued", "running")]
+        return {uuid: run.run for run in live for uuid in run.gpus or ()}
+
+
+@dataclass(frozen=True)
+class Reach(Answer):
+    OP = "reach"
+
+    reached: bool = False
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class KeyAdd(Answer):
+    OP = "key_add"
+
+    added: bool = False
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Shutdown(Answer):
+    OP = "shutdown"
+
+    command: str = ""
+    # Who else is at work there.
+    others: tuple[str, ...] = ()
+
+
+# -- environments
+
+
+@dataclass(frozen=True)
+class Inspection(Answer):
+    OP = "environment_inspect"
+
+    interpreters: tuple[Interpreter, ...] = ()
+    uv: str | None = None
+    # pip's settings, without passwords.
+    pip_config: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    free_mib: int | None = None
+
+
+@dataclass(frozen=True)
+class EnvironmentPrepare(Answer):
+    OP = "environment_prepare"
+
+    environment: Environment
+    # False: it was there already.
+    built: bool = False
+
+
+@dataclass(frozen=True)
+class EnvironmentProve(Answer):
+    OP = "environment_prove"
+
+    proof: Proof
+
+
+# -- releases and data
+
+
+@dataclass(frozen=True)
+class ReleaseMissing(Answer):
+    OP = "release_missing"
+
+    missing: tuple[str, ...]
+    partial: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReleasePut(Answer):
+    OP = "release_put"
+
+
+@dataclass(frozen=True)
+class ReleaseUse(Answer):
+    OP = "release_use"
+
+
+@dataclass(frozen=True)
+class DataMissing(Answer):
+    OP = "data_missing"
+
+    # All of it is there, under this name.
+    named: bool = False
+    # None: everything.
+    missing: tuple[str, ...] | None = None
+    partial: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataPut(Answer):
+    OP = "data_put"
+
+    received: int = 0
+
+
+# -- runs
+
+
+@dataclass(frozen=True)
+class Runs(Answer):
+    OP = "runs"
+
+    runs: tuple[Run, ...] = ()
+
+
+@dataclass(frozen=True)
+class Started(Answer):
+    """A run's launch. `again`: an earlier call has done it."""
+
+    OP = "run_start"
+
+    launched: str = ""
+    note: str | None = None
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Resumed(Answer):
+    OP = "run_resume"
+
+    launched: str = ""
+    note: str | None = None
+    again: bool = False
+    attempt: int | None = None
+
+
+@dataclass(frozen=True)
+class Imported(Answer):
+    OP = "run_import"
+
+
+@dataclass(frozen=True)
+class Stopping(Answer):
+    """`asked`: False where it had ended by then."""
+
+    OP = "run_stop"
+
+    run: str
+    state: str | None = None
+    asked: bool = False
+
+
+@dataclass(frozen=True)
+class Followed(Answer):
+    OP = "follow"
+
+    described: Run
+    started: bool = False
+    # It had to be left before what was waited for.
+    late: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    test_accuracy: float | None = None
+    test_images: int | None = None
+    data_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Evaluated(Answer):
+    OP = "evaluate"
+
+    told: Measured
+
+
+@dataclass(frozen=True)
+class CleanItem:
+    kind: str = ""
+    name: str = ""
+    bytes: int = 0
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class KeptRun:
+    run: str
+    state: str | None = None
+    why: str | None = None
+
+
+@dataclass(frozen=True)
+class Cleaned(Answer):
+    OP = "clean"
+
+    items: tuple[CleanItem, ...] = ()
+    kept: tuple[KeptRun, ...] = ()
+    removed: bool = False
+
+
+# -- fetching
+
+
+@dataclass(frozen=True)
+class FetchManifest(Answer):
+    OP = "fetch_manifest"
+
+    run: Run
+    # Rows, for manifest.checked_manifest and manifest.parse_left.
+    files: tuple[tuple[Any, ...], ...] = ()
+    left: tuple[tuple[Any, ...], ...] = ()
+    seen: str | None = None
+    # What was fetched of it already, as a laptop has told: complete, narrowed.
+    marked: str | None = None
+
+
+@dataclass(frozen=True)
+class FetchRead(Answer):
+    OP = "fetch_read"
+
+
+@dataclass(frozen=True)
+class FetchLane(Answer):
+    OP = "fetch_lane"
+
+    # The file has become shorter.
+    short: bool = False
+
+
+@dataclass(frozen=True)
+class FetchHash(Answer):
+    OP = "fetch_hash"
+
+    # None: it is gone, or shorter.
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class FetchDone(Answer):
+    OP = "fetch_done"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from remote.agent.shared import protocol
 from remote.errors import BY_KIND, ConnectionLost, ProtocolError, RemoteError, ServerUnfit
-from remote.link.answers import check_answer
+from remote.link.answers import A, read_answer
 from remote.screen.text import one_line
 from remote.ssh.said import refused_login
 
@@ -172,6 +172,22 @@ class Link:
         if self._channel is not None:
             self._channel.close()
 
+    def ask(
+        self,
+        kind: type[A],
+        on_event: OnEvent | None = None,
+        upload: Upload | None = None,
+        eager: bool = False,
+        **args: Any,
+    ) -> A:
+        """`call` of the operation that answers with this record."""
+        result = self.call(kind.OP, on_event, upload, eager, **args)
+        try:
+            return read_answer(kind, result)
+        except ProtocolError as error:
+            error.host = self.host
+            raise
+
     def call(
         self,
         op: str,
@@ -204,7 +220,7 @@ class Link:
                     log.debug(
                         "%s: %s answered after %.3f s", self.host, op, time.monotonic() - began
                     )
-                    return check_answer(op, _dict(message["result"]))
+                    return _dict(message["result"])
                 if "error" in message:
                     self._refuse(op, _dict(message["error"]))
                 event = _dict(message.get("event"))

@@ -20,12 +20,15 @@ SURE_AFTER_S = 3.0
 @dataclass
 class Sending:
     """What the server lacks of `entries`, whose files lie below `folder`. `partial`: of how many it
-    has so many bytes."""
+    has so many bytes, as the server tells."""
 
     folder: Path
     entries: Sequence[FileEntry]
     missing: frozenset[str]
     partial: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.partial = {sha256: count for sha256, count in self.partial.items() if count > 0}
 
     @property
     def contents(self) -> list[FileEntry]:
@@ -54,16 +57,6 @@ class Sending:
                     f"  {size(sent / seconds)}/s  {duration((total - sent) * seconds / sent)} left"
                 )
             display.progress(line)
-
-
-def known_parts(answer: Mapping[str, Any]) -> dict[str, int]:
-    """`partial` of an answer; what is no count of bytes is left out."""
-    found = answer.get("partial")
-    return (
-        {key: value for key, value in found.items() if type(value) is int and value > 0}
-        if isinstance(found, Mapping)
-        else {}
-    )
 
 
 def waiting_note(session: Session, doing: str = "is deploying") -> Any:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from remote.errors import ConnectionLost, Unreachable
 from remote.link import link
+from remote.link.answers import A
 from remote.link.link import Link, OnEvent, Upload, agent_hash
 from remote.project.own_trainer import runs_own_trainer
 from remote.records import Settings
@@ -178,17 +179,25 @@ class Session:
                 self.display.note(f"{error.message}; {stays}. Trying again in {pause:.0f} s{ends}")
                 time.sleep(pause)
 
-    def call(
-        self, op: str, on_event: OnEvent | None = None, upload: Upload | None = None, **args: Any
-    ) -> dict[str, Any]:
-        """Call the agent about this project's root."""
+    def ask(
+        self,
+        kind: type[A],
+        on_event: OnEvent | None = None,
+        upload: Upload | None = None,
+        **args: Any,
+    ) -> A:
+        """Ask the agent about this project's root."""
         self.open()
         assert self.link is not None
-        return self.link.call(op, on_event, upload, root=self.project.settings.root, **args)
+        return self.link.ask(kind, on_event, upload, root=self.project.settings.root, **args)
 
-    def call_as_owner(
-        self, op: str, on_event: OnEvent | None = None, upload: Upload | None = None, **args: Any
-    ) -> dict[str, Any]:
+    def ask_as_owner(
+        self,
+        kind: type[A],
+        on_event: OnEvent | None = None,
+        upload: Upload | None = None,
+        **args: Any,
+    ) -> A:
         """The same for what writes there: the agent checks whose root it is."""
         owner = {"project": self.project.settings.project, "identity": self.project.identity}
-        return self.call(op, on_event, upload, **owner, **args)
+        return self.ask(kind, on_event, upload, **owner, **args)

@@ -10,7 +10,6 @@ import re
 import stat
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,30 +67,6 @@ PRIVATE_KEY = re.compile(
 OVER_LIMIT = "over the limit"
 SMALL_MANIFEST = 600
 """A manifest of so many files goes with the first call; a longer one only when it is needed."""
-
-
-@dataclass(frozen=True)
-class ReleasePlan:
-    """`action`: keep, use (it's on the server, but not current) or send; `missing` is None where
-    the server must be asked."""
-
-    action: str
-    why: str
-    missing: frozenset[str] | None = None
-
-
-def plan_release(facts: Mapping[str, Any], release: Release) -> ReleasePlan:
-    if facts.get("release_exists") is True:
-        if facts.get("current") == release.tree:
-            return ReleasePlan("keep", "code kept: nothing changed")
-        return ReleasePlan("use", "code is on the server already; made current")
-    missing = facts.get("missing")
-    if missing is None and not facts.get("releases"):
-        return ReleasePlan(
-            "send", "first release", frozenset(entry.sha256 for entry in release.entries)
-        )
-    known = frozenset(str(item) for item in missing) if isinstance(missing, list) else None
-    return ReleasePlan("send", "code changed" if facts.get("releases") else "first release", known)
 
 
 def manifest_rows(release: Release) -> list[list[Any]]:

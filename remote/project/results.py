@@ -30,7 +30,7 @@ def find_run(results: Path, name: str, having: str = "summary.json") -> Path:
     if not found:
         raise UsageError(
             f"{name}: no such run in {results}",
-            remedy="bring it here first: fab -H … fetch-results",
+            remedy="fetch it first: fab -H … fetch-results",
         )
     if len(found) > 1 and name != "latest":
         raise UsageError(

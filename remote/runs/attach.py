@@ -29,13 +29,13 @@ def attach(session: Session, run: str) -> int:
         )
     found = only_run(list_runs(session, run))
     remedy = f"fab -H {session.typed} logs --run {found.run} --follow"
-    if found.state != "running" or found.detail.get("elsewhere"):
+    if found.state != "running" or found.detail.elsewhere:
         raise RunFailed(
             f"{found.run} is {found.state} here: there is nothing to attach to",
             host=session.host,
             remedy=remedy,
         )
-    if found.detail.get("launched") != "tmux":
+    if found.detail.launched != "tmux":
         raise RunFailed(f"{found.run} was started without tmux", host=session.host, remedy=remedy)
     argv = [
         ssh,

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from remote.deploy import environment
 from remote.deploy.deploy import ask_facts, read_requirements
 from remote.errors import RemoteError
+from remote.link.answers import Cleaned
 from remote.link.sending import waiting_note
 from remote.link.session import Session, who_am_i
+from remote.records import FINAL
 from remote.screen.display import Display, show, size
 
 
-def clean_one(session: Session, remove: bool, named: Sequence[str]) -> dict[str, Any]:
+def clean_one(session: Session, remove: bool, named: Sequence[str]) -> Cleaned:
     """The server's answer: `items` that nothing needs (removed with `remove`), and the runs `kept`.
     `named`: runs that may go unfetched."""
     needed = needed_environment(session)
-    return session.call_as_owner(
-        "clean",
+    return session.ask_as_owner(
+        Cleaned,
         waiting_note(session),
         who=who_am_i(),
         environment=needed,
@@ -33,29 +35,29 @@ def needed_environment(session: Session) -> str:
     facts = ask_facts(session, None)
     try:
         plan = environment.plan_environment(
-            facts, session.project.settings, read_requirements(session)
+            dataclasses.asdict(facts), session.project.settings, read_requirements(session)
         )
     except RemoteError:
         return ""
     return str(plan.key or "") if plan.kind == "keep" else ""
 
 
-def show_cleaned(display: Display, session: Session, answer: dict[str, Any], remove: bool) -> None:
-    items, kept = answer.get("items") or [], answer.get("kept") or []
-    for run in kept:
-        if run.get("state") in ("finished", "failed", "stopped"):
+def show_cleaned(display: Display, session: Session, answer: Cleaned, remove: bool) -> None:
+    items = answer.items
+    for run in answer.kept:
+        if run.state in FINAL:
             display.note(
-                f"kept: {show(run.get('run'))} ({show(run.get('state'))}; {show(run.get('why'))});"
-                " --run with its id removes it"
+                f"kept: {show(run.run)} ({run.state}; {show(run.why)}); --run with its id removes"
+                " it"
             )
     if not items:
         display.line("nothing to remove: everything there is in use, or not fetched yet")
         return
     display.table(
         ["what", "name", "size", "why"],
-        [[i.get("kind"), i.get("name"), size(i.get("bytes")), i.get("why")] for i in items],
+        [[item.kind, item.name, size(item.bytes), item.why] for item in items],
     )
-    total = size(sum(item["bytes"] for item in items if isinstance(item.get("bytes"), int)))
+    total = size(sum(item.bytes for item in items))
     if remove:
         display.line(f"removed: {len(items)} items, {total}")
     else:

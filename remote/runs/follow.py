@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from remote.errors import ProtocolError
+from remote.link.answers import Followed
 from remote.link.session import Session
 from remote.records import Run
-from remote.runs.listing import parse_run
 from remote.screen.display import render_progress
 from remote.screen.text import one_line
 
@@ -48,28 +48,28 @@ class Follower:
         answer = self.session.patiently(
             lambda: self._follow("started", wait_s), "the run goes on", TRIES
         )
-        return answer.get("started") is True, parse_run(answer.get("described"))
+        return answer.started, answer.described
 
     def until_end(self) -> Run:
         """To the end, coming back by itself whenever the connection breaks, for as long as it
         takes."""
         answer = self.session.patiently(lambda: self._follow("end", 0.0), "the run goes on")
         self.lines.finish()
-        return parse_run(answer.get("described"))
+        return answer.described
 
     def now(self) -> Run:
         """What there is, and no waiting."""
         answer = self._follow("now", 0.0)
         self.lines.finish()
-        return parse_run(answer.get("described"))
+        return answer.described
 
-    def _follow(self, until: str, wait_s: float) -> dict[str, Any]:
+    def _follow(self, until: str, wait_s: float) -> Followed:
         arguments: dict[str, Any] = {"run": self.run, "until": until, "wait_s": wait_s}
         if self.tail is not None:
             arguments["tail"] = self.tail
         else:
             arguments["offset"] = self.offset
-        return self.session.call("follow", self._event, **arguments)
+        return self.session.ask(Followed, self._event, **arguments)
 
     def _event(self, event: dict[str, Any], blob: bytes) -> None:
         if type(event.get("log")) is int:

@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 from remote.deploy.deploy import Deployed, deploy, show_steps
-from remote.deploy.gpus import choose_gpus, gpu_error, held_gpus, unusable_reason
+from remote.deploy.gpus import choose_gpus, gpu_error, unusable_reason
 from remote.errors import ConnectionLost, GpuUnfit, NotFound, RemoteError, RunFailed, Unreachable
+from remote.link.answers import Followed, Started, Stopping
 from remote.link.session import Session, who_am_i
 from remote.project.command import label_of
-from remote.records import Run
+from remote.records import Gpu, Run
 from remote.runs.follow import Follower
 from remote.runs.listing import list_runs, only_run, raise_if_failed
 from remote.runs.request import (
     Pending,
+    Place,
     TrainOptions,
     TrainRequest,
     describe_request,
@@ -37,6 +41,48 @@ START_WAIT_S = 180.0
 STOP_WAIT_S = 90.0
 TRIES = 5
 SHOWN_LOG_LINES = 25
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """All that a launch needs, settled before GPUs are chosen. `images`: where the trainer finds
+    them there."""
+
+    session: Session
+    request: TrainRequest
+    deployed: Deployed
+    pending: Pending
+    images: str | None = None
+    # A training on the processor alone takes no GPU; 0 means any number of them.
+    wants_gpu: bool = True
+    most_gpus: int = 0
+
+    @property
+    def root(self) -> str:
+        return self.deployed.root
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The GPUs of a run: taken now, or a place in the server's queue. `devices`: for the trainer's
+    own option."""
+
+    gpus: tuple[Gpu, ...] | None = None
+    queue: bool = False
+    wanted: int = 1
+    devices: str = "auto"
+
+    def as_asked(self) -> dict[str, Any]:
+        """For run.json."""
+        if self.gpus is None:
+            return {}
+        asked: dict[str, Any] = {
+            "gpus": [gpu.uuid for gpu in self.gpus],
+            "gpu_names": [str(gpu.index) for gpu in self.gpus],
+            "queue": self.queue,
+        }
+        return asked | {"wanted_gpus": self.wanted} if self.queue else asked
 
 
 def train_one(session: Session, options: TrainOptions) -> int:
@@ -45,199 +91,154 @@ def train_one(session: Session, options: TrainOptions) -> int:
     show_steps(session.display, deployed, only_changes=True)
     pending = Pending(session.project, session.host, request, deployed.release.tree)
     try:
-        return start_and_watch(
-            session,
-            request,
-            deployed,
-            pending,
-            session.display.live if options.follow is None else options.follow,
-        )
+        run = start_once(session, request, deployed, pending)
+        follow = session.display.live if options.follow is None else options.follow
+        return watch(session, run, follow, pending)
     finally:
         pending.release()
 
 
-def start_and_watch(
-    session: Session, request: TrainRequest, deployed: Deployed, pending: Pending, follow: bool
-) -> int:
+def start_once(
+    session: Session, request: TrainRequest, deployed: Deployed, pending: Pending
+) -> str:
     """Under an id that an earlier call, cut off, may have chosen already."""
     settings = session.project.settings
-    label = (
-        request.name
-        or request.recipe
-        or (settings.recipe if session.project.has_own_trainer else label_of(settings.command))
-    )
-    run = pending.take() or new_run_id(label)
+    own = settings.recipe if session.project.has_own_trainer else label_of(settings.command)
+    run = pending.take() or new_run_id(request.name or request.recipe or own)
     pending.write(run)
-    answer = start_on_free_gpus(session, request, deployed, run, pending)
-    if answer.get("note"):
-        session.display.note(f"note: {answer['note']}")
-    if answer.get("again"):
+    if any(known.run == run for known in deployed.facts.runs):
+        # An earlier call has made it, with GPUs of its own choice, which it may be using by now.
+        answer = start_patiently(session, lambda: start_run(session, run, {}))
+    else:
+        answer = start_new(prepare_launch(session, request, deployed, pending), run)
+    if answer.note:
+        session.display.note(f"note: {answer.note}")
+    if answer.again:
         session.display.line(
             f"run {run}: a call whose answer was lost has started it on {session.host}; no second"
             " one is started"
         )
     else:
-        where = "in tmux" if answer.get("launched") == "tmux" else "without tmux (setsid)"
+        where = "in tmux" if answer.launched == "tmux" else "without tmux (setsid)"
         session.display.line(f"run {run}: started {where} on {session.host}")
-    return watch(session, run, follow, pending)
+    return run
 
 
-def plan_run(session: Session, request: TrainRequest, deployed: Deployed) -> dict[str, Any]:
-    """What run.json will say, but for the run's own directory. Raises GpuUnfit or NotFound for what
-    can't be had there."""
-    report, wants_gpu, most, place = deployed.gpus, True, 0, request.data
+def prepare_launch(
+    session: Session, request: TrainRequest, deployed: Deployed, pending: Pending
+) -> Launch:
+    """Raises GpuUnfit or NotFound for what can't be had there."""
+    facts = deployed.facts
+    launch = Launch(session, request, deployed, pending, facts.data_path or request.data)
     if session.project.has_own_trainer:
         config = effective_config(session.project.directory, request, session.project.settings)
-        require_gpu(config, bool(report.gpus), session.host)
-        wants_gpu, most = config.accelerator != "cpu", config.max_devices
+        require_gpu(config, bool(facts.gpus.gpus), session.host)
+        launch = dataclasses.replace(
+            launch, wants_gpu=config.accelerator != "cpu", most_gpus=config.max_devices
+        )
         if request.data is None and not os.path.isabs(config.data) and config.data != "synthetic":
             # Shared by all runs, and not downloaded into each.
             shared = f"{deployed.root}/{config.data}"
-            place = deployed.images = deployed.images or (
-                provide_cifar10(session, deployed) if config.data == "data" else shared
-            )
-    if request.data is not None and request.data != "synthetic" and deployed.data_path is None:
-        here = os.path.exists(os.path.expanduser(request.data))
+            images = provide_cifar10(session, facts) if config.data == "data" else shared
+            launch = dataclasses.replace(launch, images=images)
+    if request.data not in (None, "synthetic") and facts.data_path is None:
+        here = os.path.exists(os.path.expanduser(str(request.data)))
         send = f"it is here; send it once: fab -H {session.typed} upload-data {request.data}"
         there = "give its path there (absolute, below your home, or a name in the project's data/)"
         text = f"--data {request.data}: no such file or directory on the server"
         raise NotFound(text, host=session.host, step="train", remedy=send if here else there)
-    asked = describe_request(request, session.project) | {
-        "release": deployed.release.tree,
-        "origin": deployed.release.origin,
-        "environment_key": deployed.environment_key,
-        "python": deployed.python,
-        "prefix": deployed.prefix,
-        "local": list(deployed.local),
-        "trainer_devices": request.devices,
-        "trainer_data": deployed.data_path or place,
-    }
-    if not report.gpus and wants_gpu and (request.gpus or request.devices != "auto"):
+    if not facts.gpus.gpus and launch.wants_gpu and (request.gpus or request.devices != "auto"):
         wanted = f"--gpus {request.gpus}" if request.gpus else f"--devices {request.devices}"
-        why = report.problem or "nvidia-smi shows none"
-        text, remedy = (
-            f"{wanted}: the server has no GPU ({why})",
-            "leave it out to train on its processor",
-        )
-        raise GpuUnfit(text, host=session.host, step="choose GPUs", remedy=remedy)
-    if report.gpus and not wants_gpu:
-        asked |= {"gpus": []}
-    elif report.gpus:
-        asked |= plan_gpus(session, request, deployed, most)
-    return asked
-
-
-def plan_gpus(
-    session: Session, request: TrainRequest, deployed: Deployed, most: int
-) -> dict[str, Any]:
-    """GPUs that are free now, or a place in the server's queue. Raises GpuUnfit where that can't
-    help, or with --now."""
-    gpus, runs = deployed.gpus.gpus, deployed.facts.get("runs") or ()
-    if request.gpus and (request.gpus > len(gpus) or 0 < most < request.gpus):
-        has = (
-            f"this recipe uses {most}" if 0 < most < request.gpus else f"the server has {len(gpus)}"
-        )
         raise GpuUnfit(
-            f"--gpus {request.gpus}: {has}",
+            f"{wanted}: the server has no GPU ({facts.gpus.problem or 'nvidia-smi shows none'})",
             host=session.host,
             step="choose GPUs",
-            remedy="ask for fewer",
+            remedy="leave it out to train on its processor",
         )
-    choice = choose_gpus(gpus, request.devices, limit=request.gpus or most, held=held_gpus(runs))
-    waiting = [
-        run
-        for run in runs
-        if run.get("state") == "queued" and dict(run.get("asked") or {}).get("queue")
-    ]
+    return launch
+
+
+def place_run(launch: Launch, held: Mapping[str, str]) -> Placement:
+    """GPUs that are free now, or a place in the server's queue. Raises GpuUnfit where that can't
+    help, or with --now."""
+    request, gpus = launch.request, launch.deployed.facts.gpus.gpus
+    if not gpus:
+        return Placement(devices=request.devices)
+    if not launch.wants_gpu:
+        return Placement((), devices=request.devices)
+    most, host = launch.most_gpus, launch.session.host
+    if request.gpus and (request.gpus > len(gpus) or 0 < most < request.gpus):
+        own = f"this recipe uses {most}"
+        has = own if 0 < most < request.gpus else f"the server has {len(gpus)}"
+        raise GpuUnfit(
+            f"--gpus {request.gpus}: {has}", host=host, step="choose GPUs", remedy="ask for fewer"
+        )
+    choice = choose_gpus(gpus, request.devices, limit=request.gpus or most, held=held)
+    runs = launch.deployed.facts.runs
+    waiting = sum(run.state == "queued" and run.queue for run in runs)
     enough = len(choice.gpus) >= (request.gpus or 1) and not waiting
-    if (
-        request.devices != "auto"
-        or enough
-        or request.now
-        or all(unusable_reason(gpu) for gpu in gpus)
-    ):
-        if choice.problem is not None:
-            raise gpu_error(choice, session.host)
-        if request.now and not enough:
-            why = (
-                f"{len(waiting)} runs wait already"
-                if waiting
-                else f"{len(choice.gpus)} of {request.gpus} GPUs are free"
-            )
-            raise GpuUnfit(
-                "; ".join([why, *choice.notes]),
-                host=session.host,
-                step="choose GPUs",
-                remedy="leave out --now to wait for them",
-            )
-        for note in choice.notes:
-            session.display.note(f"note: {note}")
-        uuids, names = [gpu.uuid for gpu in choice.gpus], [f"{gpu.index}" for gpu in choice.gpus]
-        return {"gpus": uuids, "gpu_names": names, "trainer_devices": "auto", "queue": False}
-    return {
-        "gpus": [],
-        "gpu_names": [],
-        "trainer_devices": "auto",
-        "queue": True,
-        "wanted_gpus": request.gpus or 1,
-    }
-
-
-def start_on_free_gpus(
-    session: Session, request: TrainRequest, deployed: Deployed, run: str, pending: Pending
-) -> dict[str, Any]:
-    """Plan and start a new run."""
-    if any(known.get("run") == run for known in deployed.facts.get("runs") or ()):
-        # An earlier call has made it, with GPUs of its own choice, which it may be using by now.
-        return start_patiently(session, lambda: start_run(session, run, {}))
-
-    def start(asked: dict[str, Any]) -> dict[str, Any]:
-        data, devices = asked.pop("trainer_data"), asked.pop("trainer_devices")
-        project, run_dir = session.project, f"{deployed.root}/runs/{run}"
-        argv = plan_argv(project, request, deployed.python, run_dir, data, devices)
-        plain = dataclasses.replace(request, fields=())
-        again = resumed_argv(
-            project, project.settings.command, plain, deployed.python, run_dir, data, devices
+    hopeless = all(unusable_reason(gpu) for gpu in gpus)
+    if request.devices == "auto" and not enough and not request.now and not hopeless:
+        return Placement((), queue=True, wanted=request.gpus or 1)
+    if choice.problem is not None:
+        raise gpu_error(choice, host)
+    if request.now and not enough:
+        free = f"{len(choice.gpus)} of {request.gpus} GPUs are free"
+        raise GpuUnfit(
+            "; ".join([f"{waiting} runs wait already" if waiting else free, *choice.notes]),
+            host=host,
+            step="choose GPUs",
+            remedy="leave out --now to wait for them",
         )
-        return start_run(session, run, asked | {"argv": argv, "resume_argv": again}, request.notify)
+    for note in choice.notes:
+        launch.session.display.note(f"note: {note}")
+    return Placement(choice.gpus)
 
-    return launch_on_free_gpus(session, request, deployed, pending, start)
+
+def start_new(launch: Launch, run: str) -> Started:
+    session, request, deployed = launch.session, launch.request, launch.deployed
+    made = deployed.environment
+
+    def start(placement: Placement) -> Started:
+        there = Place(made.python, f"{launch.root}/runs/{run}", launch.images, placement.devices)
+        plain = dataclasses.replace(request, fields=())
+        command = session.project.settings.command
+        asked = describe_request(request, session.project) | {
+            "release": deployed.release.tree,
+            "origin": deployed.release.origin,
+            "environment_key": made.key,
+            "python": made.python,
+            "prefix": made.prefix,
+            "local": list(deployed.local),
+            "argv": plan_argv(session.project, request, there),
+            "resume_argv": resumed_argv(session.project, command, plain, there),
+        }
+        return start_run(session, run, asked | placement.as_asked(), request.notify)
+
+    return launch_on_free_gpus(launch, start)
 
 
-def launch_on_free_gpus(
-    session: Session,
-    request: TrainRequest,
-    deployed: Deployed,
-    pending: Pending,
-    start: Callable[[dict[str, Any]], dict[str, Any]],
-) -> dict[str, Any]:
-    """Plan, and `start` with the plan. Where another launch was quicker to take a GPU, the rest are
+def launch_on_free_gpus(launch: Launch, start: Callable[[Placement], S]) -> S:
+    """`start` on GPUs that are free. Where another launch was quicker to take one, the rest are
     looked at again."""
+    held = launch.deployed.facts.held
     while True:
         try:
-            asked = plan_run(session, request, deployed)
-            return start_patiently(session, lambda asked=asked: start(dict(asked)))  # type: ignore[misc]
+            placement = place_run(launch, held)
+            return start_patiently(launch.session, partial(start, placement))
         except (ConnectionLost, Unreachable):
             raise  # the launch may well have happened: it stays remembered
         except RemoteError as error:
             taken = error.details.get("taken")
-            if not isinstance(taken, dict) or not taken.keys() & {
-                gpu.uuid for gpu in deployed.gpus.gpus
-            }:
-                pending.clear()
+            known = {gpu.uuid for gpu in launch.deployed.facts.gpus.gpus}
+            more = {u: str(run) for u, run in taken.items()} if isinstance(taken, dict) else {}
+            if not known & more.keys() - held.keys():
+                launch.pending.clear()
                 raise
-            holders = [
-                {"run": holder, "state": "running", "gpus": [uuid]}
-                for uuid, holder in taken.items()
-            ]
-            known = [*(deployed.facts.get("runs") or ()), *holders]
-            if held_gpus(known) == held_gpus(deployed.facts.get("runs") or ()):
-                pending.clear()
-                raise
-            deployed.facts = {**deployed.facts, "runs": known}
+            held = held | more
 
 
-def start_patiently(session: Session, start: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def start_patiently(session: Session, start: Callable[[], S]) -> S:
     """A launch whose answer is lost is asked for again: its id makes it the same launch."""
     return session.patiently(start, "its start is asked for again, and is the same start", TRIES)
 
@@ -256,7 +257,7 @@ def watch(session: Session, run: str, follow: bool, pending: Pending) -> int:
         described = wait_for_start(session, run, follower, pending)
         if described.state == "queued":
             session.display.line(
-                f"it {described.detail.get('waiting')}. It starts by itself: fab -H {session.typed}"
+                f"it {described.detail.waiting}. It starts by itself: fab -H {session.typed}"
                 " status tells when"
             )
             if not follow:
@@ -310,30 +311,29 @@ def show_end(session: Session, run: Run) -> int:
             f" --resume {run.run}"
         )
         return 0
-    accuracy = run.summary.get("test_accuracy")
+    accuracy, epochs = run.summary.test_accuracy, run.summary.epochs
     result = f", test accuracy {percent(accuracy)}" if accuracy is not None else ""
-    epochs = run.summary.get("epochs")
     after = f" after {show(epochs)} epochs" if epochs is not None else ""
     session.display.line(f"{run.run} finished{after}{result}")
-    session.display.line(f"bring everything here: fab -H {session.typed} fetch-results")
+    session.display.line(f"fetch everything: fab -H {session.typed} fetch-results")
     return 0
 
 
 def stop_one(session: Session, run: str) -> int:
     """Ask for its end, and wait for it."""
-    answer = session.call("run_stop", run=run, who=who_am_i())
-    if not answer.get("asked"):
-        session.display.line(f"{answer.get('run')} has ended already: {answer.get('state')}")
+    answer = session.ask(Stopping, run=run, who=who_am_i())
+    if not answer.asked:
+        session.display.line(f"{show(answer.run)} has ended already: {show(answer.state)}")
         return 0
-    return wait_until_stopped(session, str(answer["run"]))
+    return wait_until_stopped(session, answer.run)
 
 
 def wait_until_stopped(session: Session, run: str) -> int:
     """Show that it is being stopped, and how it ended."""
     session.display.note(f"stopping {run}: it has 60 s to save its state")
-    answer = session.call("follow", None, run=run, until="end", wait_s=STOP_WAIT_S, tail=0)
+    answer = session.ask(Followed, run=run, until="end", wait_s=STOP_WAIT_S, tail=0)
     described = only_run(list_runs(session, run))
-    if answer.get("late"):
+    if answer.late:
         raise RunFailed(
             f"{run} is still {described.state} after {STOP_WAIT_S:.0f} s",
             host=session.host,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from remote.errors import GpuUnfit, UsageError
+from remote.link.answers import Started
 from remote.link.session import Project, Session, who_am_i
 from remote.project.command import plan_words
 from remote.project.own_trainer import load_config_module, runs_own_trainer
@@ -187,48 +188,39 @@ def new_run_id(label: str) -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{label}-{secrets.token_hex(2)}"
 
 
-def plan_argv(
-    project: Project,
-    request: TrainRequest,
-    python: str,
-    run_dir: str,
-    data: str | None,
-    devices: str,
-) -> list[str]:
+@dataclass(frozen=True)
+class Place:
+    """Where a run finds what it needs on the server; `devices` is the trainer's own option."""
+
+    python: str
+    run_dir: str
+    images: str | None
+    devices: str
+
+    def trainer_words(self, request: TrainRequest) -> list[str]:
+        words = ["--run_dir", self.run_dir, "--devices", self.devices]
+        words += ["--data", self.images] if self.images is not None else []
+        return words + [
+            word for key, value in request.fields for word in ("--set", f"{key}={value}")
+        ]
+
+
+def plan_argv(project: Project, request: TrainRequest, there: Place) -> list[str]:
     """The command's words, with what was asked for."""
-    if not project.has_own_trainer:
-        return plan_words(project.settings.command, request.arguments or (), python)
-    words = [
-        "--recipe",
-        request.recipe or project.settings.recipe,
-        "--run_dir",
-        run_dir,
-        "--devices",
-        devices,
-    ]
-    return plan_words(project.settings.command, [*words, *trainer_words(request, data)], python)
+    words: Sequence[str] = request.arguments or ()
+    if project.has_own_trainer:
+        recipe = request.recipe or project.settings.recipe
+        words = ["--recipe", recipe, *there.trainer_words(request)]
+    return plan_words(project.settings.command, words, there.python)
 
 
-def resumed_argv(
-    project: Project,
-    command: str,
-    request: TrainRequest,
-    python: str,
-    run_dir: str,
-    data: str | None,
-    devices: str,
-) -> list[str]:
+def resumed_argv(project: Project, command: str, request: TrainRequest, there: Place) -> list[str]:
     """The trainer goes on from its newest checkpoint with its own values; a command of one's own is
     run again as it was."""
-    if not runs_own_trainer(command, project.directory):
-        return plan_words(command, request.arguments or (), python)
-    words = ["--resume", "auto", "--run_dir", run_dir, "--devices", devices]
-    return plan_words(command, [*words, *trainer_words(request, data)], python)
-
-
-def trainer_words(request: TrainRequest, data: str | None) -> list[str]:
-    words = ["--data", data] if data is not None else []
-    return words + [word for key, value in request.fields for word in ("--set", f"{key}={value}")]
+    words: Sequence[str] = request.arguments or ()
+    if runs_own_trainer(command, project.directory):
+        words = ["--resume", "auto", *there.trainer_words(request)]
+    return plan_words(command, words, there.python)
 
 
 def require_gpu(config: Any, has_gpu: bool, host: str) -> None:
@@ -313,11 +305,9 @@ def _locked(path: Path) -> IO[bytes] | None:
     return file
 
 
-def start_run(
-    session: Session, run: str, asked: Mapping[str, Any], notify: str = ""
-) -> dict[str, Any]:
+def start_run(session: Session, run: str, asked: Mapping[str, Any], notify: str = "") -> Started:
     """Create and launch; the agent does it once for an id, however often it is asked."""
-    return session.call_as_owner("run_start", run=run, asked=dict(asked), notify=notify)
+    return session.ask_as_owner(Started, run=run, asked=dict(asked), notify=notify)
 
 
 def describe_request(request: TrainRequest, project: Project) -> dict[str, Any]:

@@ -5,42 +5,36 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from remote.agent.shared.trees import tree_hash
 from remote.deploy.deploy import deploy, show_steps
 from remote.errors import NotFound, UsageError
-from remote.link.sending import Sending, known_parts, waiting_note
+from remote.link.answers import Imported, ReleaseMissing, Resumed
+from remote.link.decoding import decode
+from remote.link.sending import Sending, waiting_note
 from remote.link.session import Session, who_am_i
 from remote.project.release import entry_of
 from remote.project.results import find_run, read_mapping
-from remote.records import FileEntry, Run
-from remote.runs.launch import launch_on_free_gpus, plan_run, watch
-from remote.runs.listing import list_runs
-from remote.runs.request import Pending, TrainOptions, parse_request, resumed_argv
-from remote.screen.display import size
-from remote.transfer.manifest import PARTS
-
-CARRIED = (
-    "gpus",
-    "gpu_names",
-    "queue",
-    "wanted_gpus",
-    "environment_key",
-    "python",
-    "prefix",
-    "devices",
-    "who",
+from remote.records import Asked, FileEntry, Run
+from remote.runs.launch import (
+    Launch,
+    Placement,
+    launch_on_free_gpus,
+    place_run,
+    prepare_launch,
+    watch,
 )
-"""What may differ between a run's attempts, beside the command's words."""
+from remote.runs.listing import list_runs
+from remote.runs.request import Pending, Place, TrainOptions, parse_request, resumed_argv
+from remote.screen.display import show, size
+from remote.transfer.manifest import PARTS
 
 
 def resume_one(session: Session, run: str, options: TrainOptions) -> int:
     """Find the run there or here, deploy, and start its next attempt; one that still runs is
     followed."""
-    settings = session.project.settings
     if options.recipe or options.name:
         raise UsageError(
             "--recipe and --name belong to a new run; a resumed one keeps its own", step="train"
@@ -49,17 +43,16 @@ def resume_one(session: Session, run: str, options: TrainOptions) -> int:
     kept = find_there(session, run)
     here = None if kept else find_here(session, run)
     identifier = kept.run if kept else here.name if here else run
-    asked = kept.asked if kept else read_mapping(here, "run.json")
-    arguments = given.arguments or tuple(str(word) for word in asked.get("arguments") or ())
+    asked = kept.asked if kept else decode(Asked, read_mapping(here, "run.json"))
     request = dataclasses.replace(
         given,
-        recipe=text_of(asked, "recipe"),
-        data=options.data or text_of(asked, "data"),
-        arguments=arguments,
+        recipe=asked.recipe,
+        data=options.data or asked.data,
+        arguments=given.arguments or asked.arguments,
     )
     pending = Pending(session.project, session.host, request, identifier)
     following = session.display.live if options.follow is None else options.follow
-    if kept and kept.state in ("queued", "running") and not kept.detail.get("elsewhere"):
+    if kept and kept.goes_on:
         session.display.line(
             f"run {identifier}: it is {kept.state} on {session.host}; no second one is started"
         )
@@ -70,46 +63,46 @@ def resume_one(session: Session, run: str, options: TrainOptions) -> int:
         )
     deployed = deploy(session, data=request.data)
     show_steps(session.display, deployed, only_changes=True)
+    launch = prepare_launch(session, request, deployed, pending)
     if here:
-        plan_run(
-            session, request, deployed
-        )  # what can't be had there is said before anything is brought
-        bring(session, here, asked)
-
-    def start(planned: dict[str, Any]) -> dict[str, Any]:
-        run_dir, place, there = (
-            f"{deployed.root}/runs/{identifier}",
-            planned["trainer_data"],
-            planned["trainer_devices"],
-        )
-        changes: dict[str, Any] = {key: planned[key] for key in CARRIED if key in planned}
-        command = text_of(asked, "command") or settings.command
-        argv = resumed_argv(
-            session.project, command, request, deployed.python, run_dir, place, there
-        )
-        changes |= {
-            "argv": argv,
-            "resume_argv": argv,
-            "max_restarts": request.max_restarts,
-            "arguments": list(arguments),
-        }
-        return session.call_as_owner(
-            "run_resume", run=identifier, asked=changes, notify=request.notify
-        )
-
-    answer = launch_on_free_gpus(session, request, deployed, pending, start)
-    if answer.get("note"):
-        session.display.note(f"note: {answer['note']}")
-    if answer.get("again"):
+        place_run(launch, deployed.facts.held)  # raises before anything is sent
+        send_run(session, here)
+    answer = start_next(launch, identifier, asked.command or session.project.settings.command)
+    if answer.note:
+        session.display.note(f"note: {answer.note}")
+    if answer.again:
         session.display.line(
             f"run {identifier}: it is running already on {session.host}; no second one is started"
         )
     else:
         session.display.line(
-            f"run {identifier}: attempt {answer.get('attempt')} started on {session.host}"
+            f"run {identifier}: attempt {show(answer.attempt)} started on {session.host}"
         )
-        session.display.note(code_note(str(asked.get("release") or ""), deployed.release.tree))
+        session.display.note(code_note(asked.release, deployed.release.tree))
     return watch(session, identifier, following, pending)
+
+
+def start_next(launch: Launch, run: str, command: str) -> Resumed:
+    """The run's next attempt: its own command and code, on today's environment and GPUs."""
+    session, request, made = launch.session, launch.request, launch.deployed.environment
+
+    def start(placement: Placement) -> Resumed:
+        there = Place(made.python, f"{launch.root}/runs/{run}", launch.images, placement.devices)
+        argv = resumed_argv(session.project, command, request, there)
+        changes = placement.as_asked() | {
+            "environment_key": made.key,
+            "python": made.python,
+            "prefix": made.prefix,
+            "devices": request.devices,
+            "who": who_am_i(),
+            "argv": argv,
+            "resume_argv": argv,
+            "max_restarts": request.max_restarts,
+            "arguments": list(request.arguments or ()),
+        }
+        return session.ask_as_owner(Resumed, run=run, asked=changes, notify=request.notify)
+
+    return launch_on_free_gpus(launch, start)
 
 
 def code_note(its: str, now: str) -> str:
@@ -132,19 +125,14 @@ def find_here(session: Session, run: str) -> Path:
         return find_run(session.project.dest, run, having="checkpoints")
     except UsageError:
         raise NotFound(
-            f"no run {run!r:.80} on the server, and none in {session.project.dest} to bring there",
+            f"no run {run!r:.80} on the server, and none in {session.project.dest} to send there",
             host=session.host,
             step="train",
             remedy=f"fab -H {session.typed} status",
         ) from None
 
 
-def text_of(values: Mapping[str, Any], name: str) -> str | None:
-    value = values.get(name)
-    return value if isinstance(value, str) and value else None
-
-
-def bring(session: Session, run: Path, asked: Mapping[str, Any]) -> None:
+def send_run(session: Session, run: Path) -> None:
     """Send a fetched run, its source included; what has arrived already is not sent again."""
     if not any((run / "checkpoints").glob("*.ckpt")) and session.project.has_own_trainer:
         raise NotFound(
@@ -155,23 +143,22 @@ def bring(session: Session, run: Path, asked: Mapping[str, Any]) -> None:
     entries = list(entries_of(run))
     rows = [[entry.path, entry.mode, entry.size, entry.sha256] for entry in entries]
     tree = tree_hash((entry.path, entry.mode, entry.size, entry.sha256) for entry in entries)
-    answer = session.call("release_missing", tree=tree, manifest=rows)
-    sending = Sending(run, entries, frozenset(answer["missing"]), known_parts(answer))
+    answer = session.ask(ReleaseMissing, tree=tree, manifest=rows)
+    sending = Sending(run, entries, frozenset(answer.missing), answer.partial)
     session.display.note(
-        f"{run.name} is not on {session.host}: bringing what was fetched of it,"
+        f"{run.name} is not on {session.host}: sending what was fetched of it,"
         f" {size(sending.total)}"
     )
-    state = read_mapping(run, "state.json")
-    arguments: dict[str, Any] = {
-        "run": run.name,
-        "tree": tree,
-        "manifest": rows,
-        "asked": dict(asked),
-        "state": state,
-        "who": who_am_i(),
-    }
-    session.call_as_owner(
-        "run_import", waiting_note(session), sending.frames(session.display), **arguments
+    session.ask_as_owner(
+        Imported,
+        waiting_note(session),
+        sending.frames(session.display),
+        run=run.name,
+        tree=tree,
+        manifest=rows,
+        asked=read_mapping(run, "run.json"),
+        state=read_mapping(run, "state.json"),
+        who=who_am_i(),
     )
     session.display.clear()
 

@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 
 from remote.errors import ConnectionLost, RemoteError, RunFailed, Unreachable, UsageError
+from remote.link.answers import Shutdown
 from remote.link.session import Session
 from remote.runs.listing import list_runs
 from remote.screen.display import size
 from remote.screen.text import one_line
-from remote.transfer.fetch import ENDED, fetch_run
+from remote.transfer.fetch import fetch_run
 
 GONE_S = 60.0
 LOOK_EVERY_S = 3.0
@@ -23,7 +24,7 @@ def shut_down(session: Session, dest: Path, yes: bool) -> None:
     runs = list_runs(session)
     left: list[str] = []
     for run in runs:
-        if run.state not in ENDED and not run.detail.get("elsewhere"):
+        if not run.has_ended and not run.detail.elsewhere:
             text = f"{run.run} is {run.state}: the server was not shut down"
             raise RunFailed(
                 text, host=session.host, remedy="the same command with --run of that one"
@@ -31,10 +32,9 @@ def shut_down(session: Session, dest: Path, yes: bool) -> None:
         fetched = fetch_run(session, run.run, dest, ask=False)
         left += [f"{run.run}/{row.path} ({size(row.size)})" for row in fetched.left if row.lost]
     command = session.project.settings.shutdown
-    told = session.call("shutdown", command=command, really=False)
-    others = told.get("others") or []
+    told = session.ask(Shutdown, command=command, really=False)
     people = (
-        f" Other people work on it: {one_line(', '.join(map(str, others)), 200)}." if others else ""
+        f" Other people work on it: {one_line(', '.join(told.others), 200)}." if told.others else ""
     )
     kept = (
         f"{len(runs)} {'run is' if len(runs) == 1 else 'runs are'} here in {dest}, verified by"
@@ -43,7 +43,7 @@ def shut_down(session: Session, dest: Path, yes: bool) -> None:
     if left:
         kept += f" Not here, by remote.results: {one_line(', '.join(left), 400)}."
     agreed = yes or session.display.confirm(
-        f"{kept}{people} Shut {session.host} down (`{one_line(str(told.get('command')), 200)}`)?"
+        f"{kept}{people} Shut {session.host} down (`{one_line(told.command, 200)}`)?"
     )
     if agreed is None:
         text = "a server is shut down only after a confirmation; everything is here"
@@ -54,7 +54,7 @@ def shut_down(session: Session, dest: Path, yes: bool) -> None:
     if people:
         session.display.note(f"note:{people}")
     try:
-        session.call("shutdown", command=command, really=True)
+        session.ask(Shutdown, command=command, really=True)
     except ConnectionLost:
         pass  # it was quicker than its answer
     session.close()

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from remote.errors import UsageError
 from remote.link.session import Session
-from remote.runs.listing import parse_run
 from remote.runs.watch import mirror
 
 EVERY_S = 15.0
@@ -39,7 +38,7 @@ def serve(session: Session, run: str, dest: Path, port: int, browser: bool) -> i
                 logs = fetched.path / "logs" if session.project.has_own_trainer else fetched.path
                 board, address = start(logs, port)
                 session.display.line(
-                    f"{parse_run(fetched.run).run}: {address} (Ctrl-C ends it, not the training)"
+                    f"{fetched.run.run}: {address} (Ctrl-C ends it, not the training)"
                 )
                 if browser and session.display.live:
                     webbrowser.open(address)

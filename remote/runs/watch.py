@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from remote.link.answers import Followed
 from remote.link.session import Session
 from remote.records import Run
-from remote.runs.listing import parse_run
-from remote.screen.display import bar, percent, size
-from remote.transfer.fetch import ENDED, fetch_run
+from remote.screen.display import bar, percent, show, size
+from remote.transfer.fetch import fetch_run
 from remote.transfer.receiving import Fetched
 
 EVERY_S = 30.0
@@ -28,7 +28,7 @@ def watch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetch
     received = 0
     for fetched in mirror(session, run, dest, EVERY_S, ask):
         received += fetched.received
-        session.display.progress(mirror_line(parse_run(fetched.run), received), force=True)
+        session.display.progress(mirror_line(fetched.run, received), force=True)
     session.display.clear()
     return fetched
 
@@ -44,14 +44,14 @@ def mirror(
         return fetch_run(session, name, dest, ask)
 
     def wait() -> object:
-        return session.call("follow", None, run=name, until="end", wait_s=every_s, tail=0)
+        return session.ask(Followed, run=name, until="end", wait_s=every_s, tail=0)
 
     while True:
         fetched = session.patiently(look, "what was fetched stays")
-        described, ask = parse_run(fetched.run), False
-        name = described.run  # "latest" stays the run that it was
+        ask = False
+        name = fetched.run.run  # "latest" stays the run that it was
         yield fetched
-        if described.state not in ENDED:
+        if not fetched.run.has_ended:
             session.patiently(wait, "what was fetched stays")
         elif None not in fetched.gone.values():
             return
@@ -59,17 +59,10 @@ def mirror(
 
 def mirror_line(run: Run, received: int) -> str:
     """What is known of the training, how much has come, and when it was looked at."""
-    step, total = run.progress.get("step"), run.progress.get("total_steps")
-    metrics = run.progress.get("metrics")
-    best = metrics.get("best_val_accuracy") if isinstance(metrics, dict) else None
-    parts = [
-        bar(
-            step / total if isinstance(step, int) and isinstance(total, int) and total > 0 else None
-        ),
-        run.state,
-    ]
-    if run.progress.get("epoch") is not None:
-        parts.append(f"epoch {run.progress['epoch']}/{run.progress.get('max_epochs')}")
-    if best is not None:
-        parts.append(f"best {percent(best)}")
+    progress = run.progress
+    parts = [bar(progress.share), run.state]
+    if progress.epoch is not None:
+        parts.append(f"epoch {show(progress.epoch)}/{show(progress.max_epochs)}")
+    if progress.metrics.best_val_accuracy is not None:
+        parts.append(f"best {percent(progress.metrics.best_val_accuracy)}")
     return "  ".join([*parts, f"{size(received)} mirrored", time.strftime("%H:%M:%S")])

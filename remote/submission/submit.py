@@ -3,6 +3,7 @@ give the claimed figure again."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any
 
 from remote.deploy.deploy import show_event
 from remote.errors import RemoteError, TransferFailed, UsageError
+from remote.link.answers import Evaluated
 from remote.link.session import Project, Session
 from remote.project.results import find_run, read_mapping
 from remote.screen.display import Display, percent
@@ -234,16 +236,17 @@ def evaluate_there(
     """The same by the server that made the run, with the run's own release. Raises NotFound where
     it has lost the run or the images."""
     place = data or data_of(source)
-    arguments: dict[str, Any] = {
-        "run": source.name,
-        "weights_sha256": bundle.digest(draft / "weights.pt"),
-        "data": place,
-    }
-    told = session.call("evaluate", show_event(session), **arguments).get("told")
+    told = session.ask(
+        Evaluated,
+        show_event(session),
+        run=source.name,
+        weights_sha256=bundle.digest(draft / "weights.pt"),
+        data=place,
+    ).told
     session.display.clear()
-    if not isinstance(told, dict) or told.get("test_accuracy") is None:
+    if told.test_accuracy is None:
         raise TransferFailed("the server tells no accuracy", host=session.host, step="submit")
-    return {**told, "where": "on the server"}
+    return {**dataclasses.asdict(told), "where": "on the server"}
 
 
 def data_of(run: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from invoke.context import Context
 from invoke.tasks import task
 
@@ -202,7 +204,7 @@ def clean(c: Context, yes: bool = False, run: list[str] | None = None, json: boo
                 answer = clean_one(session, yes, run or [])
                 if not json:
                     show_cleaned(work.display, session, answer, yes)
-                answers.append({"host": session.host} | answer)
+                answers.append({"host": session.host} | dataclasses.asdict(answer))
         work.tell_json(answers)
         return 0
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from remote.errors import RemoteError
-from remote.records import Run
-from remote.runs.listing import parse_run, run_json
+from remote.records import Run, Summary
+from remote.runs.listing import run_json
 from remote.screen.display import Display, duration, percent, show, size
 from remote.screen.text import one_line
 from remote.ssh.target import Target
@@ -34,48 +34,40 @@ def show_status(display: Display, answers: Answers) -> None:
     display.table(head, rows)
     for target, runs, _ in answers:
         for run in runs or []:
-            if run.state == "running" and run.detail.get("asking") is True:
+            if run.state == "running" and run.detail.asking:
                 display.note(
                     f"{run.run} waits for an answer in its terminal: fab -H {target.typed} attach"
                     f" --run {run.run}"
                 )
         # Of the newest one, which is what a person is about to go on with.
-        if runs and runs[0].state in ("failed", "stopped") and not runs[0].detail.get("elsewhere"):
+        if runs and runs[0].state in ("failed", "stopped") and not runs[0].detail.elsewhere:
             display.note(resume_hint(runs[0], target.spec))
 
 
 def status_cells(run: Run) -> list[object]:
-    epoch = run.progress.get("epoch")
-    total = run.progress.get("max_epochs")
-    metrics = run.progress.get("metrics")
-    accuracy = run.summary.get("test_accuracy")
-    shown = f"test {percent(accuracy)}" if accuracy is not None else None
-    if (
-        shown is None
-        and isinstance(metrics, Mapping)
-        and metrics.get("best_val_accuracy") is not None
-    ):
-        shown = f"val {percent(metrics['best_val_accuracy'])}"
-    gpus = run.asked.get("gpu_names") or run.asked.get("gpus")
-    remark = (
-        run.detail.get("waiting")
-        if run.state == "queued" and run.detail.get("waiting")
-        else run.reason
-    )
-    if run.state == "running" and not run.reason and run.progress.get("seconds_left") is not None:
-        remark = f"{duration(run.progress['seconds_left'])} left"
-    if run.state == "running" and run.detail.get("asking") is True:
-        remark = f"waits for input: {one_line(str(run.detail.get('line') or ''), 60)}"
-    attempts = run.detail.get("attempts")
-    if isinstance(attempts, list) and attempts:
-        remark = f"attempt {len(attempts) + 1}{f', {remark}' if remark else ''}"
+    progress, detail = run.progress, run.detail
+    epoch, total, best = progress.epoch, progress.max_epochs, progress.metrics.best_val_accuracy
+    accuracy = run.summary.test_accuracy
+    shown = None if best is None else f"val {percent(best)}"
+    if accuracy is not None:
+        shown = f"test {percent(accuracy)}"
+    gpus = run.asked.gpu_names or run.asked.gpus
+    remark = run.reason
+    if run.state == "queued" and detail.waiting:
+        remark = detail.waiting
+    if run.state == "running" and not run.reason and progress.seconds_left is not None:
+        remark = f"{duration(progress.seconds_left)} left"
+    if run.state == "running" and detail.asking:
+        remark = f"waits for input: {one_line(detail.line, 60)}"
+    if detail.attempts:
+        remark = f"attempt {len(detail.attempts) + 1}{f', {remark}' if remark else ''}"
     return [
         run.run,
         command_cell(run),
         run.state,
-        (f"{epoch}/{total}" if total else f"{epoch}") if epoch is not None else None,
+        (f"{show(epoch)}/{show(total)}" if total else show(epoch)) if epoch is not None else None,
         shown,
-        ", ".join(map(str, gpus)) if isinstance(gpus, list) else None,
+        ", ".join(gpus) if gpus is not None else None,
         remark,
     ]
 
@@ -83,13 +75,9 @@ def status_cells(run: Run) -> list[object]:
 def command_cell(run: Run) -> str | None:
     """Our trainer's recipe; else the command with its arguments, its middle left out where it is
     long."""
-    if run.asked.get("recipe"):
-        return str(run.asked["recipe"])
-    words = run.asked.get("arguments")
-    line = [
-        str(run.asked.get("command") or ""),
-        *(shlex.quote(str(word)) for word in (words if isinstance(words, list) else [])),
-    ]
+    if run.asked.recipe:
+        return run.asked.recipe
+    line = [run.asked.command, *map(shlex.quote, run.asked.arguments)]
     text = one_line(" ".join(line).strip(), 400)
     return (
         text
@@ -102,12 +90,12 @@ def command_cell(run: Run) -> str | None:
 
 def resume_hint(run: Run, host: str) -> str:
     """What an end has cost, and which command goes on."""
-    saved, told = run.detail.get("checkpointed"), run.progress.get("time")
-    if not isinstance(saved, (int, float)):
-        if run.asked.get("finish") == "summary":
+    saved, told = run.detail.checkpointed, run.progress.time
+    if saved is None:
+        if run.asked.is_trainer:
             return f"{run.run} has saved no checkpoint: train again"
         return f"go on with {run.run}: fab -H {host} train --resume {run.run}"
-    lost = told - saved if isinstance(told, (int, float)) else 0.0
+    lost = told - saved if told is not None else 0.0
     cost = f", {duration(lost)} of training before its end are lost" if lost >= 1 else ""
     return (
         f"go on with {run.run} from its newest checkpoint{cost}: fab -H {host} train --resume"
@@ -137,7 +125,7 @@ def status_json(answers: Answers) -> list[dict[str, Any]]:
 
 
 def show_fetched(display: Display, fetched: Fetched) -> None:
-    run = parse_run(fetched.run)
+    run = fetched.run
     amount = (
         f"{fetched.received / 2**20:.1f} MiB received, {fetched.changed} of {fetched.files} files"
         " new or grown"
@@ -147,20 +135,17 @@ def show_fetched(display: Display, fetched: Fetched) -> None:
         " verified by sha256"
     )
     summary = run.summary
-    if summary:
-        kind = dict(summary.get("data") or {}).get("kind")
-        note = (
-            " (synthetic images: this says nothing about real ones)" if kind == "synthetic" else ""
-        )
-        if "test_accuracy" in summary:
-            display.line(f"  test accuracy  {percent(summary.get('test_accuracy'))}{note}")
-        if "epochs" in summary:
+    if summary != Summary():
+        synthetic = summary.data.kind == "synthetic"
+        note = " (synthetic images: this says nothing about real ones)" if synthetic else ""
+        if summary.test_accuracy is not None:
+            display.line(f"  test accuracy  {percent(summary.test_accuracy)}{note}")
+        if summary.epochs is not None:
             display.line(
-                f"  epochs         {show(summary.get('epochs'))}, best"
-                f" {show(summary.get('best_epoch'))}"
+                f"  epochs         {show(summary.epochs)}, best {show(summary.best_epoch)}"
             )
-        if "seconds" in summary:
-            display.line(f"  time           {duration(summary.get('seconds'))}")
+        if summary.seconds is not None:
+            display.line(f"  time           {duration(summary.seconds)}")
     else:
         _, _, state, epoch, accuracy, _, remark = status_cells(run)
         display.line(f"  state          {state}{f': {remark}' if remark else ''}")
@@ -190,7 +175,7 @@ def show_left(display: Display, fetched: Fetched) -> None:
 
 
 def fetched_json(fetched: Fetched, host: str) -> dict[str, Any]:
-    return run_json(parse_run(fetched.run), host) | {
+    return run_json(fetched.run, host) | {
         "path": str(fetched.path),
         "files": fetched.files,
         "changed": fetched.changed,

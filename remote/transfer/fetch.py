@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from remote.agent.shared.trees import SYMLINK
 from remote.errors import ProtocolError, RemoteError, TransferFailed, UsageError
+from remote.link.answers import FetchDone, FetchManifest, FetchRead
 from remote.link.session import Session, who_am_i
 from remote.project.results import read_mapping
 from remote.screen.display import size
@@ -33,7 +33,6 @@ from remote.transfer.receiving import (
     read_local,
 )
 
-ENDED = ("finished", "failed", "stopped")
 ROUNDS = 3
 """A file that changes while it is read is asked for so often."""
 SPARE_BYTES = 16 << 20
@@ -48,27 +47,20 @@ def fetch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetch
     """
     started = time.monotonic()
     results = [part.strip() for part in session.project.settings.results.split(",") if part.strip()]
-    answer = session.call("fetch_manifest", run=run, results=results)
-    described = answer.get("run")
-    name = described.get("run") if isinstance(described, dict) else None
-    plain = (
-        isinstance(name, str)
-        and safe_path(name)
-        and holds_name(name, "win32")
-        and "/" not in name
-        and not name.startswith(".")
-    )
-    if not isinstance(described, dict) or not plain:
+    answer = session.ask(FetchManifest, run=run, results=results)
+    name = answer.run.run
+    plain = safe_path(name) and holds_name(name, "win32") and "/" not in name
+    if not plain or name.startswith("."):
         raise ProtocolError("the server names no run", host=session.host)
-    files, unheld = checked_manifest(answer.get("files") or [])
-    directory = dest / str(described["run"])
+    files, unheld = checked_manifest(answer.files)
+    directory = dest / name
     refuse_links(dest, directory)
     fetched = Fetched(
-        directory, described, files=len(files), left=unheld + parse_left(answer.get("left") or [])
+        directory, answer.run, files=len(files), left=unheld + parse_left(answer.left)
     )
     try:
         remove_stale_links(directory, files)
-        link_known_source(dest, directory, files, described.get("release"))
+        link_known_source(dest, directory, files, answer.run.release)
         _fetch_files(session, directory, files, fetched, ask)
         if (directory / PARTS).is_dir() and not any((directory / PARTS).iterdir()):
             (directory / PARTS).rmdir()
@@ -80,38 +72,33 @@ def fetch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetch
                 "free some space or give another place with --dest, then run the same command again"
             ),
         ) from None
-    fetched.known_complete = answer.get("marked") == "complete"
-    if not fetched.known_complete and answer.get("marked") != (
-        "narrowed" if any(row.lost for row in fetched.left) else "complete"
-    ):
-        tell_fetched(session, fetched, answer.get("seen"), bool(results))
+    fetched.known_complete = answer.marked == "complete"
+    came = "narrowed" if any(row.lost for row in fetched.left) else "complete"
+    if not fetched.known_complete and answer.marked != came:
+        tell_fetched(session, fetched, answer.seen, bool(results))
     fetched.seconds = time.monotonic() - started
     return fetched
 
 
-def tell_fetched(session: Session, fetched: Fetched, seen: object, narrowed: bool) -> None:
+def tell_fetched(session: Session, fetched: Fetched, seen: str | None, narrowed: bool) -> None:
     """Let the server know that all of an ended run is here, so that `clean` may remove it there.
 
     `narrowed`: something stays there by remote.results, as the user set it: `clean` keeps such a
     run.
     """
-    detail = fetched.run.get("detail")
     lost = [row for row in fetched.left if row.lost]
-    if (
-        fetched.run.get("state") not in ENDED
-        or fetched.gone
-        or (lost and not narrowed)
-        or not isinstance(detail, Mapping)
-    ):
+    if not fetched.run.has_ended or fetched.gone or (lost and not narrowed):
         return
-    mark: dict[str, Any] = {
-        "ended": detail.get("ended"),
-        "files": fetched.files,
-        "seen": str(seen),
-        "narrowed": bool(lost),
-    }
     try:
-        session.call("fetch_done", run=str(fetched.run["run"]), who=who_am_i(), **mark)
+        session.ask(
+            FetchDone,
+            run=fetched.run.run,
+            who=who_am_i(),
+            ended=fetched.run.detail.ended,
+            files=fetched.files,
+            seen=str(seen),
+            narrowed=bool(lost),
+        )
     except RemoteError as error:
         session.display.note(
             f"all is here, but the server could not be told so ({error.message}); `clean` will keep"
@@ -130,12 +117,12 @@ def remove_stale_links(directory: Path, files: Iterable[RemoteFile]) -> None:
 
 
 def link_known_source(
-    dest: Path, directory: Path, files: Iterable[RemoteFile], release: object
+    dest: Path, directory: Path, files: Iterable[RemoteFile], release: str | None
 ) -> None:
     """The same code that another run here has is not sent again: one file under two names. Each is
     verified like all others."""
     source = [file for file in files if file.path.startswith(SOURCE) and file.mode != SYMLINK]
-    if not isinstance(release, str) or (source and (directory / source[-1].path).exists()):
+    if release is None or (source and (directory / source[-1].path).exists()):
         return
     for other in dest.glob("2*"):
         if (
@@ -169,7 +156,7 @@ def _fetch_files(
             directory, plan, fetched, lambda done, total: _show(session, done, total)
         )
         try:
-            _receive(session, str(fetched.run["run"]), plan, receiver)
+            _receive(session, fetched.run.run, plan, receiver)
         finally:
             receiver.close()
         receiver.make_links()
@@ -211,7 +198,7 @@ def _read(
         for file, have in wanted
     ]
     if ranges:
-        session.call("fetch_read", receiver.event, run=run, ranges=ranges)
+        session.ask(FetchRead, receiver.event, run=run, ranges=ranges)
 
 
 def _agree(session: Session, plan: FetchPlan) -> None:

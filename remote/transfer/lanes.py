@@ -13,6 +13,7 @@ from typing import Any
 
 from remote.agent.shared.trees import SYMLINK
 from remote.errors import ConnectionLost, ProtocolError, RemoteError
+from remote.link.answers import FetchHash, FetchLane, Runs
 from remote.link.link import Link
 from remote.link.session import Session
 from remote.transfer.manifest import RemoteFile
@@ -50,7 +51,7 @@ class Lanes:
         link = self._session.lane()
         try:
             link.__enter__()
-            link.call("runs", root=self._asked["root"])
+            link.ask(Runs, root=self._asked["root"])
         except RemoteError:
             link.__exit__(None, None, None)
             return None
@@ -113,8 +114,7 @@ class Lanes:
         ]
 
     def _hash(self, link: Link, file: RemoteFile, end: int) -> str | None:
-        answer = link.call("fetch_hash", path=file.path, end=end, **self._asked)
-        return str(answer["sha256"]) if answer.get("sha256") else None
+        return link.ask(FetchHash, path=file.path, end=end, **self._asked).sha256
 
     def _carry(self, link: Link, file: RemoteFile, pieces: Pieces, place: tuple[int, int]) -> bool:
         """Bring every so-many-th piece. False where the file has become shorter."""
@@ -140,7 +140,7 @@ class Lanes:
             pieces.put(at, blob)
 
         try:
-            return not link.call("fetch_lane", piece, **asked, **self._asked).get("short")
+            return not link.ask(FetchLane, piece, **asked, **self._asked).short
         finally:
             pieces.wake()
 

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from remote.agent.shared.trees import SYMLINK
 from remote.errors import ProtocolError, TransferFailed
+from remote.records import Run
 from remote.transfer.manifest import PARTS, SOURCE, Left, RemoteFile
 
 
@@ -43,7 +44,7 @@ class Fetched:
     """What a fetch did; `path` is the run's directory here."""
 
     path: Path
-    run: Mapping[str, Any]
+    run: Run
     files: int = 0
     changed: int = 0
     received: int = 0

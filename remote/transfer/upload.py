@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from remote.agent.shared.trees import tree_hash
-from remote.deploy.deploy import Deployed
 from remote.errors import NotFound, UsageError
-from remote.link.sending import Sending, known_parts, waiting_note
+from remote.link.answers import DataMissing, DataPut, Facts, Reach
+from remote.link.sending import Sending, waiting_note
 from remote.link.session import Session, who_am_i
 from remote.project.own_trainer import ARCHIVE, load_archive_module
 from remote.project.release import entry_of
 from remote.records import FileEntry
 from remote.screen.display import size
+from remote.screen.text import one_line
 
 NOISE = ("Thumbs.db", "desktop.ini", "__MACOSX")
 TRIES = 5
@@ -69,27 +70,24 @@ def send_set(
     single: bool,
 ) -> int | None:
     """Bytes sent; None where all was there under this name already."""
-    answer = session.call("data_missing", tree=tree, manifest=rows, name=name)
-    if answer.get("named"):
+    answer = session.ask(DataMissing, tree=tree, manifest=rows, name=name)
+    if answer.named:
         return None
     everything = frozenset(entry.sha256 for entry in entries)
-    missing = (
-        everything if answer.get("missing") is None else everything & frozenset(answer["missing"])
+    missing = everything if answer.missing is None else everything & frozenset(answer.missing)
+    sending = Sending(folder, entries, missing, answer.partial)
+    done = session.ask_as_owner(
+        DataPut,
+        waiting_note(session, "is sending images"),
+        sending.frames(session.display),
+        tree=tree,
+        manifest=rows,
+        name=name,
+        single=single,
+        who=who_am_i(),
     )
-    sending = Sending(folder, entries, missing, known_parts(answer))
-    arguments: dict[str, Any] = {
-        "tree": tree,
-        "manifest": rows,
-        "name": name,
-        "single": single,
-        "who": who_am_i(),
-    }
-    note = waiting_note(session, "is sending images")
-    received = session.call_as_owner(
-        "data_put", note, sending.frames(session.display), **arguments
-    ).get("received")
     session.display.clear()
-    return received if isinstance(received, int) else 0
+    return done.received
 
 
 def show_uploaded(session: Session, done: Mapping[str, Any]) -> None:
@@ -158,22 +156,20 @@ def require_images(session: Session, path: Path) -> None:
         raise UsageError(str(error), step="upload-data") from None
 
 
-def provide_cifar10(session: Session, deployed: Deployed) -> str:
+def provide_cifar10(session: Session, facts: Facts) -> str:
     """Where the run finds CIFAR-10 on the server, or may download it to; where it can do neither,
     this laptop's copy is offered.
 
     Raises NotFound where nobody can be asked, or there is nothing to offer.
     """
-    datasets = deployed.facts.get("datasets") or {}
-    if isinstance(datasets.get("cifar10"), str):
-        return str(datasets["cifar10"])
+    if facts.datasets.cifar10 is not None:
+        return facts.datasets.cifar10
     archive = load_archive_module(session.project.directory)
-    answer = session.call("reach", url=archive.ARCHIVE_URL)
-    if answer.get("reached"):
-        return f"{deployed.root}/data/cifar10"
-    problem = (
-        f"CIFAR-10 is not on the server, and the server can't download it ({answer.get('problem')})"
-    )
+    answer = session.ask(Reach, url=archive.ARCHIVE_URL)
+    if answer.reached:
+        return f"{facts.root.path}/data/cifar10"
+    why = one_line(answer.problem or "no reason given", 200)
+    problem = f"CIFAR-10 is not on the server, and the server can't download it ({why})"
     here = find_archive(session, archive)
     command = f"fab -H {session.typed} upload-data {here or ARCHIVE}"
     if here is None:
@@ -189,7 +185,7 @@ def provide_cifar10(session: Session, deployed: Deployed) -> str:
     ):
         raise NotFound(problem, host=session.host, step="train", remedy=command)
     show_uploaded(session, upload_data(session, str(here)))
-    return f"{deployed.root}/data/{ARCHIVE}"
+    return f"{facts.root.path}/data/{ARCHIVE}"
 
 
 def find_archive(session: Session, archive: Any) -> Path | None:

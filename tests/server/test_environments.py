@@ -132,7 +132,7 @@ def installed(python: Path) -> dict[str, str]:
 
 
 def last_step(deployed: Deployed) -> tuple[bool, str]:
-    return deployed.steps[-1]
+    return deployed.steps[-1].changed, deployed.steps[-1].text
 
 
 def test_a_venv_is_built_and_proved_once_and_then_kept(scene: Scene) -> None:
@@ -154,7 +154,8 @@ def test_a_venv_is_built_and_proved_once_and_then_kept(scene: Scene) -> None:
         last_step(second)[1].startswith("environment kept: requirements unchanged")
         and "GPU works" in last_step(second)[1]
     )
-    assert (second.environment_key, second.python) == (first.environment_key, first.python)
+    assert second.environment.key == first.environment.key
+    assert second.environment.python == first.environment.python
     assert (len(scene.index.asked), scene.imports) == (asked, imports), (
         "nothing is installed and no torch imported"
     )
@@ -179,7 +180,7 @@ def test_an_interpreter_that_has_everything_is_used_as_it_is(scene: Scene) -> No
     before = installed(image)
     deployed = scene.deploy(TORCH)
     assert (
-        deployed.python == str(image)
+        deployed.environment.python == str(image)
         and "used as it is" in last_step(deployed)[1]
         and "GPU works" in last_step(deployed)[1]
     )
@@ -196,7 +197,7 @@ def test_only_what_is_missing_is_installed_on_top(scene: Scene) -> None:
     deployed = scene.deploy(TORCH + "demo-pkg\n", python=str(image))
     assert scene.fetched() == ["demo_pkg", "lightning_utilities"], "its torch stays"
     assert "on top of" in last_step(deployed)[1] and "GPU works" in last_step(deployed)[1]
-    assert deployed.python.startswith(str(scene.only_environment()))
+    assert deployed.environment.python.startswith(str(scene.only_environment()))
     assert installed(image) == before
     assert last_step(scene.deploy(TORCH + "demo-pkg\n", python=str(image)))[0] is False
 
@@ -329,7 +330,7 @@ def test_a_build_goes_on_without_the_laptop_and_the_next_deploy_follows_it(scene
     threading.Timer(1.0, scene.index.gate.set).start()
     deployed = scene.deploy("demo-pkg\n")
     assert scene.build_state()["id"] == cut.state["id"], "no second build was started"
-    assert deployed.environment_key == scene.only_environment().name
+    assert deployed.environment.key == scene.only_environment().name
     assert scene.fetched() == ["demo_pkg"]
 
 
@@ -345,7 +346,7 @@ def test_a_build_that_was_killed_is_never_used_and_made_again(scene: Scene) -> N
 
 def test_an_environment_that_was_spoilt_is_made_again(scene: Scene) -> None:
     first = scene.deploy("demo-pkg\n")
-    site = site_of(Path(first.python))
+    site = site_of(Path(first.environment.python))
     (site / "demo_pkg.py").unlink()
     for path in sorted(site.glob("demo_pkg-*/*")):
         path.unlink()

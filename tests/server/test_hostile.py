@@ -287,8 +287,14 @@ REPLIES: list[tuple[str, str, Callable[[str, dict[str, Any]], Frames], int]] = [
     (
         "escapes in the table",
         "status",
-        always(({"result": {"runs": [{**RUN, "state": ESCAPES, "reason": ESCAPES}]}}, b"")),
+        always(({"result": {"runs": [{**RUN, "reason": ESCAPES, "host": ESCAPES}]}}, b"")),
         0,
+    ),
+    (
+        "a state that is none",
+        "status",
+        always(({"result": {"runs": [{**RUN, "state": ESCAPES}]}}, b"")),
+        13,
     ),
     (
         "escapes in the log",

@@ -147,14 +147,14 @@ def test_a_gpu_that_somebody_took_between_two_looks_is_not_taken_from_them(
     show(server, FREE, other)
     lab = Lab(server, tmp_path)
     lab.task("deploy")
-    original = launch.plan_gpus
+    original = launch.place_run
 
-    def plan(*arguments: Any) -> dict[str, Any]:
+    def plan(*arguments: Any) -> launch.Placement:
         planned = original(*arguments)
         show(server, FakeGpu(uuid=FREE.uuid, memory_used="40960"), other)
         return planned
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(launch, "plan_gpus", plan)
+        patched.setattr(launch, "place_run", plan)
         assert lab.task("train", name="mine", gpus=1).code == 0
     assert rows(lab)["mine"]["gpus"] == [other.uuid]

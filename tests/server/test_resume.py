@@ -115,7 +115,7 @@ def test_a_run_that_the_server_has_lost_goes_on_elsewhere(
     mirror = snapshot(lab.results / before["run"])
     there, lab.server = lab.server, make_server()
     done = resumed(lab)
-    assert "bringing what was fetched of it" in done.err and "attempt 2 started" in done.out
+    assert "sending what was fetched of it" in done.err and "attempt 2 started" in done.out
     row = only_row(lab)
     assert (row["run"], row["state"]) == (before["run"], "finished") and row["created"] > before[
         "created"
@@ -135,7 +135,7 @@ def test_a_run_that_the_server_has_lost_goes_on_elsewhere(
     assert there.home != lab.server.home
 
 
-def test_bringing_it_goes_on_after_a_cut(lab: Lab, make_server: MakeServer) -> None:
+def test_sending_it_goes_on_after_a_cut(lab: Lab, make_server: MakeServer) -> None:
     before = fail_once(lab)
     assert lab.task("fetch_results").code == 0
     lab.server = make_server()
@@ -157,7 +157,7 @@ def test_bringing_it_goes_on_after_a_cut(lab: Lab, make_server: MakeServer) -> N
     amounts = [
         float(amount)
         for told in (cut.err, again)
-        for amount in re.findall(r"bringing what was fetched of it, ([\d.]+) MiB", told)
+        for amount in re.findall(r"sending what was fetched of it, ([\d.]+) MiB", told)
     ]
     assert len(amounts) == 2 and amounts[1] <= amounts[0] - 1, (cut.err, again)
     assert only_row(lab)["state"] == "finished"

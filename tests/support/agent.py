@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from remote.deploy.code import plan_release
+from remote.link.answers import Facts
+from remote.link.decoding import decode
 from remote.link.link import Link
 from remote.loopback import LoopbackServer, Route
-from remote.project.release import build_release, manifest_rows, plan_release, upload_frames
+from remote.project.release import build_release, manifest_rows, upload_frames
 from remote.records import Release
 from remote.ssh.connection import connect
 from remote.ssh.target import Target
@@ -49,7 +52,7 @@ def facts(link: Link, release: Release | None = None, **options: Any) -> dict[st
 def put(link: Link, project: Path) -> Release:
     """Deploy the code of `project`; returns the release."""
     release = build_release(project, 50)
-    plan = plan_release(facts(link, release), release)
+    plan = plan_release(decode(Facts, facts(link, release)), release)
     if plan.action == "send":
         frames = upload_frames(project, release.entries, plan.missing or frozenset())
         link.call(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from remote.agent.shared.trees import SYMLINK
 from remote.errors import ProtocolError, TransferFailed
+from remote.records import Run
 from remote.transfer.manifest import PARTS, RemoteFile, checked_manifest, holds_name, safe_path
 from remote.transfer.receiving import Fetched, LocalBytes, Receiver, plan_fetch, read_local
 
@@ -25,7 +26,7 @@ def receive(
     directory: Path, files: list[RemoteFile], events: list[tuple[dict[str, Any], bytes]]
 ) -> Receiver:
     plan = plan_fetch(files, lambda file: read_local(directory, file))
-    receiver = Receiver(directory, plan, Fetched(directory, {}), lambda done, total: None)
+    receiver = Receiver(directory, plan, Fetched(directory, Run("r")), lambda done, total: None)
     try:
         for event, blob in events:
             receiver.event(event, blob)

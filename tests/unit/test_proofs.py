@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from remote.deploy.environment import KEPT
-from remote.deploy.proofs import describe_environment, describe_proofs, proof_needed
-from remote.records import EnvironmentPlan, Gpu, GpuReport
+from remote.deploy.proofs import Ready, describe_environment, describe_proofs, proof_needed
+from remote.link.answers import Environment, Facts, Proof
+from remote.link.decoding import decode
+from remote.records import EnvironmentPlan
 from tests.support.interpreters import NO_GPU, SYSTEM, gpu_facts, record
 
-REPORT = GpuReport((Gpu(0, "GPU-1", "H100"),), "550.54.15", True)
 PROOF = {
     "ok": True,
     "gpu": True,
@@ -24,10 +25,18 @@ PROOF = {
 }
 
 
-def facts_of(
-    environment: Mapping[str, Any], gpu: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    return {"system": SYSTEM, "environments": [environment], "gpu": gpu or gpu_facts()}
+def made(**change: Any) -> Environment:
+    return decode(Environment, record(**change))
+
+
+def needed(environment: Mapping[str, Any], gpu: Mapping[str, Any] | None = None) -> str | None:
+    facts = facts_of(environment, gpu)
+    return proof_needed(facts.environments[0], facts)
+
+
+def facts_of(environment: Mapping[str, Any], gpu: Mapping[str, Any] | None = None) -> Facts:
+    told = {"system": SYSTEM, "environments": [environment], "gpu": gpu or gpu_facts()}
+    return decode(Facts, told | {"root": {"path": "/r"}})
 
 
 @pytest.mark.parametrize(
@@ -44,43 +53,40 @@ def facts_of(
 def test_a_proof_holds_for_its_boot_driver_and_gpus(
     change: dict[str, Any], reason: str | None
 ) -> None:
-    environment = record(proofs=[PROOF | change])
-    assert proof_needed(environment, facts_of(environment), REPORT) == reason
+    assert needed(record(proofs=[PROOF | change])) == reason
 
 
 def test_other_hosts_of_a_shared_home_keep_their_proofs() -> None:
     environment = record(
         proofs=[PROOF, PROOF | {"host": "other", "boot_id": "b2", "driver": "535.1"}]
     )
-    assert proof_needed(environment, facts_of(environment), REPORT) is None
+    assert needed(environment) is None
 
 
 def test_what_needs_no_torch_needs_no_proof() -> None:
-    environment = record(needs_torch=False)
-    assert proof_needed(environment, facts_of(environment), REPORT) is None
-    assert proof_needed(record(), facts_of(record()), REPORT) == "not tried yet"
+    assert needed(record(needs_torch=False)) is None
+    assert needed(record()) == "not tried yet"
 
 
 def test_a_server_without_gpu_is_proved_once_too() -> None:
     environment = record(proofs=[PROOF | {"driver": None, "gpu_uuids": [], "gpu": False}])
-    assert proof_needed(environment, facts_of(environment, NO_GPU), GpuReport()) is None
+    assert needed(environment, NO_GPU) is None
 
 
 def test_the_summary_says_what_was_done_or_why_nothing() -> None:
-    kept = describe_environment(EnvironmentPlan("keep", KEPT), record(proof=PROOF))
+    proof = decode(Proof, PROOF)
+    kept = describe_environment(EnvironmentPlan("keep", KEPT), Ready(made(), proof))
     assert (
         kept == f"{KEPT} (python 3.11.7, torch 2.5.1+cu124, CUDA 12.4); GPU works (the proof still"
         " holds)"
     )
     built = describe_environment(
         EnvironmentPlan("venv", "why"),
-        record(
-            proof=PROOF,
-            proved=True,
+        Ready(
+            made(base="/usr/bin/python3", seconds=92.3, installer="uv"),
+            proof,
             made=True,
-            base="/usr/bin/python3",
-            seconds=92.3,
-            installer="uv",
+            proved=True,
         ),
     )
     assert (
@@ -88,15 +94,15 @@ def test_the_summary_says_what_was_done_or_why_nothing() -> None:
         == "environment built: a venv of /usr/bin/python3 in 92 s with uv (python 3.11.7, torch"
         " 2.5.1+cu124, CUDA 12.4); GPU works (tried just now)"
     )
-    no_gpu = {"ok": True, "gpu": False, "reason": "no GPU: y"}
+    no_gpu = Proof(ok=True, gpu=False, reason="no GPU: y")
     warned = describe_environment(
-        EnvironmentPlan("as-is", "why"), record(made=True, proof=no_gpu, base="/x", names=["torch"])
+        EnvironmentPlan("as-is", "why"), Ready(made(base="/x", names=["torch"]), no_gpu, made=True)
     )
     assert warned.startswith("environment: /x is used as it is (") and warned.endswith(
         "; warning: no GPU: y"
     )
     other = describe_environment(
-        EnvironmentPlan("venv", "why"), record(made=False, needs_torch=False, torch={})
+        EnvironmentPlan("venv", "why"), Ready(made(needs_torch=False, torch={}), None)
     )
     assert (
         other

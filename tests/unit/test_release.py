@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,10 @@ from hypothesis import strategies as st
 
 from remote.agent.shared import protocol
 from remote.agent.shared.trees import SYMLINK, tree_hash
+from remote.deploy.code import plan_release
 from remote.errors import UsageError
-from remote.project.release import (
-    build_release,
-    is_private_key,
-    plan_release,
-    project_identity,
-    upload_frames,
-)
+from remote.link.answers import Facts, Root
+from remote.project.release import build_release, is_private_key, project_identity, upload_frames
 from tests.support.project import HOSTILE, Executable, Link, commit, make_tree
 
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\n" + "b3BlbnNzaC1rZXktdjEAAAAABG5vbmU" * 8
@@ -285,16 +282,15 @@ def test_the_hash_depends_on_content_mode_and_name(tmp_path: Path) -> None:
 
 def test_plan_says_why(tmp_path: Path) -> None:
     release = build_release(make_tree(tmp_path, {"a": "1"}), 50)
-    keep = plan_release({"release_exists": True, "current": release.tree, "releases": [1]}, release)
+    facts = Facts(Root("/r"), release_exists=True, current=release.tree, releases=({},))
+    keep = plan_release(facts, release)
     assert (keep.action, keep.why) == ("keep", "code kept: nothing changed")
-    assert plan_release({"release_exists": True, "current": "x"}, release).action == "use"
-    first = plan_release({"release_exists": False, "releases": []}, release)
+    assert plan_release(replace(facts, current="x"), release).action == "use"
+    first = plan_release(Facts(Root("/r")), release)
     assert first.missing == frozenset({release.entries[0].sha256})
-    assert plan_release({"release_exists": False, "releases": [1]}, release).missing is None
-    assert (
-        plan_release({"release_exists": False, "releases": [1], "missing": []}, release).missing
-        == frozenset()
-    )
+    later = Facts(Root("/r"), releases=({},))
+    assert plan_release(later, release).missing is None
+    assert plan_release(replace(later, missing=()), release).missing == frozenset()
 
 
 @given(st.lists(st.binary(max_size=5000), min_size=1, max_size=12))

@@ -74,7 +74,8 @@ def facts(
 
 
 def brief(run: Dict[str, Any]) -> Dict[str, Any]:
-    return {key: run.get(key) for key in ("run", "state", "host", "release", "gpus")}
+    told = {key: run.get(key) for key in ("run", "state", "host", "release", "gpus")}
+    return dict(told, queue=run["asked"].get("queue") is True)
 
 
 def system_facts() -> Dict[str, Any]:

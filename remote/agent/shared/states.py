@@ -1,0 +1,23 @@
+"""The words in which a run's way is told, on both ends."""
+
+from typing import Literal
+
+State = Literal["queued", "running", "finished", "failed", "stopped", "unknown"]
+FINAL = ("finished", "failed", "stopped")
+Finish = Literal["summary", "exit"]
+"""By what a run counts as finished: our trainer's summary.json, or exit code 0."""
+Cause = Literal[
+    "stopped",
+    "not started",
+    "no summary",
+    "exit code",
+    "diverged",
+    "gpu memory",
+    "host memory",
+    "disk full",
+    "killed",
+    "pid reused",
+    "rebooted",
+    "supervisor",
+    "moved",
+]

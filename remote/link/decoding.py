@@ -1,0 +1,82 @@
+"""JSON from a server becomes frozen records, once, where it arrives. null counts as left out, and
+what has no name in the record is not read."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class WrongForm(ValueError):
+    """Its text is the place, made of our own names and numbers only; empty for the whole."""
+
+
+def decode(kind: type[T], value: object, place: str = "") -> T:
+    """`value` as a dataclass, or as any type that stands in one. Raises WrongForm with the place.
+
+    A record with LENIENT is made of what people's own programs have written: a part of another type
+    is as if it were not there.
+    """
+    return typing.cast(T, _decode(kind, value, place))
+
+
+def _decode(kind: Any, value: Any, place: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _record(typing.cast(type, kind), value, place)
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _decode(next(part for part in parts if part is not types.NoneType), value, place)
+    if origin is typing.Literal:
+        right = isinstance(value, str) and value in parts
+    elif origin is tuple:
+        if isinstance(value, list):
+            if parts[0] is Any:
+                return tuple(value)
+            return tuple(_decode(parts[0], item, f"{place}[{n}]") for n, item in enumerate(value))
+        right = False
+    elif origin is Mapping:
+        if isinstance(value, dict):
+            return {name: _decode(parts[1], item, f"{place}[…]") for name, item in value.items()}
+        right = False
+    else:
+        kinds = (int, float) if kind is float else kind
+        right = isinstance(value, kinds) and (kind is bool or not isinstance(value, bool))
+    if not right:
+        raise WrongForm(place)
+    return value
+
+
+def _record(kind: type, value: Any, place: str) -> Any:
+    if not isinstance(value, dict):
+        raise WrongForm(place)
+    given = {}
+    for name, hint, needed in fields_of(kind):
+        found, inner = value.get(name), f"{place}.{name}".lstrip(".")
+        if found is not None:
+            try:
+                given[name] = _decode(hint, found, inner)
+            except WrongForm:
+                if not getattr(kind, "LENIENT", False):
+                    raise
+        elif needed:
+            raise WrongForm(inner)
+    return kind(**given)
+
+
+@functools.cache
+def fields_of(kind: type) -> tuple[tuple[str, Any, bool], ...]:
+    """Name, type, and whether it must be there."""
+    hints = typing.get_type_hints(kind)
+    missing = dataclasses.MISSING
+    return tuple(
+        (field.name, hints[field.name], field.default is field.default_factory is missing)
+        for field in dataclasses.fields(kind)
+    )
