@@ -29,8 +29,7 @@ def find_run(results: Path, name: str, having: str = "summary.json") -> Path:
         ]
     if not found:
         raise UsageError(
-            f"{name}: no such run in {results}",
-            remedy="fetch it first: fab -H … fetch-results",
+            f"{name}: no such run in {results}", remedy="fetch it first: fab -H … fetch-results"
         )
     if len(found) > 1 and name != "latest":
         raise UsageError(

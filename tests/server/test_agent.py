@@ -104,7 +104,7 @@ def test_a_root_that_is_not_ours_is_refused_before_anything_is_written(
 def test_reading_leaves_no_trace(server: LoopbackServer) -> None:
     with agent(server) as link:
         assert link.call("runs", root=ROOT)["runs"] == []
-        assert facts(link)["root"]["exists"] is False
+        assert facts(link)["root"]["problem"] is None
     assert not (server.home / "projects").exists()
 
 

@@ -12,8 +12,9 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 from remote.agent.calls import Call, Refusal, operation
 from remote.agent.releases.contents import known_contents, partly_received, receive, write_tree
 from remote.agent.releases.releases import checked_manifest
-from remote.agent.root.paths import HASH, Layout, mount_of, read_json, resolve_root, write_json
-from remote.agent.root.roots import lock, prepare_root, space_left, unlock
+from remote.agent.root.disk import require_room
+from remote.agent.root.paths import HASH, Layout, read_json, resolve_root, write_json
+from remote.agent.root.roots import lock, prepare_root, unlock
 from remote.agent.shared.trees import Entry
 
 NAME = re.compile(r"[^\s/\\.\x00-\x1f\x7f-\x9f-][^/\\\x00-\x1f\x7f-\x9f]{0,99}\Z")
@@ -168,20 +169,7 @@ def require_space(layout: Layout, entries: List[Entry]) -> None:
         sum(max(size, 4096) - begun.get(sha256, 0) for sha256, size in missing.items())
         + SPARE_BYTES
     )
-    free, inodes = space_left(layout.data)
-    if free < need:
-        text = (
-            f"the images need {(need >> 20) + 1} MiB on the disk at {mount_of(layout.data)},"
-            f" {free >> 20} MiB are free"
-        )
-        raise Refusal(
-            "ServerUnfit", text, "free some space (fab … clean), or set remote.root to another disk"
-        )
-    if inodes is not None and 0 < inodes < len(entries) * 2:
-        raise Refusal(
-            "ServerUnfit",
-            f"the file system at {layout.root} has {inodes} inodes left, the images need more",
-        )
+    require_room(layout.data, need, len(entries) * 2, "the images need")
 
 
 def lay_out(layout: Layout, tree: str, entries: List[Entry]) -> None:

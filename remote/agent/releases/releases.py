@@ -7,8 +7,9 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 
 from remote.agent.calls import Call, Refusal, operation
 from remote.agent.releases.contents import known_contents, partly_received, receive, write_tree
-from remote.agent.root.paths import HASH, Layout, mount_of, read_json, resolve_root, write_json
-from remote.agent.root.roots import lock, prepare_root, space_left, unlock
+from remote.agent.root.disk import require_room
+from remote.agent.root.paths import HASH, Layout, read_json, resolve_root, write_json
+from remote.agent.root.roots import lock, prepare_root, unlock
 from remote.agent.shared.trees import SYMLINK, Entry, tree_hash
 
 KEEP_RELEASES = 10
@@ -173,19 +174,7 @@ def make_current(layout: Layout, tree: str) -> None:
 
 def require_space(layout: Layout, entries: List[Entry]) -> None:
     need = sum(max(size, 4096) for _, _, size, _ in entries) * 2
-    free, inodes = space_left(layout.releases)
-    if free < need:
-        raise Refusal(
-            "ServerUnfit",
-            f"the release needs {(need >> 20) + 1} MiB on the disk at {mount_of(layout.releases)},"
-            f" {free >> 20} MiB are free",
-            "free some space (fab … clean), or set remote.root to another disk",
-        )
-    if inodes is not None and 0 < inodes < len(entries) * 2:
-        raise Refusal(
-            "ServerUnfit",
-            f"the file system at {layout.root} has {inodes} inodes left, the release needs more",
-        )
+    require_room(layout.releases, need, len(entries) * 2, "the release needs")
 
 
 def assemble(layout: Layout, tree: str, entries: List[Entry], origin: str) -> None:

@@ -62,14 +62,6 @@ def resolve_root(text: str) -> str:
     return os.path.normpath(os.path.join(home, os.path.expanduser(text)))
 
 
-def mount_of(path: str) -> str:
-    """Where the file system of `path` is mounted: the name of a disk that a person knows."""
-    path = os.path.realpath(path)
-    while not os.path.ismount(path):
-        path = os.path.dirname(path)
-    return path
-
-
 def write_whole(path: str, data: bytes, mode: int = 0o600) -> None:
     """The file appears whole or not at all, also after a power cut."""
     temporary = f"{path}.{secrets.token_hex(4)}.tmp"

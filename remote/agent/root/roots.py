@@ -4,11 +4,12 @@ import fcntl
 import json
 import os
 import time
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional
 
 from remote.agent.calls import Call, Refusal
 from remote.agent.root import program
-from remote.agent.root.paths import Layout, mount_of, read_json, write_json, write_whole
+from remote.agent.root.disk import disk_of
+from remote.agent.root.paths import Layout, read_json, write_json, write_whole
 
 Problem = Dict[str, str]
 _held: Dict[str, int] = {}
@@ -55,17 +56,10 @@ def root_problem(layout: Layout, project: str, identity: Optional[str]) -> Optio
 
 def _noexec(root: str) -> Optional[Problem]:
     """A disk that starts no programs: an environment could be made on it, and no run."""
-    place = root
-    while not os.path.exists(place) and place != os.path.dirname(place):
-        place = os.path.dirname(place)
-    try:
-        if not os.statvfs(place).f_flag & getattr(os, "ST_NOEXEC", 0):
-            return None
-    except OSError:
+    disk = disk_of(root)
+    if disk is None or not disk.noexec:
         return None
-    message = (
-        f"the disk at {mount_of(place)} is mounted noexec: no program can be started from {root}"
-    )
+    message = f"the disk at {disk.mount} is mounted noexec: no program can be started from {root}"
     return {
         "message": message,
         "remedy": "set remote.root to another disk, for example one of your group",
@@ -191,9 +185,3 @@ def unlock(path: str) -> None:
     fd = _held.pop(path, None)
     if fd is not None:
         os.close(fd)
-
-
-def space_left(path: str) -> Tuple[int, Optional[int]]:
-    """Free bytes and free inodes (None where the file system has no such count)."""
-    disk = os.statvfs(path)
-    return disk.f_bavail * disk.f_frsize, disk.f_favail if disk.f_files else None

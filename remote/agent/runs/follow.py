@@ -7,6 +7,7 @@ from typing import Any, Dict, Optional
 
 from remote.agent.calls import Call, operation
 from remote.agent.root.paths import Layout, resolve_root
+from remote.agent.runs.gpu_usage import last_sample
 from remote.agent.runs.records import FINAL, describe_run, find_run
 
 POLL_S = 0.25
@@ -126,23 +127,3 @@ def start_of_line(path: str, offset: int) -> int:
             return offset - 1 + len(skipped)
     except OSError:
         return offset
-
-
-def last_sample(directory: str) -> Optional[Dict[str, Any]]:
-    """The newest row for each GPU in gpu.csv."""
-    try:
-        with open(os.path.join(directory, "gpu.csv"), "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-            lines = file.read().decode("ascii", "replace").splitlines()
-    except OSError:
-        return None
-    newest: Dict[str, Any] = {}
-    for line in lines:
-        cells = line.split(",")
-        if len(cells) == 6 and cells[0][:1].isdigit():
-            newest[cells[1]] = {
-                "utilization_percent": cells[3],
-                "memory_used_mib": cells[4],
-                "memory_total_mib": cells[5],
-            }
-    return newest or None

@@ -17,7 +17,8 @@ from remote.agent.machine.account import kills_at_logout, user_name
 from remote.agent.machine.processes import boot_id
 from remote.agent.releases import releases
 from remote.agent.releases.contents import partly_received
-from remote.agent.root.paths import Layout, mount_of, read_json, resolve_root
+from remote.agent.root.disk import disk_of
+from remote.agent.root.paths import Layout, resolve_root
 from remote.agent.root.roots import root_problem
 from remote.agent.runs import records
 
@@ -101,23 +102,11 @@ def system_facts() -> Dict[str, Any]:
 
 
 def root_facts(layout: Layout, project: str, identity: Optional[str]) -> Dict[str, Any]:
-    existing = layout.root
-    while not os.path.exists(existing) and existing != os.path.dirname(existing):
-        existing = os.path.dirname(existing)
-    answer: Dict[str, Any] = {
+    disk = disk_of(layout.root)
+    return {
         "path": layout.root,
-        "exists": os.path.isdir(layout.root),
-        "project": read_json(layout.project),
         "problem": root_problem(layout, project, identity),
+        "free_mib": disk and disk.free_mib,
+        "inodes_free": disk and disk.inodes,
+        "mount": disk and disk.mount,
     }
-    try:
-        disk = os.statvfs(existing)
-    except OSError:
-        return answer
-    answer.update(
-        free_mib=disk.f_bavail * disk.f_frsize >> 20,
-        total_mib=disk.f_blocks * disk.f_frsize >> 20,
-        inodes_free=disk.f_favail if disk.f_files else None,
-        mount=mount_of(existing),
-    )
-    return answer

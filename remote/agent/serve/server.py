@@ -193,7 +193,7 @@ def describe_os_error(error: OSError) -> Dict[str, Any]:
 
 
 def _on_mount(name: Any) -> str:
-    from remote.agent.root.paths import mount_of
+    from remote.agent.root.disk import mount_of
 
     return (
         f" (the disk at {mount_of(os.path.dirname(os.fsdecode(name)))})"

@@ -1,0 +1,58 @@
+"""gpu.csv: the use of a run's own GPUs over time."""
+
+import csv
+import os
+import threading
+import time
+from typing import Any, Dict, List, Optional
+
+from remote.agent.machine import gpus
+
+EVERY_S = 10.0
+HEAD = ["time", "index", "uuid", "utilization_percent", "memory_used_mib", "memory_total_mib"]
+
+
+class Sampler:
+    """Writes rows until `end`. Stops for good where there is no nvidia-smi."""
+
+    def __init__(self, directory: str, uuids: Optional[List[str]]) -> None:
+        self.file = os.path.join(directory, "gpu.csv")
+        self.uuids = uuids
+        self.lock = threading.Lock()
+        self.ended = False
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def end(self) -> None:
+        """What is fetched from now on changes no more."""
+        with self.lock:
+            self.ended = True
+
+    def _run(self) -> None:
+        while True:
+            rows = gpus.sample_usage(self.uuids)
+            if rows is None:
+                return
+            with self.lock, open(self.file, "a", newline="") as file:
+                if self.ended:
+                    return
+                writer = csv.writer(file)
+                if not file.tell():
+                    writer.writerow(HEAD)
+                writer.writerows([round(time.time(), 1), *row] for row in rows)
+            time.sleep(EVERY_S)
+
+
+def last_sample(directory: str) -> Optional[Dict[str, Any]]:
+    """The newest row for each GPU; None where there is none."""
+    try:
+        with open(os.path.join(directory, "gpu.csv"), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            lines = file.read().decode("ascii", "replace").splitlines()
+    except OSError:
+        return None
+    newest: Dict[str, Any] = {}
+    for line in lines:
+        cells = line.split(",")
+        if len(cells) == len(HEAD) and cells[0][:1].isdigit():
+            newest[cells[1]] = dict(zip(HEAD[3:], cells[3:]))
+    return newest or None

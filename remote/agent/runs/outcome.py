@@ -1,0 +1,109 @@
+"""How an attempt ended, from all that can be seen of it. Reads nothing: what it needs stands in
+`Ended`."""
+
+import re
+import signal
+from typing import Dict, NamedTuple, Optional
+
+DIVERGED, DISK_FULL = 5, 7
+"""The trainer's exit codes for a loss that became infinite, after all its ways back were used up,
+and for a disk that took no more."""
+FINAL_CODES = (2, 3, 4, DISK_FULL, DIVERGED)
+"""Exit codes of the trainer that another try can't change."""
+RESTARTED = ("gpu memory", "host memory", "killed", "exit code")
+"""Causes that another try may mend."""
+INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""How a program ends that somebody has interrupted; the last is our trainer's word for stopped."""
+GPU_MEMORY = r"CUDA out of memory|torch\.(cuda\.)?OutOfMemoryError|CUDA_ERROR_OUT_OF_MEMORY"
+NO_SPACE = r"No space left on device|Disk quota exceeded"
+
+
+class Ended(NamedTuple):
+    """`code`: the process's, negative for a signal. `tail`: the end of what it wrote in its log."""
+
+    code: int
+    is_trainer: bool
+    has_summary: bool
+    tail: str
+    # Where the run's disk is mounted.
+    mount: str
+    # Who asked for its end, in words; and why we ended it for the disk's sake.
+    stopped: Optional[str] = None
+    disk_problem: Optional[str] = None
+    # Ctrl-C was typed in its terminal.
+    interrupted: bool = False
+    # The kernel has killed something for want of memory meanwhile.
+    kernel_killed: bool = False
+
+
+class Outcome(NamedTuple):
+    state: str
+    reason: Optional[str] = None
+    cause: Optional[str] = None
+
+    def as_state(self) -> Dict[str, Optional[str]]:
+        return {"state": self.state, "reason": self.reason, "cause": self.cause}
+
+
+def tell_outcome(ended: Ended) -> Outcome:
+    """State, reason and cause."""
+    # A command of one's own may well exit with 0 when it is stopped; only a summary says that all
+    # was done.
+    asked_to_end = ended.stopped or ended.disk_problem
+    if ended.has_summary if ended.is_trainer else ended.code == 0 and not asked_to_end:
+        return Outcome("finished")
+    if ended.stopped:
+        return Outcome("stopped", ended.stopped, "stopped")
+    if ended.disk_problem:
+        reason = f"{ended.disk_problem}; it was stopped, its last checkpoint is kept"
+        return Outcome("failed", reason, "disk full")
+    if ended.interrupted and ended.code in INTERRUPTED:
+        return Outcome("stopped", "interrupted with Ctrl-C in its terminal", "stopped")
+    return tell_failure(ended)
+
+
+def tell_failure(ended: Ended) -> Outcome:
+    """Of an attempt that nobody has asked to end."""
+    code, tail = ended.code, ended.tail
+    if re.search(GPU_MEMORY, tail):
+        return Outcome("failed", "out of memory on the GPU", "gpu memory")
+    # The log may lie on that disk as well: then the code alone tells.
+    if (ended.is_trainer and code == DISK_FULL) or (code and re.search(NO_SPACE, tail)):
+        reason = f"the disk at {ended.mount} is full, or its quota is used up"
+        return Outcome("failed", reason, "disk full")
+    killed = code == -signal.SIGKILL or "killed by signal: Killed" in tail
+    if killed and ended.kernel_killed:
+        return Outcome("failed", "out of memory on the host: killed by the kernel", "host memory")
+    if code < 0:
+        return Outcome("failed", f"killed from outside ({signal_name(-code)})", "killed")
+    last = last_error_line(tail)
+    because = f": {last}" if last else ""
+    if ended.is_trainer and code == DIVERGED:
+        return Outcome("failed", f"diverged{because}", "diverged")
+    if code == 0:
+        return Outcome("failed", f"it ended without a summary{because}", "no summary")
+    return Outcome("failed", f"exit code {code}{because}", "exit code")
+
+
+def may_restart(ended: Ended, outcome: Outcome) -> bool:
+    """Not after a wrong option, a missing image, a divergence, a full disk or a stop."""
+    if ended.stopped or outcome.cause not in RESTARTED:
+        return False
+    return not ended.is_trainer or ended.code not in FINAL_CODES
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def last_error_line(tail: str) -> str:
+    """The line that a person would quote: the last one that looks like an error, else the last one
+    at all."""
+    lines = [line.strip() for line in tail.splitlines() if line.strip()]
+    for line in reversed(lines[-200:]):
+        if re.match(r"(\w+\.)*\w*(Error|Exception|Interrupt)\b|error:|fatal:", line, re.IGNORECASE):
+            return line[:300]
+    return lines[-1][:300] if lines else ""

@@ -1,0 +1,49 @@
+"""How an attempt is said to have ended, and whether another one may follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from remote.agent.runs.outcome import Ended, may_restart, tell_outcome
+
+OOM = "Traceback\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
+
+
+def ended(
+    code: int = 1, trainer: bool = True, tail: str = "", summary: bool = False, **more: Any
+) -> Ended:
+    return Ended(code, trainer, summary, tail, "/data", **more)
+
+
+@pytest.mark.parametrize(
+    ("seen", "state", "cause", "reason", "again"),
+    [
+        (ended(0, summary=True), "finished", None, None, False),
+        (ended(0, trainer=False), "finished", None, None, False),
+        (ended(0, trainer=False, stopped="stopped by me"), "stopped", "stopped", "by me", False),
+        (ended(0, summary=True, stopped="stopped by me"), "finished", None, None, False),
+        (ended(143, disk_problem="full"), "failed", "disk full", "full; it was stopped", False),
+        (ended(130, interrupted=True), "stopped", "stopped", "Ctrl-C", False),
+        (ended(1, tail=OOM), "failed", "gpu memory", "out of memory on the GPU", True),
+        (ended(7), "failed", "disk full", "/data is full", False),
+        (ended(1, tail="No space left on device"), "failed", "disk full", "/data", False),
+        (ended(-9, kernel_killed=True), "failed", "host memory", "by the kernel", True),
+        (ended(-9), "failed", "killed", "killed from outside (SIGKILL)", True),
+        (ended(-11, trainer=False), "failed", "killed", "SIGSEGV", True),
+        (ended(-99), "failed", "killed", "signal 99", True),
+        (ended(5, tail="a\nerror: NaN"), "failed", "diverged", "diverged: error: NaN", False),
+        (ended(5, trainer=False), "failed", "exit code", "exit code 5", True),
+        (ended(0), "failed", "no summary", "without a summary", False),
+        (ended(2, tail="error: x\nbye"), "failed", "exit code", "exit code 2: error: x", False),
+        (ended(1), "failed", "exit code", "exit code 1", True),
+    ],
+)
+def test_how_it_ended(
+    seen: Ended, state: str, cause: str | None, reason: str | None, again: bool
+) -> None:
+    told = tell_outcome(seen)
+    assert (told.state, told.cause) == (state, cause)
+    assert reason is None or reason in str(told.reason)
+    assert may_restart(seen, told) is again
