@@ -131,14 +131,12 @@ class Link:
         connection: Connection,
         root: str,
         python: str = "",
-        idle_s: float = IDLE_S,
         new_there: bool = False,
         beside: bool = False,
     ) -> None:
         self.connection = connection
         self.root = root
         self.python = python
-        self.idle_s = idle_s
         self.beside = beside
         self.requests = 0
         self._buffer = bytearray()
@@ -155,7 +153,7 @@ class Link:
 
     def __enter__(self) -> Link:
         self._channel = self.connection.start(start_command(self._nonce, self.python), self.beside)
-        hello = {"root": self.root, "agent": agent_hash(), "idle_s": self.idle_s}
+        hello = {"root": self.root, "agent": agent_hash(), "idle_s": IDLE_S}
         self._send(hello)
         if self._send_program:
             self._send({"agent": True}, agent_program())

@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from remote.errors import ConnectionLost, Unreachable
-from remote.link import link
 from remote.link.answers import A
 from remote.link.link import Link, OnEvent, Upload, agent_hash
 from remote.project.own_trainer import runs_own_trainer
@@ -98,11 +97,7 @@ class Session:
         try:
             settings = self.project.settings
             self.link = Link(
-                self.connection,
-                settings.root,
-                settings.python,
-                link.IDLE_S,
-                new_there=not self._keeps_agent(),
+                self.connection, settings.root, settings.python, new_there=not self._keeps_agent()
             )
             self.link.__enter__()
         except BaseException:
@@ -118,11 +113,7 @@ class Session:
         """One more agent over the login that stands, for what goes side by side."""
         assert self.connection is not None
         return Link(
-            self.connection,
-            self.project.settings.root,
-            self.project.settings.python,
-            link.IDLE_S,
-            beside=True,
+            self.connection, self.project.settings.root, self.project.settings.python, beside=True
         )
 
     @property

@@ -35,7 +35,7 @@ PASSPHRASE = re.compile(r"passphrase for (?:key )?'?(?P<path>[^':]+)", re.I)
 
 
 class Askpass:
-    """Listens where only this user can connect; ssh's helper brings the question and takes the
+    """Listens where only this user can connect; ssh's helper sends the question and takes the
     answer back.
 
     Nothing secret stands on a command line, in the environment or in a file.

@@ -266,7 +266,7 @@ class Strict:
     def load(self, client: paramiko.SSHClient) -> None:
         client.set_missing_host_key_policy(self)  # type: ignore[arg-type]  # has the method that is called
         if self._lines("@revoked"):
-            return  # paramiko passes over these: every key is ours to judge
+            return  # paramiko passes over these: every key is ours to check
         for file in [*self.files, "/etc/ssh/ssh_known_hosts"]:
             with contextlib.suppress(OSError):
                 client.load_system_host_keys(file)

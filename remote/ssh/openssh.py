@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from remote.errors import RemoteError, UsageError
 from remote.screen.text import one_line
 from remote.ssh.connection import Connection
-from remote.ssh.process import Process
+from remote.ssh.process import Command, Process
 from remote.ssh.said import explain
 from remote.ssh.target import Host, Target, parse_spec, require_files
 
@@ -104,7 +104,7 @@ class OpenSSH(Connection):
         elif not target.can_ask:
             environment["SSH_ASKPASS_REQUIRE"] = "never"
         kept = Kept(self) if self.shared and not beside else None
-        process = Process(words, environment, self.host, target, self._explain, kept)
+        process = Process(Command(words, environment), self.host, target, self._explain, kept)
         self._running.append(process)
         return process
 

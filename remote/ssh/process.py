@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -57,6 +58,14 @@ class KeptLogin(Protocol):
     def end(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class Command:
+    """The words of an ssh command, and what stands in its environment."""
+
+    words: Sequence[str]
+    environment: Mapping[str, str]
+
+
 class Process:
     """One ssh process. Its words about itself go to a log file, the server's to stderr.
 
@@ -67,14 +76,13 @@ class Process:
 
     def __init__(
         self,
-        words: Sequence[str],
-        environment: Mapping[str, str],
+        command: Command,
         host: Host,
         target: Target,
         explain: Callable[[Process], RemoteError],
         kept: KeptLogin | None = None,
     ) -> None:
-        self._words, self._environment = words, environment
+        self._command = command
         self._host, self._target = host, target
         self._explain, self._kept = explain, kept
         self._changed = threading.Condition()
@@ -95,11 +103,11 @@ class Process:
         self._begun = time.monotonic()
         try:
             self._process = process = subprocess.Popen(
-                [self._words[0], "-E", str(self._log), *self._words[1:]],
+                [self._command.words[0], "-E", str(self._log), *self._command.words[1:]],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=self._environment,
+                env=self._command.environment,
                 # Where nobody can be asked, ssh gets no terminal: it can't ask by mistake.
                 start_new_session=not self._target.can_ask and os.name != "nt",
                 bufsize=0,

@@ -1,4 +1,4 @@
-"""What nvidia-smi says, unparsed: gpu_choice.py judges it, on either end."""
+"""What nvidia-smi says, unparsed: gpu_choice.py reads it, on either end."""
 
 import os
 import pwd

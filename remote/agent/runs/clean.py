@@ -13,7 +13,8 @@ from remote.agent.releases.releases import current_release, release_of
 from remote.agent.root.paths import HASH, RUN_ID, Layout, resolve_root, write_json
 from remote.agent.root.roots import lock, prepare_root, try_lock, unlock
 from remote.agent.runs.outputs import find_outputs
-from remote.agent.runs.records import FETCHED, FINAL, describe_run, find_run, list_runs, read_mark
+from remote.agent.runs.records import FETCHED, describe_run, find_run, list_runs, read_mark
+from remote.agent.shared.states import FINAL
 
 GONE = ".gone-"
 LEFTOVER_S = 3600.0

@@ -13,7 +13,8 @@ from remote.agent.calls import Call, Refusal, operation
 from remote.agent.data.datasets import find_data
 from remote.agent.root.paths import HASH, Layout, resolve_root
 from remote.agent.runs.queue import free_gpus
-from remote.agent.runs.records import FINAL, find_run
+from remote.agent.runs.records import find_run
+from remote.agent.shared.states import FINAL
 
 TOLD_EVERY_S = 2.0
 

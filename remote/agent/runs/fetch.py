@@ -3,7 +3,7 @@
 import hashlib
 import io
 import os
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 from remote.agent.calls import Call, Refusal, operation
 from remote.agent.releases.releases import release_of
@@ -67,7 +67,7 @@ def fetch_read(call: Call, root: str, run: str, ranges: List[Any]) -> Dict[str, 
         except OSError as error:
             call.event(file=path, offset=0, done=None, why=error.strerror)
         else:
-            sent += _send_file(call, file, path, have, have_sha256, end)
+            sent += _send_file(call, file, Range(path, have, have_sha256, end))
     return {"sent": sent}
 
 
@@ -133,9 +133,17 @@ def _open(layout: Layout, described: Dict[str, Any], path: str) -> Any:
     return open(place, "rb", buffering=0)
 
 
-def _send_file(
-    call: Call, file: Any, path: str, have: int, have_sha256: Optional[str], end: int
-) -> int:
+class Range(NamedTuple):
+    """Of a file, up to `end`. The laptop has the first `have` bytes, with that hash."""
+
+    path: str
+    have: int
+    have_sha256: Optional[str]
+    end: int
+
+
+def _send_file(call: Call, file: Any, asked: Range) -> int:
+    path, have, have_sha256, end = asked
     with file:
         digest, offset = hashlib.sha256(), 0
         if have and have_sha256:

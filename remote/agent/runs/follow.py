@@ -8,7 +8,8 @@ from typing import Any, Dict, Optional
 from remote.agent.calls import Call, operation
 from remote.agent.root.paths import Layout, resolve_root
 from remote.agent.runs.gpu_usage import last_sample
-from remote.agent.runs.records import FINAL, describe_run, find_run
+from remote.agent.runs.records import describe_run, find_run
+from remote.agent.shared.states import FINAL
 
 POLL_S = 0.25
 BATCH = 256 << 10

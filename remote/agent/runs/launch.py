@@ -1,4 +1,4 @@
-"""Runs: started once by their id, told truthfully, stopped politely."""
+"""Starting a run once for its id, and asking for its end."""
 
 import contextlib
 import os
@@ -19,8 +19,9 @@ from remote.agent.root.paths import Layout, read_json, resolve_root, write_json,
 from remote.agent.root.roots import keep_agent, prepare_root
 from remote.agent.runs.outputs import mark_copied
 from remote.agent.runs.queue import one_launch_at_a_time, require_free_gpus
-from remote.agent.runs.records import FINAL, find_run, queued_state
+from remote.agent.runs.records import find_run, queued_state
 from remote.agent.shared.names import session_name, socket_name
+from remote.agent.shared.states import FINAL
 
 
 @operation("run_start")

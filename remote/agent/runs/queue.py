@@ -11,8 +11,9 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 from remote.agent.calls import Refusal
 from remote.agent.machine.gpus import query_gpus
 from remote.agent.root.paths import Layout
-from remote.agent.runs.records import FINAL, list_runs
+from remote.agent.runs.records import list_runs
 from remote.agent.shared.gpu_choice import choose_gpus, held_gpus, parse_gpus
+from remote.agent.shared.states import FINAL
 
 POLL_S = float(os.environ.get("REMOTE_QUEUE_POLL_S", "5"))
 APART_S = float(os.environ.get("REMOTE_QUEUE_APART_S", "2"))

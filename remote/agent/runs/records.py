@@ -1,5 +1,5 @@
-"""What the files of a run say, judged by what can be seen now: a record of `running` whose
-processes are gone is told as what it is."""
+"""What the files of a run say, checked against what can be seen now: a record of `running` whose
+processes are gone is corrected."""
 
 import os
 import time
@@ -9,9 +9,6 @@ from remote.agent.calls import Call, Refusal, operation
 from remote.agent.machine.processes import boot_id, is_same, start_time
 from remote.agent.root.paths import RUN_ID, Layout, read_json, resolve_root
 from remote.agent.runs.terminal import read_shown
-
-FINAL = ("finished", "failed", "stopped")
-
 
 ATTEMPT = ("state", "reason", "cause", "exit_code", "host", "started", "ended")
 """What is kept of an attempt that has ended."""
@@ -40,11 +37,10 @@ def _number(value: object) -> float:
 
 
 def describe_run(layout: Layout, run: str) -> Dict[str, Any]:
-    """What the files say, judged: a record of `running` whose processes are gone is told as what it
-    is."""
+    """What the files say, checked: a record of `running` whose processes are gone is corrected."""
     directory = layout.run(run)
     asked = read_json(os.path.join(directory, "run.json")) or {}
-    state = judge(directory, read_json(os.path.join(directory, "state.json")) or {}, asked)
+    state = checked_state(directory, read_json(os.path.join(directory, "state.json")) or {}, asked)
     state["fetched"] = read_fetched(directory, state)
     state["checkpointed"] = newest_checkpoint(directory)
     if state.get("state") == "running" and not state.get("elsewhere"):
@@ -94,7 +90,7 @@ def read_fetched(directory: str, state: Dict[str, Any]) -> Optional[float]:
     return float(mark["time"]) if mark and not mark.get("narrowed") else None
 
 
-def judge(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) -> Dict[str, Any]:
+def checked_state(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) -> Dict[str, Any]:
     """Correct a recorded state by what can be seen now, on the host that recorded it; elsewhere it
     is told as recorded."""
     if state.get("state") not in ("queued", "running"):
@@ -106,7 +102,7 @@ def judge(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) -> Dict[
             elsewhere=True,
             reason=f"as recorded by {state.get('host')}, which alone can tell whether it lives",
         )
-    ended = dict(state, state="failed", judged=True)
+    ended = dict(state, state="failed", corrected=True)
     if state.get("boot_id") != boot_id():
         return dict(ended, reason="the server was rebooted", cause="rebooted")
     if state.get("state") == "queued" and not state.get("supervisor_pid"):
@@ -122,7 +118,7 @@ def judge(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) -> Dict[
             state, unsupervised=True, reason="its supervisor was killed; it trains on without one"
         )
     if asked.get("finish") == "summary" and os.path.exists(os.path.join(directory, "summary.json")):
-        return dict(state, state="finished", judged=True, reason=None)
+        return dict(state, state="finished", corrected=True, reason=None)
     if (
         start_time(_pid(state, "pid")) is not None
         or start_time(_pid(state, "supervisor_pid")) is not None

@@ -14,7 +14,8 @@ from remote.agent.root.paths import Layout, resolve_root, write_json
 from remote.agent.root.roots import lock, prepare_root, unlock
 from remote.agent.runs.launch import keep_address, launch, new_run
 from remote.agent.runs.queue import one_launch_at_a_time, require_free_gpus
-from remote.agent.runs.records import ATTEMPT, FINAL, find_run, queued_state
+from remote.agent.runs.records import ATTEMPT, find_run, queued_state
+from remote.agent.shared.states import FINAL
 from remote.agent.shared.trees import tree_hash
 
 SOURCE = "source/"

@@ -9,7 +9,8 @@ from remote.agent.calls import Call, Refusal, operation
 from remote.agent.root.paths import Layout, resolve_root
 from remote.agent.runs.clean import why_not_fetched
 from remote.agent.runs.queue import one_launch_at_a_time
-from remote.agent.runs.records import FINAL, list_runs
+from remote.agent.runs.records import list_runs
+from remote.agent.shared.states import FINAL
 
 COMMAND_S = 30.0
 FIRST_PERSON, NOBODY = 1000, 65534
