@@ -1,9 +1,10 @@
 """The recipes on a GPU: one command, under ten minutes, one table.
 
-    python benchmarks/gpu.py --data cifar-10-python.tar.gz            # standard for some epochs,
-    fast over five seeds, best once python benchmarks/gpu.py --data … --full
-    # standard to its end, and a plain ResNet-18 on the same images … --write
-    # into benchmarks/results/gpu.{md,json}
+    # standard for some epochs, fast over five seeds, best once:
+    python benchmarks/gpu.py --data cifar-10-python.tar.gz
+    # standard to its end, and a plain ResNet-18 on the same images:
+    python benchmarks/gpu.py --data … --full
+    … --write       # into benchmarks/results/gpu.{md,json}
 
 Clock: whitening, training and the final evaluation, without loading and compilation. Wall: the
 whole process, which is what a person waits for. Memory and use are nvidia-smi's, sampled twice a

@@ -1,10 +1,12 @@
 """The trainer beside its yardsticks, in one run on this machine.
 
-    python benchmarks/trainer.py standard                              # images/s beside a bare
-    PyTorch loop, some minutes python benchmarks/trainer.py fast --data DIR --seeds 3             #
-    accuracy and time of `fast` python benchmarks/trainer.py fast --data DIR --reference PORT.py   #
-    beside another program, in turn, seed by seed … --name original --write
-    # into benchmarks/results/trainer-<part>[-<name>].{md,json}
+    # images/s beside a bare PyTorch loop, some minutes:
+    python benchmarks/trainer.py standard
+    # accuracy and time of `fast`:
+    python benchmarks/trainer.py fast --data DIR --seeds 3
+    # beside another program, in turn, seed by seed:
+    python benchmarks/trainer.py fast --data DIR --reference PORT.py
+    … --name original --write       # into benchmarks/results/trainer-<part>[-<name>].{md,json}
 
 PORT.py is brought from outside the repository. It is called as `python PORT.py --data DIR --seed
 N`, and its last line must be JSON: {"accuracy": fraction, "clock": seconds, "test_images": n,

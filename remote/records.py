@@ -117,6 +117,9 @@ class Asked:
     release: str = ""
     finish: Finish = "exit"
     argv: tuple[str, ...] = ()
+    # The sweep that it belongs to, and its values there.
+    sweep: str | None = None
+    point: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_trainer(self) -> bool:

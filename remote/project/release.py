@@ -128,7 +128,7 @@ def is_fetched(path: str, own: str) -> bool:
     if not path.startswith(own + "/"):
         return False
     first = path[len(own) + 1 :].partition("/")[0]
-    return first == ".pending" or bool(FETCHED_RUN.fullmatch(first))
+    return first in (".pending", "sweeps") or bool(FETCHED_RUN.fullmatch(first))
 
 
 def why_nothing(project: Path) -> tuple[str, str]:

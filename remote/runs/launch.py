@@ -196,26 +196,31 @@ def place_run(launch: Launch, held: Mapping[str, str]) -> Placement:
 
 
 def start_new(launch: Launch, run: str) -> Started:
-    session, request, deployed = launch.session, launch.request, launch.deployed
-    made = deployed.environment
-
     def start(placement: Placement) -> Started:
-        there = Place(made.python, f"{launch.root}/runs/{run}", launch.images, placement.devices)
-        plain = dataclasses.replace(request, fields=())
-        command = session.project.settings.command
-        asked = describe_request(request, session.project) | {
-            "release": deployed.release.tree,
-            "origin": deployed.release.origin,
-            "environment_key": made.key,
-            "python": made.python,
-            "prefix": made.prefix,
-            "local": list(deployed.local),
-            "argv": plan_argv(session.project, request, there),
-            "resume_argv": resumed_argv(session.project, command, plain, there),
-        }
-        return start_run(session, run, asked | placement.as_asked(), request.notify)
+        asked = asked_for(launch, run, placement)
+        return start_run(launch.session, run, asked, launch.request.notify)
 
     return launch_on_free_gpus(launch, start)
+
+
+def asked_for(launch: Launch, run: str, placement: Placement) -> dict[str, Any]:
+    """run.json of a new run."""
+    project, request, deployed = launch.session.project, launch.request, launch.deployed
+    made = deployed.environment
+    there = Place(made.python, f"{launch.root}/runs/{run}", launch.images, placement.devices)
+    plain = dataclasses.replace(request, fields=())
+    return {
+        **describe_request(request, project),
+        "release": deployed.release.tree,
+        "origin": deployed.release.origin,
+        "environment_key": made.key,
+        "python": made.python,
+        "prefix": made.prefix,
+        "local": list(deployed.local),
+        "argv": plan_argv(project, request, there),
+        "resume_argv": resumed_argv(project, project.settings.command, plain, there),
+        **placement.as_asked(),
+    }
 
 
 def launch_on_free_gpus(launch: Launch, start: Callable[[Placement], S]) -> S:

@@ -44,9 +44,9 @@ def fetch_results(
     narrows that. Only what is missing or grew is transferred; after a broken connection the same
     command goes on where it stopped. Works while it trains.
 
-        fab -H user@host fetch-results --run latest fab -H user@host fetch-results --watch fab -H
-        user@host fetch-results --then-shutdown      # ends a rented server's bill; its command is
-        remote.shutdown
+        fab -H user@host fetch-results --run latest
+        fab -H user@host fetch-results --watch
+        fab -H user@host fetch-results --then-shutdown      # ends a rented server's bill
 
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 7 it
     can't be shut down, 10 a run has not ended, 11 no such run, 12 not verified or no room here.
@@ -166,9 +166,8 @@ def submit(
     claimed figure. Keys, tokens, .env files and home directories in settings stop it; SHA256SUMS
     covers every file. Nothing is pushed unless you say where.
 
-        fab submit --data cifar-10-python.tar.gz --push git@github.com:you/cifar10.git fab -H
-        user@host submit                             # on a laptop without torch or without the
-        images
+        fab submit --data cifar-10-python.tar.gz --push git@github.com:you/cifar10.git
+        fab -H user@host submit                  # on a laptop without torch or the images
 
     Exit codes: 0 ready, 2 usage, or something must not be handed in, 12 the figure is not given
     again, or the push failed; with -H also 3 to 7 as everywhere, and 11 the server no longer has

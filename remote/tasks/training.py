@@ -64,8 +64,8 @@ def train(
 
     The laptop may be closed afterwards. Ctrl-C while following leaves the training alone.
 
-        fab -H user@host train --recipe demo --set max_epochs=3 fab -H user@host train --resume
-        latest      # a run that the server no longer has is brought there from results/
+        fab -H user@host train --recipe demo --set max_epochs=3
+        fab -H user@host train --resume latest      # also one that only results/ has
 
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 7
     server, 8 environment, 9 GPU, 10 the training failed. After 4 the same command never starts a

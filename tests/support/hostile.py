@@ -1,8 +1,8 @@
 """A server that lies: a channel that answers the laptop's requests with whatever frames a test
 wants.
 
-with hostile(lambda op, args: [({"result": {...}}, b"")]):
-    done = lab.task("status")
+    with hostile(lambda op, args: [({"result": {...}}, b"")]):
+        done = lab.task("status")
 """
 
 from __future__ import annotations

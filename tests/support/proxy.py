@@ -1,9 +1,9 @@
 """A TCP relay on 127.0.0.1 whose attributes are the faults of a network.
 
     with Relay(server.host, server.port, latency_s=0.025) as relay:
-        relay.cut_after(10_000, "up")       # the connection is reset once 10,000 bytes went to the
-        server relay.stall = "down"                # nothing comes back any more relay.refuse = True
-        # nobody listens
+        relay.cut_after(10_000, "up")       # reset once 10,000 bytes went to the server
+        relay.stall = "down"                # nothing comes back any more
+        relay.refuse = True                 # nobody listens
 
 "up" is from the client to the server, "down" the other way.
 """

@@ -35,6 +35,8 @@ def take_gpus(
     meanwhile.
     """
     run, layout = os.path.basename(directory), Layout(os.path.dirname(os.path.dirname(directory)))
+    if not wanted:
+        return take_turn(layout, run, stop, tell, take)
     while not stop.is_set():
         first, reason = free_gpus(layout, run)
         before = ahead_of(layout, run)
@@ -62,8 +64,38 @@ def take_gpus(
     return False
 
 
+def take_turn(
+    layout: Layout,
+    run: str,
+    stop: threading.Event,
+    tell: Callable[[str], None],
+    take: Callable[[List[str], List[str]], None],
+) -> bool:
+    """On the processor one run after the other: wait until none goes that came before."""
+    while not stop.is_set():
+        with one_launch_at_a_time(layout):
+            before = ahead_of(layout, run)
+            goes = [
+                known
+                for known in list_runs(layout)
+                if known["state"] == "running"
+                or (known["state"] == "queued" and not known["asked"].get("queue"))
+            ]
+            if not goes and not before:
+                take([], [])
+                return True
+        tell(f"waits for its turn: {(before or goes)[0]['run']} is before it")
+        stop.wait(POLL_S)
+    return False
+
+
 def demand(runs: List[Dict[str, Any]]) -> int:
-    return sum(int(known["asked"].get("wanted_gpus") or 1) for known in runs)
+    return sum(wanted_by(known["asked"]) for known in runs)
+
+
+def wanted_by(asked: Dict[str, Any]) -> int:
+    wanted = asked.get("wanted_gpus")
+    return wanted if isinstance(wanted, int) else 1
 
 
 def ahead_of(layout: Layout, run: str) -> List[Dict[str, Any]]:

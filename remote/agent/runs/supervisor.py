@@ -16,7 +16,7 @@ from remote.agent.runs.disk_guard import DiskGuard
 from remote.agent.runs.gpu_usage import Sampler
 from remote.agent.runs.outcome import Ended, Outcome, may_restart, tell_outcome
 from remote.agent.runs.process import Process
-from remote.agent.runs.queue import take_gpus
+from remote.agent.runs.queue import take_gpus, wanted_by
 from remote.agent.runs.records import ATTEMPT
 
 DISK_EVERY_S = 1.0
@@ -189,7 +189,7 @@ class Supervisor:
             write_json(self.path("run.json"), self.asked)
             self.record(waiting=None)
 
-        wanted = int(self.asked.get("wanted_gpus") or 1)
+        wanted = wanted_by(self.asked)
         return take_gpus(self.directory, wanted, self.stop, tell, take)
 
     def who_stopped(self) -> str:

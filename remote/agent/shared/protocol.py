@@ -1,9 +1,11 @@
 """Frames over a byte stream, the same on both ends: two lengths, a JSON object, raw bytes.
 
->II   length of the JSON, length of the bytes JSON  {"id": n, "op": ..., "args": {...}} | {"id": n,
-"data": {...}} | {"id": n, "end": true} | {"ping": true}     to the agent
-      {"id": n, "event": {...}} | {"id": n, "result": {...}} | {"id": n, "error": {...}} | {"alive":
-      true}         from it
+>II   length of the JSON, length of the bytes
+
+to the agent    {"id": n, "op": ..., "args": {...}} | {"id": n, "data": {...}}
+                {"id": n, "end": true} | {"ping": true}
+from it         {"id": n, "event": {...}} | {"id": n, "result": {...}}
+                {"id": n, "error": {...}} | {"alive": true}
 """
 
 import json
