@@ -12,7 +12,7 @@ from pathlib import Path
 from invoke.collection import Collection
 
 from remote.project.settings import defaults
-from remote.tasks import command_line, demo, prepare, results, training
+from remote.tasks import command_line, demo, prepare, results, sweeps, training
 from remote.tasks.command_line import LINE
 
 TASKS = (
@@ -25,6 +25,7 @@ TASKS = (
     training.attach,
     results.tensorboard,
     training.stop,
+    sweeps.sweep,
     prepare.upload_data,
     prepare.check_gpu,
     prepare.doctor,

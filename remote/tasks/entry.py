@@ -132,7 +132,7 @@ def make_work(context: Any, name: str, display: Display, server: bool) -> Work:
     from remote.project.settings import parse_settings
 
     settings = parse_settings(dict(context.config.get("remote") or {}), LINE.project)
-    if LINE.words and name != "train":
+    if LINE.words and name not in ("train", "sweep"):
         raise UsageError(
             f"what follows -- belongs to train, not to {name}: {LINE.words[0]!r:.80}", step=name
         )

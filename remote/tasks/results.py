@@ -9,6 +9,7 @@ from invoke.context import Context
 from invoke.tasks import task
 
 from remote.tasks.entry import Work, carry_out
+from remote.tasks.sweeps import fetch_sweep, only_one
 
 
 @task(
@@ -25,6 +26,7 @@ from remote.tasks.entry import Work, carry_out
             " the server down"
         ),
         "yes": "don't ask before much is fetched, nor before the shutdown",
+        "sweep": "every run of this sweep from all hosts, with sweep.csv and sweep.png",
         "json": "print only JSON on stdout",
     },
 )
@@ -35,6 +37,7 @@ def fetch_results(
     watch: bool = False,
     then_shutdown: bool = False,
     yes: bool = False,
+    sweep: str | None = None,
     json: bool = False,
 ) -> None:
     """
@@ -53,7 +56,18 @@ def fetch_results(
     After 4 the same command goes on where it stopped.
     """
     options = FetchOptions(run, dest, watch, then_shutdown, yes)
-    carry_out(c, "fetch-results", lambda work: fetch(work, options), json=json)
+
+    def body(work: Work) -> int:
+        if sweep:
+            only_one(run, sweep)
+            return fetch_sweep(work, sweep, dest_of(work, dest))
+        return fetch(work, options)
+
+    carry_out(c, "fetch-results", body, json=json)
+
+
+def dest_of(work: Work, dest: str | None) -> Path:
+    return Path(dest).expanduser() if dest else work.project.dest
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,7 @@ def fetch(work: Work, options: FetchOptions) -> int:
     from remote.transfer.fetch import fetch_run
 
     watching, ask = options.watch or options.then_shutdown, not options.yes
-    dest = Path(options.dest).expanduser() if options.dest else work.project.dest
+    dest = dest_of(work, options.dest)
     answers = []
     for target in [work.only_target()] if watching else work.targets:
         with work.session(target) as session:

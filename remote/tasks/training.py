@@ -9,6 +9,7 @@ from invoke.tasks import task
 
 from remote.errors import UsageError
 from remote.tasks.entry import Work, carry_out
+from remote.tasks.sweeps import only_one, status_of_sweep, stop_sweep
 
 if TYPE_CHECKING:
     from remote.runs.request import TrainOptions
@@ -107,8 +108,14 @@ def start(work: Work, options: TrainOptions) -> int:
         )
 
 
-@task(auto_shortflags=False, help={"json": "print only JSON on stdout: a list, newest run first"})
-def status(c: Context, json: bool = False) -> None:
+@task(
+    auto_shortflags=False,
+    help={
+        "sweep": "compare the points of this sweep",
+        "json": "print only JSON on stdout: a list, newest run first",
+    },
+)
+def status(c: Context, sweep: str | None = None, json: bool = False) -> None:
     """
     Show all runs of this project on the server: state, progress, accuracy, GPUs.
 
@@ -117,7 +124,11 @@ def status(c: Context, json: bool = False) -> None:
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused.
     A server that can't be reached is shown as unreachable, never as a failed run.
     """
-    carry_out(c, "status", _status, json=json)
+
+    def body(work: Work) -> int:
+        return status_of_sweep(work, sweep) if sweep else _status(work)
+
+    carry_out(c, "status", body, json=json)
 
 
 def _status(work: Work) -> int:
@@ -206,8 +217,14 @@ def attach(c: Context, run: str = "latest") -> None:
     carry_out(c, "attach", body)
 
 
-@task(auto_shortflags=False, help={"run": "latest, or a run's id, its beginning or its name"})
-def stop(c: Context, run: str = "latest") -> None:
+@task(
+    auto_shortflags=False,
+    help={
+        "run": "latest, or a run's id, its beginning or its name",
+        "sweep": "every run of this sweep, on all hosts",
+    },
+)
+def stop(c: Context, run: str = "latest", sweep: str | None = None) -> None:
     """
     Stop a run politely: it has a minute to save its state.
 
@@ -216,6 +233,9 @@ def stop(c: Context, run: str = "latest") -> None:
     """
 
     def body(work: Work) -> int:
+        if sweep:
+            only_one(run, sweep)
+            return stop_sweep(work, sweep)
         from remote.runs.launch import stop_one
 
         with work.only_session() as session:

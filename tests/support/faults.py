@@ -16,7 +16,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,9 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "clean": {},
     "upload_data": {"name": None},
     "doctor": {},
+    "sweep": {},
 }
-WITHOUT_JSON = ("train", "stop")
+WITHOUT_JSON = ("train", "stop", "sweep")
 TASKS = {task.name.replace("-", "_"): task for task in tasks.TASKS}
 LOST, UNREACHABLE = 4, 3
 
@@ -169,19 +170,22 @@ def run_task(
     name: str,
     project: Path,
     settings: Mapping[str, Any],
-    target: Target,
+    targets: Target | Sequence[Target],
     as_json: bool,
     /,
+    words: Sequence[str] = (),
     **options: Any,
 ) -> Done:
-    """As fabfile.py calls it. A bug's traceback would come out as an exception."""
+    """As fabfile.py calls it, with `words` behind `--`. A bug's traceback would come out as an
+    exception."""
 
     class Context:
         config: Any = {"remote": dict(settings)}  # noqa: RUF012  as Fabric gives it
 
     out, err = io.StringIO(), io.StringIO()
     begun = time.monotonic()
-    LINE.targets, LINE.project = [target], project
+    LINE.targets = [targets] if isinstance(targets, Target) else list(targets)
+    LINE.project, LINE.words = project, list(words)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         asked = {
             **OPTIONS[name],

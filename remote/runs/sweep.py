@@ -1,0 +1,246 @@
+"""`sweep`: one run for each point of a grid, spread over the hosts' own queues. What was started
+where is remembered here before it is started, so that the same command never starts a point
+twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from remote.deploy.deploy import deploy, show_steps
+from remote.deploy.gpus import unusable_reason
+from remote.errors import RemoteError, UsageError
+from remote.link.answers import Facts
+from remote.link.session import Project, Session
+from remote.runs.launch import Launch, Placement, asked_for, prepare_launch, start_patiently
+from remote.runs.listing import list_runs
+from remote.runs.request import (
+    Pending,
+    TrainOptions,
+    TrainRequest,
+    new_run_id,
+    parse_request,
+    start_run,
+)
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z")
+KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
+MOST = 1000
+"""Points of one sweep."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Values of a grid, and their run. `sent`: its start was asked for, and may have happened;
+    `started`: it has."""
+
+    values: Mapping[str, str]
+    run: str | None = None
+    host: str | None = None
+    sent: bool = False
+    started: bool = False
+
+    @property
+    def label(self) -> str:
+        return " ".join(f"{key}={value}" for key, value in self.values.items())
+
+
+def parse_grid(given: Sequence[str]) -> list[dict[str, str]]:
+    """Every combination of `key=a,b,c`, the last key's values changing first. Raises UsageError."""
+    axes: dict[str, list[str]] = {}
+    for item in given:
+        key, sign, text = item.partition("=")
+        values = [value.strip() for value in text.split(",") if value.strip()]
+        if not sign or not KEY.match(key) or not values:
+            raise UsageError(
+                f"--grid needs key=value,value,…, not {item!r:.80}",
+                step="sweep",
+                remedy="for example --grid learning_rate=0.001,0.002 --grid seed=1,2,3",
+            )
+        if key in axes:
+            raise UsageError(f"--grid {key} is given twice", step="sweep")
+        axes[key] = list(dict.fromkeys(values))
+    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    if not given or len(points) > MOST:
+        what = f"{len(points)} points, {MOST} at most" if given else "--grid is missing"
+        raise UsageError(f"a sweep needs a grid: {what}", step="sweep", remedy="--grid seed=1,2,3")
+    return points
+
+
+def options_of(options: TrainOptions, values: Mapping[str, str], own: bool) -> TrainOptions:
+    """A point's own options: fields of our trainer, or the words of a command of one's own with
+    {key} in them replaced. Raises UsageError where a key or a {key} has no counterpart."""
+    if own:
+        fields = [*options.fields, *(f"{key}={value}" for key, value in values.items())]
+        return dataclasses.replace(options, fields=fields)
+    words = list(options.arguments or ())
+    named = {key for word in words for key in re.findall(r"\{([A-Za-z_][\w.-]*)\}", word)}
+    if named != values.keys():
+        wrong = ", ".join(sorted(named ^ values.keys()))
+        raise UsageError(
+            f"--grid and the {{…}} behind -- name different things: {wrong}",
+            step="sweep",
+            remedy="fab -H … sweep --grid lr=0.1,0.2 -- --lr {lr}",
+        )
+    for key, value in values.items():
+        words = [word.replace(f"{{{key}}}", value) for word in words]
+    return dataclasses.replace(options, arguments=words)
+
+
+# -- what is remembered here
+
+
+class Book:
+    """results/sweeps/NAME/sweep.json: every point, written before anything is started."""
+
+    def __init__(self, project: Project, name: str) -> None:
+        self.name = name
+        self.directory = project.dest / "sweeps" / name
+        self.points = self._read()
+
+    def _read(self) -> list[Point]:
+        try:
+            value = json.loads((self.directory / "sweep.json").read_text(encoding="utf-8"))
+            return [Point(**point) for point in value["points"]]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UsageError(
+                f"{self.directory}/sweep.json can't be read",
+                step="sweep",
+                remedy="remove it, and give another --name",
+            ) from None
+
+    def add(self, values: Iterable[Mapping[str, str]]) -> None:
+        known = [dict(point.values) for point in self.points]
+        self.points += [Point(new) for new in values if dict(new) not in known]
+        self.write()
+
+    def change(self, point: Point, **changes: Any) -> Point:
+        changed = dataclasses.replace(point, **changes)
+        self.points[self.points.index(point)] = changed
+        self.write()
+        return changed
+
+    def write(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        place = self.directory / "sweep.json"
+        rows = [dataclasses.asdict(point) for point in self.points]
+        text = json.dumps({"name": self.name, "points": rows}, indent=1)
+        place.with_suffix(".tmp").write_text(text, encoding="utf-8")
+        os.replace(place.with_suffix(".tmp"), place)
+
+
+def default_name(project: Project, options: TrainOptions, grid: Sequence[str]) -> str:
+    """The same for the same command."""
+    key = repr((project.settings.command, options, sorted(grid)))
+    return f"sweep-{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
+
+
+# -- which host
+
+
+def capacity(facts: Facts) -> int:
+    """Runs that go at once there: one for each GPU that can be used, else one on the processor."""
+    return max(1, sum(not unusable_reason(gpu) for gpu in facts.gpus.gpus))
+
+
+def assign(points: Sequence[Point], hosts: Mapping[str, Facts]) -> dict[str, list[Point]]:
+    """Points by host. Those that may have been started stay where they are; others go where the
+    shortest queue is, for the GPUs there."""
+    loads = {
+        host: sum(r.state in ("queued", "running") for r in f.runs) for host, f in hosts.items()
+    }
+    given: dict[str, list[Point]] = {host: [] for host in hosts}
+    for point in points:
+        if point.sent:
+            if point.host in given:
+                given[str(point.host)].append(point)
+            continue
+        host = min(hosts, key=lambda name: (loads[name] + 1) / capacity(hosts[name]))
+        loads[host] += 1
+        given[host].append(point)
+    return given
+
+
+# -- starting
+
+
+def start_points(
+    session: Session, book: Book, points: Sequence[Point], options: Callable[[Point], TrainOptions]
+) -> int:
+    """Start those of the host's points that are not there yet; returns how many were."""
+    there = (
+        {run.run for run in list_runs(session)} if any(point.sent for point in points) else set()
+    )
+    waiting = []
+    for point in points:
+        if point.sent and point.run in there:
+            book.change(point, started=True)
+        else:
+            waiting.append(point)
+    if not waiting:
+        return 0
+    asked = [(point, parse_request(session.project, options(point))) for point in waiting]
+    deployed = deploy(session, data=asked[0][1].data)
+    show_steps(session.display, deployed, only_changes=True)
+    for number, (point, request) in enumerate(asked, 1):
+        pending = Pending(session.project, session.host, request, book.name)
+        launch = prepare_launch(session, request, deployed, pending)
+        start_point(launch, book, point)
+        session.display.progress(f"{session.host}: {number} of {len(asked)} points started")
+    session.display.clear()
+    return len(asked)
+
+
+def start_point(launch: Launch, book: Book, point: Point) -> None:
+    session, request = launch.session, launch.request
+    index = book.points.index(point) + 1
+    name = f"{book.name}-{index}"
+    run = point.run or new_run_id(name)
+    point = book.change(point, run=run, host=session.host, sent=True)
+    named = dataclasses.replace(launch, request=dataclasses.replace(request, name=name))
+    asked = asked_for(named, run, queued(launch, request))
+    asked |= {"sweep": book.name, "point": dict(point.values)}
+    start_patiently(session, partial(start_run, session, run, asked, request.notify))
+    book.change(point, started=True)
+
+
+def queued(launch: Launch, request: TrainRequest) -> Placement:
+    """Every point waits in the server's queue: for GPUs, or for its turn on the processor."""
+    has_gpu = bool(launch.deployed.facts.gpus.gpus) and launch.wants_gpu
+    return Placement((), queue=True, wanted=(request.gpus or 1) if has_gpu else 0)
+
+
+def check_points(
+    project: Project, options: TrainOptions, values: Sequence[Mapping[str, str]]
+) -> None:
+    """Raises UsageError with the first point that can't be trained; nothing has been sent by
+    then."""
+    for point in values:
+        try:
+            parse_request(project, options_of(options, point, project.has_own_trainer))
+        except RemoteError as error:
+            error.message = f"{Point(point).label}: {error.message}"
+            raise
+
+
+def check_name(name: str) -> str:
+    if not NAME.match(name):
+        raise UsageError(
+            f"--name may hold letters, digits, - and _, 32 at most, not {name!r:.80}", step="sweep"
+        )
+    return name
+
+
+def results_of(project: Project, name: str) -> Path:
+    return project.dest / "sweeps" / name

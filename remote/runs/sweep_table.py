@@ -1,0 +1,185 @@
+"""A sweep's runs compared: one row for each point, the mean over seeds, the best; as a table, JSON,
+CSV and a picture."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remote.records import Run
+from remote.screen.display import Display, percent, show
+
+SEED = "seed"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A point of the sweep. `run` None: it is not known to any host that was asked."""
+
+    values: Mapping[str, str]
+    host: str | None
+    run: Run | None
+    # What is known of a point without a run.
+    remark: str = ""
+
+    @property
+    def accuracy(self) -> float | None:
+        """On the test set where it was read, else the best on the validation set."""
+        if self.run is None:
+            return None
+        tested, metrics = self.run.summary.test_accuracy, self.run.progress.metrics
+        return next(
+            (
+                value
+                for value in (tested, metrics.best_val_accuracy, metrics.val_accuracy)
+                if value is not None
+            ),
+            None,
+        )
+
+    @property
+    def kind(self) -> str:
+        return "test" if self.run and self.run.summary.test_accuracy is not None else "val"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Points that differ in their seed alone: n, mean and sample standard deviation (None below
+    two)."""
+
+    values: Mapping[str, str]
+    n: int
+    mean: float
+    sd: float | None
+
+
+def group_rows(rows: Sequence[Row]) -> list[Group]:
+    """The best mean first. Of runs that have finished."""
+    found: dict[tuple[tuple[str, str], ...], list[float]] = {}
+    for row in rows:
+        if row.accuracy is not None and row.run is not None and row.run.state == "finished":
+            key = tuple((name, value) for name, value in row.values.items() if name != SEED)
+            found.setdefault(key, []).append(row.accuracy)
+    groups = [
+        Group(
+            dict(key),
+            len(values),
+            statistics.mean(values),
+            statistics.stdev(values) if len(values) > 1 else None,
+        )
+        for key, values in found.items()
+    ]
+    return sorted(groups, key=lambda group: -group.mean)
+
+
+def label_of(values: Mapping[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in values.items()) or "all"
+
+
+def describe_group(group: Group) -> str:
+    spread = f" ± {100 * group.sd:.2f}" if group.sd is not None else ""
+    return f"{percent(group.mean)}{spread} (n={group.n})"
+
+
+def show_sweep(display: Display, name: str, rows: Sequence[Row]) -> None:
+    keys = list(dict.fromkeys(key for row in rows for key in row.values))
+    cells = [
+        [
+            *(row.values.get(key) for key in keys),
+            row.host,
+            row.run.run if row.run else None,
+            row.run.state if row.run else row.remark,
+            f"{row.kind} {percent(row.accuracy)}" if row.accuracy is not None else None,
+        ]
+        for row in rows
+    ]
+    display.table([*keys, "host", "run", "state", "accuracy"], cells)
+    states = [row.run.state if row.run else "not started" for row in rows]
+    counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    display.line(f"{name}: {len(rows)} points: {counted}")
+    groups = group_rows(rows)
+    if any(SEED in row.values for row in rows) and len(groups) > 1:
+        display.table(
+            ["mean over seeds", "accuracy"],
+            [[label_of(group.values), describe_group(group)] for group in groups],
+        )
+    if groups:
+        display.line(f"best: {label_of(groups[0].values)}: {describe_group(groups[0])}")
+
+
+def sweep_json(name: str, rows: Sequence[Row]) -> dict[str, Any]:
+    return {
+        "sweep": name,
+        "points": [
+            {
+                "values": dict(row.values),
+                "host": row.host,
+                "run": row.run.run if row.run else None,
+                "state": row.run.state if row.run else None,
+                "accuracy": row.accuracy,
+                "accuracy_of": row.kind if row.accuracy is not None else None,
+            }
+            for row in rows
+        ],
+        "groups": [
+            {"values": dict(group.values), "n": group.n, "mean": group.mean, "sd": group.sd}
+            for group in group_rows(rows)
+        ],
+    }
+
+
+def write_csv(place: Path, rows: Sequence[Row]) -> None:
+    keys = list(dict.fromkeys(key for row in rows for key in row.values))
+    head = ["host", "run", "state", "epochs", "seconds", "test_accuracy", "best_val_accuracy"]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*keys, *head])
+        for row in rows:
+            run = row.run or Run("")
+            metrics = [
+                run.summary.epochs if run.summary.epochs is not None else run.progress.epoch,
+                run.summary.seconds,
+                run.summary.test_accuracy,
+                run.progress.metrics.best_val_accuracy,
+            ]
+            values = [row.values.get(key) for key in keys]
+            writer.writerow([*values, row.host, run.run, run.state, *metrics])
+
+
+def write_picture(place: Path, name: str, rows: Sequence[Row]) -> str | None:
+    """Mean and spread of every group, the best above. Returns why there is none."""
+    groups = group_rows(rows)
+    if not groups:
+        return "no point has finished with an accuracy yet"
+    if importlib.util.find_spec("matplotlib") is None:
+        return "matplotlib is not installed here: pip install matplotlib"
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.2 + 0.35 * len(groups)), layout="constrained")
+    axes = figure.add_subplot()
+    places = list(range(len(groups)))[::-1]
+    means = [100 * group.mean for group in groups]
+    axes.errorbar(
+        means, places, xerr=[100 * (group.sd or 0.0) for group in groups], fmt="o", capsize=3
+    )
+    axes.set_yticks(places, [f"{label_of(group.values)} (n={group.n})" for group in groups])
+    axes.set_xlabel("accuracy, % (mean; bars: sample standard deviation over seeds)")
+    axes.set_title(name)
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(place, dpi=120)
+    return None
+
+
+def tell_files(display: Display, directory: Path, name: str, rows: Sequence[Row]) -> None:
+    """Write sweep.csv and sweep.png, and say where they are."""
+    write_csv(directory / "sweep.csv", rows)
+    problem = write_picture(directory / "sweep.png", name, rows)
+    display.line(f"  {show(directory / 'sweep.csv')}{'' if problem else ', sweep.png'}")
+    if problem:
+        display.note(f"no picture: {problem}")

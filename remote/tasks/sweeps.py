@@ -1,0 +1,220 @@
+"""`sweep`, and what `status`, `stop` and `fetch-results` do with --sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from remote.errors import NotFound, RemoteError, UsageError
+from remote.tasks.entry import Work, carry_out
+
+if TYPE_CHECKING:
+    from remote.runs.request import TrainOptions
+    from remote.runs.sweep import Book, Point
+    from remote.runs.sweep_table import Row
+    from remote.tasks.run_tables import Answers
+
+
+@task(
+    auto_shortflags=False,
+    iterable=["grid", "set"],
+    help={
+        "grid": "key=value,value,…: a field of the recipe, or {key} behind --; several times",
+        "name": "the sweep's name (default: the same for the same command)",
+        "recipe": "standard, demo or another of trainer/recipes (default: remote.recipe)",
+        "set": "field=value for all points; may be given several times",
+        "data": "where the data is on the servers",
+        "gpus": "GPUs for each point (default: 1)",
+        "max-restarts": "after a crash or a kill the server itself goes on, so often",
+    },
+)
+def sweep(
+    c: Context,
+    grid: list[str] | None = None,
+    name: str | None = None,
+    recipe: str | None = None,
+    set: list[str] | None = None,
+    data: str | None = None,
+    gpus: int = 0,
+    max_restarts: int = 0,
+) -> None:
+    """
+    Start one run for every combination of values, spread over the hosts' own queues.
+
+    The laptop may be closed afterwards. The same command again starts what is not started yet, and
+    nothing twice. A server without GPUs trains one point after the other.
+
+        fab -H a,b sweep --grid learning_rate=0.001,0.002 --grid seed=1,2,3 --name rates
+        fab -H a,b status --sweep rates
+        fab -H a,b fetch-results --sweep rates        # with sweep.csv and sweep.png
+        fab -H a sweep --grid lr=0.1,0.2 -- --lr {lr}  # for a command of one's own
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 7
+    server, 8 environment, 9 GPU.
+    """
+
+    def body(work: Work) -> int:
+        from remote.runs.request import TrainOptions
+
+        options = TrainOptions(
+            recipe=recipe,
+            fields=set or [],
+            data=data,
+            gpus=gpus or None,
+            max_restarts=max_restarts,
+            arguments=work.words or None,
+        )
+        return start(work, options, grid or [], name)
+
+    carry_out(c, "sweep", body)
+
+
+def start(work: Work, options: TrainOptions, grid: Sequence[str], name: str | None) -> int:
+    from remote.deploy.deploy import gpu_facts
+    from remote.runs import sweep as sweeps
+
+    values = sweeps.parse_grid(grid)
+    own = work.project.has_own_trainer
+    sweeps.check_points(work.project, options, values)
+    chosen = sweeps.check_name(name or sweeps.default_name(work.project, options, grid))
+    book = sweeps.Book(work.project, chosen)
+    book.add(values)
+    answers = work.on_all(gpu_facts)
+    hosts = {target.spec: facts for target, facts, error in answers if not error}
+    for target, _, error in answers:
+        if error:
+            work.display.note(f"{target.spec}: {error.message}; its part goes to the others")
+    if not hosts:
+        raise next(error for _, _, error in answers if error)
+
+    def options_of(point: Point) -> TrainOptions:
+        return sweeps.options_of(options, point.values, own)
+
+    failed: list[RemoteError] = []
+    for host, points in sweeps.assign(book.points, hosts).items():
+        target = next(target for target in work.targets if target.spec == host)
+        try:
+            with work.session(target) as session:
+                started = sweeps.start_points(session, book, points, options_of)
+            work.display.line(f"{host}: {started} runs started, {len(points)} points in all")
+        except RemoteError as error:
+            work.display.note(f"{host}: {error.message}")
+            failed.append(error)
+    return tell_started(work, book, failed)
+
+
+def tell_started(work: Work, book: Book, failed: Sequence[RemoteError]) -> int:
+    """What stands now, and what to type next."""
+    missing = sum(not point.started for point in book.points)
+    typed = ",".join(target.typed for target in work.targets)
+    work.display.line(f"{book.name}: {len(book.points) - missing} of {len(book.points)} points")
+    if missing:
+        work.display.note(f"{missing} points are not started; the same command starts them")
+    work.display.line(f"see them: fab -H {typed} status --sweep {book.name}")
+    work.display.line(f"fetch them: fab -H {typed} fetch-results --sweep {book.name}")
+    return failed[0].exit_code if failed else 0
+
+
+# -- with --sweep
+
+
+def rows_of(work: Work, name: str, answers: Answers) -> list[Row]:
+    """The sweep's points in its own order: what the hosts tell, and what only our own record
+    knows. Raises NotFound where nobody knows the sweep."""
+    from remote.runs.sweep import Book, check_name
+    from remote.runs.sweep_table import Row
+
+    book = Book(work.project, check_name(name))
+    told = {
+        run.run: (target.spec, run)
+        for target, runs, _ in answers
+        for run in runs or []
+        if run.asked.sweep == name
+    }
+    down = {target.spec: error.message for target, _, error in answers if error}
+    rows = []
+    for point in book.points:
+        host, run = told.pop(point.run or "", (point.host, None))
+        remark = down.get(host or "") or ("not started" if not point.sent else "not told")
+        rows.append(Row(point.values, host, run, remark))
+    found = sorted(told.values(), key=lambda pair: pair[1].run)
+    rows += [Row(run.asked.point, host, run) for host, run in found]
+    if not rows:
+        hosts = ", ".join(target.spec for target in work.targets)
+        raise NotFound(
+            f"no sweep {name!r:.80} here or on {hosts}", remedy="fab -H … status lists all runs"
+        )
+    return rows
+
+
+def status_of_sweep(work: Work, name: str) -> int:
+    from remote.runs.listing import list_runs
+    from remote.runs.sweep_table import show_sweep, sweep_json
+
+    answers = work.on_all(list_runs)
+    rows = rows_of(work, name, answers)
+    work.tell_json(sweep_json(name, rows))
+    if not work.json:
+        show_sweep(work.display, name, rows)
+    for target, _, error in answers:
+        if error:
+            work.display.note(f"{target.spec}: {error.message}")
+    return work.first_failure(answers)
+
+
+def stop_sweep(work: Work, name: str) -> int:
+    """Every run of it that has not ended; what waits goes first, so that nothing moves up."""
+    from remote.link.answers import Stopping
+    from remote.link.session import who_am_i
+    from remote.runs.launch import wait_until_stopped
+    from remote.runs.listing import list_runs
+
+    answers = work.on_all(list_runs)
+    rows_of(work, name, answers)
+    for target, runs, _ in answers:
+        live = [run for run in runs or [] if run.asked.sweep == name and run.goes_on]
+        if not live:
+            continue
+        with work.session(target) as session:
+            for run in sorted(live, key=lambda run: run.state != "queued"):
+                session.ask(Stopping, run=run.run, who=who_am_i())
+            for run in live:
+                if run.state == "running":
+                    wait_until_stopped(session, run.run)
+            work.display.line(f"{target.spec}: {len(live)} runs stopped")
+    return work.first_failure(answers)
+
+
+def fetch_sweep(work: Work, name: str, dest: Path) -> int:
+    """All of its runs, each as `fetch-results` does, and the comparison."""
+    from remote.runs.listing import list_runs
+    from remote.runs.sweep_table import show_sweep, sweep_json, tell_files
+    from remote.transfer.fetch import fetch_run
+
+    answers = work.on_all(list_runs)
+    rows = rows_of(work, name, answers)
+    for target, runs, _ in answers:
+        mine = [run for run in runs or [] if run.asked.sweep == name]
+        if not mine:
+            continue
+        with work.session(target) as session:
+            received = 0
+            for run in mine:
+                fetched = fetch_run(session, run.run, dest, ask=False)
+                received += fetched.received
+            size = f"{received / 2**20:.1f} MiB"
+            work.display.line(f"{target.spec}: {len(mine)} runs, {size} received, all verified")
+    work.tell_json(sweep_json(name, rows))
+    if not work.json:
+        show_sweep(work.display, name, rows)
+    tell_files(work.display, dest / "sweeps" / name, name, rows)
+    return work.first_failure(answers)
+
+
+def only_one(run: str, name: str) -> None:
+    if run != "latest":
+        raise UsageError(f"--run {run} and --sweep {name}: give one of them")

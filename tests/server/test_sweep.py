@@ -1,0 +1,162 @@
+"""Sweeps: a run for each point, on several hosts, none twice and none lost."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote.link.session import Session
+from remote.ssh.target import Target
+from tests.support.faults import Done, Lab, run_task, wait_until
+from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
+from tests.support.sshd import MakeServer
+
+QUICK = {"REMOTE_QUEUE_POLL_S": "0.2", "REMOTE_QUEUE_APART_S": "0.1"}
+STUB = """
+lr=$2 seed=$4
+echo "$lr $seed" >> "$HOME/ran"; sleep ${6:-0}
+printf '{"test_accuracy": 0.%s%s, "epochs": 3}' "$lr" "$seed" > "$REMOTE_RUN_DIR/summary.json"
+"""
+GRID = ["lr=70,80", "seed=1,2,3"]
+WORDS = ("--lr", "{lr}", "--seed", "{seed}")
+
+
+class Two(Lab):
+    """One project and two servers, named a and b."""
+
+    second: Lab
+
+    def targets(self, names: str = "ab") -> list[Target]:
+        made = []
+        for name, server in (("a", self.server), ("b", self.second.server)):
+            config = self.directory / f"config-{name}"
+            text = Path(server.ssh_config).read_text().replace("Host loopback", f"Host {name}")
+            config.write_text(text)
+            made.append(replace(self.target(), spec=name, ssh_config=str(config)))
+        return [target for target in made if target.spec in names]
+
+    def on(self, names: str, task: str, words: Sequence[str] = (), **options: Any) -> Done:
+        as_json = options.pop("json", False)
+        return run_task(
+            task,
+            self.project,
+            self.all_settings,
+            self.targets(names),
+            as_json,
+            words=words,
+            **options,
+        )
+
+    def sweep(self, names: str = "ab", words: Sequence[str] = WORDS, **options: Any) -> Done:
+        return self.on(names, "sweep", words, grid=options.pop("grid", GRID), **options)
+
+    def points(self, name: str = "rates") -> list[dict[str, Any]]:
+        told = self.on("ab", "status", sweep=name, json=True)
+        found: list[dict[str, Any]] = json.loads(told.out)["points"]
+        return found
+
+    def ran(self) -> Counter[str]:
+        """How often each point was trained, on both hosts."""
+        files = [server.home / "ran" for server in (self.server, self.second.server)]
+        return Counter(line for file in files if file.exists() for line in file.open())
+
+    def finished(self, count: int = 6) -> bool:
+        return [row["state"] for row in self.points()].count("finished") == count
+
+
+@pytest.fixture
+def lab(make_server: MakeServer, tmp_path: Path) -> Two:
+    lab = Two(make_server(env=QUICK), tmp_path, files={"train.sh": STUB})
+    lab.second = Lab(make_server(env=QUICK), tmp_path / "second")
+    return lab
+
+
+def test_points_are_spread_compared_and_fetched(lab: Two) -> None:
+    write_nvidia_smi(Path(lab.server.path) / "nvidia-smi", [FakeGpu(), FakeGpu()])
+    write_nvidia_smi(Path(lab.second.server.path) / "nvidia-smi", [FakeGpu()])
+    done = lab.sweep(name="rates")
+    assert done.code == 0 and "rates: 6 of 6 points" in done.out, done
+    wait_until(lab.finished)
+    assert set(lab.ran().values()) == {1} and len(lab.ran()) == 6
+    hosts = Counter(row["host"] for row in lab.points())
+    assert hosts == {"a": 4, "b": 2}, "by the GPUs that they have"
+    assert all(run["gpus"] for run in lab.rows()), "through the server's queue"
+    shown = lab.on("ab", "status", sweep="rates").out
+    assert "6 points: 6 finished" in shown and "best: lr=80: 80.20% ± 0.10 (n=3)" in shown, shown
+    fetched = lab.on("ab", "fetch_results", sweep="rates")
+    assert fetched.code == 0, fetched
+    rows = list(csv.DictReader((lab.results / "sweeps/rates/sweep.csv").open()))
+    assert [row["test_accuracy"] for row in rows] == [f"0.{r}{s}" for r in (70, 80) for s in "123"]
+    assert all((lab.results / row["run"] / "summary.json").exists() for row in rows)
+    assert (lab.results / "sweeps/rates/sweep.png").exists() or "no picture" in fetched.err
+
+
+def test_the_same_command_starts_nothing_twice_and_goes_on_where_it_was_cut(
+    lab: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, asked = Session.ask, []
+
+    def cut(self: Session, kind: Any, *arguments: Any, **options: Any) -> Any:
+        answer = original(self, kind, *arguments, **options)
+        if kind.OP == "run_start":
+            asked.append(kind)
+            if len(asked) == 3:
+                raise KeyboardInterrupt  # it has been started, and nobody has heard so
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "ask", cut)
+        assert lab.sweep(name="rates").code == 130
+    assert "6 of 6 points" in lab.sweep(name="rates").out
+    again = lab.sweep(name="rates")
+    assert again.code == 0 and "a: 0 runs started" in again.out and "b: 0 runs" in again.out, again
+    wait_until(lab.finished)
+    assert set(lab.ran().values()) == {1} and len(lab.ran()) == 6
+    more = lab.sweep(name="rates", grid=["lr=70,80", "seed=1,2,3,4"])
+    assert "8 of 8 points" in more.out
+    wait_until(lambda: lab.finished(8))
+    assert set(lab.ran().values()) == {1} and len(lab.ran()) == 8
+
+
+def test_a_host_that_is_down_leaves_its_part_to_the_others(lab: Two) -> None:
+    lab.second.server.close()
+    done = lab.sweep(name="rates")
+    assert done.code == 0 and "b: " in done.err and "its part goes to the others" in done.err, done
+    wait_until(lambda: lab.on("a", "status", sweep="rates").out.count("finished") >= 6)
+    assert len(lab.ran()) == 6
+
+
+def test_on_a_processor_one_point_after_the_other_and_all_can_be_stopped(lab: Two) -> None:
+    words = (*WORDS, "--for", "30")
+    assert lab.sweep("a", words, name="rates").code == 0
+    wait_until(lambda: any(row["state"] == "running" for row in lab.points()))
+    states = Counter(row["state"] for row in lab.points())
+    assert states == {"running": 1, "queued": 5}
+    assert lab.on("a", "stop", sweep="rates").code == 0
+    wait_until(lambda: all(row["state"] == "stopped" for row in lab.points()))
+    assert len(lab.ran()) == 1
+
+
+@pytest.mark.parametrize(
+    ("grid", "words", "problem"),
+    [
+        ([], WORDS, "a sweep needs a grid"),
+        (["lr"], WORDS, "--grid needs key=value,value"),
+        (["lr=1", "lr=2"], WORDS, "--grid lr is given twice"),
+        (["lr=1"], WORDS, "name different things: seed"),
+        (["a=" + ",".join(map(str, range(1001)))], ("{a}",), "1001 points, 1000 at most"),
+    ],
+)
+def test_what_is_no_grid_is_refused_before_anything_is_asked(
+    lab: Two, grid: list[str], words: Sequence[str], problem: str
+) -> None:
+    done = lab.sweep(words=words, grid=grid, name="rates")
+    assert done.code == 2 and problem in done.err, done
+    assert not (lab.results / "sweeps").exists()
