@@ -25,6 +25,7 @@ TASKS = (
     training.attach,
     results.tensorboard,
     training.stop,
+    training.wait,
     sweeps.sweep,
     prepare.upload_data,
     prepare.check_gpu,

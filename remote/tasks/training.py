@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from invoke.context import Context
 from invoke.tasks import task
 
-from remote.errors import UsageError
+from remote.errors import NotFound, RunFailed, UsageError
 from remote.tasks.entry import Work, carry_out
 from remote.tasks.sweeps import only_one, status_of_sweep, stop_sweep
 
@@ -215,6 +215,53 @@ def attach(c: Context, run: str = "latest") -> None:
             return attach_one(session, run)
 
     carry_out(c, "attach", body)
+
+
+@task(
+    auto_shortflags=False,
+    help={
+        "run": "latest, or a run's id, its beginning or its name",
+        "sweep": "every run of this sweep, on all hosts",
+        "json": "print only JSON on stdout: a list of the runs, as status tells them",
+    },
+)
+def wait(c: Context, run: str = "latest", sweep: str | None = None, json: bool = False) -> None:
+    """
+    Block until a run has ended, through broken connections; the exit code says how.
+
+        fab -H user@host train && fab -H user@host wait && fab -H user@host fetch-results
+
+    Exit codes: 0 it finished, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login
+    refused, 10 it failed or was stopped, 11 no such run.
+    """
+
+    def body(work: Work) -> int:
+        if sweep:
+            only_one(run, sweep)
+        return wait_for_all(work, run, sweep)
+
+    carry_out(c, "wait", body, json=json)
+
+
+def wait_for_all(work: Work, run: str, sweep: str | None) -> int:
+    from remote.runs.listing import list_runs, run_json
+    from remote.runs.wait import wait_for
+
+    ended = []
+    for target in work.targets if sweep else [work.only_target()]:
+        with work.session(target) as session:
+            names = [run]
+            if sweep:
+                names = [each.run for each in list_runs(session) if each.asked.sweep == sweep]
+            for name in names:
+                found = wait_for(session, name)
+                why = f": {found.reason}" if found.reason else ""
+                work.display.line(f"{target.spec}: {found.run} {found.state}{why}")
+                ended.append((target, found))
+    if not ended:
+        raise NotFound(f"no run of the sweep {sweep!r:.80} on these hosts", step="wait")
+    work.tell_json([run_json(found, target.spec) for target, found in ended])
+    return 0 if all(found.state == "finished" for _, found in ended) else RunFailed.exit_code
 
 
 @task(

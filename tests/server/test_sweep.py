@@ -83,7 +83,9 @@ def test_points_are_spread_compared_and_fetched(lab: Two) -> None:
     write_nvidia_smi(Path(lab.second.server.path) / "nvidia-smi", [FakeGpu()])
     done = lab.sweep(name="rates")
     assert done.code == 0 and "rates: 6 of 6 points" in done.out, done
-    wait_until(lab.finished)
+    waited = lab.on("ab", "wait", sweep="rates")
+    assert waited.code == 0 and waited.out.count("finished") == 6, waited
+    assert lab.finished()
     assert set(lab.ran().values()) == {1} and len(lab.ran()) == 6
     hosts = Counter(row["host"] for row in lab.points())
     assert hosts == {"a": 4, "b": 2}, "by the GPUs that they have"
@@ -140,7 +142,8 @@ def test_on_a_processor_one_point_after_the_other_and_all_can_be_stopped(lab: Tw
     states = Counter(row["state"] for row in lab.points())
     assert states == {"running": 1, "queued": 5}
     assert lab.on("a", "stop", sweep="rates").code == 0
-    wait_until(lambda: all(row["state"] == "stopped" for row in lab.points()))
+    told = lab.on("a", "wait", sweep="rates", json=True)
+    assert told.code == 10 and {row["state"] for row in json.loads(told.out)} == {"stopped"}
     assert len(lab.ran()) == 1
 
 

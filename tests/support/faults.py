@@ -61,6 +61,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "upload_data": {"name": None},
     "doctor": {},
     "sweep": {},
+    "wait": {},
 }
 WITHOUT_JSON = ("train", "stop", "sweep")
 TASKS = {task.name.replace("-", "_"): task for task in tasks.TASKS}
