@@ -46,6 +46,9 @@ class Settings:
     recipe: str = "standard"
     # The torch build to install: auto, cpu, or an index name such as cu126.
     torch: str = "auto"
+    # Where builds of torch come from that pip's own index has not: an address, or with -f before it
+    # a page or folder of wheels; {build} in it becomes e.g. cu126. Empty: download.pytorch.org.
+    torch_index: str = ""
     # The longest wait, in seconds, for any single answer of the network.
     timeout_s: float = 30.0
     # For how long a login is kept for the next command, in seconds; 0: not at all.
@@ -245,7 +248,8 @@ class EnvironmentPlan:
     """What to do about the environment. `why` is shown as it is.
 
     kind: keep (nothing), inspect-first (call environment_inspect, put its answer under
-    facts["inspection"], plan again), or as-is, overlay, venv: call environment_prepare with `args`.
+    facts["inspection"], plan again), resolve-first (environment_resolve with `args`, its answer
+    under facts["resolution"]), or as-is, overlay, venv: call environment_prepare with `args`.
     """
 
     kind: str

@@ -20,6 +20,7 @@ from remote.link.answers import (
     EnvironmentProve,
     Facts,
     Inspection,
+    Resolution,
     Proof,
 )
 from remote.link.session import Session
@@ -159,9 +160,14 @@ def choose_environment(session: Session, facts: Facts, requirements: str) -> Env
             configured=settings.python,
             detail=environment.inspection_detail(requirements),
         )
-        session.display.clear()
         known["inspection"] = dataclasses.asdict(inspection)
-        return environment.plan_environment(known, settings, requirements)
+        plan = environment.plan_environment(known, settings, requirements)
+        if plan.kind == "resolve-first":
+            resolution = session.ask(Resolution, show_event(session), plan=dict(plan.args))
+            known["resolution"] = dataclasses.asdict(resolution)
+            plan = environment.plan_environment(known, settings, requirements)
+        session.display.clear()
+        return plan
     except RemoteError as error:
         error.host = error.host or session.host
         raise

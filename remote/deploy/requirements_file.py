@@ -3,12 +3,14 @@ with what is installed.
 
 What most deploys need (reading and hashing) imports nothing but the standard library; `packaging`
 is imported where versions and markers are judged. In the text that `read_requirements` returns,
-`--constrained-to NAME…` stands for each line of a `-c` file.
+`--constrained-to NAME…` stands for each line of a `-c` file, and other options of ours for what
+the project's own files say: its pythons, its packages, conda's lines.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
@@ -17,7 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remote.agent.shared.text import redact
-from remote.deploy.requirements_forms import LOCAL, Lock, decode, package_lines, split_extras
+from remote.deploy.requirements_forms import (
+    CONDA,
+    LOCAL,
+    Lock,
+    decode,
+    package_lines,
+    python_bounds,
+    split_extras,
+)
 from remote.errors import UsageError
 from remote.screen.text import one_line
 
@@ -25,6 +35,8 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 CONSTRAINED = "--constrained-to"
+REQUIRES_PYTHON, PREFERS_PYTHON = "--requires-python", "--prefers-python"
+OURS = (CONSTRAINED, REQUIRES_PYTHON, PREFERS_PYTHON, LOCAL, CONDA)
 WITH_VALUE = {
     "-i": "--index-url",
     "--index-url": "--index-url",
@@ -50,6 +62,7 @@ FOLDER = re.compile(
     r"(?:(?:-e|--editable)(?:\s*=\s*|\s+|(?<=-e)))?(\.{1,2}(?:[/\\][^\[\]]*)?|[^\[\]:@\s]+[/\\][^\[\]:@]*)(\[[^\[\]]*\])?"
 )
 UNNAMED = re.compile(r"(?:(?:git|hg|svn|bzr)\+)?(?:https?|ssh|git)://\S+\Z")
+EDITABLE = re.compile(r"(?:-e|--editable)[\s=]*((?:git|hg|svn|bzr)\+\S+)")
 HARDWARE = ("nvidia-", "cuda-", "triton", "pytorch-triton", "torchtriton", "rocm")
 """What torch brings along in one of several forms; whether it works is for the proof to tell."""
 
@@ -74,6 +87,11 @@ class Requirements:
     unnamed: tuple[str, ...] = ()
     # Canonical name → ` --hash=…` for each file that it may come from.
     hashes: Mapping[str, str] = field(default_factory=dict)
+    # The project's requires-python, and what its .python-version says.
+    python: str = ""
+    preferred: str = ""
+    # The lines of conda's environment.yml, which conda reads there.
+    conda: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -91,10 +109,13 @@ def read_requirements(directory: Path, name: str) -> str:
     """
     problems: list[str] = []
     lines = list(dict.fromkeys(_read_form(directory, name, problems)))
-    problems += [f"{line.where}: {problem}" for line in lines if (problem := _problem(line.text))]
+    problems += _problems(lines)
     if problems:
         raise _wrong(problems, name)
-    return "".join(line.text + "\n" for line in lines)
+    options = (REQUIRES_PYTHON, PREFERS_PYTHON)
+    bounds = zip(options, python_bounds(directory), strict=True)
+    about = [f"{option} {value}\n" for option, value in bounds if value]
+    return "".join([*about, *(line.text + "\n" for line in lines)])
 
 
 def _read_form(directory: Path, name: str, problems: list[str]) -> Iterable[Line]:
@@ -105,14 +126,8 @@ def _read_form(directory: Path, name: str, problems: list[str]) -> Iterable[Line
     elif path.name == "uv.lock":
         found = Lock(path).lines(extras)
     elif path.name in ("environment.yml", "environment.yaml"):
-        raise UsageError(
-            f"{plain}: conda's environments are not made here",
-            step="requirements",
-            remedy=(
-                "make it there (conda env create) and set remote.python to its python, with"
-                " remote.requirements none"
-            ),
-        )
+        yield from (Line(plain, f"{CONDA} {line}") for line in _text(path, plain).splitlines())
+        return
     else:
         yield from _read(Source(path, name, directory), (), problems)
         return
@@ -148,15 +163,11 @@ def _read(source: Source, within: tuple[Path, ...], problems: list[str]) -> Iter
     be read is raised."""
     path, name = source.path, source.name
     try:
-        text = decode(path.read_bytes())
-    except (OSError, ValueError) as error:
-        said = error.strerror if isinstance(error, OSError) else "it is no text that pip could read"
+        text = _text(path, name)
+    except UsageError as error:
         if not within:
-            remedy = "set remote.requirements to your file, or to none"
-            raise UsageError(
-                f"{name} can't be read: {said}", step="requirements", remedy=remedy
-            ) from None
-        problems.append(f"{name} can't be read: {said}")
+            raise
+        problems.append(error.message)
         return
     for line in split_lines(text, f"{name} " if within else ""):
         local = _local(line.text, path.parent, source.project)
@@ -174,7 +185,7 @@ def _read(source: Source, within: tuple[Path, ...], problems: list[str]) -> Iter
             r"(-r|-c|--requirement|--constraint)(?:\s*=\s*|\s+|(?<=-[rc]))(\S.*)", line.text
         )
         if not include:
-            yield line
+            yield Line(line.where, re.sub(EDITABLE, _named, line.text))
             continue
         option, target = include.group(1), include.group(2).strip("\"'")
         place = path.parent / target
@@ -190,6 +201,25 @@ def _read(source: Source, within: tuple[Path, ...], problems: list[str]) -> Iter
             for inner in _read(Source(place, target, source.project), chain, problems):
                 is_limit = option in ("-c", "--constraint") and not inner.text.startswith("-")
                 yield Line(inner.where, f"{CONSTRAINED} {inner.text}") if is_limit else inner
+
+
+def _text(path: Path, name: str) -> str:
+    """${NAME} is replaced where it is set here; the rest is pip's to replace there."""
+    try:
+        text = decode(path.read_bytes())
+    except OSError as error:
+        problem, remedy = error.strerror, "set remote.requirements to your file, or to none"
+    except ValueError:
+        problem, remedy = "its encoding is not known", "save it as UTF-8"
+    else:
+        return re.sub(r"\$\{([A-Z0-9_]+)\}", lambda m: os.environ.get(m[1]) or m[0], text)
+    raise UsageError(f"{name} can't be read: {problem}", step="requirements", remedy=remedy)
+
+
+def _named(found: re.Match[str]) -> str:
+    """`-e git+…#egg=name` is installed like any other package."""
+    egg = re.search(r"[#&]egg=([\w.-]+)", found[1])
+    return f"{egg[1]} @ {found[1]}" if egg else found[1]
 
 
 def _local(text: str, folder: Path, project: Path) -> tuple[Path, tuple[str, ...]] | None:
@@ -241,19 +271,25 @@ def parse_requirements(text: str) -> Requirements:
     from packaging.requirements import Requirement
 
     lines = split_lines(text)
-    problems = [f"{line.where}: {problem}" for line in lines if (problem := _problem(line.text))]
-    if problems:
+    if problems := _problems(lines):
         raise _wrong(problems)
     options: list[str] = []
     asked: list[Requirement] = []
     limits: list[Requirement] = []
     unnamed: list[str] = []
+    conda: list[str] = []
+    pythons = {REQUIRES_PYTHON: "", PREFERS_PYTHON: ""}
     hashes: dict[str, str] = {}
     for line in lines:
-        if line.text.startswith(LOCAL + " "):
+        option, _, value = line.text.partition(" ")
+        if option in pythons:
+            pythons[option] = value
+        elif option == CONDA:
+            conda.append(value)
+        elif option == CONSTRAINED:
+            limits.append(Requirement(value))
+        elif option == LOCAL:
             continue
-        if line.text.startswith(CONSTRAINED + " "):
-            limits.append(Requirement(line.text[len(CONSTRAINED) :]))
         elif line.text.startswith("-"):
             options += parse_options(line.text)
         elif UNNAMED.match(line.text):
@@ -265,7 +301,14 @@ def parse_requirements(text: str) -> Requirements:
                 hashes[canonical(asked[-1].name)] = kept
     once = dict.fromkeys
     return Requirements(
-        tuple(once(asked)), tuple(once(limits)), tuple(once(options)), tuple(once(unnamed)), hashes
+        tuple(once(asked)),
+        tuple(once(limits)),
+        tuple(once(options)),
+        tuple(once(unnamed)),
+        hashes,
+        pythons[REQUIRES_PYTHON],
+        pythons[PREFERS_PYTHON],
+        tuple(conda),
     )
 
 
@@ -312,13 +355,32 @@ def parse_options(text: str) -> list[str]:
     return found
 
 
+def _problems(lines: Sequence[Line]) -> list[str]:
+    """What is wrong, line by line. A freeze of conda's is wrong in most, and that is said once."""
+    frozen = [line for line in lines if re.search(r"\w\s*@\s*file:", line.text)]
+    found = [
+        f"{line.where}: {problem}"
+        for line in lines
+        if line not in frozen and (problem := _problem(line.text))
+    ]
+    if frozen:
+        count = f" and {len(frozen) - 1} more lines name files" if frozen[1:] else " names a file"
+        text = redact(one_line(frozen[0].text, 60))
+        found.append(
+            f"{frozen[0].where}: {text}{count} of the computer that wrote them, as pip freeze does"
+            " in conda: write the file with `pip list --format=freeze`"
+        )
+    return found
+
+
 def _problem(text: str) -> str | None:
     """What is wrong with a logical line; None if nothing is."""
-    if text.startswith(LOCAL + " ") or UNNAMED.match(text):
+    option, _, value = text.partition(" ")
+    if option in OURS:
+        return _problem(value) if option == CONSTRAINED else None
+    if UNNAMED.match(text):
         return None
-    plain = split_hashes(
-        text[len(CONSTRAINED) :].strip() if text.startswith(CONSTRAINED + " ") else text
-    )[0]
+    plain = split_hashes(text)[0]
     if plain.startswith("-"):
         try:
             parse_options(plain)
@@ -327,28 +389,23 @@ def _problem(text: str) -> str | None:
         return None
     shown = redact(one_line(plain, 100))
     first = plain.split(";")[0].split(" ")[0]
+    is_file = first.lower().endswith(ARCHIVES) and "://" not in plain
     if re.search(r"\s--?\w", plain):
         return f"{shown}: options beside a requirement are not supported"
-    if PLAIN.match(plain) and not first.lower().endswith(ARCHIVES):
+    if PLAIN.match(plain) and not is_file:
         return None
-    if re.match(r"(\.{0,2}[/\\]|~|file:|[A-Za-z]:[/\\])", first) or (
-        first.lower().endswith(ARCHIVES) and "://" not in plain
-    ):
-        return (
-            f"{shown}: a path of this computer can't be installed there; its code goes with the"
-            " release"
-        )
+    if is_file or re.match(r"(\.{0,2}[/\\]|~|file:|[A-Za-z]:[/\\])", first):
+        return f"{shown}: a path of this computer can't be installed there"
+    if "，" in plain or "；" in plain:
+        return f"{shown}: a full-width comma or semicolon (，；), where pip takes , and ;"
+    if conda := re.match(r"([\w.-]+)=([\w.*]+)(?:=\w+)?$", plain):
+        return f"{shown}: conda's form; pip's is {conda[1]}=={conda[2]}"
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:
-        requirement = Requirement(plain)
+        Requirement(plain)
     except InvalidRequirement as error:
         return f"{shown}: {one_line(redact(str(error).splitlines()[0]), 120)}"
-    if (requirement.url or "").startswith("file:"):
-        return (
-            f"{shown}: a path of this computer can't be installed there; its code goes with the"
-            " release"
-        )
     return None
 
 

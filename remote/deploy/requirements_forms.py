@@ -26,6 +26,10 @@ LOCAL = "--local-package"
 copy."""
 
 
+CONDA = "--conda"
+"""In the text of requirements: a line of environment.yml."""
+
+
 def split_extras(text: str) -> tuple[str, tuple[str, ...]]:
     """`pyproject.toml[train,dev]` → the name, and the extras."""
     found = re.fullmatch(r"(.*?)\[([^\[\]]*)\]", text.strip())
@@ -84,6 +88,23 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise _wrong(
             f"{path.name} is no TOML: {one_line(str(error), 200)}", "correct it; nothing was sent"
         ) from None
+
+
+def python_bounds(project: Path) -> tuple[str, str]:
+    """requires-python of the project's pyproject.toml, and the version in its .python-version;
+    empty where they say nothing."""
+    try:
+        about = read_toml(project / "pyproject.toml").get("project") or {}
+    except UsageError:
+        about = {}
+    asked = "".join(str(about.get("requires-python") or "").split())
+    try:
+        named = (project / ".python-version").read_text("utf-8", "replace")
+    except OSError:
+        named = ""
+    preferred = re.match(r"(?:cpython-?)?(3\.\d+(?:\.\d+)?)\s*$", named, re.MULTILINE)
+    is_bound = re.fullmatch(r"(,?([<>=!]=?|~=)\d+(\.\d+)*(\.\*)?)+", asked)
+    return asked if is_bound else "", preferred[1] if preferred else ""
 
 
 def package_lines(project: Path, folder: Path, extras: Sequence[str]) -> Iterator[str]:

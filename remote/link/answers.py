@@ -50,6 +50,8 @@ class System:
     boot_id: str | None = None
     # Its clock, in seconds since 1970.
     time: float | None = None
+    # What the login sets: every run imports from there first.
+    pythonpath: str | None = None
     # Processes end with the login that started them.
     kills_at_logout: bool = False
 
@@ -122,6 +124,8 @@ class Environment:
     packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
     proofs: tuple[Proof, ...] = ()
     names: tuple[str, ...] = ()
+    # Canonical name → branch or tag, and the commit that it stood for.
+    commits: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     # When, in seconds since 1970, and how long it took.
     built: float = 0.0
     seconds: float | None = None
@@ -234,6 +238,21 @@ class Inspection(Answer):
     # pip's settings, without passwords.
     pip_config: Mapping[str, str] = dataclasses.field(default_factory=dict)
     free_mib: int | None = None
+
+
+@dataclass(frozen=True)
+class Resolution(Answer):
+    """What the requirements bring along: of the first python that can have it all."""
+
+    OP = "environment_resolve"
+
+    python: str | None = None
+    # Canonical name → version; None: it could not be told.
+    packages: Mapping[str, str] | None = None
+    # Lines of what needs other packages to be built.
+    late: tuple[str, ...] = ()
+    # Pythons that were tried before, and why they can't have it.
+    failed: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)

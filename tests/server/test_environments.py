@@ -304,6 +304,7 @@ class Cut:
     def __init__(self, scene: Scene, requirements: str) -> None:
         self.error: RemoteError | None = None
         scene.index.gate.clear()
+        scene.index.holds_when = lambda: any(scene.environments.glob("*/build.json"))
         thread = threading.Thread(target=self._deploy, args=(scene, requirements))
         thread.start()
         assert scene.index.waiting.wait(30)

@@ -67,9 +67,8 @@ def make_facts(
         "runs": [],
         **more,
     }
-    return facts | (
-        {"inspection": {"interpreters": list(interpreters), "uv": None}} if inspected else {}
-    )
+    inspection = {"interpreters": list(interpreters), "uv": None}
+    return {"inspection": inspection, "resolution": {}} | facts if inspected else facts
 
 
 def record(text: str = TEXT, **more: Any) -> dict[str, Any]:

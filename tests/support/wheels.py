@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -147,8 +147,8 @@ def unpack(wheel: Path, site: Path) -> None:
 
 
 class Index:
-    """A package index on loopback. While `gate` is clear, every answer waits; `asked` holds the
-    paths asked for."""
+    """A package index on loopback. While `gate` is clear and `holds_when` says so, every answer
+    waits; `asked` holds the paths asked for."""
 
     def __init__(self, wheels: Path) -> None:
         self.wheels = wheels
@@ -156,6 +156,7 @@ class Index:
         self.gate = threading.Event()
         self.gate.set()
         self.waiting = threading.Event()
+        self.holds_when: Callable[[], bool] = lambda: True
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
         self._server.daemon_threads = True
 
@@ -185,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.index.asked.append(self.path)
-        if not self.index.gate.is_set():
+        if not self.index.gate.is_set() and self.index.holds_when():
             self.index.waiting.set()
             self.index.gate.wait(60)
         kind, _, name = unquote(self.path).strip("/").partition("/")

@@ -162,8 +162,8 @@ def test_an_address_is_satisfied_by_what_was_installed_from_it() -> None:
 def test_without_requirements_nothing_is_built_or_asked() -> None:
     found = plan(interpreter("/usr/bin/python3", "3.8.10"), text="", inspected=False)
     assert (found.kind, found.args["needs_torch"], found.args["names"]) == ("as-is", False, [])
-    with pytest.raises(EnvironmentFailed, match=r"no python ≥ 3\.10 .*python 3\.8\.10"):
-        plan(interpreter("/usr/bin/python3", "3.8.10"))
+    with pytest.raises(EnvironmentFailed, match=r"no python >=3\.8 .*python 3\.7\.10"):
+        plan(interpreter("/usr/bin/python3", "3.7.10"), text="", inspected=False)
 
 
 # On top
@@ -187,11 +187,10 @@ def test_on_top_of_a_venv_its_packages_are_named() -> None:
 
 def test_a_missing_torchvision_comes_from_the_index_of_the_torch_that_is_there() -> None:
     found = plan(image(), text=TEXT + "torchvision\n", gpu=gpu_facts())
-    assert found.kind == "overlay" and found.args["install"] == []
+    assert found.kind == "overlay" and found.args["install"] == ["torchvision"]
     assert found.args["torch"]["index"] == "https://download.pytorch.org/whl/cu124"
-    assert found.args["torch"]["requirements"] == ["torchvision"] and found.args["constraints"] == [
-        "torch==2.5.1+cu124"
-    ]
+    assert found.args["torch"]["requirements"] == []
+    assert found.args["constraints"] == ["torch==2.5.1+cu124"]
 
 
 def test_a_base_without_torch_is_none() -> None:
@@ -278,7 +277,7 @@ def test_a_torch_without_kernels_for_the_gpu_is_passed_over() -> None:
 
 @pytest.mark.parametrize(
     ("more", "said"),
-    [({"problem": "/my/python does not exist"}, "does not exist"), ({"version": "3.9.1"}, "3.9.1")],
+    [({"problem": "/my/python does not exist"}, "does not exist"), ({"version": "3.7.1"}, "3.7.1")],
 )
 def test_a_configured_one_that_is_unfit_is_never_replaced_in_silence(
     more: dict[str, Any], said: str
@@ -334,9 +333,7 @@ def test_the_torch_build_is_chosen_by_driver_and_capability(
         assert "index" not in chosen and found.args["install"][0] == "torch<2.15,>=2.4"
     else:
         assert chosen["index"] == f"https://download.pytorch.org/whl/{build}"
-        assert chosen["requirements"] == ["torch<2.15,>=2.4", "torchvision"] and found.args[
-            "install"
-        ] == ["pytorch-lightning>=2.5"]
+        assert chosen["requirements"] == ["torch<2.15,>=2.4"]
     assert found.args["need_mib"] == (1500 if build == "cpu" else 7168)
 
 
@@ -345,7 +342,6 @@ def test_the_torch_build_is_chosen_by_driver_and_capability(
     [
         "--no-index",
         "--extra-index-url https://download.pytorch.org/whl/cu121",
-        "-f https://mirror/pytorch-wheels/cu121",
         "torch==2.4.0+cu121",
         "torch @ https://host/torch-2.4.0-py3-none-any.whl",
     ],
@@ -361,6 +357,95 @@ def test_whoever_names_the_source_of_torch_gets_it_from_there(line: str) -> None
         gpu=gpu_facts(),
         settings=Settings(torch="cu126"),
     ).args["torch"]["index"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "place", "address"),
+    [
+        ("https://mirror/whl/", "index", "https://mirror/whl/cu126"),
+        ("https://mirror/whl/cu121", "index", "https://mirror/whl/cu121"),
+        ("-f https://mirror/wheels/{build}/", "links", "https://mirror/wheels/cu126/"),
+        ("-f https://mirror/torch_stable.html", "links", "https://mirror/torch_stable.html"),
+        ("-f /data/wheels/{build}", "links", "/data/wheels/cu126"),
+    ],
+)
+def test_builds_of_torch_come_from_a_mirror_of_theirs(
+    setting: str, place: str, address: str
+) -> None:
+    settings = Settings(torch_index=setting)
+    chosen = plan(interpreter("/p"), gpu=gpu_facts("550.1"), settings=settings).args["torch"]
+    assert chosen[place] == address and {"index", "links"} & set(chosen) == {place}
+
+
+def test_torch_that_a_package_of_a_package_brings_is_chosen_and_counted_all_the_same() -> None:
+    """As ultralytics, timm and transformers[torch] do."""
+    facts = make_facts(interpreter("/p"), gpu=gpu_facts("535.1"))
+    del facts["resolution"]
+    asked = plan_environment(facts, PLAIN, "ultralytics\n--pre\nb==1+cu118\n")
+    assert asked.kind == "resolve-first"
+    assert asked.args["install"] == ["ultralytics", "b==1"] and asked.args["pythons"] == ["/p"]
+    packages = {"ultralytics": "8", "torch": "2.4.0+cu130", "torchvision": "0.19.0"}
+    facts["resolution"] = {"python": "/p", "packages": packages, "late": [], "failed": []}
+    found = plan_environment(facts, PLAIN, "ultralytics\n")
+    assert found.args["torch"]["build"] == "cu126" and found.args["need_mib"] == 7168
+    assert found.args["torch"]["requirements"] == ["torch", "torch<=2.4.0"]
+    assert found.args["needs_torch"] and found.args["imports"] == ["torch", "torchvision"]
+    facts["resolution"]["packages"] = {"ultralytics": "8"}
+    found = plan_environment(facts, PLAIN, "ultralytics\n")
+    assert (found.args["torch"], found.args["needs_torch"]) == ({}, False)
+
+
+def test_torch_that_stands_below_what_is_asked_for_is_judged_and_proved() -> None:
+    has: dict[str, Any] = {
+        "packages": {**PACKAGES, "timm": "1"},
+        "requires": {"timm": ["torch"], "torch": []},
+    }
+    found = plan(image(**has), text="timm\n", gpu=gpu_facts())
+    assert found.kind == "as-is" and found.args["imports"] == ["torch"]
+    unfit = image(**has, torch=CPU_TORCH)
+    assert plan(unfit, text="timm\n", gpu=gpu_facts()).kind == "venv"
+
+
+def test_an_image_keeps_its_torch_though_the_requirements_name_it_only_by_a_package() -> None:
+    resolution = {"python": "/new", "packages": {"timm": "1", "torch": "2.9"}}
+    both = [image(), interpreter("/new", "3.13.0")]
+    found = plan(*both, text="timm\n", gpu=gpu_facts(), resolution=resolution)
+    assert found.kind == "overlay" and found.args["constraints"] == ["torch==2.5.1+cu124"]
+
+
+def test_the_python_is_one_that_project_and_packages_take() -> None:
+    pythons = [
+        interpreter("/old", "3.9.1"),
+        interpreter("/mid", "3.11.2"),
+        interpreter("/new", "3.13.0"),
+    ]
+    facts = make_facts(*pythons)
+    del facts["resolution"]
+    text = "--requires-python >=3.10\nnumba==0.57\n"
+    asked = plan_environment(facts, PLAIN, text)
+    assert asked.args["pythons"] == ["/new", "/mid"]
+    preferred = plan_environment(facts, PLAIN, text + "--prefers-python 3.11\n")
+    assert preferred.args["pythons"] == ["/mid", "/new"]
+    absent = plan(*pythons, text=text + "--prefers-python 3.1\n")
+    assert ".python-version asks for python 3.1, which is not there" in absent.notes
+    failed = [["/new", "numba==0.57 takes python < 3.12, this is 3.13.0"]]
+    facts["resolution"] = {"python": "/mid", "packages": {"numba": "0.57"}, "failed": failed}
+    found = plan_environment(facts, PLAIN, text)
+    assert found.args["python"] == "/mid" and "python < 3.12" in found.notes[-1]
+    assert found.args["older"] == "" and plan(*pythons, text="x\n").args["older"].startswith("/mid")
+    with pytest.raises(EnvironmentFailed, match=r"no python >=3\.14 .*requires-python is >=3\.14"):
+        plan(*pythons, text="--requires-python >=3.14\nx\n")
+
+
+def test_a_python_of_3_9_with_all_that_is_asked_for_is_used() -> None:
+    assert plan(image(version="3.9.1")).kind == "as-is"
+
+
+def test_what_bends_every_run_is_said() -> None:
+    system = {"machine": "x86_64", "pythonpath": "/shared/lib"}
+    found = plan(image(), system=system, text=TEXT + "-i https://${TOKEN}@x/simple\n")
+    assert "PYTHONPATH is set there: runs import from /shared/lib first" in found.notes
+    assert "${TOKEN} is not set here: pip takes the server's" in found.notes
 
 
 def test_a_server_whose_pip_asks_no_index_is_not_sent_to_one() -> None:

@@ -3,6 +3,7 @@ proof means."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remote.agent.calls import Refusal
-from remote.agent.environments import installers
+from remote.agent.environments import installers, pip_settings
 from remote.agent.environments.build_failures import Place, classify
 from remote.agent.environments.gpu_check import has_kernels, judge
 from remote.agent.shared.text import redact
@@ -141,35 +142,39 @@ def test_no_way_to_make_a_venv_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path
         installers.make_venv(lambda *_: 0, "/p", str(tmp_path / "v"), False, None)
 
 
-def test_mirrors_of_pip_reach_uv_and_torch_asks_its_own_index_only(
+def test_what_pip_is_set_to_reaches_pip_and_uv_but_for_what_would_lead_them_away(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "pip.conf").write_text(
-        "[global]\nindex-url = https://mirror/simple\ntrusted-host = mirror\n[install]\nfind-links"
-        " = /w\n"
+        "[global]\nindex-url = https://mirror/simple\ntrusted-host = mirror\ntarget = /t\n"
+        "[install]\nfind-links = /w\ndry-run = true\nretries = 2\n"
     )
-    for name in ("PIP_INDEX_URL", "PIP_FIND_LINKS"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("glob.glob", lambda _: [])
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://extra/simple")
-    config = installers.pip_config()
-    lines = installers.index_lines(config)
-    assert {
+    monkeypatch.setenv("PIP_PREFIX", "/p")
+    config = pip_settings.pip_config()
+    assert pip_settings.index_lines(config, ["a"]) == [
         "--index-url https://mirror/simple",
         "--extra-index-url https://extra/simple",
         "--find-links /w",
-    } <= set(lines)
-    assert installers.uv_environment(config)["UV_INSECURE_HOST"] == "mirror"
-    own = installers.merge_options(lines, ["--index-url https://torch/whl", "torch"])
-    assert [line for line in own if line.startswith("--index-url")] == [
-        "--index-url https://torch/whl"
+        "a",
     ]
-    isolated = installers.isolated_environment({"PIP_INDEX_URL": "https://x", "HOME": "/h"}, config)
-    assert (
-        "PIP_INDEX_URL" not in isolated
-        and isolated["PIP_CONFIG_FILE"] == "/dev/null"
-        and isolated["PIP_FIND_LINKS"] == "/w"
+    assert pip_settings.pip_only_options(config) == []
+    uv = pip_settings.uv_environment({}, config)
+    assert (uv["UV_INSECURE_HOST"], uv["UV_HTTP_RETRIES"]) == ("mirror", "2")
+    pip = pip_settings.pip_environment({"PIP_TARGET": "/x", "HOME": "/h"}, config)
+    assert (pip["PIP_CONFIG_FILE"], pip["PIP_USER"], pip["PIP_RETRIES"]) == ("/dev/null", "0", "2")
+    assert (pip["PIP_FIND_LINKS"], pip["PIP_TRUSTED_HOST"]) == ("/w", "mirror")
+    assert not {"PIP_TARGET", "PIP_PREFIX", "PIP_DRY_RUN"} & set(pip)
+    alone = pip_settings.without_indexes(config)
+    assert "--index-url https://torch/whl" in (
+        pip_settings.index_lines(alone, ["--index-url https://torch/whl"])
     )
+    assert "PIP_INDEX_URL" not in pip_settings.pip_environment({}, alone)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_every_wrong_line_is_named_with_its_place(tmp_path: Path) -> None:
         "line 14: the option --frobnicate",
         "line 15: wheels is a folder",
         "other.txt line 2: !!",
-        "line 17: n @ file:///n: a path",
+        "line 17: n @ file:///n names a file of the computer that wrote them",
     ):
         assert part in message, part
     assert "11 wrong lines" in message and "secret" not in message and "\n" not in message
@@ -88,15 +88,57 @@ def test_a_cycle_through_others_is_refused(tmp_path: Path) -> None:
         read_requirements(tmp_path, "a.txt")
 
 
-@pytest.mark.parametrize("content", [None, b"\xff\xfe\xff"])
+@pytest.mark.parametrize(("content", "remedy"), [(None, "none"), (b"\xff\xfe\xff", "UTF-8")])
 def test_a_file_that_cannot_be_read_says_how_to_go_without(
-    tmp_path: Path, content: bytes | None
+    tmp_path: Path, content: bytes | None, remedy: str
 ) -> None:
     if content is not None:
         (tmp_path / "r.txt").write_bytes(content)
     with pytest.raises(UsageError, match=r"r\.txt can't be read") as caught:
         read_requirements(tmp_path, "r.txt")
-    assert "none" in str(caught.value.remedy)
+    assert remedy in str(caught.value.remedy)
+
+
+FREEZE = "a @ file:///croot/a_1/work\nb==1\nc @ file:///croot/c/work\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (FREEZE, "line 1: a @ file:///croot/a_1/work and 1 more lines name files"),
+        (FREEZE, "`pip list --format=freeze`"),
+        ("numpy=1.24=py311_0\n", "numpy=1.24=py311_0: conda's form; pip's is numpy==1.24"),
+        ("numpy>=1，<2\n", "a full-width comma"),
+    ],
+)
+def test_what_others_write_is_explained_in_one_sentence(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    (tmp_path / "r.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        read_requirements(tmp_path, "r.txt")
+    assert said in caught.value.message and "a wrong line" in caught.value.message
+
+
+def test_an_editable_address_is_a_package_and_names_are_filled_in_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN_HERE", "abc")
+    text = "-e git+https://${TOKEN_HERE}@h/x.git@main#egg=x\ny @ git+https://${NOT_HERE}@h/y\n"
+    (tmp_path / "r.txt").write_text(text)
+    assert read_requirements(tmp_path, "r.txt").splitlines() == [
+        "x @ git+https://abc@h/x.git@main#egg=x",
+        "y @ git+https://${NOT_HERE}@h/y",
+    ]
+
+
+def test_the_pythons_of_the_project_go_along(tmp_path: Path) -> None:
+    about = '[project]\nname = "x"\nrequires-python = ">= 3.10, <3.13"\n'
+    make_tree(tmp_path, {"r.txt": "a\n", "pyproject.toml": about, ".python-version": "3.11.4\n"})
+    found = parse_requirements(read_requirements(tmp_path, "r.txt"))
+    assert (found.python, found.preferred, found.names) == (">=3.10,<3.13", "3.11.4", ("a",))
+    make_tree(tmp_path, {"pyproject.toml": "[project", ".python-version": "my-env\n"})
+    assert read_requirements(tmp_path, "r.txt") == "a\n"
 
 
 def test_lines_are_read_as_pip_reads_them() -> None:

@@ -1,7 +1,7 @@
 """Reads why an installation failed out of pip's or uv's words. Pure."""
 
 import re
-from typing import Any, List, NamedTuple, Optional, Pattern
+from typing import Any, List, NamedTuple, Optional, Pattern, Tuple
 
 
 class Failure(NamedTuple):
@@ -18,12 +18,23 @@ class Place(NamedTuple):
     need_mib: Optional[int] = None
     python: Optional[str] = None
     glibc: Optional[str] = None
+    # Where torch comes from, if not from the index that pip is set to.
+    torch_index: str = ""
+    # A file of constraints that pip there is set to.
+    constraint: str = ""
+    # Another interpreter there, of an older python.
+    older: str = ""
 
 
 MIRROR_REMEDY = (
     "set a mirror that this server reaches: `pip config set global.index-url https://…/simple`"
     " there (in China e.g. https://mirrors.aliyun.com/pypi/simple), or set remote.python to an"
     " interpreter that has the packages"
+)
+TORCH_REMEDY = (
+    "set remote.torch_index to a mirror of torch's builds that the server reaches, e.g."
+    " https://mirrors.nju.edu.cn/pytorch/whl, or to a page of wheels: -f"
+    " https://mirrors.aliyun.com/pytorch-wheels/{build}"
 )
 DISK_FULL = re.compile(
     r"No space left on device|Disk quota exceeded|os error 28\b|os error 122\b", re.I
@@ -42,10 +53,11 @@ UNREACHABLE = re.compile(
 )
 HOST = re.compile(r"host='([^']{1,100})'|https?://(?:[^/\s@]*@)?([A-Za-z0-9.-]{1,100})")
 COMPILE = re.compile(
-    r"Failed building wheel for ([\w.-]+)|Failed to build `?([\w.-]+)|Could not build wheels for"
-    r" ([\w.-]+)"
+    r"Failed building wheel for ([\w.-]+)|Failed to build [`']?([\w.-]+)|Could not build wheels for"
+    r" ([\w.-]+)|error while generating package metadata\.\s*╰─> (?!See )([\w.-]+)"
     r"|Failed to build installable wheels for some pyproject.toml based projects \(?([\w.-]+)"
 )
+MISSING_MODULE = re.compile(r"No module named '([\w.]+)'")
 NO_COMPILER = re.compile(
     r"(?:unable to execute '?|No such file or directory: '|command"
     r" ')([\w-]*(?:gcc|g\+\+|cc|nvcc|cmake|rustc|cargo))\b"
@@ -69,6 +81,35 @@ def classify(text: str, place: Place, exit_code: Optional[int] = None) -> Failur
         if failure is not None:
             return _with_log(failure, place)
     return _with_log(Failure(f"the installation failed: {last_error(text, exit_code)}", ""), place)
+
+
+def missing_module(text: str) -> Optional[Tuple[str, str]]:
+    """The package that could not be built for lack of a module, in canonical form, and the
+    module."""
+    module = MISSING_MODULE.search(text)
+    name = _unbuilt(text)
+    if module is None or name is None:
+        return None
+    return re.sub(r"[-_.]+", "-", name).lower(), module.group(1)
+
+
+def depends_on_python(text: str) -> bool:
+    """Another python may have what this one has not: ready wheels, or a version that takes it."""
+    return bool(
+        _unbuilt(text)
+        or re.search(r"requires? a different [Pp]ython|Requires-Python|not satisfy Python", text)
+        or re.search(r"has no wheels? with a matching|only versions .{1,40} are supported", text)
+    )
+
+
+def _unbuilt(text: str) -> Optional[str]:
+    """The package that could not be built; older ones of pip do not name it."""
+    names = _groups(COMPILE, text)
+    if names or "subprocess-exited-with-error" not in text:
+        return names[-1] if names else None
+    before = text[: text.index("subprocess-exited-with-error")]
+    collected = re.findall(r"^\s*Collecting ([\w.-]+)", before, re.MULTILINE)
+    return collected[-1] if collected else None
 
 
 def last_error(text: str, exit_code: Optional[int] = None) -> str:
@@ -125,6 +166,12 @@ def _too_old(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
                 f"{what} python ≥ {lowest}, this is {place.python}",
                 "set remote.python to a newer interpreter there",
             )
+    too_new = re.findall(r"([\w.-]+) Requires-Python [^;\n]*<=?\s*([\d.]+)", text)
+    if missing and too_new and _version(place.python or "0") >= _version(too_new[-1][1]):
+        return Failure(
+            f"{missing[-1]} takes python < {too_new[-1][1]}, this is {place.python}",
+            f"set remote.python to {place.older or 'an older interpreter there'}",
+        )
     if (
         missing
         and place.glibc
@@ -144,9 +191,12 @@ def _unreachable(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
     if not found or re.search(r"from versions: (?!none)\S", text):
         return None
     hosts = [first or second for first, second in HOST.findall(text[max(0, found.start() - 300) :])]
+    of_torch = bool(hosts) and f"//{hosts[0]}" in place.torch_index
+    what = "torch's index" if of_torch else "the package index"
     host = f" ({hosts[0]})" if hosts else ""
     return Failure(
-        f"the package index{host} can't be reached from the server: {found.group(0)}", MIRROR_REMEDY
+        f"{what}{host} can't be reached from the server: {found.group(0)}",
+        TORCH_REMEDY if of_torch else MIRROR_REMEDY,
     )
 
 
@@ -155,12 +205,18 @@ def _conflict(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
         r"Cannot install (.{1,200}?) because these package versions have conflicting dependencies",
         text,
     )
-    if found:
+    if not found:
+        return None
+    if place.constraint and "(constraint)" in text:
         return Failure(
-            f"the requirements contradict each other: {found.group(1)}",
-            "loosen one of them in the requirements",
+            f"{found.group(1)}: the requirements contradict {place.constraint} on the server, to"
+            " which pip is set there",
+            f"loosen them, or change {place.constraint}",
         )
-    return None
+    return Failure(
+        f"the requirements contradict each other: {found.group(1)}",
+        "loosen one of them in the requirements",
+    )
 
 
 def _not_found(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
@@ -189,22 +245,29 @@ def _not_found(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
 
 
 def _not_compiled(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
-    names = _groups(COMPILE, text)
-    if not names and "subprocess-exited-with-error" not in text:
+    name = _unbuilt(text)
+    if name is None and "subprocess-exited-with-error" not in text:
         return None
+    needing, tools = missing_module(text), _groups(NO_COMPILER, text)
+    if needing:
+        return Failure(
+            f"{needing[0]} could not be built: its build needs the module {needing[1]}",
+            f"name {needing[0]} in the requirements by itself: it is then built with the others at"
+            " hand",
+        )
     what = (
-        f"{names[-1]} has no ready wheel for this python and could not be compiled"
-        if names
+        f"{name} has no ready wheel for this python and could not be compiled"
+        if name
         else "a package could not be built"
     )
-    tools = _groups(NO_COMPILER, text)
     if tools:
         return Failure(
             f"{what}: {tools[0]} is missing or failed",
             "ask for `apt install build-essential`, or use a version with wheels",
         )
+    other = place.older or "another one"
     return Failure(
-        what, "use a version that has wheels for this python, or set remote.python to another one"
+        what, f"use a version that has wheels for this python, or set remote.python to {other}"
     )
 
 

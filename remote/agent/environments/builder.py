@@ -5,23 +5,21 @@ It holds the environment's lock, inherited from who started it, for as long as i
 written last.
 """
 
-import codecs
 import os
 import platform
-import re
-import select
 import shutil
 import signal
 import subprocess
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 from remote.agent.environments import installers
-from remote.agent.environments.build_failures import Place, classify
+from remote.agent.environments.build_failures import TORCH_REMEDY, Place, classify, missing_module
+from remote.agent.environments.commands import Commands
 from remote.agent.environments.interpreters import (
+    build_environment,
     describe,
     inspect_packages,
-    plain_environment,
     signature,
 )
 from remote.agent.machine.processes import start_time
@@ -31,10 +29,6 @@ from remote.agent.shared.text import redact
 LIMIT_S = 3 * 3600.0
 """For one command: compiling a package for the GPU takes long, an installer that hangs longer."""
 SAY_EVERY_S = 0.4
-TAIL = 256 << 10
-ROOMY_MIB = 20 << 10
-"""Wheels are cached only where the home has this much free: torch's alone take 3 GiB."""
-
 
 SCRIPTS = """
 import importlib.metadata, os, sys
@@ -78,8 +72,9 @@ class Builder:
         self.plan: Dict[str, Any] = {}
         self.state: Dict[str, Any] = {}
         self.environment: Dict[str, str] = {}
-        self.child: Optional[subprocess.Popen[bytes]] = None
-        self.exit_code: Optional[int] = None
+        self.commands = Commands(directory, "build.log", self.hear, lambda: True, LIMIT_S)
+        self.installer: Optional[installers.Installer] = None
+        self.failed_from = 0
         self.said = 0.0
         self.venv = os.path.join(directory, "venv")
         self.python = os.path.join(self.venv, "bin", "python")
@@ -117,7 +112,13 @@ class Builder:
 
     def fail(self, message: str, remedy: str) -> int:
         shutil.rmtree(self.venv, ignore_errors=True)
-        self.say(phase="failed", exit=self.exit_code, message=message, remedy=remedy, line=message)
+        self.say(
+            phase="failed",
+            exit=self.commands.exit_code,
+            message=message,
+            remedy=remedy,
+            line=message,
+        )
         return 1
 
     def build(self) -> None:
@@ -125,9 +126,14 @@ class Builder:
         started = time.time()
         temporary = self.path("tmp")
         os.makedirs(temporary, mode=0o700, exist_ok=True)
-        self.environment = installers.build_environment(plain_environment(), temporary)
+        self.environment = build_environment(temporary)
         try:
             made_by = self.make_venv()
+            helpers = list(self.plan.get("helpers") or [])
+            alone = self.plan["kind"] == "venv"
+            self.installer = installers.Installer(
+                self.commands, self.environment, helpers, uv=alone
+            )
             installer = self.install_all()
             if self.plan["kind"] == "overlay":
                 self.add_scripts()
@@ -146,7 +152,7 @@ class Builder:
         overlay = self.plan["kind"] == "overlay"
         parents = list(self.plan.get("parent_sites") or []) if overlay else []
         made_by = installers.make_venv(
-            self.command,
+            lambda argv: self.commands.run(argv, self.environment),
             base,
             self.venv,
             overlay and not parents,
@@ -176,101 +182,98 @@ class Builder:
         )
 
     def install_all(self) -> str:
-        """What the plan wants installed, torch from its own index first. Returns the installer's
-        name."""
-        config = installers.pip_config()
+        """What the plan wants installed, torch from its own index first, and last what needs torch
+        to be built. Returns the installer's name."""
         torch = self.plan.get("torch") or {}
         constraints = list(self.plan.get("constraints") or [])
         options = list(self.plan.get("options") or [])
-        index = torch.get("index")
-        installer = "none"
-        if index and torch.get("requirements"):
-            self.say(step="torch", line=f"installing torch ({torch['build']})")
-            installer = self.install(
-                [f"--index-url {index}", *torch["requirements"]], constraints, config, isolated=True
-            )
-            found = inspect_packages(self.python)["packages"]
-            constraints += [f"{name}=={found[name]}" for name in torch["pins"] if name in found]
+        name = "none"
+        if torch.get("requirements"):
+            constraints.append(self.install_torch(torch, constraints, options))
+        elif torch.get("build") not in (None, "own", "default"):
+            options.append(_source(torch))
         wanted = list(self.plan.get("install") or [])
         if wanted:
-            self.say(
-                step="packages",
-                line=(
-                    f"installing {len(wanted)} package{'s' * (len(wanted) > 1)} and what they need"
-                ),
+            text = f"installing {len(wanted)} package{'s' * (len(wanted) > 1)} and what they need"
+            self.say(step="packages", line=text)
+        # pip checks hashes of all lines or of none: those with hashes are a lock, complete by
+        # itself.
+        locked = [line for line in wanted if " --hash=" in line]
+        if locked:
+            name = self.install([*options, *locked], [], ["--no-deps"])
+        rest = [line for line in wanted if line not in locked]
+        late = list(self.plan.get("late") or [])
+        while rest:
+            try:
+                name = self.install([*options, *rest], constraints)
+                break
+            except BuildFailed:
+                needing = missing_module(self.commands.output(self.failed_from))
+                moved = [
+                    line for line in rest if needing and installers.name_of(line) == needing[0]
+                ]
+                if not moved:
+                    raise
+                rest, late = [line for line in rest if line not in moved], late + moved
+        if late:
+            self.say(step="packages", line=f"building {', '.join(late)[:200]} with torch at hand")
+            try:
+                self.install([*options, "setuptools", "wheel", "ninja"], constraints)
+            except BuildFailed:
+                pass  # it may need none of them
+            name = self.install([*options, *late], constraints, ["--no-build-isolation"])
+        return name
+
+    def install_torch(
+        self, torch: Dict[str, Any], constraints: List[str], options: List[str]
+    ) -> str:
+        """The pin of the torch that has the build wanted; what it needs comes with the rest, from
+        the index that pip is set to. Pages of wheels that pip knows are looked at first; `options`
+        gets the source, for those of torch's family."""
+        assert self.installer is not None
+        self.say(step="torch", line=f"installing torch ({torch['build']})")
+        links = torch.get("links")
+        known = [line.split(" ", 1)[1] for line in options if line.startswith("--find-links ")]
+        pages = [links] if links else known + self.installer.config.get("find-links", "").split()
+        pin = self.installer.torch_on_pages(
+            self.python, pages, torch["build"], torch["requirements"]
+        )
+        if links and not pin:
+            raise BuildFailed(
+                f"{redact(links)} has no torch of the build {torch['build']} for this python",
+                f"{TORCH_REMEDY}; the whole output is in {self.path('build.log')} there",
             )
-            if index:
-                options.append(f"--extra-index-url {index}")
-            # pip checks hashes of all lines or of none: those with hashes are a lock, complete by
-            # itself.
-            locked = [line for line in wanted if " --hash=" in line]
-            if locked:
-                installer = self.install([*options, *locked], None, config)
-            rest = [line for line in wanted if line not in locked]
-            if rest:
-                installer = self.install([*options, *rest], constraints, config)
-        return installer
+        if pin and not links:
+            return pin
+        options.append(_source(torch))
+        if pin:
+            return pin
+        lines = [f"--index-url {torch['index']}", *torch["requirements"]]
+        self.install(lines, constraints, ["--no-deps"], own_index=True)
+        return f"torch=={inspect_packages(self.python)['packages'].get('torch')}"
 
     def install(
         self,
         lines: List[str],
-        constraints: Optional[List[str]],
-        config: Dict[str, str],
-        isolated: bool = False,
+        constraints: List[str],
+        flags: Sequence[str] = (),
+        own_index: bool = False,
     ) -> str:
-        """By uv where nothing of pip's configuration is lost, else by pip; by pip too where uv
-        failed. Raises BuildFailed.
-
-        Without `constraints` the lines are a whole lock with hashes. `isolated`: the indexes that
-        pip was configured with are left out, so that the one in `lines` decides.
-        """
-        uv = (
-            installers.find_uv()
-            if self.plan["kind"] == "venv" and not installers.pip_only_options(config)
-            else None
-        )
-        cache = _free_mib(os.path.expanduser("~")) >= ROOMY_MIB
-        file = self.path("install.txt")
-        limits = self.path("constraints.txt") if constraints is not None else None
-        if limits:
-            write_whole(limits, _text(constraints or []))
-        if uv:
-            configured = installers.index_lines(
-                installers.without_indexes(config) if isolated else config
-            )
-            write_whole(file, _text(installers.merge_options(configured, lines)))
-            environment = dict(self.environment, **installers.uv_environment(config))
-            if (
-                self.command(
-                    installers.uv_install(uv, self.python, file, limits, cache), environment
-                )
-                == 0
-            ):
-                return "uv"
-            if self.exit_code is not None and self.exit_code < 0:
-                raise self.failure()
-        pip = installers.find_pip(self.python, list(self.plan.get("helpers") or []))
-        if pip is None and not uv:
-            raise installers.InstallerMissing(f"no pip can install into {self.python}")
-        if pip is None:
-            raise self.failure()
-        if uv:
-            self.say(line="uv failed; trying pip")
-        before = os.path.getsize(self.path("build.log"))
-        write_whole(file, _text(lines))
-        environment = (
-            installers.isolated_environment(self.environment, config)
-            if isolated
-            else self.environment
-        )
-        if self.command(installers.pip_install(pip, file, limits, cache), environment) != 0:
-            raise self.failure(before)
-        return "pip"
+        """Raises BuildFailed."""
+        assert self.installer is not None
+        try:
+            return self.installer.install(self.python, lines, constraints, flags, own_index)
+        except installers.Failed as failed:
+            self.failed_from = failed.log_from
+            text = self.commands.output(failed.log_from)
+            failure = classify(text, self.place(), self.commands.exit_code)
+            raise BuildFailed(failure.message, failure.remedy) from None
 
     def finish(self, made_by: str, installer: str, started: float) -> None:
         """Look at what was installed, and write env.json."""
         self.say(step="check", line="looking at what was installed")
-        described, found = describe(self.python), inspect_packages(self.python)
+        described = describe(self.python)
+        found = inspect_packages(self.python, list(self.plan.get("detail") or []))
         problem = described.get("problem") or found.get("problem")
         names = list(self.plan.get("names") or [])
         missing = [name for name in names if name not in found["packages"]]
@@ -282,12 +285,10 @@ class Builder:
                 f"see {self.path('build.log')} there",
             )
         record = dict(
-            describe_plan(self.plan),
+            describe_plan(self.plan, found),
             python=self.python,
             prefix=self.venv,
             version=described["version"],
-            packages={name: found["packages"][name] for name in names},
-            torch=found.get("torch") or {},
             installer=installer,
             made_by=made_by,
             built=time.time(),
@@ -296,51 +297,8 @@ class Builder:
         )
         write_json(self.path("env.json"), record)
 
-    def command(self, argv: List[str], environment: Optional[Dict[str, str]] = None) -> int:
-        """Run one command, its output in the log and its last line in build.json. Returns the exit
-        code."""
-        end = time.monotonic() + LIMIT_S
-        with open(self.path("build.log"), "ab") as log:
-            log.write(redact("$ " + " ".join(argv) + "\n").encode("utf-8", "replace"))
-            log.flush()
-            self.child = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=environment or self.environment,
-                cwd=self.directory,
-            )
-            assert self.child.stdout is not None
-            decoder = codecs.getincrementaldecoder("utf-8")("replace")
-            rest = ""
-            while True:
-                ready = select.select([self.child.stdout], [], [], 10.0)[0]
-                if time.monotonic() > end:
-                    self.child.kill()
-                if not ready:
-                    continue
-                data = os.read(self.child.stdout.fileno(), 64 << 10)
-                lines = re.split(r"[\r\n]", rest + decoder.decode(data))
-                rest = lines.pop()[-10_000:] if data else ""
-                for line in lines:
-                    self._hear(line, log)
-                log.flush()
-                if not data:
-                    break
-            self.exit_code = self.child.wait()
-        self.state.pop("amount", None)
-        return self.exit_code
-
-    def _hear(self, line: str, log: Any) -> None:
-        progress = re.match(r"Progress (\d{1,15}) of (\d{1,15})\s*$", line)
-        if progress:
-            self.say(often=True, amount=[int(progress.group(1)), int(progress.group(2))])
-        elif line.strip():
-            shown = redact(line)
-            log.write(shown.encode("utf-8", "replace") + b"\n")
-            if not line.startswith(("WARNING:", "[notice]")):
-                self.say(often=True, line=shown.strip()[:300], amount=None)
+    def hear(self, line: Optional[str], amount: Optional[List[int]]) -> None:
+        self.say(often=True, amount=amount, **({} if line is None else {"line": line}))
 
     def say(self, often: bool = False, **changes: Any) -> None:
         """Tell the state; `often`: at most every 0.4 s."""
@@ -349,56 +307,47 @@ class Builder:
             self.said = time.monotonic()
             write_json(self.path("build.json"), self.state)
 
-    def failure(self, log_from: int = 0) -> BuildFailed:
-        with open(self.path("build.log"), "rb") as log:
-            log.seek(max(log_from, os.fstat(log.fileno()).st_size - TAIL))
-            text = log.read().decode("utf-8", "replace")
-        failure = classify(text, self.place(), self.exit_code)
-        return BuildFailed(failure.message, failure.remedy)
-
     def place(self) -> Place:
+        installer = self.installer
         mount = os.path.realpath(self.directory)
         while not os.path.ismount(mount):
             mount = os.path.dirname(mount)
         return Place(
             log=self.path("build.log"),
             mount=mount,
-            free_mib=_free_mib(self.directory),
+            free_mib=installers.free_mib(self.directory),
             need_mib=self.plan.get("need_mib"),
             python=self.plan.get("version"),
             glibc=platform.libc_ver()[1] or None,
+            torch_index=str((self.plan.get("torch") or {}).get("index") or ""),
+            constraint=installer.config.get("constraint", "") if installer else "",
+            older=str(self.plan.get("older") or ""),
         )
 
     def _stop(self, *_: Any) -> None:
-        if self.child is not None and self.child.poll() is None:
-            self.child.terminate()
+        self.commands.stop()
         raise BuildFailed("the build was stopped by a signal", "deploy again")
 
 
-def describe_plan(plan: Dict[str, Any]) -> Dict[str, Any]:
-    """The part of a plan that env.json keeps: what the environment was made for. Holds no
+def _source(torch: Dict[str, Any]) -> str:
+    links = torch.get("links")
+    return f"--find-links {links}" if links else f"--extra-index-url {torch['index']}"
+
+
+def describe_plan(plan: Dict[str, Any], found: Dict[str, Any]) -> Dict[str, Any]:
+    """The part of a plan that env.json keeps, and what was found installed for it. Holds no
     addresses, so no secrets."""
-    kept = (
-        "key",
-        "kind",
-        "requirements_hash",
-        "wanted",
-        "imports",
-        "names",
-        "needs_torch",
-        "version",
-    )
+    kept = ("key", "kind", "requirements_hash", "wanted", "imports", "names", "version")
     record = {name: plan.get(name) for name in kept}
-    return dict(record, base=plan.get("python"), torch_build=(plan.get("torch") or {}).get("build"))
-
-
-def _text(lines: List[str]) -> bytes:
-    return "".join(line + "\n" for line in lines).encode("utf-8")
-
-
-def _free_mib(path: str) -> int:
-    try:
-        disk = os.statvfs(path)
-    except OSError:
-        return 0
-    return disk.f_bavail * disk.f_frsize >> 20
+    # A package may have brought torch along, though nobody expected it.
+    needs_torch = bool(plan.get("needs_torch")) or "torch" in found["requires"]
+    return dict(
+        record,
+        base=plan.get("python"),
+        torch_build=(plan.get("torch") or {}).get("build"),
+        needs_torch=needs_torch,
+        imports=list(plan.get("imports") or []) or (["torch"] if needs_torch else []),
+        packages={name: found["packages"].get(name) for name in plan.get("names") or []},
+        torch=found["torch"],
+        commits=found["commits"],
+    )

@@ -14,7 +14,7 @@ import time
 from typing import Any, Dict, List, Optional, Set
 
 from remote.agent.calls import Call, Refusal, operation
-from remote.agent.environments import gpu_check, installers, interpreters
+from remote.agent.environments import gpu_check, installers, interpreters, pip_settings
 from remote.agent.environments.builder import describe_plan
 from remote.agent.machine.processes import group_members, is_same, start_time
 from remote.agent.root.paths import HASH, Layout, read_json, resolve_root, write_json, write_whole
@@ -30,6 +30,8 @@ OPTIONS = re.compile(
     r"--(index-url|extra-index-url|find-links|trusted-host|only-binary|no-binary)"
     r" \S+\Z|--(pre|no-index|prefer-binary)\Z"
 )
+
+ADDRESS = re.compile(r"(?:(?:https?|file):/)?/[\w./:@%+~-]+\Z")
 
 
 def list_environments(layout: Layout) -> List[Dict[str, Any]]:
@@ -94,7 +96,7 @@ def environment_inspect(
     return {
         "interpreters": found,
         "uv": installers.find_uv(),
-        "pip_config": {name: redact(value) for name, value in installers.pip_config().items()},
+        "pip_config": {name: redact(value) for name, value in pip_settings.pip_config().items()},
         "free_mib": disk.f_bavail * disk.f_frsize >> 20,
     }
 
@@ -129,32 +131,29 @@ def check_plan(plan: Dict[str, Any]) -> None:
     """Raises ValueError for what the laptop's planning never makes."""
     if plan.get("kind") not in KINDS or not os.path.isabs(str(plan.get("python"))):
         raise ValueError("a plan needs a kind and an absolute python")
-    for name in (
-        "install",
-        "constraints",
-        "options",
-        "names",
-        "imports",
-        "parent_sites",
-        "helpers",
-    ):
+    check_lines(plan)
+    torch = plan.get("torch") or {}
+    for place in (torch.get("index"), torch.get("links")):
+        if place and not ADDRESS.match(str(place)):
+            raise ValueError("torch's source must be an address")
+
+
+def check_lines(plan: Dict[str, Any]) -> None:
+    """Raises ValueError where a list holds no lines, or an option stands among requirements."""
+    lists = ("names", "detail", "imports", "parent_sites", "helpers", "pythons", "options")
+    asked = ("install", "constraints", "late")
+    for name in (*lists, *asked):
         values = plan.get(name) or []
         if not isinstance(values, list) or not all(
             isinstance(v, str) and not re.search(r"[\x00\r\n]", v) for v in values
         ):
             raise ValueError(f"{name} must be a list of lines")
-    torch = plan.get("torch") or {}
-    lines = [
-        *(plan.get("install") or []),
-        *(torch.get("requirements") or []),
-        *(plan.get("constraints") or []),
-    ]
+    lines = [line for name in asked for line in plan.get(name) or []]
+    lines += (plan.get("torch") or {}).get("requirements") or []
     if any(line.lstrip().startswith("-") for line in lines) or not all(
         map(OPTIONS.match, plan.get("options") or [])
     ):
         raise ValueError("an option stands among the requirements")
-    if torch.get("index") and not re.match(r"https://[\w./-]+\Z", str(torch["index"])):
-        raise ValueError("the torch index must be an https address")
 
 
 def _record_as_is(directory: str, plan: Dict[str, Any]) -> None:
@@ -167,19 +166,18 @@ def _record_as_is(directory: str, plan: Dict[str, Any]) -> None:
             "set remote.python to an interpreter that works",
         )
     python = _python_by_name(directory, described["path"])
+    nothing: Dict[str, Any] = {"packages": {}, "requires": {}, "torch": {}, "commits": {}}
     found = (
-        interpreters.inspect_packages(described["path"], [])
+        interpreters.inspect_packages(described["path"], list(plan.get("detail") or []))
         if plan.get("names")
-        else {"packages": {}, "torch": {}}
+        else nothing
     )
     record = dict(
-        describe_plan(plan),
+        describe_plan(plan, found),
         python=python,
         real_python=described["path"],
         prefix=described["prefix"] if described["is_venv"] else None,
         version=described["version"],
-        packages={name: found["packages"].get(name) for name in plan.get("names") or []},
-        torch=found.get("torch") or {},
         installer="none",
         built=time.time(),
         signature=interpreters.signature(described["path"], described["sites"]),

@@ -1,68 +1,21 @@
 """Ways to make a venv and to install into it, whichever this server has: pip, uv, virtualenv,
 another python's pip."""
 
-import configparser
-import glob
+import json
 import os
 import re
 import shutil
 import subprocess
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
-Run = Callable[..., int]
-"""`run(argv, environment)`: streams the output into the build's log and returns the exit code."""
+from remote.agent.environments import pip_settings
+from remote.agent.environments.commands import Commands
+from remote.agent.environments.interpreters import plain_environment
+from remote.agent.root.paths import write_whole
 
-INDEX_OPTIONS = (
-    "index-url",
-    "extra-index-url",
-    "find-links",
-    "no-index",
-    "only-binary",
-    "no-binary",
-    "prefer-binary",
-    "pre",
-)
-# What pip may be told that uv has in another form, or can do without.
-HARMLESS = {
-    "break-system-packages",
-    "cache-dir",
-    "cert",
-    "default-timeout",
-    "disable-pip-version-check",
-    "exists-action",
-    "keyring-provider",
-    "no-cache-dir",
-    "no-color",
-    "no-input",
-    "no-warn-script-location",
-    "progress-bar",
-    "proxy",
-    "quiet",
-    "resume-retries",
-    "retries",
-    "root-user-action",
-    "timeout",
-    "trusted-host",
-    "upgrade-strategy",
-    "use-feature",
-    "user",
-    "verbose",
-    "no-python-version-warning",
-    "no-warn-conflicts",
-    "log",
-    "require-virtualenv",
-    "yes",
-}
-# A build must not be sent elsewhere by what a user has set for other purposes.
-PIP_UNSET = (
-    "PIP_TARGET",
-    "PIP_PREFIX",
-    "PIP_ROOT",
-    "PIP_REQUIRE_VIRTUALENV",
-    "PIP_DRY_RUN",
-    "PIP_REPORT",
-    "PIP_PYTHON",
-)
+Run = Callable[[List[str]], int]
+"""`run(argv)`: the output goes to the build's log; returns the exit code."""
+
 UV_PLACES = (
     "~/.local/bin/uv",
     "~/.cargo/bin/uv",
@@ -70,7 +23,29 @@ UV_PLACES = (
     "/opt/conda/bin/uv",
     "~/miniconda3/bin/uv",
 )
+ROOMY_MIB = 20 << 10
+"""Wheels are cached only where their disk has this much free: torch's alone take 3 GiB."""
+LAZY_PIP, REPORTING_PIP = (25, 1), (22, 2)
+"""From which version pip resolves without downloading, and reports what it resolved."""
+LAZY = ("--use-feature=fast-deps",)
+"""Where an index offers no metadata apart, they are read out of a wheel's end alone."""
 APT_REMEDY = "ask for `apt install python3-venv` there, or set remote.python to a conda python"
+
+PICK = """
+import re, sys
+from pip._vendor.packaging.requirements import Requirement
+from pip._vendor.packaging.version import Version
+build, lines = sys.argv[1], [Requirement(line).specifier for line in sys.argv[2].split(chr(10))]
+def cuda(tag):
+    found = re.match(r"cu(\\d+)(\\d)$", tag or "")
+    return [int(part) for part in found.groups()] if found else None
+def fits(version):
+    own, wanted = cuda(version.local), cuda(build)
+    older = own and wanted and own[0] == wanted[0] and own <= wanted
+    return (older or version.local == build) and all(version in line for line in lines)
+found = [version for version in map(Version, sys.argv[3:]) if fits(version)]
+print("torch==%s" % max(found) if found else "")
+"""
 
 
 class InstallerMissing(Exception):
@@ -80,152 +55,6 @@ class InstallerMissing(Exception):
 def find_uv() -> Optional[str]:
     places = [shutil.which("uv"), *(os.path.expanduser(place) for place in UV_PLACES)]
     return next((path for path in places if path and os.access(path, os.X_OK)), None)
-
-
-def pip_config(prefix: str = "") -> Dict[str, str]:
-    """What pip was configured to do on this server, files and environment, as pip itself reads
-    them. May hold secrets."""
-    environment_file = os.environ.get("PIP_CONFIG_FILE", "")
-    found: Dict[str, str] = {}
-    if environment_file != os.devnull:
-        files = [
-            *glob.glob("/etc/xdg/pip/pip.conf"),
-            "/etc/pip.conf",
-            os.path.expanduser("~/.pip/pip.conf"),
-        ]
-        home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-        files += [
-            os.path.join(home, "pip", "pip.conf"),
-            os.path.join(prefix, "pip.conf") if prefix else "",
-            environment_file,
-        ]
-        for path in files:
-            found.update(_read_pip_conf(path) if path else {})
-    for key, value in os.environ.items():
-        name = key[4:].lower().replace("_", "-")
-        if key.startswith("PIP_") and value.strip() and name != "config-file":
-            found[name] = value.strip()
-    return found
-
-
-def _read_pip_conf(path: str) -> Dict[str, str]:
-    parser = configparser.RawConfigParser()
-    try:
-        with open(path, encoding="utf-8") as file:
-            parser.read_file(file)
-    except (OSError, ValueError, configparser.Error):
-        return {}
-    found: Dict[str, str] = {}
-    for section in ("global", "install"):
-        if parser.has_section(section):
-            found.update(
-                {
-                    key.lower().replace("_", "-"): value.strip()
-                    for key, value in parser.items(section)
-                }
-            )
-    return found
-
-
-def pip_only_options(config: Dict[str, str]) -> List[str]:
-    """Settings that uv would ignore: with any of them, pip does the work."""
-    return sorted(
-        name
-        for name in config
-        if name not in HARMLESS and name not in INDEX_OPTIONS and name != "constraint"
-    )
-
-
-def index_lines(config: Dict[str, str]) -> List[str]:
-    """pip's configured indexes as lines of a requirements file, the form that uv reads too; keeps
-    them off the argv."""
-    lines = []
-    for name in ("index-url", "extra-index-url", "find-links"):
-        lines += [f"--{name} {value}" for value in config.get(name, "").split()]
-    if config.get("no-index", "").lower() in ("1", "true", "yes", "on"):
-        lines.append("--no-index")
-    lines += [
-        f"--{name} {config[name]}" for name in ("only-binary", "no-binary") if config.get(name)
-    ]
-    return lines
-
-
-def uv_environment(config: Dict[str, str]) -> Dict[str, str]:
-    """pip's settings in uv's form. As with pip, the best version of all indexes wins."""
-    values = {
-        "UV_INDEX_STRATEGY": "unsafe-best-match",
-        "UV_PYTHON_DOWNLOADS": "never",
-        "UV_NO_PROGRESS": "1",
-    }
-    pairs = {
-        "cert": "SSL_CERT_FILE",
-        "proxy": "ALL_PROXY",
-        "timeout": "UV_HTTP_TIMEOUT",
-        "trusted-host": "UV_INSECURE_HOST",
-    }
-    for name, variable in pairs.items():
-        if config.get(name):
-            values[variable] = " ".join(config[name].split())
-    if config.get("default-timeout"):
-        values.setdefault("UV_HTTP_TIMEOUT", config["default-timeout"])
-    if config.get("constraint"):
-        values["UV_CONSTRAINT"] = " ".join(config["constraint"].split())
-    if config.get("pre", "").lower() in ("1", "true", "yes", "on"):
-        values["UV_PRERELEASE"] = "allow"
-    return values
-
-
-def without_indexes(config: Dict[str, str]) -> Dict[str, str]:
-    return {
-        name: value
-        for name, value in config.items()
-        if name not in ("index-url", "extra-index-url", "no-index")
-    }
-
-
-def merge_options(configured: List[str], lines: List[str]) -> List[str]:
-    """A file's own --index-url replaces the configured one, as on pip's command line; the rest adds
-    up."""
-    if any(line.startswith("--index-url ") for line in lines):
-        configured = [line for line in configured if not line.startswith("--index-url ")]
-    return configured + lines
-
-
-def isolated_environment(environment: Dict[str, str], config: Dict[str, str]) -> Dict[str, str]:
-    """For a pip that must not ask the configured indexes, but keep the other settings: an index of
-    torch builds must not compete with one that offers the same version for another CUDA."""
-    values = {
-        key: value
-        for key, value in environment.items()
-        if key not in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
-    }
-    for name in (
-        "cert",
-        "proxy",
-        "trusted-host",
-        "timeout",
-        "default-timeout",
-        "find-links",
-        "retries",
-    ):
-        if config.get(name):
-            values["PIP_" + name.upper().replace("-", "_")] = " ".join(config[name].split())
-    return dict(values, PIP_CONFIG_FILE=os.devnull)
-
-
-def build_environment(base: Dict[str, str], temporary: str) -> Dict[str, str]:
-    values = {
-        key: value for key, value in base.items() if key not in PIP_UNSET and key != "VIRTUAL_ENV"
-    }
-    # `user = true` in pip.conf would put everything beside the venv.
-    values.update(
-        PIP_USER="0",
-        PIP_NO_INPUT="1",
-        PIP_DISABLE_PIP_VERSION_CHECK="1",
-        TMPDIR=temporary,
-        PYTHONUNBUFFERED="1",
-    )
-    return values
 
 
 def make_venv(run: Run, python: str, target: str, inherit: bool, uv: Optional[str]) -> str:
@@ -252,6 +81,132 @@ def make_venv(run: Run, python: str, target: str, inherit: bool, uv: Optional[st
     raise InstallerMissing(f"{python} can't make a venv: the module venv or ensurepip is missing")
 
 
+class Failed(Exception):
+    """An installer failed; its words stand in the log from `log_from` on."""
+
+    def __init__(self, log_from: int = 0) -> None:
+        super().__init__()
+        self.log_from = log_from
+
+
+class Installer:
+    """uv where nothing of pip's configuration is lost, else pip; pip too where uv failed.
+
+    `directory` takes the files of requirements; whoever made it removes them: they may hold
+    passwords of indexes.
+    """
+
+    def __init__(
+        self, commands: Commands, environment: Dict[str, str], helpers: Sequence[str], uv: bool
+    ) -> None:
+        self.commands = commands
+        self.environment = environment
+        self.helpers = helpers
+        self.config = pip_settings.pip_config()
+        self.uv = find_uv() if uv and not pip_settings.pip_only_options(self.config) else None
+        free = map(free_mib, pip_settings.cache_places(self.config))
+        self.cache = min(free) >= ROOMY_MIB
+
+    def install(
+        self,
+        python: str,
+        lines: List[str],
+        constraints: Sequence[str],
+        flags: Sequence[str] = (),
+        own_index: bool = False,
+    ) -> str:
+        """Returns the installer's name. `own_index`: the indexes that pip was configured with are
+        left out, so that the one in `lines` decides. Raises Failed, or InstallerMissing."""
+        config = pip_settings.without_indexes(self.config) if own_index else self.config
+        limits = self._write("constraints.txt", constraints)
+        if self.uv:
+            file = self._write("install.txt", pip_settings.index_lines(config, lines))
+            argv = [self.uv, "pip", "install", "--python", python, "-r", file, "-c", limits]
+            argv += [*flags, *([] if self.cache else ["--no-cache"])]
+            if self.commands.run(argv, pip_settings.uv_environment(self.environment, config)) == 0:
+                return "uv"
+            if self.commands.exit_code is not None and self.commands.exit_code < 0:
+                raise Failed
+        pip = find_pip(python, self.helpers)
+        if pip is None:
+            raise Failed if self.uv else InstallerMissing(f"no pip can install into {python}")
+        if self.uv:
+            self.commands.hear("uv failed; trying pip", None)
+        before = self.commands.written
+        argv = [*pip, "install", "-r", self._write("install.txt", lines), "-c", limits, *flags]
+        argv += ["--progress-bar", "raw"] if (_pip_version(pip[:1]) or (0, 0)) >= (24, 1) else []
+        argv += [] if self.cache else ["--no-cache-dir"]
+        if self.commands.run(argv, pip_settings.pip_environment(self.environment, config)) != 0:
+            raise Failed(before)
+        return "pip"
+
+    def resolve(self, python: str, lines: List[str], constraints: Sequence[str]) -> Dict[str, str]:
+        """Canonical name → version of all that would be installed; nothing is. Raises Failed, or
+        InstallerMissing where no pip there can tell."""
+        limits = self._write("constraints.txt", constraints)
+        if self.uv:
+            file = self._write("install.txt", pip_settings.index_lines(self.config, lines))
+            told = os.path.join(self.commands.directory, "resolved.txt")
+            argv = [self.uv, "pip", "compile", "--python", python, file, "-c", limits, "-o", told]
+            argv += ["--quiet", "--no-header", "--no-annotate"]
+            environment = pip_settings.uv_environment(self.environment, self.config)
+            if self.commands.run(argv, environment) == 0:
+                with open(told, encoding="utf-8") as text:
+                    found = re.findall(r"^([\w.-]+)(?:\[.*?\])?(?:==| @ )(\S+)", text.read(), re.M)
+                return {canonical(name): version for name, version in found}
+        pip = self._pip_that_tells(python)
+        if pip is None:
+            raise InstallerMissing(f"no pip of {python} tells beforehand what it would install")
+        before = self.commands.written
+        told = os.path.join(self.commands.directory, "report.json")
+        argv = [*pip, "install", "--dry-run", "--ignore-installed", "--report", told]
+        argv += ["-r", self._write("install.txt", lines), "-c", limits, *LAZY]
+        if self.commands.run(argv, pip_settings.pip_environment(self.environment, self.config)):
+            raise Failed(before)
+        with open(told, encoding="utf-8") as text:
+            installed = [item["metadata"] for item in json.load(text)["install"]]
+        return {canonical(item["name"]): item["version"] for item in installed}
+
+    def torch_on_pages(
+        self, python: str, pages: Sequence[str], build: str, lines: Sequence[str]
+    ) -> Optional[str]:
+        """The newest torch on pages or in folders of wheels that is of this build, or of an older
+        CUDA of the same kind, and fits `lines`: as a pin. None where there is none."""
+        pip = find_pip(python, self.helpers)
+        if pip is None or not pages:
+            return None
+        before = self.commands.written
+        argv = [*pip, "install", "--no-deps", "--no-index", "torch==0"]
+        argv += [word for page in pages for word in ("--find-links", page)]
+        config = pip_settings.without_indexes(self.config)
+        self.commands.run(argv, pip_settings.pip_environment(self.environment, config))
+        found = re.search(r"from versions: ([^)]*)\)", self.commands.output(before))
+        offered = found.group(1).split(", ") if found else []
+        picked = _ask([pip[0], "-c", PICK, build, "\n".join(lines), *offered])
+        return picked.strip() or None if picked else None
+
+    def _pip_that_tells(self, python: str) -> Optional[List[str]]:
+        """A pip that resolves from metadata alone, brought for the purpose if need be: older ones
+        download all that they resolve, several GB for torch."""
+        pip = find_pip(python, self.helpers)
+        if pip is None or (_pip_version(pip[:1]) or (0, 0)) >= LAZY_PIP:
+            return pip
+        place = os.path.join(self.commands.directory, "pip")
+        if not os.path.isdir(place):
+            argv = [*pip, "install", "--quiet", "--no-deps", "--target", place, "--retries", "0"]
+            argv += ["--timeout", "10", f"pip>={LAZY_PIP[0]}.{LAZY_PIP[1]}"]
+            config = {name: value for name, value in self.config.items() if name != "constraint"}
+            self.commands.run(argv, pip_settings.pip_environment(self.environment, config))
+        if os.path.isdir(os.path.join(place, "pip")):
+            return [pip[0], os.path.join(place, "pip"), *pip[3:]]
+        return pip if (_pip_version(pip[:1]) or (0, 0)) >= REPORTING_PIP else None
+
+    def _write(self, name: str, lines: Sequence[str]) -> str:
+        path = os.path.join(self.commands.directory, name)
+        write_whole(path, "".join(line + "\n" for line in lines).encode("utf-8"))
+        return path
+
+
 def find_pip(python: str, helpers: Sequence[str]) -> Optional[List[str]]:
     """The start of a pip command that installs into `python`: its own pip, else that of another
     interpreter."""
@@ -264,26 +219,22 @@ def find_pip(python: str, helpers: Sequence[str]) -> Optional[List[str]]:
     return None
 
 
-def pip_install(pip: List[str], file: str, constraints: Optional[str], cache: bool) -> List[str]:
-    """Without `constraints` the file is a whole lock: every package of it and no others."""
-    argv = [
-        *pip,
-        "install",
-        "--requirement",
-        file,
-        *(["--constraint", constraints] if constraints else ["--no-deps"]),
-    ]
-    if (_pip_version(pip[:1]) or (0, 0)) >= (24, 1):
-        argv += ["--progress-bar", "raw"]
-    return argv + ([] if cache else ["--no-cache-dir"])
+def free_mib(path: str) -> int:
+    try:
+        disk = os.statvfs(path)
+    except OSError:
+        return 0
+    return disk.f_bavail * disk.f_frsize >> 20
 
 
-def uv_install(
-    uv: str, python: str, file: str, constraints: Optional[str], cache: bool
-) -> List[str]:
-    argv = [uv, "pip", "install", "--python", python, "--requirement", file]
-    argv += ["--constraint", constraints] if constraints else ["--no-deps", "--require-hashes"]
-    return argv + ([] if cache else ["--no-cache"])
+def name_of(line: str) -> str:
+    """The package that a requirement names; empty for a bare address."""
+    found = re.match(r"([A-Za-z0-9._-]+)(?!.*://)|([A-Za-z0-9._-]+)\s*@", line)
+    return canonical(found.group(1) or found.group(2)) if found else ""
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _imports(python: str, module: str) -> bool:
@@ -304,6 +255,7 @@ def _ask(argv: List[str]) -> Optional[str]:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             timeout=60,
+            env=plain_environment(),
             cwd="/",
         )
     except (OSError, subprocess.SubprocessError):

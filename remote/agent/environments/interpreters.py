@@ -87,7 +87,7 @@ def split(text):
     if not m:
         return None, set()
     return canonical(m.group(1)), {e.strip() for e in (m.group(2) or "").split(",") if e.strip()}
-packages, found, requires, urls = {}, {}, {}, {}
+packages, found, requires, urls, commits = {}, {}, {}, {}, {}
 for d in metadata.distributions():
     try:
         name, version = d.metadata["Name"], d.version
@@ -105,9 +105,13 @@ while pending:
     extras[name] = extras.get(name, set()) | asked
     try:
         lines = list(found[name].requires or [])
-        origin = found[name].read_text("direct_url.json")
+        origin = json.loads(found[name].read_text("direct_url.json") or "{}")
         if origin:
-            urls[name] = json.loads(origin)["url"]
+            version = origin.get("vcs_info") or {}
+            asked_for = version.get("requested_revision")
+            urls[name] = origin["url"] + ("@" + asked_for if asked_for else "")
+            if version:
+                commits[name] = [asked_for or "HEAD", version["commit_id"]]
     except Exception:
         lines = []
     requires[name] = []
@@ -126,7 +130,8 @@ for p in sys.path:
             m = re.search(r"^%s\b[^=\n]*=\s*(?:'([^']*)'|\"([^\"]*)\"|None)" % names, text, re.M)
             torch[key] = (m.group(1) or m.group(2)) if m else None
         break
-answer = {"packages": packages, "requires": requires, "urls": urls, "torch": torch}
+answer = {"packages": packages, "requires": requires, "urls": urls, "torch": torch,
+    "commits": commits}
 print("\x1e" + json.dumps(answer))
 """
 
@@ -231,15 +236,14 @@ def inspect_packages(python: str, detail: Sequence[str] = ()) -> Dict[str, Any]:
     """packages: canonical name → version; torch: version, cuda, hip, read without importing it.
 
     requires: what the packages named in `detail` (`name` or `name[extra,…]`) ask for, and what
-    these ask for, and so on; urls: where those came from that were installed from an address.
-    `problem` where it could not be told.
+    these ask for, and so on; urls: where those came from that were installed from an address, with
+    the branch or tag; commits: [branch or tag, commit]. `problem` where it could not be told.
     """
     answer, problem = run_python(python, INSPECT, INSPECT_TIMEOUT_S, list(detail))
-    return (
-        answer
-        if answer is not None
-        else {"packages": {}, "requires": {}, "urls": {}, "torch": {}, "problem": problem}
-    )
+    nothing: Dict[str, Any] = {
+        name: {} for name in ("packages", "requires", "urls", "torch", "commits")
+    }
+    return dict(nothing, problem=problem) if answer is None else dict(nothing, **answer)
 
 
 def run_python(
@@ -272,9 +276,16 @@ def run_python(
 
 def plain_environment() -> Dict[str, str]:
     """This login's environment, without what is ours or would bend an interpreter's idea of where
-    it lives."""
-    drop = ("REMOTE_AGENT_", "PYTHONHOME", "PYTHONEXECUTABLE", "__PYVENV_LAUNCHER__")
+    it lives and what it has: pip takes a package on PYTHONPATH for installed."""
+    drop = ("REMOTE_AGENT_", "PYTHONPATH", "PYTHONHOME", "PYTHONEXECUTABLE", "__PYVENV_LAUNCHER__")
     return {key: value for key, value in os.environ.items() if not key.startswith(drop)}
+
+
+def build_environment(temporary: str) -> Dict[str, str]:
+    """What an installer finds around it."""
+    values = dict(plain_environment(), TMPDIR=temporary, PYTHONUNBUFFERED="1")
+    values.pop("VIRTUAL_ENV", None)
+    return values
 
 
 def signature(python: str, sites: Sequence[str]) -> Dict[str, Any]:

@@ -94,6 +94,7 @@ def system_facts() -> Dict[str, Any]:
         "time": time.time(),
         "home": os.path.expanduser("~"),
         "shell": os.environ.get("SHELL"),
+        "pythonpath": os.environ.get("PYTHONPATH"),
         "cores": (
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         ),

@@ -2,7 +2,7 @@
 may be gone by the time they run."""
 
 from remote.agent.data import datasets  # noqa: F401
-from remote.agent.environments import environments  # noqa: F401
+from remote.agent.environments import environments, resolution  # noqa: F401
 from remote.agent.machine import account  # noqa: F401
 from remote.agent.releases import releases  # noqa: F401
 from remote.agent.runs import clean, evaluation, fetch, follow, launch, records, resume, shutdown  # noqa: F401

@@ -1,0 +1,93 @@
+"""Runs installers: their output goes line by line into a log, and what they say of themselves to
+whoever shows it."""
+
+import codecs
+import os
+import re
+import select
+import subprocess
+import time
+from typing import Callable, Dict, List, Optional
+
+from remote.agent.shared.text import redact
+
+Hear = Callable[[Optional[str], Optional[List[int]]], None]
+"""Takes a line of output, or the bytes that were downloaded and are to be."""
+ASK_EVERY_S = 0.5
+
+
+class Commands:
+    """`goes_on` is asked while a command runs; a command is ended where it says no, and after
+    `limit_s`."""
+
+    def __init__(
+        self, directory: str, log: str, hear: Hear, goes_on: Callable[[], bool], limit_s: float
+    ) -> None:
+        self.directory = directory
+        self.log = os.path.join(directory, log)
+        self.hear = hear
+        self.goes_on = goes_on
+        self.limit_s = limit_s
+        self.child: Optional[subprocess.Popen[bytes]] = None
+        self.exit_code: Optional[int] = None
+
+    def run(self, argv: List[str], environment: Dict[str, str]) -> int:
+        """The exit code."""
+        end = time.monotonic() + self.limit_s
+        with open(self.log, "ab") as log:
+            log.write(redact("$ " + " ".join(argv) + "\n").encode("utf-8", "replace"))
+            log.flush()
+            self.child = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=self.directory,
+            )
+            assert self.child.stdout is not None
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            rest = ""
+            while True:
+                ready = select.select([self.child.stdout], [], [], ASK_EVERY_S)[0]
+                if time.monotonic() > end or not self.goes_on():
+                    self.child.kill()
+                if not ready:
+                    continue
+                data = os.read(self.child.stdout.fileno(), 64 << 10)
+                lines = re.split(r"[\r\n]", rest + decoder.decode(data))
+                rest = lines.pop()[-10_000:] if data else ""
+                for line in lines:
+                    log.write(self._hear(line).encode("utf-8", "replace"))
+                log.flush()
+                if not data:
+                    break
+            self.exit_code = self.child.wait()
+        return self.exit_code
+
+    def _hear(self, line: str) -> str:
+        """What of a line goes to the log."""
+        progress = re.match(r"Progress (\d{1,15}) of (\d{1,15})\s*$", line)
+        if progress:
+            self.hear(None, [int(progress.group(1)), int(progress.group(2))])
+            return ""
+        if not line.strip():
+            return ""
+        shown = redact(line)
+        if not line.startswith(("WARNING:", "[notice]")):
+            self.hear(shown.strip()[:300], None)
+        return shown + "\n"
+
+    def stop(self) -> None:
+        if self.child is not None and self.child.poll() is None:
+            self.child.terminate()
+
+    def output(self, start: int = 0, limit: int = 256 << 10) -> str:
+        """The end of the log, from `start` on at the earliest."""
+        with open(self.log, "rb") as log:
+            log.seek(max(start, os.fstat(log.fileno()).st_size - limit))
+            return log.read().decode("utf-8", "replace")
+
+    @property
+    def written(self) -> int:
+        return os.path.getsize(self.log) if os.path.exists(self.log) else 0

@@ -1,0 +1,185 @@
+"""How pip was configured on this server, as pip reads it, and the same for the pip and uv that
+build: indexes, proxies and certificates hold, what would send packages elsewhere does not."""
+
+import configparser
+import glob
+import os
+from typing import Dict, List
+
+INDEX_OPTIONS = (
+    "index-url",
+    "extra-index-url",
+    "find-links",
+    "no-index",
+    "only-binary",
+    "no-binary",
+    "prefer-binary",
+    "pre",
+)
+# A build must not be sent elsewhere, or made to do nothing, by what a user has set for other
+# purposes.
+NOT_FOLLOWED = (
+    "target",
+    "prefix",
+    "root",
+    "user",
+    "python",
+    "dry-run",
+    "report",
+    "require-virtualenv",
+    "no-deps",
+    "ignore-installed",
+    "no-build-isolation",
+)
+# What pip may be told that uv has in another form, or can do without.
+HARMLESS = {
+    *NOT_FOLLOWED,
+    "break-system-packages",
+    "cache-dir",
+    "cert",
+    "constraint",
+    "default-timeout",
+    "disable-pip-version-check",
+    "exists-action",
+    "keyring-provider",
+    "log",
+    "no-cache-dir",
+    "no-color",
+    "no-input",
+    "no-python-version-warning",
+    "no-warn-conflicts",
+    "no-warn-script-location",
+    "progress-bar",
+    "proxy",
+    "quiet",
+    "resume-retries",
+    "retries",
+    "root-user-action",
+    "timeout",
+    "trusted-host",
+    "upgrade-strategy",
+    "use-feature",
+    "verbose",
+    "yes",
+}
+ON = ("1", "true", "yes", "on")
+
+
+def pip_config() -> Dict[str, str]:
+    """What pip was configured to do on this server, files and environment, as pip itself reads
+    them. May hold secrets."""
+    environment_file = os.environ.get("PIP_CONFIG_FILE", "")
+    found: Dict[str, str] = {}
+    if environment_file != os.devnull:
+        home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+        files = [
+            *glob.glob("/etc/xdg/pip/pip.conf"),
+            "/etc/pip.conf",
+            os.path.expanduser("~/.pip/pip.conf"),
+            os.path.join(home, "pip", "pip.conf"),
+            environment_file,
+        ]
+        for path in files:
+            found.update(_read_pip_conf(path) if path else {})
+    for key, value in os.environ.items():
+        name = key[4:].lower().replace("_", "-")
+        if key.startswith("PIP_") and value.strip() and name != "config-file":
+            found[name] = value.strip()
+    return found
+
+
+def _read_pip_conf(path: str) -> Dict[str, str]:
+    parser = configparser.RawConfigParser()
+    try:
+        with open(path, encoding="utf-8") as file:
+            parser.read_file(file)
+    except (OSError, ValueError, configparser.Error):
+        return {}
+    return {
+        key.lower().replace("_", "-"): value.strip()
+        for section in ("global", "install")
+        if parser.has_section(section)
+        for key, value in parser.items(section)
+    }
+
+
+def is_on(config: Dict[str, str], name: str) -> bool:
+    return config.get(name, "").lower() in ON
+
+
+def pip_only_options(config: Dict[str, str]) -> List[str]:
+    """Settings that uv would ignore: with any of them, pip does the work."""
+    return sorted(name for name in config if name not in HARMLESS and name not in INDEX_OPTIONS)
+
+
+def without_indexes(config: Dict[str, str]) -> Dict[str, str]:
+    """For torch's own index, which must not compete with one that offers the same version for
+    another CUDA."""
+    indexes = ("index-url", "extra-index-url", "no-index", "find-links")
+    return {name: value for name, value in config.items() if name not in indexes}
+
+
+def pip_environment(base: Dict[str, str], config: Dict[str, str]) -> Dict[str, str]:
+    """The variables for a pip that follows `config` but for what would lead it away. Its files are
+    not read again: an empty variable does not undo what stands in one."""
+    values = {key: value for key, value in base.items() if not key.startswith("PIP_")}
+    for name, value in config.items():
+        if name not in NOT_FOLLOWED:
+            values["PIP_" + name.upper().replace("-", "_")] = " ".join(value.split())
+    return dict(
+        values,
+        PIP_CONFIG_FILE=os.devnull,
+        PIP_USER="0",
+        PIP_NO_INPUT="1",
+        PIP_DISABLE_PIP_VERSION_CHECK="1",
+    )
+
+
+def uv_environment(base: Dict[str, str], config: Dict[str, str]) -> Dict[str, str]:
+    """pip's settings in uv's form. As with pip, the best version of all indexes wins."""
+    values = dict(
+        base, UV_INDEX_STRATEGY="unsafe-best-match", UV_PYTHON_DOWNLOADS="never", UV_NO_PROGRESS="1"
+    )
+    pairs = {
+        "cert": "SSL_CERT_FILE",
+        "proxy": "ALL_PROXY",
+        "default-timeout": "UV_HTTP_TIMEOUT",
+        "timeout": "UV_HTTP_TIMEOUT",
+        "retries": "UV_HTTP_RETRIES",
+        "trusted-host": "UV_INSECURE_HOST",
+        "constraint": "UV_CONSTRAINT",
+    }
+    for name, variable in pairs.items():
+        if config.get(name):
+            values[variable] = " ".join(config[name].split())
+    if is_on(config, "pre"):
+        values["UV_PRERELEASE"] = "allow"
+    return values
+
+
+def index_lines(config: Dict[str, str], lines: List[str]) -> List[str]:
+    """`lines` behind pip's configured indexes, as one file of requirements: the form that uv reads
+    too, and off the command line. A file's own --index-url replaces the configured one."""
+    found = []
+    for name in ("index-url", "extra-index-url", "find-links"):
+        found += [f"--{name} {value}" for value in config.get(name, "").split()]
+    if is_on(config, "no-index"):
+        found.append("--no-index")
+    found += [f"--{name} {config[name]}" for name in ("only-binary", "no-binary") if name in config]
+    if any(line.startswith("--index-url ") for line in lines):
+        found = [line for line in found if not line.startswith("--index-url ")]
+    return found + lines
+
+
+def cache_places(config: Dict[str, str]) -> List[str]:
+    """The folders whose disk must have room for what pip and uv keep: the nearest that exists."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~")
+    places = [config.get("cache-dir") or home, os.environ.get("UV_CACHE_DIR") or home]
+    return [_existing(os.path.expanduser(place)) for place in dict.fromkeys(places)]
+
+
+def _existing(path: str) -> str:
+    path = os.path.abspath(path)
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
