@@ -101,8 +101,9 @@ def _args(
     needs_torch = needs.needs_torch or item.brings_torch
     known = {*names, *needs.comes}
     modules = [module for name, module in MODULES.items() if name in known]
+    parts = [needs.requirements_hash, kind, item.path, entry.get("version"), build]
     return {
-        "key": _key([needs.requirements_hash, kind, item.path, entry.get("version"), build], facts),
+        "key": _key(parts + [needs.refreshed] * bool(needs.refreshed), facts),
         "kind": kind,
         "python": item.path,
         "version": entry.get("version"),

@@ -67,8 +67,9 @@ class Deployed:
         }
 
 
-def deploy(session: Session, data: str | None = None) -> Deployed:
-    """Bring the server to the state of this project. `data`: also look for this path there."""
+def deploy(session: Session, data: str | None = None, refresh: bool = False) -> Deployed:
+    """Bring the server to the state of this project. `data`: also look for this path there.
+    `refresh`: the environment is made anew, with what branches and ranges stand for today."""
     requirements = read_requirements(session)
     release = build_release_while_opening(session)
     facts = ask_facts(session, release, data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from remote.deploy import gpus
@@ -41,6 +42,8 @@ def plan_environment(
     if not asks_nothing and "inspection" not in facts:
         return EnvironmentPlan("inspect-first", "looking at what the server's interpreters have")
     needs = needs_of(facts, settings, requirements_text, report)
+    if refresh:
+        needs = replace(needs, refreshed=str((facts.get("system") or {}).get("time") or ""))
     plan = _plan_bare(needs, facts) if asks_nothing else _plan_inspected(needs, facts)
     notes += (f"the environment of before is not used: {changed}",) if changed else ()
     return EnvironmentPlan(plan.kind, plan.why, plan.key, args=plan.args, notes=notes + plan.notes)

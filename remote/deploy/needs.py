@@ -37,6 +37,8 @@ class Needs:
     comes: Mapping[str, str] = field(default_factory=dict)
     # What pip or uv there said; None: not asked yet.
     resolution: Mapping[str, Any] | None = None
+    # When it was asked to be made anew, by the server's clock; empty: it was not.
+    refreshed: str = ""
 
     @property
     def names_torch_source(self) -> bool:

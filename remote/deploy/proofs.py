@@ -70,7 +70,15 @@ def describe_environment(plan: EnvironmentPlan, ready: Ready) -> str:
             done += f" in {made.seconds:.0f} s"
         if made.installer not in (None, "none"):
             done += f" with {made.installer}"
-    return f"{done} ({describe_versions(made)}); {_describe_proof(ready)}"
+    return f"{done} ({describe_versions(made)}{_commits(made)}); {_describe_proof(ready)}"
+
+
+def _commits(made: Environment) -> str:
+    """What a branch or a tag stood for when it was installed."""
+    known = [(name, *origin) for name, origin in made.commits.items() if len(origin) == 2]
+    return "".join(
+        f", {name}@{asked} is commit {commit[:10]}" for name, asked, commit in known if asked != commit
+    )
 
 
 def describe_versions(made: Environment) -> str:

@@ -59,7 +59,7 @@ def demo(project: Project, display: Display, data: str | None, keep: bool) -> in
             )
             work = Work("demo", own, [target], (), display)
             steps: dict[str, Callable[[], int]] = {
-                "deploy": lambda: deploy_all(work),
+                "deploy": lambda: deploy_all(work, refresh=False),
                 f"train --recipe demo --data {data or 'synthetic'}": lambda: start(
                     work, TrainOptions("demo", data=where, follow=True)
                 ),

@@ -10,8 +10,14 @@ from invoke.tasks import task
 from remote.tasks.entry import Work, carry_out
 
 
-@task(auto_shortflags=False, help={"json": "print only JSON on stdout"})
-def deploy(c: Context, json: bool = False) -> None:
+@task(
+    auto_shortflags=False,
+    help={
+        "json": "print only JSON on stdout",
+        "refresh": "make the environment anew, with what branches like @main stand for today",
+    },
+)
+def deploy(c: Context, json: bool = False, refresh: bool = False) -> None:
     """
     Put code and dependencies on the server, and check its GPUs.
 
@@ -24,17 +30,17 @@ def deploy(c: Context, json: bool = False) -> None:
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 7
     server, 8 environment, 9 GPU. All are in docs/reliability.md.
     """
-    carry_out(c, "deploy", deploy_all, json=json)
+    carry_out(c, "deploy", lambda work: deploy_all(work, refresh), json=json)
 
 
-def deploy_all(work: Work) -> int:
+def deploy_all(work: Work, refresh: bool) -> int:
     from remote.deploy.deploy import deploy as deploy_one
     from remote.deploy.deploy import show_summary
 
     answers = []
     for target in work.targets:
         with work.session(target) as session:
-            deployed = deploy_one(session)
+            deployed = deploy_one(session, refresh=refresh)
             show_summary(work.display, session, deployed)
             answers.append(deployed.as_json(session))
     work.tell_json(answers)

@@ -9,6 +9,8 @@ wait
 
 from __future__ import annotations
 
+import io
+import tarfile
 import threading
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -88,6 +90,40 @@ def make_wheel(
     with zipfile.ZipFile(path, "w") as archive:
         for file, text in {**content, f"{info}/RECORD": record}.items():
             archive.writestr(file, text)
+    return path
+
+
+_BACKEND = """
+import {module}, zipfile
+def get_requires_for_build_wheel(settings=None): return []
+def build_wheel(directory, settings=None, metadata=None):
+    name = "{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(directory + "/" + name, "w") as archive:
+        info = "{name}-{version}.dist-info/"
+        archive.writestr("{name}.py", "made_with = " + repr({module}.__version__))
+        about = "Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n"
+        archive.writestr(info + "METADATA", about)
+        archive.writestr(info + "WHEEL", "Wheel-Version: 1.0\\nTag: py3-none-any\\n")
+        archive.writestr(info + "RECORD", "")
+    return name
+"""
+
+
+def make_sdist(directory: Path, name: str, version: str, module: str) -> Path:
+    """A package that needs another one to be built, and does not say so: as flash-attn does."""
+    about = f'[project]\nname = "{name}"\nversion = "{version}"\n'
+    files = {
+        "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        "pyproject.toml": f'{about}[build-system]\nrequires = []\nbuild-backend = "own"\n'
+        'backend-path = ["."]\n',
+        "own.py": _BACKEND.format(name=name, version=version, module=module),
+    }
+    path = directory / f"{name}-{version}.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for file, text in files.items():
+            member = tarfile.TarInfo(f"{name}-{version}/{file}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
     return path
 
 
@@ -184,6 +220,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.index = index
         super().__init__(*arguments)  # type: ignore[arg-type]
 
+    def do_HEAD(self) -> None:
+        self._answer(200, b"", "application/octet-stream")
+
     def do_GET(self) -> None:
         self.index.asked.append(self.path)
         if not self.index.gate.is_set() and self.index.holds_when():
@@ -191,7 +230,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.index.gate.wait(60)
         kind, _, name = unquote(self.path).strip("/").partition("/")
         if kind == "simple":
-            found = sorted(self.index.wheels.glob(f"{name.replace('-', '_')}-*.whl"))
+            name = name.rpartition("/")[2]  # one index for each build of torch
+            found = sorted(self.index.wheels.glob(f"{name.replace('-', '_')}-*"))
             links = "".join(f'<a href="/files/{path.name}">{path.name}</a>\n' for path in found)
             self._answer(
                 200 if found else 404,

@@ -105,9 +105,10 @@ def depends_on_python(text: str) -> bool:
 def _unbuilt(text: str) -> Optional[str]:
     """The package that could not be built; older ones of pip do not name it."""
     names = _groups(COMPILE, text)
-    if names or "subprocess-exited-with-error" not in text:
+    failed = re.search(r"subprocess-exited-with-error|BackendUnavailable", text)
+    if names or not failed:
         return names[-1] if names else None
-    before = text[: text.index("subprocess-exited-with-error")]
+    before = text[: failed.start()]
     collected = re.findall(r"^\s*Collecting ([\w.-]+)", before, re.MULTILINE)
     return collected[-1] if collected else None
 

@@ -1,6 +1,7 @@
 """Ways to make a venv and to install into it, whichever this server has: pip, uv, virtualenv,
 another python's pip."""
 
+import functools
 import json
 import os
 import re
@@ -27,7 +28,7 @@ ROOMY_MIB = 20 << 10
 """Wheels are cached only where their disk has this much free: torch's alone take 3 GiB."""
 LAZY_PIP, REPORTING_PIP = (25, 1), (22, 2)
 """From which version pip resolves without downloading, and reports what it resolved."""
-LAZY = ("--use-feature=fast-deps",)
+LAZY = "--use-feature=fast-deps"
 """Where an index offers no metadata apart, they are read out of a wheel's end alone."""
 APT_REMEDY = "ask for `apt install python3-venv` there, or set remote.python to a conda python"
 
@@ -134,7 +135,7 @@ class Installer:
             self.commands.hear("uv failed; trying pip", None)
         before = self.commands.written
         argv = [*pip, "install", "-r", self._write("install.txt", lines), "-c", limits, *flags]
-        argv += ["--progress-bar", "raw"] if (_pip_version(pip[:1]) or (0, 0)) >= (24, 1) else []
+        argv += ["--progress-bar", "raw"] if (_pip_version(pip[0]) or (0, 0)) >= (24, 1) else []
         argv += [] if self.cache else ["--no-cache-dir"]
         if self.commands.run(argv, pip_settings.pip_environment(self.environment, config)) != 0:
             raise Failed(before)
@@ -160,9 +161,13 @@ class Installer:
         before = self.commands.written
         told = os.path.join(self.commands.directory, "report.json")
         argv = [*pip, "install", "--dry-run", "--ignore-installed", "--report", told]
-        argv += ["-r", self._write("install.txt", lines), "-c", limits, *LAZY]
-        if self.commands.run(argv, pip_settings.pip_environment(self.environment, self.config)):
-            raise Failed(before)
+        argv += ["-r", self._write("install.txt", lines), "-c", limits]
+        environment = pip_settings.pip_environment(self.environment, self.config)
+        if self.commands.run([*argv, LAZY], environment) != 0:
+            # Some indexes refuse the question for a file's size.
+            refused = re.search(r"\b[45]\d\d \w+ Error", self.commands.output(before))
+            if not refused or self.commands.run(argv, environment) != 0:
+                raise Failed(before)
         with open(told, encoding="utf-8") as text:
             installed = [item["metadata"] for item in json.load(text)["install"]]
         return {canonical(item["name"]): item["version"] for item in installed}
@@ -179,6 +184,7 @@ class Installer:
         argv = [*pip, "install", "--no-deps", "--no-index", "torch==0"]
         argv += [word for page in pages for word in ("--find-links", page)]
         config = pip_settings.without_indexes(self.config)
+        config.pop("constraint", None)
         self.commands.run(argv, pip_settings.pip_environment(self.environment, config))
         found = re.search(r"from versions: ([^)]*)\)", self.commands.output(before))
         offered = found.group(1).split(", ") if found else []
@@ -189,7 +195,7 @@ class Installer:
         """A pip that resolves from metadata alone, brought for the purpose if need be: older ones
         download all that they resolve, several GB for torch."""
         pip = find_pip(python, self.helpers)
-        if pip is None or (_pip_version(pip[:1]) or (0, 0)) >= LAZY_PIP:
+        if pip is None or (_pip_version(pip[0]) or (0, 0)) >= LAZY_PIP:
             return pip
         place = os.path.join(self.commands.directory, "pip")
         if not os.path.isdir(place):
@@ -199,7 +205,7 @@ class Installer:
             self.commands.run(argv, pip_settings.pip_environment(self.environment, config))
         if os.path.isdir(os.path.join(place, "pip")):
             return [pip[0], os.path.join(place, "pip"), *pip[3:]]
-        return pip if (_pip_version(pip[:1]) or (0, 0)) >= REPORTING_PIP else None
+        return pip if (_pip_version(pip[0]) or (0, 0)) >= REPORTING_PIP else None
 
     def _write(self, name: str, lines: Sequence[str]) -> str:
         path = os.path.join(self.commands.directory, name)
@@ -210,10 +216,10 @@ class Installer:
 def find_pip(python: str, helpers: Sequence[str]) -> Optional[List[str]]:
     """The start of a pip command that installs into `python`: its own pip, else that of another
     interpreter."""
-    if _pip_version([python]) is not None:
+    if _pip_version(python) is not None:
         return [python, "-m", "pip"]
     for helper in helpers:
-        version = _pip_version([helper])
+        version = _pip_version(helper)
         if version is not None and version >= (22, 3):
             return [helper, "-m", "pip", "--python", python]
     return None
@@ -241,8 +247,9 @@ def _imports(python: str, module: str) -> bool:
     return _ask([python, "-c", f"import {module}"]) is not None
 
 
-def _pip_version(python: List[str]) -> Optional[Tuple[int, int]]:
-    match = re.match(r"pip (\d+)\.(\d+)", _ask([*python, "-m", "pip", "--version"]) or "")
+@functools.lru_cache(maxsize=None)  # a python starts slowly
+def _pip_version(python: str) -> Optional[Tuple[int, int]]:
+    match = re.match(r"pip (\d+)\.(\d+)", _ask([python, "-m", "pip", "--version"]) or "")
     return (int(match.group(1)), int(match.group(2))) if match else None
 
 

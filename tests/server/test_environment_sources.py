@@ -1,0 +1,184 @@
+"""Where packages come from and land, as real servers have it set: mirrors, pages of wheels,
+pip.conf, PYTHONPATH, packages that need torch to be built. Over a real sshd; GPU and wheels are
+fakes."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from remote.deploy.deploy import Deployed
+from remote.errors import EnvironmentFailed
+from tests.support.environment_scene import Scene
+from tests.support.nvidia_smi import FakeGpu
+from tests.support.project import make_tree
+from tests.support.sshd import MakeServer
+from tests.support.wheels import (
+    Index,
+    fake_wheels,
+    make_image,
+    make_sdist,
+    make_wheel,
+    newest,
+    site_of,
+    torch_wheel,
+    unpack,
+)
+
+pytestmark = pytest.mark.timeout(240)
+VISION = "vision-kit\n"
+"""Needs a package that needs torch."""
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = fake_wheels(tmp_path_factory.mktemp("wheels"))
+    torch_wheel(directory, "2.9.0", "13.0")
+    make_wheel(directory, "backbones", "1.0", requires=["torch>=2.4"])
+    make_wheel(directory, "vision-kit", "1.0", requires=["backbones"])
+    make_sdist(directory, "flash_kit", "1.0", "torch")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What torch's own index has."""
+    directory = tmp_path_factory.mktemp("builds")
+    for version, cuda in (
+        ("2.5.0+cu118", "11.8"),
+        ("2.5.0+cu126", "12.6"),
+        ("2.9.0+cu130", "13.0"),
+    ):
+        torch_wheel(directory / version.partition("+")[2], version, cuda)
+        torch_wheel(directory, version, cuda)
+    return directory
+
+
+@pytest.fixture
+def scene(make_server: MakeServer, wheels: Path, tmp_path: Path) -> Iterator[Scene]:
+    with Index(wheels) as index:
+        yield Scene(make_server(), index, tmp_path)
+
+
+def last(deployed: Deployed) -> str:
+    return deployed.steps[-1][1]
+
+
+def test_torch_that_a_package_of_a_package_brings_is_of_the_build_that_fits(
+    scene: Scene, builds: Path
+) -> None:
+    scene.use_gpus(FakeGpu(), driver="535.54.03")
+    with Index(builds / "cu126") as torch:
+        deployed = scene.deploy(VISION, torch_index=torch.url)
+        assert "torch: cu126 fits driver 535.54.03" in scene.shown
+        assert "torch 2.5.0+cu126, CUDA 12.6" in last(deployed)
+        assert "GPU works (tried just now)" in last(deployed)
+        asked = len(torch.asked) + len(scene.index.asked)
+        assert any(path.startswith("/simple/cu126/torch") for path in torch.asked)
+        again = scene.deploy(VISION, torch_index=torch.url)
+        assert "environment kept" in last(again) and scene.requests == 1
+        assert len(torch.asked) + len(scene.index.asked) == asked, "nothing is resolved again"
+
+
+def test_an_image_keeps_its_torch_for_a_package_of_a_package(scene: Scene) -> None:
+    scene.use_gpus(FakeGpu(), driver="535.54.03")
+    image = make_image(scene.server.home / "miniconda3", scene.project.parent / "none")
+    unpack(scene.index.wheels / "torch-2.5.0-py3-none-any.whl", site_of(image))
+    deployed = scene.deploy(VISION)
+    assert "on top of" in last(deployed) and "torch 2.5.0, CUDA 12.4" in last(deployed)
+    assert "GPU works" in last(deployed)
+
+
+@pytest.mark.parametrize("where", ["requirements", "pip.conf", "remote.torch_index"])
+def test_a_page_of_wheels_serves_as_the_source_of_the_chosen_build(
+    scene: Scene, builds: Path, where: str
+) -> None:
+    scene.use_gpus(FakeGpu(), driver="535.54.03")
+    if where == "pip.conf":
+        lines = f"[global]\nindex-url = {scene.index.url}\nfind-links = {builds}\n"
+        make_tree(scene.server.home, {".config/pip/pip.conf": lines})
+    line = f"--find-links {builds}\n" if where == "requirements" else ""
+    setting = f"-f {builds}/{{build}}" if where == "remote.torch_index" else ""
+    deployed = scene.deploy(line + "torch<2.9\n", torch_index=setting)
+    assert "torch 2.5.0+cu126, CUDA 12.6" in last(deployed)
+
+
+def test_a_torch_index_out_of_reach_is_told_with_a_mirror_of_torchs(scene: Scene) -> None:
+    scene.use_gpus(FakeGpu(), driver="535.54.03")
+    with pytest.raises(EnvironmentFailed, match=r"torch's index .* can't be reached") as caught:
+        scene.deploy("torch\n", torch_index="http://127.0.0.1:9/whl")
+    assert "remote.torch_index" in str(caught.value.remedy)
+    with pytest.raises(EnvironmentFailed, match="has no torch of the build cu126"):
+        scene.deploy("torch\n", torch_index="-f /nowhere/{build}")
+
+
+def test_a_package_on_pythonpath_is_not_taken_for_installed(
+    make_server: MakeServer, wheels: Path, tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    unpack(newest(wheels, "demo_pkg"), shared)
+    with Index(wheels) as index:
+        server = make_server(env={"PYTHONPATH": str(shared), "PYTHONHOME": "/nowhere"})
+        scene = Scene(server, index, tmp_path)
+        deployed = scene.deploy("demo-pkg\n")
+    assert list(site_of(Path(deployed.python)).glob("demo_pkg-*"))
+    assert f"note: PYTHONPATH is set there: runs import from {shared} first" in scene.shown
+
+
+def test_nothing_lands_in_a_folder_of_the_users(scene: Scene) -> None:
+    lines = f"[global]\nindex-url = {scene.index.url}\nno-cache-dir = true\n"
+    target = scene.server.home / "mine"
+    bent = f"target = {target}\nuser = true\ndry-run = true\nrequire-virtualenv = true\n"
+    make_tree(scene.server.home, {".config/pip/pip.conf": lines + bent})
+    deployed = scene.deploy("demo-pkg\n")
+    assert "environment built" in last(deployed) and not target.exists()
+    assert list(site_of(Path(deployed.python)).glob("demo_pkg-*"))
+
+
+def test_the_servers_own_constraints_are_named_as_the_other_side(scene: Scene) -> None:
+    limits = make_tree(scene.server.home, {"limits.txt": "demo-pkg<1.1\n"}) / "limits.txt"
+    lines = f"[global]\nindex-url = {scene.index.url}\nno-cache-dir = true\nconstraint = {limits}\n"
+    make_tree(scene.server.home, {".config/pip/pip.conf": lines})
+    with pytest.raises(EnvironmentFailed, match=f"contradict {limits} on the server"):
+        scene.deploy("demo-pkg>=1.1\n")
+
+
+@pytest.mark.parametrize("on_top", [False, True])
+def test_what_needs_torch_to_be_built_is_built_after_it(scene: Scene, on_top: bool) -> None:
+    scene.use_gpus(FakeGpu())
+    if on_top:
+        make_image(scene.server.home / "miniconda3", scene.index.wheels, "torch")
+    deployed = scene.deploy("flash-kit\ntorch\n")
+    made = site_of(Path(deployed.python)) / "flash_kit.py"
+    assert made.read_text() == "made_with = '2.9.0'" and "GPU works" in last(deployed)
+    assert ("on top of" in last(deployed)) is on_top
+
+
+def test_a_branch_says_which_commit_it_stands_for_and_is_renewed_when_asked(
+    scene: Scene, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    make_tree(source, {"pyproject.toml": "", "own.py": ""})
+    sdist = make_sdist(tmp_path, "moving", "1.0", "sys")
+    subprocess.run(["tar", "xf", sdist, "--strip-components=1", "-C", source], check=True)
+    (source / "own.py").write_text(
+        (source / "own.py").read_text().replace("__version__", "version")
+    )
+    git = ["git", "-C", str(source), "-c", "user.name=x", "-c", "user.email=x@x.invalid"]
+    subprocess.run([*git, "init", "-q", "-b", "main"], check=True)
+
+    def commit() -> str:
+        subprocess.run([*git, "add", "-A"], check=True)
+        subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+        return subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()[:10]
+
+    first = commit()
+    line = f"moving @ git+file://localhost{source}@main\n"
+    assert f"moving@main is commit {first}" in last(scene.deploy(line))
+    second = commit()
+    assert f"moving@main is commit {first}" in last(scene.deploy(line))
+    assert f"moving@main is commit {second}" in last(scene.deploy(line, refresh=True))
+    assert f"moving@main is commit {second}" in last(scene.deploy(line))
