@@ -247,16 +247,14 @@ class Run:
 class EnvironmentPlan:
     """What to do about the environment. `why` is shown as it is.
 
-    kind: keep (nothing), inspect-first (call environment_inspect, put its answer under
-    facts["inspection"], plan again), resolve-first (environment_resolve with `args`, its answer
-    under facts["resolution"]), or as-is, overlay, venv: call environment_prepare with `args`.
+    kind: keep (nothing), inspect-first (call environment_inspect, and plan again with its answer),
+    resolve-first (environment_resolve with `args`, likewise), or as-is, overlay, venv: call
+    environment_prepare with `args`.
     """
 
     kind: str
     why: str
     key: str | None = None
-    # What the environment kept is, as list_environments told it.
-    environment: Mapping[str, Any] = field(default_factory=dict)
     # The plan as the agent takes it.
     args: Mapping[str, Any] = field(default_factory=dict)
     # What the user should know beside it.

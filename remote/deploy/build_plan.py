@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from remote.deploy.candidates import MAX_NOTES, Candidate, best_to_build, usable
-from remote.deploy.needs import MODULES, TORCH_FAMILY, Needs, plain
+from remote.deploy.needs import MODULES, TORCH_FAMILY, Known, Needs, plain
 from remote.deploy.requirements_file import canonical, names_with_extras
 from remote.deploy.torch_builds import choose_torch, family_of, need_mib, of_the_family, source
 from remote.records import EnvironmentPlan
@@ -23,42 +24,40 @@ def as_is(needs: Needs, item: Candidate, why: str, notes: Sequence[str]) -> Envi
     return EnvironmentPlan("as-is", why, args["key"], args=args, notes=tuple(notes))
 
 
-def resolve(needs: Needs, items: Sequence[Candidate], facts: Mapping[str, Any]) -> EnvironmentPlan:
+def resolve(needs: Needs, items: Sequence[Candidate], known: Known) -> EnvironmentPlan:
     """pip or uv there is asked what the requirements bring along, for each python until one can
     have it."""
-    lines = [_public(plain(one)) for one in needs.applicable(items[0].markers)]
+    lines = [_public(plain(one)) for one in needs.applicable(items[0].python.markers)]
     args = {
         "pythons": [item.path for item in items],
         "install": [*lines, *needs.requirements.unnamed],
         "constraints": [str(limit) for limit in needs.requirements.constraints],
         "options": list(needs.requirements.options),
-        "helpers": _helpers(facts),
+        "helpers": _helpers(known),
     }
     return EnvironmentPlan("resolve-first", "asking what the requirements bring along", args=args)
 
 
-def overlay(
-    needs: Needs, item: Candidate, facts: Mapping[str, Any], notes: Sequence[str]
-) -> EnvironmentPlan:
+def overlay(needs: Needs, item: Candidate, known: Known, notes: Sequence[str]) -> EnvironmentPlan:
     """A venv that sees the interpreter's own packages; its torch is pinned, so that nothing
     replaces it."""
     pins = [f"{name}=={item.packages[name]}" for name in family_of(item.packages, item.missing)]
     torch: dict[str, Any] = {}
     build = of_the_family(item.packages.get("torch", ""))
     if needs.needs_torch and "torch" not in item.packages:
-        torch = choose_torch(needs, item.markers)
+        torch = choose_torch(needs, item.python.markers)
     elif build and any(name in item.missing for name in TORCH_FAMILY):
         torch = source(needs, build, [])
     hashes = needs.requirements.hashes
     lines = [line + hashes.get(name, "") for name, lines in item.missing.items() for line in lines]
-    args = _args(needs, item, "overlay", torch.get("build") or item.torch_label, facts)
+    args = _args(needs, item, "overlay", torch.get("build") or item.torch_label, known)
     args |= _installed(needs, lines, torch)
     args["constraints"] += pins
     if "torch" in item.packages:
         args["need_mib"] = need_mib(needs, {}, list(item.missing))
-    if item.entry.get("is_venv"):
+    if item.python.is_venv:
         # A venv made from a venv sees only the base interpreter.
-        args["parent_sites"] = list(item.entry.get("sites") or ())
+        args["parent_sites"] = list(item.python.sites)
     count = len(item.missing)
     why = (
         f"installing {count} missing package{'s' * (count > 1)}"
@@ -68,14 +67,15 @@ def overlay(
 
 
 def venv(
-    needs: Needs, item: Candidate, facts: Mapping[str, Any], notes: Sequence[str], because: str
+    needs: Needs, item: Candidate, known: Known, notes: Sequence[str], because: str
 ) -> EnvironmentPlan:
-    torch = choose_torch(needs, item.markers)
+    torch = choose_torch(needs, item.python.markers)
     hashes = needs.requirements.hashes
     lines = [
-        plain(one) + hashes.get(canonical(one.name), "") for one in needs.applicable(item.markers)
+        plain(one) + hashes.get(canonical(one.name), "")
+        for one in needs.applicable(item.python.markers)
     ]
-    args = _args(needs, item, "venv", torch.get("build") or "default", facts)
+    args = _args(needs, item, "venv", torch.get("build") or "default", known)
     args |= _installed(needs, [*lines, *needs.requirements.unnamed], torch)
     about = f"; torch: {torch['reason']}" if torch else ""
     why = f"building a venv of {item}: {because}{about}"
@@ -83,7 +83,7 @@ def venv(
 
 
 def _installed(needs: Needs, lines: Sequence[str], torch: Mapping[str, Any]) -> dict[str, Any]:
-    late = list((needs.resolution or {}).get("late") or ())
+    late = list(needs.resolution.late) if needs.resolution else []
     return {
         "install": [line for line in lines if line not in late],
         "late": late,
@@ -93,20 +93,21 @@ def _installed(needs: Needs, lines: Sequence[str], torch: Mapping[str, Any]) -> 
 
 
 def _args(
-    needs: Needs, item: Candidate, kind: str, build: str, facts: Mapping[str, Any] | None = None
+    needs: Needs, item: Candidate, kind: str, build: str, known: Known | None = None
 ) -> dict[str, Any]:
     """What every kind of plan tells the agent."""
-    entry = item.entry
-    names = list(dict.fromkeys(canonical(one.name) for one in needs.applicable(item.markers)))
+    names = list(
+        dict.fromkeys(canonical(one.name) for one in needs.applicable(item.python.markers))
+    )
     needs_torch = needs.needs_torch or item.brings_torch
-    known = {*names, *needs.comes}
-    modules = [module for name, module in MODULES.items() if name in known]
-    parts = [needs.requirements_hash, kind, item.path, entry.get("version"), build]
+    brought = {*names, *needs.comes}
+    modules = [module for name, module in MODULES.items() if name in brought]
+    parts = [needs.requirements_hash, kind, item.path, item.python.version, build]
     return {
-        "key": _key(parts + [needs.refreshed] * bool(needs.refreshed), facts),
+        "key": _key(parts + [needs.refreshed] * bool(needs.refreshed), known),
         "kind": kind,
         "python": item.path,
-        "version": entry.get("version"),
+        "version": item.python.version,
         "requirements_hash": needs.requirements_hash,
         "wanted": needs.wanted,
         "names": names,
@@ -115,27 +116,23 @@ def _args(
         "imports": list(dict.fromkeys(["torch", *modules])) if needs_torch else [],
         "constraints": [str(limit) for limit in needs.requirements.constraints],
         "options": list(needs.requirements.options),
-        "helpers": _helpers(facts or {}),
-        "older": _older(needs, item, facts or {}),
+        "helpers": _helpers(known),
+        "older": _older(needs, item, known),
     }
 
 
-def _helpers(facts: Mapping[str, Any]) -> list[str]:
+def _helpers(known: Known | None) -> list[str]:
     """Interpreters whose pip may install for another."""
-    return [
-        str(other["path"])
-        for other in facts.get("interpreters") or ()
-        if other.get("has_pip") and not other.get("problem")
-    ][:MAX_NOTES]
+    found = known.facts.interpreters if known else ()
+    return [one.path for one in found if one.has_pip and not one.problem][:MAX_NOTES]
 
 
-def _older(needs: Needs, item: Candidate, facts: Mapping[str, Any]) -> str:
+def _older(needs: Needs, item: Candidate, known: Known | None) -> str:
     """What to propose where a package takes no python as new as this one."""
-    entries = (facts.get("inspection") or {}).get("interpreters") or [item.entry]
-    unset = [{**entry, "configured": False} for entry in entries]
-    found = best_to_build(needs, usable(needs, unset)[0], uv=True)
-    older = [other for other in found if other.version[:2] < item.version[:2]]
-    return f"{older[0].path} (python {older[0].entry.get('version')})" if older else ""
+    found = [replace(one, configured=False) for one in (known.interpreters if known else ())]
+    items = best_to_build(needs, usable(needs, [item.python, *found])[0], uv=True)
+    older = [one for one in items if one.version[:2] < item.version[:2]]
+    return f"{older[0].path} (python {older[0].python.version})" if older else ""
 
 
 def _public(line: str) -> str:
@@ -145,16 +142,15 @@ def _public(line: str) -> str:
     return f"{name}=={version.partition('+')[0]}" if is_pinned and "@" not in name else line
 
 
-def _key(parts: list[Any], facts: Mapping[str, Any] | None) -> str:
+def _key(parts: list[Any], known: Known | None) -> str:
     """A spoilt environment is built anew in its place, but beside it while a training may still be
     using it."""
-    records = {record.get("key"): record for record in (facts or {}).get("environments") or ()}
-    runs_live = any(
-        run.get("state") in ("queued", "running") for run in (facts or {}).get("runs") or ()
-    )
+    facts = known.facts if known else None
+    made = {one.key: one for one in facts.environments} if facts else {}
+    runs_live = bool(facts and any(run.state in ("queued", "running") for run in facts.runs))
     while True:
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-        record = records.get(key)
-        if not runs_live or record is None or not record.get("ready") or record.get("valid"):
+        found = made.get(key)
+        if not runs_live or found is None or not found.ready or found.valid:
             return key
         parts = [*parts, "again"]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from remote.agent.shared.text import redact
 from remote.deploy import requirements_file as files
 from remote.deploy.needs import Needs
 from remote.deploy.torch_builds import torch_problem
 from remote.errors import EnvironmentFailed
+from remote.link.answers import Interpreter
 from remote.screen.text import one_line
 
-Record = Mapping[str, Any]
 OLDEST = (3, 8)
 TORCH_NEWEST = (3, 14)
 """The newest python that torch is known to have wheels for."""
@@ -24,31 +23,27 @@ MAX_NOTES = 5
 class Candidate:
     """`missing`: canonical name → lines to install; `torch_problem`: why its torch won't do."""
 
-    entry: Record
+    python: Interpreter
     order: int
     missing: Mapping[str, Sequence[str]]
     torch_problem: str | None = None
 
     @property
     def path(self) -> str:
-        return str(self.entry["path"])
+        return self.python.path
 
     @property
     def version(self) -> tuple[int, ...]:
-        return version_of(self.entry)
+        return self.python.version_info
 
     @property
     def packages(self) -> Mapping[str, str]:
-        return dict(self.entry.get("packages") or {})
-
-    @property
-    def markers(self) -> Mapping[str, str]:
-        return dict(self.entry.get("markers") or {})
+        return self.python.packages
 
     @property
     def brings_torch(self) -> bool:
         """What is asked for and stands in it needs torch."""
-        return "torch" in (self.entry.get("requires") or {})
+        return "torch" in self.python.requires
 
     @property
     def has_torch(self) -> bool:
@@ -59,33 +54,33 @@ class Candidate:
 
     @property
     def torch_label(self) -> str:
-        torch = self.entry.get("torch") or {}
-        return f"{torch.get('version')} {torch.get('cuda')}" if torch else "none"
+        torch = self.python.torch
+        return f"{torch.version} {torch.cuda}" if torch.version else "none"
 
     def __str__(self) -> str:
-        torch = self.entry.get("torch") or {}
-        cuda = f" (CUDA {torch['cuda']})" if torch.get("cuda") else ""
-        about = f", torch {torch.get('version')}{cuda}" if torch else ""
-        return f"{self.path} (python {self.entry.get('version')}{about})"
+        torch = self.python.torch
+        cuda = f" (CUDA {torch.cuda})" if torch.cuda else ""
+        about = f", torch {torch.version}{cuda}" if torch.version else ""
+        return f"{self.path} (python {self.python.version}{about})"
 
 
-def usable(needs: Needs, entries: Iterable[Record]) -> tuple[list[Candidate], list[str]]:
+def usable(needs: Needs, pythons: Iterable[Interpreter]) -> tuple[list[Candidate], list[str]]:
     """The interpreters to choose from, and notes about those left out. Raises EnvironmentFailed if
     there are none."""
     found: list[Candidate] = []
     notes: list[str] = []
-    for order, entry in enumerate(entries):
-        problem = entry.get("problem") or python_problem(needs, entry)
+    for order, python in enumerate(pythons):
+        problem = python.problem or _version_problem(needs, python)
         if not problem:
-            found.append(_judge(needs, entry, order))
-        elif entry.get("configured"):
+            found.append(_judge(needs, python, order))
+        elif python.configured:
             raise EnvironmentFailed(
-                f"remote.python can't be used: {entry.get('path')}: {one_line(str(problem), 300)}",
+                f"remote.python can't be used: {python.path}: {one_line(problem, 300)}",
                 step="environment",
                 remedy="set remote.python to an interpreter that works, or to nothing",
             )
         else:
-            notes.append(f"passed over {entry.get('path')}: {one_line(str(problem), 200)}")
+            notes.append(f"passed over {python.path}: {one_line(problem, 200)}")
     if not found:
         asked = needs.requirements.python or f">={dotted(OLDEST)}"
         raise EnvironmentFailed(
@@ -99,30 +94,27 @@ def usable(needs: Needs, entries: Iterable[Record]) -> tuple[list[Candidate], li
     return found, notes[:MAX_NOTES]
 
 
-def python_problem(needs: Needs, entry: Record) -> str | None:
+def _version_problem(needs: Needs, python: Interpreter) -> str | None:
     from packaging.specifiers import SpecifierSet
 
-    if version_of(entry)[:2] < OLDEST:
-        return f"it is python {entry.get('version')}, the project needs {dotted(OLDEST)}"
+    if python.version_info[:2] < OLDEST:
+        return f"it is python {python.version}, the project needs {dotted(OLDEST)}"
     asked = needs.requirements.python
-    version = dotted(version_of(entry)[:3])
+    version = dotted(python.version_info[:3])
     if asked and not SpecifierSet(asked).contains(version, prereleases=True):
         return f"it is python {version}, the project's requires-python is {asked}"
     return None
 
 
-def _judge(needs: Needs, entry: Record, order: int) -> Candidate:
-    if "packages" not in entry:
-        return Candidate(entry, order, {})
-    parts = ("packages", "requires", "urls", "markers")
-    installed = files.Installed(*(entry.get(name) or {} for name in parts))
+def _judge(needs: Needs, python: Interpreter, order: int) -> Candidate:
+    installed = files.Installed(python.packages, python.requires, python.urls, python.markers)
     missing = installed.find_missing(needs.requirements)
     missing = missing | {redact(address): [address] for address in needs.requirements.unnamed}
-    item = Candidate(entry, order, missing)
+    item = Candidate(python, order, missing)
     if not needs.needs_torch and not item.brings_torch:
         return item
-    problem = torch_problem(entry.get("torch") or {}, needs.settings.torch, needs.report)
-    return Candidate(entry, order, missing, problem)
+    problem = torch_problem(python.torch, needs.settings.torch, needs.report)
+    return Candidate(python, order, missing, problem)
 
 
 def best_to_build(needs: Needs, items: Iterable[Candidate], uv: bool) -> list[Candidate]:
@@ -130,9 +122,9 @@ def best_to_build(needs: Needs, items: Iterable[Candidate], uv: bool) -> list[Ca
     that torch has wheels for, that of .python-version, the newest, no venv itself."""
 
     def rank(item: Candidate) -> tuple[object, ...]:
-        makes = bool(uv or item.entry.get("has_venv") or item.entry.get("has_virtualenv"))
+        makes = uv or item.python.has_venv or item.python.has_virtualenv
         known = not needs.needs_torch or item.version[:2] <= TORCH_NEWEST
-        own = not item.entry.get("is_venv")
+        own = not item.python.is_venv
         return makes, known, prefers(needs, item), item.version, own, -item.order
 
     versions: dict[tuple[int, ...], Candidate] = {}
@@ -143,15 +135,6 @@ def best_to_build(needs: Needs, items: Iterable[Candidate], uv: bool) -> list[Ca
 
 def prefers(needs: Needs, item: Candidate) -> bool:
     return f"{dotted(item.version)}.".startswith(f"{needs.requirements.preferred}.")
-
-
-def version_of(entry: Record) -> tuple[int, ...]:
-    info = entry.get("version_info")
-    return (
-        tuple(part for part in info if isinstance(part, int))
-        if isinstance(info, (list, tuple))
-        else ()
-    )
 
 
 def dotted(version: Iterable[int]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from remote.deploy import environment, proofs, requirements_file
 from remote.deploy.code import put_release
+from remote.deploy.needs import Known
 from remote.deploy.proofs import Ready
 from remote.deploy.requirements_forms import local_packages
 from remote.errors import RemoteError, ServerUnfit
@@ -20,8 +21,8 @@ from remote.link.answers import (
     EnvironmentProve,
     Facts,
     Inspection,
-    Resolution,
     Proof,
+    Resolution,
 )
 from remote.link.session import Session
 from remote.project.command import describe_command
@@ -76,7 +77,7 @@ def deploy(session: Session, data: str | None = None, refresh: bool = False) -> 
     command = describe_command(session.project.settings.command)
     steps = [Step(False, command)] if command else []
     steps.append(put_release(session, facts, release))
-    made, step = prepare_environment(session, facts, requirements)
+    made, step = prepare_environment(session, facts, requirements, refresh)
     session.remember_agent()
     local = tuple(local_packages(requirements))
     return Deployed(release, facts, made, (*steps, step), local)
@@ -126,11 +127,11 @@ def ask_facts(session: Session, release: Release | None, data: str | None = None
 
 
 def prepare_environment(
-    session: Session, facts: Facts, requirements: str
+    session: Session, facts: Facts, requirements: str, refresh: bool = False
 ) -> tuple[Environment, Step]:
     """Keep, reuse or build the environment, and prove it on the GPU unless the proof still
     holds."""
-    plan = choose_environment(session, facts, requirements)
+    plan = choose_environment(session, facts, requirements, refresh)
     if plan.kind == "keep":
         found = next(known for known in facts.environments if known.key == plan.key)
         made = False
@@ -147,26 +148,28 @@ def prepare_environment(
     return found, Step(made or ready.proved, proofs.describe_environment(plan, ready))
 
 
-def choose_environment(session: Session, facts: Facts, requirements: str) -> EnvironmentPlan:
-    """The plan; the server's interpreters are looked into only where nothing can be kept."""
+def choose_environment(
+    session: Session, facts: Facts, requirements: str, refresh: bool = False
+) -> EnvironmentPlan:
+    """The plan; the server's interpreters are looked into, and pip is asked what the requirements
+    bring along, only where nothing can be kept."""
     settings = session.project.settings
-    known = dataclasses.asdict(facts)
+    known = Known(facts)
     try:
-        plan = environment.plan_environment(known, settings, requirements)
-        if plan.kind != "inspect-first":
-            return plan
-        inspection = session.ask(
-            Inspection,
-            show_event(session),
-            configured=settings.python,
-            detail=environment.inspection_detail(requirements),
-        )
-        known["inspection"] = dataclasses.asdict(inspection)
-        plan = environment.plan_environment(known, settings, requirements)
+        plan = environment.plan_environment(known, settings, requirements, refresh)
+        if plan.kind == "inspect-first":
+            inspection = session.ask(
+                Inspection,
+                show_event(session),
+                configured=settings.python,
+                detail=environment.inspection_detail(requirements),
+            )
+            known = dataclasses.replace(known, inspection=inspection)
+            plan = environment.plan_environment(known, settings, requirements, refresh)
         if plan.kind == "resolve-first":
             resolution = session.ask(Resolution, show_event(session), plan=dict(plan.args))
-            known["resolution"] = dataclasses.asdict(resolution)
-            plan = environment.plan_environment(known, settings, requirements)
+            known = dataclasses.replace(known, resolution=resolution)
+            plan = environment.plan_environment(known, settings, requirements, refresh)
         session.display.clear()
         return plan
     except RemoteError as error:

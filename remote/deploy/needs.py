@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from remote.deploy import gpus
 from remote.deploy import requirements_file as files
 from remote.deploy.requirements_file import Requirements, canonical
+from remote.link.answers import Facts, Inspection, Interpreter, Resolution
 from remote.records import GpuReport, Settings
 
 if TYPE_CHECKING:
@@ -32,13 +32,15 @@ class Needs:
     machine: str
     # pip there was told to ask no index.
     offline: bool = False
-    # Everything that the requirements bring along, canonical name → version, as pip or uv there
-    # resolved it; empty where it could not be told.
-    comes: Mapping[str, str] = field(default_factory=dict)
-    # What pip or uv there said; None: not asked yet.
-    resolution: Mapping[str, Any] | None = None
+    # What pip or uv there said that the requirements bring along; None: not asked yet.
+    resolution: Resolution | None = None
     # When it was asked to be made anew, by the server's clock; empty: it was not.
     refreshed: str = ""
+
+    @property
+    def comes(self) -> Mapping[str, str]:
+        """Canonical name → version of all that will be installed; empty where it is not known."""
+        return (self.resolution.packages if self.resolution else None) or {}
 
     @property
     def names_torch_source(self) -> bool:
@@ -64,26 +66,35 @@ class Needs:
         return files.applicable(self.requirements.lines, markers)
 
 
-def needs_of(
-    facts: Mapping[str, Any], settings: Settings, text: str, report: GpuReport | None = None
-) -> Needs:
+@dataclass(frozen=True)
+class Known:
+    """What the server has told so far."""
+
+    facts: Facts
+    inspection: Inspection | None = None
+    resolution: Resolution | None = None
+
+    @property
+    def interpreters(self) -> tuple[Interpreter, ...]:
+        return (self.inspection or self.facts).interpreters
+
+
+def needs_of(known: Known, settings: Settings, text: str) -> Needs:
     """Raises UsageError for wrong requirements."""
     requirements = files.parse_requirements(text)
-    resolution = facts.get("resolution")
-    comes = dict((resolution or {}).get("packages") or {})
+    resolution = known.resolution
     if requirements.lines and len(requirements.hashes) == len(requirements.names):
         # A lock names everything by itself.
-        resolution = resolution or {}
-        comes = {canonical(one.name): str(one.specifier)[2:] for one in requirements.lines}
-    config = (facts.get("inspection") or {}).get("pip_config") or {}
+        pinned = {canonical(one.name): str(one.specifier)[2:] for one in requirements.lines}
+        resolution = Resolution(packages=pinned)
+    config = known.inspection.pip_config if known.inspection else {}
     return Needs(
         settings,
         requirements,
         files.requirements_hash(text),
-        report or gpus.parse_gpus(facts.get("gpu") or {}),
-        str((facts.get("system") or {}).get("machine") or "x86_64"),
-        str(config.get("no-index") or "").lower() in ("1", "true", "yes", "on"),
-        comes,
+        known.facts.gpus,
+        known.facts.system.machine,
+        config.get("no-index", "").lower() in ("1", "true", "yes", "on"),
         resolution,
     )
 

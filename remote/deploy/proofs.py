@@ -77,7 +77,9 @@ def _commits(made: Environment) -> str:
     """What a branch or a tag stood for when it was installed."""
     known = [(name, *origin) for name, origin in made.commits.items() if len(origin) == 2]
     return "".join(
-        f", {name}@{asked} is commit {commit[:10]}" for name, asked, commit in known if asked != commit
+        f", {name}@{asked} is commit {commit[:10]}"
+        for name, asked, commit in known
+        if asked != commit
     )
 
 

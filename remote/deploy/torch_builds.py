@@ -9,6 +9,7 @@ from typing import Any
 from remote.deploy import gpus
 from remote.deploy.needs import TORCH_FAMILY, Needs, plain
 from remote.errors import GpuUnfit
+from remote.link.answers import Torch
 from remote.records import GpuReport
 
 TORCH_INDEX = "https://download.pytorch.org/whl"
@@ -17,21 +18,20 @@ CPU_TORCH_MIB = 1500
 SMALL_MIB, PACKAGE_MIB = 200, 50
 
 
-def torch_problem(torch: Mapping[str, Any], wanted: str, report: GpuReport) -> str | None:
+def torch_problem(torch: Torch, wanted: str, report: GpuReport) -> str | None:
     """Why an installed torch won't do for what remote.torch says and for the GPUs there; None if it
     may."""
-    name = f"torch {torch.get('version') or '–'}"
-    cuda, hip = torch.get("cuda"), torch.get("hip")
-    if wanted == "cpu" or not torch:
+    name, cuda = f"torch {torch.version or '–'}", torch.cuda
+    if wanted == "cpu" or torch == Torch():
         return None
-    if wanted.startswith("cu") and wanted != (cuda and "cu" + str(cuda).replace(".", "")):
+    if wanted.startswith("cu") and wanted != (cuda and "cu" + cuda.replace(".", "")):
         built = f"CUDA {cuda}" if cuda else "the CPU"
         return f"{name} is a build for {built}, and remote.torch is {wanted}"
-    if not report.gpus or hip:
+    if not report.gpus or torch.hip:
         return None
     if not cuda:
         return f"{name} is a CPU build"
-    if not gpus.build_fits(str(cuda), report.driver_version, _capabilities(report)):
+    if not gpus.build_fits(cuda, report.driver_version, _capabilities(report)):
         return f"{name} (CUDA {cuda}) does not fit {_about(report)}"
     return None
 

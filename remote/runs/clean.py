@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from remote.deploy import environment
 from remote.deploy.deploy import ask_facts, read_requirements
+from remote.deploy.needs import Known
 from remote.errors import RemoteError
 from remote.link.answers import Cleaned
 from remote.link.sending import waiting_note
@@ -35,7 +35,7 @@ def needed_environment(session: Session) -> str:
     facts = ask_facts(session, None)
     try:
         plan = environment.plan_environment(
-            dataclasses.asdict(facts), session.project.settings, read_requirements(session)
+            Known(facts), session.project.settings, read_requirements(session)
         )
     except RemoteError:
         return ""

@@ -64,7 +64,7 @@ def scene(make_server: MakeServer, wheels: Path, tmp_path: Path) -> Iterator[Sce
 
 
 def last(deployed: Deployed) -> str:
-    return deployed.steps[-1][1]
+    return deployed.steps[-1].text
 
 
 def test_torch_that_a_package_of_a_package_brings_is_of_the_build_that_fits(
@@ -124,7 +124,7 @@ def test_a_package_on_pythonpath_is_not_taken_for_installed(
         server = make_server(env={"PYTHONPATH": str(shared), "PYTHONHOME": "/nowhere"})
         scene = Scene(server, index, tmp_path)
         deployed = scene.deploy("demo-pkg\n")
-    assert list(site_of(Path(deployed.python)).glob("demo_pkg-*"))
+    assert list(site_of(Path(deployed.environment.python)).glob("demo_pkg-*"))
     assert f"note: PYTHONPATH is set there: runs import from {shared} first" in scene.shown
 
 
@@ -135,7 +135,7 @@ def test_nothing_lands_in_a_folder_of_the_users(scene: Scene) -> None:
     make_tree(scene.server.home, {".config/pip/pip.conf": lines + bent})
     deployed = scene.deploy("demo-pkg\n")
     assert "environment built" in last(deployed) and not target.exists()
-    assert list(site_of(Path(deployed.python)).glob("demo_pkg-*"))
+    assert list(site_of(Path(deployed.environment.python)).glob("demo_pkg-*"))
 
 
 def test_the_servers_own_constraints_are_named_as_the_other_side(scene: Scene) -> None:
@@ -152,7 +152,7 @@ def test_what_needs_torch_to_be_built_is_built_after_it(scene: Scene, on_top: bo
     if on_top:
         make_image(scene.server.home / "miniconda3", scene.index.wheels, "torch")
     deployed = scene.deploy("flash-kit\ntorch\n")
-    made = site_of(Path(deployed.python)) / "flash_kit.py"
+    made = site_of(Path(deployed.environment.python)) / "flash_kit.py"
     assert made.read_text() == "made_with = '2.9.0'" and "GPU works" in last(deployed)
     assert ("on top of" in last(deployed)) is on_top
 

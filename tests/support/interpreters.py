@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from remote.deploy.environment import plan_environment
+from remote.deploy.needs import Known
 from remote.deploy.requirements_file import requirements_hash
+from remote.link.answers import Facts, Inspection, Resolution, read_answer
+from remote.records import EnvironmentPlan, Settings
 
 TEXT = "torch>=2.4,<2.15\npytorch-lightning>=2.5\n"
 TORCH = {"version": "2.5.1+cu124", "cuda": "12.4", "hip": None}
@@ -69,6 +73,20 @@ def make_facts(
     }
     inspection = {"interpreters": list(interpreters), "uv": None}
     return {"inspection": inspection, "resolution": {}} | facts if inspected else facts
+
+
+def plan_told(
+    told: Mapping[str, Any], settings: Settings, text: str, refresh: bool = False
+) -> EnvironmentPlan:
+    """The plan for what a server told: facts, with the answers to later questions among them."""
+    facts = read_answer(Facts, {"root": {"path": "/r"}, **told})
+    inspection, resolution = told.get("inspection"), told.get("resolution")
+    known = Known(
+        facts,
+        None if inspection is None else read_answer(Inspection, inspection),
+        None if resolution is None else read_answer(Resolution, resolution),
+    )
+    return plan_environment(known, settings, text, refresh)
 
 
 def record(text: str = TEXT, **more: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from remote.agent.environments.builder import SCRIPTS
 from remote.agent.environments.environments import check_plan
 from remote.agent.root.paths import HASH
 from remote.agent.runs.surroundings import base_programs
-from remote.deploy.environment import KEPT, inspection_detail, plan_environment
+from remote.deploy.environment import KEPT, inspection_detail
 from remote.errors import EnvironmentFailed, GpuUnfit
 from remote.records import EnvironmentPlan, Settings
 from tests.support.interpreters import (
@@ -30,6 +30,7 @@ from tests.support.interpreters import (
     image,
     interpreter,
     make_facts,
+    plan_told,
     record,
 )
 from tests.support.project import make_tree
@@ -40,7 +41,7 @@ PLAIN = Settings()
 def plan(
     *interpreters: Mapping[str, Any], text: str = TEXT, settings: Settings = PLAIN, **more: Any
 ) -> EnvironmentPlan:
-    found = plan_environment(make_facts(*interpreters, **more), settings, text)
+    found = plan_told(make_facts(*interpreters, **more), settings, text)
     if found.args:
         check_plan(dict(found.args))
         assert found.key == found.args["key"] and HASH.match(found.key or "")
@@ -52,9 +53,7 @@ def plan(
 
 def test_kept_when_nothing_changed_and_without_looking_further() -> None:
     found = plan(inspected=False, environments=[record()], gpu=gpu_facts())
-    assert (found.kind, found.why, found.key) == ("keep", KEPT, "0" * 16) and found.environment[
-        "python"
-    ] == "/v/python"
+    assert (found.kind, found.why, found.key) == ("keep", KEPT, "0" * 16)
 
 
 @pytest.mark.parametrize(
@@ -96,12 +95,13 @@ sys.path.insert(0, {sys.path[0]!r}); sys.path[:0] = {[p for p in sys.path if p]!
 from pathlib import Path
 from remote.deploy.deploy import environment, requirements_file
 from remote.records import Settings
+from tests.support.interpreters import plan_told
 before = "packaging" in sys.modules
 here = Path({__file__!r}).parents[2]
 text = requirements_file.read_requirements(here, "trainer/requirements.txt")
 made = {record()!r} | {{"requirements_hash": requirements_file.requirements_hash(text)}}
 facts = {{"environments": [made], "gpu": {gpu_facts()!r}}}
-plan = environment.plan_environment(facts, Settings(), text)
+plan = plan_told(facts, Settings(), text)
 print(plan.kind, before, "packaging" in sys.modules)
 """
     done = subprocess.run(
@@ -381,17 +381,17 @@ def test_torch_that_a_package_of_a_package_brings_is_chosen_and_counted_all_the_
     """As ultralytics, timm and transformers[torch] do."""
     facts = make_facts(interpreter("/p"), gpu=gpu_facts("535.1"))
     del facts["resolution"]
-    asked = plan_environment(facts, PLAIN, "ultralytics\n--pre\nb==1+cu118\n")
+    asked = plan_told(facts, PLAIN, "ultralytics\n--pre\nb==1+cu118\n")
     assert asked.kind == "resolve-first"
     assert asked.args["install"] == ["ultralytics", "b==1"] and asked.args["pythons"] == ["/p"]
     packages = {"ultralytics": "8", "torch": "2.4.0+cu130", "torchvision": "0.19.0"}
     facts["resolution"] = {"python": "/p", "packages": packages, "late": [], "failed": []}
-    found = plan_environment(facts, PLAIN, "ultralytics\n")
+    found = plan_told(facts, PLAIN, "ultralytics\n")
     assert found.args["torch"]["build"] == "cu126" and found.args["need_mib"] == 7168
     assert found.args["torch"]["requirements"] == ["torch", "torch<=2.4.0"]
     assert found.args["needs_torch"] and found.args["imports"] == ["torch", "torchvision"]
     facts["resolution"]["packages"] = {"ultralytics": "8"}
-    found = plan_environment(facts, PLAIN, "ultralytics\n")
+    found = plan_told(facts, PLAIN, "ultralytics\n")
     assert (found.args["torch"], found.args["needs_torch"]) == ({}, False)
 
 
@@ -422,15 +422,15 @@ def test_the_python_is_one_that_project_and_packages_take() -> None:
     facts = make_facts(*pythons)
     del facts["resolution"]
     text = "--requires-python >=3.10\nnumba==0.57\n"
-    asked = plan_environment(facts, PLAIN, text)
+    asked = plan_told(facts, PLAIN, text)
     assert asked.args["pythons"] == ["/new", "/mid"]
-    preferred = plan_environment(facts, PLAIN, text + "--prefers-python 3.11\n")
+    preferred = plan_told(facts, PLAIN, text + "--prefers-python 3.11\n")
     assert preferred.args["pythons"] == ["/mid", "/new"]
     absent = plan(*pythons, text=text + "--prefers-python 3.1\n")
     assert ".python-version asks for python 3.1, which is not there" in absent.notes
     failed = [["/new", "numba==0.57 takes python < 3.12, this is 3.13.0"]]
     facts["resolution"] = {"python": "/mid", "packages": {"numba": "0.57"}, "failed": failed}
-    found = plan_environment(facts, PLAIN, text)
+    found = plan_told(facts, PLAIN, text)
     assert found.args["python"] == "/mid" and "python < 3.12" in found.notes[-1]
     assert found.args["older"] == "" and plan(*pythons, text="x\n").args["older"].startswith("/mid")
     with pytest.raises(EnvironmentFailed, match=r"no python >=3\.14 .*requires-python is >=3\.14"):
@@ -451,7 +451,7 @@ def test_what_bends_every_run_is_said() -> None:
 def test_a_server_whose_pip_asks_no_index_is_not_sent_to_one() -> None:
     facts = make_facts(interpreter("/p"), gpu=gpu_facts("550.1"))
     facts["inspection"]["pip_config"] = {"no-index": "true", "find-links": "/wheels"}
-    assert "index" not in plan_environment(facts, Settings(), TEXT).args["torch"]
+    assert "index" not in plan_told(facts, Settings(), TEXT).args["torch"]
 
 
 def test_a_driver_too_old_for_any_torch_is_told_before_gigabytes_are_fetched() -> None:
@@ -493,13 +493,14 @@ def test_a_spoilt_environment_is_built_anew_beside_it_while_a_training_may_use_i
     key = plan(interpreter("/p")).key
     spoilt = record(key=key, valid=False, changed="x")
     assert plan(interpreter("/p"), environments=[spoilt]).key == key
-    again = plan(interpreter("/p"), environments=[spoilt], runs=[{"state": "running"}]).key
+    again = plan(
+        interpreter("/p"), environments=[spoilt], runs=[{"run": "1", "state": "running"}]
+    ).key
     assert again != key
     both = [spoilt, record(key=again, valid=False)]
-    assert plan(interpreter("/p"), environments=both, runs=[{"state": "running"}]).key not in (
-        key,
-        again,
-    )
+    assert plan(
+        interpreter("/p"), environments=both, runs=[{"run": "1", "state": "running"}]
+    ).key not in (key, again)
 
 
 def test_an_interpreter_whose_packages_cannot_be_read_is_passed_over() -> None:
