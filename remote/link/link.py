@@ -53,7 +53,8 @@ QUICK_WAITS = 10
 PYTHONS = "python3 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8"
 PYTHON_PLACES = (
     "$HOME/miniconda3 $HOME/anaconda3 $HOME/miniforge3 /opt/conda /opt/miniconda3 /root/miniconda3"
-    " /venv/main /usr/local"
+    " /venv/main /usr/local $HOME/.conda/envs/* $HOME/micromamba/envs/* $HOME/.pyenv/versions/*"
+    " $HOME/.local/share/uv/python/*"
 )
 NO_PYTHON, OLD_PYTHON = 97, 95
 CLOSED = 254
@@ -113,6 +114,9 @@ def start_command(nonce: str, python: str = "") -> str:
         f"for p in {first} {PYTHONS}; do command -v $p >/dev/null 2>&1 || continue; {attempt};"
         " done; "
         f"for d in {PYTHON_PLACES}; do p=$d/bin/python3; test -x $p || continue; {attempt}; done; "
+        # Last, the PATH that a login shell sets.
+        'for p in $("${SHELL:-sh}" -lc "command -v python3" </dev/null 2>/dev/null | tail -n 1); do'
+        f" test -x $p || continue; {attempt}; done; "
         f'test -n "$o" && exit {OLD_PYTHON}; exit {NO_PYTHON}'
     )
     return f"exec sh -c '{script}' sh '{nonce}' '{loader}' '{code}'"

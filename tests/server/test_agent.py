@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import threading
 import time
@@ -18,7 +19,7 @@ from remote.loopback import LoopbackServer
 from remote.project.release import build_release, manifest_rows, upload_frames
 from tests.support.agent import OWNER, ROOT, agent, facts, follow, put, start
 from tests.support.project import HOSTILE, make_tree, snapshot
-from tests.support.sshd import USUAL, MakeServer, sparse_path
+from tests.support.sshd import USUAL, MakeServer, base_python, sparse_path
 
 
 def root_of(server: LoopbackServer) -> Path:
@@ -371,7 +372,9 @@ def test_a_noisy_login_shell_does_no_harm(make_server: MakeServer, tmp_path: Pat
 
 
 def test_no_python_is_one_clear_line(make_server: MakeServer, tmp_path: Path) -> None:
-    server = make_server(path=sparse_path(tmp_path / "bin", USUAL, without=["python3"]))
+    path = sparse_path(tmp_path / "bin", USUAL, without=["python3"])
+    server = make_server(path=path)
+    make_tree(server.home, {".profile": f"PATH={path}\n"})
     with agent(server) as link:
         try:
             facts(link)
@@ -379,6 +382,22 @@ def test_no_python_is_one_clear_line(make_server: MakeServer, tmp_path: Path) ->
             assert "no python3" in str(error) and "remote.python" in str(error)
         else:  # this machine has one in a place that is always looked at
             assert facts(link)["system"]["python_path"].startswith(("/opt", "/usr/local", "/root"))
+
+
+@pytest.mark.parametrize(
+    "place", [".pyenv/versions/3.11.7", ".conda/envs/own", "micromamba/envs/own", "by-login"]
+)
+def test_a_python_that_no_plain_command_finds_serves(
+    make_server: MakeServer, tmp_path: Path, place: str
+) -> None:
+    path = sparse_path(tmp_path / "bin", USUAL, without=["python3"])
+    server = make_server(path=path)
+    folder = server.home / place / "bin"
+    make_tree(server.home, {".profile": f"echo welcome; PATH={path}:{server.home}/by-login/bin\n"})
+    folder.mkdir(parents=True)
+    (folder / "python3").symlink_to(base_python())
+    with agent(server) as link:
+        assert facts(link)["system"]["python"] == platform.python_version()
 
 
 def test_an_old_python_is_passed_over(make_server: MakeServer, tmp_path: Path) -> None:

@@ -91,7 +91,9 @@ class TestPrograms:
             (bare, ("no python3", "remote.python")),
             (old, ("older than 3.8", "miniconda")),
         ):
-            done = Lab(make_server(path=path), tmp_path, name=Path(path).name).task("deploy")
+            server = make_server(path=path)
+            make_tree(server.home, {".profile": f"PATH={path}\n"})
+            done = Lab(server, tmp_path, name=Path(path).name).task("deploy")
             if done.code:
                 refused(done, 7, *words)
 

@@ -4,6 +4,7 @@ proof means."""
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remote.agent.calls import Refusal
-from remote.agent.environments import installers, pip_settings
+from remote.agent.environments import installers, pip_settings, python_places
 from remote.agent.environments.build_failures import Place, classify
 from remote.agent.environments.gpu_check import has_kernels, judge
 from remote.agent.shared.text import redact
+from tests.support.project import make_tree
 
 PLACE = Place("/r/env/k/build.log", "/data", 900, 7168, "3.10.4", "2.31")
 FAILURES = [
@@ -175,6 +177,43 @@ def test_what_pip_is_set_to_reaches_pip_and_uv_but_for_what_would_lead_them_away
         pip_settings.index_lines(alone, ["--index-url https://torch/whl"])
     )
     assert "PIP_INDEX_URL" not in pip_settings.pip_environment({}, alone)
+
+
+def test_interpreters_are_found_where_their_managers_put_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    places = [
+        ".conda/envs/a",
+        "miniconda3/envs/b",
+        "micromamba/envs/c",
+        ".pyenv/versions/3.12.1",
+        ".local/share/uv/python/cpython-3.13.0-linux-x86_64-gnu",
+        ".virtualenvs/d",
+        "work/d",
+        "data/[elsewhere]",
+        "login",
+    ]
+    pythons = [tmp_path / place / "bin" / "python" for place in places]
+    make_tree(
+        tmp_path,
+        {
+            ".conda/environments.txt": f"{tmp_path}/data/[elsewhere]\n{tmp_path}/gone\n",
+            ".profile": f"echo hello; export PATH={tmp_path}/login/bin:$PATH\n",
+        },
+    )
+    for python in pythons:
+        python.parent.mkdir(parents=True)
+        python.symlink_to(sys.executable)
+    for name in ("VIRTUAL_ENV", "CONDA_PREFIX", "PYENV_ROOT", "MAMBA_ROOT_PREFIX"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (
+        ("HOME", tmp_path),
+        ("WORKON_HOME", tmp_path / "work"),
+        ("SHELL", "/bin/sh"),
+    ):
+        monkeypatch.setenv(name, str(value))
+    found = python_places.candidates("", python_places.login_path())
+    assert {str(python) for python in pythons} <= set(found)
 
 
 @pytest.mark.parametrize(

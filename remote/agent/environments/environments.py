@@ -14,7 +14,13 @@ import time
 from typing import Any, Dict, List, Optional, Set
 
 from remote.agent.calls import Call, Refusal, operation
-from remote.agent.environments import gpu_check, installers, interpreters, pip_settings
+from remote.agent.environments import (
+    gpu_check,
+    installers,
+    interpreters,
+    pip_settings,
+    python_places,
+)
 from remote.agent.environments.builder import describe_plan
 from remote.agent.machine.processes import group_members, is_same, start_time
 from remote.agent.root.paths import HASH, Layout, read_json, resolve_root, write_json, write_whole
@@ -75,7 +81,7 @@ def environment_inspect(
     """Interpreters with what is installed in them, uv, pip's configuration (without passwords), and
     room on the disk."""
     layout = Layout(resolve_root(root))
-    found = interpreters.list_interpreters(layout, configured)
+    found = interpreters.list_interpreters(layout, configured, python_places.login_path())
     usable = [entry for entry in found if not entry.get("problem")]
     call.event(
         step="inspect",

@@ -8,7 +8,7 @@ import time
 from typing import Any, Dict, List, Optional, Tuple
 
 from remote.agent.calls import Call, Refusal, operation
-from remote.agent.environments.interpreters import plain_environment
+from remote.agent.environments.python_places import plain_environment
 from remote.agent.machine import gpus
 from remote.agent.machine.processes import boot_id
 from remote.agent.root.paths import Layout, read_json, resolve_root, write_json

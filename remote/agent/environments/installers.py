@@ -11,7 +11,7 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from remote.agent.environments import pip_settings
 from remote.agent.environments.commands import Commands
-from remote.agent.environments.interpreters import plain_environment
+from remote.agent.environments.python_places import plain_environment
 from remote.agent.root.paths import write_whole
 
 Run = Callable[[List[str]], int]

@@ -1,31 +1,17 @@
 """The server's Python interpreters: found by name and place, described once, remembered by path,
 time and size."""
 
-import glob
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import threading
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
+from remote.agent.environments.python_places import candidates, plain_environment
 from remote.agent.root.paths import Layout, read_json, write_json
 
 Interpreter = Dict[str, Any]
-NAMES = ("python3", *(f"python3.{minor}" for minor in range(15, 7, -1)), "python")
-CONDA_PLACES = (
-    "~/miniconda3",
-    "~/anaconda3",
-    "~/miniforge3",
-    "~/mambaforge",
-    "/opt/conda",
-    "/opt/miniconda3",
-    "/opt/miniforge3",
-    "/root/miniconda3",
-)
-VENV_PLACES = ("/venv/main", "/opt/venv")
-MAX_CANDIDATES = 60
 DESCRIBE_TIMEOUT_S = 15.0
 INSPECT_TIMEOUT_S = 60.0
 MAX_WORKERS = 8
@@ -136,7 +122,9 @@ print("\x1e" + json.dumps(answer))
 """
 
 
-def list_interpreters(layout: Layout, configured: str = "") -> List[Interpreter]:
+def list_interpreters(
+    layout: Layout, configured: str = "", path: Optional[str] = None
+) -> List[Interpreter]:
     """Every interpreter once, the configured one first, with `problem` where it can't be used.
 
     Starts those alone that were not seen before: a second call on the same server starts none.
@@ -146,7 +134,7 @@ def list_interpreters(layout: Layout, configured: str = "") -> List[Interpreter]
     wanted = os.path.expanduser(configured.strip())
     found: List[Interpreter] = []
     todo: List[str] = []
-    paths = candidates(wanted)
+    paths = candidates(wanted, path)
     for path in paths:
         if not _current(known.get(path), path):
             todo.append(path)
@@ -175,29 +163,6 @@ def remember(layout: Layout) -> None:
             _cache_path(layout),
             {"version": CACHE_VERSION, "host": os.uname().nodename, "interpreters": kept},
         )
-
-
-def candidates(configured: str) -> List[str]:
-    paths: List[str] = [configured] if configured else []
-    for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
-        if os.environ.get(variable):
-            paths.append(os.path.join(os.environ[variable], "bin", "python"))
-    for name in NAMES:
-        found = shutil.which(name)
-        if found:
-            paths.append(os.path.abspath(found))
-    for place in VENV_PLACES:
-        paths.append(os.path.join(place, "bin", "python"))
-    for place in CONDA_PLACES:
-        base = os.path.expanduser(place)
-        paths.append(os.path.join(base, "bin", "python"))
-        paths += sorted(glob.glob(os.path.join(glob.escape(base), "envs", "*", "bin", "python")))
-    unique: Dict[str, None] = {}
-    for path in paths:
-        # A configured path is described even if it is missing, so that its problem can be told.
-        if path == configured or os.access(path, os.X_OK):
-            unique.setdefault(path)
-    return list(unique)[:MAX_CANDIDATES]
 
 
 def describe(path: str) -> Interpreter:
@@ -272,13 +237,6 @@ def run_python(
         lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
         return None, (lines[-1][:200] if lines else f"exit code {done.returncode}")
     return value, ""
-
-
-def plain_environment() -> Dict[str, str]:
-    """This login's environment, without what is ours or would bend an interpreter's idea of where
-    it lives and what it has: pip takes a package on PYTHONPATH for installed."""
-    drop = ("REMOTE_AGENT_", "PYTHONPATH", "PYTHONHOME", "PYTHONEXECUTABLE", "__PYVENV_LAUNCHER__")
-    return {key: value for key, value in os.environ.items() if not key.startswith(drop)}
 
 
 def build_environment(temporary: str) -> Dict[str, str]:

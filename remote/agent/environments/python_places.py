@@ -1,0 +1,95 @@
+"""Where a server's interpreters lie: by name on the PATH, and in the places that conda, pyenv, uv
+and their like use."""
+
+import glob
+import os
+import shutil
+import subprocess
+from typing import Dict, List, Optional
+
+NAMES = ("python3", *(f"python3.{minor}" for minor in range(15, 7, -1)), "python")
+CONDA_PLACES = (
+    "~/miniconda3",
+    "~/anaconda3",
+    "~/miniforge3",
+    "~/mambaforge",
+    "/opt/conda",
+    "/opt/miniconda3",
+    "/opt/miniforge3",
+    "/root/miniconda3",
+)
+PLACES = (
+    "/venv/main",
+    "/opt/venv",
+    "$VIRTUAL_ENV",
+    "$CONDA_PREFIX",
+    *(place for base in CONDA_PLACES for place in (base, base + "/envs/*")),
+    "~/.conda/envs/*",
+    "~/micromamba/envs/*",
+    "$MAMBA_ROOT_PREFIX/envs/*",
+    "~/.pyenv/versions/*",
+    "$PYENV_ROOT/versions/*",
+    "~/.local/share/uv/python/*",
+    "~/.virtualenvs/*",
+    "$WORKON_HOME/*",
+)
+"""Folders, or patterns of folders, that have bin/python."""
+LOGIN_TIMEOUT_S = 10.0
+MAX_CANDIDATES = 60
+
+
+def candidates(configured: str, path: Optional[str] = None) -> List[str]:
+    """`path`: a PATH to look at beside this login's."""
+    paths: List[str] = [configured] if configured else []
+    for place in ("$VIRTUAL_ENV", "$CONDA_PREFIX"):
+        paths += _pythons_at(place)
+    for name in NAMES:
+        for found in (shutil.which(name), shutil.which(name, path=path) if path else None):
+            paths += [os.path.abspath(found)] if found else []
+    for place in [*PLACES, *map(glob.escape, _listed_by_conda())]:
+        paths += _pythons_at(place)
+    unique: Dict[str, None] = {}
+    for python in paths:
+        # A configured path is described even if it is missing, so that its problem can be told.
+        if python == configured or os.access(python, os.X_OK):
+            unique.setdefault(python)
+    return list(unique)[:MAX_CANDIDATES]
+
+
+def _pythons_at(place: str) -> List[str]:
+    folder = os.path.expandvars(os.path.expanduser(place))
+    return [] if "$" in folder else sorted(glob.glob(os.path.join(folder, "bin", "python")))
+
+
+def _listed_by_conda() -> List[str]:
+    """Environments made with --prefix, wherever they lie."""
+    try:
+        with open(os.path.expanduser("~/.conda/environments.txt"), encoding="utf-8") as file:
+            return [line.strip() for line in file if os.path.isabs(line.strip())]
+    except (OSError, ValueError):
+        return []
+
+
+def login_path() -> Optional[str]:
+    """The PATH that a login shell sets, which a command over ssh has not; None where it does not
+    say."""
+    shell = os.environ.get("SHELL") or "/bin/sh"
+    try:
+        done = subprocess.run(
+            [shell, "-lc", "printf '\\036%s' \"$PATH\""],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=LOGIN_TIMEOUT_S,
+            env=plain_environment(),
+            cwd="/",
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return os.fsdecode(done.stdout.rpartition(b"\x1e")[2]) or None
+
+
+def plain_environment() -> Dict[str, str]:
+    """This login's environment, without what is ours or would bend an interpreter's idea of where
+    it lives and what it has: pip takes a package on PYTHONPATH for installed."""
+    drop = ("REMOTE_AGENT_", "PYTHONPATH", "PYTHONHOME", "PYTHONEXECUTABLE", "__PYVENV_LAUNCHER__")
+    return {key: value for key, value in os.environ.items() if not key.startswith(drop)}
