@@ -264,13 +264,10 @@ class Pending:
             self.path, self._lock = place, _locked(place.with_suffix(".lock"))
             if self._lock is not None:
                 break
-        try:
-            value = json.loads(self.path.read_text())
-            if 0 <= time.time() - float(value["time"]) < PENDING_S:
-                return str(value["run"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        return None
+        return _remembered_run(self.path)
+
+    def is_remembered(self) -> bool:
+        return any(_remembered_run(place) for place in self._places)
 
     def write(self, run: str) -> None:
         temporary = self.path.with_suffix(".tmp")
@@ -287,6 +284,16 @@ class Pending:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _remembered_run(place: Path) -> str | None:
+    try:
+        value = json.loads(place.read_text())
+        if 0 <= time.time() - float(value["time"]) < PENDING_S:
+            return str(value["run"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
 
 
 def _locked(path: Path) -> IO[bytes] | None:

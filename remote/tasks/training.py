@@ -13,6 +13,7 @@ from remote.tasks.sweeps import only_one, status_of_sweep, stop_sweep
 
 if TYPE_CHECKING:
     from remote.runs.request import TrainOptions
+    from remote.ssh.target import Target
 
 
 @task(
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
             "stay and show the training (default on a terminal); the training goes on without you"
         ),
         "no-follow": "come back as soon as the training runs",
+        "first-free": "with -H a,b,c: on the server that has the GPUs free, looked at all at once",
     },
 )
 def train(
@@ -59,6 +61,7 @@ def train(
     notify: str | None = None,
     follow: bool = False,
     no_follow: bool = False,
+    first_free: bool = False,
 ) -> None:
     """
     Start a training on the server, in tmux; deploys first if something changed.
@@ -91,21 +94,43 @@ def train(
             following,
             work.words or None,
         )
-        return start(work, options)
+        return start(work, options, first_free)
 
     carry_out(c, "train", body)
 
 
-def start(work: Work, options: TrainOptions) -> int:
+def start(work: Work, options: TrainOptions, first_free: bool = False) -> int:
     from remote.runs.launch import train_one
     from remote.runs.resume import resume_one
 
-    with work.only_session() as session:
-        return (
-            resume_one(session, options.resume, options)
-            if options.resume
-            else train_one(session, options)
-        )
+    if options.resume:
+        with work.only_session() as session:
+            return resume_one(session, options.resume, options)
+    target = choose_free(work, options) if first_free else work.only_target()
+    with work.session(target) as session:
+        return train_one(session, options)
+
+
+def choose_free(work: Work, options: TrainOptions) -> Target:
+    """Of the hosts that were given; says which, and why. A host that is down is left out."""
+    from remote.deploy.deploy import gpu_facts
+    from remote.runs.first_free import cut_off_at, first_free
+
+    targets = {target.spec: target for target in work.targets}
+    earlier = cut_off_at(work.project, list(targets), options)
+    if earlier is not None:
+        work.display.line(f"{earlier}: an earlier call was cut off there; it is the same start")
+        return targets[earlier]
+    answers = work.on_all(gpu_facts)
+    for target, _, error in answers:
+        if error:
+            work.display.note(f"{target.spec}: left out: {error.message}")
+    hosts = {target.spec: facts for target, facts, error in answers if not error}
+    if not hosts:
+        raise next(error for _, _, error in answers if error)
+    host, why = first_free(hosts, options.gpus or 1)
+    work.display.line(why)
+    return targets[host]
 
 
 @task(

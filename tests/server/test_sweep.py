@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
+from remote.errors import ConnectionLost
 from remote.link.session import Session
+from remote.runs import launch
+from remote.runs.request import start_run
 from remote.ssh.target import Target
 from tests.support.faults import Done, Lab, run_task, wait_until
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
@@ -145,6 +148,31 @@ def test_on_a_processor_one_point_after_the_other_and_all_can_be_stopped(lab: Tw
     told = lab.on("a", "wait", sweep="rates", json=True)
     assert told.code == 10 and {row["state"] for row in json.loads(told.out)} == {"stopped"}
     assert len(lab.ran()) == 1
+
+
+def test_the_first_free_server_is_taken_and_a_cut_start_stays_where_it_was(lab: Two) -> None:
+    a, b = (Path(server.path) / "nvidia-smi" for server in (lab.server, lab.second.server))
+    write_nvidia_smi(a, [FakeGpu(memory_used="40960"), FakeGpu()])
+    write_nvidia_smi(b, [FakeGpu(), FakeGpu()])
+    words = ["--lr", "70", "--seed", "1"]
+    two = lab.on("ab", "train", words, first_free=True, gpus=2, name="two")
+    assert two.code == 0 and "b has 2 free (a: 1 of 2 GPUs free; b: 2 of 2 GPUs" in two.out, two
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "TRIES", 1)
+        patch.setattr(launch, "start_run", lose_the_answer)
+        cut = lab.on("ab", "train", words, first_free=True, name="one")
+    assert cut.code == 4, cut
+    write_nvidia_smi(a, [FakeGpu(memory_used="40960"), FakeGpu(memory_used="40960")])
+    write_nvidia_smi(b, [FakeGpu(), FakeGpu()])
+    again = lab.on("ab", "train", words, first_free=True, name="one")
+    assert again.code == 0 and "an earlier call was cut off there" in again.out, again
+    told = json.loads(lab.on("ab", "status", json=True).out)
+    assert [row["name"] for row in told].count("one") == 1
+
+
+def lose_the_answer(*arguments: Any, **options: Any) -> Any:
+    start_run(*arguments, **options)
+    raise ConnectionLost("the connection was lost")
 
 
 @pytest.mark.parametrize(
