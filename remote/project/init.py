@@ -100,8 +100,9 @@ def init(directory: Path, command: str, results: str, display: Display) -> int:
         )
     display.line(f"the training: {command} (remote.command in fabric.yaml). Next:")
     display.line(
-        "    fab -H user@host:port doctor\n    fab -H user@host:port train\n    fab -H"
-        " user@host:port fetch-results"
+        "    fab -H user@host:port doctor\n"
+        "    fab -H user@host:port train\n"
+        "    fab -H user@host:port fetch-results"
     )
     display.line(
         f"`status` and `follow` show its epochs and accuracy once it tells them: see {PROGRESS}"

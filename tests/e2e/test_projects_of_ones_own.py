@@ -100,8 +100,9 @@ def test_a_lightning_project_of_somebody_else(tmp_path: Path, server: LoopbackSe
 
 def test_any_script_and_what_it_does_not_tell(tmp_path: Path, server: LoopbackServer) -> None:
     script = (
-        "from run_progress import tell\nfor epoch in range(1, 4):\n    tell(epoch=epoch,"
-        " max_epochs=3, val_accuracy=epoch / 10)\n"
+        "from run_progress import tell\n"
+        "for epoch in range(1, 4):\n"
+        "    tell(epoch=epoch, max_epochs=3, val_accuracy=epoch / 10)\n"
     )
     project = make_tree(
         tmp_path / "mine",

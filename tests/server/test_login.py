@@ -310,10 +310,12 @@ class TestWays:
     def test_a_proxy_command(self, server: LoopbackServer, tmp_path: Path) -> None:
         relay = tmp_path / "relay.py"
         relay.write_text(
-            "import socket, sys, threading, os\ns = socket.create_connection((sys.argv[1],"
-            " int(sys.argv[2])))\ndef up():\n    while d := os.read(0, 65536):"
-            " s.sendall(d)\nthreading.Thread(target=up, daemon=True).start()\nwhile d :="
-            " s.recv(65536): os.write(1, d)\n"
+            "import socket, sys, threading, os\n"
+            "s = socket.create_connection((sys.argv[1], int(sys.argv[2])))\n"
+            "def up():\n"
+            "    while d := os.read(0, 65536): s.sendall(d)\n"
+            "threading.Thread(target=up, daemon=True).start()\n"
+            "while d := s.recv(65536): os.write(1, d)\n"
         )
         assert logs_in(
             target(write_config(tmp_path, server, ProxyCommand=f"python3 {relay} %h %p"))

@@ -226,11 +226,14 @@ class TestWays:
         """As Tailscale and cloudflared do: open this page, then the connection goes on."""
         script = tmp_path / "check.py"
         script.write_text(
-            "import socket, sys, threading, os, time\nprint('open https://login.example.org/a1b2',"
-            " file=sys.stderr, flush=True)\ntime.sleep(4)\ns ="
-            " socket.create_connection(('127.0.0.1', int(sys.argv[1])))\ndef up():\n    while d :="
-            " os.read(0, 65536): s.sendall(d)\nthreading.Thread(target=up,"
-            " daemon=True).start()\nwhile d := s.recv(65536): os.write(1, d)\n"
+            "import socket, sys, threading, os, time\n"
+            "print('open https://login.example.org/a1b2', file=sys.stderr, flush=True)\n"
+            "time.sleep(4)\n"
+            "s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"
+            "def up():\n"
+            "    while d := os.read(0, 65536): s.sendall(d)\n"
+            "threading.Thread(target=up, daemon=True).start()\n"
+            "while d := s.recv(65536): os.write(1, d)\n"
         )
         config = write_config(tmp_path, server, ProxyCommand=f"{sys.executable} {script} %p")
         assert logs_in(target(config, timeout_s=5.0))

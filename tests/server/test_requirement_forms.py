@@ -18,12 +18,17 @@ from tests.support.wheels import Index, fake_wheels, newest
 
 pytestmark = pytest.mark.timeout(180)
 CHECK = (
-    "import importlib, sys\nfor name in sys.argv[1:]:\n    print('imported', name,"
-    " importlib.import_module(name).__file__)\n"
+    "import importlib, sys\n"
+    "for name in sys.argv[1:]:\n"
+    "    print('imported', name, importlib.import_module(name).__file__)\n"
 )
 PYPROJECT = (
-    '[project]\nname = "mine"\nversion = "1"\ndependencies ='
-    ' ["demo-pkg<1.1"]\n[project.optional-dependencies]\ntrain = ["demo-pkg"]\n'
+    "[project]\n"
+    'name = "mine"\n'
+    'version = "1"\n'
+    'dependencies = ["demo-pkg<1.1"]\n'
+    "[project.optional-dependencies]\n"
+    'train = ["demo-pkg"]\n'
 )
 LOCAL = {"pyproject.toml": PYPROJECT, "src/mine/__init__.py": "value = 1\n"}
 
@@ -142,8 +147,9 @@ def version(wheels: Path, name: str) -> str:
 
 def test_hashes(scene: Scene, wheels: Path) -> None:
     pinned = (
-        f"demo-pkg=={version(wheels, 'demo_pkg')} \\\n    --hash=sha256:{'0' * 64} \\\n   "
-        f" --hash=sha256:{digest(wheels, 'demo_pkg')}\n"
+        f"demo-pkg=={version(wheels, 'demo_pkg')} \\\n"
+        f"    --hash=sha256:{'0' * 64} \\\n"
+        f"    --hash=sha256:{digest(wheels, 'demo_pkg')}\n"
     )
     assert "/env/" in scene.tried("r.txt", {"r.txt": pinned}, "demo_pkg")["demo_pkg"]
     wrong = scene.lab(

@@ -48,8 +48,9 @@ class TestShells:
     def test_a_noisy_one_too(self, make_server: MakeServer, tmp_path: Path) -> None:
         shell = tmp_path / "noisy"
         shell.write_text(
-            '#!/bin/sh\necho "Welcome to the GPU farm"; echo "mind the gap" >&2\nexec /bin/sh'
-            ' "$@"\n'
+            "#!/bin/sh\n"
+            'echo "Welcome to the GPU farm"; echo "mind the gap" >&2\n'
+            'exec /bin/sh "$@"\n'
         )
         shell.chmod(0o755)
         lab = Lab(make_server(shell=str(shell)), tmp_path)

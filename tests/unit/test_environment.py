@@ -552,13 +552,19 @@ def test_programs_of_the_packages_below_run_in_the_environment_above(tmp_path: P
         tmp_path / "below",
         {
             "tool.py": (
-                "import sys\nclass Main:\n    @staticmethod\n    def run():\n       "
-                " print(sys.prefix, sys.argv[1:])\n"
+                "import sys\n"
+                "class Main:\n"
+                "    @staticmethod\n"
+                "    def run():\n"
+                "        print(sys.prefix, sys.argv[1:])\n"
             ),
             "tool-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: tool\nVersion: 1\n",
             "tool-1.dist-info/entry_points.txt": (
-                "[console_scripts]\ntool = tool:Main.run\nextra = tool:Main.run [all]\n[other]\nno"
-                " = tool:x\n"
+                "[console_scripts]\n"
+                "tool = tool:Main.run\n"
+                "extra = tool:Main.run [all]\n"
+                "[other]\n"
+                "no = tool:x\n"
             ),
         },
     )

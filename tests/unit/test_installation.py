@@ -69,8 +69,9 @@ FAILURES = [
     ),
     (
         (
-            "  × No solution found when resolving dependencies:\n  ╰─▶ Because only demo==1.0 is"
-            " available\n      and you require demo>=9, no."
+            "  × No solution found when resolving dependencies:\n"
+            "  ╰─▶ Because only demo==1.0 is available\n"
+            "      and you require demo>=9, no."
         ),
         "can't be satisfied: Because only demo==1.0 is available and you require demo>=9",
     ),
@@ -148,8 +149,14 @@ def test_what_pip_is_set_to_reaches_pip_and_uv_but_for_what_would_lead_them_away
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "pip.conf").write_text(
-        "[global]\nindex-url = https://mirror/simple\ntrusted-host = mirror\ntarget = /t\n"
-        "[install]\nfind-links = /w\ndry-run = true\nretries = 2\n"
+        "[global]\n"
+        "index-url = https://mirror/simple\n"
+        "trusted-host = mirror\n"
+        "target = /t\n"
+        "[install]\n"
+        "find-links = /w\n"
+        "dry-run = true\n"
+        "retries = 2\n"
     )
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)

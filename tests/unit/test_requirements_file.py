@@ -48,10 +48,23 @@ def test_every_wrong_line_is_named_with_its_place(tmp_path: Path) -> None:
         tmp_path,
         {
             "r.txt": (
-                "fine>=1\n\ntorch>=>2\n-e .\n./local\npkg-1.0-py3-none-any.whl\nx \\\n "
-                " >=1\nhttps://host/y.whl\nz --hash=sha256:00\n-r r.txt\n-r missing.txt\n-r"
-                " https://me:secret@host/r.txt\n--frobnicate\n-f wheels\n-r other.txt\nn @"
-                " file:///n\n"
+                "fine>=1\n"
+                "\n"
+                "torch>=>2\n"
+                "-e .\n"
+                "./local\n"
+                "pkg-1.0-py3-none-any.whl\n"
+                "x \\\n"
+                "  >=1\n"
+                "https://host/y.whl\n"
+                "z --hash=sha256:00\n"
+                "-r r.txt\n"
+                "-r missing.txt\n"
+                "-r https://me:secret@host/r.txt\n"
+                "--frobnicate\n"
+                "-f wheels\n"
+                "-r other.txt\n"
+                "n @ file:///n\n"
             ),
             "other.txt": "# fine\n!!\n",
         },

@@ -170,8 +170,9 @@ SAID = [
     ),
     (
         (
-            "channel 0: open failed: connect failed: Connection refused\nstdio forwarding"
-            " failed\nConnection closed by UNKNOWN port 65535"
+            "channel 0: open failed: connect failed: Connection refused\n"
+            "stdio forwarding failed\n"
+            "Connection closed by UNKNOWN port 65535"
         ),
         "",
         Unreachable,
@@ -186,9 +187,11 @@ SAID = [
     ("Connection closed by UNKNOWN port 65535", "no way out", Unreachable, "no way out"),
     (
         (
-            "@@@@@@@\n@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\nOffending"
-            " ED25519 key in /home/me/my hosts:3\nHost key for [10.0.0.7]:2222 has changed and you"
-            " have requested strict checking.\nHost key verification failed."
+            "@@@@@@@\n"
+            "@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\n"
+            "Offending ED25519 key in /home/me/my hosts:3\n"
+            "Host key for [10.0.0.7]:2222 has changed and you have requested strict checking.\n"
+            "Host key verification failed."
         ),
         "",
         HostKeyRefused,
@@ -260,8 +263,9 @@ def test_what_ssh_says_is_one_line_with_its_own_words_in_it(
 
 def test_a_remedy_can_be_typed() -> None:
     changed = (
-        "REMOTE HOST IDENTIFICATION HAS CHANGED\nOffending ED25519 key in /h/known hosts:3\nHost"
-        " key verification failed."
+        "REMOTE HOST IDENTIFICATION HAS CHANGED\n"
+        "Offending ED25519 key in /h/known hosts:3\n"
+        "Host key verification failed."
     )
     assert 'ssh-keygen -f "/h/known hosts" -R "[10.0.0.7]:2222"' in str(
         explain(changed, b"", BOX, Target("box"))
