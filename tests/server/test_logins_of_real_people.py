@@ -239,6 +239,18 @@ class TestWays:
         assert logs_in(target(config, timeout_s=5.0))
         assert "https://login.example.org/a1b2" in capsys.readouterr().err
 
+    def test_a_proxy_that_hands_its_connection_over(
+        self, server: LoopbackServer, tmp_path: Path
+    ) -> None:
+        script = tmp_path / "hand.py"
+        script.write_text(
+            "import socket, sys\n"
+            "s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"
+            "socket.send_fds(socket.socket(fileno=1), [b'x'], [s.fileno()])\n"
+        )
+        ways = {"ProxyCommand": f"{sys.executable} {script} %p", "ProxyUseFdpass": "yes"}
+        assert logs_in(target(write_config(tmp_path, server, **ways)))
+
     def test_a_proxy_that_wants_a_login(self, server: LoopbackServer, tmp_path: Path) -> None:
         config = write_config(
             tmp_path,
