@@ -192,11 +192,11 @@ def resnet18(data: str, epochs: int, cpu: bool) -> Row:
     import torch.nn.functional as F
     from torchvision.models import resnet18 as make
 
-    from trainer.augment import augment, epoch_order
     from trainer.config import load_config
+    from trainer.data.augment import augment, epoch_order
+    from trainer.data.sources import load_images
     from trainer.evaluate import evaluate
     from trainer.networks import Normalise
-    from trainer.sources import load_images
 
     device = torch.device("cpu" if cpu else "cuda")
     images = load_images(data)

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.archive import DataError
 from trainer.config import TrainConfig, from_dict
+from trainer.data.archive import DataError
+from trainer.data.sources import Arrays, load_images
 from trainer.networks import make_network
-from trainer.sources import Arrays, load_images
 
 BATCH = 1000
 EXIT_USAGE, EXIT_DATA = 2, 3

@@ -14,7 +14,8 @@ import torch
 
 from trainer.checkpoints import BEST, LAST, newest_that_loads, save_whole
 from trainer.config import TrainConfig, effective_batch, peak_learning_rate, to_dict
-from trainer.data_module import ImageDataModule, worker_count
+from trainer.data.data_module import ImageDataModule, worker_count
+from trainer.data.sources import ImageData
 from trainer.devices import Devices, choose_devices, describe_devices, limit_note, torch_device
 from trainer.evaluate import evaluate, load_network, uses_half
 from trainer.keeper import Diverged, Keeper, best_row
@@ -25,7 +26,6 @@ from trainer.options import EXIT_DIVERGED, EXIT_MEMORY, TrainError
 from trainer.processes import is_first_process, remember_others, say, wait_for_others
 from trainer.progress import write_json
 from trainer.report import write_report
-from trainer.sources import ImageData
 
 
 def train(

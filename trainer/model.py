@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.augment import mixup_draw
 from trainer.config import TrainConfig, effective_batch, from_dict, peak_learning_rate
+from trainer.data.augment import mixup_draw
 from trainer.networks import SpeedCNN, make_network
 from trainer.optimizers import make_optimizer, set_rates
 from trainer.schedule import rate_factor, resolution
 
 if TYPE_CHECKING:
-    from trainer.data_module import ImageDataModule
+    from trainer.data.data_module import ImageDataModule
 
 WHITENING_IMAGES = 5000
 CPU_PART_IMAGES = 125

@@ -31,7 +31,7 @@ from trainer.options import (
 from trainer.processes import end_others, end_with_parent, is_first_process, say
 
 if TYPE_CHECKING:
-    from trainer.sources import ImageData
+    from trainer.data.sources import ImageData
 
 ELSEWHERE = (
     "recipe",
@@ -173,10 +173,10 @@ def summarise(summaries: Sequence[Mapping[str, Any]], run_dir: Path) -> None:
 
 def run(options: argparse.Namespace, config: TrainConfig, start: Start | None) -> None:
     """Raises TrainError for all that may be expected to go wrong."""
-    from trainer.archive import DataError
+    from trainer.data.archive import DataError
+    from trainer.data.sources import load_images
     from trainer.devices import choose_devices
     from trainer.keeper import Stopped
-    from trainer.sources import load_images
 
     # Lightning's other processes find the directory that the first one chose.
     run_dir = Path(

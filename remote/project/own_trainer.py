@@ -47,6 +47,6 @@ def load_config_module(project: Path) -> Any:
 
 
 def load_archive_module(project: Path) -> Any:
-    """The project's own trainer.archive, which imports no torch."""
+    """The project's own trainer.data.archive, which imports no torch."""
     load_config_module(project)  # makes the project importable, or says why it isn't
-    return importlib.import_module("trainer.archive")
+    return importlib.import_module("trainer.data.archive")

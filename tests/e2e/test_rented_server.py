@@ -40,7 +40,7 @@ def trainer_project(tmp_path: Path) -> tuple[Path, bytes]:
         settings=settings,
         parts=("fabfile.py", "remote", "trainer"),
     )
-    module = project / "trainer" / "archive.py"
+    module = project / "trainer" / "data" / "archive.py"
     text = module.read_text()
     text = re.sub(
         r'ARCHIVE_MD5 = ".*"', f'ARCHIVE_MD5 = "{hashlib.md5(content).hexdigest()}"', text

@@ -12,7 +12,7 @@ import torch
 
 from trainer.checkpoints import load_checkpoint
 from trainer.config import TrainConfig, load_config
-from trainer.sources import ImageData, make_synthetic
+from trainer.data.sources import ImageData, make_synthetic
 
 # Tiny networks gain nothing from threads, which wait for each other for long where the machine is
 # busy.

@@ -12,9 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.training import tiny_config, tiny_data
-from trainer.archive import DataError
-from trainer.augment import augment, cut_out, epoch_order, mixup_draw, random_integers, shift
-from trainer.data_module import DeviceLoader, ImageDataModule, WorkerLoader, deal_out, split_indices
+from trainer.data.archive import DataError
+from trainer.data.augment import augment, cut_out, epoch_order, mixup_draw, random_integers, shift
+from trainer.data.data_module import (
+    DeviceLoader,
+    ImageDataModule,
+    WorkerLoader,
+    deal_out,
+    split_indices,
+)
 
 ALL = {"flip": "random", "crop_padding": 4, "cutout": 8}
 IMAGES = torch.randint(
@@ -185,7 +191,7 @@ def test_every_image_is_seen_at_most_once_in_an_epoch() -> None:
 def test_blocks_of_batches_are_augmented_as_single_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     module = module_for()
     single = batches(DeviceLoader(module), 0, 1)
-    monkeypatch.setattr("trainer.data_module.block_size", lambda device: 4)
+    monkeypatch.setattr("trainer.data.data_module.block_size", lambda device: 4)
     for one, other in zip(batches(DeviceLoader(module), 0, 1), single, strict=True):
         assert torch.equal(one[0], other[0])
 

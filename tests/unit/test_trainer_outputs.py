@@ -175,7 +175,7 @@ def test_the_summary_says_what_was_trained_on_what(run: Path) -> None:
 
 
 def test_the_hash_is_the_data_s(tmp_path: Path) -> None:
-    from trainer.sources import Arrays, hash_images
+    from trainer.data.sources import Arrays, hash_images
 
     changed = DATA.train.images.clone()
     changed[7, 0, 3, 3] ^= 1
@@ -186,7 +186,7 @@ def test_the_hash_is_the_data_s(tmp_path: Path) -> None:
 def test_weights_and_checkpoints_are_evaluated_as_the_summary_says(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("trainer.sources.make_synthetic", lambda: DATA)
+    monkeypatch.setattr("trainer.data.sources.make_synthetic", lambda: DATA)
     summary = json.loads((run / "summary.json").read_text())
     weights = torch.load(run / "weights.pt", weights_only=True)
     assert (
@@ -323,7 +323,7 @@ ARGUMENTS = [
 def test_a_run_without_a_directory_goes_to_runs_and_logs_shows_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("trainer.sources.make_synthetic", lambda: DATA)
+    monkeypatch.setattr("trainer.data.sources.make_synthetic", lambda: DATA)
     assert train.main(ARGUMENTS) == 0
     [run] = Path("runs").iterdir()
     assert (run / "summary.json").exists()
@@ -336,7 +336,7 @@ def test_a_run_without_a_directory_goes_to_runs_and_logs_shows_it(
 def test_seeds_are_averaged_and_finished_ones_are_not_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("trainer.sources.make_synthetic", lambda: DATA)
+    monkeypatch.setattr("trainer.data.sources.make_synthetic", lambda: DATA)
     place = tmp_path / "seeds"
     arguments = [*ARGUMENTS, "--seed", "4", "--repeat", "2", "--run_dir", str(place)]
     assert train.main(arguments) == 0

@@ -18,10 +18,11 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer import archive as archive_module
-from trainer import options, sources, train
-from trainer.archive import ARCHIVE, DataError
-from trainer.sources import BATCHES, ImageData, load_images
+from trainer import options, train
+from trainer.data import archive as archive_module
+from trainer.data import sources
+from trainer.data.archive import ARCHIVE, DataError
+from trainer.data.sources import BATCHES, ImageData, load_images
 
 PER_BATCH = 6
 

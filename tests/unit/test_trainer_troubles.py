@@ -353,7 +353,7 @@ def test_the_command_ends_with_5_and_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     infinite_at(monkeypatch, 1, 9)
-    monkeypatch.setattr("trainer.sources.make_synthetic", lambda: DATA)
+    monkeypatch.setattr("trainer.data.sources.make_synthetic", lambda: DATA)
     code = train.main(
         [
             "--data",

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from trainer.archive import DataError
-from trainer.augment import augment, epoch_order
 from trainer.config import TrainConfig
-from trainer.sources import Arrays, ImageData
+from trainer.data.archive import DataError
+from trainer.data.augment import augment, epoch_order
+from trainer.data.sources import Arrays, ImageData
 
 BLOCK_BATCHES = 16
 """The device's loader augments so many batches in one go: a GPU takes one large operation sooner

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.archive import ARCHIVE, REMEDY, DataError, check_archive, download_archive
+from trainer.data.archive import ARCHIVE, REMEDY, DataError, check_archive, download_archive
 
 SIZE = 32
 """Pixels per side; images of another size are brought to it."""

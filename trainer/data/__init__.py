@@ -1,0 +1,1 @@
+"""Images: where they come from, what happens to them, and the loaders."""
