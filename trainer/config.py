@@ -27,6 +27,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "precision": ("auto", "32-true", "bf16-mixed"),
     "compile": ("auto", "true", "false"),
     "tta": ("none", "flip", "shift"),
+    "class_weights": ("none", "balanced"),
 }
 AT_LEAST: Mapping[str, float] = {
     "max_epochs": 1,
@@ -47,6 +48,8 @@ AT_LEAST: Mapping[str, float] = {
     "mixup_prob": 0,
     "mixup_alpha": 0,
     "label_smoothing": 0,
+    "image_size": 0,
+    "crop_scale": 0.01,
     "crop_padding": 0,
     "cutout": 0,
     "validation_fraction": 0,
@@ -67,6 +70,8 @@ AT_MOST: Mapping[str, float] = {
     "warmup_fraction": 1,
     "final_fraction": 1,
     "validation_fraction": 0.9,
+    "image_size": 1024,
+    "crop_scale": 1,
     "crop_padding": 16,
     "cutout": 32,
     "seed": 2**31 - 1,
@@ -96,9 +101,15 @@ class TrainConfig:
 
     # The recipe whose values these are.
     recipe: str = "standard"
-    # A CIFAR-10 archive or directory, a folder with train/<class>/* and test/<class>/*, or
-    # `synthetic`. An empty or missing directory gets CIFAR-10, downloaded.
+    # A CIFAR-10 archive or directory, or `synthetic`, or images of one's own: a folder with
+    # train/<class>/* and test/<class>/* (and perhaps val/), one with <class>/*, a CSV of
+    # path,label[,split], or a zip or tar of these. An empty or missing directory gets CIFAR-10,
+    # downloaded.
     data: str = "data"
+    # Pixels per side; 0: as the images are, at most 224.
+    image_size: int = 0
+    # Leave damaged files out, instead of ending with their names.
+    skip_damaged: bool = False
     # Where the run writes; empty: runs/<time>.
     run_dir: str = ""
     # GPUs by nvidia-smi's index, such as 0,1, or auto for all; on a CPU the number of processes.
@@ -168,17 +179,21 @@ class TrainConfig:
     # half the rate, so often.
     max_restores: int = 2
 
-    # The training in equal portions, each with images of so many pixels per side: small ones cost
-    # less while much is learnt.
+    # The training in equal portions, each with images of so many pixels per side, 32 standing for
+    # image_size: small ones cost less while much is learnt.
     resolutions: tuple[int, ...] = (32,)
-    # Augmentation. crop_padding: shifts of up to so many pixels. cutout: side of the square that is
-    # greyed out.
+    # Augmentation. crop_padding: shifts of up to so many pixels; from images of more than 64 pixels
+    # a random part is cut instead, of at least crop_scale of the area. cutout: side of the square
+    # that is greyed out, of 32.
     flip: str = "random"
+    crop_scale: float = 0.35
     crop_padding: int = 4
     cutout: int = 0
     mixup_prob: float = 0.5
     mixup_alpha: float = 0.2
     label_smoothing: float = 0.0
+    # balanced: rare classes weigh as much in the loss as frequent ones.
+    class_weights: str = "none"
 
     # The part of the training images that steers early stopping and the choice of the best epoch; 0
     # trains on all of them.
@@ -432,6 +447,8 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
         for name, value in values.items()
         if name in FIELDS
     }
+    # Before there was such a field all images were brought to 32 pixels.
+    known["image_size"] = known.get("image_size") or 32
     return TrainConfig(**known)
 
 

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from trainer.config import TrainConfig, from_dict
 from trainer.data.archive import DataError
-from trainer.data.sources import Arrays, load_images
+from trainer.data.data_module import worker_count
+from trainer.data.images import Arrays, Files
+from trainer.data.sources import load_images
+from trainer.data.workers import evaluation_batches
 from trainer.networks import make_network
 
-BATCH = 1000
 EXIT_USAGE, EXIT_DATA = 2, 3
 
 
@@ -52,12 +54,13 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     network: nn.Module,
-    arrays: Arrays,
+    arrays: Arrays | Files,
     tta: str = "none",
     half: bool = False,
     before_batch: Callable[[], None] = lambda: None,
     rank: int = 0,
     world: int = 1,
+    workers: int = 0,
 ) -> Evaluation:
     """On the network's device. `half`: bf16 autocast. `rank` of `world` processes takes its share,
     and all get the whole result.
@@ -68,10 +71,9 @@ def evaluate(
     parameter = next(network.parameters())
     device, classes = parameter.device, parameter_classes(network)
     sums = torch.zeros(classes * classes + 1, dtype=torch.float64, device=device)
-    for first in range(rank * BATCH, len(arrays), world * BATCH):
+    for some, truth in evaluation_batches(arrays, workers, rank, world):
         before_batch()
-        images = arrays.images[first : first + BATCH].to(device)
-        labels = arrays.labels[first : first + BATCH].to(device)
+        images, labels = some.to(device), truth.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             logits = averaged_logits(network, images, tta).float()
         sums[:-1] += torch.bincount(
@@ -154,7 +156,12 @@ def evaluate_checkpoint(
     loaded = load_network(path)
     if not (data or loaded.config.data):
         raise DataError(f"{path} does not say where its images are: name them with --data")
-    images = load_images(data or loaded.config.data, lambda text: print(text, file=sys.stderr))
+    images = load_images(
+        data or loaded.config.data,
+        lambda text: print(text, file=sys.stderr),
+        image_size=loaded.config.image_size,
+        skip_damaged=loaded.config.skip_damaged,
+    )
     if images.classes != loaded.classes:
         raise DataError(
             f"the checkpoint knows {', '.join(loaded.classes[:4])} …, the images are"
@@ -163,7 +170,13 @@ def evaluate_checkpoint(
     device = torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     half = device.type == "cuda" and uses_half(loaded.config, device)
     return (
-        evaluate(loaded.network.to(device), images.test, loaded.config.tta, half),
+        evaluate(
+            loaded.network.to(device),
+            images.test,
+            loaded.config.tta,
+            half,
+            workers=worker_count(loaded.config),
+        ),
         loaded,
         images.sha256,
     )

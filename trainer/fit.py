@@ -15,7 +15,7 @@ import torch
 from trainer.checkpoints import BEST, LAST, newest_that_loads, save_whole
 from trainer.config import TrainConfig, effective_batch, peak_learning_rate, to_dict
 from trainer.data.data_module import ImageDataModule, worker_count
-from trainer.data.sources import ImageData
+from trainer.data.images import ImageData
 from trainer.devices import Devices, choose_devices, describe_devices, limit_note, torch_device
 from trainer.evaluate import evaluate, load_network, uses_half
 from trainer.keeper import Diverged, Keeper, best_row
@@ -61,7 +61,7 @@ def describe(config: TrainConfig, devices: Devices, module: ImageDataModule, wor
     print(
         f"data: {data.kind} at {data.path}, {len(module.train_images)} images to train on,"
         f" {len(held) if held else 0} to validate, {len(data.test)} to test, {len(data.classes)}"
-        " classes"
+        f" classes, {data.image_size}×{data.image_size} pixels"
     )
     if data.kind == "synthetic":
         print("these images are synthetic: the accuracy says nothing about real ones")
@@ -200,6 +200,7 @@ def finish(
         config.tta,
         device.type == "cuda" and uses_half(config, device),
         before_batch,
+        workers=worker_count(config),
     )
     test_s = time.monotonic() - tested
     state = {f"network.{name}": value.cpu() for name, value in network.state_dict().items()}

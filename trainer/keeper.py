@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 
 from trainer.checkpoints import BEST, LAST, LAST_EVERY_S, WITHIN_EPOCH_EVERY_S, Clock, save_whole
+from trainer.data.data_module import worker_count
 from trainer.evaluate import Evaluation, evaluate, uses_half
 from trainer.model import Classifier, TrainingState
 from trainer.progress import Progress, TensorBoard, epoch_line, write_metrics
@@ -206,7 +207,14 @@ class Keeper(pl.Callback):
         half = uses_half(model.config, model.device)
         # Without the test-time average: it is the same for all epochs, and six times the work.
         return evaluate(
-            model.network, arrays, "none", half, stop, trainer.global_rank, trainer.world_size
+            model.network,
+            arrays,
+            "none",
+            half,
+            stop,
+            trainer.global_rank,
+            trainer.world_size,
+            worker_count(model.config),
         )
 
     def record(self, model: Classifier, row: Mapping[str, Any], improved: bool) -> None:

@@ -95,10 +95,8 @@ class Classifier(pl.LightningModule):
             self.raw_optimizer.load_state_dict(self.optimizer_state)
             self.optimizer_state = None
         elif isinstance(self.network, SpeedCNN) and not self.state.step:
-            images = self.data_module.train_images.images
-            generator = torch.Generator().manual_seed(self.config.seed)
-            chosen = torch.randperm(len(images), generator=generator)[:WHITENING_IMAGES]
-            self.network.init_whitening(images[chosen].to(self.device))
+            images = self.data_module.sample(WHITENING_IMAGES)
+            self.network.init_whitening(images.to(self.device))
 
     @property
     def data_module(self) -> ImageDataModule:

@@ -16,13 +16,15 @@ MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 """Of CIFAR-10's training images, per channel, of pixels from 0 to 1."""
 WHITENING_EPS = 5e-4
+LARGE_IMAGES = 64
+"""Images with more pixels per side reach the residual network's stages at a quarter of them."""
 
 
 def make_network(config: TrainConfig, classes: int) -> nn.Module:
     if config.network == "speed":
         first, second, third = config.widths
         return SpeedCNN(classes, (first, second, third), config.depth)
-    return ResidualCNN(classes, config.widths)
+    return ResidualCNN(classes, config.widths, config.image_size > LARGE_IMAGES)
 
 
 class Normalise(nn.Module):
@@ -66,14 +68,16 @@ class ResidualCNN(nn.Module):
     """The document's network: stages of 128, 256, 512 and 768 channels with skip connections, each
     half as wide as the one before."""
 
-    def __init__(self, classes: int, widths: tuple[int, ...]) -> None:
+    def __init__(self, classes: int, widths: tuple[int, ...], large: bool = False) -> None:
         super().__init__()
         self.normalise = Normalise()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, widths[0], 3, padding=1, bias=False),
-            nn.BatchNorm2d(widths[0]),
-            nn.ReLU(inplace=True),
+        first = (
+            # As in He et al. 2015 (arXiv 1512.03385).
+            (nn.Conv2d(3, widths[0], 7, 2, 3, bias=False), nn.MaxPool2d(3, 2, 1))
+            if large
+            else (nn.Conv2d(3, widths[0], 3, padding=1, bias=False),)
         )
+        self.stem = nn.Sequential(*first, nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True))
         blocks: list[nn.Module] = [ResidualBlock(widths[0], widths[0])]
         for inside, outside in itertools.pairwise(widths):
             blocks += [nn.MaxPool2d(2, ceil_mode=True), ResidualBlock(inside, outside)]

@@ -93,9 +93,12 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print the effective values as YAML, and train nothing",
     )
-    for name in FIELDS:
+    for name, kind in FIELDS.items():
         if name != "recipe":
-            parser.add_argument(f"--{name}", default=None, metavar="VALUE", help=argparse.SUPPRESS)
+            alone: dict[str, Any] = {"nargs": "?", "const": "true"} if kind is bool else {}
+            parser.add_argument(
+                f"--{name}", default=None, metavar="VALUE", help=argparse.SUPPRESS, **alone
+            )
     return parser
 
 

@@ -25,7 +25,8 @@ def rate_factor(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
 def resolution(config: TrainConfig, step: int, steps_per_epoch: int) -> int:
     """Pixels per side at a step: `resolutions` in equal portions of the training."""
     portion = len(config.resolutions) * step // (steps_per_epoch * config.max_epochs)
-    return config.resolutions[min(portion, len(config.resolutions) - 1)]
+    of_32 = config.resolutions[min(portion, len(config.resolutions) - 1)]
+    return of_32 * (config.image_size or 32) // 32
 
 
 def restarts_factor(epoch: float, max_epochs: int, period: int, compressed: bool = False) -> float:

@@ -31,7 +31,7 @@ from trainer.options import (
 from trainer.processes import end_others, end_with_parent, is_first_process, say
 
 if TYPE_CHECKING:
-    from trainer.data.sources import ImageData
+    from trainer.data.images import ImageData
 
 ELSEWHERE = (
     "recipe",
@@ -191,7 +191,10 @@ def run(options: argparse.Namespace, config: TrainConfig, start: Start | None) -
             f"{run_dir} can't be made ({error.strerror}): name another --run_dir", EXIT_USAGE
         ) from None
     try:
-        data = load_images(config.data, say)
+        data = load_images(
+            config.data, say, image_size=config.image_size, skip_damaged=config.skip_damaged
+        )
+        config = dataclasses.replace(config, image_size=data.image_size)
         if options.repeat > 1:
             run_repeated(config, data, run_dir, options.repeat)
         elif start:

@@ -46,14 +46,14 @@ def is_wanted(config: TrainConfig, device: torch.device) -> bool:
 
 
 def use_once(model: Classifier) -> None:
-    config, images = model.config, model.data_module.train_images.images
+    config, images = model.config, model.data_module.train_images
     share = min(len(images), model.data_module.share)
     size = -(-share // first_parts(config, share, model.device))
     buffers = [(buffer, buffer.clone()) for buffer in model.network.buffers()]
     trained = [p for p in model.network.parameters() if p.requires_grad]
     model.network.train()
     for pixels, mixed in itertools.product(dict.fromkeys(config.resolutions), mixup_forms(config)):
-        batch = images[:size].to(model.device)
+        batch = images.batch(torch.arange(size)).to(model.device)
         batch = resized(
             (batch.float() if mixed else batch).contiguous(memory_format=torch.channels_last),
             pixels,

@@ -12,7 +12,8 @@ import torch
 
 from trainer.checkpoints import load_checkpoint
 from trainer.config import TrainConfig, load_config
-from trainer.data.sources import ImageData, make_synthetic
+from trainer.data.images import Arrays, Files, ImageData
+from trainer.data.synthetic import make_synthetic
 
 # Tiny networks gain nothing from threads, which wait for each other for long where the machine is
 # busy.
@@ -54,6 +55,11 @@ def speed_config(**changes: object) -> TrainConfig:
 
 def tiny_data(train: int = 400, test: int = 120, classes: int = 4) -> ImageData:
     return make_synthetic(train, test, classes)
+
+
+def pixels_of(images: Arrays | Files) -> torch.Tensor:
+    """uint8 [N, 3, size, size], as evaluated."""
+    return images.batch(torch.arange(len(images)))
 
 
 def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -14,13 +14,8 @@ from hypothesis import strategies as st
 from tests.support.training import tiny_config, tiny_data
 from trainer.data.archive import DataError
 from trainer.data.augment import augment, cut_out, epoch_order, mixup_draw, random_integers, shift
-from trainer.data.data_module import (
-    DeviceLoader,
-    ImageDataModule,
-    WorkerLoader,
-    deal_out,
-    split_indices,
-)
+from trainer.data.data_module import DeviceLoader, ImageDataModule, WorkerLoader
+from trainer.data.splits import deal_out, split_indices
 
 ALL = {"flip": "random", "crop_padding": 4, "cutout": 8}
 IMAGES = torch.randint(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.support.training import speed_config, tiny_config, tiny_data
+from tests.support.training import pixels_of, speed_config, tiny_config, tiny_data
 from trainer.config import TrainConfig, load_config, peak_learning_rate
 from trainer.networks import SpeedCNN, make_network
 from trainer.optimizers import MuonWithSGD, make_optimizer, orthogonalised, set_rates
@@ -25,7 +25,7 @@ def speed_network(config: TrainConfig) -> SpeedCNN:
 
 def test_whitened_patches_have_the_identity_for_their_covariance() -> None:
     network = speed_network(speed_config())
-    images = DATA.train.images
+    images = pixels_of(DATA.train)
     network.init_whitening(images)
     out = F.conv2d(network.normalise(images), network.whiten.weight)
     values = out[:, :12].permute(1, 0, 2, 3).flatten(1).double()
@@ -44,7 +44,7 @@ def train_steps(
     for step in range(steps):
         some = slice(40 * (step % 10), 40 * (step % 10) + 40)
         loss = F.cross_entropy(
-            network(DATA.train.images[some]),
+            network(pixels_of(DATA.train)[some]),
             DATA.train.labels[some],
             reduction="sum" if summed else "mean",
         )
@@ -58,7 +58,7 @@ def train_steps(
 def test_frozen_parameters_stay_and_all_others_are_trained() -> None:
     config = speed_config()
     network = speed_network(config)
-    network.init_whitening(DATA.train.images)
+    network.init_whitening(pixels_of(DATA.train))
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     optimizer = make_optimizer(network, config, 0.1)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -97,7 +97,7 @@ def test_each_optimizer_learns(optimizer: str) -> None:
     torch.manual_seed(1)
     network = make_network(config, 4)
     if isinstance(network, SpeedCNN):
-        network.init_whitening(DATA.train.images)
+        network.init_whitening(pixels_of(DATA.train))
     losses = train_steps(
         network,
         make_optimizer(network, config, config.learning_rate),
@@ -173,4 +173,4 @@ def test_the_speed_network_begins_as_an_identity_on_its_first_channels(depth: in
             identity = torch.zeros_like(weight[: weight.size(1)])
             torch.nn.init.dirac_(identity)
             assert torch.equal(weight[: weight.size(1)], identity)
-    assert network(DATA.train.images[:5]).shape == (5, 4)
+    assert network(pixels_of(DATA.train)[:5]).shape == (5, 4)

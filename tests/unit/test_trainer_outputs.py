@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support.training import signals_kept, speed_config, tiny_config, tiny_data
+from tests.support.training import pixels_of, signals_kept, speed_config, tiny_config, tiny_data
 from trainer import evaluate as evaluation
 from trainer import train
 from trainer.checkpoints import load_checkpoint
@@ -175,9 +175,10 @@ def test_the_summary_says_what_was_trained_on_what(run: Path) -> None:
 
 
 def test_the_hash_is_the_data_s(tmp_path: Path) -> None:
-    from trainer.data.sources import Arrays, hash_images
+    from trainer.data.images import Arrays
+    from trainer.data.sources import hash_images
 
-    changed = DATA.train.images.clone()
+    changed = pixels_of(DATA.train).clone()
     changed[7, 0, 3, 3] ^= 1
     other = dataclasses.replace(DATA, train=Arrays(changed, DATA.train.labels))
     assert hash_images(DATA) == hash_images(tiny_data()) != hash_images(other)
@@ -248,7 +249,7 @@ def test_evaluating_on_other_classes_is_one_line(
 
 @pytest.mark.parametrize("tta", ["none", "flip", "shift"])
 def test_evaluation_counts_every_image_once(tta: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "BATCH", 50)
+    monkeypatch.setattr("trainer.data.workers.EVALUATED", 50)
     network = Classifier(dataclasses.asdict(tiny_config()), DATA.classes).network
     result = evaluation.evaluate(network, DATA.test, tta)
     assert (

@@ -18,11 +18,14 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.training import pixels_of
 from trainer import options, train
 from trainer.data import archive as archive_module
-from trainer.data import sources
+from trainer.data import cifar10
 from trainer.data.archive import ARCHIVE, DataError
-from trainer.data.sources import BATCHES, ImageData, load_images
+from trainer.data.cifar10 import BATCHES
+from trainer.data.images import ImageData
+from trainer.data.sources import load_images
 
 PER_BATCH = 6
 
@@ -42,7 +45,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sums = {}
     with tarfile.open(path, "w:gz") as file:
         add_file(file, "batches.meta", b"not needed")
-        for name in sources.BATCH_MD5:
+        for name in cifar10.BATCH_MD5:
             pixels = random.integers(0, 256, (PER_BATCH, 3072), dtype=np.uint8)
             content = pickle.dumps(
                 {b"data": pixels, b"labels": [number % 10 for number in range(PER_BATCH)]}
@@ -50,7 +53,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             sums[name] = hashlib.md5(content).hexdigest()
             add_file(file, name, content)
     content = path.read_bytes()
-    monkeypatch.setattr(sources, "BATCH_MD5", sums)
+    monkeypatch.setattr(cifar10, "BATCH_MD5", sums)
     monkeypatch.setattr(archive_module, "ARCHIVE_BYTES", len(content))
     monkeypatch.setattr(archive_module, "ARCHIVE_MD5", hashlib.md5(content).hexdigest())
     monkeypatch.setattr(archive_module, "RETRY_PAUSE_S", 0.0)
@@ -82,12 +85,12 @@ def test_an_archive_a_folder_with_it_and_the_unpacked_files_give_the_same(
     assert all(
         data.kind == "cifar10"
         and data.sha256 == found[0].sha256
-        and data.classes == sources.CLASSES
+        and data.classes == cifar10.CLASSES
         for data in found
     )
     assert (
-        found[0].train.images.shape == (5 * PER_BATCH, 3, 32, 32)
-        and found[0].train.images.dtype == torch.uint8
+        pixels_of(found[0].train).shape == (5 * PER_BATCH, 3, 32, 32)
+        and pixels_of(found[0].train).dtype == torch.uint8
     )
     assert found[0].test.labels.tolist() == list(range(PER_BATCH))
     assert len(found[0].sha256) == 64
@@ -298,10 +301,10 @@ def test_a_folder_is_decoded_once_and_then_comes_from_the_cache(folder: Path) ->
         and first.kind == "folder"
     )
     pixels = np.asarray(Image.open(folder / "train" / "cat" / "0.png")).transpose(2, 0, 1)
-    assert np.array_equal(first.train.images[0].numpy(), pixels)
+    assert np.array_equal(pixels_of(first.train)[0].numpy(), pixels)
     again, said = load(folder)
     assert said == []
-    assert torch.equal(again.train.images, first.train.images) and torch.equal(
+    assert torch.equal(pixels_of(again.train), pixels_of(first.train)) and torch.equal(
         again.test.labels, first.test.labels
     )
     assert (again.sha256, again.classes, again.kind) == (first.sha256, first.classes, first.kind)
@@ -352,7 +355,8 @@ def test_every_kind_of_image_becomes_32_by_32_in_rgb(folder: Path) -> None:
     Image.new("1", (32, 32), 1).save(place / "i_black_white.png")
     data, said = load(folder)
     colours = [
-        image.flatten(1).float().mean(1).round().int().tolist() for image in data.train.images[:9]
+        image.flatten(1).float().mean(1).round().int().tolist()
+        for image in pixels_of(data.train)[:9]
     ]
     assert colours == [
         [77] * 3,
@@ -378,7 +382,7 @@ def test_a_damaged_image_is_named(folder: Path, content: bytes) -> None:
     (folder / "test" / "dog" / "bad.png").write_bytes(content)
     text = refusal(folder)
     assert str(folder / "test" / "dog" / "bad.png") in text and text.endswith(
-        ": remove or replace it"
+        ": remove or replace it, or leave out what is damaged with --skip_damaged"
     )
 
 

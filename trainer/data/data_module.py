@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import math
-import os
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from trainer.config import TrainConfig
-from trainer.data.archive import DataError
 from trainer.data.augment import augment, epoch_order
-from trainer.data.sources import Arrays, ImageData
+from trainer.data.decode import SMALL_SIZE, cores
+from trainer.data.images import Arrays, Files, ImageData
+from trainer.data.splits import split_indices
+from trainer.data.workers import Batch, LoaderOptions, as_tensors, make_loader
 
 BLOCK_BATCHES = 16
 """The device's loader augments so many batches in one go: a GPU takes one large operation sooner
 than many small ones."""
-SPLIT_SEED = 0
-"""The validation images are the same for every seed of a training."""
-Batch = tuple[Tensor, Tensor]
-"""uint8 [B, 3, 32, 32] and int64 [B]."""
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -33,9 +30,7 @@ class ImageDataModule(pl.LightningDataModule):
         super().__init__()
         self.data = data
         self.config = config
-        train, validation = split_indices(data.train.labels, config)
-        self.train_images = data.train.take(train)
-        self.validation = data.train.take(validation) if len(validation) else None
+        self.train_images, self.validation = training_and_validation(data, config)
         # Of one optimizer step in one process.
         self.share = config.batch_size * config.accumulate_grad_batches
         self.rank, self.world = 0, 1
@@ -53,6 +48,14 @@ class ImageDataModule(pl.LightningDataModule):
         assert self.trainer is not None
         model: Any = self.trainer.lightning_module
         return self.epoch_loader(model.state.epoch, model.state.batch)
+
+    def sample(self, count: int) -> Tensor:
+        """uint8 [B, 3, size, size]: training images by the seed, `count` of 32 pixels and as many
+        pixels of larger ones."""
+        images = self.train_images
+        generator = torch.Generator().manual_seed(self.config.seed)
+        chosen = torch.randperm(len(images), generator=generator)
+        return images.batch(chosen[: max(1, count * 32 * 32 // images.size**2)])
 
     @property
     def loader_kind(self) -> str:
@@ -110,57 +113,23 @@ def step_indices(
     return epoch_order(count, config.seed, epoch)[batch * size : (batch + 1) * size][rank::world]
 
 
-def split_indices(labels: Tensor, config: TrainConfig) -> tuple[Tensor, Tensor]:
-    """Training and validation, both with each class in its share; at most validation_max. Sorted,
-    and the same for every seed."""
-    generator = torch.Generator().manual_seed(SPLIT_SEED)
-    order = torch.randperm(len(labels), generator=generator)
-    classes = [order[labels[order] == label] for label in range(int(labels.max()) + 1)]
-    wanted = min(round(config.validation_fraction * len(labels)), config.validation_max)
-    held = (
-        deal_out(wanted, [len(part) for part in classes])
-        if config.validation_fraction
-        else [0] * len(classes)
-    )
-    validation = (
-        torch.cat([part[:count] for part, count in zip(classes, held, strict=True)]).sort().values
-    )
-    rest = [part[count:] for part, count in zip(classes, held, strict=True)]
-    if config.train_images:
-        kept = config.train_images / len(labels)
-        rest = [
-            part[: max(1, round((len(part) + count) * kept))]
-            for part, count in zip(rest, held, strict=True)
-        ]
-    train = torch.cat(rest).sort().values
-    if config.validation_fraction and not len(validation):
-        raise DataError(
-            "no image is left for validation: add images, or set validation_fraction 0 and"
-            " patience 0"
-        )
-    return train, validation
+def training_and_validation(
+    data: ImageData, config: TrainConfig
+) -> tuple[Arrays | Files, Arrays | Files | None]:
+    """The set's own validation images where it has some, else a part of the training's."""
+    if data.validation is not None:
+        config = dataclasses.replace(config, validation_fraction=0.0)
+    train, validation = split_indices(data.train.labels, config)
+    images = data.train.take(train)
+    if data.validation is not None:
+        return images, data.validation
+    return images, data.train.take(validation) if len(validation) else None
 
 
-def deal_out(wanted: int, counts: list[int]) -> list[int]:
-    """`wanted` images in the classes' proportion: of each class of two or more at least one, and
-    never its last."""
-    share = wanted / max(1, sum(counts))
-    held = [min(count - 1, max(1, int(count * share))) if count else 0 for count in counts]
-    # What rounding down has left over goes where most is missing; what the ones above have taken
-    # too much, where most is held.
-    for _ in range(wanted - sum(held)):
-        place = max(
-            range(len(counts)),
-            key=lambda i: (counts[i] * share - held[i]) if held[i] < counts[i] - 1 else -math.inf,
-        )
-        held[place] += held[place] < counts[place] - 1
-    while sum(held) > max(wanted, sum(count > 1 for count in counts)):
-        held[max(range(len(counts)), key=lambda i: (held[i] > 1, held[i] - counts[i] * share))] -= 1
-    return held
-
-
-def choose_loader(config: TrainConfig, device: torch.device, images: Arrays) -> str:
+def choose_loader(config: TrainConfig, device: torch.device, images: Arrays | Files) -> str:
     """The device's where the images take at most a quarter of its free memory."""
+    if isinstance(images, Files):
+        return "workers"
     if config.loader != "auto":
         return config.loader
     if device.type != "cuda":
@@ -171,10 +140,7 @@ def choose_loader(config: TrainConfig, device: torch.device, images: Arrays) -> 
 
 
 def worker_count(config: TrainConfig) -> int:
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return min(config.num_workers, cores)
+    return min(config.num_workers, cores())
 
 
 def block_size(device: torch.device) -> int:
@@ -185,6 +151,7 @@ class DeviceLoader:
     """All images lie on the device, and are shuffled and augmented there."""
 
     def __init__(self, module: ImageDataModule) -> None:
+        assert isinstance(module.train_images, Arrays)
         self.module = module
         self.images = module.train_images.images.to(module.device)
         self.labels = module.train_images.labels.to(module.device)
@@ -206,31 +173,27 @@ class DeviceLoader:
 
 
 class WorkerLoader:
-    """Worker processes augment whole batches; the main process only says which."""
+    """Worker processes make whole batches; the main process only says which."""
 
     def __init__(self, module: ImageDataModule) -> None:
-        config = module.config
         self.module = module
         self.places = _Places()
-        workers = worker_count(config)
-        options: dict[str, Any] = {}
-        if workers:
-            options = {
-                "prefetch_factor": config.prefetch_factor,
-                "persistent_workers": config.persistent_workers,
-            }
-        self.loader: DataLoader[Batch] = DataLoader(
+        images = module.train_images
+        self.loader = make_loader(
             _Batches(module),
-            batch_size=None,
-            sampler=self.places,
-            num_workers=workers,
-            pin_memory=config.pin_memory and module.device.type == "cuda",
-            **options,
+            self.places,
+            LoaderOptions(
+                workers=worker_count(module.config),
+                batch_bytes=module.share * 3 * images.size**2,
+                prefetch_factor=module.config.prefetch_factor,
+                persistent=module.config.persistent_workers,
+                pin_memory=module.config.pin_memory and module.device.type == "cuda",
+            ),
         )
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         self.places.set([(epoch, batch) for batch in range(start, self.module.steps_per_epoch)])
-        return iter(self.loader)
+        return as_tensors(self.loader)
 
 
 class _Places(Sampler[tuple[int, int]]):
@@ -258,5 +221,18 @@ class _Batches(Dataset[Batch]):
     def __getitem__(self, place: tuple[int, int]) -> Batch:
         epoch, batch = place
         indices = step_indices(len(self.images), self.config, epoch, batch, self.rank, self.world)
-        part = self.images.take(indices)
-        return augment(part.images, indices, epoch, self.config), part.labels
+        images = training_images(self.images, indices, epoch, self.config)
+        return images, self.images.labels[indices]
+
+
+def training_images(
+    images: Arrays | Files, indices: Tensor, epoch: int, config: TrainConfig
+) -> Tensor:
+    """Augmented: uint8 [B, 3, size, size]."""
+    if isinstance(images, Arrays):
+        return augment(images.batch(indices), indices, epoch, config)
+    # A random part of the image stands in for a shift; the square is as large a part as of 32.
+    config = dataclasses.replace(
+        config, crop_padding=0, cutout=config.cutout * images.size // SMALL_SIZE
+    )
+    return augment(images.crops(indices, epoch, config), indices, epoch, config)

@@ -1,0 +1,211 @@
+"""Images of one's own at their own size: what is read as it is needed, and that it is learnt."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.support.training import pixels_of, signals_kept, tiny_config
+from trainer.data import store, workers
+from trainer.data.data_module import ImageDataModule, WorkerLoader
+from trainer.data.decode import Form, decode, usual_size
+from trainer.data.images import Files, ImageData
+from trainer.data.sources import load_images
+from trainer.data.workers import LoaderOptions, as_tensors, evaluation_batches, make_loader
+from trainer.fit import train
+
+
+def write_textures(folder: Path, count: int) -> Path:
+    """256 pixels a side; the class is whether fine stripes, 5 pixels wide each, lie or stand. Only
+    they tell it: colour, brightness and coarse noise are the same in both."""
+    random = np.random.default_rng(3)
+    rows = np.arange(256)
+    for part, number in (("train", count), ("test", count // 2)):
+        for name in ("lying", "standing"):
+            (folder / part / name).mkdir(parents=True)
+            for image in range(number):
+                wave = 50 * np.sin(2 * np.pi * (rows / random.uniform(5, 6) + random.random()))
+                stripes = np.broadcast_to(wave[:, None], (256, 256))
+                coarse = random.normal(0, 25, (8, 8)).repeat(32, 0).repeat(32, 1)
+                pixels = 128 + coarse + (stripes if name == "lying" else stripes.T)
+                colour = random.uniform(0.8, 1.2, 3)
+                rgb = (pixels[..., None] * colour).clip(0, 255).astype(np.uint8)
+                Image.fromarray(rgb).save(folder / part / name / f"{image}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_textures(tmp_path_factory.mktemp("textures"), 80)
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+def load(folder: Path, size: int = 0, **options: Any) -> ImageData:
+    return load_images(str(folder), quiet, image_size=size, **options)
+
+
+def photo_config(**changes: object) -> Any:
+    return tiny_config(**{"batch_size": 20, "pin_memory": False, "num_workers": 0, **changes})
+
+
+@pytest.mark.parametrize(("size", "learnt"), [(128, True), (32, False)])
+def test_what_only_the_fine_texture_tells_is_learnt_where_it_is_seen(
+    textures: Path, tmp_path: Path, size: int, learnt: bool
+) -> None:
+    config = photo_config(
+        image_size=size,
+        max_epochs=4,
+        restart_epochs=4,
+        learning_rate=0.003,
+        learning_rate_batch=0,
+        mixup_prob=0,
+        widths="8,16",
+        crop_scale=0.5,
+    )
+    with signals_kept():
+        summary = train(config, load(textures, size), tmp_path)
+    if learnt:
+        assert summary["test_accuracy"] > 0.9
+    else:
+        # 80 test images: three standard errors of guessing.
+        assert abs(summary["test_accuracy"] - 0.5) < 0.17
+
+
+def test_the_size_is_told_from_the_files(textures: Path, tmp_path: Path) -> None:
+    data = load(textures)
+    assert isinstance(data.train, Files) and data.image_size == 224
+    assert pixels_of(data.test)[:2].shape == (2, 3, 224, 224)
+    for side, size in ((20, 32), (32, 32), (75, 64), (100, 96), (230, 224), (3000, 224)):
+        Image.new("1", (side, side + 9)).save(tmp_path / "one.png")
+        assert usual_size([str(tmp_path / "one.png")]) == size
+
+
+def test_a_crop_follows_from_seed_epoch_and_index_alone(textures: Path) -> None:
+    files, config = load(textures).train, photo_config()
+    assert isinstance(files, Files)
+    some = torch.tensor([3, 70, 11])
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    crops = files.crops(some, 2, config)
+    assert torch.equal(torch.get_rng_state(), state), "other draws are not disturbed"
+    assert torch.equal(files.crops(some[1:2], 2, config), crops[1:2])
+    assert not torch.equal(files.crops(some, 3, config), crops)
+    assert not torch.equal(files.crops(some, 2, dataclasses.replace(config, seed=2)), crops)
+
+
+def test_workers_make_the_same_batches_as_the_process_itself(textures: Path) -> None:
+    data = load(textures, 96)
+    epochs = []
+    for number in (0, 2):
+        module = ImageDataModule(data, photo_config(num_workers=number, flip="alternate"))
+        assert module.loader_kind == "workers"
+        epochs.append(list(WorkerLoader(module).batches(1, 2)))
+    assert len(epochs[0]) == module.steps_per_epoch - 2 > 0
+    for one, other in zip(*epochs, strict=True):
+        assert one[0].shape == (20, 3, 96, 96) and one[0].dtype == torch.uint8
+        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
+def test_evaluation_sees_every_image_once_whoever_reads_it(
+    textures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "EVALUATED", 200)
+    test = load(textures, 96).test
+    whole = [labels for _, labels in evaluation_batches(test, 2)]
+    assert torch.equal(torch.cat(whole), test.labels)
+    shares = [list(evaluation_batches(test, 0, rank, 2)) for rank in (0, 1)]
+    assert sum(len(labels) for share in shares for _, labels in share) == len(test)
+    assert torch.equal(shares[1][0][0], pixels_of(test)[32:64])
+
+
+def test_the_store_gives_what_the_files_give_and_is_made_once(
+    textures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = load(textures, 112)
+    monkeypatch.setattr(store, "ROOM_SHARE", 0.0)
+    monkeypatch.setattr(store, "read_index", lambda path: None)
+    said: list[str] = []
+    read = load_images(str(textures), said.append, image_size=112)
+    assert any("no disk has room to keep" in text for text in said)
+    assert isinstance(kept.train, Files) and isinstance(read.train, Files)
+    assert kept.train.source.pixels is not None and read.train.source.pixels is None
+    assert torch.equal(pixels_of(kept.train), pixels_of(read.train))
+    assert kept.sha256 == read.sha256
+    monkeypatch.undo()
+    monkeypatch.setattr(store, "decode", None)
+    assert torch.equal(pixels_of(load(textures, 112).test), pixels_of(kept.test))
+
+
+def test_a_store_that_is_cut_off_is_made_anew(textures: Path) -> None:
+    before = pixels_of(load(textures, 80).test)
+    [file] = (textures / ".decoded").glob("*-80-whole.bin")
+    file.write_bytes(file.read_bytes()[:-1])
+    assert torch.equal(pixels_of(load(textures, 80).test), before)
+
+
+def test_a_set_is_sent_to_a_worker_without_its_pixels(textures: Path) -> None:
+    assert len(pickle.dumps(load(textures, 96).train)) < 60_000
+
+
+def test_a_large_photograph_is_kept_small_and_upright(tmp_path: Path) -> None:
+    pixels = np.zeros((1500, 2000, 3), np.uint8)
+    pixels[:750, :, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90° clockwise
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=exif)
+    kept, mode = decode(str(tmp_path / "photo.jpg"), Form(224, False))
+    assert mode == "RGB" and kept.shape[0] > kept.shape[1]
+    assert 256 <= kept.shape[1] < 512
+    assert kept[:, -1, 0].min() > 200 and kept[:, 0, 0].max() < 50, "red is on the right now"
+
+
+def test_float_images_are_scaled_by_their_own_range(tmp_path: Path) -> None:
+    for name, value in (("unit", 0.5), ("bytes", 128.0)):
+        Image.fromarray(np.full((40, 40), value, np.float32)).save(tmp_path / f"{name}.tif")
+        pixels, _ = decode(str(tmp_path / f"{name}.tif"), Form(32, True))
+        assert set(pixels.flatten().tolist()) <= {127, 128}
+
+
+# -- shared memory
+
+
+OPTIONS = LoaderOptions(workers=8, batch_bytes=19_267_584, prefetch_factor=2)
+
+
+def test_shared_memory_that_is_too_small_is_noticed_before_a_worker_dies() -> None:
+    assert workers.shared_memory_note(OPTIONS, None) == ""
+    assert workers.shared_memory_note(OPTIONS, 2 << 30) == ""
+    assert workers.shared_memory_note(OPTIONS, 64 << 20) == (
+        "/dev/shm has 67 MB free, and loading would fill 328 MB: batches go through pipes instead,"
+        " which takes longer. More of it: docker run --shm-size=1g"
+    )
+
+
+def test_batches_that_go_through_pipes_are_the_same(
+    textures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = load(textures, 96).test
+    assert isinstance(files, Files)
+    parts = [torch.arange(first, first + 20) for first in (0, 20, 40)]
+    batches: Any = workers._Evaluated(files)
+
+    def read() -> list[torch.Tensor]:
+        options = LoaderOptions(workers=1, batch_bytes=20 * 3 * 96 * 96)
+        return [images for images, _ in as_tensors(make_loader(batches, parts, options))]
+
+    usual = read()
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(workers, "shared_memory_free", lambda: 1 << 20)
+    through_pipes = read()
+    assert "go through pipes" in capsys.readouterr().out
+    assert all(torch.equal(one, other) for one, other in zip(usual, through_pipes, strict=True))

@@ -1,0 +1,128 @@
+"""Images and their labels: in memory, or read from their files as they are needed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms import v2
+
+from trainer.config import TrainConfig
+from trainer.data.decode import EVALUATED_SHARE, Form, decode
+from trainer.data.store import Pixels
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """images: uint8 [N, 3, size, size]; labels: int64 [N]."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def size(self) -> int:
+        return self.images.shape[-1]
+
+    def take(self, indices: Tensor) -> Arrays:
+        return Arrays(self.images[indices], self.labels[indices])
+
+    def batch(self, indices: Tensor) -> Tensor:
+        return self.images[indices]
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """The files of a set: where they lie, and what is kept of them decoded (None: nothing)."""
+
+    root: str
+    # As bytes: a list of so many texts would be copied into every worker process, page by page.
+    names: NDArray[np.bytes_]
+    form: Form
+    pixels: Pixels | None = None
+
+    def path(self, place: int) -> str:
+        return os.path.join(self.root, os.fsdecode(self.names[place]))
+
+    def read(self, place: int) -> Tensor:
+        """uint8 [3, height, width]: the image as it is kept, whether or not there is a store."""
+        if self.pixels is not None:
+            pixels = self.pixels.read(place)
+        else:
+            pixels = decode(self.path(place), self.form)[0]
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Images that are read as they are needed. `places`: int64 [N], into the source; labels: int64
+    [N]."""
+
+    source: FileSource
+    places: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def size(self) -> int:
+        return self.source.form.size
+
+    def take(self, indices: Tensor) -> Files:
+        return Files(self.source, self.places[indices], self.labels[indices])
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """As evaluated: uint8 [B, 3, size, size]."""
+        return torch.stack(
+            [
+                evaluation_crop(self.source.read(place), self.size)
+                for place in self.places[indices].tolist()
+            ]
+        )
+
+    def crops(self, indices: Tensor, epoch: int, config: TrainConfig) -> Tensor:
+        """A random part of each image, brought to its size: uint8 [B, 3, size, size]. Which one
+        follows from seed, epoch and index alone."""
+        crop = v2.RandomResizedCrop(self.size, scale=(config.crop_scale, 1.0), antialias=True)
+        images = []
+        with torch.random.fork_rng(devices=[]):
+            for index, place in zip(indices.tolist(), self.places[indices].tolist(), strict=True):
+                draw = np.random.SeedSequence([config.seed, epoch, index, 55])
+                torch.default_generator.manual_seed(int(draw.generate_state(1, np.uint64)[0]))
+                images.append(crop(self.source.read(place)))
+        return torch.stack(images)
+
+
+def evaluation_crop(image: Tensor, size: int) -> Tensor:
+    """The middle of the image, whose shorter side is 1/0.875 of the crop's (256 of 224)."""
+    shorter = round(size / EVALUATED_SHARE)
+    image = v2.functional.resize(image, [shorter], antialias=True)
+    cut: Tensor = v2.functional.center_crop(image, [size, size])
+    return cut
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """All images of a training. `kind`: cifar10, folder or synthetic. `sha256` is over pixels and
+    labels, of images that are read as needed over names, sizes and labels. `validation`: where the
+    set brings one of its own. `damaged`: files that were left out."""
+
+    train: Arrays | Files
+    test: Arrays | Files
+    classes: tuple[str, ...]
+    kind: str
+    path: str
+    sha256: str = ""
+    validation: Arrays | Files | None = None
+    damaged: tuple[str, ...] = ()
+
+    @property
+    def image_size(self) -> int:
+        return self.train.size

@@ -1,0 +1,93 @@
+"""A zip or tar of images, unpacked once beside it or in the user's cache."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer.data.archive import DataError
+from trainer.data.store import store_places
+
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
+
+
+def archive_of(path: Path) -> Path | None:
+    """The file itself, or the only one in a folder, where it is a zip or tar."""
+    if path.is_dir():
+        entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+        if len(entries) != 1:
+            return None
+        path = entries[0]
+    return path if path.is_file() and path.name.lower().endswith(SUFFIXES) else None
+
+
+def unpack(archive: Path, say: Callable[[str], None]) -> Path:
+    """The folder of what is in it. Raises DataError where it is damaged or no disk has room."""
+    status = archive.stat()
+    name = f"{archive.name}-{status.st_size}-{status.st_mtime_ns}"
+    places = [place / name for place in store_places(archive.parent)]
+    for place in places:
+        if place.is_dir():
+            return innermost(place)
+    problem = "no place to unpack it to"
+    for place in places:
+        part = place.with_name(f"{name}.{secrets.token_hex(4)}.tmp")
+        try:
+            part.mkdir(parents=True)
+            say(f"unpacking {archive} to {place}, once")
+            unpack_to(archive, part)
+            os.replace(part, place)
+            return innermost(place)
+        except OSError as error:
+            if place.is_dir():  # another training was sooner
+                return innermost(place)
+            problem = str(error.strerror or error)
+        except (tarfile.TarError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError) as error:
+            raise DataError(
+                f"{archive} can't be unpacked ({' '.join(str(error).split())[:100]}): bring it anew"
+            ) from None
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    raise DataError(f"{archive} can't be unpacked ({problem}): unpack it yourself, or free space")
+
+
+def unpack_to(archive: Path, target: Path) -> None:
+    """Nothing is written outside of `target`."""
+    if not zipfile.is_zipfile(archive):
+        with tarfile.open(archive) as packed:
+            packed.extractall(target, filter="data")
+        return
+    with zipfile.ZipFile(archive) as packed:
+        for member in packed.infolist():
+            member.filename = zip_name(member)
+            packed.extract(member, target)
+
+
+def zip_name(member: zipfile.ZipInfo) -> str:
+    """Names that aren't marked as UTF-8 are often in UTF-8 all the same, or in the code page of
+    Chinese Windows."""
+    name = member.filename
+    if not member.flag_bits & 0x800:
+        for encoding in ("utf-8", "gb18030"):
+            with contextlib.suppress(UnicodeError):
+                return name.encode("cp437").decode(encoding)
+    return name
+
+
+def innermost(folder: Path) -> Path:
+    """Archives often hold one folder that holds everything."""
+    while True:
+        entries = [
+            entry
+            for entry in folder.iterdir()
+            if entry.name != "__MACOSX" and not entry.name.startswith(".")
+        ]
+        if len(entries) != 1 or not entries[0].is_dir():
+            return folder
+        folder = entries[0]
