@@ -15,7 +15,7 @@ from torch import Tensor
 from trainer.data.archive import DataError
 from trainer.data.decode import Form, usual_size
 from trainer.data.images import Arrays, Files, FileSource, ImageData
-from trainer.data.listing import Listing, listing_hash
+from trainer.data.listing import Listing, listing_hashes
 from trainer.data.splits import hold_out
 from trainer.data.store import Findings, Set, decode_to_disk, decode_to_memory
 
@@ -47,7 +47,8 @@ def load_listing(listing: Listing, say: Say, wanted: Wanted) -> ImageData:
     listing = settle_splits(listing, say)
     paths = [os.path.join(listing.root, entry.path) for entry in listing.entries]
     size = wanted.image_size or usual_size(paths)
-    images = Set(listing.root, paths, listing_hash(listing, times=True)[:32], form_of(size, paths))
+    lasting, here = listing_hashes(listing)
+    images = Set(listing.root, paths, here[:32], form_of(size, paths))
     labels = torch.tensor([classes[entry.label] for entry in listing.entries])
     if images.form.fit:
         pixels, findings = decode_to_memory(images, say)
@@ -69,7 +70,7 @@ def load_listing(listing: Listing, say: Say, wanted: Wanted) -> ImageData:
         tuple(classes),
         "folder",
         str(listing.root),
-        "" if images.form.fit else listing_hash(listing, times=False),
+        "" if images.form.fit else lasting,
         whole.take(parts["val"]) if len(parts["val"]) else None,
         tuple(listing.entries[place].path for place in sorted(findings.damaged)),
     )

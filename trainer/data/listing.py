@@ -157,12 +157,13 @@ def table_entry(table: Path, number: int, row: list[str], columns: Mapping[str, 
     return Entry(path, label, SPLITS.get(split, ""))
 
 
-def listing_hash(listing: Listing, times: bool) -> str:
-    """Over paths, classes, splits and sizes; `times`: over the files' times too, which change with
-    every copy."""
-    digest = hashlib.sha256(b"2\0")
+def listing_hashes(listing: Listing) -> tuple[str, str]:
+    """Over paths, classes, splits and sizes; and over the files' times too, which change with every
+    copy."""
+    lasting, here = hashlib.sha256(b"2\0"), hashlib.sha256(b"2\0")
     for entry in listing.entries:
         status = os.stat(os.path.join(listing.root, entry.path))
-        values = (*entry, status.st_size, status.st_mtime_ns if times else "")
-        digest.update("\0".join(map(str, values)).encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+        text = "\0".join((*entry, str(status.st_size))).encode("utf-8", "surrogateescape")
+        lasting.update(text)
+        here.update(text + b"\0%d" % status.st_mtime_ns)
+    return lasting.hexdigest(), here.hexdigest()

@@ -64,20 +64,15 @@ def unpack_to(archive: Path, target: Path) -> None:
             packed.extractall(target, filter="data")
         return
     with zipfile.ZipFile(archive) as packed:
-        for member in packed.infolist():
-            member.filename = zip_name(member)
-            packed.extract(member, target)
-
-
-def zip_name(member: zipfile.ZipInfo) -> str:
-    """Names that aren't marked as UTF-8 are often in UTF-8 all the same, or in the code page of
-    Chinese Windows."""
-    name = member.filename
-    if not member.flag_bits & 0x800:
+        unmarked = [member for member in packed.infolist() if not member.flag_bits & 0x800]
+        # Often in UTF-8 all the same, or in the code page of Chinese Windows.
         for encoding in ("utf-8", "gb18030"):
             with contextlib.suppress(UnicodeError):
-                return name.encode("cp437").decode(encoding)
-    return name
+                names = [member.filename.encode("cp437").decode(encoding) for member in unmarked]
+                for member, name in zip(unmarked, names, strict=True):
+                    member.filename = name
+                break
+        packed.extractall(target, packed.infolist())
 
 
 def innermost(folder: Path) -> Path:
