@@ -54,18 +54,22 @@ def augment(images: Tensor, indices: Tensor, epoch: int, config: TrainConfig) ->
     """Flip, shift and cut out. images: uint8 [B, 3, H, W]; indices: int64 [B], on the same
     device."""
     if config.flip != "none":
-        # alternate (airbench): mirrored in every other epoch, so that both forms are seen equally
-        # often.
-        first = random_integers(
-            indices, 2, config.seed, 0 if config.flip == "alternate" else epoch, FLIP
-        )
-        mirrored = (first + (epoch if config.flip == "alternate" else 0)) % 2 == 1
-        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        which = mirrored(indices, epoch, config)
+        images = torch.where(which[:, None, None, None], images.flip(-1), images)
     if config.crop_padding:
         images = shift(images, indices, epoch, config)
     if config.cutout:
         images = cut_out(images, indices, epoch, config)
     return images
+
+
+def mirrored(indices: Tensor, epoch: int, config: TrainConfig) -> Tensor:
+    """bool [B]. alternate (airbench): in every other epoch, so that both forms are seen equally
+    often."""
+    if config.flip == "alternate":
+        return (random_integers(indices, 2, config.seed, 0, FLIP) + epoch) % 2 == 1
+    drawn = random_integers(indices, 2, config.seed, epoch, FLIP)
+    return (drawn == 1) & (config.flip == "random")
 
 
 def shift(images: Tensor, indices: Tensor, epoch: int, config: TrainConfig) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from trainer.config import TrainConfig
-from trainer.data.augment import augment, epoch_order
+from trainer.data.augment import augment, cut_out, epoch_order
 from trainer.data.decode import SMALL_SIZE, cores
 from trainer.data.images import Arrays, Files, ImageData
 from trainer.data.splits import split_indices
@@ -231,8 +231,9 @@ def training_images(
     """Augmented: uint8 [B, 3, size, size]."""
     if isinstance(images, Arrays):
         return augment(images.batch(indices), indices, epoch, config)
-    # A random part of the image stands in for a shift; the square is as large a part as of 32.
-    config = dataclasses.replace(
-        config, crop_padding=0, cutout=config.cutout * images.size // SMALL_SIZE
-    )
-    return augment(images.crops(indices, epoch, config), indices, epoch, config)
+    # A random part of the image stands in for a shift.
+    crops = images.crops(indices, epoch, config)
+    if not config.cutout:
+        return crops
+    side = config.cutout * images.size // SMALL_SIZE
+    return cut_out(crops, indices, epoch, dataclasses.replace(config, cutout=side))

@@ -58,6 +58,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         pixels = np.nan_to_num(np.asarray(image))
         scale = 255 if pixels.max() <= 1 else 1
         image = Image.fromarray((scale * pixels).clip(0, 255).astype(np.uint8))
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
     image = image.convert("RGBA" if "A" in image.mode or "transparency" in image.info else "RGB")
     if image.mode == "RGBA":
         ground = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from trainer.config import TrainConfig
+from trainer.data.augment import mirrored
 from trainer.data.decode import EVALUATED_SHARE, Form, decode
 from trainer.data.store import Pixels
 
@@ -88,16 +89,19 @@ class Files:
         )
 
     def crops(self, indices: Tensor, epoch: int, config: TrainConfig) -> Tensor:
-        """A random part of each image, brought to its size: uint8 [B, 3, size, size]. Which one
-        follows from seed, epoch and index alone."""
+        """A random part of each image, mirrored or not: uint8 [B, 3, size, size]. What happens to
+        it follows from seed, epoch and index alone."""
         crop = v2.RandomResizedCrop(self.size, scale=(config.crop_scale, 1.0), antialias=True)
-        images = []
+        images = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
+        flips = mirrored(indices, epoch, config).tolist()
         with torch.random.fork_rng(devices=[]):
-            for index, place in zip(indices.tolist(), self.places[indices].tolist(), strict=True):
+            for number, index in enumerate(indices.tolist()):
+                place = int(self.places[index])
                 draw = np.random.SeedSequence([config.seed, epoch, index, 55])
                 torch.default_generator.manual_seed(int(draw.generate_state(1, np.uint64)[0]))
-                images.append(crop(self.source.read(place)))
-        return torch.stack(images)
+                image = crop(self.source.read(place))
+                images[number] = image.flip(-1) if flips[number] else image
+        return images
 
 
 def evaluation_crop(image: Tensor, size: int) -> Tensor:
