@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +22,9 @@ from trainer.data.images import Arrays, Files
 from trainer.data.sources import load_images
 from trainer.data.workers import evaluation_batches
 from trainer.networks import make_network
+from trainer.scores import Answers, Evaluation, table
 
 EXIT_USAGE, EXIT_DATA = 2, 3
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """confusion: int64 [classes, classes], row the true class, column the predicted one. `loss`:
-    mean cross-entropy."""
-
-    loss: float
-    confusion: Tensor
-
-    @property
-    def count(self) -> int:
-        return int(self.confusion.sum())
-
-    @property
-    def accuracy(self) -> float:
-        return int(self.confusion.diag().sum()) / max(1, self.count)
-
-    def per_class(self) -> list[float | None]:
-        """The share of each class's images that was recognised; None for a class without images."""
-        totals = self.confusion.sum(1).tolist()
-        return [
-            right / total if total else None
-            for right, total in zip(self.confusion.diag().tolist(), totals, strict=True)
-        ]
 
 
 @torch.no_grad()
@@ -71,20 +47,25 @@ def evaluate(
     parameter = next(network.parameters())
     device, classes = parameter.device, parameter_classes(network)
     sums = torch.zeros(classes * classes + 1, dtype=torch.float64, device=device)
+    answers = []
     for some, truth in evaluation_batches(arrays, workers, rank, world):
         before_batch()
+        if not len(truth):
+            continue
         images, labels = some.to(device), truth.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             logits = averaged_logits(network, images, tta).float()
-        sums[:-1] += torch.bincount(
-            labels * classes + logits.argmax(1), minlength=classes * classes
-        )
-        sums[-1] += F.cross_entropy(logits, labels, reduction="sum")
+        confidence, taken = logits.softmax(1).max(1)
+        sums[:-1] += torch.bincount(labels * classes + taken, minlength=classes * classes)
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        sums[-1] += losses.sum()
+        answers.append(Answers(labels, taken, confidence, losses))
     if world > 1:
         torch.distributed.all_reduce(sums)
     network.train()
     confusion = sums[:-1].round().long().view(classes, classes).cpu()
-    return Evaluation(float(sums[-1]) / max(1, int(confusion.sum())), confusion)
+    loss = float(sums[-1]) / max(1, int(confusion.sum()))
+    return Evaluation(loss, confusion, Answers.join(answers) if answers and world == 1 else None)
 
 
 def parameter_classes(network: nn.Module) -> int:
@@ -195,8 +176,16 @@ def as_json(evaluation: Evaluation, classes: tuple[str, ...]) -> dict[str, Any]:
         "test_accuracy": evaluation.accuracy,
         "test_loss": evaluation.loss,
         "test_images": evaluation.count,
+        "uneven": evaluation.uneven,
+        "macro": asdict(evaluation.macro()),
+        "scores": {
+            name: asdict(score) for name, score in zip(classes, evaluation.scores(), strict=True)
+        },
         "per_class": dict(zip(classes, evaluation.per_class(), strict=True)),
         "confusion": evaluation.confusion.tolist(),
+        "calibration_error": (
+            evaluation.answers.calibration_error() if evaluation.answers else None
+        ),
     }
 
 
@@ -230,10 +219,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         print(json.dumps(as_json(evaluation, loaded.classes) | {"data_sha256": sha256}))
         return 0
-    print(f"test_accuracy {evaluation.accuracy:.4f}")
-    width = max(map(len, loaded.classes))
-    for name, accuracy in zip(loaded.classes, evaluation.per_class(), strict=True):
-        print(f"  {name:<{width}}  {'–' if accuracy is None else f'{100 * accuracy:.2f}%'}")
+    print(f"test_accuracy {evaluation.shown()}")
+    print(table(evaluation, loaded.classes))
     print(f"confusion matrix over {evaluation.count} images, rows are true classes:")
     for row in evaluation.confusion.tolist():
         print("  " + " ".join(f"{cell:5d}" for cell in row))

@@ -17,8 +17,9 @@ from trainer.config import TrainConfig, effective_batch, peak_learning_rate, to_
 from trainer.data.data_module import ImageDataModule, worker_count
 from trainer.data.images import ImageData
 from trainer.devices import Devices, choose_devices, describe_devices, limit_note, torch_device
-from trainer.evaluate import evaluate, load_network, uses_half
+from trainer.evaluate import as_json, evaluate, load_network, uses_half
 from trainer.keeper import Diverged, Keeper, best_row
+from trainer.mistakes import find_mistakes
 from trainer.model import Classifier, first_parts, is_out_of_memory
 from trainer.networks import make_network
 from trainer.optimizers import parameter_count
@@ -212,11 +213,7 @@ def finish(
     save_whole({"state_dict": state, "hyper_parameters": about}, run_dir / "weights.pt")
     top = best_row(history) or {"epoch": None, "val_accuracy": None}
     summary = {
-        "test_accuracy": evaluation.accuracy,
-        "test_loss": evaluation.loss,
-        "test_images": evaluation.count,
-        "per_class": dict(zip(module.data.classes, evaluation.per_class(), strict=True)),
-        "confusion": evaluation.confusion.tolist(),
+        **as_json(evaluation, module.data.classes),
         "val_accuracy": top["val_accuracy"],
         "epochs": len(history),
         "max_epochs": config.max_epochs,
@@ -237,12 +234,16 @@ def finish(
             "validation": len(module.validation) if module.validation else 0,
             "test": len(module.data.test),
             "classes": list(module.data.classes),
+            "image_size": module.data.image_size,
+            "damaged": list(module.data.damaged),
         },
         "devices": describe_devices(devices),
         "versions": versions(),
         "config": to_dict(config),
     }
-    write_report(run_dir, summary, history)
+    answers = evaluation.answers
+    mistakes = find_mistakes(network, module.data.test, answers) if answers else None
+    write_report(run_dir, summary, history, mistakes)
     write_json(run_dir / "summary.json", summary)
     return summary
 

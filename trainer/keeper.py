@@ -16,9 +16,10 @@ import torch
 
 from trainer.checkpoints import BEST, LAST, LAST_EVERY_S, WITHIN_EPOCH_EVERY_S, Clock, save_whole
 from trainer.data.data_module import worker_count
-from trainer.evaluate import Evaluation, evaluate, uses_half
+from trainer.evaluate import evaluate, uses_half
 from trainer.model import Classifier, TrainingState
 from trainer.progress import Progress, TensorBoard, epoch_line, write_metrics
+from trainer.scores import Evaluation
 from trainer.warm_up import compile_network
 
 CHANCE_FACTOR = 1.2

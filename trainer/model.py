@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trainer.config import TrainConfig, effective_batch, from_dict, peak_learning_rate
 from trainer.data.augment import mixup_draw
+from trainer.data.images import balanced_weights
 from trainer.networks import SpeedCNN, make_network
 from trainer.optimizers import make_optimizer, set_rates
 from trainer.schedule import rate_factor, resolution
@@ -81,6 +82,8 @@ class Classifier(pl.LightningModule):
         self.sums = torch.zeros(4, dtype=torch.float64)
         self.optimizer_state: dict[str, Any] | None = None
         self.steps_apart = STEPS_APART
+        # Of the loss, by class; None: all alike.
+        self.class_weights: Tensor | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return make_optimizer(
@@ -91,11 +94,14 @@ class Classifier(pl.LightningModule):
         """At the start of a fit, on the device: whitening for a new training, the optimizer's state
         for one that goes on."""
         self.sums = torch.tensor(self.state.sums, dtype=torch.float64, device=self.device)
+        if self.config.class_weights == "balanced":
+            labels = self.data_module.train_images.labels
+            self.class_weights = balanced_weights(labels, len(self.classes)).to(self.device)
         if self.optimizer_state is not None:
             self.raw_optimizer.load_state_dict(self.optimizer_state)
             self.optimizer_state = None
         elif isinstance(self.network, SpeedCNN) and not self.state.step:
-            images = self.data_module.sample(WHITENING_IMAGES)
+            images = self.data_module.sample_images(WHITENING_IMAGES)
             self.network.init_whitening(images.to(self.device))
 
     @property
@@ -238,13 +244,15 @@ class Classifier(pl.LightningModule):
     def loss(self, logits: Tensor, labels: Tensor, partners: tuple[float, Tensor] | None) -> Tensor:
         """Cross-entropy summed over the images; mixup (Zhang et al. 2018, arXiv 1710.09412) weighs
         both labels."""
-        smoothing = self.config.label_smoothing
-        first = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="sum")
+        smoothing, weight = self.config.label_smoothing, self.class_weights
+        first = F.cross_entropy(
+            logits.float(), labels, weight, label_smoothing=smoothing, reduction="sum"
+        )
         if partners is None:
             return first
         share, others = partners
         return share * first + (1 - share) * F.cross_entropy(
-            logits.float(), others, label_smoothing=smoothing, reduction="sum"
+            logits.float(), others, weight, label_smoothing=smoothing, reduction="sum"
         )
 
     def checkpoint(self) -> dict[str, Any]:

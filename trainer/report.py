@@ -1,133 +1,104 @@
-"""The pictures and the page of a finished run: curves.png, confusion.png, report.md."""
+"""The page of a finished run, with its pictures: curves.png, confusion.png, mistakes.png,
+report.md."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from trainer.mistakes import Mistakes
 from trainer.progress import History, write_whole
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
-MANY_CLASSES = 30
-"""Beyond so many the matrix is drawn without numbers and names."""
+def write_report(
+    run_dir: Path, summary: Mapping[str, Any], history: History, mistakes: Mistakes | None = None
+) -> None:
+    # Only here: matplotlib takes a while to import.
+    from trainer.pictures import draw_confusion, draw_curves, draw_mistakes, to_png
 
-
-def write_report(run_dir: Path, summary: Mapping[str, Any], history: History) -> None:
-    write_whole(run_dir / "curves.png", to_png(draw_curves(history, summary)))
-    write_whole(
-        run_dir / "confusion.png",
-        to_png(draw_confusion(summary["confusion"], summary["data"]["classes"])),
-    )
-    write_whole(run_dir / "report.md", render_report(summary).encode())
-
-
-def to_png(figure: Figure) -> bytes:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    return content.getvalue()
+    classes = summary["data"]["classes"]
+    figures = {
+        "curves": draw_curves(history, summary, run_dir.name),
+        "confusion": draw_confusion(summary["confusion"], classes),
+    }
+    if mistakes:
+        figures["mistakes"] = draw_mistakes(mistakes, classes)
+    for name, figure in figures.items():
+        write_whole(run_dir / f"{name}.png", to_png(figure))
+    write_whole(run_dir / "report.md", render_report(summary, mistakes).encode())
 
 
-def new_figure(width: float, height: float) -> Figure:
-    # Without pyplot: nothing global, no display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def legend_of_numbers(classes: Sequence[str]) -> str:
+    """Where the pictures have numbers in place of names that no font here can show."""
+    from trainer.pictures import names_for_pictures
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def draw_curves(history: History, summary: Mapping[str, Any]) -> Figure:
-    """Loss, accuracy and learning rate over the epochs, with the epoch that was chosen."""
-    figure = new_figure(11, 3.6)
-    loss, accuracy, rate = figure.subplots(1, 3)
-    epochs = [row["epoch"] for row in history]
-
-    def line(axes: Any, name: str, label: str, factor: float = 1.0) -> None:
-        points = [
-            (epoch, factor * row[name])
-            for epoch, row in zip(epochs, history, strict=True)
-            if row.get(name) is not None
-        ]
-        if points:
-            axes.plot(
-                *zip(*points, strict=True),
-                label=label,
-                marker="o" if len(points) < 12 else None,
-                markersize=3,
-            )
-
-    line(loss, "train_loss", "training")
-    line(loss, "val_loss", "validation")
-    line(accuracy, "train_accuracy", "training", 100)
-    line(accuracy, "val_accuracy", "validation", 100)
-    line(rate, "learning_rate", "learning rate")
-    test, best = summary.get("test_accuracy"), summary.get("best_epoch")
-    if test is not None:
-        accuracy.axhline(100 * test, color="0.4", linestyle=":", label=f"test {100 * test:.2f}%")
-    for axes, title in ((loss, "loss"), (accuracy, "accuracy in %"), (rate, "learning rate")):
-        axes.set_title(title)
-        axes.set_xlabel("epoch")
-        axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        if best is not None:
-            axes.axvline(best, color="0.7", linewidth=1, zorder=0, label=f"best epoch {best}")
-        if axes is not rate and axes.get_legend_handles_labels()[0]:
-            axes.legend()
-    return figure
+    if names_for_pictures(classes)[0] == classes:
+        return ""
+    return "\nThe pictures have the classes' numbers: no font here has the signs of their names.\n"
 
 
-def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
-    count = len(classes)
-    shares = [[100 * cell / max(1, sum(row)) for cell in row] for row in confusion]
-    side = min(12.0, 2.2 + 0.55 * count)
-    figure = new_figure(side, side)
-    axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true class")
-    axes.set_title("share of each true class in %")
-    if count > MANY_CLASSES:
-        return figure
-    axes.set_xticks(range(count), labels=list(classes), rotation=45, ha="right")
-    axes.set_yticks(range(count), labels=list(classes))
-    for y, row in enumerate(shares):
-        for x, share in enumerate(row):
-            if share >= 0.05:
-                axes.text(
-                    x,
-                    y,
-                    f"{share:.1f}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="white" if share > 60 else "black",
-                )
-    return figure
+def describe_mistakes(mistakes: Mistakes | None, classes: Sequence[str]) -> str:
+    if not mistakes:
+        return ""
+    lines = [
+        f"{number + 1}. `{file}`: {classes[truth]}, taken for {classes[taken]} ({percent(certain)})"
+        for number, (file, truth, taken, certain) in enumerate(
+            zip(mistakes.files, mistakes.truth, mistakes.taken, mistakes.confidence, strict=False)
+        )
+    ]
+    listed = "\n\n" + "\n".join(lines) if lines else ""
+    return f"""
+## The worst mistakes
+
+Each image beside the places that spoke for the wrong answer (Grad-CAM).
+
+![mistakes](mistakes.png){listed}
+"""
 
 
 def percent(fraction: Any) -> str:
     return f"{100 * fraction:.2f}%" if isinstance(fraction, (int, float)) else "–"
 
 
-def render_report(summary: Mapping[str, Any]) -> str:
+def render_scores(summary: Mapping[str, Any]) -> str:
+    """Class by class, and the mean over the classes."""
+    scores = [*summary["scores"].items(), ("**mean**", summary["macro"])]
+    counts = [str(sum(row)) for row in summary["confusion"]] + [str(summary["test_images"])]
+    rows = [
+        f"| {number} | {name} | {count} |"
+        + "|".join(f" {percent(score[key])} " for key in ("precision", "recall", "f1"))
+        + "|"
+        for number, ((name, score), count) in enumerate(zip(scores, counts, strict=True), 1)
+    ]
+    rows[-1] = rows[-1].replace(f"| {len(rows)} |", "| |", 1)
+    head = "| | class | images | precision | recall | F1 |\n|---|---|---|---|---|---|\n"
+    return head + "\n".join(rows)
+
+
+def render_report(summary: Mapping[str, Any], mistakes: Mistakes | None = None) -> str:
     data, config = summary["data"], summary["config"]
     note = (
         "\n\nThese images are synthetic: the accuracy says nothing about real ones."
         if data["kind"] == "synthetic"
         else ""
     )
-    rows = "\n".join(
-        f"| {name} | {percent(accuracy)} |" for name, accuracy in summary["per_class"].items()
+    macro = summary["macro"]
+    uneven = (
+        f", and in the mean over the classes, which are uneven: recall {percent(macro['recall'])},"
+        f" F1 {percent(macro['f1'])}"
+        if summary["uneven"]
+        else ""
     )
+    damaged = f"; {len(data['damaged'])} damaged files left out" if data["damaged"] else ""
     held = (
         f", {data['validation']} for validation"
         if data["validation"]
         else "; no validation split, the last epoch counts"
+    )
+    images = (
+        f"{data['kind']}, {data['train']} images of {data['image_size']} pixels per side to train"
+        f" on{held}{damaged}"
     )
     best = (
         f" (best epoch {summary['best_epoch']}, validation {percent(summary['val_accuracy'])})"
@@ -140,24 +111,24 @@ def render_report(summary: Mapping[str, Any]) -> str:
     changed = "\n".join(f"    {name}: {value}" for name, value in config.items())
     epochs = f"{summary['epochs']} of {summary['max_epochs']} epochs"
     rate = f"peak learning rate {summary['learning_rate']:g}"
-    return f"""# Test accuracy {percent(summary["test_accuracy"])}
+    return f"""# Test accuracy {percent(summary["test_accuracy"])}{uneven}
 
 On {summary["test_images"]} test images, of `{summary["checkpoint"]}`, read once at the end.{note}
 
 - {epochs}{best}, {summary["seconds"]:.0f} s of training
-- data: {data["kind"]}, {data["train"]} images to train on{held}; sha256 `{data["sha256"]}`
+- data: {images}; sha256 `{data["sha256"]}`
+- expected calibration error {percent(summary["calibration_error"])}: how far the probabilities are
+  from the share of right answers, in the mean
 - effective batch {summary["effective_batch"]}, {rate}, seed {summary["seed"]}
 - {"; ".join(line.strip() for line in summary["devices"])}
 - {versions}
 
 ![curves](curves.png)
 
-| class | accuracy |
-|---|---|
-{rows}
+{render_scores(summary)}
 
 ![confusion matrix](confusion.png)
-
+{legend_of_numbers(data["classes"])}{describe_mistakes(mistakes, data["classes"])}
 Every value of the recipe `{config["recipe"]}`:
 
 {changed}

@@ -70,9 +70,16 @@ def run_once(
             point_logs(run_dir, Path("logs"))
     summary = train(config, data, run_dir, checkpoint)
     if summary:
+        macro = summary["macro"]
+        beside = (
+            f"; uneven classes: recall {macro['recall']:.4f} and F1 {macro['f1']:.4f} in the mean"
+            " over them"
+            if summary["uneven"]
+            else ""
+        )
         print(
             f"test_accuracy {summary['test_accuracy']:.4f} ({summary['test_images']} images,"
-            f" {summary['checkpoint']})"
+            f" {summary['checkpoint']}){beside}"
         )
         times = f"{summary['seconds']:.1f} s of training, {summary['wall_seconds']:.1f} s in all"
         print(f"{summary['epochs']} epochs in {times}; {run_dir}", flush=True)

@@ -24,8 +24,8 @@ from trainer.checkpoints import load_checkpoint
 from trainer.fit import train as train_once
 from trainer.keeper import best_row, collapsed, is_best, plateaued
 from trainer.model import Classifier
+from trainer.pictures import draw_confusion, draw_curves, to_png
 from trainer.progress import EVERY_S, Progress, point_logs
-from trainer.report import draw_confusion, draw_curves, to_png
 
 pytestmark = pytest.mark.usefixtures("quiet_trainer")
 DATA = tiny_data()
@@ -260,7 +260,7 @@ def test_evaluation_counts_every_image_once(tta: str, monkeypatch: pytest.Monkey
 
 
 def test_pictures_are_pictures(run: Path) -> None:
-    for name in ("curves.png", "confusion.png"):
+    for name in ("curves.png", "confusion.png", "mistakes.png"):
         with Image.open(run / name) as image:
             assert image.format == "PNG" and min(image.size) > 200
             assert len(set(image.convert("L").tobytes())) > 20, "not empty"
@@ -270,7 +270,8 @@ def test_pictures_are_pictures(run: Path) -> None:
         and "![curves](curves.png)" in report
         and "synthetic" in report
     )
-    assert "\n| pattern 3 |" in report and "    learning_rate: 0.1\n" in report
+    assert "\n| 4 | pattern 3 | 30 |" in report and "\n| | **mean** | 120 |" in report
+    assert "expected calibration error" in report and "    learning_rate: 0.1\n" in report
 
 
 def test_pictures_of_little_and_of_much() -> None:

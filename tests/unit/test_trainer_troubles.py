@@ -329,7 +329,7 @@ def test_an_accuracy_that_falls_to_chance_goes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The accuracies are made up: well above chance, then at chance, once."""
-    from trainer.evaluate import Evaluation
+    from trainer.scores import Evaluation
 
     made_up = iter([0.9, 0.25, 0.9, 0.9])
 

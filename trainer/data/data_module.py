@@ -49,7 +49,7 @@ class ImageDataModule(pl.LightningDataModule):
         model: Any = self.trainer.lightning_module
         return self.epoch_loader(model.state.epoch, model.state.batch)
 
-    def sample(self, count: int) -> Tensor:
+    def sample_images(self, count: int) -> Tensor:
         """uint8 [B, 3, size, size]: training images by the seed, `count` of 32 pixels and as many
         pixels of larger ones."""
         images = self.train_images

@@ -81,12 +81,10 @@ class Files:
 
     def batch(self, indices: Tensor) -> Tensor:
         """As evaluated: uint8 [B, 3, size, size]."""
-        return torch.stack(
-            [
-                evaluation_crop(self.source.read(place), self.size)
-                for place in self.places[indices].tolist()
-            ]
-        )
+        images = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
+        for number, place in enumerate(self.places[indices].tolist()):
+            images[number] = evaluation_crop(self.source.read(place), self.size)
+        return images
 
     def crops(self, indices: Tensor, epoch: int, config: TrainConfig) -> Tensor:
         """A random part of each image, mirrored or not: uint8 [B, 3, size, size]. What happens to
@@ -102,6 +100,12 @@ class Files:
                 image = crop(self.source.read(place))
                 images[number] = image.flip(-1) if flips[number] else image
         return images
+
+
+def balanced_weights(labels: Tensor, classes: int) -> Tensor:
+    """float [classes]: every class weighs as much as another, and an image 1 in the mean."""
+    counts = torch.bincount(labels, minlength=classes)
+    return len(labels) / (len(counts) * counts.clamp(min=1)).float()
 
 
 def evaluation_crop(image: Tensor, size: int) -> Tensor:

@@ -98,17 +98,19 @@ def as_tensors(loader: DataLoader[Batch]) -> Iterator[Batch]:
 def evaluation_batches(
     images: Arrays | Files, workers: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
-    """In order; of several processes each takes every `world`-th batch."""
-    batch = max(EVALUATED_AT_LEAST, EVALUATED * SMALL_SIZE**2 // images.size**2)
-    batch = batch if isinstance(images, Files) else EVALUATED
+    """In order. Several processes have the same number of batches; one may be without images."""
+    batch = EVALUATED
+    if isinstance(images, Files):
+        batch = max(EVALUATED_AT_LEAST, EVALUATED * SMALL_SIZE**2 // images.size**2)
     parts = [
-        torch.arange(first, min(first + batch, len(images)))
-        for first in range(rank * batch, len(images), world * batch)
+        torch.arange(first, min(first + world * batch, len(images)))[rank::world]
+        for first in range(0, len(images), world * batch)
     ]
     if isinstance(images, Arrays):
         yield from ((images.batch(part), images.labels[part]) for part in parts)
         return
-    options = LoaderOptions(min(workers, cores(), len(parts)), 3 * batch * images.size**2)
+    workers = min(workers, cores(), len(parts) - 1)  # for a single batch it takes none
+    options = LoaderOptions(max(0, workers), 3 * batch * images.size**2)
     yield from as_tensors(make_loader(_Evaluated(images), parts, options))
 
 
