@@ -165,7 +165,7 @@ def test_a_large_photograph_is_kept_small_and_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90° clockwise
     Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=exif)
-    kept, mode = decode(str(tmp_path / "photo.jpg"), Form(224, False))
+    kept, mode = decode(str(tmp_path / "photo.jpg"), Form(224))
     assert mode == "RGB" and kept.shape[0] > kept.shape[1]
     assert 256 <= kept.shape[1] < 512
     assert kept[:, -1, 0].min() > 200 and kept[:, 0, 0].max() < 50, "red is on the right now"
@@ -174,7 +174,7 @@ def test_a_large_photograph_is_kept_small_and_upright(tmp_path: Path) -> None:
 def test_float_images_are_scaled_by_their_own_range(tmp_path: Path) -> None:
     for name, value in (("unit", 0.5), ("bytes", 128.0)):
         Image.fromarray(np.full((40, 40), value, np.float32)).save(tmp_path / f"{name}.tif")
-        pixels, _ = decode(str(tmp_path / f"{name}.tif"), Form(32, True))
+        pixels, _ = decode(str(tmp_path / f"{name}.tif"), Form(32))
         assert set(pixels.flatten().tolist()) <= {127, 128}
 
 

@@ -19,17 +19,23 @@ LARGE_SIZE, SMALL_SIZE = 224, 32
 HEADERS = 200
 
 
+FIT_SIZE = 64
+
+
 @dataclass(frozen=True)
 class Form:
-    """What is kept of an image. `fit`: its middle at size × size. Else the whole image, halved,
-    thirded … as long as it stays larger than what evaluation crops."""
+    """What is kept of an image. Up to 64 pixels per side its middle at size × size (`fit`); else
+    the whole image, halved, thirded … as long as it stays larger than what evaluation crops."""
 
     size: int
-    fit: bool
+
+    @property
+    def fit(self) -> bool:
+        return self.size <= FIT_SIZE
 
     @property
     def shorter(self) -> int:
-        return 0 if self.fit else round(self.size / EVALUATED_SHARE)
+        return self.size if self.fit else round(self.size / EVALUATED_SHARE)
 
 
 def decode(path: str, form: Form) -> tuple[NDArray[np.uint8], str]:
@@ -37,16 +43,22 @@ def decode(path: str, form: Form) -> tuple[NDArray[np.uint8], str]:
     decoder raises for a damaged file."""
     with Image.open(path) as image:
         mode = image.mode
-        if form.shorter:
+        if not form.fit:
             # JPEG files are decoded at a half, a quarter or an eighth at once.
             scale = form.shorter / min(image.size)
             image.draft(None, (int(image.width * scale), int(image.height * scale)))
         whole = to_rgb(ImageOps.exif_transpose(image))
     if form.fit and whole.size != (form.size, form.size):
         whole = ImageOps.fit(whole, (form.size, form.size), Image.Resampling.BICUBIC)
-    elif form.shorter and (factor := min(whole.size) // form.shorter) > 1:
+    elif not form.fit and (factor := min(whole.size) // form.shorter) > 1:
         whole = whole.reduce(factor)
     return np.array(whole, dtype=np.uint8), mode
+
+
+def reason(error: Exception, path: str | os.PathLike[str]) -> str:
+    """Of a file that decode() can't read, without its name."""
+    text = " ".join(str(error).replace(repr(str(path)), "it").split())
+    return text[:100] or type(error).__name__
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -20,8 +20,8 @@ from trainer.data.splits import hold_out
 from trainer.data.store import Findings, Set, decode_to_disk, decode_to_memory
 
 Say = Callable[[str], None]
-IN_MEMORY_SIZE = 64
-"""Up to so many pixels per side images are cut to their size once and lie in memory."""
+MEMORY_SHARE = 0.25
+"""Images that are cut to their size once lie in memory where they take no more of it."""
 TEST_FRACTION = 0.2
 """Of a set without a split."""
 SHOWN = 5
@@ -48,9 +48,9 @@ def load_listing(listing: Listing, say: Say, wanted: Wanted) -> ImageData:
     paths = [os.path.join(listing.root, entry.path) for entry in listing.entries]
     size = wanted.image_size or usual_size(paths)
     lasting, here = listing_hashes(listing)
-    images = Set(listing.root, paths, here[:32], form_of(size, paths))
+    images = Set(listing.root, paths, here[:32], Form(size))
     labels = torch.tensor([classes[entry.label] for entry in listing.entries])
-    if images.form.fit:
+    if fits_in_memory(images.form, len(paths)):
         pixels, findings = decode_to_memory(images, say)
         whole: Arrays | Files = Arrays(
             torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels
@@ -70,15 +70,15 @@ def load_listing(listing: Listing, say: Say, wanted: Wanted) -> ImageData:
         tuple(classes),
         "folder",
         str(listing.root),
-        "" if images.form.fit else lasting,
+        "" if isinstance(whole, Arrays) else lasting,
         whole.take(parts["val"]) if len(parts["val"]) else None,
         tuple(listing.entries[place].path for place in sorted(findings.damaged)),
     )
 
 
-def form_of(size: int, paths: Sequence[str]) -> Form:
+def fits_in_memory(form: Form, count: int) -> bool:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Form(size, size <= IN_MEMORY_SIZE and 3 * size * size * len(paths) < memory / 4)
+    return form.fit and 3 * form.size**2 * count < MEMORY_SHARE * memory
 
 
 def check_classes(listing: Listing) -> Mapping[str, int]:

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from trainer.config import TrainConfig
 from trainer.data.augment import mirrored
-from trainer.data.decode import EVALUATED_SHARE, Form, decode
+from trainer.data.decode import Form, decode
 from trainer.data.store import Pixels
 
 
@@ -83,7 +83,7 @@ class Files:
         """As evaluated: uint8 [B, 3, size, size]."""
         images = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
         for number, place in enumerate(self.places[indices].tolist()):
-            images[number] = evaluation_crop(self.source.read(place), self.size)
+            images[number] = evaluation_crop(self.source.read(place), self.source.form)
         return images
 
     def crops(self, indices: Tensor, epoch: int, config: TrainConfig) -> Tensor:
@@ -108,12 +108,19 @@ def balanced_weights(labels: Tensor, classes: int) -> Tensor:
     return len(labels) / (len(counts) * counts.clamp(min=1)).float()
 
 
-def evaluation_crop(image: Tensor, size: int) -> Tensor:
-    """The middle of the image, whose shorter side is 1/0.875 of the crop's (256 of 224)."""
-    shorter = round(size / EVALUATED_SHARE)
-    image = v2.functional.resize(image, [shorter], antialias=True)
-    cut: Tensor = v2.functional.center_crop(image, [size, size])
+def evaluation_crop(image: Tensor, form: Form) -> Tensor:
+    """As evaluated, uint8 [3, size, size]: the middle of the image, whose shorter side is 1/0.875
+    of the crop's (256 of 224)."""
+    if form.fit:
+        return image
+    image = v2.functional.resize(image, [form.shorter], antialias=True)
+    cut: Tensor = v2.functional.center_crop(image, [form.size, form.size])
     return cut
+
+
+def read_evaluated(path: str, form: Form) -> Tensor:
+    """One file as evaluated, uint8 [3, size, size]. Raises what its format's decoder raises."""
+    return evaluation_crop(torch.from_numpy(decode(path, form)[0]).permute(2, 0, 1), form)
 
 
 @dataclass(frozen=True)

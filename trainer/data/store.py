@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.decode import Form, cores, decode, header_sizes
+from trainer.data.decode import Form, cores, decode, header_sizes, reason
 
 Say = Callable[[str], None]
 Keep = Callable[[int, NDArray[np.uint8]], None]
@@ -155,8 +155,7 @@ def decode_each(images: Set, keep: Keep, say: Say) -> Findings:
         try:
             pixels, mode = decode(images.paths[place], images.form)
         except Exception as error:  # each format's decoder has its own kinds for a damaged file
-            text = " ".join(str(error).split()).replace(images.paths[place], "it")
-            findings.damaged[place] = text[:100] or type(error).__name__
+            findings.damaged[place] = reason(error, images.paths[place])
             return
         keep(place, pixels)
         if mode != "RGB":
@@ -176,6 +175,8 @@ def decode_each(images: Set, keep: Keep, say: Say) -> Findings:
 def bytes_needed(images: Set) -> int:
     """What the images take decoded, told from the headers of some."""
     sizes = header_sizes(images.paths)
+    if images.form.fit:
+        return 3 * images.form.size**2 * len(images.paths)
     kept = [
         3 * width * height / max(1, min(width, height) // images.form.shorter) ** 2
         for width, height in sizes
