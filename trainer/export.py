@@ -57,7 +57,7 @@ def real_images(model: Model, places: list[str]) -> Tensor:
         found = model.read_all(chosen, failed)
         if not found:
             raise DataError(failed[0])
-        return torch.stack(list(found.values()))
+        return torch.stack([image for _, image in found])
     if not model.config.data:
         raise DataError("name some real images to check the export on: --images PATH…")
     data = load_images(

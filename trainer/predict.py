@@ -20,8 +20,9 @@ from torch import Tensor
 
 from trainer.config import TrainConfig
 from trainer.data.archive import DataError
-from trainer.data.decode import SUFFIXES, Form, cores, reason
+from trainer.data.decode import Form, cores, reason
 from trainer.data.images import read_evaluated
+from trainer.data.listing import SUFFIXES
 from trainer.evaluate import EXIT_DATA, Loaded, averaged_logits, load_network, uses_half
 
 BATCH, TOP = 64, 5
@@ -94,8 +95,8 @@ class Model:
             if found := self.read_all(paths[first : first + BATCH], failed):
                 yield from self.name(found)
 
-    def read_all(self, paths: Sequence[str], failed: list[str]) -> dict[str, Tensor]:
-        """Side by side, by path."""
+    def read_all(self, paths: Sequence[str], failed: list[str]) -> list[tuple[str, Tensor]]:
+        """Side by side; each with its path."""
 
         def read(path: str) -> Tensor | None:
             try:
@@ -106,13 +107,14 @@ class Model:
 
         with ThreadPoolExecutor(cores()) as pool:
             images = zip(paths, pool.map(read, paths), strict=True)
-            return {path: image for path, image in images if image is not None}
+            return [(path, image) for path, image in images if image is not None]
 
-    def name(self, images: dict[str, Tensor]) -> Iterable[Prediction]:
-        values, places = self.probabilities(torch.stack(list(images.values()))).topk(
-            min(TOP, len(self.classes))
-        )
-        for path, shares, numbers in zip(images, values.tolist(), places.tolist(), strict=True):
+    def name(self, images: Sequence[tuple[str, Tensor]]) -> Iterable[Prediction]:
+        probabilities = self.probabilities(torch.stack([image for _, image in images]))
+        values, places = probabilities.topk(min(TOP, len(self.classes)))
+        for (path, _), shares, numbers in zip(
+            images, values.tolist(), places.tolist(), strict=True
+        ):
             guesses = zip(numbers, shares, strict=True)
             yield Prediction(path, tuple(Guess(self.classes[n], share) for n, share in guesses))
 

@@ -21,7 +21,7 @@ from remote.deploy.setup_key import PREFERRED
 from remote.errors import EnvironmentFailed, GpuUnfit, RemoteError, ServerUnfit, UsageError
 from remote.link.answers import Facts, Reach, Runs
 from remote.link.session import Project, Session
-from remote.project.own_trainer import ARCHIVE, load_archive_module
+from remote.project.own_trainer import ARCHIVE, load_data_modules
 from remote.project.release import build_release
 from remote.screen.display import Display, show, size
 
@@ -366,7 +366,7 @@ def data_checks(session: Session, facts: Facts, there: Any) -> Iterator[Check]:
     if facts.datasets.cifar10:
         yield there("data", OK, f"CIFAR-10 is there ({show(facts.datasets.cifar10)})")
         return
-    answer = session.ask(Reach, url=load_archive_module(session.project.directory).ARCHIVE_URL)
+    answer = session.ask(Reach, url=load_data_modules(session.project.directory)[0].ARCHIVE_URL)
     if answer.reached:
         yield there("data", OK, f"CIFAR-10 can be downloaded there{others}")
     else:

@@ -46,7 +46,8 @@ def load_config_module(project: Path) -> Any:
         ) from None
 
 
-def load_archive_module(project: Path) -> Any:
-    """The project's own trainer.data.archive, which imports no torch."""
+def load_data_modules(project: Path) -> tuple[Any, Any]:
+    """The project's own trainer.data.archive and trainer.data.listing, which import no torch."""
     load_config_module(project)  # makes the project importable, or says why it isn't
-    return importlib.import_module("trainer.data.archive")
+    names = ("trainer.data.archive", "trainer.data.listing")
+    return importlib.import_module(names[0]), importlib.import_module(names[1])

@@ -19,7 +19,7 @@ from remote.submission.secret_scan import Finding, search, without_home
 
 SUMS, README, RECIPE, EVALUATION = "SHA256SUMS", "README.md", "recipe.yaml", "evaluation.json"
 TEXTS = ("train.log", "metrics.csv", "summary.json", "report.md", "gpu.csv")
-PICTURES = ("curves.png", "confusion.png")
+PICTURES = ("curves.png", "confusion.png", "mistakes.png")
 MOST_BYTES = 100 * 1000 * 1000
 """GitHub refuses larger files."""
 ELSEWHERE = ("run_dir", "data", "devices")
@@ -308,6 +308,15 @@ def readme(claim: Claim, evaluation: Mapping[str, Any], left_out: list[str]) -> 
         f"    ../.venv/bin/python -m trainer.train --recipe ../{RECIPE} --data DATA",
         "",
         f"`DATA` is {needed}.",
+        "",
+        "## Use the weights",
+        "",
+        "    from trainer import load      # in source/",
+        '    model = load("../weights.pt")',
+        '    print(model.predict("photo.jpg"))',
+        "",
+        "`python -m trainer.predict --checkpoint ../weights.pt PATH…` lists whole folders,"
+        " `python -m trainer.export` writes ONNX.",
         "",
     ]
     return "\n".join(lines)

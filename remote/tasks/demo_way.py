@@ -105,6 +105,6 @@ def data_path(data: str | None) -> str:
     if not path.exists():
         raise UsageError(
             f"--data {data}: no such file or directory",
-            remedy="give a CIFAR-10 archive or a folder with train/ and test/",
+            remedy="give a CIFAR-10 archive, or a folder, zip, tar or CSV of images",
         )
     return str(path.resolve())

@@ -156,7 +156,8 @@ def upload_data(c: Context, path: str, name: str | None = None, json: bool = Fal
     where it stopped.
 
         fab -H user@host upload-data cifar-10-python.tar.gz
-        fab -H user@host upload-data photos      # photos/train/<class>/*, photos/test/<class>/*
+        fab -H user@host upload-data photos      # <class>/*, train/ and test/ of them, or a CSV
+        fab -H user@host upload-data photos.zip
 
     Exit codes: 0 done, 2 usage, or no images, 3 unreachable, 4 connection lost, 5 host key, 6 login
     refused, 7 no room there, 12 not verified. After 4 the same command goes on where it stopped.

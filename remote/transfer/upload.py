@@ -14,7 +14,7 @@ from remote.errors import NotFound, UsageError
 from remote.link.answers import DataMissing, DataPut, Facts, Reach
 from remote.link.sending import Sending, waiting_note
 from remote.link.session import Session, who_am_i
-from remote.project.own_trainer import ARCHIVE, load_archive_module
+from remote.project.own_trainer import ARCHIVE, load_data_modules
 from remote.project.release import entry_of
 from remote.records import FileEntry
 from remote.screen.display import size
@@ -141,17 +141,18 @@ def entry_at(folder: Path, path: str) -> FileEntry:
 
 def require_images(session: Session, path: Path) -> None:
     """What this project's trainer could not read is said before it is sent. Raises UsageError."""
-    if path.is_dir():
-        if not any(
-            (path / name).exists()
-            for name in ("train", "cifar-10-batches-py", "test_batch", ARCHIVE)
-        ):
-            text = f"{path} holds neither CIFAR-10 nor train/<class>/* and test/<class>/*"
-            raise UsageError(text, step="upload-data", remedy="name a folder that does")
-        return
-    archive = load_archive_module(session.project.directory)
+    archive, listing = load_data_modules(session.project.directory)
+    cifar10 = (archive.ARCHIVE, archive.BATCHES, "test_batch")
     try:
-        archive.check_archive(path)
+        if path.suffix.lower() == ".csv":
+            remedy = f"name the folder that they lie in: {path.parent}"
+            text = f"{path} is a table of images, and holds none"
+            raise UsageError(text, step="upload-data", remedy=remedy)
+        if path.is_file() and not listing.archive_of(path):
+            archive.check_archive(path)
+        elif not any((path / name).exists() for name in cifar10) and not listing.holds_images(path):
+            text = f"{path} {listing.NEITHER}"
+            raise UsageError(text, step="upload-data", remedy="name a folder that does")
     except archive.DataError as error:
         raise UsageError(str(error), step="upload-data") from None
 
@@ -164,7 +165,7 @@ def provide_cifar10(session: Session, facts: Facts) -> str:
     """
     if facts.datasets.cifar10 is not None:
         return facts.datasets.cifar10
-    archive = load_archive_module(session.project.directory)
+    archive, _ = load_data_modules(session.project.directory)
     answer = session.ask(Reach, url=archive.ARCHIVE_URL)
     if answer.reached:
         return f"{facts.root.path}/data/cifar10"

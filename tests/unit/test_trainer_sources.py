@@ -22,8 +22,7 @@ from tests.support.training import pixels_of
 from trainer import options, train
 from trainer.data import archive as archive_module
 from trainer.data import cifar10
-from trainer.data.archive import ARCHIVE, DataError
-from trainer.data.cifar10 import BATCHES
+from trainer.data.archive import ARCHIVE, BATCHES, DataError
 from trainer.data.images import ImageData
 from trainer.data.sources import load_images
 

@@ -64,7 +64,7 @@ def test_three_lines_of_one_s_own_code(run: Path, photos: Path) -> None:
     model = trainer.load(run / "weights.pt")
     [found] = model.predict(photos / "test" / "green" / "0.png")
     assert found.label == "green" and 1 / 3 < found.probability <= 1
-    assert [guess.label for guess in found.top][0] == "green" and len(found.top) == 3
+    assert found.top[0].label == "green" and len(found.top) == 3
     with pytest.raises(DataError, match="no image that can be read"):
         model.predict(run / "summary.json")
 

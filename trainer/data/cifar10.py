@@ -14,7 +14,6 @@ from trainer.data.images import Arrays, ImageData
 
 SIZE = 32
 """Pixels per side."""
-BATCHES = "cifar-10-batches-py"
 BATCH_MD5 = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
     "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 EVALUATED_SHARE = 0.875
 """Of the shorter side: evaluation crops 224 pixels of 256, as is usual."""
 LARGE_SIZE, SMALL_SIZE = 224, 32

@@ -1,20 +1,28 @@
 """What a folder, a CSV file or an archive says of its images: path, class and split. No image is
-opened here."""
+opened here, and nothing but the standard library imported: whoever sends images to a server checks
+them, too."""
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import csv
 import hashlib
 import os
+import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from trainer.data.archive import DataError
-from trainer.data.decode import SUFFIXES
+from trainer.data.archive import ARCHIVE, BATCHES, DataError
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
+NEITHER = (
+    "holds neither CIFAR-10 nor train/<class>/* and test/<class>/*, <class>/* or a CSV of"
+    " path,label"
+)
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """A folder's name, or a CSV cell's, and what it stands for."""
 JUNK = ("__MACOSX", ".ipynb_checkpoints", "Thumbs.db", ".DS_Store", "desktop.ini")
@@ -40,6 +48,28 @@ class Listing:
     entries: Sequence[Entry]
     # Every class that has a folder, with images or without; a split's class folders.
     classes: frozenset[tuple[str, str]] = frozenset()
+
+
+def archive_of(path: Path) -> Path | None:
+    """A zip or tar of images: the file itself, or the only one in a folder. None for CIFAR-10's."""
+    if path.is_dir():
+        entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+        if len(entries) != 1:
+            return None
+        path = entries[0]
+    name = path.name.lower()
+    if not path.is_file() or name == ARCHIVE:
+        return None
+    if name.endswith(TARS):
+        with contextlib.suppress(tarfile.TarError, EOFError, OSError), tarfile.open(path) as file:
+            first = file.next()
+            return path if first is None or first.name.split("/")[0] != BATCHES else None
+    return path if name.endswith(".zip") else None
+
+
+def holds_images(path: Path) -> bool:
+    """In any of the forms that a training takes. Raises DataError for a table that is wrong."""
+    return archive_of(path) is not None or list_images(path, lambda text: None) is not None
 
 
 def list_images(path: Path, say: Callable[[str], None]) -> Listing | None:

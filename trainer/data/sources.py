@@ -3,21 +3,19 @@ made up."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import os
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.data.archive import ARCHIVE, REMEDY, DataError, download_archive
-from trainer.data.cifar10 import BATCHES, load_archive, load_batches
+from trainer.data.archive import ARCHIVE, BATCHES, REMEDY, DataError, download_archive
+from trainer.data.cifar10 import load_archive, load_batches
 from trainer.data.folders import Wanted, load_listing
 from trainer.data.images import Arrays, ImageData
-from trainer.data.listing import list_images
+from trainer.data.listing import NEITHER, archive_of, list_images
 from trainer.data.synthetic import make_synthetic
-from trainer.data.unpacking import archive_of, unpack
+from trainer.data.unpacking import unpack
 
 Say = Callable[[str], None]
 
@@ -53,7 +51,7 @@ def load_images(
 
 def _load_path(path: Path, say: Say, download: bool, wanted: Wanted) -> ImageData:
     if path.is_file() and path.suffix.lower() != ".csv":
-        if archive_of(path) and not holds_cifar10(path):
+        if archive_of(path):
             return _load_own(unpack(path, say), say, wanted)
         return load_archive(path)
     for place in (path / BATCHES, path):
@@ -80,20 +78,9 @@ def _load_own(path: Path, say: Say, wanted: Wanted) -> ImageData:
     listing = list_images(path, say)
     if listing is None:
         raise DataError(
-            f"{path} holds neither CIFAR-10 nor train/<class>/* and test/<class>/*, <class>/* or a"
-            " CSV of path,label; name a folder that does, or an empty one for a download"
+            f"{path} {NEITHER}; name a folder that does, or an empty one for a download"
         )
     return load_listing(listing, say, wanted)
-
-
-def holds_cifar10(path: Path) -> bool:
-    """By its name, or by what it holds first."""
-    if path.name == ARCHIVE:
-        return True
-    with contextlib.suppress(tarfile.TarError, EOFError, OSError), tarfile.open(path) as file:
-        first = file.next()
-        return first is not None and first.name.split("/")[0] == BATCHES
-    return False
 
 
 def hash_images(data: ImageData) -> str:

@@ -14,18 +14,6 @@ from pathlib import Path
 from trainer.data.archive import DataError
 from trainer.data.store import store_places
 
-SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
-
-
-def archive_of(path: Path) -> Path | None:
-    """The file itself, or the only one in a folder, where it is a zip or tar."""
-    if path.is_dir():
-        entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
-        if len(entries) != 1:
-            return None
-        path = entries[0]
-    return path if path.is_file() and path.name.lower().endswith(SUFFIXES) else None
-
 
 def unpack(archive: Path, say: Callable[[str], None]) -> Path:
     """The folder of what is in it. Raises DataError where it is damaged or no disk has room."""
