@@ -248,8 +248,8 @@ class EnvironmentPlan:
     """What to do about the environment. `why` is shown as it is.
 
     kind: keep (nothing), inspect-first (call environment_inspect, and plan again with its answer),
-    resolve-first (environment_resolve with `args`, likewise), or as-is, overlay, venv: call
-    environment_prepare with `args`.
+    resolve-first (environment_resolve with `args`, likewise), or as-is, overlay, venv,
+    conda: call environment_prepare with `args`.
     """
 
     kind: str

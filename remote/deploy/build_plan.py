@@ -7,15 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from remote.deploy.candidates import MAX_NOTES, Candidate, best_to_build, usable
 from remote.deploy.needs import MODULES, TORCH_FAMILY, Known, Needs, plain
-from remote.deploy.requirements_file import canonical, names_with_extras
-from remote.deploy.torch_builds import choose_torch, family_of, need_mib, of_the_family, source
+from remote.deploy.torch_builds import (
+    PACKAGE_MIB,
+    SMALL_MIB,
+    choose_torch,
+    family_of,
+    need_mib,
+    of_the_family,
+    source,
+)
+from remote.errors import EnvironmentFailed
 from remote.records import EnvironmentPlan
+from remote.requirements.lines import canonical
 from remote.screen.text import one_line
 
 
@@ -82,6 +92,35 @@ def venv(
     return EnvironmentPlan("venv", why, args["key"], args=args, notes=tuple(notes))
 
 
+def conda(needs: Needs, known: Known) -> EnvironmentPlan:
+    """An environment of conda's, made by what is there of conda, mamba and micromamba."""
+    program = known.inspection.conda if known.inspection else None
+    if program is None:
+        raise EnvironmentFailed(
+            "environment.yml needs conda, mamba or micromamba, and none of them is on the server",
+            step="environment",
+            remedy="install one there (micromamba needs no root), or name a requirements file",
+        )
+    lines = needs.requirements.conda
+    found = [re.match(r"\s*-\s*(?:[\w.-]+::)?([\w.-]+)", line) for line in lines]
+    names = [canonical(match[1]) for match in found if match]
+    needs_torch = any(name in MODULES or name.startswith("pytorch") for name in names)
+    torch = {"build": "conda"} if needs_torch else {}
+    key = _key([needs.requirements_hash, "conda", program, needs.refreshed], known)
+    args = {
+        "key": key,
+        "kind": "conda",
+        "python": program,
+        "requirements_hash": needs.requirements_hash,
+        "wanted": needs.wanted,
+        "detail": ["torch"],
+        "conda": list(lines),
+        "need_mib": max(need_mib(needs, torch), SMALL_MIB + PACKAGE_MIB * len(names)),
+    }
+    why = f"{program} makes the environment from environment.yml"
+    return EnvironmentPlan("conda", why, key, args=args)
+
+
 def _installed(needs: Needs, lines: Sequence[str], torch: Mapping[str, Any]) -> dict[str, Any]:
     late = list(needs.resolution.late) if needs.resolution else []
     return {
@@ -111,7 +150,7 @@ def _args(
         "requirements_hash": needs.requirements_hash,
         "wanted": needs.wanted,
         "names": names,
-        "detail": names_with_extras(needs.requirements),
+        "detail": needs.requirements.names_with_extras,
         "needs_torch": needs_torch,
         "imports": list(dict.fromkeys(["torch", *modules])) if needs_torch else [],
         "constraints": [str(limit) for limit in needs.requirements.constraints],

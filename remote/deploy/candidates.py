@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from remote.agent.shared.text import redact
-from remote.deploy import requirements_file as files
 from remote.deploy.needs import Needs
 from remote.deploy.torch_builds import torch_problem
 from remote.errors import EnvironmentFailed
 from remote.link.answers import Interpreter
+from remote.requirements.parsed import Installed
 from remote.screen.text import one_line
 
 OLDEST = (3, 8)
@@ -107,7 +107,7 @@ def _version_problem(needs: Needs, python: Interpreter) -> str | None:
 
 
 def _judge(needs: Needs, python: Interpreter, order: int) -> Candidate:
-    installed = files.Installed(python.packages, python.requires, python.urls, python.markers)
+    installed = Installed(python.packages, python.requires, python.urls, python.markers)
     missing = installed.find_missing(needs.requirements)
     missing = missing | {redact(address): [address] for address in needs.requirements.unnamed}
     item = Candidate(python, order, missing)

@@ -9,11 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from remote.deploy import environment, proofs, requirements_file
+from remote.deploy import environment, proofs
 from remote.deploy.code import put_release
 from remote.deploy.needs import Known
 from remote.deploy.proofs import Ready
-from remote.deploy.requirements_forms import local_packages
 from remote.errors import RemoteError, ServerUnfit
 from remote.link.answers import (
     Environment,
@@ -28,6 +27,7 @@ from remote.link.session import Session
 from remote.project.command import describe_command
 from remote.project.release import SMALL_MANIFEST, build_release, manifest_rows
 from remote.records import EnvironmentPlan, Gpu, GpuReport, Release, Step
+from remote.requirements import reading
 from remote.screen.display import Display, duration, show, size
 from remote.screen.text import one_line
 
@@ -79,7 +79,7 @@ def deploy(session: Session, data: str | None = None, refresh: bool = False) -> 
     steps.append(put_release(session, facts, release))
     made, step = prepare_environment(session, facts, requirements, refresh)
     session.remember_agent()
-    local = tuple(local_packages(requirements))
+    local = tuple(reading.local_packages(requirements))
     return Deployed(release, facts, made, (*steps, step), local)
 
 
@@ -103,9 +103,7 @@ def read_requirements(session: Session) -> str:
     for what is wrong in it."""
     name = session.project.settings.requirements
     return (
-        ""
-        if name in ("", "none")
-        else requirements_file.read_requirements(session.project.directory, name)
+        "" if name in ("", "none") else reading.read_requirements(session.project.directory, name)
     )
 
 

@@ -7,14 +7,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from remote.deploy import requirements_file as files
-from remote.deploy.build_plan import as_is, overlay, resolve, venv
+from remote.deploy.build_plan import as_is, conda, overlay, resolve, venv
 from remote.deploy.candidates import MAX_NOTES, Candidate, best_to_build, usable
 from remote.deploy.needs import Known, Needs, needs_of
 from remote.deploy.torch_builds import torch_problem
 from remote.errors import EnvironmentFailed
 from remote.link.answers import Environment, Facts, Resolution
 from remote.records import EnvironmentPlan, Settings
+from remote.requirements.lines import CONDA, requirements_hash
+from remote.requirements.parsed import parse_requirements
 
 KEPT = "environment kept: requirements unchanged"
 
@@ -29,26 +30,29 @@ def plan_environment(
     be had.
     """
     facts = known.facts
-    kept, changed = find_kept(facts, settings, files.requirements_hash(requirements_text))
+    kept, changed = find_kept(facts, settings, requirements_hash(requirements_text))
     notes = _notes(facts, requirements_text)
     if kept is not None and not refresh:
         return EnvironmentPlan("keep", KEPT, kept.key, notes=notes)
-    asks_nothing = not any(
-        line.text for line in files.split_lines(requirements_text) if not line.text.startswith("-")
-    )
+    asks_nothing = not re.search(rf"^(?:[^-\s]|{CONDA} )", requirements_text, re.M)
     if not asks_nothing and known.inspection is None:
         return EnvironmentPlan("inspect-first", "looking at what the server's interpreters have")
     needs = needs_of(known, settings, requirements_text)
     if refresh:
         needs = replace(needs, refreshed=str(facts.system.time))
-    plan = _plan_bare(needs, known) if asks_nothing else _plan_inspected(needs, known)
+    if asks_nothing:
+        plan = _plan_bare(needs, known)
+    elif needs.requirements.conda:
+        plan = conda(needs, known)
+    else:
+        plan = _plan_inspected(needs, known)
     notes += (f"the environment of before is not used: {changed}",) if changed else ()
     return EnvironmentPlan(plan.kind, plan.why, plan.key, args=plan.args, notes=notes + plan.notes)
 
 
 def inspection_detail(requirements_text: str) -> list[str]:
     """The argument `detail` of environment_inspect: what to follow to everything that it needs."""
-    return files.names_with_extras(files.parse_requirements(requirements_text))
+    return parse_requirements(requirements_text).names_with_extras
 
 
 def _notes(facts: Facts, text: str) -> tuple[str, ...]:

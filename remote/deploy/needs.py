@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from remote.deploy import requirements_file as files
-from remote.deploy.requirements_file import Requirements, canonical
 from remote.link.answers import Facts, Inspection, Interpreter, Resolution
 from remote.records import GpuReport, Settings
+from remote.requirements.lines import canonical, requirements_hash
+from remote.requirements.parsed import Requirements, applicable, parse_requirements
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -63,7 +63,7 @@ class Needs:
         return {"python": self.settings.python, "torch": self.settings.torch}
 
     def applicable(self, markers: Mapping[str, str]) -> list[Requirement]:
-        return files.applicable(self.requirements.lines, markers)
+        return applicable(self.requirements.lines, markers)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Known:
 
 def needs_of(known: Known, settings: Settings, text: str) -> Needs:
     """Raises UsageError for wrong requirements."""
-    requirements = files.parse_requirements(text)
+    requirements = parse_requirements(text)
     resolution = known.resolution
     if requirements.lines and len(requirements.hashes) == len(requirements.names):
         # A lock names everything by itself.
@@ -91,7 +91,7 @@ def needs_of(known: Known, settings: Settings, text: str) -> Needs:
     return Needs(
         settings,
         requirements,
-        files.requirements_hash(text),
+        requirements_hash(text),
         known.facts.gpus,
         known.facts.system.machine,
         config.get("no-index", "").lower() in ("1", "true", "yes", "on"),

@@ -64,8 +64,8 @@ def describe_environment(plan: EnvironmentPlan, ready: Ready) -> str:
             "" if made.names else ": no packages are asked for"
         )
     else:
-        kind = "on top of" if plan.kind == "overlay" else "of"
-        done = f"environment built: a venv {kind} {made.base}"
+        kinds = {"overlay": "a venv on top of", "venv": "a venv of", "conda": "by"}
+        done = f"environment built: {kinds[plan.kind]} {made.base}"
         if made.seconds is not None:
             done += f" in {made.seconds:.0f} s"
         if made.installer not in (None, "none"):

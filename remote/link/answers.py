@@ -235,6 +235,8 @@ class Inspection(Answer):
 
     interpreters: tuple[Interpreter, ...] = ()
     uv: str | None = None
+    # conda, mamba or micromamba.
+    conda: str | None = None
     # pip's settings, without passwords.
     pip_config: Mapping[str, str] = dataclasses.field(default_factory=dict)
     free_mib: int | None = None

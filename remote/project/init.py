@@ -42,22 +42,37 @@ remote:
 SCRIPTS = ("train.py", "main.py", "src/train.py", "scripts/train.py", "run.py")
 PACKAGES = (
     "requirements.txt",
+    "requirements/train*.txt",
+    "requirements[-_]train*.txt",
     "requirements/base.txt",
-    "requirements-train.txt",
     "uv.lock",
     "pyproject.toml",
+    "requirements/*.txt",
+    "requirements*.txt",
+    "environment.y*ml",
 )
-OTHER_PACKAGES = ("Pipfile", "environment.yml", "setup.py", "poetry.lock")
+OTHER_PACKAGES = {
+    "poetry.lock": "poetry export -o requirements.txt writes what is read",
+    "pdm.lock": "pdm export -o requirements.txt writes what is read",
+    "Pipfile": "pipenv requirements > requirements.txt writes what is read",
+    "setup.py": "a requirements.txt with the line `-e .` reads it",
+    "setup.cfg": "a requirements.txt with the line `-e .` reads it",
+}
 """Name packages, too, in forms that remote.requirements does not take by themselves."""
 TRAINS = re.compile(r"\bTrainer\(|\.fit\(|optimizer\.step\(")
 PROGRESS = "run_progress.py"
 
 
-def names_packages(path: Path) -> bool:
-    """A pyproject.toml may hold settings of tools alone."""
-    if path.name != "pyproject.toml" or not path.exists():
-        return path.exists()
-    return "\n[project]" in "\n" + path.read_text(encoding="utf-8", errors="replace")
+def find_packages(directory: Path) -> list[str]:
+    """What names the server's packages, the likeliest first; a pyproject.toml may hold settings of
+    tools alone."""
+    found = [path for pattern in PACKAGES for path in sorted(directory.glob(pattern))]
+    names = dict.fromkeys(path.relative_to(directory).as_posix() for path in found)
+    if "pyproject.toml" in names:
+        text = (directory / "pyproject.toml").read_text(encoding="utf-8", errors="replace")
+        if not re.search(r"^\[project\]", text, re.MULTILINE):
+            del names["pyproject.toml"]
+    return [name for name in names if not re.search(r"dev|test|docs?\b|lint", name)]
 
 
 def init(directory: Path, command: str, results: str, display: Display) -> int:
@@ -66,7 +81,8 @@ def init(directory: Path, command: str, results: str, display: Display) -> int:
     if not directory.is_dir():
         raise UsageError(f"{directory}: no such folder", step="init")
     command, others = (command, []) if command else guess_command(directory)
-    requirements = next((name for name in PACKAGES if names_packages(directory / name)), "none")
+    packages = find_packages(directory) or ["none"]
+    requirements = packages[0]
     settings = SETTINGS.format(
         command=quoted(command), requirements=requirements, results=quoted(results)
     )
@@ -84,12 +100,15 @@ def init(directory: Path, command: str, results: str, display: Display) -> int:
     if problem := import_problem(directory):
         display.note(f"warning: {problem}")
     if requirements == "none":
-        found = [name for name in OTHER_PACKAGES if (directory / name).exists()]
-        beside = f" ({', '.join(found)}: not read yet)" if found else ""
+        found = [
+            f"{name}: {how}" for name, how in OTHER_PACKAGES.items() if (directory / name).exists()
+        ]
+        told = "; ".join(found) or "name them in a requirements.txt, and that in fabric.yaml"
         display.note(
-            f"no requirements.txt was found{beside}: name the packages that the server needs, in"
-            " one, and in fabric.yaml"
+            f"warning: nothing that names the packages was found, so none go there. {told}"
         )
+    elif packages[1:]:
+        display.note(f"packages: {requirements}; there are {', '.join(packages[1:4])}, too")
     for name in others[:5]:
         display.note(f"{name} may be a training, too: --command says which is meant")
     notebooks = sorted(path.name for path in directory.glob("*.ipynb"))

@@ -191,6 +191,33 @@ def test_a_new_dependency_is_a_new_environment_and_a_line_of_code_is_not(scene: 
     assert len(set(keys)) == 2
 
 
+CONDA = "name: x\ndependencies:\n  - python=3.11\n  - demo-pkg=1.1\n  - pip:\n    - -e .\n"
+MICROMAMBA = """#!/bin/sh
+test "$1 $2 $4" = "create --prefix --file" || exit 9
+cp "$5" "$HOME/asked.yml"
+python3 -m venv --without-pip "$3" && for wheel in {wheels}/demo_pkg-1.1-*.whl; do
+    "$3"/bin/python -m zipfile -e "$wheel" "$3"/lib/python3*/site-packages
+done
+"""
+
+
+def test_an_environment_of_condas(scene: Scene, wheels: Path) -> None:
+    files = {**LOCAL, "environment.yml": CONDA}
+    lab = scene.lab("environment.yml", files, "demo_pkg", "mine")
+    done = lab.task("deploy")
+    assert done.code == 8 and len(done.error_lines) == 1 and "micromamba" in done.err, done
+    program = Path(scene.server.path) / "micromamba"
+    program.write_text(MICROMAMBA.format(wheels=wheels))
+    program.chmod(0o755)
+    found = scene.imports(lab)
+    assert "/env/" in found["demo_pkg"] and "/runs/2" in found["mine"]
+    asked = (scene.server.home / "asked.yml").read_text()
+    assert "  - demo-pkg=1.1\n" in asked and "-e ." not in asked
+    assert "environment kept" in lab.task("deploy").out
+    listed = {**files, "environment.yml": CONDA.replace("-e .", "-r more.txt")}
+    refused(scene.lab("environment.yml", listed).task("deploy"), "more.txt", "list its lines")
+
+
 def refused(done: Done, *words: str) -> None:
     assert (
         done.code == 2 and len(done.error_lines) == 1 and all(word in done.err for word in words)
@@ -205,11 +232,6 @@ def test_what_cannot_be_is_one_line(scene: Scene) -> None:
     refused(scene.lab("r.txt", computed).task("deploy"), "computes what it needs")
     poetry = {"pyproject.toml": "[tool.poetry.dependencies]\npython = '^3.10'\n"}
     refused(scene.lab("pyproject.toml", poetry).task("deploy"), "Poetry", "poetry export")
-    refused(
-        scene.lab("environment.yml", {"environment.yml": "name: x\n"}).task("deploy"),
-        "conda",
-        "remote.python",
-    )
     refused(scene.lab("pyproject.toml[nope]", LOCAL).task("deploy"), "no extra 'nope'", "train")
     refused(
         scene.lab("r.txt", {"r.txt": "-e ../elsewhere\n"}).task("deploy"), "outside the project"

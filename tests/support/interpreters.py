@@ -7,9 +7,9 @@ from typing import Any
 
 from remote.deploy.environment import plan_environment
 from remote.deploy.needs import Known
-from remote.deploy.requirements_file import requirements_hash
 from remote.link.answers import Facts, Inspection, Resolution, read_answer
 from remote.records import EnvironmentPlan, Settings
+from remote.requirements.lines import requirements_hash
 
 TEXT = "torch>=2.4,<2.15\npytorch-lightning>=2.5\n"
 TORCH = {"version": "2.5.1+cu124", "cuda": "12.4", "hip": None}

@@ -93,13 +93,14 @@ def test_keeping_imports_no_packaging() -> None:
 import sys
 sys.path.insert(0, {sys.path[0]!r}); sys.path[:0] = {[p for p in sys.path if p]!r}
 from pathlib import Path
-from remote.deploy.deploy import environment, requirements_file
+from remote.requirements import lines, reading
+from remote.deploy import deploy
 from remote.records import Settings
 from tests.support.interpreters import plan_told
 before = "packaging" in sys.modules
 here = Path({__file__!r}).parents[2]
-text = requirements_file.read_requirements(here, "trainer/requirements.txt")
-made = {record()!r} | {{"requirements_hash": requirements_file.requirements_hash(text)}}
+text = reading.read_requirements(here, "trainer/requirements.txt")
+made = {record()!r} | {{"requirements_hash": lines.requirements_hash(text)}}
 facts = {{"environments": [made], "gpu": {gpu_facts()!r}}}
 plan = plan_told(facts, Settings(), text)
 print(plan.kind, before, "packaging" in sys.modules)

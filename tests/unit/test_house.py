@@ -16,6 +16,7 @@ LAPTOP = (
     "project",
     "ssh",
     "link",
+    "requirements",
     "deploy",
     "transfer",
     "runs",

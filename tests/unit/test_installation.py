@@ -16,10 +16,14 @@ from remote.agent.calls import Refusal
 from remote.agent.environments import installers, pip_settings, python_places
 from remote.agent.environments.build_failures import Place, classify
 from remote.agent.environments.gpu_check import has_kernels, judge
+from remote.agent.environments.resolution import Resolution
 from remote.agent.shared.text import redact
 from tests.support.project import make_tree
 
-PLACE = Place("/r/env/k/build.log", "/data", 900, 7168, "3.10.4", "2.31")
+PLACE = Place(
+    *("/r/env/k/build.log", "/data", 900, 7168, "3.10.4", "2.31"),
+    constraint="/etc/pip/constraint.txt",
+)
 FAILURES = [
     (
         "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
@@ -83,6 +87,26 @@ FAILURES = [
         "OSError: [Errno 13] Permission denied: '/x/y'\nCheck the permissions.",
         "permission denied: /x/y",
     ),
+    (
+        "ERROR: Ignored the following versions that require a different python version: 0.57.0"
+        " Requires-Python >=3.8,<3.10\nERROR: No matching distribution found for numba==0.57",
+        "numba==0.57 takes python < 3.10, this is 3.10.4",
+    ),
+    (
+        "Collecting flash-attn\n  error: subprocess-exited-with-error\n"
+        "ModuleNotFoundError: No module named 'torch'",
+        "flash-attn could not be built: its build needs the module torch",
+    ),
+    (
+        "error: metadata-generation-failed\n"
+        "× Encountered error while generating package metadata.\n╰─> numba\n",
+        "numba has no ready wheel for this python",
+    ),
+    (
+        "ERROR: Cannot install numpy>=2 because these package versions have conflicting"
+        " dependencies.\nThe user requested (constraint) numpy==1.26",
+        "numpy>=2: the requirements contradict /etc/pip/constraint.txt on the server",
+    ),
     ("noise\nValueError: strange\nmore", "the installation failed: ValueError: strange"),
     ("", "the installation failed: exit code 1"),
 ]
@@ -93,6 +117,12 @@ def test_why_an_installation_failed(output: str, message: str) -> None:
     failure = classify(output, PLACE, 1)
     assert message in failure.message and "/r/env/k/build.log" in failure.remedy
     assert "\n" not in failure.message + failure.remedy and "pw" not in failure.message
+
+
+def test_an_older_interpreter_that_is_there_is_proposed() -> None:
+    failure = classify(NUMBA, PLACE._replace(older="/usr/bin/python3.9 (python 3.9.2)"), 1)
+    assert failure.message.startswith("numba has no ready wheel")
+    assert "set remote.python to /usr/bin/python3.9 (python 3.9.2)" in failure.remedy
 
 
 def test_a_killed_installer_points_to_memory() -> None:
@@ -184,6 +214,65 @@ def test_what_pip_is_set_to_reaches_pip_and_uv_but_for_what_would_lead_them_away
         pip_settings.index_lines(alone, ["--index-url https://torch/whl"])
     )
     assert "PIP_INDEX_URL" not in pip_settings.pip_environment({}, alone)
+
+
+NUMBA = """Collecting numba==0.57
+  error: subprocess-exited-with-error
+RuntimeError: Cannot install on Python version 3.13.0; only versions >=3.8,<3.12 are supported.
+"""
+FLASH = """Collecting flash-attn
+  error: subprocess-exited-with-error
+ModuleNotFoundError: No module named 'torch'
+"""
+CONFLICT = "ERROR: Cannot install a because these package versions have conflicting dependencies."
+
+
+class Call:
+    def alive(self) -> bool:
+        return True
+
+    def event(self, **told: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("says", "python", "late", "failed"),
+    [
+        ({}, "/new", [], []),
+        ({("/new", "numba==0.57"): NUMBA}, "/old", [], ["/new"]),
+        (
+            {("/new", "flash-attn @ git+https://h/f"): FLASH},
+            "/new",
+            ["flash-attn @ git+https://h/f"],
+            [],
+        ),
+        ({("/new", "a"): CONFLICT}, None, [], ["/new"]),
+    ],
+)
+def test_the_first_python_that_can_have_it_all_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    says: dict[tuple[str, str], str],
+    python: str | None,
+    late: list[str],
+    failed: list[str],
+) -> None:
+    def resolve(
+        self: installers.Installer, python: str, lines: list[str], constraints: list[str]
+    ) -> dict[str, str]:
+        for line in lines:
+            if (python, line) in says:
+                Path(self.commands.log).write_text(says[python, line])
+                raise installers.Failed
+        return {"a": "1"}
+
+    monkeypatch.setattr(installers.Installer, "resolve", resolve)
+    lines = ["a", "numba==0.57", "flash-attn @ git+https://h/f"]
+    plan = {"pythons": ["/new", "/old"], "install": lines}
+    found = Resolution(Call(), str(tmp_path), plan).find()  # type: ignore[arg-type]
+    assert (found["python"], found["late"]) == (python, late)
+    assert [told[0] for told in found["failed"]] == failed
+    assert found["packages"] == ({"a": "1"} if python else None)
 
 
 def test_interpreters_are_found_where_their_managers_put_them(

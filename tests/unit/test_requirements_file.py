@@ -10,15 +10,11 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement
 
 from remote.agent.environments.environments import OPTIONS
-from remote.deploy.requirements_file import (
-    PLAIN,
-    parse_options,
-    parse_requirements,
-    read_requirements,
-    requirements_hash,
-    split_lines,
-)
 from remote.errors import UsageError
+from remote.project.init import find_packages
+from remote.requirements.lines import PLAIN, parse_options, requirements_hash, split_lines
+from remote.requirements.parsed import parse_requirements
+from remote.requirements.reading import read_requirements
 from tests.support.project import REPOSITORY, make_tree
 
 
@@ -80,8 +76,8 @@ def test_every_wrong_line_is_named_with_its_place(tmp_path: Path) -> None:
         "line 11: r.txt includes itself",
         "missing.txt can't be read",
         "line 13: https://****@host/r.txt",
-        "line 14: the option --frobnicate",
-        "line 15: wheels is a folder",
+        "line 14: unrecognized arguments: --frobnicate",
+        ": wheels is a folder here",
         "other.txt line 2: !!",
         "line 17: n @ file:///n names a file of the computer that wrote them",
     ):
@@ -237,3 +233,24 @@ def test_hostile_text_is_either_refused_or_plain(text: str) -> None:
         str(requirement).startswith("-") or "\n" in str(requirement)
         for requirement in (*found.lines, *found.constraints)
     )
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        (["requirements/train.txt", "requirements/dev.txt"], ["requirements/train.txt"]),
+        (["uv.lock", "pyproject.toml", "requirements-dev.txt"], ["uv.lock", "pyproject.toml"]),
+        (
+            ["environment.yaml", "requirements_gpu.txt"],
+            ["requirements_gpu.txt", "environment.yaml"],
+        ),
+        (["poetry.lock", "setup.py"], []),
+    ],
+)
+def test_init_finds_what_names_the_packages(
+    tmp_path: Path, files: list[str], found: list[str]
+) -> None:
+    make_tree(tmp_path, dict.fromkeys(files, "[project]\nname = 'x'\n"))
+    assert find_packages(tmp_path) == found
+    make_tree(tmp_path, {"pyproject.toml": "[tool.ruff]\n"})
+    assert "pyproject.toml" not in find_packages(tmp_path)

@@ -13,7 +13,7 @@ import subprocess
 import time
 from typing import Any, Dict, List, Optional, Sequence
 
-from remote.agent.environments import installers
+from remote.agent.environments import installers, pip_settings
 from remote.agent.environments.build_failures import TORCH_REMEDY, Place, classify, missing_module
 from remote.agent.environments.commands import Commands
 from remote.agent.environments.interpreters import (
@@ -127,20 +127,22 @@ class Builder:
         temporary = self.path("tmp")
         os.makedirs(temporary, mode=0o700, exist_ok=True)
         self.environment = build_environment(temporary)
+        helpers = list(self.plan.get("helpers") or [])
+        alone = self.plan["kind"] == "venv"
         try:
-            made_by = self.make_venv()
-            helpers = list(self.plan.get("helpers") or [])
-            alone = self.plan["kind"] == "venv"
             self.installer = installers.Installer(
                 self.commands, self.environment, helpers, uv=alone
             )
-            installer = self.install_all()
+            if self.plan["kind"] == "conda":
+                made_by = installer = self.make_by_conda()
+            else:
+                made_by, installer = self.make_venv(), self.install_all()
             if self.plan["kind"] == "overlay":
                 self.add_scripts()
             self.finish(made_by, installer, started)
         finally:
             # These may hold the passwords of indexes.
-            for name in ("install.txt", "constraints.txt", "plan.json"):
+            for name in ("install.txt", "constraints.txt", "environment.yml", "plan.json"):
                 if os.path.exists(self.path(name)):
                     os.unlink(self.path(name))
             shutil.rmtree(temporary, ignore_errors=True)
@@ -169,6 +171,21 @@ class Builder:
             ]
             write_whole(os.path.join(own[0], "_parent.pth"), line.encode() + b"\n", 0o644)
         return made_by
+
+    def make_by_conda(self) -> str:
+        """Returns the program's name."""
+        assert self.installer is not None
+        conda = str(self.plan["python"])
+        self.say(step="conda", line=f"{conda} makes the environment")
+        file = self.path("environment.yml")
+        write_whole(file, "".join(f"{line}\n" for line in self.plan["conda"]).encode("utf-8"))
+        # Its pip section follows pip's settings as any other build does.
+        values = pip_settings.pip_environment(self.environment, self.installer.config)
+        values.update(CONDA_ALWAYS_YES="true", MAMBA_ALWAYS_YES="true")
+        if self.commands.run(installers.conda_create(conda, self.venv, file), values) != 0:
+            failure = classify(self.commands.output(), self.place(), self.commands.exit_code)
+            raise BuildFailed(failure.message, failure.remedy)
+        return os.path.basename(conda)
 
     def add_scripts(self) -> None:
         """Programs of the packages below (torchrun, accelerate, …) that run in this environment,

@@ -31,7 +31,7 @@ POLL_S = 0.1
 EVENT_EVERY_S = 0.2
 MAX_STARTS = 2
 """A builder that dies twice without a word is not started a third time."""
-KINDS = ("as-is", "overlay", "venv")
+KINDS = ("as-is", "overlay", "venv", "conda")
 OPTIONS = re.compile(
     r"--(index-url|extra-index-url|find-links|trusted-host|only-binary|no-binary)"
     r" \S+\Z|--(pre|no-index|prefer-binary)\Z"
@@ -102,6 +102,7 @@ def environment_inspect(
     return {
         "interpreters": found,
         "uv": installers.find_uv(),
+        "conda": installers.find_conda(),
         "pip_config": {name: redact(value) for name, value in pip_settings.pip_config().items()},
         "free_mib": disk.f_bavail * disk.f_frsize >> 20,
     }
@@ -146,7 +147,7 @@ def check_plan(plan: Dict[str, Any]) -> None:
 
 def check_lines(plan: Dict[str, Any]) -> None:
     """Raises ValueError where a list holds no lines, or an option stands among requirements."""
-    lists = ("names", "detail", "imports", "parent_sites", "helpers", "pythons", "options")
+    lists = ("names", "detail", "imports", "parent_sites", "helpers", "pythons", "options", "conda")
     asked = ("install", "constraints", "late")
     for name in (*lists, *asked):
         values = plan.get(name) or []

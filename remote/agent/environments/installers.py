@@ -11,7 +11,7 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from remote.agent.environments import pip_settings
 from remote.agent.environments.commands import Commands
-from remote.agent.environments.python_places import plain_environment
+from remote.agent.environments.python_places import CONDA_PLACES, plain_environment
 from remote.agent.root.paths import write_whole
 
 Run = Callable[[List[str]], int]
@@ -56,6 +56,22 @@ class InstallerMissing(Exception):
 def find_uv() -> Optional[str]:
     places = [shutil.which("uv"), *(os.path.expanduser(place) for place in UV_PLACES)]
     return next((path for path in places if path and os.access(path, os.X_OK)), None)
+
+
+def find_conda() -> Optional[str]:
+    """mamba, micromamba or conda."""
+    for name in ("mamba", "micromamba", "conda"):
+        places = [shutil.which(name), os.path.expanduser(f"~/.local/bin/{name}")]
+        places += [os.path.join(os.path.expanduser(base), "bin", name) for base in CONDA_PLACES]
+        for path in places:
+            if path and os.access(path, os.X_OK):
+                return path
+    return None
+
+
+def conda_create(conda: str, target: str, file: str) -> List[str]:
+    start = ["create"] if os.path.basename(conda) == "micromamba" else ["env", "create"]
+    return [conda, *start, "--prefix", target, "--file", file]
 
 
 def make_venv(run: Run, python: str, target: str, inherit: bool, uv: Optional[str]) -> str:
@@ -197,7 +213,7 @@ class Installer:
         pip = find_pip(python, self.helpers)
         if pip is None or (_pip_version(pip[0]) or (0, 0)) >= LAZY_PIP:
             return pip
-        place = os.path.join(self.commands.directory, "pip")
+        place = os.path.join(self.commands.directory, "pip" + re.sub(r"\W", "_", python))
         if not os.path.isdir(place):
             argv = [*pip, "install", "--quiet", "--no-deps", "--target", place, "--retries", "0"]
             argv += ["--timeout", "10", f"pip>={LAZY_PIP[0]}.{LAZY_PIP[1]}"]

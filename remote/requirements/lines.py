@@ -1,0 +1,174 @@
+"""The lines of requirements, as pip reads them: split, judged one by one, hashed. What most deploys
+need imports nothing but the standard library."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from remote.agent.shared.text import redact
+from remote.errors import UsageError
+from remote.screen.text import one_line
+
+# Options of ours, for what the project's own files say: a line of a -c file, the project's pythons,
+# a folder whose package runs import from their own copy, a line of conda's environment.yml.
+CONSTRAINED, LOCAL, CONDA = "--constrained-to", "--local-package", "--conda"
+REQUIRES_PYTHON, PREFERS_PYTHON = "--requires-python", "--prefers-python"
+OURS = (CONSTRAINED, LOCAL, CONDA, REQUIRES_PYTHON, PREFERS_PYTHON)
+ARCHIVES = (".whl", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+_CLAUSE = r"(?:(?:==|!=|<=|>=|<|>)[ \t]*\d+(?:\.\d+)*|~=[ \t]*\d+(?:\.\d+)+)"
+_EXTRAS = rf"\[[ \t]*{_NAME}(?:[ \t]*,[ \t]*{_NAME})*[ \t]*\]"
+PLAIN = re.compile(
+    rf"{_NAME}[ \t]*(?:{_EXTRAS})?[ \t]*(?:{_CLAUSE}(?:[ \t]*,[ \t]*{_CLAUSE})*)?\Z", re.ASCII
+)
+"""Requirements of the usual form, known to be right without `packaging`."""
+UNNAMED = re.compile(r"(?:(?:git|hg|svn|bzr)\+)?(?:https?|ssh|git)://\S+\Z")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One logical line; `where` is for people: `line 3`, or `other.txt line 3` in a file that was
+    included."""
+
+    where: str
+    text: str
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def split_lines(text: str, prefix: str = "") -> list[Line]:
+    """Logical lines as pip reads them: continued by a backslash, without comments and blank
+    ones."""
+    found: list[Line] = []
+    joined, start = "", 0
+    for number, raw in enumerate([*text.lstrip("\ufeff").splitlines(), ""], 1):
+        is_comment = raw.lstrip().startswith("#")
+        start = start or number
+        if raw.endswith("\\") and not is_comment:
+            joined += raw[:-1]
+            continue
+        joined += (" " if joined and is_comment else "") + raw
+        if plain := re.sub(r"(^|\s+)#.*$", "", joined).strip():
+            found.append(Line(f"{prefix}line {start}", plain))
+        joined, start = "", 0
+    return found
+
+
+def requirements_hash(text: str) -> str:
+    """Equal for texts that ask for the same: order, comments, blanks and passwords of addresses do
+    not matter."""
+    lines = set()
+    for line in split_lines(text):
+        parts = redact(line.text).split(";", 1)
+        if not line.text.startswith("-"):
+            parts[0] = re.sub(r"\s+", "", parts[0])
+        lines.add(";".join(" ".join(part.split()) for part in parts))
+    return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def split_hashes(text: str) -> tuple[str, str]:
+    """A line without its --hash options, and these."""
+    found = re.findall(r"\s--hash[= ]\s*(\S+)", text)
+    plain = re.sub(r"\s--hash[= ]\s*\S+", "", text).strip()
+    return plain, "".join(f" --hash={one}" for one in found)
+
+
+class _Options(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(redact(one_line(message, 120)))
+
+
+def parse_options(text: str) -> list[str]:
+    """`-i URL --pre` → ["--index-url URL", "--pre"], as the agent takes them. Raises ValueError,
+    with the reason, for what we don't take."""
+
+    def on_the_server(value: str) -> str:
+        if "://" in value or value.startswith("/"):
+            return f"--find-links {value}"
+        reason = "is a folder here; give an address, or an absolute path on the server"
+        raise argparse.ArgumentTypeError(f"{value} {reason}")
+
+    def no_package(value: str) -> str:
+        raise argparse.ArgumentTypeError(
+            "no folder of a package is there; one outside the project does not go to the server"
+        )
+
+    parser = _Options(add_help=False, allow_abbrev=False)
+    parser.add_argument("-f", "--find-links", dest="found", action="append", type=on_the_server)
+    parser.add_argument("-e", "--editable", dest="found", action="append", type=no_package)
+    for names in (["-i", "--index-url"], *([f"--{name}"] for name in _WITH_VALUE)):
+        parser.add_argument(*names, dest="found", action="append", type=f"{names[-1]} {{}}".format)
+    for flag in ("--pre", "--no-index", "--prefer-binary"):
+        parser.add_argument(flag, dest="found", action="append_const", const=flag)
+    return list(parser.parse_args(text.split()).found or [])
+
+
+_WITH_VALUE = ("extra-index-url", "trusted-host", "only-binary", "no-binary")
+
+
+def problems_of(lines: Sequence[Line]) -> list[str]:
+    """What is wrong, line by line. A freeze of conda's is wrong in most, and that is said once."""
+    frozen = [line for line in lines if re.search(r"\w\s*@\s*file:", line.text)]
+    found = [
+        f"{line.where}: {problem}"
+        for line in lines
+        if line not in frozen and (problem := _problem(line.text))
+    ]
+    if frozen:
+        count = f" and {len(frozen) - 1} more lines name files" if frozen[1:] else " names a file"
+        text = redact(one_line(frozen[0].text, 60))
+        found.append(
+            f"{frozen[0].where}: {text}{count} of the computer that wrote them, as pip freeze does"
+            " in conda: write the file with `pip list --format=freeze`"
+        )
+    return found
+
+
+def _problem(text: str) -> str | None:
+    """What is wrong with a logical line; None if nothing is."""
+    option, _, value = text.partition(" ")
+    if option in OURS:
+        return _problem(value) if option == CONSTRAINED else None
+    plain = split_hashes(text)[0]
+    if plain.startswith("-"):
+        try:
+            parse_options(plain)
+        except ValueError as error:
+            return str(error)
+        return None
+    shown = redact(one_line(plain, 100))
+    first = plain.split(";")[0].split(" ")[0]
+    is_file = first.lower().endswith(ARCHIVES) and "://" not in plain
+    if UNNAMED.match(plain) or (PLAIN.match(plain) and not is_file):
+        return None
+    if re.search(r"\s--?\w", plain):
+        return f"{shown}: options beside a requirement are not supported"
+    if is_file or re.match(r"(\.{0,2}[/\\]|~|file:|[A-Za-z]:[/\\])", first):
+        return f"{shown}: a path of this computer can't be installed there"
+    if "，" in plain or "；" in plain:
+        return f"{shown}: a full-width comma or semicolon (，；), where pip takes , and ;"
+    if conda := re.match(r"([\w.-]+)=([\w.*]+)(?:=\w+)?$", plain):
+        return f"{shown}: conda's form; pip's is {conda[1]}=={conda[2]}"
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        Requirement(plain)
+    except InvalidRequirement as error:
+        return f"{shown}: {one_line(redact(str(error).splitlines()[0]), 120)}"
+    return None
+
+
+def wrong_lines(problems: Sequence[str], name: str = "the requirements") -> UsageError:
+    count = "a wrong line" if len(problems) == 1 else f"{len(problems)} wrong lines"
+    return wrong(f"{name}: {count}: {'; '.join(problems)}", "correct them; nothing was sent")
+
+
+def wrong(message: str, remedy: str) -> UsageError:
+    return UsageError(message, step="requirements", remedy=remedy)

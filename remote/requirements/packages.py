@@ -1,0 +1,162 @@
+"""What a package of the project itself (`-e .`, `./libs/x`, pyproject.toml) needs.
+
+Such a package is not installed: its code goes with the release and is imported from each run's own
+copy. What it needs is read from its metadata here, so a new dependency is a new environment and a
+changed line of code is not.
+"""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from remote.errors import UsageError
+from remote.requirements.lines import LOCAL, canonical, wrong
+from remote.screen.text import one_line
+
+
+def split_extras(text: str) -> tuple[str, tuple[str, ...]]:
+    """`pyproject.toml[train,dev]` → the name, and the extras."""
+    found = re.fullmatch(r"(.*?)\[([^\[\]]*)\]", text.strip())
+    if not found:
+        return text.strip(), ()
+    return found[1].strip(), tuple(part.strip() for part in found[2].split(",") if part.strip())
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Raises UsageError where it can't be read."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        remedy = "set remote.requirements to your file, or to none"
+        raise wrong(f"{path.name} can't be read: {error.strerror}", remedy) from None
+    except ValueError as error:
+        said = one_line(str(error), 200)
+        raise wrong(f"{path.name} is no TOML: {said}", "correct it; nothing was sent") from None
+
+
+def python_bounds(project: Path) -> tuple[str, str]:
+    """requires-python of the project's pyproject.toml, and the version in its .python-version;
+    empty where they say nothing."""
+    try:
+        about = read_toml(project / "pyproject.toml").get("project") or {}
+    except UsageError:
+        about = {}
+    asked = "".join(str(about.get("requires-python") or "").split())
+    try:
+        named = (project / ".python-version").read_text("utf-8", "replace")
+    except OSError:
+        named = ""
+    preferred = re.match(r"(?:cpython-?)?(3\.\d+(?:\.\d+)?)\s*$", named, re.MULTILINE)
+    is_bound = re.fullmatch(r"(,?([<>=!]=?|~=)\d+(\.\d+)*(\.\*)?)+", asked)
+    return asked if is_bound else "", preferred[1] if preferred else ""
+
+
+def package_lines(project: Path, folder: Path, extras: Sequence[str]) -> Iterator[str]:
+    """What a package of the project needs, and its folder. Raises UsageError where its metadata
+    does not say it."""
+    if not folder.resolve().is_relative_to(project.resolve()):
+        problem = f"{folder} lies outside the project, so it does not go to the server"
+        raise wrong(problem, "move it below the project, or name an address")
+    shown = folder.resolve().relative_to(project.resolve()).as_posix()
+    pyproject = folder / "pyproject.toml"
+    data = read_toml(pyproject) if pyproject.is_file() else {}
+    tools = data.get("tool") or {}
+    if "project" in data:
+        yield from _Pyproject(data, folder.name).lines(extras)
+        find = (tools.get("setuptools") or {}).get("packages") or {}
+        where = (find.get("find") or {}).get("where") if isinstance(find, dict) else None
+        yield from (f"{LOCAL} {PurePosixPath(shown, part)}" for part in where or ["."])
+    elif "poetry" in tools:
+        problem = f"{shown}/pyproject.toml keeps its dependencies in Poetry's own table"
+        remedy = "give it a [project] table (Poetry 2 takes one), or name what poetry export wrote"
+        raise wrong(problem, remedy)
+    elif (folder / "setup.cfg").is_file() or (folder / "setup.py").is_file():
+        yield from _setuptools_lines(folder, extras, shown)
+        yield f"{LOCAL} {shown}"
+    else:
+        problem = f"{shown}: neither pyproject.toml nor setup.cfg or setup.py: no package"
+        raise wrong(problem, "name the folder of a package")
+
+
+class _Pyproject:
+    def __init__(self, data: Mapping[str, Any], name: str) -> None:
+        self.about = data["project"]
+        self.tool = (data.get("tool") or {}).get("setuptools") or {}
+        self.name = name
+        tables = (data.get("dependency-groups"), self.about.get("optional-dependencies"))
+        self.extras = {
+            canonical(extra): lines for table in tables for extra, lines in (table or {}).items()
+        }
+
+    def lines(self, extras: Sequence[str]) -> Iterator[str]:
+        if "dependencies" in (self.about.get("dynamic") or ()):
+            files = self.tool.get("dynamic", {}).get("dependencies", {}).get("file") or ()
+            if not files:
+                problem = f"{self.name}: its dependencies are computed when it is built"
+                raise wrong(problem, "list them in [project]")
+            yield from (f"-r {name}" for name in ([files] if isinstance(files, str) else files))
+        yield from self.about.get("dependencies") or ()
+        for extra in extras:
+            yield from self.extra(extra)
+
+    def extra(self, extra: str) -> Iterator[str]:
+        """An extra, or a dependency group; they may name others of their kind."""
+        if canonical(extra) not in self.extras:
+            known = ", ".join(self.extras) or "none"
+            problem = f"pyproject.toml has no extra {extra!r}; it has {known}"
+            raise wrong(problem, "correct remote.requirements")
+        for line in self.extras[canonical(extra)]:
+            if isinstance(line, dict):
+                yield from self.extra(str(line.get("include-group")))
+                continue
+            name, inner = split_extras(line)
+            if canonical(name) == canonical(str(self.about.get("name"))):
+                for one in inner:
+                    yield from self.extra(one)
+            else:
+                yield line
+
+
+def _setuptools_lines(folder: Path, extras: Sequence[str], shown: str) -> Iterator[str]:
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(folder / "setup.cfg", encoding="utf-8-sig")
+    lines = config.get("options", "install_requires", fallback="").splitlines()
+    has_extras = config.has_section("options.extras_require")
+    optional: dict[str, Any] = dict(config.items("options.extras_require")) if has_extras else {}
+    try:
+        told = _setup_arguments(folder / "setup.py")
+        lines += ast.literal_eval(told.get("install_requires", ast.List([])))
+        optional |= ast.literal_eval(told.get("extras_require", ast.Dict([], [])))
+    except SyntaxError as error:
+        problem = f"setup.py can't be read: {error.msg}"
+        raise wrong(problem, "correct it; nothing was sent") from None
+    except ValueError:
+        problem = f"{shown}/setup.py computes what it needs"
+        raise wrong(problem, "list it in pyproject.toml's [project]") from None
+    for extra in extras:
+        if extra not in optional:
+            raise wrong(f"{shown} has no extra {extra!r}", "correct the requirements")
+        more = optional[extra]
+        lines += more.splitlines() if isinstance(more, str) else more
+    yield from (line.strip() for line in lines if line.strip())
+
+
+def _setup_arguments(path: Path) -> dict[str, ast.expr]:
+    """The keywords of the call of setup(); empty without a setup.py."""
+    tree = ast.parse(path.read_bytes() if path.is_file() else b"")
+    calls = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "setup"
+    ]
+    return {word.arg: word.value for call in calls for word in call.keywords if word.arg}

@@ -1,0 +1,184 @@
+"""Requirements parsed by `packaging`, and compared with what an interpreter has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from remote.requirements.lines import (
+    CONDA,
+    CONSTRAINED,
+    LOCAL,
+    PREFERS_PYTHON,
+    REQUIRES_PYTHON,
+    UNNAMED,
+    canonical,
+    parse_options,
+    problems_of,
+    split_hashes,
+    split_lines,
+    wrong_lines,
+)
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+HARDWARE = ("nvidia-", "cuda-", "triton", "pytorch-triton", "torchtriton", "rocm")
+"""What torch brings along in one of several forms; whether it works is for the proof to tell."""
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What the text asks for. `options` are in the form that the agent takes: `--name value`."""
+
+    lines: tuple[Requirement, ...] = ()
+    constraints: tuple[Requirement, ...] = ()
+    options: tuple[str, ...] = ()
+    # Addresses without a name: what they are is known once they are installed.
+    unnamed: tuple[str, ...] = ()
+    # Canonical name → ` --hash=…` for each file that it may come from.
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    # The project's requires-python, and what its .python-version says.
+    python: str = ""
+    preferred: str = ""
+    # The lines of conda's environment.yml, which conda reads there.
+    conda: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(canonical(requirement.name) for requirement in self.lines))
+
+    @property
+    def names_with_extras(self) -> list[str]:
+        """`name` or `name[extra,…]`: what the agent follows to all that these packages need."""
+        found: dict[str, set[str]] = {}
+        for requirement in self.lines:
+            found.setdefault(canonical(requirement.name), set()).update(requirement.extras)
+        return [
+            name + (f"[{','.join(sorted(extras))}]" if extras else "")
+            for name, extras in found.items()
+        ]
+
+
+def parse_requirements(text: str) -> Requirements:
+    """Raises UsageError naming every wrong line."""
+    from packaging.requirements import Requirement
+
+    lines = split_lines(text)
+    if problems := problems_of(lines):
+        raise wrong_lines(problems)
+    ours: dict[str, list[str]] = {}
+    hashes: dict[str, str] = {}
+    asked, options, unnamed = [], [], []
+    for line in lines:
+        option, _, value = line.text.partition(" ")
+        if option in (CONDA, CONSTRAINED, LOCAL, PREFERS_PYTHON, REQUIRES_PYTHON):
+            ours.setdefault(option, []).append(value)
+        elif option.startswith("-"):
+            options += parse_options(line.text)
+        elif UNNAMED.match(line.text):
+            unnamed.append(line.text)
+        else:
+            plain, kept = split_hashes(line.text)
+            asked.append(Requirement(plain))
+            if kept:
+                hashes[canonical(asked[-1].name)] = kept
+    return Requirements(
+        tuple(dict.fromkeys(asked)),
+        tuple(dict.fromkeys(map(Requirement, ours.get(CONSTRAINED, ())))),
+        tuple(dict.fromkeys(options)),
+        tuple(dict.fromkeys(unnamed)),
+        hashes,
+        "".join(ours.get(REQUIRES_PYTHON, ())),
+        "".join(ours.get(PREFERS_PYTHON, ())),
+        tuple(ours.get(CONDA, ())),
+    )
+
+
+def applicable(
+    requirements: Iterable[Requirement], markers: Mapping[str, str]
+) -> list[Requirement]:
+    """Those whose markers hold on an interpreter that described itself by `markers`."""
+    return [requirement for requirement in requirements if _holds(requirement, markers, ())]
+
+
+def _holds(requirement: Requirement, markers: Mapping[str, str], extras: Iterable[str]) -> bool:
+    from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
+
+    if requirement.marker is None:
+        return True
+    try:
+        return any(
+            requirement.marker.evaluate({**markers, "extra": extra}) for extra in (*extras, "")
+        )
+    except (UndefinedComparison, UndefinedEnvironmentName, ValueError):
+        return True
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What an interpreter told of its packages: canonical name → version, → what it requires, →
+    address it came from."""
+
+    packages: Mapping[str, str]
+    requires: Mapping[str, Sequence[str]]
+    urls: Mapping[str, str]
+    markers: Mapping[str, str]
+
+    def find_missing(self, requirements: Requirements) -> dict[str, list[str]]:
+        """Canonical name → lines to install, of what is lacking or of the wrong version, at any
+        depth."""
+        limits: dict[str, list[Requirement]] = {}
+        for limit in applicable(requirements.constraints, self.markers):
+            limits.setdefault(canonical(limit.name), []).append(limit)
+        missing: dict[str, list[str]] = {}
+        pending = applicable(requirements.lines, self.markers)
+        seen: set[str] = set()
+        while pending:
+            requirement = copy(pending.pop(0))
+            name = canonical(requirement.name)
+            requirement.marker = None
+            if str(requirement) in seen:
+                continue
+            seen.add(str(requirement))
+            if all(map(self.satisfies, (requirement, *limits.get(name, ())))):
+                pending += self.needed_by(name, requirement.extras)
+            else:
+                missing.setdefault(name, []).append(str(requirement))
+        return missing
+
+    def needed_by(self, name: str, extras: Iterable[str]) -> list[Requirement]:
+        from packaging.requirements import InvalidRequirement, Requirement
+
+        found = []
+        for text in self.requires.get(name, ()):
+            try:
+                needed = Requirement(text)
+            except InvalidRequirement:
+                continue
+            brought = name == "torch" and canonical(needed.name).startswith(HARDWARE)
+            if not brought and _holds(needed, self.markers, extras):
+                found.append(needed)
+        return found
+
+    def satisfies(self, requirement: Requirement) -> bool:
+        from packaging.version import InvalidVersion
+
+        name = canonical(requirement.name)
+        version = self.packages.get(name)
+        if version is None:
+            return False
+        if requirement.url is not None:
+            return _bare(self.urls.get(name, "")) == _bare(requirement.url)
+        try:
+            return requirement.specifier.contains(version, prereleases=True)
+        except InvalidVersion:
+            return False
+
+
+def _bare(url: str) -> str:
+    """Without a password, and a fragment."""
+    return re.sub(r"(://)[^/\s@]*@", r"\1", url).split("#")[0].removeprefix("git+").rstrip("/")

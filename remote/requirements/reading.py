@@ -1,0 +1,198 @@
+"""Reads what remote.requirements names: a requirements file with what it includes, pyproject.toml
+with extras, uv.lock, or conda's environment.yml. All become lines as pip takes them."""
+
+from __future__ import annotations
+
+import codecs
+import locale
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from remote.agent.shared.text import redact
+from remote.errors import UsageError
+from remote.requirements.lines import (
+    ARCHIVES,
+    CONDA,
+    CONSTRAINED,
+    LOCAL,
+    PREFERS_PYTHON,
+    REQUIRES_PYTHON,
+    Line,
+    problems_of,
+    split_lines,
+    wrong,
+    wrong_lines,
+)
+from remote.requirements.lock import lock_lines
+from remote.requirements.packages import package_lines, python_bounds, split_extras
+from remote.screen.text import one_line
+
+FOLDER = re.compile(
+    r"(?:(?:-e|--editable)(?:\s*=\s*|\s+|(?<=-e)))?"
+    r"(\.{1,2}(?:[/\\][^\[\]]*)?|[^\[\]:@\s]+[/\\][^\[\]:@]*)(\[[^\[\]]*\])?"
+)
+EDITABLE = re.compile(r"(?:-e|--editable)[\s=]*((?:git|hg|svn|bzr)\+\S+)")
+INCLUDE = re.compile(r"(-r|-c|--requirement|--constraint)(?:\s*=\s*|\s+|(?<=-[rc]))(\S.*)")
+
+
+def read_requirements(directory: Path, name: str) -> str:
+    """The text of `name` below `directory`, files that it includes in their places. Raises
+    UsageError naming every wrong line.
+    """
+    reader = Reader(directory)
+    lines = list(dict.fromkeys(reader.form(name)))
+    if problems := reader.problems + problems_of(lines):
+        raise wrong_lines(problems, name)
+    options = (REQUIRES_PYTHON, PREFERS_PYTHON)
+    bounds = zip(options, python_bounds(directory), strict=True)
+    about = [f"{option} {value}\n" for option, value in bounds if value]
+    return "".join([*about, *(line.text + "\n" for line in lines)])
+
+
+def local_packages(text: str) -> list[str]:
+    """The folders of the project's own packages in the text of requirements; `.` is the project
+    itself."""
+    found = [line[len(LOCAL) :].strip() for line in text.splitlines() if line.startswith(LOCAL)]
+    return list(dict.fromkeys(found))
+
+
+@dataclass
+class Reader:
+    """`problems` are those of included files and packages; what is wrong with a line itself is seen
+    afterwards. `within`, everywhere: the files that are being read."""
+
+    project: Path
+    problems: list[str] = field(default_factory=list)
+
+    def form(self, name: str) -> Iterator[Line]:
+        plain, extras = split_extras(name)
+        path = self.project / plain
+        if path.name == "pyproject.toml":
+            found = package_lines(self.project, path.parent, extras)
+            yield from self.package(path.parent, found, plain, (path.resolve(),))
+        elif path.name == "uv.lock":
+            yield from (Line(plain, text) for text in lock_lines(path, extras))
+        elif path.name in ("environment.yml", "environment.yaml"):
+            yield from self.conda(read_text(path, plain), plain)
+        else:
+            yield from self.file(path, name, ())
+
+    def conda(self, text: str, name: str) -> Iterator[Line]:
+        """conda reads it there, but for the project's own package, which is not installed."""
+        for raw in text.splitlines():
+            item = re.fullmatch(r"\s*-\s+(?:(-e)\s*|(-r)\s*)([.\w/-]+)\s*", raw)
+            if not item:
+                yield Line(name, f"{CONDA} {raw}")
+            elif item[1]:
+                yield Line(name, f"{LOCAL} {item[3]}")
+            else:
+                self.problems.append(f"{name}: {item[3]} is not there for conda: list its lines")
+
+    def file(self, path: Path, name: str, within: tuple[Path, ...]) -> Iterator[Line]:
+        """The first file's own trouble is raised."""
+        try:
+            text = read_text(path, name)
+        except UsageError as error:
+            if not within:
+                raise
+            self.problems.append(error.message)
+            return
+        chain = (*within, path.resolve())
+        for line in split_lines(text, f"{name} " if within else ""):
+            if local := self.local(line.text, path.parent):
+                yield from self.own_package(*local, line.where, chain)
+            elif include := INCLUDE.match(line.text):
+                yield from self.include(line, include, path.parent, chain)
+            else:
+                yield Line(line.where, EDITABLE.sub(_named, line.text))
+
+    def include(
+        self, line: Line, found: re.Match[str], folder: Path, within: tuple[Path, ...]
+    ) -> Iterator[Line]:
+        target = found[2].strip("\"'")
+        if "://" in target:
+            shown = redact(one_line(target, 80))
+            problem = f"{shown}: an included file must be here, not at an address"
+            self.problems.append(f"{line.where}: {problem}")
+        elif (folder / target).resolve() in within:
+            self.problems.append(f"{line.where}: {target} includes itself")
+        else:
+            for inner in self.file(folder / target, target, within):
+                is_limit = found[1] in ("-c", "--constraint") and not inner.text.startswith("-")
+                yield Line(inner.where, f"{CONSTRAINED} {inner.text}") if is_limit else inner
+
+    def local(self, text: str, folder: Path) -> tuple[Path, tuple[str, ...]] | None:
+        """The folder and the extras of a line that names a package of the project: `-e .`,
+        `./libs/x[train]`."""
+        found = FOLDER.fullmatch(text)
+        if not found or text.lower().endswith(ARCHIVES):
+            return None
+        name = found[1].replace("\\", "/")
+        # pip takes it from where it is run.
+        places = [place for place in (folder / name, self.project / name) if place.is_dir()]
+        return (places[0], split_extras(found[2] or "")[1]) if places else None
+
+    def own_package(
+        self, folder: Path, extras: tuple[str, ...], where: str, within: tuple[Path, ...]
+    ) -> Iterator[Line]:
+        try:
+            found = list(package_lines(self.project, folder, extras))
+        except UsageError as error:
+            self.problems.append(f"{where}: {error.message}")
+            return
+        yield from self.package(folder, found, where, within)
+
+    def package(
+        self, folder: Path, lines: Iterable[str], where: str, within: tuple[Path, ...]
+    ) -> Iterator[Line]:
+        """What a package's metadata asks for: lines, and files that it names in turn."""
+        for text in lines:
+            if text.startswith("-r "):
+                name = text[3:].strip()
+                yield from self.file(folder / name, name, within)
+            else:
+                yield Line(where, " ".join(text.split()))
+
+
+def _named(found: re.Match[str]) -> str:
+    """`-e git+…#egg=name` is installed like any other package."""
+    egg = re.search(r"[#&]egg=([\w.-]+)", found[1])
+    return f"{egg[1]} @ {found[1]}" if egg else found[1]
+
+
+def read_text(path: Path, name: str) -> str:
+    """${NAME} is replaced where it is set here; the rest is pip's to replace there."""
+    try:
+        text = decode(path.read_bytes())
+    except OSError as error:
+        remedy = "set remote.requirements to your file, or to none"
+        raise wrong(f"{name} can't be read: {error.strerror}", remedy) from None
+    except ValueError:
+        raise wrong(
+            f"{name} can't be read: its encoding is not known", "save it as UTF-8"
+        ) from None
+    return re.sub(r"\$\{([A-Z0-9_]+)\}", lambda found: os.environ.get(found[1]) or found[0], text)
+
+
+def decode(data: bytes) -> str:
+    """As pip reads it: by its mark (PowerShell writes UTF-16), by a line `# -*- coding: … -*-`, as
+    UTF-8, by the locale; else GB18030."""
+    marks = {
+        codecs.BOM_UTF8: "utf-8",
+        codecs.BOM_UTF16_LE: "utf-16-le",
+        codecs.BOM_UTF16_BE: "utf-16-be",
+    }
+    for mark, encoding in marks.items():
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding)
+    named = re.search(rb"coding[:=]\s*([-\w.]+)", b"\n".join(data.split(b"\n")[:2]))
+    first = [named[1].decode()] if named else []
+    for encoding in (*first, "utf-8", locale.getpreferredencoding(False), "gb18030"):
+        try:
+            return data.decode(encoding)
+        except (LookupError, ValueError):
+            continue
+    raise ValueError("its encoding is not known")
