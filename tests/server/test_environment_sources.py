@@ -177,7 +177,9 @@ def test_a_branch_says_which_commit_it_stands_for_and_is_renewed_when_asked(
 
     first = commit()
     line = f"moving @ git+file://localhost{source}@main\n"
-    assert f"moving@main is commit {first}" in last(scene.deploy(line))
+    made = scene.deploy(line)
+    assert f"moving@main is commit {first}" in last(made)
+    assert "used as it is" in last(scene.deploy(line, python=made.environment.python))
     second = commit()
     assert f"moving@main is commit {first}" in last(scene.deploy(line))
     assert f"moving@main is commit {second}" in last(scene.deploy(line, refresh=True))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from remote.agent.calls import Refusal
 from remote.agent.environments import installers, pip_settings, python_places
 from remote.agent.environments.build_failures import Place, classify
+from remote.agent.environments.builder import describe_plan
 from remote.agent.environments.gpu_check import has_kernels, judge
 from remote.agent.environments.resolution import Resolution
 from remote.agent.shared.text import redact
@@ -117,6 +118,20 @@ def test_why_an_installation_failed(output: str, message: str) -> None:
     failure = classify(output, PLACE, 1)
     assert message in failure.message and "/r/env/k/build.log" in failure.remedy
     assert "\n" not in failure.message + failure.remedy and "pw" not in failure.message
+
+
+def test_torch_that_came_along_unexpected_is_seen_afterwards() -> None:
+    plan = {"needs_torch": False, "imports": [], "names": ["timm"]}
+    found: dict[str, Any] = {
+        "packages": {"timm": "1"},
+        "requires": {"timm": ["torch"]},
+        "torch": {},
+        "commits": {},
+    }
+    assert not describe_plan(plan, found)["needs_torch"]
+    found["requires"]["torch"] = []
+    record = describe_plan(plan, found)
+    assert (record["needs_torch"], record["imports"]) == (True, ["torch"])
 
 
 def test_an_older_interpreter_that_is_there_is_proposed() -> None:

@@ -216,30 +216,32 @@ class Builder:
         # pip checks hashes of all lines or of none: those with hashes are a lock, complete by
         # itself.
         locked = [line for line in wanted if " --hash=" in line]
-        if locked:
-            name = self.install([*options, *locked], [], ["--no-deps"])
-        rest = [line for line in wanted if line not in locked]
         late = list(self.plan.get("late") or [])
-        while rest:
-            try:
-                name = self.install([*options, *rest], constraints)
-                break
-            except BuildFailed:
-                needing = missing_module(self.commands.output(self.failed_from))
-                moved = [
-                    line for line in rest if needing and installers.name_of(line) == needing[0]
-                ]
-                if not moved:
-                    raise
-                rest, late = [line for line in rest if line not in moved], late + moved
+        for group, limits in ((locked, []), ([x for x in wanted if x not in locked], constraints)):
+            while group:
+                try:
+                    name = self.install([*options, *group], limits, _flags(group))
+                    break
+                except BuildFailed:
+                    moved = self.to_build_late(group)
+                    if not moved:
+                        raise
+                    group, late = [line for line in group if line not in moved], late + moved
         if late:
             self.say(step="packages", line=f"building {', '.join(late)[:200]} with torch at hand")
             try:
                 self.install([*options, "setuptools", "wheel", "ninja"], constraints)
             except BuildFailed:
                 pass  # it may need none of them
-            name = self.install([*options, *late], constraints, ["--no-build-isolation"])
+        for line in late:
+            flags = ["--no-build-isolation", *_flags([line])]
+            name = self.install([*options, line], constraints, flags)
         return name
+
+    def to_build_late(self, lines: List[str]) -> List[str]:
+        """Of `lines`, which could not be installed, what needs another package to be built."""
+        needing = missing_module(self.commands.output(self.failed_from))
+        return [line for line in lines if needing and installers.name_of(line) == needing[0]]
 
     def install_torch(
         self, torch: Dict[str, Any], constraints: List[str], options: List[str]
@@ -344,6 +346,10 @@ class Builder:
     def _stop(self, *_: Any) -> None:
         self.commands.stop()
         raise BuildFailed("the build was stopped by a signal", "deploy again")
+
+
+def _flags(lines: List[str]) -> List[str]:
+    return ["--no-deps"] if any(" --hash=" in line for line in lines) else []
 
 
 def _source(torch: Dict[str, Any]) -> str:
