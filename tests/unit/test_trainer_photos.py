@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
-from tests.support.training import pixels_of, signals_kept, tiny_config
+from tests.support.training import pixels_of, signals_kept, tiny_config, tiny_data
 from trainer.data import store, workers
 from trainer.data.data_module import ImageDataModule, WorkerLoader
 from trainer.data.decode import Form, decode, usual_size
-from trainer.data.images import Files, ImageData
+from trainer.data.images import Arrays, Files, ImageData
 from trainer.data.sources import load_images
 from trainer.data.workers import LoaderOptions, as_tensors, evaluation_batches, make_loader
+from trainer.evaluate import evaluate_checkpoint
 from trainer.fit import train
 
 
@@ -88,6 +90,23 @@ def test_the_size_is_told_from_the_files(textures: Path, tmp_path: Path) -> None
     for side, size in ((20, 32), (32, 32), (75, 64), (100, 96), (230, 224), (3000, 224)):
         Image.new("1", (side, side + 9)).save(tmp_path / "one.png")
         assert usual_size([str(tmp_path / "one.png")]) == size
+
+
+def test_small_images_are_used_at_a_larger_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a pretrained network wants CIFAR-10: kept small, enlarged when they are used."""
+    monkeypatch.setattr("trainer.data.sources.make_synthetic", lambda: tiny_data(80, 20))
+    own, data = (load_images("synthetic", quiet, image_size=size) for size in (0, 96))
+    assert isinstance(data.train, Arrays) and data.train.images.shape[-1] == 32
+    assert data.image_size == 96 and own.sha256 == data.sha256
+    whole = v2.functional.resize(pixels_of(own.test), [96, 96], antialias=True)
+    assert torch.equal(pixels_of(data.test), whole), "nothing is cut off"
+    with signals_kept():
+        summary = train(photo_config(image_size=96, max_epochs=1), data, tmp_path)
+    evaluation, _, _ = evaluate_checkpoint(tmp_path / "weights.pt", "synthetic", "cpu")
+    assert summary["data"]["image_size"] == 96
+    assert evaluation.accuracy == summary["test_accuracy"] and evaluation.count == 20
 
 
 def test_a_crop_follows_from_seed_epoch_and_index_alone(textures: Path) -> None:

@@ -230,7 +230,7 @@ def training_images(
 ) -> Tensor:
     """Augmented: uint8 [B, 3, size, size]."""
     if isinstance(images, Arrays):
-        return augment(images.batch(indices), indices, epoch, config)
+        return augment(images.images[indices], indices, epoch, config)
     # A random part of the image stands in for a shift.
     crops = images.crops(indices, epoch, config)
     if not config.cutout:

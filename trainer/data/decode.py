@@ -19,6 +19,7 @@ HEADERS = 200
 
 
 FIT_SIZE = 64
+"""Up to so many pixels per side an image is kept at its size, else larger."""
 
 
 @dataclass(frozen=True)

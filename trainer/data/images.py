@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 
@@ -19,23 +20,27 @@ from trainer.data.store import Pixels
 
 @dataclass(frozen=True)
 class Arrays:
-    """images: uint8 [N, 3, size, size]; labels: int64 [N]."""
+    """images: uint8 [N, 3, side, side]; labels: int64 [N]. `form`: to what size they are brought
+    when they are used; None: none but their own."""
 
     images: Tensor
     labels: Tensor
+    form: Form | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def size(self) -> int:
-        return self.images.shape[-1]
+        return self.form.size if self.form else self.images.shape[-1]
 
     def take(self, indices: Tensor) -> Arrays:
-        return Arrays(self.images[indices], self.labels[indices])
+        return Arrays(self.images[indices], self.labels[indices], self.form)
 
     def batch(self, indices: Tensor) -> Tensor:
-        return self.images[indices]
+        """As evaluated: uint8 [B, 3, size, size]."""
+        images = self.images[indices]
+        return evaluation_crop(images, self.form) if self.form else images
 
 
 @dataclass(frozen=True)
@@ -110,10 +115,11 @@ def balanced_weights(labels: Tensor, classes: int) -> Tensor:
 
 def evaluation_crop(image: Tensor, form: Form) -> Tensor:
     """As evaluated, uint8 [3, size, size]: the middle of the image, whose shorter side is 1/0.875
-    of the crop's (256 of 224)."""
-    if form.fit:
-        return image
-    image = v2.functional.resize(image, [form.shorter], antialias=True)
+    of the crop's (256 of 224). An image that must be enlarged loses nothing at its shorter side."""
+    enlarged = min(image.shape[-2:]) < form.size
+    image = v2.functional.resize(
+        image, [form.size if enlarged or form.fit else form.shorter], antialias=True
+    )
     cut: Tensor = v2.functional.center_crop(image, [form.size, form.size])
     return cut
 
@@ -137,6 +143,16 @@ class ImageData:
     sha256: str = ""
     validation: Arrays | Files | None = None
     damaged: tuple[str, ...] = ()
+
+    def brought_to(self, size: int) -> ImageData:
+        """The same images in memory, used at another size."""
+        parts = (self.train, self.test, self.validation)
+        train, test, validation = (
+            dataclasses.replace(part, form=Form(size)) if isinstance(part, Arrays) else part
+            for part in parts
+        )
+        assert train is not None and test is not None
+        return dataclasses.replace(self, train=train, test=test, validation=validation)
 
     @property
     def image_size(self) -> int:

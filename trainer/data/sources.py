@@ -41,12 +41,8 @@ def load_images(
                 f"{place} can't be read ({error.strerror or error}): give this user access, or name"
                 " another --data"
             ) from None
-    if found.kind != "folder" and image_size not in (0, found.image_size):
-        raise DataError(
-            f"{data} has images of {found.image_size} pixels: leave image_size out, or name a"
-            " folder of image files"
-        )
-    return found if found.sha256 else dataclasses.replace(found, sha256=hash_images(found))
+    found = found if found.sha256 else dataclasses.replace(found, sha256=hash_images(found))
+    return found if image_size in (0, found.image_size) else found.brought_to(image_size)
 
 
 def _load_path(path: Path, say: Say, download: bool, wanted: Wanted) -> ImageData:

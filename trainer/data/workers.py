@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from trainer.data.decode import SMALL_SIZE, cores
+from trainer.data.decode import FIT_SIZE, SMALL_SIZE, cores
 from trainer.data.images import Arrays, Files
 from trainer.processes import say
 
@@ -100,7 +100,7 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """In order. Several processes have the same number of batches; one may be without images."""
     batch = EVALUATED
-    if isinstance(images, Files):
+    if images.size > FIT_SIZE:
         batch = max(EVALUATED_AT_LEAST, EVALUATED * SMALL_SIZE**2 // images.size**2)
     parts = [
         torch.arange(first, min(first + world * batch, len(images)))[rank::world]
