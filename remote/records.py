@@ -173,6 +173,15 @@ class SummaryData:
 
 
 @dataclass(frozen=True)
+class SummaryMacro:
+    """In the mean over the classes, each counting the same."""
+
+    LENIENT: ClassVar[bool] = True
+
+    recall: float | None = None
+
+
+@dataclass(frozen=True)
 class Summary:
     """summary.json, as the training writes it at its end."""
 
@@ -186,6 +195,15 @@ class Summary:
     best_epoch: float | None = None
     seconds: float | None = None
     data: SummaryData = SummaryData()
+    # Some class has far more test images than another.
+    uneven: bool = False
+    macro: SummaryMacro = SummaryMacro()
+
+    @property
+    def beside_accuracy(self) -> str:
+        """What stands beside the accuracy of an uneven set, which says little alone."""
+        recall = self.macro.recall
+        return f" (mean recall {100 * recall:.2f}%)" if self.uneven and recall is not None else ""
 
 
 @dataclass(frozen=True)

@@ -317,7 +317,8 @@ def show_end(session: Session, run: Run) -> int:
         )
         return 0
     accuracy, epochs = run.summary.test_accuracy, run.summary.epochs
-    result = f", test accuracy {percent(accuracy)}" if accuracy is not None else ""
+    beside = run.summary.beside_accuracy
+    result = f", test accuracy {percent(accuracy)}{beside}" if accuracy is not None else ""
     after = f" after {show(epochs)} epochs" if epochs is not None else ""
     session.display.line(f"{run.run} finished{after}{result}")
     session.display.line(f"fetch everything: fab -H {session.typed} fetch-results")

@@ -50,7 +50,7 @@ def status_cells(run: Run) -> list[object]:
     accuracy = run.summary.test_accuracy
     shown = None if best is None else f"val {percent(best)}"
     if accuracy is not None:
-        shown = f"test {percent(accuracy)}"
+        shown = f"test {percent(accuracy)}{run.summary.beside_accuracy}"
     gpus = run.asked.gpu_names or run.asked.gpus
     remark = run.reason
     if run.state == "queued" and detail.waiting:
@@ -139,7 +139,9 @@ def show_fetched(display: Display, fetched: Fetched) -> None:
         synthetic = summary.data.kind == "synthetic"
         note = " (synthetic images: this says nothing about real ones)" if synthetic else ""
         if summary.test_accuracy is not None:
-            display.line(f"  test accuracy  {percent(summary.test_accuracy)}{note}")
+            display.line(
+                f"  test accuracy  {percent(summary.test_accuracy)}{summary.beside_accuracy}{note}"
+            )
         if summary.epochs is not None:
             display.line(
                 f"  epochs         {show(summary.epochs)}, best {show(summary.best_epoch)}"

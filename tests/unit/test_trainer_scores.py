@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from remote.link.decoding import decode
+from remote.records import Summary
 from tests.support.training import pixels_of, tiny_config, tiny_data
 from trainer import fonts, pictures
 from trainer.config import to_dict
@@ -147,3 +149,11 @@ def test_the_curves_say_what_was_done_to_the_training_s_loss() -> None:
     config = {"mixup_prob": 0.5, "label_smoothing": 0.1, "class_weights": "none"}
     assert pictures.training_label(config) == "training (mixed images, smoothed labels)"
     assert pictures.training_label({"mixup_prob": 0.0}) == "training"
+
+
+@pytest.mark.parametrize(
+    ("uneven", "shown"), [(True, " (mean recall 50.00%)"), (False, ""), (None, "")]
+)
+def test_nor_does_it_on_the_laptop(uneven: bool | None, shown: str) -> None:
+    told = {"test_accuracy": 0.9, "uneven": uneven, "macro": {"recall": 0.5, "f1": 0.47}}
+    assert decode(Summary, told).beside_accuracy == shown
