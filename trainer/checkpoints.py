@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
 from trainer.progress import write_whole
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 """Names that stay, so that a mirror of the run has one of each, and not every best one that there
 was."""
-LAST_EVERY_S = 20.0
-"""last.ckpt is written at an epoch's end if the last one is older; and always when the training
-ends."""
-WITHIN_EPOCH_EVERY_S = 120.0
-"""Long epochs are saved in between."""
+APART_S = 20.0
+"""Checkpoints are written at most so often, and always when the training ends."""
 
 
 def save_whole(content: Mapping[str, Any], path: Path) -> None:
@@ -30,17 +30,41 @@ def save_whole(content: Mapping[str, Any], path: Path) -> None:
     write_whole(path, buffer.getbuffer())
 
 
-class Clock:
-    """Says when the next save is due."""
+class WholeFiles(TorchCheckpointIO):
+    """Lightning's checkpoints as files that appear whole. One that follows too soon after another
+    is kept in memory, for each path the newest, and written with the next one or at the end."""
 
     def __init__(self) -> None:
-        self.saved = time.monotonic()
+        self.written = time.monotonic()
+        self.waiting: dict[str, dict[str, Any]] = {}
 
-    def due(self, seconds: float) -> bool:
-        return time.monotonic() - self.saved >= seconds
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        self.waiting.pop(str(path), None)
+        if time.monotonic() - self.written < APART_S:
+            self.waiting[str(path)] = apply_to_collection(checkpoint, Tensor, Tensor.clone)
+        else:
+            self.flush()
+            save_whole(checkpoint, Path(path))
 
-    def reset(self) -> None:
-        self.saved = time.monotonic()
+    def load_checkpoint(self, path: str | Path, *rest: Any, **named: Any) -> dict[str, Any]:
+        self.flush()
+        return load_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        self.waiting.pop(str(path), None)
+        Path(path).unlink(missing_ok=True)
+
+    def teardown(self) -> None:
+        self.flush()
+
+    def flush(self) -> None:
+        """Write all that waits."""
+        while self.waiting:
+            path, checkpoint = self.waiting.popitem()
+            save_whole(checkpoint, Path(path))
+        self.written = time.monotonic()
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -50,13 +74,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file makes torch.load raise many kinds
         raise ValueError(f"{path} does not load: {type(error).__name__}") from None
-    if (
-        not isinstance(content, dict)
-        or "training" not in content
-        or "optimizer_states" not in content
-    ):
+    if not isinstance(content, dict) or "training" not in content or "loops" not in content:
         raise ValueError(f"{path} holds no state to go on from")
     return content
+
+
+def standing(path: Path | None) -> dict[str, Any]:
+    """Where the training of a checkpoint stands; None: at its beginning."""
+    place: dict[str, Any] = {"epoch": 0, "step": None}
+    return load_checkpoint(path)["training"] if path else place
 
 
 def newest_that_loads(

@@ -19,6 +19,9 @@ class Devices:
     count: int
     indices: tuple[int, ...] | None = None
 
+    def first(self) -> Devices:
+        return Devices(self.accelerator, 1, self.indices and self.indices[:1])
+
 
 def choose_devices(config: TrainConfig) -> Devices:
     """Raises TrainError where the GPU asked for is missing: nothing falls back to a CPU in
@@ -85,3 +88,7 @@ def describe_devices(devices: Devices) -> list[str]:
 
 def torch_device(devices: Devices) -> torch.device:
     return torch.device("cpu" if devices.indices is None else f"cuda:{devices.indices[0]}")
+
+
+def compile_wanted(config: TrainConfig, device: torch.device) -> bool:
+    return config.compile == "true" or (config.compile == "auto" and device.type == "cuda")

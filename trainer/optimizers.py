@@ -2,94 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, effective_batch
 from trainer.networks import SpeedCNN
+from trainer.schedule import rate_factor
 
 
-def make_optimizer(network: nn.Module, config: TrainConfig, peak: float) -> torch.optim.Optimizer:
-    """Every group keeps its peak learning rate as `peak`, from which the schedule sets `lr` before
-    each step."""
+def make_optimizer(
+    network: nn.Module, config: TrainConfig, peak: float, devices: int = 1
+) -> torch.optim.Optimizer:
+    """Every group has its peak learning rate as `lr`; the schedule lowers it."""
     trained = [p for p in network.parameters() if p.requires_grad]
-    fused = all(p.device.type == "cuda" for p in trained)
     if config.optimizer == "muon":
         assert isinstance(network, SpeedCNN)
-        optimizer: torch.optim.Optimizer = MuonWithSGD(network, config, peak)
-    elif config.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(
-            trained, lr=peak, amsgrad=config.amsgrad, weight_decay=config.weight_decay, fused=fused
-        )
-    else:
-        optimizer = torch.optim.Adam(
-            trained, lr=peak, amsgrad=config.amsgrad, weight_decay=config.weight_decay, fused=fused
-        )
-    for group in optimizer.param_groups:
-        group.setdefault("peak", group["lr"])
-        group.setdefault("epochs", 0)
+        return MuonWithSGD(network, config, peak, effective_batch(config, devices))
+    kind: Any = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    optimizer: torch.optim.Optimizer = kind(
+        trained,
+        lr=peak,
+        amsgrad=config.amsgrad,
+        weight_decay=config.weight_decay,
+        fused=all(p.device.type == "cuda" for p in trained),
+    )
     return optimizer
 
 
-def set_rates(optimizer: torch.optim.Optimizer, factor: float, progress_epochs: float) -> None:
-    """`epochs` > 0: the group's rate falls linearly to zero within so many epochs, whatever the
-    schedule."""
-    for group in optimizer.param_groups:
-        own = max(0.0, 1 - progress_epochs / group["epochs"]) if group["epochs"] else factor
-        group["lr"] = group["peak"] * own
+def make_scheduler(
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    epochs_and_steps: Callable[[], tuple[int, float]],
+) -> LambdaLR:
+    """The recipe's schedule, a function of the step alone. Of groups with `epochs` > 0 the rate
+    falls linearly to zero within so many epochs, whatever the schedule."""
+
+    def factor(own_epochs: int) -> Callable[[int], float]:
+        def at(step: int) -> float:
+            epochs, steps = epochs_and_steps()
+            if own_epochs:
+                return max(0.0, 1 - step / steps / own_epochs)
+            return rate_factor(config, step / steps, epochs)
+
+        return at
+
+    return LambdaLR(optimizer, [factor(group.get("epochs", 0)) for group in optimizer.param_groups])
 
 
 class MuonWithSGD(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for convolutions, whose filters keep their norm; Nesterov SGD for
     biases and head.
 
-    The gradients are those of the loss summed over the batch.
+    The recipes' rates are for the loss summed over the batch of `images`, as in airbench; the
+    gradients are those of its mean. What Muon makes of them is the same.
     """
 
-    def __init__(self, network: SpeedCNN, config: TrainConfig, peak: float) -> None:
+    def __init__(self, network: SpeedCNN, config: TrainConfig, peak: float, images: int) -> None:
         filters = [
             p for group in network.groups for name, p in group.named_parameters() if p.dim() == 4
         ]
         biases = [p for p in network.groups.parameters() if p.dim() == 1 and p.requires_grad]
         whiten = network.whiten.bias
         assert whiten is not None
-        sgd: dict[str, Any] = {"kind": "sgd", "momentum": config.momentum, "epochs": 0}
+        sgd: dict[str, Any] = {
+            "kind": "sgd",
+            "momentum": config.momentum,
+            "epochs": 0,
+            "images": images,
+        }
         groups: list[dict[str, Any]] = [
             {
                 "params": filters,
                 "kind": "muon",
-                "peak": peak,
+                "lr": peak,
                 "momentum": config.muon_momentum,
                 "decay": 0.0,
                 "epochs": 0,
             },
-            sgd | {"params": biases, "peak": config.bias_learning_rate},
-            sgd | {"params": [network.head.weight], "peak": config.head_learning_rate},
+            sgd | {"params": biases, "lr": config.bias_learning_rate},
+            sgd | {"params": [network.head.weight], "lr": config.head_learning_rate},
             sgd
             | {
                 "params": [whiten],
-                "peak": config.bias_learning_rate,
+                "lr": config.bias_learning_rate,
                 "epochs": config.whiten_bias_epochs,
             },
         ]
         for group in groups:
-            group["lr"] = group["peak"]
             # The decay per step is given for the peak, as in airbench.
-            group.setdefault("decay", config.weight_decay / group["peak"] if group["peak"] else 0.0)
+            group.setdefault("decay", config.weight_decay / group["lr"] if group["lr"] else 0.0)
         super().__init__(groups, {"lr": peak})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # the closure's loss is not used
+    def step(self, closure: Any = None) -> Any:
+        loss = None
         if closure is not None:
             with torch.enable_grad():
-                closure()
+                loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
                 (self._muon if group["kind"] == "muon" else self._sgd)(params, group)
+        return loss
 
     def _momentum(self, params: list[Tensor], grads: list[Tensor], momentum: float) -> list[Tensor]:
         """Nesterov: the gradients with the momentum added as it will be."""
@@ -105,6 +123,7 @@ class MuonWithSGD(torch.optim.Optimizer):
 
     def _sgd(self, params: list[Tensor], group: dict[str, Any]) -> None:
         grads = [p.grad for p in params if p.grad is not None]
+        grads = list(torch._foreach_mul(grads, float(group["images"])))
         if group["decay"]:
             grads = list(torch._foreach_add(grads, params, alpha=group["decay"]))
         torch._foreach_add_(

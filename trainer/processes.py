@@ -35,6 +35,15 @@ def wait_for_others() -> None:
         torch.distributed.barrier()
 
 
+def leave_others() -> None:
+    """When all that they do together is done: what follows must not wait for them."""
+    import torch.distributed
+
+    wait_for_others()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def remember_others(launcher: object) -> None:
     """The processes that Lightning's launcher has started, if it has; it waits for none of them."""
     _others.extend(process for process in getattr(launcher, "procs", []) if process not in _others)

@@ -118,33 +118,15 @@ def epoch_line(row: Mapping[str, Any], max_epochs: int, best: float | None) -> s
     return "  ".join(parts)
 
 
-class TensorBoard:
-    """The history as TensorBoard events below logs/. Resumed runs write on from where they
-    stand."""
+def best_accuracy(history: History) -> float | None:
+    found = [row["val_accuracy"] for row in history if row["val_accuracy"] is not None]
+    return max(found, default=None)
 
-    def __init__(self, run_dir: Path, from_epoch: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(
-            str(run_dir / "logs"), purge_step=from_epoch + 1 if from_epoch else None
-        )
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        tags = {
-            "loss/train": "train_loss",
-            "loss/val": "val_loss",
-            "accuracy/train": "train_accuracy",
-            "accuracy/val": "val_accuracy",
-            "learning_rate": "learning_rate",
-            "images_per_s": "images_per_s",
-        }
-        for tag, name in tags.items():
-            if row.get(name) is not None:
-                self.writer.add_scalar(tag, row[name], row["epoch"])
-        self.writer.flush()
-
-    def close(self) -> None:
-        self.writer.close()
+def best_row(history: History) -> Mapping[str, Any] | None:
+    """The epoch whose checkpoint is kept as the best; None without a validation split."""
+    rows = [row for row in history if row["val_accuracy"] is not None]
+    return max(rows, key=lambda row: (row["val_accuracy"], -row["val_loss"]), default=None)
 
 
 def point_logs(run_dir: Path, place: Path) -> None:

@@ -7,25 +7,23 @@ import math
 from trainer.config import TrainConfig
 
 
-def rate_factor(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """The share of the peak learning rate at a step, from 0 to 1; the document steps its schedule
-    per batch."""
+def rate_factor(config: TrainConfig, epoch: float, max_epochs: int) -> float:
+    """The share of the peak learning rate after so many epochs, from 0 to 1; the document steps its
+    schedule per batch."""
     if config.schedule == "restarts":
-        return restarts_factor(
-            step / steps_per_epoch,
-            config.max_epochs,
-            config.restart_epochs,
-            config.last_cycle == "compressed",
-        )
-    return triangle_factor(
-        step / (steps_per_epoch * config.max_epochs), config.warmup_fraction, config.final_fraction
-    )
+        compressed = config.last_cycle == "compressed"
+        return restarts_factor(epoch, max_epochs, config.restart_epochs, compressed)
+    return triangle_factor(epoch / max_epochs, config.warmup_fraction, config.final_fraction)
 
 
 def resolution(config: TrainConfig, step: int, steps_per_epoch: int) -> int:
     """Pixels per side at a step: `resolutions` in equal portions of the training."""
     portion = len(config.resolutions) * step // (steps_per_epoch * config.max_epochs)
-    of_32 = config.resolutions[min(portion, len(config.resolutions) - 1)]
+    return scaled(config.resolutions[min(portion, len(config.resolutions) - 1)], config)
+
+
+def scaled(of_32: int, config: TrainConfig) -> int:
+    """A resolution for images of 32 pixels, as one for those of image_size."""
     return of_32 * (config.image_size or 32) // 32
 
 

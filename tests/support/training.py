@@ -67,6 +67,12 @@ def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
     return content
 
 
+def what_counts(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Of a checkpoint, without the paths that it names and without Lightning's own counters."""
+    names = ("state_dict", "optimizer_states", "lr_schedulers", "training", "global_step")
+    return {name: checkpoint[name] for name in names}
+
+
 def same_bits(one: Any, other: Any) -> bool:
     """Of whole checkpoints: tensors to the bit, everything else but what a clock has shown."""
     if isinstance(one, torch.Tensor):

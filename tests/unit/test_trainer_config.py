@@ -13,7 +13,8 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trainer import options, train
+from trainer import command as cli
+from trainer import options
 from trainer.config import (
     CHOICES,
     FIELDS,
@@ -95,7 +96,7 @@ def test_every_recipe_loads_and_its_printed_form_gives_the_same(
     recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
-        train.main(["--recipe", recipe, "--max_epochs", "7", "--set", "seed=5", "--print_config"])
+        cli.main(["--recipe", recipe, "--max_epochs", "7", "--set", "seed=5", "--print_config"])
         == 0
     )
     printed = tmp_path / "mine.yaml"
@@ -129,7 +130,7 @@ def test_unknown_options_are_named_together_with_wrong_values(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert (
-        train.main(
+        cli.main(
             [
                 "--learning-rte",
                 "0.1",
@@ -261,12 +262,12 @@ def test_the_peak_follows_the_effective_batch() -> None:
 def test_the_document_s_schedule_ends_where_the_field_notes_say() -> None:
     """Peak 0.002, T_0 40, 150 epochs: the last epoch ends at 0.000293."""
     config, steps = TrainConfig(), 351
-    rates = [0.002 * rate_factor(config, step, steps) for step in range(150 * steps)]
+    rates = [0.002 * rate_factor(config, step / steps, 150) for step in range(150 * steps)]
     assert rates[0] == rates[40 * steps] == rates[120 * steps] == 0.002
     assert rates[40 * steps - 1] < 1e-6
     assert rates[-1] == pytest.approx(0.000293, abs=1e-6)
     compressed = dataclasses.replace(config, last_cycle="compressed")
-    ends = [0.002 * rate_factor(compressed, step, steps) for step in range(150 * steps)]
+    ends = [0.002 * rate_factor(compressed, step / steps, 150) for step in range(150 * steps)]
     assert ends[: 120 * steps] == rates[: 120 * steps] and ends[120 * steps] == 0.002
     assert ends[-1] < 1e-6
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.support.training import pixels_of, speed_config, tiny_config, tiny_data
 from trainer.config import TrainConfig, load_config, peak_learning_rate
 from trainer.networks import SpeedCNN, make_network
-from trainer.optimizers import MuonWithSGD, make_optimizer, orthogonalised, set_rates
+from trainer.optimizers import MuonWithSGD, make_optimizer, make_scheduler, orthogonalised
 
 DATA = tiny_data()
 
@@ -38,16 +38,12 @@ def test_whitened_patches_have_the_identity_for_their_covariance() -> None:
 
 
 def train_steps(
-    network: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int, summed: bool
+    network: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int
 ) -> list[float]:
     losses = []
     for step in range(steps):
         some = slice(40 * (step % 10), 40 * (step % 10) + 40)
-        loss = F.cross_entropy(
-            network(pixels_of(DATA.train)[some]),
-            DATA.train.labels[some],
-            reduction="sum" if summed else "mean",
-        )
+        loss = F.cross_entropy(network(pixels_of(DATA.train)[some]), DATA.train.labels[some])
         loss.backward()  # type: ignore[no-untyped-call]  # torch's
         optimizer.step()
         optimizer.zero_grad()
@@ -63,7 +59,7 @@ def test_frozen_parameters_stay_and_all_others_are_trained() -> None:
     optimizer = make_optimizer(network, config, 0.1)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in network.parameters() if p.requires_grad}
-    train_steps(network, optimizer, 2, summed=True)
+    train_steps(network, optimizer, 2)
     frozen = {name for name, p in network.named_parameters() if torch.equal(p, before[name])}
     assert frozen == {
         "whiten.weight",
@@ -98,12 +94,7 @@ def test_each_optimizer_learns(optimizer: str) -> None:
     network = make_network(config, 4)
     if isinstance(network, SpeedCNN):
         network.init_whitening(pixels_of(DATA.train))
-    losses = train_steps(
-        network,
-        make_optimizer(network, config, config.learning_rate),
-        60,
-        summed=optimizer == "muon",
-    )
+    losses = train_steps(network, make_optimizer(network, config, config.learning_rate), 60)
     assert sum(losses[-10:]) < 0.75 * sum(losses[:10])
 
 
@@ -113,12 +104,12 @@ def test_an_optimizer_that_is_saved_and_loaded_goes_on_to_the_bit(optimizer: str
     torch.manual_seed(1)
     network = make_network(config, 4)
     own = make_optimizer(network, config, 0.01)
-    train_steps(network, own, 3, summed=True)
+    train_steps(network, own, 3)
     other_network = copy.deepcopy(network)
     other = make_optimizer(other_network, config, 0.01)
     other.load_state_dict(copy.deepcopy(own.state_dict()))
     for pair in ((network, own), (other_network, other)):
-        train_steps(*pair, steps=3, summed=True)
+        train_steps(*pair, steps=3)
     for one, two in zip(network.parameters(), other_network.parameters(), strict=True):
         assert torch.equal(one, two)
 
@@ -130,13 +121,16 @@ def test_filters_keep_their_norm_and_the_whitening_bias_stops() -> None:
     filters = cast(list[Tensor], optimizer.param_groups[0]["params"])
     for p in filters:
         p.data.mul_(1.7)
-    set_rates(optimizer, 0.5, progress_epochs=1.5)
+    scheduler = make_scheduler(optimizer, config, lambda: (3, 4.0))
+    for _ in range(6):  # of 12
+        scheduler.step()
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
         [0.00005, 0.0025, 0.025, 0.0025]
     )
-    set_rates(optimizer, 0.5, progress_epochs=4.0)
+    for _ in range(6):
+        scheduler.step()
     assert optimizer.param_groups[3]["lr"] == 0.0
-    train_steps(network, optimizer, 3, summed=True)
+    train_steps(network, optimizer, 3)
     assert len(filters) == 6 and all(
         abs(float(p.detach().norm()) - len(p) ** 0.5) < 0.01 * len(p) ** 0.5 for p in filters
     )
@@ -159,9 +153,11 @@ def test_the_peak_learning_rate_is_the_optimizer_s() -> None:
         make_network(tiny_config(), 4), config, peak_learning_rate(config, 1)
     )
     [group] = optimizer.param_groups
-    assert group["lr"] == group["peak"] == pytest.approx(0.002) and group["amsgrad"]
-    set_rates(optimizer, 0.25, 100.0)
-    assert group["lr"] == pytest.approx(0.0005)
+    assert group["lr"] == pytest.approx(0.002) and group["amsgrad"]
+    scheduler = make_scheduler(optimizer, config, lambda: (150, 3.0))
+    for _ in range(60):  # half of a cycle of 40 epochs
+        scheduler.step()
+    assert group["lr"] == pytest.approx(0.001)
 
 
 @pytest.mark.parametrize("depth", [2, 3])

@@ -11,6 +11,7 @@ import statistics
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,14 +19,15 @@ import torch
 from PIL import Image
 
 from tests.support.training import pixels_of, signals_kept, speed_config, tiny_config, tiny_data
+from trainer import command as cli
 from trainer import evaluate as evaluation
-from trainer import train
+from trainer.callbacks import BestCheckpoint
+from trainer.callbacks.find_divergence import collapsed
 from trainer.checkpoints import load_checkpoint
-from trainer.fit import train as train_once
-from trainer.keeper import best_row, collapsed, is_best, plateaued
 from trainer.model import Classifier
 from trainer.pictures import draw_confusion, draw_curves, to_png
-from trainer.progress import EVERY_S, Progress, point_logs
+from trainer.progress import EVERY_S, Progress, best_row, point_logs
+from trainer.train import train as train_once
 
 pytestmark = pytest.mark.usefixtures("quiet_trainer")
 DATA = tiny_data()
@@ -65,9 +67,9 @@ def test_progress_is_whole_whenever_it_is_read(
     are all there."""
     original = Classifier.training_step
 
-    def slowly(self: Classifier, batch: Any, batch_idx: int) -> None:
+    def slowly(self: Classifier, batch: Any, batch_idx: int) -> torch.Tensor:
         time.sleep(0.1)
-        original(self, batch, batch_idx)
+        return original(self, batch, batch_idx)
 
     monkeypatch.setattr(Classifier, "training_step", slowly)
     texts: dict[str, None] = {}
@@ -141,11 +143,12 @@ def test_a_row_and_an_event_per_epoch_after_a_resumption_too(run: Path, tmp_path
     assert {name for row in rows_of(run) for name, value in row.items() if not value} == set()
     config = speed_config(max_epochs=2)
     train_once(config, DATA, tmp_path / "run")
-    saved = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    saved = tmp_path / "run" / "checkpoints" / "last.ckpt"
     train_once(dataclasses.replace(config, max_epochs=4), DATA, tmp_path / "run", saved)
     assert [row["epoch"] for row in rows_of(tmp_path / "run")] == ["1", "2", "3", "4"]
-    for tag in ("loss/train", "loss/val", "accuracy/train", "accuracy/val", "learning_rate"):
-        assert events_of(tmp_path / "run", tag) == [1, 2, 3, 4]
+    for tag in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
+        assert events_of(tmp_path / "run", tag) == [8, 17, 26, 35], "an epoch's last step"
+    assert len(events_of(tmp_path / "run", "lr-MuonWithSGD/pg1")) == 4
 
 
 def test_the_summary_says_what_was_trained_on_what(run: Path) -> None:
@@ -326,7 +329,7 @@ def test_a_run_without_a_directory_goes_to_runs_and_logs_shows_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("trainer.data.sources.make_synthetic", lambda: DATA)
-    assert train.main(ARGUMENTS) == 0
+    assert cli.main(ARGUMENTS) == 0
     [run] = Path("runs").iterdir()
     assert (run / "summary.json").exists()
     assert Path("logs").resolve() == (run / "logs").resolve() and list(Path("logs").iterdir())
@@ -341,7 +344,7 @@ def test_seeds_are_averaged_and_finished_ones_are_not_trained_again(
     monkeypatch.setattr("trainer.data.sources.make_synthetic", lambda: DATA)
     place = tmp_path / "seeds"
     arguments = [*ARGUMENTS, "--seed", "4", "--repeat", "2", "--run_dir", str(place)]
-    assert train.main(arguments) == 0
+    assert cli.main(arguments) == 0
     own = [json.loads((place / f"seed-{seed}" / "summary.json").read_text()) for seed in (4, 5)]
     accuracies = [summary["test_accuracy"] for summary in own]
     summary = json.loads((place / "summary.json").read_text())
@@ -358,12 +361,12 @@ def test_seeds_are_averaged_and_finished_ones_are_not_trained_again(
 
     (place / "seed-5" / "summary.json").unlink()
     before = (place / "seed-4" / "weights.pt").stat().st_mtime_ns
-    assert train.main(arguments) == 0
+    assert cli.main(arguments) == 0
     out = capsys.readouterr().out
     assert "seed 4: done already" in out and "resuming from" in out and out.count("epoch 1/1") == 0
     assert (place / "seed-4" / "weights.pt").stat().st_mtime_ns == before
 
-    assert train.main([*arguments, "--learning_rate", "0.5"]) == 2
+    assert cli.main([*arguments, "--learning_rate", "0.5"]) == 2
     assert (
         "seed-4 was trained with another learning_rate: give the same values, or another --run_dir"
         in capsys.readouterr().err
@@ -385,28 +388,45 @@ def history(*accuracies: float | None, loss: float = 1.0) -> list[dict[str, Any]
     ]
 
 
-def test_the_best_epoch_is_the_first_of_the_highest_accuracy_then_of_the_lower_loss() -> None:
+def test_the_best_epoch_is_the_first_of_the_highest_accuracy_then_of_the_lower_loss(
+    tmp_path: Path,
+) -> None:
+    """In the checkpoint as in the summary; a training that goes on elsewhere keeps it."""
     rows = history(0.5, 0.7, 0.7, 0.6)
     assert best_row(rows) is rows[1]
-    assert [is_best(rows[:count]) for count in (1, 2, 3, 4)] == [True, True, False, False]
     rows[2]["val_loss"] = 0.9
-    assert best_row(rows) is rows[2] and is_best(rows[:3])
-    assert best_row(history(None)) is None and not is_best(history(None, None))
+    assert best_row(rows) is rows[2]
+    assert best_row(history(None)) is None
+    seen = history(0.5, 0.7, 0.7, 0.7, 0.7, 0.6)
+    seen[3]["val_loss"] = 0.9
+    checkpoint = BestCheckpoint(tmp_path / "a", "best")
+    better = []
+    for row in seen:
+        if row is seen[3]:
+            state, checkpoint = checkpoint.state_dict(), BestCheckpoint(tmp_path / "b", "best")
+            checkpoint.load_state_dict(state)
+        better.append(is_better(checkpoint, row))
+    assert better == [True, True, False, True, False, False]
 
 
-def test_stopping_early_waits_for_a_gain_of_more_than_min_delta() -> None:
-    assert not plateaued(history(0.5, 0.5, 0.5), 3, 0.0)
-    assert plateaued(history(0.5, 0.5, 0.5, 0.5), 3, 0.0)
-    assert plateaued(history(0.5, 0.5001, 0.5002), 2, 0.0002)
-    assert not plateaued(history(0.5, 0.5001, 0.5003), 2, 0.0002), (
-        "measured from the best that counted"
+def is_better(checkpoint: BestCheckpoint, row: dict[str, Any]) -> bool:
+    """As Lightning asks it, and what it then remembers."""
+    found = {name: torch.tensor(row[name]) for name in ("val_accuracy", "val_loss")}
+    trainer: Any = SimpleNamespace(
+        callback_metrics=found,
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda better: better),
     )
-    assert not plateaued(history(*[0.5] * 99), 0, 0.0)
-    assert not plateaued([], 1, 0.0)
+    better = checkpoint.check_monitor_top_k(trainer, found["val_accuracy"])
+    if better:
+        path = f"{checkpoint.dirpath}/best.ckpt"
+        checkpoint.best_k_models = {path: found["val_accuracy"]}
+        checkpoint.kth_best_model_path = checkpoint.best_model_path = path
+        checkpoint.best_model_score = found["val_accuracy"]
+    return better
 
 
 def test_a_collapse_is_a_fall_from_twice_chance_to_chance() -> None:
-    assert collapsed(history(0.3, 0.11), 10)
-    assert not collapsed(history(0.3, 0.13), 10)
-    assert not collapsed(history(0.15, 0.1), 10), "it had not learnt anything yet"
-    assert not collapsed(history(0.1), 10) and not collapsed(history(None, None), 10)
+    assert collapsed([0.3, 0.11], 10)
+    assert not collapsed([0.3, 0.13], 10)
+    assert not collapsed([0.15, 0.1], 10), "it had not learnt anything yet"
+    assert not collapsed([0.1], 10) and not collapsed([], 10)

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.training import same_bits, signals_kept, speed_config, tiny_config, tiny_data
-from trainer import options, train
+from tests.support.training import (
+    same_bits,
+    signals_kept,
+    speed_config,
+    tiny_config,
+    tiny_data,
+    what_counts,
+)
+from trainer import command as cli
+from trainer import options
+from trainer.callbacks import Stopped, StopWhenAsked
 from trainer.checkpoints import load_checkpoint, newest_that_loads
 from trainer.config import TrainConfig
-from trainer.fit import train as train_once
-from trainer.keeper import Keeper, Stopped
+from trainer.data import workers
+from trainer.train import train as train_once
 
 pytestmark = pytest.mark.usefixtures("quiet_trainer")
 DATA = tiny_data()
@@ -24,37 +34,50 @@ STEPS = 9
 
 
 def stop_at_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    original = Keeper.on_train_batch_end
-
-    def hook(self: Keeper, trainer: Any, model: Any, *rest: Any) -> None:
-        self.asked_to_stop = self.asked_to_stop or model.state.step == step
-        original(self, trainer, model, *rest)
-
-    monkeypatch.setattr(Keeper, "on_train_batch_end", hook)
+    ask_in(monkeypatch, "on_train_batch_end", lambda trainer, number: trainer.global_step == step)
 
 
 def stop_in_validation(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
-    original = Keeper.validate
-
-    def hook(self: Keeper, trainer: Any, model: Any) -> Any:
-        self.asked_to_stop = model.state.epoch + 1 == epoch
-        return original(self, trainer, model)
-
-    monkeypatch.setattr(Keeper, "validate", hook)
+    """In its second batch of four."""
+    ask_in(
+        monkeypatch,
+        "on_validation_batch_end",
+        lambda trainer, number: trainer.current_epoch + 1 == epoch and number == 1,
+    )
 
 
 def stop_after_epoch(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
-    original = Keeper.record
+    ask_in(
+        monkeypatch,
+        "on_train_epoch_end",
+        lambda trainer, number: trainer.current_epoch + 1 == epoch,
+    )
 
-    def hook(self: Keeper, model: Any, row: Any, improved: bool) -> None:
-        original(self, model, row, improved)
-        self.asked_to_stop = row["epoch"] == epoch
 
-    monkeypatch.setattr(Keeper, "record", hook)
+def ask_in(
+    monkeypatch: pytest.MonkeyPatch, hook: str, when: Callable[[Any, int | None], bool]
+) -> None:
+    original = getattr(StopWhenAsked, hook)
+
+    def asking(self: StopWhenAsked, trainer: Any, *rest: Any) -> None:
+        number = next((part for part in rest if type(part) is int), None)
+        self.asked = self.asked or when(trainer, number)
+        original(self, trainer, *rest)
+
+    monkeypatch.setattr(StopWhenAsked, hook, asking)
 
 
 def last(run_dir: Path) -> dict[str, Any]:
-    return load_checkpoint(run_dir / "checkpoints" / "last.ckpt")
+    return load_checkpoint(last_path(run_dir))
+
+
+def last_path(run_dir: Path) -> Path:
+    return run_dir / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(autouse=True)
+def small_batches_to_validate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "EVALUATED", 10)
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +118,8 @@ def test_stopped_and_resumed_is_as_not_stopped(
     saved = last(tmp_path / "run")
     assert (saved["training"]["epoch"], saved["training"]["batch"]) == position
     assert not (tmp_path / "run" / "summary.json").exists()
-    summary = train_once(config, DATA, tmp_path / "run", saved)
-    assert same_bits(last(tmp_path / "run"), last(undisturbed[name]))
+    summary = train_once(config, DATA, tmp_path / "run", last_path(tmp_path / "run"))
+    assert same_bits(what_counts(last(tmp_path / "run")), what_counts(last(undisturbed[name])))
     assert summary["epochs"] == 3 and summary["seconds"] > saved["training"]["seconds"]
     best = [
         [path.name for path in (run / "checkpoints").glob("best*")]
@@ -109,7 +132,8 @@ def test_two_trainings_with_one_seed_are_the_same_and_with_another_are_not(
     undisturbed: dict[str, Path], tmp_path: Path
 ) -> None:
     train_once(MIXED, DATA, tmp_path / "same")
-    assert same_bits(last(tmp_path / "same"), last(undisturbed["mixed"]))
+    same, other = last(tmp_path / "same"), last(undisturbed["mixed"])
+    assert same_bits(what_counts(same), what_counts(other))
     train_once(dataclasses.replace(MIXED, seed=2), DATA, tmp_path / "other")
     assert not same_bits(
         last(tmp_path / "other")["state_dict"], last(undisturbed["mixed"])["state_dict"]
@@ -138,7 +162,7 @@ ARGUMENTS = [
 
 
 def command(*more: str) -> int:
-    return train.main([*ARGUMENTS, *more])
+    return cli.main([*ARGUMENTS, *more])
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +186,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 def resume(run: Path, *more: str) -> int:
-    return train.main(["--resume", "auto", "--run_dir", str(run), *more])
+    return cli.main(["--resume", "auto", "--run_dir", str(run), *more])
 
 
 def test_auto_passes_over_a_truncated_checkpoint_and_says_so(
@@ -213,9 +237,7 @@ def test_a_path_goes_on_where_it_lies_with_its_own_values(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Another number of epochs is one option; the rest stays as it was."""
-    assert (
-        train.main(["--resume", str(run / "checkpoints" / "last.ckpt"), "--max_epochs", "3"]) == 0
-    )
+    assert cli.main(["--resume", str(run / "checkpoints" / "last.ckpt"), "--max_epochs", "3"]) == 0
     saved = last(run)
     assert saved["training"]["epoch"] == 3 and len(saved["training"]["history"]) == 3
     config = saved["hyper_parameters"]["config"]
@@ -225,7 +247,7 @@ def test_a_path_goes_on_where_it_lies_with_its_own_values(
 def test_a_path_goes_on_elsewhere_with_the_best_so_far(finished: Path, tmp_path: Path) -> None:
     new = tmp_path / "new"
     assert (
-        train.main(["--resume", str(finished / "checkpoints" / "last.ckpt"), "--run_dir", str(new)])
+        cli.main(["--resume", str(finished / "checkpoints" / "last.ckpt"), "--run_dir", str(new)])
         == 0
     )
     assert {path.name for path in (new / "checkpoints").iterdir()} == {
@@ -254,7 +276,10 @@ def test_another_batch_size_goes_on_from_the_same_share_of_the_epoch(
         with pytest.raises(Stopped):
             train_once(MIXED, DATA, tmp_path / "run")
     train_once(
-        dataclasses.replace(MIXED, batch_size=20), DATA, tmp_path / "run", last(tmp_path / "run")
+        dataclasses.replace(MIXED, batch_size=20),
+        DATA,
+        tmp_path / "run",
+        last_path(tmp_path / "run"),
     )
     state = last(tmp_path / "run")["training"]
     assert state["epoch"] == 3 and state["step"] == 3 * 2 * STEPS
@@ -279,7 +304,7 @@ def test_auto_needs_a_run(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_training_that_had_stopped_early_trains_no_further(tmp_path: Path) -> None:
     config = dataclasses.replace(MIXED, max_epochs=9, patience=1, min_delta=1.0)
     assert train_once(config, DATA, tmp_path / "run")["epochs"] == 2
-    assert train_once(config, DATA, tmp_path / "run", last(tmp_path / "run"))["epochs"] == 2
+    assert train_once(config, DATA, tmp_path / "run", last_path(tmp_path / "run"))["epochs"] == 2
 
 
 def test_checkpoints_appear_whole(run: Path) -> None:

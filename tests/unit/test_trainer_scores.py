@@ -49,10 +49,10 @@ def test_balanced_weights_make_rare_classes_count_as_much() -> None:
 def test_the_loss_weighs_the_classes() -> None:
     model = Classifier(to_dict(tiny_config()), tiny_data().classes)
     logits, labels = torch.zeros(4, 4), torch.tensor([0, 0, 0, 1])
-    alike = model.loss(logits, labels, None)
+    alike = model.loss(logits, labels)
     model.class_weights = balanced_weights(labels, 4)
-    assert model.loss(logits, labels, None) != alike
-    frequent, rare = (model.loss(logits[:1], labels[some], None) for some in ([0], [3]))
+    assert model.loss(logits, labels) != alike
+    frequent, rare = (model.loss(logits[:1], labels[some]) for some in ([0], [3]))
     assert float(rare) == pytest.approx(3 * float(frequent))
 
 

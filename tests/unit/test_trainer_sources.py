@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 from tests.support.training import pixels_of
-from trainer import options, train
+from trainer import command as cli
+from trainer import options
 from trainer.data import archive as archive_module
 from trainer.data import cifar10
 from trainer.data.archive import ARCHIVE, BATCHES, DataError
@@ -441,7 +442,7 @@ def test_the_command_ends_with_3_and_one_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "train" / "ant").mkdir()
-    code = train.main(
+    code = cli.main(
         ["--data", str(folder), "--accelerator", "cpu", "--run_dir", str(tmp_path / "run")]
     )
     shown = capsys.readouterr()

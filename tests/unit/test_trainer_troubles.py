@@ -13,14 +13,15 @@ import pytest
 import torch
 
 from tests.support.training import speed_config, tiny_config, tiny_data, weights_of
-from trainer import options, train
+from trainer import command as cli
+from trainer import options
+from trainer.callbacks import FindDivergence, Stopped, StopWhenAsked, find_divergence
 from trainer.checkpoints import load_checkpoint
 from trainer.config import TrainConfig
-from trainer.fit import train as train_once
-from trainer.keeper import Keeper, Stopped
 from trainer.model import Classifier
 from trainer.networks import ResidualCNN, SpeedCNN
 from trainer.options import TrainError
+from trainer.train import train as train_once
 
 pytestmark = pytest.mark.usefixtures("quiet_trainer")
 DATA = tiny_data()
@@ -105,16 +106,11 @@ def gradient_norms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Of each step, before clipping."""
     norms: list[float] = []
 
-    def clip(self: Classifier, *arguments: Any) -> None:
-        norms.append(
-            float(
-                torch.stack(
-                    [p.grad.norm() for p in self.network.parameters() if p.grad is not None]
-                ).norm()
-            )
-        )
+    def clip(self: Classifier, *arguments: Any, **named: Any) -> None:
+        gradients = [p.grad.norm() for p in self.network.parameters() if p.grad is not None]
+        norms.append(float(torch.stack(gradients).norm()))
 
-    monkeypatch.setattr(Classifier, "clip_gradients", clip)
+    monkeypatch.setattr(Classifier, "configure_gradient_clipping", clip)
     return norms
 
 
@@ -176,7 +172,7 @@ def test_parts_are_kept_when_the_training_goes_on(
     with monkeypatch.context() as patched:
         memory_for(patched, 20, on_gpu)
         train_once(PLAIN, DATA, tmp_path / "run")
-        saved = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+        saved = tmp_path / "run" / "checkpoints" / "last.ckpt"
         capsys.readouterr()
         sizes = memory_for(patched, 20, on_gpu)
         train_once(dataclasses.replace(PLAIN, max_epochs=3), DATA, tmp_path / "run", saved)
@@ -212,16 +208,16 @@ def infinite_at(monkeypatch: pytest.MonkeyPatch, step: int, times: int) -> list[
     original = Classifier.loss
 
     def loss(self: Classifier, *arguments: Any) -> torch.Tensor:
-        seen.append((self.state.step, self.raw_optimizer.param_groups[0]["lr"]))
+        seen.append((self.global_step, self.trainer.optimizers[0].param_groups[0]["lr"]))
         value = original(self, *arguments)
-        if self.state.step == step and left[0]:
+        if self.global_step == step and left[0]:
             left[0] -= 1
             return value * math.nan
         return value
 
     monkeypatch.setattr(Classifier, "loss", loss)
     # As if each epoch took longer than the time between two checkpoints.
-    monkeypatch.setattr("trainer.keeper.LAST_EVERY_S", 0.0)
+    monkeypatch.setattr("trainer.checkpoints.APART_S", 0.0)
     return seen
 
 
@@ -258,7 +254,7 @@ def test_it_goes_back_to_a_state_that_was_judged(
 ) -> None:
     """One saved within the epoch that went wrong may carry the seed of it."""
     seen = infinite_at(monkeypatch, 13, 1)
-    monkeypatch.setattr("trainer.keeper.WITHIN_EPOCH_EVERY_S", 0.0)
+    monkeypatch.setattr("trainer.callbacks.exact_resume.SAVE_EVERY_S", 0.0)
     train_once(PLAIN, DATA, tmp_path / "run")
     assert [len(rates(seen, step)) for step in (8, 9, 12)] == [1, 2, 2]
 
@@ -291,14 +287,14 @@ def test_a_stop_does_not_replace_a_good_state_by_a_bad_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     infinite_at(monkeypatch, 13, 1)
-    original = Keeper.on_train_batch_end
+    monkeypatch.setattr(find_divergence, "EVERY_S", math.inf)  # not found by the way
+    original = StopWhenAsked.on_train_batch_end
 
-    def stop(self: Keeper, trainer: Any, model: Any, *rest: Any) -> None:
-        self.asked_to_stop = model.state.step >= 15
-        self.progress.told = math.inf  # not found by the way
-        original(self, trainer, model, *rest)
+    def stop(self: StopWhenAsked, trainer: Any, *rest: Any) -> None:
+        self.asked = trainer.global_step >= 15
+        original(self, trainer, *rest)
 
-    monkeypatch.setattr(Keeper, "on_train_batch_end", stop)
+    monkeypatch.setattr(StopWhenAsked, "on_train_batch_end", stop)
     with pytest.raises(Stopped):
         train_once(PLAIN, DATA, tmp_path / "run")
     saved = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["training"]
@@ -309,16 +305,16 @@ def test_a_step_that_ruins_the_weights_at_the_very_end_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss of that step is finite still; without a validation split nothing else would tell."""
-    original = Classifier.training_step
+    original = FindDivergence.on_train_batch_end
     ruined: list[Any] = []
 
-    def step(self: Classifier, batch: Any, batch_idx: int) -> None:
-        original(self, batch, batch_idx)
-        if self.state.step == 2 * self.data_module.steps_per_epoch and not ruined:
+    def batch_end(self: FindDivergence, trainer: Any, module: Classifier, *rest: Any) -> None:
+        if trainer.global_step == 2 * trainer.num_training_batches and not ruined:
             ruined.append(True)
-            next(self.network.parameters()).data.fill_(math.inf)
+            next(module.network.parameters()).data.fill_(math.inf)
+        original(self, trainer, module, *rest)
 
-    monkeypatch.setattr(Classifier, "training_step", step)
+    monkeypatch.setattr(FindDivergence, "on_train_batch_end", batch_end)
     summary = train_once(
         dataclasses.replace(PLAIN, validation_fraction=0.0, patience=0), DATA, tmp_path / "run"
     )
@@ -329,18 +325,14 @@ def test_an_accuracy_that_falls_to_chance_goes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The accuracies are made up: well above chance, then at chance, once."""
-    from trainer.scores import Evaluation
-
     made_up = iter([0.9, 0.25, 0.9, 0.9])
 
-    def validate(self: Keeper, trainer: Any, model: Any) -> Evaluation:
-        right = int(100 * next(made_up))
-        return Evaluation(
-            1.0, torch.tensor([[right, 100 - right, 0, 0], [0] * 4, [0] * 4, [0] * 4])
-        )
+    def validation_end(self: Classifier) -> None:
+        self.log("val_accuracy", next(made_up))
+        self.log("val_loss", 1.0)
 
-    monkeypatch.setattr(Keeper, "validate", validate)
-    monkeypatch.setattr("trainer.keeper.LAST_EVERY_S", 0.0)
+    monkeypatch.setattr(Classifier, "on_validation_epoch_end", validation_end)
+    monkeypatch.setattr("trainer.checkpoints.APART_S", 0.0)
     summary = train_once(dataclasses.replace(PLAIN, max_epochs=3), DATA, tmp_path / "run")
     assert (
         "diverged: the accuracy fell to chance in epoch 2; going on from epoch 1 with 0.5"
@@ -354,7 +346,7 @@ def test_the_command_ends_with_5_and_one_line(
 ) -> None:
     infinite_at(monkeypatch, 1, 9)
     monkeypatch.setattr("trainer.data.sources.make_synthetic", lambda: DATA)
-    code = train.main(
+    code = cli.main(
         [
             "--data",
             "synthetic",

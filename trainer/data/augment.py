@@ -11,6 +11,7 @@ import functools
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.config import TrainConfig
@@ -119,3 +120,22 @@ def mixup_draw(
         return None
     share = float(random.beta(config.mixup_alpha, config.mixup_alpha))
     return share, torch.from_numpy(random.permutation(size))
+
+
+def mixed(
+    images: Tensor, labels: Tensor, drawn: tuple[float, Tensor], classes: int
+) -> tuple[Tensor, Tensor]:
+    """mixup (Zhang et al. 2018, arXiv 1710.09412): float images on the pixels' scale, which the
+    network normalises, and targets float [B, classes]."""
+    share, places = drawn[0], drawn[1].to(labels.device)
+    targets = F.one_hot(labels, classes).float()
+    return (
+        share * images.float() + (1 - share) * images[places].float(),
+        share * targets + (1 - share) * targets[places],
+    )
+
+
+def resized(images: Tensor, pixels: int) -> Tensor:
+    if images.shape[-1] == pixels:
+        return images
+    return F.interpolate(images.float(), size=(pixels, pixels), mode="bilinear", antialias=True)

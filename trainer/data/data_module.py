@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -12,11 +11,20 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from trainer.config import TrainConfig
-from trainer.data.augment import augment, cut_out, epoch_order
+from trainer.data.augment import augment, cut_out, epoch_order, mixed, mixup_draw, resized
 from trainer.data.decode import SMALL_SIZE, cores
 from trainer.data.images import Arrays, Files, ImageData
+from trainer.data.loaders import EpochLoader, EvaluationLoader
 from trainer.data.splits import split_indices
-from trainer.data.workers import Batch, LoaderOptions, as_tensors, make_loader
+from trainer.data.workers import (
+    Batch,
+    LoaderOptions,
+    as_tensors,
+    evaluation_batches,
+    evaluation_parts,
+    make_loader,
+)
+from trainer.schedule import resolution, scaled
 
 BLOCK_BATCHES = 16
 """The device's loader augments so many batches in one go: a GPU takes one large operation sooner
@@ -24,9 +32,11 @@ than many small ones."""
 
 
 class ImageDataModule(pl.LightningDataModule):
-    """Splits the images, and gives one loader per epoch, from any batch of it on."""
+    """Splits the images, and gives the loaders for training, validation and test."""
 
-    def __init__(self, data: ImageData, config: TrainConfig) -> None:
+    def __init__(
+        self, data: ImageData, config: TrainConfig, device: torch.device | None = None
+    ) -> None:
         super().__init__()
         self.data = data
         self.config = config
@@ -34,7 +44,7 @@ class ImageDataModule(pl.LightningDataModule):
         # Of one optimizer step in one process.
         self.share = config.batch_size * config.accumulate_grad_batches
         self.rank, self.world = 0, 1
-        self.device = torch.device("cpu")
+        self.device = device or torch.device("cpu")
         self._loader: DeviceLoader | WorkerLoader | None = None
 
     def setup(self, stage: str) -> None:
@@ -43,11 +53,50 @@ class ImageDataModule(pl.LightningDataModule):
         self.rank, self.world = self.trainer.global_rank, self.trainer.world_size
         self.device = self.trainer.strategy.root_device
 
-    def train_dataloader(self) -> EpochBatches:
-        """Asked for at the beginning of every epoch; the model knows where the training stands."""
+    def train_dataloader(self) -> EpochLoader:
+        return EpochLoader(
+            lambda epoch, start: self.load().batches(epoch, start), self.steps_per_epoch
+        )
+
+    def val_dataloader(self) -> EvaluationLoader | list[EvaluationLoader]:
+        return self.evaluation_loader(self.validation) if self.validation else []
+
+    def test_dataloader(self) -> EvaluationLoader:
+        return self.evaluation_loader(self.data.test)
+
+    def evaluation_loader(self, images: Arrays | Files) -> EvaluationLoader:
+        workers, place = worker_count(self.config), (self.rank, self.world)
+        return EvaluationLoader(
+            lambda: evaluation_batches(images, workers, *place),
+            len(evaluation_parts(images, *place)),
+        )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """In training, what is done to a batch as a whole, on the device: mixup and the resolution
+        of this step. Targets are int64 [B], of mixed batches float [B, classes]."""
         assert self.trainer is not None
-        model: Any = self.trainer.lightning_module
-        return self.epoch_loader(model.state.epoch, model.state.batch)
+        if not self.trainer.training:
+            return batch
+        images, labels = batch
+        step = self.trainer.global_step
+        epoch, number = divmod(step, self.steps_per_epoch)
+        drawn = mixup_draw(len(labels), self.config, epoch, number)
+        if drawn is not None:
+            images, labels = mixed(images, labels, drawn, len(self.data.classes))
+        return resized(images, resolution(self.config, step, self.steps_per_epoch)), labels
+
+    def example_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """One batch in every form that on_after_batch_transfer gives, on the device."""
+        places = torch.arange(min(len(self.train_images), self.share))
+        images = self.train_images.batch(places).to(self.device)
+        labels = self.train_images.labels[places].to(self.device)
+        for of_32 in dict.fromkeys(self.config.resolutions):
+            pixels = scaled(of_32, self.config)
+            if self.config.mixup_prob < 1:
+                yield resized(images, pixels), labels
+            if self.config.mixup_prob > 0:
+                both = mixed(images, labels, (0.5, places), len(self.data.classes))
+                yield resized(both[0], pixels), both[1]
 
     def sample_images(self, count: int) -> Tensor:
         """uint8 [B, 3, size, size]: training images by the seed, `count` of 32 pixels and as many
@@ -81,27 +130,6 @@ class ImageDataModule(pl.LightningDataModule):
             kind = DeviceLoader if self.loader_kind == "device" else WorkerLoader
             self._loader = kind(self)
         return self._loader
-
-    def epoch_loader(self, epoch: int, start: int = 0) -> EpochBatches:
-        return EpochBatches(self.load(), epoch, start, self.steps_per_epoch)
-
-
-class EpochBatches:
-    """One epoch's batches from `start` on."""
-
-    def __init__(
-        self, loader: DeviceLoader | WorkerLoader, epoch: int, start: int, steps: int
-    ) -> None:
-        self.loader = loader
-        self.epoch = epoch
-        self.start = start
-        self.steps = steps
-
-    def __len__(self) -> int:
-        return self.steps - self.start
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.loader.batches(self.epoch, self.start)
 
 
 def step_indices(

@@ -95,22 +95,28 @@ def as_tensors(loader: DataLoader[Batch]) -> Iterator[Batch]:
             yield images, labels
 
 
-def evaluation_batches(
-    images: Arrays | Files, workers: int = 0, rank: int = 0, world: int = 1
-) -> Iterator[Batch]:
-    """In order. Several processes have the same number of batches; one may be without images."""
+def evaluation_parts(images: Arrays | Files, rank: int = 0, world: int = 1) -> list[Tensor]:
+    """Which images come together, in order. Several processes have the same number of parts; one
+    may be without images."""
     batch = EVALUATED
     if images.size > FIT_SIZE:
         batch = max(EVALUATED_AT_LEAST, EVALUATED * SMALL_SIZE**2 // images.size**2)
-    parts = [
+    return [
         torch.arange(first, min(first + world * batch, len(images)))[rank::world]
         for first in range(0, len(images), world * batch)
     ]
+
+
+def evaluation_batches(
+    images: Arrays | Files, workers: int = 0, rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
+    parts = evaluation_parts(images, rank, world)
     if isinstance(images, Arrays):
         yield from ((images.batch(part), images.labels[part]) for part in parts)
         return
     workers = min(workers, cores(), len(parts) - 1)  # for a single batch it takes none
-    options = LoaderOptions(max(0, workers), 3 * batch * images.size**2)
+    largest = max(map(len, parts), default=0)
+    options = LoaderOptions(max(0, workers), 3 * largest * images.size**2)
     yield from as_tensors(make_loader(_Evaluated(images), parts, options))
 
 
