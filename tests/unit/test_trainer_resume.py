@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +75,11 @@ def last_path(run_dir: Path) -> Path:
     return run_dir / "checkpoints" / "last.ckpt"
 
 
-@pytest.fixture(autouse=True)
-def small_batches_to_validate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "EVALUATED", 10)
+@pytest.fixture(autouse=True, scope="module")
+def small_batches_to_validate() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(workers, "EVALUATED", 10)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 
@@ -49,9 +48,15 @@ class ExactResume(pl.Callback):
             if early.wait_count >= early.patience:
                 trainer.should_stop = True
 
-    def on_train_batch_start(self, trainer: pl.Trainer, *rest: Any) -> None:
-        place = [self.seed, trainer.global_rank, trainer.fit_loop.total_batch_idx]
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint32)[0]))
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any
+    ) -> None:
+        step, rank, device = trainer.fit_loop.total_batch_idx, trainer.global_rank, pl_module.device
+        place = (step * 0x9E3779B1 + rank * 0x85EBCA6B + self.seed * 0xC2B2AE35) & 0xFFFFFFFF
+        # Not torch.manual_seed, which takes longer than a small network's step.
+        torch.default_generator.manual_seed(place)
+        if device.type == "cuda":
+            torch.cuda.default_generators[device.index or 0].manual_seed(place)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any

@@ -11,6 +11,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from trainer.callbacks.epoch_metrics import epoch_metrics
+
 EVERY_S = 1.0
 CHANCE_FACTOR = 1.2
 LEARNT_FACTOR = 2.0
@@ -21,12 +23,11 @@ class Diverged(Exception):
     """The loss is not finite, or what was learnt is lost."""
 
 
-class FindDivergence(pl.callbacks.Checkpoint):
+class FindDivergence(pl.Callback):
     """Raises Diverged out of `fit`: at most a second after a loss that is not finite, and before an
     epoch is validated or saved. `rate_scale` times the learning rate is trained with: halve it, and
     `fit` again from the last good checkpoint (`trainer.train` shows how).
 
-    It counts as a Checkpoint, so that it sees an epoch's metrics; name it before those that save.
     `classes`: of a classifier, whose accuracy by chance is 1/classes; 0: that is not looked at.
     """
 
@@ -85,7 +86,7 @@ class FindDivergence(pl.callbacks.Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.check(trainer, pl_module)
         epoch = trainer.current_epoch + 1
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = epoch_metrics(trainer, pl_module)
         if not math.isfinite(metrics.get("val_loss", 0.0)):
             raise Diverged(f"the validation loss is not finite in epoch {epoch}")
         accuracy = metrics.get("val_accuracy", metrics.get("train_accuracy"))

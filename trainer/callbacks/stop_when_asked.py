@@ -26,7 +26,7 @@ class StopWhenAsked(pl.callbacks.Checkpoint):
     With ExactResume, `fit(ckpt_path=path)` then goes on as if it had not been stopped, from within
     an epoch and from within a validation.
 
-    It counts as a Checkpoint, and is to be named after the others: at an epoch's end it comes last.
+    It is a Checkpoint, and is to be named after the others: at an epoch's end it comes last.
     """
 
     def __init__(self, path: Path) -> None:

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 
+from trainer.callbacks.epoch_metrics import epoch_metrics, so_far
 from trainer.progress import Progress, best_accuracy, epoch_line, write_metrics
 
 METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 
-class TellProgress(pl.callbacks.Checkpoint):
+class TellProgress(pl.Callback):
     """Of `train_` and `val_` `loss` and `accuracy` what the module logs. `run_dir`: where to write;
     None in all but the first process.
 
     `history`, one row per epoch, and `seconds`, on a clock that stands still between a stop and the
-    resumption, are kept in checkpoints under "training". It counts as a Checkpoint, so that it
-    sees an epoch's metrics; name it before those that save.
+    resumption, are kept in checkpoints under "training".
     """
 
     def __init__(self, run_dir: Path | None, images_per_step: int = 1) -> None:
@@ -105,7 +103,7 @@ class TellProgress(pl.callbacks.Checkpoint):
             self.tell(trainer, pl_module, "validating")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        found = metrics_of(trainer)
+        found = epoch_metrics(trainer, pl_module)
         batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         images = batches.processed * self.images_per_step
         row = {
@@ -182,17 +180,3 @@ def position(trainer: pl.Trainer) -> tuple[int, int]:
     epochs: Any = trainer.fit_loop.epoch_progress.current
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     return epochs.processed, batches.processed if epochs.processed < epochs.started else 0
-
-
-def metrics_of(trainer: pl.Trainer) -> dict[str, float]:
-    # Lightning keeps them as float32: no more digits than those have.
-    return {name: float(f"{float(value):.7g}") for name, value in trainer.callback_metrics.items()}
-
-
-def so_far(pl_module: pl.LightningModule) -> Mapping[str, float]:
-    """Of the epoch that runs, where the module counts it in a `train_tally`."""
-    tally: Any = getattr(pl_module, "train_tally", None)
-    if tally is None:
-        return {}
-    values = tally.local().items()
-    return {f"train_{name}": value for name, value in values if value and math.isfinite(value)}
