@@ -24,8 +24,8 @@ from trainer.config import to_dict
 from trainer.data.archive import DataError
 from trainer.data.sources import load_images
 from trainer.evaluate import evaluate_checkpoint
-from trainer.fit import train
 from trainer.model import Classifier
+from trainer.train import train
 
 ONNX = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in export.PACKAGES),
