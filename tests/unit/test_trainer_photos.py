@@ -110,7 +110,7 @@ def test_small_images_are_used_at_a_larger_size(
 
 
 def test_a_crop_follows_from_seed_epoch_and_index_alone(textures: Path) -> None:
-    files, config = load(textures).train, photo_config()
+    files, config = load(textures).train, photo_config(flip="none")
     assert isinstance(files, Files)
     some = torch.tensor([3, 70, 11])
     torch.manual_seed(5)
@@ -120,6 +120,11 @@ def test_a_crop_follows_from_seed_epoch_and_index_alone(textures: Path) -> None:
     assert torch.equal(files.crops(some[1:2], 2, config), crops[1:2])
     assert not torch.equal(files.crops(some, 3, config), crops)
     assert not torch.equal(files.crops(some, 2, dataclasses.replace(config, seed=2)), crops)
+    twice = files.take(torch.tensor([3, 3])).crops(torch.tensor([0, 1]), 2, config)
+    assert not torch.equal(twice[0], twice[1]), "another index, another part of the same image"
+    alternate = dataclasses.replace(config, flip="alternate")
+    mirrored = [files.crops(some, 2, alternate) != crops, files.crops(some, 2, config) != crops]
+    assert mirrored[0].any() and not mirrored[1].any()
 
 
 def test_workers_that_begin_within_an_epoch_make_the_same_batches_as_the_process_itself(
