@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -172,11 +173,18 @@ def test_the_store_gives_what_the_files_give_and_is_made_once(
     assert torch.equal(pixels_of(load(textures, 112).test), pixels_of(kept.test))
 
 
-def test_a_store_that_is_cut_off_is_made_anew(textures: Path) -> None:
+def test_a_store_that_is_cut_off_is_made_anew_and_what_a_killed_one_left_is_removed(
+    textures: Path,
+) -> None:
     before = pixels_of(load(textures, 80).test)
     [file] = (textures / ".decoded").glob("*-80-whole.bin")
     file.write_bytes(file.read_bytes()[:-1])
+    left, alive = (file.with_name(f"{file.stem}.{number}.tmp") for number in (1, 2))
+    for part in (left, alive):
+        part.write_bytes(b"x")
+    os.utime(left, (0, 0))
     assert torch.equal(pixels_of(load(textures, 80).test), before)
+    assert alive.exists() and not left.exists()
 
 
 def test_a_set_is_sent_to_a_worker_without_its_pixels(textures: Path) -> None:

@@ -25,6 +25,7 @@ Say = Callable[[str], None]
 Keep = Callable[[int, NDArray[np.uint8]], None]
 TELL_EVERY_S = 10.0
 CHUNK = 1000
+LEFT_AFTER_S = 3600.0
 ROOM_SHARE = 0.5
 """Of a disk's free space, at most so much is taken."""
 
@@ -128,6 +129,7 @@ def write_pixels(base: Path, images: Set, say: Say) -> tuple[Pixels, Findings]:
     file = base.with_name(f"{base.name}.bin")
     # Another training that decodes the same images at the same time writes a file of its own.
     part = base.with_name(f"{base.name}.{os.getpid()}.tmp")
+    remove_left_parts(base)
     try:
         with open(part, "wb") as target:
 
@@ -145,6 +147,14 @@ def write_pixels(base: Path, images: Set, say: Say) -> tuple[Pixels, Findings]:
         raise
     write_index(base.with_name(f"{base.name}.npz"), findings, starts=starts, shapes=shapes)
     return Pixels(file, starts, shapes), findings
+
+
+def remove_left_parts(base: Path) -> None:
+    """Of a training that was killed while it decoded: nobody has written to them for long."""
+    for part in base.parent.glob(f"{base.name}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - part.stat().st_mtime > LEFT_AFTER_S:
+                part.unlink()
 
 
 def decode_each(images: Set, keep: Keep, say: Say) -> Findings:

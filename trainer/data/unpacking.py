@@ -48,6 +48,11 @@ def unpack(archive: Path, say: Callable[[str], None]) -> Path:
 def unpack_to(archive: Path, target: Path) -> None:
     """Nothing is written outside of `target`."""
     if not zipfile.is_zipfile(archive):
+        if not hasattr(tarfile, "data_filter"):
+            raise DataError(
+                f"this python unpacks no tar safely: unpack {archive} yourself, or use 3.10.12 or"
+                " newer"
+            )
         with tarfile.open(archive) as packed:
             packed.extractall(target, filter="data")
         return
