@@ -27,7 +27,8 @@ remote:
   # What `fab train` runs, in the run's own copy of this project; a leading `python` is that of
   # the environment.
   command: {command}
-  # The packages that the server needs: a requirements file, uv.lock, pyproject.toml[extra], or none
+  # The packages that the server needs: a requirements file, uv.lock, pyproject.toml[extra],
+  # environment.yml, or none
   requirements: {requirements}
   # What comes back of all that the training writes: names or patterns, separated by commas;
   # empty: everything

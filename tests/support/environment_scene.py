@@ -76,8 +76,6 @@ class Scene:
         return len(place.read_text().splitlines()) if place.exists() else 0
 
     def fetched(self) -> list[str]:
-        return sorted(
-            path.split("/")[-1].split("-")[0]
-            for path in self.index.asked
-            if path.startswith("/files/")
-        )
+        """The packages whose wheels were asked for, to resolve or to install."""
+        files = [path for path in self.index.asked if path.startswith("/files/")]
+        return sorted({path.split("/")[-1].split("-")[0] for path in files})
