@@ -221,7 +221,7 @@ class RunDetail:
     # When all of it was fetched, and when it last saved a checkpoint.
     fetched: float | None = None
     checkpointed: float | None = None
-    launched: Literal["tmux", "setsid"] | None = None
+    launched: Literal["tmux", "setsid", "slurm"] | None = None
     # Why a queued run is not started yet.
     waiting: str = ""
     # It waits for an answer in its terminal, whose unfinished line is `line`.

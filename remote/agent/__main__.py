@@ -1,5 +1,5 @@
-"""The agent's ways to be started: `serve` (by the laptop), `supervise DIR` (a run), `build …` (an
-environment)."""
+"""The agent's ways to be started: `serve` (by the laptop), `supervise DIR TOKEN` (a run), `build …`
+(an environment)."""
 
 import sys
 

@@ -330,6 +330,8 @@ class Started(Answer):
 
     launched: str = ""
     note: str | None = None
+    # Slurm's number of it.
+    job: str | None = None
     again: bool = False
 
 
@@ -339,6 +341,8 @@ class Resumed(Answer):
 
     launched: str = ""
     note: str | None = None
+    # Slurm's number of it.
+    job: str | None = None
     again: bool = False
     attempt: int | None = None
 
@@ -357,6 +361,16 @@ class Stopping(Answer):
     run: str
     state: str | None = None
     asked: bool = False
+
+
+@dataclass(frozen=True)
+class Attach(Answer):
+    """`line`: for the login shell there."""
+
+    OP = "run_attach"
+
+    line: str
+    launched: str = ""
 
 
 @dataclass(frozen=True)

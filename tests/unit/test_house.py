@@ -24,7 +24,18 @@ LAPTOP = (
     "loopback",
     "tasks",
 )
-AGENT = ("calls", "shared", "root", "machine", "releases", "data", "environments", "runs", "serve")
+AGENT = (
+    "calls",
+    "shared",
+    "root",
+    "machine",
+    "launchers",
+    "releases",
+    "data",
+    "environments",
+    "runs",
+    "serve",
+)
 """Each may import from those before it, and none from those behind it."""
 
 

@@ -4,23 +4,21 @@ import contextlib
 import os
 import secrets
 import shutil
-import signal
-import subprocess
 import sys
 import time
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, Optional
 
 from remote.agent.calls import Call, Refusal, operation
-from remote.agent.machine.account import kills_at_logout
-from remote.agent.machine.processes import is_same
+from remote.agent.launchers.choice import launcher_of
+from remote.agent.launchers.seam import Job, Launched
 from remote.agent.releases.contents import write_tree
 from remote.agent.releases.releases import read_manifest
 from remote.agent.root.paths import Layout, read_json, resolve_root, write_json, write_whole
 from remote.agent.root.roots import keep_agent, prepare_root
+from remote.agent.runs.attempts import queued_state
 from remote.agent.runs.outputs import mark_copied
 from remote.agent.runs.queue import one_launch_at_a_time, require_free_gpus
-from remote.agent.runs.records import find_run, queued_state
-from remote.agent.shared.names import session_name, socket_name
+from remote.agent.runs.records import find_run
 from remote.agent.shared.states import FINAL
 
 
@@ -47,11 +45,22 @@ def run_start(
                 write_json(os.path.join(aside, "state.json"), queued_state())
                 keep_address(aside, notify)
     state = read_json(os.path.join(directory, "state.json")) or {}
+    launched = Launched(str(state.get("launched") or "already"))
     if state.get("state") == "queued" and not state.get("supervisor_pid"):
-        how, note = launch(layout, directory, run)
-    else:
-        how, note = str(state.get("launched") or "already"), None
-    return {"run": run, "path": directory, "launched": how, "note": note, "again": again}
+        try:
+            launched = launch(layout, directory)
+        except Refusal:
+            # What the launcher refuses is no run.
+            remove_run(layout, run)
+            raise
+    return {"run": run, "path": directory, "again": again, **launched._asdict()}
+
+
+def remove_run(layout: Layout, run: str) -> None:
+    """Out of sight first: nobody sees half a run."""
+    aside = os.path.join(layout.runs, f".new-{secrets.token_hex(6)}")
+    os.rename(layout.run(run), aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def keep_address(directory: str, address: str) -> None:
@@ -103,89 +112,18 @@ def new_run(layout: Layout, run: str, asked: Dict[str, Any]) -> Iterator[str]:
         raise
 
 
-def launch(layout: Layout, directory: str, run: str) -> Tuple[str, Optional[str]]:
-    """Start the supervisor so that it outlives this login. Returns how, and what a person should
-    know about it."""
+def launch(layout: Layout, directory: str) -> Launched:
+    """Start the supervisor of the attempt that waits, by the launcher that was asked for."""
     program = keep_agent(layout)
-    command = [sys.executable, "-I", "-S", program, "supervise", directory]
-    note = None
-    scope = _lingering_scope()
-    if scope is None and kills_at_logout():
-        note = (
-            "this server kills a user's processes at logout: ask its administrator for `loginctl"
-            " enable-linger`"
-        )
-    tmux = shutil.which("tmux")
-    if tmux:
-        problem = _launch_tmux((scope or []) + [tmux], directory, run, command)
-        if problem is None:
-            return "tmux", note
-        note = f"tmux did not start ({problem}); the run was started with setsid instead"
-    else:
-        note = note or "no tmux on the server: the run was started with setsid instead"
-    with open(os.path.join(directory, "supervisor.log"), "ab") as log:
-        subprocess.Popen(
-            (scope or []) + command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            cwd=directory,
-        )
-    return "setsid", note
-
-
-def _launch_tmux(tmux: List[str], directory: str, run: str, command: List[str]) -> Optional[str]:
-    """None when tmux holds the session, else what it said."""
-    environment = {
-        key: value for key, value in os.environ.items() if key not in ("TMUX", "TMUX_PANE")
-    }
-    if not any(environment.get(key) for key in ("LC_ALL", "LC_CTYPE", "LANG")):
-        environment["LC_CTYPE"] = "C.UTF-8"
-    arguments = [
-        "-L",
-        socket_name(directory),
-        "-f",
-        "/dev/null",
-        "new-session",
-        "-d",
-        "-s",
-        session_name(run),
-        "-x",
-        "120",
-        "-y",
-        "40",
-    ]
-    try:
-        done = subprocess.run(
-            tmux + arguments + ["-c", directory] + command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            timeout=20,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return type(error).__name__
-    return (
-        None
-        if done.returncode == 0
-        else done.stdout.decode("utf-8", "replace").strip()[-200:] or f"exit code {done.returncode}"
-    )
-
-
-def _lingering_scope() -> Optional[List[str]]:
-    """Where logout kills but lingering is on, a scope of the user's own service manager keeps the
-    run."""
-    user = os.path.join("/var/lib/systemd/linger", os.environ.get("USER", ""))
-    if (
-        os.environ.get("USER")
-        and os.path.exists(user)
-        and shutil.which("systemd-run")
-        and os.environ.get("XDG_RUNTIME_DIR")
-    ):
-        return ["systemd-run", "--user", "--scope", "--quiet"]
-    return None
+    asked = read_json(os.path.join(directory, "run.json")) or {}
+    state = read_json(os.path.join(directory, "state.json")) or {}
+    token = str(state.get("token") or "")
+    # A compute node's interpreter may be another version, which refuses what is compiled for ours.
+    portable = layout.agent(os.environ["REMOTE_AGENT_HASH"])
+    if asked.get("launcher") == "slurm" and os.path.exists(portable):
+        program = portable
+    command = [sys.executable, "-I", "-S", program, "supervise", directory, token]
+    return launcher_of(asked).start(Job(directory, command, asked, token))
 
 
 @operation("run_stop")
@@ -196,15 +134,29 @@ def run_stop(call: Call, root: str, run: str, who: str) -> Dict[str, Any]:
     state = found["detail"]
     if found["state"] in FINAL:
         return {"run": found["run"], "state": found["state"], "asked": False}
-    if state.get("elsewhere"):
-        raise Refusal(
-            "NotFound",
-            f"{found['run']} runs on {state.get('host')}, not on this host",
-            "stop it with -H of that host",
-        )
+    refuse_elsewhere(found, "stop it with -H of that host")
     write_json(os.path.join(found["path"], "stop.json"), {"who": who, "time": time.time()})
-    if is_same(state.get("supervisor_pid"), state.get("supervisor_started")):
-        os.kill(int(state["supervisor_pid"]), signal.SIGTERM)
-    elif is_same(state.get("pid"), state.get("pid_started")):
-        os.kill(int(state["pid"]), signal.SIGTERM)
+    launcher_of(found["asked"]).stop(found["path"], state)
     return {"run": found["run"], "state": found["state"], "asked": True}
+
+
+@operation("run_attach")
+def run_attach(call: Call, root: str, run: str) -> Dict[str, Any]:
+    """The line for the login shell that leads into a run."""
+    found = find_run(Layout(resolve_root(root)), run)
+    if found["state"] != "running" or found["detail"].get("elsewhere"):
+        raise Refusal(
+            "RunFailed",
+            f"{found['run']} is {found['state']} here: there is nothing to attach to",
+            f"fab -H … logs --run {found['run']} --follow",
+        )
+    launcher = launcher_of(found["asked"])
+    line = launcher.attach(found["path"], found["detail"])
+    return {"line": line, "launched": str(found["detail"].get("launched") or "")}
+
+
+def refuse_elsewhere(found: Dict[str, Any], remedy: str) -> None:
+    """Of a run that another host has, which alone can do anything about it."""
+    if found["detail"].get("elsewhere"):
+        host = found["detail"].get("host")
+        raise Refusal("NotFound", f"{found['run']} runs on {host}, not on this host", remedy)

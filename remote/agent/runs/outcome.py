@@ -3,7 +3,7 @@
 
 import re
 import signal
-from typing import Dict, NamedTuple, Optional
+from typing import Dict, NamedTuple, Optional, Tuple
 
 DIVERGED, DISK_FULL = 5, 7
 """The trainer's exit codes for a loss that became infinite, after all its ways back were used up,
@@ -30,6 +30,8 @@ class Ended(NamedTuple):
     # Who asked for its end, in words; and why we ended it for the disk's sake.
     stopped: Optional[str] = None
     disk_problem: Optional[str] = None
+    # Why the scheduler has ended it: state, reason, cause.
+    scheduler: Optional[Tuple[str, str, str]] = None
     # Ctrl-C was typed in its terminal.
     interrupted: bool = False
     # The kernel has killed something for want of memory meanwhile.
@@ -52,6 +54,8 @@ def tell_outcome(ended: Ended) -> Outcome:
     asked_to_end = ended.stopped or ended.disk_problem
     if ended.has_summary if ended.is_trainer else ended.code == 0 and not asked_to_end:
         return Outcome("finished")
+    if ended.scheduler:
+        return Outcome(*ended.scheduler)
     if ended.stopped:
         return Outcome("stopped", ended.stopped, "stopped")
     if ended.disk_problem:

@@ -13,17 +13,9 @@ from remote.agent.shared.trees import SYMLINK, Entry
 COPIED = ".copied.json"
 """In a run's directory, written once its copy of the code was complete: what is older than this
 file is as it was copied."""
-OWN = (
-    ".supervisor.lock",
-    ".spare",
-    ".notify",
-    ".fetched.json",
-    ".terminal.json",
-    ".modules",
-    COPIED,
-)
+OWN = (".attempts", ".spare", ".notify", ".fetched.json", ".terminal.json", ".modules", COPIED)
 """Ours, not the run's; among them a webhook's address, which is a secret."""
-LATE = ("state.json", "supervisor.log")
+LATE = ("state.json", "supervisor.log", "slurm.log")
 """Our own records that may change for a moment after a run's end; they come with it, and do not
 count as its work."""
 CACHES = (

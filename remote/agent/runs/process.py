@@ -106,6 +106,13 @@ class Process:
                 if not reads_pipe(pid):
                     os.kill(pid, signal.SIGTERM)
 
+    def kill(self) -> None:
+        """At once, with all that it has started."""
+        if self.child is not None:
+            self.child.kill()
+            self.child.wait()
+            self.kill_rest()
+
     def kill_rest(self) -> None:
         for _ in range(20):
             members = [pid for pid in group_members(self.pid) if pid != os.getpid()]

@@ -2,17 +2,13 @@
 processes are gone is corrected."""
 
 import os
-import time
 from typing import Any, Dict, List, Optional
 
-from remote.agent.calls import Call, Refusal, operation
-from remote.agent.machine.processes import boot_id, is_same, start_time
-from remote.agent.root.paths import RUN_ID, Layout, read_json, resolve_root
+from remote.agent.calls import Refusal
+from remote.agent.launchers.choice import launcher_of
+from remote.agent.root.paths import RUN_ID, Layout, read_json
+from remote.agent.runs.attempts import settle
 from remote.agent.runs.terminal import read_shown
-
-ATTEMPT = ("state", "reason", "cause", "exit_code", "host", "started", "ended")
-"""What is kept of an attempt that has ended."""
-
 
 FETCHED = ".fetched.json"
 """In a run's directory: a laptop has all of it, as it was when it had ended."""
@@ -91,59 +87,11 @@ def read_fetched(directory: str, state: Dict[str, Any]) -> Optional[float]:
 
 
 def checked_state(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) -> Dict[str, Any]:
-    """Correct a recorded state by what can be seen now, on the host that recorded it; elsewhere it
-    is told as recorded."""
+    """Correct a recorded state by what its launcher can see now."""
     if state.get("state") not in ("queued", "running"):
         return state
-    if state.get("host") != os.uname().nodename:
-        # Homes may be shared: only the host that runs it can tell whether it lives.
-        return dict(
-            state,
-            elsewhere=True,
-            reason=f"as recorded by {state.get('host')}, which alone can tell whether it lives",
-        )
-    ended = dict(state, state="failed", corrected=True)
-    if state.get("boot_id") != boot_id():
-        return dict(ended, reason="the server was rebooted", cause="rebooted")
-    if state.get("state") == "queued" and not state.get("supervisor_pid"):
-        if time.time() - float(state.get("since") or 0) < 60:
-            return state
-        return dict(
-            ended, reason="it was never started: the launch was cut off", cause="not started"
-        )
-    if is_same(state.get("supervisor_pid"), state.get("supervisor_started")):
-        return state
-    if is_same(state.get("pid"), state.get("pid_started")):
-        return dict(
-            state, unsupervised=True, reason="its supervisor was killed; it trains on without one"
-        )
-    if asked.get("finish") == "summary" and os.path.exists(os.path.join(directory, "summary.json")):
-        return dict(state, state="finished", corrected=True, reason=None)
-    if (
-        start_time(_pid(state, "pid")) is not None
-        or start_time(_pid(state, "supervisor_pid")) is not None
-    ):
-        return dict(
-            ended,
-            reason="killed from outside, its supervisor too; another process has its number by now",
-            cause="pid reused",
-        )
-    return dict(ended, reason="killed from outside, its supervisor too", cause="killed")
-
-
-def _pid(state: Dict[str, Any], key: str) -> int:
-    """0, the number of no process, where none was recorded."""
-    value = state.get(key)
-    return value if isinstance(value, int) and value > 0 else 0
-
-
-@operation("runs")
-def runs(call: Call, root: str, run: Optional[str] = None) -> Dict[str, Any]:
-    layout = Layout(resolve_root(root))
-    found = list_runs(layout)
-    if run is not None:
-        found = [find_run(layout, run, found)]
-    return {"runs": found, "host": os.uname().nodename, "root": layout.root}
+    told = launcher_of(asked).look(directory, state, asked)
+    return settle(directory, told, asked) if "verdict" in told else told
 
 
 def find_run(
@@ -172,10 +120,4 @@ def find_run(
     names = ", ".join(run["run"] for run in matching[:4]) + (", …" if matching[4:] else "")
     raise Refusal(
         "NotFound", f"{len(matching)} runs begin with {name!r:.120}: {names}", "give more of its id"
-    )
-
-
-def queued_state(**more: Any) -> Dict[str, Any]:
-    return dict(
-        more, state="queued", host=os.uname().nodename, boot_id=boot_id(), since=time.time()
     )

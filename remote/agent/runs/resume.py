@@ -12,14 +12,14 @@ from remote.agent.releases.contents import receive, write_tree
 from remote.agent.releases.releases import assemble, checked_manifest, known, require_space
 from remote.agent.root.paths import Layout, resolve_root, write_json
 from remote.agent.root.roots import lock, prepare_root, unlock
-from remote.agent.runs.launch import keep_address, launch, new_run
+from remote.agent.runs.attempts import MOVED, past_attempts, queued_state
+from remote.agent.runs.launch import keep_address, launch, new_run, refuse_elsewhere
 from remote.agent.runs.queue import one_launch_at_a_time, require_free_gpus
-from remote.agent.runs.records import ATTEMPT, find_run, queued_state
+from remote.agent.runs.records import find_run
 from remote.agent.shared.states import FINAL
 from remote.agent.shared.trees import tree_hash
 
 SOURCE = "source/"
-MOVED = "moved"
 OWN = ("run.json", "state.json", "progress.json")
 """Written anew where a run is brought to another host."""
 
@@ -42,12 +42,7 @@ def run_resume(
         found = find_run(layout, run)
         directory, state = found["path"], found["detail"]
         if found["state"] not in FINAL:
-            if state.get("elsewhere"):
-                raise Refusal(
-                    "NotFound",
-                    f"{found['run']} is recorded as {found['state']} by {state.get('host')}",
-                    "ask that host",
-                )
+            refuse_elsewhere(found, "ask that host")
             return {
                 "run": found["run"],
                 "again": True,
@@ -74,24 +69,9 @@ def run_resume(
         write_json(os.path.join(directory, "run.json"), dict(found["asked"], **asked))
         keep_address(directory, notify)
         write_json(os.path.join(directory, "state.json"), queued_state(attempts=attempts))
-    how, note = launch(layout, directory, found["run"])
-    return {
-        "run": found["run"],
-        "again": False,
-        "launched": how,
-        "note": note,
-        "attempt": len(attempts) + 1,
-    }
-
-
-def past_attempts(state: Dict[str, Any]) -> List[Any]:
-    """All that have ended, the one that `state` is about included; a run that was only brought here
-    adds none."""
-    attempts = state.get("attempts")
-    known = list(attempts) if isinstance(attempts, list) else []
-    if state.get("cause") != MOVED:
-        known.append({key: state.get(key) for key in ATTEMPT})
-    return known
+    launched = launch(layout, directory)
+    attempt = len(attempts) + 1
+    return {"run": found["run"], "again": False, "attempt": attempt, **launched._asdict()}
 
 
 @operation("run_import")

@@ -1,36 +1,54 @@
 """Stands beside one training on the server: starts it, records what happens, and is the only one
 who tells how it ended."""
 
-import fcntl
 import os
 import signal
+import sys
 import threading
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
+from remote.agent.calls import Refusal
+from remote.agent.launchers import slurm
+from remote.agent.launchers.seam import Job, claim, mark_path
+from remote.agent.launchers.slurm_words import AGAIN
 from remote.agent.machine.processes import boot_id, start_time
 from remote.agent.root.disk import mount_of
 from remote.agent.root.paths import read_json, write_json
 from remote.agent.runs import notify
+from remote.agent.runs.attempts import (
+    next_attempt,
+    past_attempts,
+    restarts_left,
+    resumed,
+    tell_restart,
+)
 from remote.agent.runs.disk_guard import DiskGuard
 from remote.agent.runs.gpu_usage import Sampler
 from remote.agent.runs.outcome import Ended, Outcome, may_restart, tell_outcome
 from remote.agent.runs.process import Process
 from remote.agent.runs.queue import take_gpus, wanted_by
-from remote.agent.runs.records import ATTEMPT
+from remote.agent.shared.states import FINAL
 
 DISK_EVERY_S = 1.0
+HEARTBEAT_S = 30.0
 RESTART_S = float(os.environ.get("REMOTE_RESTART_S", "5"))
 """Times the number of the restart, at most a minute: what broke may mend itself."""
 
 
 def main(arguments: List[str]) -> int:
-    return Supervisor(arguments[0]).run()
+    directory, token = arguments
+    return Supervisor(directory, token).run()
+
+
+class Superseded(Exception):
+    """Another attempt has the run: this one writes nothing any more."""
 
 
 class Supervisor:
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, token: str) -> None:
         self.directory = directory
+        self.token = token
         self.asked: Dict[str, Any] = {}
         self.state: Dict[str, Any] = {}
         self.stop = threading.Event()
@@ -38,6 +56,8 @@ class Supervisor:
         self.disk_problem: Optional[str] = None
         self.disk_seen = 0.0
         self.sampler: Optional[Sampler] = None
+        self.process: Optional[Process] = None
+        self.beat = 0.0
 
     def path(self, name: str) -> str:
         return os.path.join(self.directory, name)
@@ -46,10 +66,7 @@ class Supervisor:
         """Runs the training once, whoever else was started for the same run. Returns the exit code
         for the shell."""
         os.umask(0o077)
-        lock = os.open(self.path(".supervisor.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not claim(mark_path(self.directory, self.token)):
             return 0
         self.asked = read_json(self.path("run.json")) or {}
         self.state = read_json(self.path("state.json")) or {}
@@ -58,15 +75,17 @@ class Supervisor:
         signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
         signal.signal(signal.SIGINT, lambda *_: self.stop.set())
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        self.record(
-            host=os.uname().nodename,
-            boot_id=boot_id(),
-            supervisor_pid=os.getpid(),
-            supervisor_started=start_time(os.getpid()),
-            launched="tmux" if os.environ.get("TMUX") else "setsid",
-        )
         try:
+            self.record(
+                host=os.uname().nodename,
+                boot_id=boot_id(),
+                supervisor_pid=os.getpid(),
+                supervisor_started=start_time(os.getpid()),
+                launched=self.launched,
+            )
             return self.supervise()
+        except Superseded:
+            return self.give_way()
         except Exception as error:
             reason = f"the supervisor failed: {error}"
             self.record_end(Outcome("failed", reason, "supervisor"))
@@ -74,7 +93,24 @@ class Supervisor:
         finally:
             self.notify()
 
+    @property
+    def launched(self) -> str:
+        if self.asked.get("launcher") == "slurm":
+            return "slurm"
+        return "tmux" if os.environ.get("TMUX") else "setsid"
+
+    def give_way(self) -> int:
+        if self.process is not None:
+            self.process.kill()
+        return 0
+
+    def raise_if_superseded(self) -> None:
+        recorded = read_json(self.path("state.json"))
+        if recorded is not None and recorded.get("token") != self.token:
+            raise Superseded
+
     def record(self, **changes: Any) -> None:
+        self.raise_if_superseded()
         self.state.update(changes)
         try:
             write_json(self.path("state.json"), self.state)
@@ -91,10 +127,8 @@ class Supervisor:
             reason = f"{self.who_stopped()} while it waited"
             self.record_end(Outcome("stopped", reason, "stopped"))
             return 1
-        most, restarts = int(self.asked.get("max_restarts") or 0), 0
-        while not self.run_once(restarts < most):
-            restarts += 1
-            self.restart(restarts)
+        while not self.run_once(restarts_left(self.state, self.asked) > 0):
+            self.restart()
             if self.stop.is_set():
                 self.end(Outcome("stopped", self.who_stopped(), "stopped"), exit_code=None)
                 break
@@ -103,7 +137,8 @@ class Supervisor:
     def run_once(self, again: bool) -> bool:
         """Start it and wait. True where that was the end, which is recorded then; False where
         another attempt is to follow."""
-        process = Process(self.directory, self.asked, len(self.state.get("attempts") or []) + 1)
+        attempt = len(self.state.get("attempts") or []) + 1
+        process = self.process = Process(self.directory, self.asked, attempt)
         started = time.time()
         problem = process.start()
         if problem:
@@ -114,14 +149,14 @@ class Supervisor:
         process.wait(self.must_end, lambda: self.record(stopping=time.time()))
         ended = self.look(process)
         outcome = tell_outcome(ended)
+        last = dict(self.state, **outcome.as_state(), ended=time.time(), exit_code=ended.code)
         if again and may_restart(ended, outcome):
-            last = dict(self.state, **outcome.as_state(), ended=time.time(), exit_code=ended.code)
-            attempts = [
-                *(self.state.get("attempts") or []),
-                {key: last.get(key) for key in ATTEMPT},
-            ]
-            self.record(attempts=attempts)
+            restarts = int(self.state.get("restarts") or 0) + 1
+            self.record(attempts=past_attempts(last), restarts=restarts)
             return False
+        if again and outcome.cause in AGAIN:
+            self.submit_next(last)
+            return True
         self.end(outcome, exit_code=ended.code)
         return True
 
@@ -135,7 +170,18 @@ class Supervisor:
         if time.monotonic() - self.disk_seen > DISK_EVERY_S:
             self.disk_seen = time.monotonic()
             self.disk_problem = self.disk.problem()
+            self.look_around()
         return self.stop.is_set() or self.disk_problem is not None
+
+    def look_around(self) -> None:
+        """What other hosts may have written meanwhile; and that this one lives."""
+        self.raise_if_superseded()
+        if self.launched == "slurm":
+            if os.path.exists(self.path("stop.json")):
+                self.stop.set()
+            if time.monotonic() - self.beat > HEARTBEAT_S:
+                self.beat = time.monotonic()
+                self.record(heartbeat=time.time())
 
     def look(self, process: Process) -> Ended:
         interrupted = process.was_interrupted()
@@ -146,25 +192,45 @@ class Supervisor:
             tail=process.log_tail(),
             mount=mount_of(self.directory),
             stopped=self.who_stopped() if self.stop.is_set() else None,
+            scheduler=self.why_signalled() if self.stop.is_set() else None,
             disk_problem=self.disk_problem,
             interrupted=interrupted,
             kernel_killed=process.kernel_killed(),
         )
 
-    def restart(self, number: int) -> None:
+    def restart(self) -> None:
         """Wait for the next attempt, which goes on from the newest checkpoint where there is
         one."""
-        saved = self.path("checkpoints")
-        if os.path.isdir(saved) and os.listdir(saved) and self.asked.get("resume_argv"):
-            self.asked["argv"] = self.asked["resume_argv"]
-        reason, most = self.state["attempts"][-1]["reason"], self.asked.get("max_restarts")
-        with open(self.path("train.log"), "ab") as log:
-            line = f"supervisor: {reason}; restarting ({number} of {most})\n"
-            log.write(line.encode("utf-8", "replace"))
-        self.stop.wait(min(60.0, RESTART_S * number))
+        self.asked = resumed(self.directory, self.asked)
+        tell_restart(self.directory, self.state, self.asked)
+        self.stop.wait(min(60.0, RESTART_S * self.state["restarts"]))
+
+    def why_signalled(self) -> Optional[Tuple[str, str, str]]:
+        """Of a SIGTERM that Slurm has sent by itself: state, reason, cause."""
+        if self.launched != "slurm" or os.path.exists(self.path("stop.json")):
+            return None
+        return slurm.why_signalled(self.asked, float(self.state.get("started") or 0))
+
+    def submit_next(self, ended: Dict[str, Any]) -> None:
+        """The next attempt is a job of its own, behind this one. Where nodes may not submit, the
+        next `status` does."""
+        self.disk.free_spare()
+        if self.sampler is not None:
+            self.sampler.end()
+        self.raise_if_superseded()
+        asked = after_job(self.asked)
+        self.state = next_attempt(self.directory, ended, asked)
+        token = str(self.state["token"])
+        words = [sys.executable, "-I", "-S", sys.argv[0], "supervise", self.directory, token]
+        try:
+            slurm.start(Job(self.directory, words, asked, token))
+        except (Refusal, OSError) as problem:
+            sys.stderr.write(f"the next attempt was not submitted here: {problem}\n")
 
     def notify(self) -> None:
-        """Post to the address that lies in .notify, if there is one."""
+        """Post to the address that lies in .notify, if there is one, once the run has ended."""
+        if self.state.get("state") not in FINAL:
+            return
         try:
             with open(self.path(".notify")) as file:
                 address = file.read().strip()
@@ -195,3 +261,9 @@ class Supervisor:
     def who_stopped(self) -> str:
         who = (read_json(self.path("stop.json")) or {}).get("who")
         return f"stopped by {who}" if who else "stopped by a signal"
+
+
+def after_job(asked: Dict[str, Any]) -> Dict[str, Any]:
+    """The next attempt starts when this job has ended."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return dict(asked, slurm=dict(asked.get("slurm") or {}, after=job)) if job else asked

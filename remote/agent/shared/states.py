@@ -20,4 +20,9 @@ Cause = Literal[
     "rebooted",
     "supervisor",
     "moved",
+    "time limit",
+    "preempted",
+    "node failed",
+    "cancelled",
+    "scheduler",
 ]

@@ -1,0 +1,1 @@
+"""How a run's supervisor is started, seen, ended and reached: tmux, setsid, Slurm."""

@@ -1,0 +1,155 @@
+"""Runs on the very machine that is logged in to: in a tmux of their own, or by setsid."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from typing import Any, Dict, List, Optional
+
+from remote.agent.calls import Refusal
+from remote.agent.launchers.seam import Job, Launched, State
+from remote.agent.machine.account import kills_at_logout
+from remote.agent.machine.processes import boot_id, is_same, start_time
+from remote.agent.shared.names import session_name, socket_name
+
+NEVER_STARTED_S = 60.0
+
+
+def start(job: Job) -> Launched:
+    asked = str(job.asked.get("launcher") or "auto")
+    scope, notes = _lingering_scope(), []
+    if scope is None and kills_at_logout():
+        notes.append(
+            "this server kills a user's processes at logout: ask its administrator for `loginctl"
+            " enable-linger`"
+        )
+    if asked == "auto" and shutil.which("sbatch"):
+        notes.append(
+            "this server has Slurm: where trainings belong into its queue, set remote.launcher:"
+            " slurm in fabric.yaml"
+        )
+    tmux = shutil.which("tmux") if asked != "setsid" else None
+    problem = "no tmux on the server"
+    if tmux:
+        problem = _start_tmux([*(scope or []), tmux], job) or ""
+        if not problem:
+            return Launched("tmux", "; ".join(notes) or None)
+        problem = f"tmux did not start ({problem})"
+    if asked == "tmux":
+        raise Refusal("ServerUnfit", problem, "set remote.launcher: auto in fabric.yaml")
+    if asked == "auto":
+        notes.append(f"{problem}: the run was started with setsid instead")
+    with open(os.path.join(job.directory, "supervisor.log"), "ab") as log:
+        subprocess.Popen(
+            [*(scope or []), *job.command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=job.directory,
+        )
+    return Launched("setsid", "; ".join(notes) or None)
+
+
+def _start_tmux(tmux: List[str], job: Job) -> Optional[str]:
+    """None when tmux holds the session, else what it said."""
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("TMUX", "TMUX_PANE")
+    }
+    if not any(environment.get(key) for key in ("LC_ALL", "LC_CTYPE", "LANG")):
+        environment["LC_CTYPE"] = "C.UTF-8"
+    server = ["-L", socket_name(job.directory), "-f", "/dev/null", "new-session", "-d"]
+    session = ["-s", session_name(os.path.basename(job.directory)), "-x", "120", "-y", "40"]
+    try:
+        done = subprocess.run(
+            [*tmux, *server, *session, "-c", job.directory, *job.command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            timeout=20,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return type(error).__name__
+    said = done.stdout.decode("utf-8", "replace").strip()[-200:]
+    return (said or f"exit code {done.returncode}") if done.returncode else None
+
+
+def _lingering_scope() -> Optional[List[str]]:
+    """Where logout kills but lingering is on, a scope of the user's own service manager keeps the
+    run."""
+    user = os.path.join("/var/lib/systemd/linger", os.environ.get("USER", ""))
+    if (
+        os.environ.get("USER")
+        and os.path.exists(user)
+        and shutil.which("systemd-run")
+        and os.environ.get("XDG_RUNTIME_DIR")
+    ):
+        return ["systemd-run", "--user", "--scope", "--quiet"]
+    return None
+
+
+def look(directory: str, state: State, asked: Dict[str, Any]) -> State:
+    """By its processes, on the host that recorded it; elsewhere it is told as recorded."""
+    if state.get("host") != os.uname().nodename:
+        # Homes may be shared: only the host that runs it can tell whether it lives.
+        return dict(
+            state,
+            elsewhere=True,
+            reason=f"as recorded by {state.get('host')}, which alone can tell whether it lives",
+        )
+    ended = dict(state, state="failed", corrected=True)
+    if state.get("boot_id") != boot_id():
+        return dict(ended, reason="the server was rebooted", cause="rebooted")
+    if state.get("state") == "queued" and not state.get("supervisor_pid"):
+        if time.time() - float(state.get("since") or 0) < NEVER_STARTED_S:
+            return state
+        return dict(
+            ended, reason="it was never started: the launch was cut off", cause="not started"
+        )
+    if is_same(state.get("supervisor_pid"), state.get("supervisor_started")):
+        return state
+    if is_same(state.get("pid"), state.get("pid_started")):
+        return dict(
+            state, unsupervised=True, reason="its supervisor was killed; it trains on without one"
+        )
+    if asked.get("finish") == "summary" and os.path.exists(os.path.join(directory, "summary.json")):
+        return dict(state, state="finished", corrected=True, reason=None)
+    if (
+        start_time(_pid(state, "pid")) is not None
+        or start_time(_pid(state, "supervisor_pid")) is not None
+    ):
+        return dict(
+            ended,
+            reason="killed from outside, its supervisor too; another process has its number by now",
+            cause="pid reused",
+        )
+    return dict(ended, reason="killed from outside, its supervisor too", cause="killed")
+
+
+def _pid(state: State, key: str) -> int:
+    """0, the number of no process, where none was recorded."""
+    value = state.get(key)
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def stop(directory: str, state: State) -> None:
+    if is_same(state.get("supervisor_pid"), state.get("supervisor_started")):
+        os.kill(int(state["supervisor_pid"]), signal.SIGTERM)
+    elif is_same(state.get("pid"), state.get("pid_started")):
+        os.kill(int(state["pid"]), signal.SIGTERM)
+
+
+def attach(directory: str, state: State) -> str:
+    run = os.path.basename(directory)
+    if state.get("launched") != "tmux":
+        raise Refusal("RunFailed", f"{run} was started without tmux")
+    # tmux refuses a terminal that the server's terminfo does not know (kitty, ghostty, wezterm).
+    script = (
+        'infocmp "$TERM" >/dev/null 2>&1 || TERM=xterm-256color; export TERM; exec tmux -L "$1"'
+        ' attach-session -t "$2"'
+    )
+    target = shlex.quote("=" + session_name(run))
+    return f"exec sh -c '{script}' sh {socket_name(directory)} {target}"

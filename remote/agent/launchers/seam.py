@@ -1,0 +1,55 @@
+"""The one face of all launchers, and which of them a run has."""
+
+import os
+from typing import Any, Dict, List, NamedTuple, Optional, Protocol
+
+State = Dict[str, Any]
+
+
+class Job(NamedTuple):
+    """What is to be started: the supervisor of one attempt. `token` names the attempt."""
+
+    directory: str
+    command: List[str]
+    asked: Dict[str, Any]
+    token: str
+
+
+class Launched(NamedTuple):
+    """`job`: Slurm's number. `note`: what a person should know about it."""
+
+    launched: str
+    note: Optional[str] = None
+    job: Optional[str] = None
+
+
+class Launcher(Protocol):
+    def start(self, job: Job) -> Launched:
+        """Start the supervisor so that it outlives this login; the same again for a token that was
+        started. Raises Refusal where it can't be had."""
+
+    def look(self, directory: str, state: State, asked: Dict[str, Any]) -> State:
+        """A recorded state that is not final, corrected by what can be seen now."""
+
+    def stop(self, directory: str, state: State) -> None:
+        """Ask the supervisor to end; who wants it stands in stop.json already."""
+
+    def attach(self, directory: str, state: State) -> str:
+        """A line for the login shell that leads into the run. Raises Refusal where none does."""
+
+
+def mark_path(directory: str, token: str, what: str = "") -> str:
+    """Of an attempt: a file whose being there says that something was done, by whomever."""
+    folder = os.path.join(directory, ".attempts")
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    return os.path.join(folder, token + what)
+
+
+def claim(path: str) -> bool:
+    """Make the file; False where somebody has done so. Not a lock: this holds on file systems that
+    hosts share, where a lock may be each host's own or not exist."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return False
+    return True

@@ -1,0 +1,86 @@
+"""The attempts of a run: a new one with a token of its own; what is kept of those that ended."""
+
+import os
+import secrets
+import time
+from typing import Any, Dict, List
+
+from remote.agent.launchers.slurm_words import AGAIN
+from remote.agent.machine.processes import boot_id
+from remote.agent.root.paths import write_json
+
+ATTEMPT = ("state", "reason", "cause", "exit_code", "host", "started", "ended")
+"""What is kept of an attempt that has ended."""
+MOVED = "moved"
+
+
+def new_token() -> str:
+    """Names an attempt: a supervisor whose token is no longer the run's writes nothing."""
+    return secrets.token_hex(8)
+
+
+def queued_state(**more: Any) -> Dict[str, Any]:
+    """Of a new attempt."""
+    return dict(
+        more,
+        state="queued",
+        host=os.uname().nodename,
+        boot_id=boot_id(),
+        since=time.time(),
+        token=new_token(),
+    )
+
+
+def past_attempts(state: Dict[str, Any]) -> List[Any]:
+    """All that have ended, the one that `state` is about included; a run that was only brought here
+    adds none."""
+    attempts = state.get("attempts")
+    known = list(attempts) if isinstance(attempts, list) else []
+    if state.get("cause") != MOVED:
+        known.append({key: state.get(key) for key in ATTEMPT})
+    return known
+
+
+def restarts_left(state: Dict[str, Any], asked: Dict[str, Any]) -> int:
+    return int(asked.get("max_restarts") or 0) - int(state.get("restarts") or 0)
+
+
+def resumed(directory: str, asked: Dict[str, Any]) -> Dict[str, Any]:
+    """What is asked of the next attempt: it goes on from the newest checkpoint where there is
+    one."""
+    saved = os.path.join(directory, "checkpoints")
+    if os.path.isdir(saved) and os.listdir(saved) and asked.get("resume_argv"):
+        return dict(asked, argv=asked["resume_argv"])
+    return asked
+
+
+def tell_restart(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) -> None:
+    """In the run's log. `state` is the next attempt's."""
+    reason, most = state["attempts"][-1].get("reason"), asked.get("max_restarts")
+    with open(os.path.join(directory, "train.log"), "ab") as log:
+        line = f"supervisor: {reason}; restarting ({state['restarts']} of {most})\n"
+        log.write(line.encode("utf-8", "replace"))
+
+
+def next_attempt(directory: str, ended: Dict[str, Any], asked: Dict[str, Any]) -> Dict[str, Any]:
+    """Write down that another one is to be started, behind the job that has ended. Returns its
+    state; from here on the old supervisor writes nothing."""
+    state = queued_state(
+        attempts=past_attempts(ended), restarts=int(ended.get("restarts") or 0) + 1
+    )
+    write_json(os.path.join(directory, "run.json"), resumed(directory, asked))
+    write_json(os.path.join(directory, "state.json"), state)
+    tell_restart(directory, state, asked)
+    return state
+
+
+def settle(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) -> Dict[str, Any]:
+    """Write down how an attempt ended whose supervisor can't do so any more, as `verdict` says, for
+    the scheduler forgets it."""
+    verdict = state.pop("verdict")
+    ended = dict(state, ended=time.time(), corrected=True, waiting=None, **verdict)
+    if verdict["cause"] in AGAIN and restarts_left(state, asked) > 0:
+        return next_attempt(directory, ended, asked)
+    ended["token"] = new_token()
+    write_json(os.path.join(directory, "state.json"), ended)
+    return ended

@@ -1,0 +1,41 @@
+"""The runs as they are told, those looked after that Slurm may not have yet."""
+
+import os
+from typing import Any, Dict, Optional
+
+from remote.agent.calls import Call, Refusal, operation
+from remote.agent.launchers.slurm import job_of
+from remote.agent.root.paths import Layout, resolve_root, write_json
+from remote.agent.runs.launch import launch
+from remote.agent.runs.records import describe_run, find_run, list_runs
+
+LIMITED = ("MaxSubmit", "too many", "submit limit", "temporarily")
+"""Refusals that time mends."""
+
+
+@operation("runs")
+def runs(call: Call, root: str, run: Optional[str] = None) -> Dict[str, Any]:
+    layout = Layout(resolve_root(root))
+    found = [look_after(layout, known) for known in list_runs(layout)]
+    if run is not None:
+        found = [find_run(layout, run, found)]
+    return {"runs": found, "host": os.uname().nodename, "root": layout.root}
+
+
+def look_after(layout: Layout, known: Dict[str, Any]) -> Dict[str, Any]:
+    """Submit an attempt that Slurm does not have: its submission was cut off, or its node might not
+    submit the next one."""
+    directory, state = known["path"], known["detail"]
+    if known["asked"].get("launcher") != "slurm" or known["state"] != "queued":
+        return known
+    if state.get("supervisor_pid") or job_of(directory, str(state.get("token") or "")):
+        return known
+    try:
+        launch(layout, directory)
+    except Refusal as refusal:
+        if any(word in refusal.message for word in LIMITED):
+            state["waiting"] = f"waits to be submitted: {refusal.message}"
+            return known
+        ended = {"state": "failed", "reason": refusal.message, "cause": "not started"}
+        write_json(os.path.join(directory, "state.json"), dict(state, **ended, waiting=None))
+    return describe_run(layout, known["run"])
