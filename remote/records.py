@@ -23,6 +23,27 @@ __all__ = [
 
 
 @dataclass(frozen=True)
+class SlurmSettings:
+    """The keys under `remote.slurm:`: what every job asks for. Empty: what the cluster gives."""
+
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    # The time limit: 8h, 30m, 1h30m.
+    time: str = ""
+    # The GPUs: gpu:1, gpu:a100:2; none: no GPU. --gpus changes the number.
+    gres: str = "gpu:1"
+    constraint: str = ""
+    nodes: str = ""
+    cpus: str = ""
+    mem: str = ""
+    # More options of sbatch, one a line.
+    extra: str = ""
+    # Shell lines before the training: module load …
+    preamble: str = ""
+
+
+@dataclass(frozen=True)
 class Settings:
     """The keys under `remote:` in fabric.yaml."""
 
@@ -65,6 +86,9 @@ class Settings:
     # What ends a rented server, for fetch-results --then-shutdown; empty: shutdown -h now, by sudo
     # where one is not root.
     shutdown: str = ""
+    # What holds a run there: tmux, setsid, slurm; auto takes tmux where it is, else setsid.
+    launcher: str = "auto"
+    slurm: SlurmSettings = field(default_factory=SlurmSettings)
 
 
 @dataclass(frozen=True)

@@ -12,35 +12,36 @@ from typing import Any
 
 from remote.errors import UsageError
 from remote.project.command import shell_signs
-from remote.records import Settings
+from remote.project.slurm import slurm_problems
+from remote.records import Settings, SlurmSettings
 
 PROJECT_NAME = re.compile(r"[^\s/\\\x00-\x1f\x7f-\x9f][^/\\\x00-\x1f\x7f-\x9f]{0,99}\Z")
 
+LAUNCHERS = ("auto", "tmux", "setsid", "slurm")
+LINES = ("extra", "preamble")
+"""Settings of Slurm that may be lists of lines."""
 
-def defaults() -> dict[str, Any]:
+
+def defaults(kind: type = Settings) -> dict[str, Any]:
     """What is registered with Fabric, so that every key can be set by the environment too."""
-    return {field.name: field.default for field in dataclasses.fields(Settings)}
+    made = kind()
+    return {
+        field.name: defaults(SlurmSettings) if field.name == "slurm" else getattr(made, field.name)
+        for field in dataclasses.fields(kind)
+    }
 
 
 def parse_settings(values: Mapping[str, Any], project_dir: Path) -> Settings:
     """Raises UsageError naming every wrong key and value."""
-    errors = []
-    known = defaults()
-    given: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            errors.append(
-                f"unknown key remote.{key}" + (f" (did you mean {near[0]}?)" if near else "")
-            )
-        else:
-            try:
-                given[key] = _typed(known[key], value)
-            except (TypeError, ValueError):
-                errors.append(
-                    f"remote.{key} must be a"
-                    f" {'number' if isinstance(known[key], float) else 'text'}, not {value!r:.60}"
-                )
+    errors: list[str] = []
+    slurm = values.get("slurm") or {}
+    if not isinstance(slurm, Mapping):
+        errors.append(f"remote.slurm holds keys such as partition and time, not {slurm!r:.60}")
+        slurm = {}
+    given = _checked("remote", {**values, "slurm": None}, defaults(), errors)
+    given["slurm"] = SlurmSettings(
+        **_checked("remote.slurm", slurm, defaults(SlurmSettings), errors)
+    )
     settings = Settings(**given)
     project = settings.project or project_dir.resolve().name or "project"
     errors += _problems(settings, project)
@@ -53,6 +54,31 @@ def parse_settings(values: Mapping[str, Any], project_dir: Path) -> Settings:
     return dataclasses.replace(
         settings, project=project, root=settings.root.replace("{project}", project)
     )
+
+
+def _checked(
+    place: str, values: Mapping[str, Any], known: Mapping[str, Any], errors: list[str]
+) -> dict[str, Any]:
+    """The values that are known and of the right type; the others go to `errors`."""
+    given = {}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            errors.append(
+                f"unknown key {place}.{key}" + (f" (did you mean {near[0]}?)" if near else "")
+            )
+            continue
+        try:
+            given[key] = _typed(known[key], _lines(value) if key in LINES else value)
+        except (TypeError, ValueError):
+            kind = "number" if isinstance(known[key], float) else "text"
+            errors.append(f"{place}.{key} must be a {kind}, not {value!r:.60}")
+    return given
+
+
+def _lines(value: Any) -> Any:
+    """A list of lines is one text of them."""
+    return "\n".join(map(str, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _typed(default: Any, value: Any) -> Any:
@@ -80,6 +106,11 @@ def _problems(settings: Settings, project: str) -> list[str]:
         errors.append("remote.timeout_s must be between 0 and 3600 seconds")
     if not 0 <= settings.stay_s <= 86400:
         errors.append("remote.stay_s must be between 0 and 86400 seconds")
+    if settings.launcher not in LAUNCHERS:
+        errors.append(
+            f"remote.launcher must be {', '.join(LAUNCHERS)}, not {settings.launcher!r:.40}"
+        )
+    errors += slurm_problems(settings.slurm)
     if settings.ssh not in ("auto", "openssh", "paramiko"):
         errors.append(f"remote.ssh must be auto, openssh or paramiko, not {settings.ssh!r:.40}")
     for key in ("max_file_mib", "ask_above_mib"):

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 from remote.deploy.deploy import Deployed, deploy, show_steps
 from remote.deploy.gpus import choose_gpus, gpu_error, unusable_reason
 from remote.errors import ConnectionLost, GpuUnfit, NotFound, RemoteError, RunFailed, Unreachable
-from remote.link.answers import Followed, Started, Stopping
+from remote.link.answers import Followed, Resumed, Started, Stopping
 from remote.link.session import Session, who_am_i
 from remote.project.command import label_of
+from remote.project.slurm import job_request
 from remote.records import Gpu, Run
 from remote.runs.follow import Follower
 from remote.runs.listing import list_runs, only_run, raise_if_failed
@@ -62,6 +63,10 @@ class Launch:
     def root(self) -> str:
         return self.deployed.root
 
+    @property
+    def by_slurm(self) -> bool:
+        return self.session.project.settings.launcher == "slurm"
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -72,9 +77,13 @@ class Placement:
     queue: bool = False
     wanted: int = 1
     devices: str = "auto"
+    # What is asked of Slurm, which places the run then.
+    slurm: Mapping[str, Any] | None = None
 
     def as_asked(self) -> dict[str, Any]:
         """For run.json."""
+        if self.slurm is not None:
+            return {"gpus": None, "gpu_names": [], "queue": False, "slurm": dict(self.slurm)}
         if self.gpus is None:
             return {}
         asked: dict[str, Any] = {
@@ -119,9 +128,14 @@ def start_once(
             " one is started"
         )
     else:
-        where = "in tmux" if answer.launched == "tmux" else "without tmux (setsid)"
-        session.display.line(f"run {run}: started {where} on {session.host}")
+        session.display.line(f"run {run}: {started_where(answer)} on {session.host}")
     return run
+
+
+def started_where(answer: Started | Resumed) -> str:
+    if answer.launched == "slurm":
+        return f"submitted to Slurm{f' as job {answer.job}' if answer.job else ''}"
+    return f"started {'in tmux' if answer.launched == 'tmux' else 'without tmux (setsid)'}"
 
 
 def prepare_launch(
@@ -132,7 +146,7 @@ def prepare_launch(
     launch = Launch(session, request, deployed, pending, facts.data_path or request.data)
     if session.project.has_own_trainer:
         config = effective_config(session.project.directory, request, session.project.settings)
-        require_gpu(config, bool(facts.gpus.gpus), session.host)
+        require_gpu(config, launch.by_slurm or bool(facts.gpus.gpus), session.host)
         launch = dataclasses.replace(
             launch, wants_gpu=config.accelerator != "cpu", most_gpus=config.max_devices
         )
@@ -147,7 +161,8 @@ def prepare_launch(
         there = "give its path there (absolute, below your home, or a name in the project's data/)"
         text = f"--data {request.data}: no such file or directory on the server"
         raise NotFound(text, host=session.host, step="train", remedy=send if here else there)
-    if not facts.gpus.gpus and launch.wants_gpu and (request.gpus or request.devices != "auto"):
+    here_only = not launch.by_slurm and (request.gpus or request.devices != "auto")
+    if not facts.gpus.gpus and launch.wants_gpu and here_only:
         wanted = f"--gpus {request.gpus}" if request.gpus else f"--devices {request.devices}"
         raise GpuUnfit(
             f"{wanted}: the server has no GPU ({facts.gpus.problem or 'nvidia-smi shows none'})",
@@ -158,21 +173,34 @@ def prepare_launch(
     return launch
 
 
+def require_so_many(launch: Launch, there: int | None) -> None:
+    """`there`: GPUs of the server; None: Slurm knows."""
+    wanted, most = launch.request.gpus or 0, launch.most_gpus
+    for limit, has in ((most, f"this recipe uses {most}"), (there, f"the server has {there}")):
+        if limit and wanted > limit:
+            raise GpuUnfit(
+                f"--gpus {wanted}: {has}",
+                host=launch.session.host,
+                step="choose GPUs",
+                remedy="ask for fewer",
+            )
+
+
 def place_run(launch: Launch, held: Mapping[str, str]) -> Placement:
     """GPUs that are free now, or a place in the server's queue. Raises GpuUnfit where that can't
     help, or with --now."""
     request, gpus = launch.request, launch.deployed.facts.gpus.gpus
+    most, host = launch.most_gpus, launch.session.host
+    if launch.by_slurm:
+        require_so_many(launch, None)
+        slurm = launch.session.project.settings.slurm
+        asked = job_request(slurm, request.time, request.gpus, launch.wants_gpu)
+        return Placement(slurm=asked)
     if not gpus:
         return Placement(devices=request.devices)
     if not launch.wants_gpu:
         return Placement((), devices=request.devices)
-    most, host = launch.most_gpus, launch.session.host
-    if request.gpus and (request.gpus > len(gpus) or 0 < most < request.gpus):
-        own = f"this recipe uses {most}"
-        has = own if 0 < most < request.gpus else f"the server has {len(gpus)}"
-        raise GpuUnfit(
-            f"--gpus {request.gpus}: {has}", host=host, step="choose GPUs", remedy="ask for fewer"
-        )
+    require_so_many(launch, len(gpus))
     choice = choose_gpus(gpus, request.devices, limit=request.gpus or most, held=held)
     runs = launch.deployed.facts.runs
     waiting = sum(run.state == "queued" and run.queue for run in runs)

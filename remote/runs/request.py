@@ -19,6 +19,7 @@ from remote.link.answers import Started
 from remote.link.session import Project, Session, who_am_i
 from remote.project.command import plan_words
 from remote.project.own_trainer import load_config_module, runs_own_trainer
+from remote.project.slurm import parse_time
 from remote.records import Settings
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}\Z")
@@ -46,6 +47,8 @@ class TrainRequest:
     gpus: int | None = None
     # Refuse rather than wait for a GPU.
     now: bool = False
+    # Slurm's time limit for this run.
+    time: str | None = None
     # The supervisor goes on by itself after a crash, so often.
     max_restarts: int = 0
     # A webhook, told when the run has ended. A secret: in no record, log or error.
@@ -67,6 +70,7 @@ class TrainOptions:
     resume: str | None = None
     gpus: int | None = None
     now: bool = False
+    time: str | None = None
     max_restarts: int = 0
     notify: str | None = field(default=None, repr=False)
     follow: bool | None = None
@@ -100,6 +104,7 @@ def parse_request(project: Project, options: TrainOptions) -> TrainRequest:
         errors.append("--gpus is a number from 1 on, and goes with --devices auto alone")
     if options.max_restarts < 0:
         errors.append("--max-restarts must not be negative")
+    errors += launcher_errors(project.settings, options)
     address = ""
     try:
         address = read_address(options.notify)
@@ -113,6 +118,7 @@ def parse_request(project: Project, options: TrainOptions) -> TrainRequest:
         name,
         gpus,
         options.now,
+        options.time,
         options.max_restarts,
         address,
         arguments,
@@ -137,6 +143,23 @@ def parse_request(project: Project, options: TrainOptions) -> TrainRequest:
             "; ".join(errors), step="train", remedy="fab train --help tells what can be given"
         )
     return request
+
+
+def launcher_errors(settings: Settings, options: TrainOptions) -> list[str]:
+    """Options that only Slurm knows, and that Slurm does not know."""
+    errors = []
+    if settings.launcher != "slurm":
+        return ["--time belongs to remote.launcher: slurm"] if options.time else []
+    if options.time:
+        try:
+            parse_time(options.time)
+        except ValueError as error:
+            errors.append(f"--time: {error}")
+    if options.devices != "auto":
+        errors.append("--devices: Slurm chooses the GPUs; ask for a number: --gpus 2")
+    if options.now:
+        errors.append("--now: Slurm's queue gives no such answer; leave it out")
+    return errors
 
 
 def read_address(given: str | None) -> str:
@@ -331,4 +354,5 @@ def describe_request(request: TrainRequest, project: Project) -> dict[str, Any]:
         "created": time.time(),
         "finish": "summary" if own else "exit",
         "max_restarts": request.max_restarts,
+        "launcher": settings.launcher,
     }

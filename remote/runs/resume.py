@@ -24,6 +24,7 @@ from remote.runs.launch import (
     launch_on_free_gpus,
     place_run,
     prepare_launch,
+    started_where,
     watch,
 )
 from remote.runs.listing import list_runs
@@ -76,7 +77,8 @@ def resume_one(session: Session, run: str, options: TrainOptions) -> int:
         )
     else:
         session.display.line(
-            f"run {identifier}: attempt {show(answer.attempt)} started on {session.host}"
+            f"run {identifier}: attempt {show(answer.attempt)} {started_where(answer)} on"
+            f" {session.host}"
         )
         session.display.note(code_note(asked.release, deployed.release.tree))
     return watch(session, identifier, following, pending)
@@ -98,6 +100,7 @@ def start_next(launch: Launch, run: str, command: str) -> Resumed:
             "argv": argv,
             "resume_argv": argv,
             "max_restarts": request.max_restarts,
+            "launcher": session.project.settings.launcher,
             "arguments": list(request.arguments or ()),
         }
         return session.ask_as_owner(Resumed, run=run, asked=changes, notify=request.notify)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
             "so many of the free ones; where too few are free the run waits in the server's queue"
         ),
         "now": "refuse rather than wait for a GPU",
+        "time": "Slurm's time limit for this run: 8h, 30m (default: remote.slurm.time)",
         "max-restarts": (
             "after a crash or a kill the server itself goes on from the newest checkpoint, so often"
         ),
@@ -57,6 +58,7 @@ def train(
     resume: str | None = None,
     gpus: int = 0,
     now: bool = False,
+    time: str | None = None,
     max_restarts: int = 0,
     notify: str | None = None,
     follow: bool = False,
@@ -89,6 +91,7 @@ def train(
             resume,
             gpus or None,
             now,
+            time,
             max_restarts,
             notify,
             following,

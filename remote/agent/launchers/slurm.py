@@ -13,7 +13,7 @@ from typing import Any, Dict, Optional, Tuple
 
 from remote.agent.calls import Refusal
 from remote.agent.launchers.seam import Job, Launched, State, claim, mark_path
-from remote.agent.launchers.slurm_queue import PREFIX, ask, ask_about, find, look_up, queue
+from remote.agent.launchers.slurm_queue import PREFIX, ask, ask_about, find, forget, look_up, queue
 from remote.agent.launchers.slurm_words import SUBMITTED_S, Seen, tell, tell_end, tell_signal
 from remote.agent.root.paths import read_json, write_json, write_whole
 
@@ -135,7 +135,11 @@ def look(directory: str, state: State, asked: Dict[str, Any]) -> State:
     row = known.jobs.get(job_name(directory, token))
     if kept is None and row is not None:
         kept = _keep(directory, token, row.id)
+    stopped = _stopped(directory, state)
     if kept is None:
+        if stopped and known.problem is None:
+            # Never submitted, or by a call whose answer is still to come: its job finds no attempt.
+            return dict(state, verdict=tell_end(None, "", stopped))
         return tell(state, Seen(time.time(), known, None))
     job = str(kept["id"])
     told = tell(state, Seen(time.time(), known, row, job, float(kept["submitted"])))
@@ -149,7 +153,9 @@ def _settle(directory: str, state: State, asked: Dict[str, Any], job: str) -> St
         return dict(recorded)
     mark = mark_path(directory, str(state.get("token")), ".over")
     claim(mark)
-    if time.time() - os.path.getmtime(mark) < SETTLE_S:
+    stopped = _stopped(directory, state)
+    young = time.time() - os.path.getmtime(mark) < SETTLE_S
+    if young and not (stopped and state["state"] == "queued"):
         return dict(state, reason=f"job {job} has ended; its last words are waited for")
     if asked.get("finish") == "summary" and os.path.exists(os.path.join(directory, "summary.json")):
         return dict(state, verdict={"state": "finished", "reason": None, "cause": None})
@@ -158,9 +164,14 @@ def _settle(directory: str, state: State, asked: Dict[str, Any], job: str) -> St
     except OSError as problem:
         os.utime(mark)
         return dict(state, reason=f"Slurm does not answer ({problem}); as recorded")
+    return dict(state, verdict=tell_end(row, job, stopped))
+
+
+def _stopped(directory: str, state: State) -> Optional[str]:
+    """By whom, in words."""
     who = (read_json(os.path.join(directory, "stop.json")) or {}).get("who")
     waited = " while it waited" if state["state"] == "queued" else ""
-    return dict(state, verdict=tell_end(row, job, f"stopped by {who}{waited}" if who else None))
+    return f"stopped by {who}{waited}" if who else None
 
 
 def why_signalled(asked: Dict[str, Any], started: float) -> Optional[Tuple[str, str, str]]:
@@ -185,6 +196,7 @@ def stop(directory: str, state: State) -> None:
         ask("scancel", ["--state=PENDING", job])
         # Its supervisor reads stop.json too: nothing depends on the controller.
         ask("scancel", ["--signal=TERM", "--batch", job])
+        forget(os.path.dirname(directory))
 
 
 def attach(directory: str, state: State) -> str:

@@ -135,6 +135,12 @@ def queue(runs: str, fresh: bool = True) -> Queue:
     return Queue(rows, kept.get("answered"), kept.get("problem"))
 
 
+def forget(runs: str) -> None:
+    """What is kept is no longer so: the next look asks."""
+    place = os.path.join(runs, ".slurm.json")
+    write_json(place, dict(read_json(place) or {}, asked=0.0))
+
+
 def _time(value: object) -> float:
     return float(value) if isinstance(value, (int, float)) else 0.0
 

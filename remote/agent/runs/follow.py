@@ -8,6 +8,7 @@ from typing import Any, Dict, Optional
 from remote.agent.calls import Call, operation
 from remote.agent.root.paths import Layout, resolve_root
 from remote.agent.runs.gpu_usage import last_sample
+from remote.agent.runs.listing import look_after
 from remote.agent.runs.records import describe_run, find_run
 from remote.agent.shared.states import FINAL
 
@@ -35,7 +36,7 @@ def follow(
     `end` when it has ended and all is told. `wait_s` > 0 bounds the wait.
     """
     layout = Layout(resolve_root(root))
-    run = find_run(layout, run)["run"]
+    run = look_after(layout, find_run(layout, run))["run"]
     directory = layout.run(run)
     log = os.path.join(directory, "train.log")
     if tail is not None:

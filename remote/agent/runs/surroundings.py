@@ -57,6 +57,10 @@ def run_environment(directory: str, asked: Dict[str, Any], attempt: int) -> Dict
     values["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     if isinstance(uuids, list):
         values["CUDA_VISIBLE_DEVICES"] = ",".join(str(uuid) for uuid in uuids)
+    if "srun" not in " ".join(str(word) for word in asked.get("argv") or ()):
+        # One process is started here; Lightning takes these for srun's and waits for the others.
+        for name in ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE"):
+            values.pop(name, None)
     values["REMOTE_ATTEMPT"] = str(attempt)
     checkpoint = newest_checkpoint(directory, asked) if attempt > 1 else None
     if checkpoint:

@@ -1,0 +1,96 @@
+"""What a training asks of Slurm: `remote.slurm` and the options of one run, as the lines of a job's
+script. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from remote.records import SlurmSettings
+
+OURS = re.compile(
+    r"--(job-name|output|error|open-mode|chdir|signal|(no-)?requeue|array|wrap|parsable|wait"
+    r"|dependency|test-only)\b|-[JoeDadW]\b"
+)
+"""Options that we set ourselves, or that would make something else of one training."""
+PLAIN = ("partition", "account", "qos", "constraint", "nodes", "mem")
+UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+def parse_time(text: str) -> int:
+    """Seconds, of 8h, 1h30m, 2d, 8:00:00 or 1-12:00:00. Raises ValueError for a number without a
+    unit: Slurm counts it in minutes, and YAML makes 28800 of 8:00:00."""
+    spoken = re.fullmatch(r"(?:\d+[dhms])+", text.strip().lower())
+    clock = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text.strip())
+    if spoken:
+        total = sum(int(n) * UNITS[unit] for n, unit in re.findall(r"(\d+)([dhms])", spoken[0]))
+    elif clock:
+        days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())
+        total = days * 86400 + hours * 3600 + minutes * 60 + seconds
+    else:
+        raise ValueError(f"a time is given as 8h, 30m, 1h30m or '08:00:00', not {text!r:.40}")
+    if total < 60:
+        raise ValueError(f"Slurm's shortest time limit is a minute, not {text!r:.40}")
+    return total
+
+
+def extra_lines(text: str) -> list[str]:
+    """With or without #SBATCH, one option each."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return [re.sub(r"^#SBATCH\s+", "", line) for line in lines]
+
+
+def slurm_problems(slurm: SlurmSettings) -> list[str]:
+    errors = []
+    for name in (*PLAIN, "cpus", "gres"):
+        value = getattr(slurm, name)
+        if re.search(r"[\s\x00-\x1f'\"]", value):
+            errors.append(f"remote.slurm.{name} holds a blank or a quote: {value!r:.40}")
+    if slurm.time:
+        try:
+            parse_time(slurm.time)
+        except ValueError as error:
+            errors.append(f"remote.slurm.time: {error}")
+    for line in extra_lines(slurm.extra):
+        if not line.startswith("-"):
+            errors.append(f"remote.slurm.extra holds sbatch's options, not {line!r:.60}")
+        elif OURS.match(line):
+            errors.append(f"remote.slurm.extra: {line!r:.60} is not yours to set for a training")
+    return errors
+
+
+def gres_of(slurm: SlurmSettings, gpus: int | None) -> str:
+    """With so many GPUs of the kind that the settings name; empty: none."""
+    gres = "" if slurm.gres in ("", "none") else slurm.gres
+    if gpus is None:
+        return gres
+    kind = re.sub(r":\d+$", "", gres or "gpu")
+    return f"{kind}:{gpus}"
+
+
+def job_request(
+    slurm: SlurmSettings, time: str | None, gpus: int | None, wants_gpu: bool
+) -> dict[str, Any]:
+    """For run.json: `options` for sbatch, `preamble` for the shell, `limit_s` where a time limit is
+    set."""
+    limit_s = parse_time(time or slurm.time) if time or slurm.time else None
+    gres = gres_of(slurm, gpus) if wants_gpu else ""
+    named = {name: getattr(slurm, name) for name in PLAIN}
+    named |= {"cpus-per-task": slurm.cpus, "gres": gres, "time": limit_s and clock(limit_s)}
+    return {
+        "options": [*_options(named.items()), *extra_lines(slurm.extra)],
+        "preamble": slurm.preamble.splitlines(),
+        "limit_s": limit_s,
+    }
+
+
+def _options(named: Iterable[tuple[str, str]]) -> list[str]:
+    return [f"--{name}={value}" for name, value in named if value]
+
+
+def clock(seconds: int) -> str:
+    """As Slurm writes it."""
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours // 24}-{hours % 24:02}:{minutes:02}:{rest:02}"
