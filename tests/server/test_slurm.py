@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from remote.agent.machine.processes import start_time
 from remote.loopback import LoopbackServer
-from tests.support.faults import Lab
+from tests.support.faults import Lab, wait_until
 from tests.support.slurm import PROGRAMS, Cluster, missing
 from tests.support.sshd import USUAL, MakeServer, sparse_path
 
@@ -56,3 +60,140 @@ def test_refused_before_a_run_exists(login: LoopbackServer, tmp_path: Path) -> N
     assert done.code == 9 and len(done.error_lines) == 1
     assert "invalid partition specified: nowhere" in done.error_lines[0]
     assert lab.rows() == [] and not list((lab.root / "runs").glob("2*"))
+
+
+SAVES = (
+    "trap 'sleep 8; echo saved > saved; exit 143' TERM; echo up; i=0; while [ $i -lt 600 ]; do"
+    " sleep 0.2; i=$((i+1)); done; echo all > all\n"
+)
+"""A save that outlasts KillWait, which is 5 s here."""
+
+
+def run_of(lab: Lab) -> Path:
+    return next((lab.root / "runs").glob("2*"))
+
+
+def test_why_it_waits_and_a_stop_while_it_does(
+    login: LoopbackServer, cluster: Cluster, tmp_path: Path
+) -> None:
+    lab = lab_on(login, tmp_path, "echo up\n", extra="--hold")
+    done = lab.task("train", follow=False)
+    assert done.code == 0, done.err
+    why = "waits in Slurm's queue as job"
+    assert f"it {why}" in done.out and "it is held" in done.out
+    assert [row["state"] for row in lab.rows()] == ["queued"]
+    assert "(JobHeldUser)" in lab.rows()[0]["waiting"]
+    stopped = lab.task("stop")
+    assert stopped.code == 0 and "while it waited" in stopped.out, stopped.err
+    assert [state for _, state in cluster.jobs(run_of(lab).name)] == ["CANCELLED"]
+    assert lab.rows()[0]["state"] == "stopped"
+
+
+def test_what_waits_is_let_go_and_finishes(
+    login: LoopbackServer, cluster: Cluster, tmp_path: Path
+) -> None:
+    lab = lab_on(login, tmp_path, "echo up\n", partition="closed")
+    assert "the partition is down" in lab.task("train").out
+    job = cluster.jobs(run_of(lab).name)[0][0]
+    cluster.ask("scontrol update PartitionName=closed State=UP")
+    done = lab.task("logs", follow=True)
+    cluster.ask("scontrol update PartitionName=closed State=DOWN")
+    assert done.code == 0 and lab.rows()[0]["state"] == "finished", (job, done.out, done.err)
+
+
+def test_a_stop_leaves_a_training_its_time_to_save(
+    login: LoopbackServer, cluster: Cluster, tmp_path: Path
+) -> None:
+    lab = lab_on(login, tmp_path, SAVES)
+    assert lab.task("train").code == 0
+    stopped = lab.task("stop")
+    assert stopped.code == 0 and "stopped by" in stopped.out, stopped.err
+    assert (run_of(lab) / "work" / "saved").exists()
+    assert lab.rows()[0]["state"] == "stopped"
+
+
+def started(lab: Lab) -> dict[str, object]:
+    """Once its supervisor tells."""
+    wait_until(lambda: lab.rows()[0]["state"] == "running", 40)
+    return lab.rows()[0]
+
+
+def ended(lab: Lab, timeout_s: float = 60.0) -> dict[str, object]:
+    wait_until(lambda: lab.rows()[0]["state"] not in ("queued", "running"), timeout_s)
+    return lab.rows()[0]
+
+
+COUNTS = (
+    'trap "echo told >> told; exit 143" TERM; mkdir -p ../checkpoints; c=../checkpoints/n.ckpt;'
+    " echo up; while [ $(cat $c 2>/dev/null || echo 0) -lt 400 ]; do sleep 0.2;"
+    " echo $(( $(cat $c 2>/dev/null || echo 0) + 1 )) > $c.new; mv $c.new $c; done\n"
+)
+"""80 s of work, that goes on from what it has saved."""
+
+
+def test_a_limit_shorter_than_the_training(
+    login: LoopbackServer, cluster: Cluster, tmp_path: Path
+) -> None:
+    lab = lab_on(login, tmp_path, COUNTS)
+    assert lab.task("train", time="1m", max_restarts=3).code == 0
+    row = ended(lab, 250)
+    assert row["state"] == "finished", row
+    attempts = row["attempts"]
+    assert isinstance(attempts, list) and len(attempts) in (1, 2, 3)
+    assert {attempt["cause"] for attempt in attempts} == {"time limit"}
+    assert (run_of(lab) / "work" / "told").read_text() == "told\n" * len(attempts)
+    assert len(cluster.jobs(run_of(lab).name)) == len(attempts) + 1
+
+
+def test_ends_are_called_by_their_cause(
+    login: LoopbackServer, cluster: Cluster, tmp_path: Path
+) -> None:
+    lab = lab_on(login, tmp_path, "echo up; sleep 100\n")
+    assert lab.task("train").code == 0
+    started(lab)
+    job = cluster.jobs(run_of(lab).name)[0][0]
+    cluster.ask(f"scancel {job}")
+    row = ended(lab)
+    assert (row["state"], row["cause"]) == ("stopped", "cancelled"), row
+
+
+def test_preempted(login: LoopbackServer, cluster: Cluster, tmp_path: Path) -> None:
+    lab = lab_on(login, tmp_path, "echo up; sleep 100\n", extra="--exclusive")
+    assert lab.task("train").code == 0
+    started(lab)
+    others = [
+        cluster.ask("sbatch --parsable -p urgent --exclusive -o /dev/null --wrap true")
+        for _ in cluster.nodes
+    ]
+    row = ended(lab)
+    assert all(others) and (row["state"], row["cause"]) == ("failed", "preempted"), row
+
+
+def test_a_node_dies_and_comes_back_after_the_next_attempt(
+    login: LoopbackServer, cluster: Cluster, tmp_path: Path
+) -> None:
+    """Its old supervisor, which a crashed node can't have but a cut-off one has, writes nothing."""
+    lab = lab_on(login, tmp_path, "echo up; hostname > where; sleep 600\n")
+    assert lab.task("train", max_restarts=1).code == 0
+    row = started(lab)
+    node = str(row["server"])
+    state = json.loads((run_of(lab) / "state.json").read_text())
+    for pid in (state["supervisor_pid"], state["pid"]):
+        os.kill(pid, signal.SIGSTOP)
+    cluster.end(node, signal.SIGKILL)
+    cluster.ask(f"scontrol update NodeName={node} State=DOWN Reason=test")
+    wait_until(lambda: lab.rows()[0]["attempts"], 60)
+    attempt = lab.rows()[0]["attempts"][0]
+    assert (attempt["cause"], attempt["host"]) == ("node failed", node)
+    second = started(lab)
+    assert second["server"] != node
+    before = (run_of(lab) / "state.json").read_bytes()
+    token = json.loads(before)["token"]
+    for pid in (state["pid"], state["supervisor_pid"]):
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: start_time(state["pid"]) is None, 20)
+    after = json.loads((run_of(lab) / "state.json").read_text())
+    assert (after["token"], after["host"]) == (token, second["server"])
+    cluster.start(node)
+    cluster.ask(f"scontrol update NodeName={node} State=RESUME")
+    assert lab.task("stop").code == 0

@@ -145,6 +145,21 @@ def _time(value: object) -> float:
     return float(value) if isinstance(value, (int, float)) else 0.0
 
 
+def base_state(values: Dict[str, str]) -> str:
+    """While a job's processes are ended Slurm hides why."""
+    if values["JobState"] != "COMPLETING":
+        return values["JobState"]
+    if seconds(values.get("PreemptTime", "")):
+        return "PREEMPTED"
+    start, end = (seconds(values.get(name, "")) for name in ("StartTime", "EndTime"))
+    limit = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", values.get("TimeLimit", ""))
+    if start and end and limit:
+        days, hours, minutes, rest = (int(part or 0) for part in limit.groups())
+        if end - start >= ((days * 24 + hours) * 60 + minutes) * 60 + rest - 1:
+            return "TIMEOUT"
+    return "CANCELLED"
+
+
 def ask_about(job: str) -> Optional[JobRow]:
     """One job's end, by scontrol, and by the accounting where the controller has forgotten it.
 
@@ -155,7 +170,7 @@ def ask_about(job: str) -> Optional[JobRow]:
     if said.code == 0 and values.get("JobState"):
         return JobRow(
             job,
-            values["JobState"],
+            base_state(values),
             values.get("Reason", ""),
             seconds(values.get("StartTime", "")),
             seconds(values.get("EndTime", "")),
