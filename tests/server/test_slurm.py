@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 from remote.agent.machine.processes import start_time
 from remote.loopback import LoopbackServer
 from tests.support.faults import Lab, wait_until
+from tests.support.proxy import Direction, Relay
 from tests.support.slurm import PROGRAMS, Cluster, missing
 from tests.support.sshd import USUAL, MakeServer, sparse_path
 
@@ -197,3 +199,99 @@ def test_a_node_dies_and_comes_back_after_the_next_attempt(
     cluster.start(node)
     cluster.ask(f"scontrol update NodeName={node} State=RESUME")
     assert lab.task("stop").code == 0
+
+
+def replace_sbatch(login: LoopbackServer, script: str) -> None:
+    """`real` in it is Slurm's own."""
+    place = Path(login.path) / "sbatch"
+    real = shutil.which("sbatch")
+    place.unlink()
+    place.write_text(f"#!/bin/sh\nreal={real}\n{script}\n")
+    place.chmod(0o755)
+
+
+LOST = 'echo "sbatch: error: Unable to contact slurm controller (connect failure)" >&2; exit 1'
+TELLS = "echo up; echo $SLURM_JOB_ID >> ../jobs\n"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(f'"$real" "$@" >/dev/null; {LOST}', id="the answer is lost"),
+        pytest.param(f'rm "$0"; ln -s "$real" "$0"; {LOST}', id="it was never asked"),
+        pytest.param('"$real" "$@"; kill -9 $PPID', id="the agent is killed with the answer"),
+        pytest.param('kill -9 $PPID; sleep 1; "$real" "$@"', id="the agent is killed before it"),
+    ],
+)
+def test_submitted_once_whatever_is_lost(
+    login: LoopbackServer, cluster: Cluster, tmp_path: Path, script: str
+) -> None:
+    lab = lab_on(login, tmp_path, TELLS)
+    replace_sbatch(login, script)
+    done = lab.task("train")
+    assert done.code in (0, 4), done.err
+    row = ended(lab)
+    assert row["state"] == "finished", row
+    assert len(cluster.jobs(run_of(lab).name)) == 1
+    assert len((run_of(lab) / "jobs").read_text().split()) == 1
+    assert len(list((lab.root / "runs").glob("2*"))) == 1
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_a_cut_at_many_places_of_the_launch(
+    login: LoopbackServer, cluster: Cluster, tmp_path: Path, direction: Direction
+) -> None:
+    with Relay(login.host, login.port) as relay:
+        lab = lab_on(login, tmp_path, TELLS)
+        lab.relay = relay
+        assert lab.task("deploy").code == 0
+        for place in range(10):
+            relay.cut_after(2500 + 900 * place, direction)
+            name = f"c{place}"
+            codes = [lab.task("train", name=name).code]
+            relay.mend()
+            while codes[-1] == 4 and len(codes) < 5:
+                codes.append(lab.task("train", name=name).code)
+            assert codes[-1] == 0, codes
+        wait_until(lambda: all(row["state"] == "finished" for row in lab.rows()), 60)
+        assert sorted(row["name"] for row in lab.rows()) == [f"c{place}" for place in range(10)]
+        for row in lab.rows():
+            assert len(cluster.jobs(row["run"])) == 1
+
+
+def test_a_controller_that_is_away(login: LoopbackServer, cluster: Cluster, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    lab = lab_on(login, tmp_path, f"echo up; while [ ! -e {go} ]; do sleep 0.2; done\n")
+    assert lab.task("train", name="before").code == 0
+    cluster.end("slurmctld")
+    try:
+        wait_until(lambda: "does not answer" in str(lab.rows()[0]["reason"]), 40)
+        assert lab.rows()[0]["state"] == "running"
+        done = lab.task("train", name="meanwhile")
+        assert done.code == 0 and "Slurm's answer was lost" in done.err, done.err
+        assert "Slurm does not answer" in done.out
+        assert {row["state"] for row in lab.rows()} == {"queued", "running"}
+    finally:
+        cluster.start("slurmctld")
+        go.touch()
+    wait_until(lambda: all(row["state"] == "finished" for row in lab.rows()), 90)
+    assert all(len(cluster.jobs(row["run"])) == 1 for row in lab.rows())
+
+
+def test_going_on_and_what_an_exit_code_says(
+    login: LoopbackServer, cluster: Cluster, tmp_path: Path
+) -> None:
+    lab = lab_on(login, tmp_path, "echo up; [ -e ok ] || { touch ok; exit 3; }; echo again\n")
+    assert lab.task("train").code == 10
+    assert (lab.rows()[0]["state"], lab.rows()[0]["exit_code"]) == ("failed", 3)
+    done = lab.task("train", resume="latest", follow=True)
+    assert done.code == 0 and "attempt 2 submitted to Slurm as job" in done.out, done.err
+    assert len(cluster.jobs(run_of(lab).name)) == 2
+
+
+def test_one_process_is_told_of_one(login: LoopbackServer, tmp_path: Path) -> None:
+    """Lightning takes SLURM_NTASKS for srun's and would wait for tasks that nobody starts."""
+    show = "env | grep -E '^SLURM_(NTASKS|NPROCS|JOB_ID)' | cut -d= -f1 | sort | tr '\\n' ' '"
+    lab = lab_on(login, tmp_path, f"{show} > seen\n", extra=["--ntasks-per-node=2", "-n2"])
+    assert lab.task("train", follow=True).code == 0
+    assert (run_of(lab) / "work" / "seen").read_text() == "SLURM_JOB_ID "

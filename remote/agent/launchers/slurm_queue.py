@@ -57,7 +57,7 @@ class Said(NamedTuple):
     def words(self) -> str:
         """Slurm's own reason in one line."""
         lines = [
-            re.sub(r"^\w+: (?:error|fatal): ", "", line.strip())
+            re.sub(r"^\w+:? (?:error|fatal): ", "", line.strip())
             for line in self.err.splitlines()
             if line.strip()
         ]

@@ -69,7 +69,10 @@ def tell(state: Dict[str, Any], seen: Seen) -> Dict[str, Any]:
     at its end, or gone."""
     row, queued = seen.row, state.get("state") == "queued"
     if seen.queue.problem is not None:
-        return _say(state, f"Slurm does not answer ({seen.queue.problem}); as recorded")
+        why = f"Slurm does not answer ({seen.queue.problem})"
+        return (
+            dict(state, waiting=f"waits: {why}") if queued else _say(state, f"{why}; as recorded")
+        )
     if seen.job is None:
         return dict(state, waiting="waits for Slurm to confirm that it was submitted")
     young = seen.now - (seen.submitted or 0.0) < SUBMITTED_S
