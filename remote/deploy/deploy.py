@@ -20,12 +20,14 @@ from remote.link.answers import (
     EnvironmentProve,
     Facts,
     Inspection,
+    Nodes,
     Proof,
     Resolution,
 )
 from remote.link.session import Session
 from remote.project.command import describe_command
 from remote.project.release import SMALL_MANIFEST, build_release, manifest_rows
+from remote.project.slurm import node_options
 from remote.records import EnvironmentPlan, Gpu, GpuReport, Release, Step
 from remote.requirements import reading
 from remote.screen.display import Display, duration, show, size
@@ -117,11 +119,18 @@ def ask_facts(session: Session, release: Release | None, data: str | None = None
             arguments["manifest"] = manifest_rows(release)
     if data is not None and data != "synthetic":
         arguments["data"] = data
+    arguments |= on_a_node(session)
     facts = session.ask_as_owner(Facts, **arguments)
     problem = facts.root.problem
     if problem is not None and release is not None:
         raise ServerUnfit(problem.message, host=session.host, step="root", remedy=problem.remedy)
     return facts
+
+
+def on_a_node(session: Session) -> dict[str, Any]:
+    """For questions about GPUs: a login node has none, and is no measure for those that train."""
+    settings = session.project.settings
+    return {"slurm": node_options(settings.slurm)} if settings.launcher == "slurm" else {}
 
 
 def prepare_environment(
@@ -178,7 +187,7 @@ def choose_environment(
 def prove(session: Session, key: str, reason: str) -> Proof:
     """Have the environment's torch tried on every GPU."""
     session.display.progress(f"environment: {reason}; importing torch on the server", force=True)
-    proof = session.ask(EnvironmentProve, show_event(session), key=key).proof
+    proof = session.ask(EnvironmentProve, show_event(session), key=key, **on_a_node(session)).proof
     session.display.clear()
     return proof
 
@@ -274,10 +283,27 @@ def gpu_facts(session: Session) -> Facts:
     return ask_facts(session, None)
 
 
-def gpu_json(host: str, facts: Facts | None, error: RemoteError | None) -> dict[str, Any]:
-    if facts is None:
+@dataclass(frozen=True)
+class GpuLook:
+    """`nodes`: of the partition, where Slurm is the launcher."""
+
+    facts: Facts
+    nodes: Nodes | None
+
+
+def look_at_gpus(session: Session) -> GpuLook:
+    settings, facts = session.project.settings, gpu_facts(session)
+    if settings.launcher != "slurm":
+        return GpuLook(facts, None)
+    return GpuLook(facts, session.ask(Nodes, partition=settings.slurm.partition))
+
+
+def gpu_json(host: str, look: GpuLook | None, error: RemoteError | None) -> dict[str, Any]:
+    if look is None:
         return {"host": host, "error": error.message if error else None, "gpus": None}
-    return {
+    facts, nodes = look.facts, look.nodes
+    told = {} if nodes is None else {"cluster": dataclasses.asdict(nodes)}
+    return told | {
         "host": host,
         "driver": facts.gpus.driver_version,
         "problem": facts.gpus.problem,
@@ -286,9 +312,20 @@ def gpu_json(host: str, facts: Facts | None, error: RemoteError | None) -> dict[
     }
 
 
-def show_gpus(display: Display, facts: Facts) -> None:
+def show_gpus(display: Display, look: GpuLook) -> None:
+    facts = look.facts
+    if look.nodes is not None:
+        show_nodes(display, look.nodes)
     show_gpu_table(display, facts.gpus)
     if facts.gpus.gpus:
         display.line(f"driver {show(facts.gpus.driver_version)}")
     for line in proofs.describe_proofs(facts):
         display.line(line)
+
+
+def show_nodes(display: Display, nodes: Nodes) -> None:
+    """The partition's nodes with their GPUs, and who waits for them."""
+    rows = [[row.node, row.partition, row.state, row.gpus, row.used] for row in nodes.nodes]
+    display.table(["node", "partition", "state", "gpus", "in use"], rows)
+    waiting = ", ".join(f"{user} {number}" for user, number in nodes.waiting.items())
+    display.line(f"jobs that wait: {waiting or 'none'}")

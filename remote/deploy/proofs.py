@@ -25,7 +25,7 @@ class Ready:
 
 def proof_of(environment: Environment, facts: Facts) -> Proof | None:
     """The newest proof that was made on this host in this boot."""
-    here = (facts.system.boot_id, facts.system.host)
+    here = facts.prover
     return next(
         (proof for proof in reversed(environment.proofs) if (proof.boot_id, proof.host) == here),
         None,

@@ -195,10 +195,37 @@ class Facts(Answer):
         return parse_gpus(self.gpu)
 
     @property
+    def prover(self) -> tuple[str | None, str | None]:
+        """Boot and name of the host whose GPUs these are: a node, where the cluster was asked."""
+        node = self.gpu.get("node") or {}
+        here = self.system.boot_id, self.system.host
+        return (node.get("boot_id"), node.get("host")) if node else here
+
+    @property
     def held(self) -> dict[str, str]:
         """GPU → run, for the runs that have not ended."""
         live = [run for run in self.runs if run.state in ("queued", "running")]
         return {uuid: run.run for run in live for uuid in run.gpus or ()}
+
+
+@dataclass(frozen=True)
+class Node:
+    """Of a cluster. `gpus` and `used` are Slurm's words."""
+
+    node: str
+    partition: str = ""
+    state: str = ""
+    gpus: str = ""
+    used: str = ""
+
+
+@dataclass(frozen=True)
+class Nodes(Answer):
+    OP = "slurm_nodes"
+
+    nodes: tuple[Node, ...] = ()
+    # Jobs that wait, by user.
+    waiting: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)

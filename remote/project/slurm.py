@@ -69,6 +69,14 @@ def gres_of(slurm: SlurmSettings, gpus: int | None) -> str:
     return f"{kind}:{gpus}"
 
 
+def node_options(slurm: SlurmSettings) -> list[str]:
+    """What chooses a node with such GPUs, for a look at it; empty where none is asked for."""
+    gres = gres_of(slurm, None)
+    names = ("partition", "account", "qos", "constraint")
+    named = {name: getattr(slurm, name) for name in names}
+    return _options({**named, "gres": gres}.items()) if gres else []
+
+
 def job_request(
     slurm: SlurmSettings, time: str | None, gpus: int | None, wants_gpu: bool
 ) -> dict[str, Any]:

@@ -118,7 +118,8 @@ def _logout(work: Work) -> int:
 @task(auto_shortflags=False, help={"json": "print only JSON on stdout"})
 def check_gpu(c: Context, json: bool = False) -> None:
     """
-    Show the server's GPUs: nvidia-smi as a table, who uses them, and what torch sees.
+    Show the server's GPUs: nvidia-smi as a table, who uses them, and what torch sees. With Slurm
+    also the partition's nodes and who waits.
 
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused.
     """
@@ -126,9 +127,9 @@ def check_gpu(c: Context, json: bool = False) -> None:
 
 
 def _check_gpu(work: Work) -> int:
-    from remote.deploy.deploy import gpu_facts, gpu_json, show_gpus
+    from remote.deploy.deploy import gpu_json, look_at_gpus, show_gpus
 
-    answers = work.on_all(gpu_facts)
+    answers = work.on_all(look_at_gpus)
     work.tell_json([gpu_json(target.spec, answer, error) for target, answer, error in answers])
     for target, answer, error in answers if not work.json else ():
         if len(answers) > 1:

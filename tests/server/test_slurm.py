@@ -15,6 +15,7 @@ import pytest
 from remote.agent.machine.processes import start_time
 from remote.loopback import LoopbackServer
 from tests.support.faults import Lab, wait_until
+from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.proxy import Direction, Relay
 from tests.support.slurm import PROGRAMS, Cluster, missing
 from tests.support.sshd import USUAL, MakeServer, sparse_path
@@ -295,3 +296,20 @@ def test_one_process_is_told_of_one(login: LoopbackServer, tmp_path: Path) -> No
     lab = lab_on(login, tmp_path, f"{show} > seen\n", extra=["--ntasks-per-node=2", "-n2"])
     assert lab.task("train", follow=True).code == 0
     assert (run_of(lab) / "work" / "seen").read_text() == "SLURM_JOB_ID "
+
+
+def test_gpus_are_those_of_a_node(login: LoopbackServer, cluster: Cluster, tmp_path: Path) -> None:
+    """The login node has none; a node is asked once."""
+    fake = tmp_path / "fake"
+    write_nvidia_smi(fake, [FakeGpu(), FakeGpu()])
+    shown = Path(login.path) / "nvidia-smi"
+    shown.write_text(f'#!/bin/sh\n[ -n "$SLURM_JOB_ID" ] || exit 9\nexec {fake} "$@"\n')
+    shown.chmod(0o755)
+    lab = lab_on(login, tmp_path, "echo up\n")
+    assert lab.task("deploy").code == 0
+    done = lab.task("check_gpu")
+    assert done.code == 0 and "NVIDIA" in done.out, done.out
+    assert all(node in done.out for node in cluster.nodes) and "gpu:fake:2" in done.out
+    names = cluster.ask("squeue -h -t all -o %j").split()
+    assert lab.task("deploy").code == 0
+    assert cluster.ask("squeue -h -t all -o %j").split() == names, "asked once"

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from remote.agent.calls import Call, Refusal, operation
 from remote.agent.environments.python_places import plain_environment
+from remote.agent.launchers.slurm_nodes import node_report, on_a_node
 from remote.agent.machine import gpus
 from remote.agent.machine.processes import boot_id
 from remote.agent.root.paths import Layout, read_json, resolve_root, write_json
@@ -72,14 +73,17 @@ tell()
 
 
 @operation("environment_prove")
-def environment_prove(call: Call, root: str, key: str) -> Dict[str, Any]:
+def environment_prove(
+    call: Call, root: str, key: str, slurm: Optional[List[str]] = None
+) -> Dict[str, Any]:
     """Import the environment's torch and compute on every GPU. Returns and keeps the proof.
 
     ok: nothing speaks against training here; gpu: some GPU computed; reason: what to know beside
     it. Raises Refusal (EnvironmentFailed, GpuUnfit) where torch and GPUs don't work together.
-    Events: step, line, seconds.
+    `slurm`: it is done on a node that these options of srun choose. Events: step, line, seconds.
     """
-    directory = Layout(resolve_root(root)).environment(key)
+    layout = Layout(resolve_root(root))
+    directory = layout.environment(key)
     record: Optional[Dict[str, Any]] = read_json(os.path.join(directory, "env.json"))
     if record is None or not os.path.exists(os.path.join(directory, "ready")):
         raise Refusal(
@@ -95,13 +99,17 @@ def environment_prove(call: Call, root: str, key: str) -> Dict[str, Any]:
                 "reason": "the requirements name no torch: nothing to prove on a GPU",
             }
         }
-    raw = gpus.query_gpus()
+    raw = node_report(layout.root, slurm) if slurm else gpus.query_gpus()
+    if slurm and not raw.get("node"):
+        reason = f"no node was free to try it on ({raw.get('problem') or 'no srun'})"
+        return {"proof": {"ok": True, "gpu": None, "reason": reason}}
+    node = raw.get("node") or {"host": os.uname().nodename, "boot_id": boot_id()}
     driver, cards = cards_of(raw)
     proof: Dict[str, Any] = {
         "driver": driver,
         "gpu_uuids": sorted(card["uuid"] for card in cards),
-        "boot_id": boot_id(),
-        "host": os.uname().nodename,
+        "boot_id": node["boot_id"],
+        "host": node["host"],
         "time": time.time(),
     }
     started = time.monotonic()
@@ -109,7 +117,7 @@ def environment_prove(call: Call, root: str, key: str) -> Dict[str, Any]:
         proof.update(
             _run(
                 call,
-                str(record["python"]),
+                [*(on_a_node(slurm) or [] if slurm else []), str(record["python"])],
                 [str(name) for name in record.get("imports") or ["torch"]],
             )
         )
@@ -280,13 +288,13 @@ def _capability(cell: Optional[str]) -> Optional[float]:
         return None
 
 
-def _run(call: Call, python: str, modules: List[str]) -> Dict[str, Any]:
+def _run(call: Call, python: List[str], modules: List[str]) -> Dict[str, Any]:
     """The script's answer. Ends within the limit, also where a GPU hangs in the driver."""
     environment = dict(plain_environment(), CUDA_DEVICE_ORDER="PCI_BUS_ID")
     # Every GPU is tried, whatever this login hides from itself.
     environment.pop("CUDA_VISIBLE_DEVICES", None)
     child = subprocess.Popen(
-        [python, "-c", SCRIPT, *modules],
+        [*python, "-c", SCRIPT, *modules],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -322,7 +330,9 @@ def _run(call: Call, python: str, modules: List[str]) -> Dict[str, Any]:
         lines = errors.decode("utf-8", "replace").strip().splitlines()
         said = lines[-1][:300] if lines else f"exit code {child.returncode}"
         raise Refusal(
-            "EnvironmentFailed", f"torch can't be tried in {python}: {said}", "run it there by hand"
+            "EnvironmentFailed",
+            f"torch can't be tried in {python[-1]}: {said}",
+            "run it there by hand",
         ) from None
     return dict(value)
 

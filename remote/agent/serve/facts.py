@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Optional
 from remote.agent.calls import Call, operation
 from remote.agent.data import datasets
 from remote.agent.environments import environments, interpreters
+from remote.agent.launchers.slurm_nodes import NOW_S, node_report
 from remote.agent.machine import gpus
 from remote.agent.machine.account import kills_at_logout, user_name
 from remote.agent.machine.processes import boot_id
@@ -38,14 +39,19 @@ def facts(
     manifest: Optional[List[Any]] = None,
     gpu: bool = True,
     data: Optional[str] = None,
+    slurm: Optional[List[str]] = None,
 ) -> Dict[str, Any]:
     """`tree` and `manifest` are the release that the laptop holds: the answer tells what of it is
     missing here."""
+    # `slurm`: sbatch's options for a node whose GPUs are told in place of this machine's.
     layout = Layout(resolve_root(root))
     found: Dict[str, Any] = {"found": None}
 
     def ask_gpus() -> None:
-        found.update(gpus.query_gpus())
+        if slurm is None:
+            found.update(gpus.query_gpus())
+        else:
+            found.update(node_report(layout.root, slurm) if slurm else {"found": False})
 
     thread = threading.Thread(target=ask_gpus, daemon=True)
     if gpu:
@@ -69,7 +75,7 @@ def facts(
     if data is not None:
         answer["data_path"] = datasets.find_data(layout, data)
     if gpu:
-        thread.join(15)
+        thread.join(15 if slurm is None else NOW_S + 60)
         answer["gpu"] = dict(found)
     return answer
 

@@ -3,6 +3,7 @@ may be gone by the time they run."""
 
 from remote.agent.data import datasets  # noqa: F401
 from remote.agent.environments import environments, resolution  # noqa: F401
+from remote.agent.launchers import slurm_nodes  # noqa: F401
 from remote.agent.machine import account  # noqa: F401
 from remote.agent.releases import releases  # noqa: F401
 from remote.agent.runs import (  # noqa: F401

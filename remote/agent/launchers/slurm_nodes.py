@@ -1,0 +1,78 @@
+"""The cluster's GPU nodes, seen from a login node that has no GPU: what one of them shows, and who
+has them."""
+
+import os
+import re
+import time
+from typing import Any, Dict, List, Optional
+
+from remote.agent.calls import Call, Refusal, operation
+from remote.agent.launchers.slurm_queue import ask, find
+from remote.agent.machine.gpus import APP_FIELDS, FORMAT, GPU_FIELDS
+from remote.agent.root.paths import read_json, resolve_root, write_json
+
+NOW_S = 10
+"""A node that is not free within this time is not waited for."""
+KEPT_S, BUSY_S = 30 * 86400.0, 600.0
+"""For how long what a node showed is taken to be so, and that none was free."""
+COLUMNS = "NodeList:|,Partition:|,StateLong:|,Gres:|,GresUsed:|"
+SCRIPT = 'uname -n; cat /proc/sys/kernel/random/boot_id; exec nvidia-smi "$@"'
+
+
+def on_a_node(options: List[str]) -> Optional[List[str]]:
+    """What runs the command behind it on a node that `options` choose, at once or not at all; None
+    without srun."""
+    srun = find("srun")
+    if srun is None:
+        return None
+    least = ["--quiet", f"--immediate={NOW_S}", "--job-name=fab-look", "--ntasks=1", "--time=10"]
+    return [srun, *least, "--input=none", "--chdir=/", *options]
+
+
+def node_report(root: str, options: List[str]) -> Dict[str, Any]:
+    """As `query_gpus` tells it of a machine; with `node`: host and boot_id. Kept in the root."""
+    place = os.path.join(root, ".slurm-node.json")
+    kept: Dict[str, Any] = read_json(place) or {}
+    limit_s = KEPT_S if kept.get("node") else BUSY_S
+    fresh = 0 <= time.time() - float(kept.get("time") or 0) < limit_s
+    if kept.get("options") != options or not fresh:
+        kept = {**ask_node(options), "options": options, "time": time.time()}
+        if os.path.isdir(root):
+            write_json(place, kept)
+    return kept
+
+
+def ask_node(options: List[str]) -> Dict[str, Any]:
+    prefix = on_a_node(options)
+    if prefix is None:
+        return {"found": False}
+    question = ["--query-gpu=" + ",".join(GPU_FIELDS), FORMAT]
+    said = ask("srun", [*prefix[1:], "sh", "-c", SCRIPT, "sh", *question], NOW_S + 50.0)
+    lines = said.out.splitlines()
+    if len(lines) < 2 or not re.fullmatch(r"[0-9a-f-]{36}", lines[1]):
+        return {"found": None, "problem": said.words}
+    rows = "".join(line + "\n" for line in lines[2:])
+    cards = {"fields": list(GPU_FIELDS), "output": rows, "error": said.err, "exit": said.code}
+    none = {"fields": list(APP_FIELDS), "output": "", "error": "", "exit": 0}
+    node = {"host": lines[0], "boot_id": lines[1]}
+    return {"found": said.code != 127, "gpus": cards, "apps": none, "pids": {}, "node": node}
+
+
+@operation("slurm_nodes")
+def slurm_nodes(call: Call, root: str, partition: str = "") -> Dict[str, Any]:
+    """The partition's nodes with their GPUs, and who waits for them."""
+    resolve_root(root)
+    chosen = [f"--partition={partition}"] if partition else []
+    told = ask("sinfo", ["-h", "-N", *chosen, "-O", COLUMNS])
+    if told.code:
+        raise Refusal("ServerUnfit", f"sinfo: {told.words}", "log in to the cluster's login node")
+    rows = [[cell.strip() for cell in line.split("|")] for line in told.out.splitlines()]
+    waiting = ask("squeue", ["-h", *chosen, "-t", "PENDING", "-o", "%u"]).out.split()
+    return {
+        "nodes": [
+            dict(zip(("node", "partition", "state", "gpus", "used"), row))
+            for row in rows
+            if len(row) > 5
+        ],
+        "waiting": {user: waiting.count(user) for user in sorted(set(waiting))},
+    }
