@@ -325,7 +325,10 @@ def show_gpus(display: Display, look: GpuLook) -> None:
 
 def show_nodes(display: Display, nodes: Nodes) -> None:
     """The partition's nodes with their GPUs, and who waits for them."""
-    rows = [[row.node, row.partition, row.state, row.gpus, row.used] for row in nodes.nodes]
+    rows = [
+        [row.node, row.partition, row.state, row.gpus, row.used.partition("(")[0]]
+        for row in nodes.nodes
+    ]
     display.table(["node", "partition", "state", "gpus", "in use"], rows)
     waiting = ", ".join(f"{user} {number}" for user, number in nodes.waiting.items())
     display.line(f"jobs that wait: {waiting or 'none'}")

@@ -40,6 +40,8 @@ from remote.transfer.upload import provide_cifar10
 START_WAIT_S = 180.0
 """Importing torch from a cold network disk takes minutes at times."""
 STOP_WAIT_S = 90.0
+NEVER = "can never start"
+"""In Slurm's reasons, as the agent words them."""
 TRIES = 5
 SHOWN_LOG_LINES = 25
 S = TypeVar("S")
@@ -289,9 +291,11 @@ def watch(session: Session, run: str, follow: bool, pending: Pending) -> int:
     try:
         described = wait_for_start(session, run, follower, pending)
         if described.state == "queued":
+            never = NEVER in described.detail.waiting
+            then = "Stop it, and ask for less" if never else "It starts by itself"
+            does = "stop" if never else "status"
             session.display.line(
-                f"it {described.detail.waiting}. It starts by itself: fab -H {session.typed}"
-                " status tells when"
+                f"it {described.detail.waiting}. {then}: fab -H {session.typed} {does}"
             )
             if not follow:
                 return 0

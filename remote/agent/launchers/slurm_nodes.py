@@ -67,11 +67,12 @@ def slurm_nodes(call: Call, root: str, partition: str = "") -> Dict[str, Any]:
     if told.code:
         raise Refusal("ServerUnfit", f"sinfo: {told.words}", "log in to the cluster's login node")
     rows = [[cell.strip() for cell in line.split("|")] for line in told.out.splitlines()]
+    default = [] if partition else [row for row in rows if row[1:2] and row[1].endswith("*")]
     waiting = ask("squeue", ["-h", *chosen, "-t", "PENDING", "-o", "%u"]).out.split()
     return {
         "nodes": [
             dict(zip(("node", "partition", "state", "gpus", "used"), row))
-            for row in rows
+            for row in default or rows
             if len(row) > 5
         ],
         "waiting": {user: waiting.count(user) for user in sorted(set(waiting))},
