@@ -231,10 +231,12 @@ def show_steps(display: Display, deployed: Deployed, only_changes: bool = False)
 def show_summary(display: Display, session: Session, deployed: Deployed) -> None:
     show_steps(display, deployed)
     system, root = deployed.facts.system, deployed.facts.root
-    tmux = "tmux" if deployed.facts.tmux else "no tmux (setsid will do)"
+    launcher = "tmux" if deployed.facts.tmux else "no tmux (setsid will do)"
+    if session.project.settings.launcher == "slurm":
+        launcher = "Slurm"
     display.line(
         f"server {show(system.host)}: {show(root.path)}, {show(root.free_mib)} MiB free, python"
-        f" {show(system.python)}, {tmux}"
+        f" {show(system.python)}, {launcher}"
     )
     show_gpu_table(display, deployed.facts.gpus)
     display.line(f"next: fab -H {session.typed} train")

@@ -214,6 +214,10 @@ def server_checks(session: Session) -> Iterator[Check]:
         return
     yield from login_checks(session, there, answered - begun, round_trip)
     yield from machine_checks(facts, there)
+    if session.project.settings.launcher == "slurm":
+        yield slurm_check(facts, there)
+    else:
+        yield from staying_checks(facts, there)
     yield from gpu_checks(session.project, facts, there)
     yield from environment_checks(session, facts, there)
     yield from data_checks(session, facts, there)
@@ -277,6 +281,23 @@ def machine_checks(facts: Facts, there: Any) -> Iterator[Check]:
         yield there(
             "disk", OK, f"{'–' if free is None else free >> 10} GiB free for {show(root.path)}"
         )
+
+
+def slurm_check(facts: Facts, there: Any) -> Check:
+    if facts.sbatch:
+        found: Check = there("slurm", OK, f"{facts.sbatch}: trainings become jobs")
+        return found
+    missing: Check = there(
+        "slurm",
+        PROBLEM,
+        "remote.launcher is slurm, and there is no sbatch",
+        "log in to the cluster's login node",
+    )
+    return missing
+
+
+def staying_checks(facts: Facts, there: Any) -> Iterator[Check]:
+    """What keeps a training there after the login."""
     if facts.tmux:
         yield there("tmux", OK, "found")
     else:
@@ -286,7 +307,7 @@ def machine_checks(facts: Facts, there: Any) -> Iterator[Check]:
             "not found: trainings start with setsid, and `attach` has nothing to show",
             "apt install tmux",
         )
-    if system.kills_at_logout:
+    if facts.system.kills_at_logout:
         yield there(
             "logout",
             PROBLEM,

@@ -174,6 +174,7 @@ class Facts(Answer):
     root: Root
     system: System = System()
     tmux: str | None = None
+    sbatch: str | None = None
     # What nvidia-smi said, for gpu_choice.parse_gpus.
     gpu: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     environments: tuple[Environment, ...] = ()

@@ -13,6 +13,7 @@ from remote.agent.calls import Call, operation
 from remote.agent.data import datasets
 from remote.agent.environments import environments, interpreters
 from remote.agent.launchers.slurm_nodes import NOW_S, node_report
+from remote.agent.launchers.slurm_queue import find
 from remote.agent.machine import gpus
 from remote.agent.machine.account import kills_at_logout, user_name
 from remote.agent.machine.processes import boot_id
@@ -60,6 +61,7 @@ def facts(
         "system": system_facts(),
         "root": root_facts(layout, project, identity),
         "tmux": shutil.which("tmux"),
+        "sbatch": find("sbatch"),
         "environments": environments.list_environments(layout),
         "interpreters": interpreters.list_interpreters(layout, python),
         "releases": releases.list_releases(layout),
