@@ -11,6 +11,7 @@ from remote.deploy.needs import TORCH_FAMILY, Needs, plain
 from remote.errors import GpuUnfit
 from remote.link.answers import Torch
 from remote.records import GpuReport
+from remote.requirements.lines import canonical
 
 TORCH_INDEX = "https://download.pytorch.org/whl"
 CUDA_TORCH_MIB = 7 * 1024
@@ -54,7 +55,9 @@ def choose_torch(needs: Needs, markers: Mapping[str, str]) -> dict[str, Any]:
         raise GpuUnfit(choice.problem, step="environment", remedy=remedy)
     if choice.name is None:
         return {"build": "default", "reason": choice.reason}
-    own = [one for one in needs.applicable(markers) if one.name == "torch" and not one.url]
+    own = [
+        one for one in needs.applicable(markers) if canonical(one.name) == "torch" and not one.url
+    ]
     lines = [plain(one) for one in own] or ["torch"]
     if "torch" in needs.comes:
         # The newest that the other packages take: their index may hold one that they do not.

@@ -233,7 +233,7 @@ class Cut:
         scene.index.holds_when = lambda: any(scene.environments.glob("*/build.json"))
         thread = threading.Thread(target=self._deploy, args=(scene, requirements))
         thread.start()
-        assert scene.index.waiting.wait(30)
+        assert scene.index.waiting.wait(90)
         scene.server.drop_connections()
         thread.join(30)
         self.state = scene.build_state()

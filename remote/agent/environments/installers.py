@@ -178,6 +178,8 @@ class Installer:
         told = os.path.join(self.commands.directory, "report.json")
         argv = [*pip, "install", "--dry-run", "--ignore-installed", "--report", told]
         argv += ["-r", self._write("install.txt", lines), "-c", limits]
+        # The build asks longer: an index out of reach shall not be waited for twice.
+        argv += [] if "retries" in self.config else ["--retries", "2"]
         environment = pip_settings.pip_environment(self.environment, self.config)
         if self.commands.run([*argv, LAZY], environment) != 0:
             # Some indexes refuse the question for a file's size.
