@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,48 +29,22 @@ EXIT_USAGE, EXIT_DATA = 2, 3
 @torch.no_grad()
 def evaluate(
     network: nn.Module,
-    arrays: Arrays | Files,
+    images: Arrays | Files,
     tta: str = "none",
     half: bool = False,
-    before_batch: Callable[[], None] = lambda: None,
-    rank: int = 0,
-    world: int = 1,
     workers: int = 0,
 ) -> Evaluation:
-    """On the network's device. `half`: bf16 autocast. `rank` of `world` processes takes its share,
-    and all get the whole result.
-
-    `before_batch` may raise, to end it early.
-    """
+    """On the network's device. `half`: bf16 autocast."""
     network.eval()
-    parameter = next(network.parameters())
-    device, classes = parameter.device, parameter_classes(network)
-    sums = torch.zeros(classes * classes + 1, dtype=torch.float64, device=device)
-    answers = []
-    for some, truth in evaluation_batches(arrays, workers, rank, world):
-        before_batch()
-        if not len(truth):
-            continue
-        images, labels = some.to(device), truth.to(device)
+    device = next(network.parameters()).device
+    answers, classes = [], 0
+    for some, truth in evaluation_batches(images, workers):
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            logits = averaged_logits(network, images, tta).float()
-        confidence, taken = logits.softmax(1).max(1)
-        sums[:-1] += torch.bincount(labels * classes + taken, minlength=classes * classes)
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        sums[-1] += losses.sum()
-        answers.append(Answers(labels, taken, confidence, losses))
-    if world > 1:
-        torch.distributed.all_reduce(sums)
+            logits = averaged_logits(network, some.to(device), tta).float()
+        answers.append(Answers.of(logits, truth.to(device)))
+        classes = logits.shape[1]
     network.train()
-    confusion = sums[:-1].round().long().view(classes, classes).cpu()
-    loss = float(sums[-1]) / max(1, int(confusion.sum()))
-    return Evaluation(loss, confusion, Answers.join(answers) if answers and world == 1 else None)
-
-
-def parameter_classes(network: nn.Module) -> int:
-    head = network.get_submodule("head")
-    assert isinstance(head, nn.Linear)
-    return head.out_features
+    return Evaluation.of(answers, classes)
 
 
 def averaged_logits(network: nn.Module, images: Tensor, tta: str) -> Tensor:

@@ -10,7 +10,6 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from trainer.config import TrainConfig, from_dict, peak_learning_rate
 from trainer.data.images import balanced_weights
@@ -39,8 +38,7 @@ class Classifier(pl.LightningModule):
         if self.config.channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)
         self.train_tally, self.val_tally, self.test_tally = Tally(), Tally(), Tally()
-        self.confusion = MulticlassConfusionMatrix(len(classes), validate_args=False)
-        # Of the last test, and of that which runs.
+        # Of the images that this process has tested.
         self.evaluation: Evaluation | None = None
         self.answers: list[Answers] = []
         # Of the loss, by class; None: all alike.
@@ -129,15 +127,10 @@ class Classifier(pl.LightningModule):
         answers = self.judge(batch, self.config.tta, self.test_tally)
         if answers:
             self.answers.append(answers)
-            self.confusion.update(answers.taken, answers.truth)
 
     def on_test_epoch_end(self) -> None:
-        confusion = self.confusion.compute().long().cpu()
-        loss = self.log_tally("test", self.test_tally)["loss"] or 0.0
-        alone = self.trainer.world_size == 1
-        answers = Answers.join(self.answers) if self.answers and alone else None
-        self.evaluation, self.answers = Evaluation(loss, confusion, answers), []
-        self.confusion.reset()
+        self.log_tally("test", self.test_tally)
+        self.evaluation = Evaluation.of(self.answers, len(self.classes)) if self.answers else None
 
     def judge(self, batch: Batch, tta: str, tally: Tally) -> Answers | None:
         """With logits averaged as `tta` says, and counted by plain cross-entropy; None for no
@@ -146,15 +139,12 @@ class Classifier(pl.LightningModule):
         if not len(labels):
             return None
         logits = averaged_logits(self, images, tta).float()
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        tally.update(losses.mean(), logits, labels)
-        confidence, taken = logits.softmax(1).max(1)
-        return Answers(labels, taken, confidence, losses)
+        answers = Answers.of(logits, labels)
+        tally.update(answers.losses.mean(), logits, labels)
+        return answers
 
-    def log_tally(self, stage: str, tally: Tally) -> dict[str, float | None]:
-        values = tally.compute()
-        for name, value in values.items():
+    def log_tally(self, stage: str, tally: Tally) -> None:
+        for name, value in tally.compute().items():
             if value is not None:
-                self.log(f"{stage}_{name}", value, prog_bar=True, sync_dist=False)
+                self.log(f"{stage}_{name}", value, prog_bar=True)
         tally.reset()
-        return values

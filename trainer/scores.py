@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.classification import binary_calibration_error
 
@@ -35,6 +36,11 @@ class Answers:
     losses: Tensor
 
     @staticmethod
+    def of(logits: Tensor, truth: Tensor) -> Answers:
+        confidence, taken = logits.softmax(1).max(1)
+        return Answers(truth, taken, confidence, F.cross_entropy(logits, truth, reduction="none"))
+
+    @staticmethod
     def join(parts: Sequence[Answers]) -> Answers:
         names = ("truth", "taken", "confidence", "losses")
         return Answers(
@@ -59,11 +65,19 @@ class Answers:
 @dataclass(frozen=True)
 class Evaluation:
     """confusion: int64 [classes, classes], row the true class, column the predicted one. `loss`:
-    mean cross-entropy. `answers`: image by image, of a single process's evaluation."""
+    mean cross-entropy. `answers`: image by image."""
 
     loss: float
     confusion: Tensor
     answers: Answers | None = None
+
+    @staticmethod
+    def of(parts: Sequence[Answers], classes: int) -> Evaluation:
+        """Of all images that a process has seen, at least one."""
+        answers = Answers.join(parts)
+        pairs = answers.truth * classes + answers.taken
+        confusion = torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
+        return Evaluation(float(answers.losses.double().mean()), confusion, answers)
 
     @property
     def count(self) -> int:
