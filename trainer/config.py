@@ -19,7 +19,6 @@ RECIPES = Path(__file__).parent / "recipes"
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "accelerator": ("gpu", "cpu", "auto"),
     "loader": ("auto", "workers", "device"),
-    "network": ("residual", "speed"),
     "optimizer": ("adam", "adamw", "muon"),
     "schedule": ("restarts", "triangle"),
     "last_cycle": ("cut", "compressed"),
@@ -141,8 +140,12 @@ class TrainConfig:
     pin_memory: bool = True
     persistent_workers: bool = True
 
-    # The network: its kind, the channels of its stages, and for `speed` the convolutions per stage.
+    # The network: residual, speed, torchvision:NAME, timm:NAME, or module:function of one's own,
+    # which takes the number of classes and gives a torch module for normalised images.
     network: str = "residual"
+    # Of a network from elsewhere: begin with the library's weights (true) or with those of a file.
+    pretrained: str = "false"
+    # Of our own: the channels of the stages, and for `speed` the convolutions per stage.
     widths: tuple[int, ...] = (128, 256, 512, 768)
     depth: int = 2
     # `speed`: the bias of the frozen whitening convolution is trained for so many epochs.
@@ -385,11 +388,25 @@ def check_values(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         errors.append(
             ("learning_rate", f"learning_rate must be above 0, not {values['learning_rate']:g}")
         )
+    errors += check_network(values)
     devices = str(values.get("devices", "auto"))
     if devices != "auto" and not re.fullmatch(r"\s*[0-9]{1,4}\s*(,\s*[0-9]{1,4}\s*)*", devices):
         errors.append(
             ("devices", f"devices must be auto or numbers such as 0,1, not {shown(devices)}")
         )
+    return errors
+
+
+def check_network(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    network, pretrained = values.get("network", "residual"), values.get("pretrained", "false")
+    errors = []
+    if network not in ("residual", "speed") and not re.fullmatch(r"[\w.]+:[\w.-]+", network):
+        known = "residual, speed, torchvision:NAME, timm:NAME, module:function"
+        errors.append(("network", f"network must be one of {known}, not {shown(network)}"))
+    elif pretrained != "false" and ":" not in network:
+        errors.append(("pretrained", f"there are no pretrained weights for {network}"))
+    elif pretrained == "true" and network.partition(":")[0] not in ("torchvision", "timm"):
+        errors.append(("pretrained", f"pretrained true: {network} has none; name their file"))
     return errors
 
 

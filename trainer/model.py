@@ -15,7 +15,7 @@ from trainer.config import TrainConfig, from_dict, peak_learning_rate
 from trainer.data.images import balanced_weights
 from trainer.evaluate import averaged_logits
 from trainer.metrics import Tally
-from trainer.networks import SpeedCNN, make_network
+from trainer.networks import SpeedCNN, load_pretrained, make_network
 from trainer.optimizers import make_optimizer, make_scheduler
 from trainer.scores import Answers, Evaluation
 
@@ -43,6 +43,11 @@ class Classifier(pl.LightningModule):
         self.answers: list[Answers] = []
         # Of the loss, by class; None: all alike.
         self.class_weights: Tensor | None = None
+
+    def load_pretrained(self) -> None:
+        """What `pretrained` names, before a training that begins. Raises TrainError."""
+        if self.config.pretrained != "false":
+            load_pretrained(self.network, self.config.network, self.config.pretrained)
 
     def forward(self, images: Tensor) -> Tensor:
         return cast(Tensor, self.network(images.contiguous(memory_format=torch.channels_last)))

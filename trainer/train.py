@@ -64,6 +64,8 @@ def train(
     while True:
         pl.seed_everything(config.seed, verbose=False)
         model = Classifier(to_dict(config), data.classes)
+        if start is None:
+            model.load_pretrained()
         savers = make_savers(config, checkpoints, datamodule.validation is not None)
         trainer = make_trainer(config, devices, run_dir, [*callbacks, *savers, stop], start)
         try:

@@ -39,6 +39,9 @@ def errors_of(recipe: str = "standard", **overrides: object) -> list[str]:
     return caught.value.errors
 
 
+NETWORKS = "network must be one of residual, speed, torchvision:NAME, timm:NAME, module:function"
+
+
 def test_all_errors_come_at_once() -> None:
     errors = errors_of(
         learning_rat=1, max_epochs=0, batch_size="many", network="deep", widths="8,x", mixup_alpha=0
@@ -48,7 +51,7 @@ def test_all_errors_come_at_once() -> None:
         "unknown field 'learning_rat' (did you mean learning_rate?)",
         "max_epochs must be at least 1, not 0",
         "batch_size must be a whole number, not 'many'",
-        "network must be one of residual, speed, not 'deep'",
+        f"{NETWORKS}, not 'deep'",
         "widths must be numbers such as 64,128,256, not '8,x'",
         "mixup needs mixup_alpha above 0; mixup_prob 0 switches it off",
     ):
@@ -56,9 +59,7 @@ def test_all_errors_come_at_once() -> None:
 
 
 def test_a_wrong_field_draws_no_further_errors_from_what_stands_in_for_it() -> None:
-    assert errors_of(network="sped", optimizer="muon") == [
-        "network must be one of residual, speed, not 'sped'"
-    ]
+    assert errors_of(network="sped", optimizer="muon") == [f"{NETWORKS}, not 'sped'"]
 
 
 def test_an_unknown_recipe_is_named_with_a_suggestion() -> None:

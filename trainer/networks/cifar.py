@@ -1,5 +1,4 @@
-"""The networks. Both take uint8 images [B, 3, H, W], normalise them themselves and give logits [B,
-classes]."""
+"""Our own networks, for small images."""
 
 from __future__ import annotations
 
@@ -10,21 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config import TrainConfig
-
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 """Of CIFAR-10's training images, per channel, of pixels from 0 to 1."""
 WHITENING_EPS = 5e-4
-LARGE_IMAGES = 64
-"""Images with more pixels per side reach the residual network's stages at a quarter of them."""
-
-
-def make_network(config: TrainConfig, classes: int) -> nn.Module:
-    if config.network == "speed":
-        first, second, third = config.widths
-        return SpeedCNN(classes, (first, second, third), config.depth)
-    return ResidualCNN(classes, config.widths, config.image_size > LARGE_IMAGES)
 
 
 class Normalise(nn.Module):
@@ -33,10 +21,10 @@ class Normalise(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> None:
         super().__init__()
-        self.register_buffer("mean", 255 * torch.tensor(MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", 255 * torch.tensor(STD).view(1, 3, 1, 1))
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         return (images.to(self.mean.dtype) - self.mean) / self.std

@@ -1,0 +1,84 @@
+"""Networks from elsewhere: `torchvision:NAME`, `timm:NAME`, or `module:function` of the user's
+project, which takes the number of classes and gives a module."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from trainer.networks.cifar import Normalise
+from trainer.options import EXIT_USAGE, TrainError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet, as pretrained networks expect it where they do not say otherwise."""
+
+
+class FromElsewhere(nn.Module):
+    """A network that expects normalised images."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        about: Any = getattr(network, "pretrained_cfg", {})
+        self.normalise = Normalise(tuple(about.get("mean", MEAN)), tuple(about.get("std", STD)))
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.network(self.normalise(images)))
+
+
+def from_elsewhere(name: str, classes: int) -> FromElsewhere:
+    place, _, what = name.partition(":")
+    try:
+        if place == "torchvision":
+            network = importlib.import_module("torchvision").models.get_model(
+                what, num_classes=classes
+            )
+        elif place == "timm":
+            network = importlib.import_module("timm").create_model(what, num_classes=classes)
+        else:
+            network = getattr(importlib.import_module(place), what)(classes)
+    except (ImportError, AttributeError, ValueError, RuntimeError, TypeError) as error:
+        raise wrong(f"network {name}", error) from None
+    if not isinstance(network, nn.Module):
+        raise TrainError(f"network {name}: it gives no torch.nn.Module", EXIT_USAGE)
+    return FromElsewhere(network)
+
+
+def load_pretrained(network: nn.Module, name: str, pretrained: str) -> None:
+    """Weights of the library (`true`) or of a file, for all but the classifier's last layer, whose
+    classes are others."""
+    assert isinstance(network, FromElsewhere)
+    place, _, what = name.partition(":")
+    try:
+        if pretrained != "true":
+            state = torch.load(pretrained, map_location="cpu", weights_only=True)
+        elif place == "torchvision":
+            models = importlib.import_module("torchvision").models
+            state = models.get_model_weights(what).DEFAULT.get_state_dict(progress=False)
+        else:
+            state = importlib.import_module("timm").create_model(what, pretrained=True).state_dict()
+    except Exception as error:  # of the network, the hub and the file: they have no common kind
+        raise wrong(f"pretrained {pretrained}", error) from None
+    fit_in(network.network, state.get("state_dict", state), pretrained)
+
+
+def fit_in(network: nn.Module, state: Mapping[str, Tensor], whence: str) -> None:
+    own = network.state_dict()
+    fitting = {
+        key: value for key, value in state.items() if key in own and own[key].shape == value.shape
+    }
+    if len(fitting) < len(own) / 2:
+        raise TrainError(
+            f"pretrained {whence}: only {len(fitting)} of {len(own)} weights fit this network",
+            EXIT_USAGE,
+        )
+    network.load_state_dict(fitting, strict=False)
+
+
+def wrong(what: str, error: Exception) -> TrainError:
+    said = " ".join(str(error).split())[:200]
+    return TrainError(f"{what} can't be had: {type(error).__name__}: {said}", EXIT_USAGE)
