@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test quick lint clean
+.PHONY: demo test quick lint pictures clean
 
 $(READY): requirements-dev.txt requirements.txt remote/requirements.txt trainer/requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The screens in docs/screens; needs tmux.
+pictures: $(READY)
+	$(BIN)/python -m benchmarks.pictures
 
 clean:
 	rm -rf $(VENV)

@@ -11,7 +11,7 @@ from remote.link.sending import Sending, waiting_note
 from remote.link.session import Session, who_am_i
 from remote.project.release import manifest_rows
 from remote.records import Release, Step
-from remote.screen.display import show, size
+from remote.screen.text import show, size
 
 AGENT_MIB = 1
 """What our own program and records take there."""

@@ -20,7 +20,6 @@ from remote.link.answers import (
     EnvironmentProve,
     Facts,
     Inspection,
-    Nodes,
     Proof,
     Resolution,
 )
@@ -28,10 +27,9 @@ from remote.link.session import Session
 from remote.project.command import describe_command
 from remote.project.release import SMALL_MANIFEST, build_release, manifest_rows
 from remote.project.slurm import node_options
-from remote.records import EnvironmentPlan, Gpu, GpuReport, Release, Step
+from remote.records import EnvironmentPlan, Release, Step
 from remote.requirements import reading
-from remote.screen.display import Display, duration, show, size
-from remote.screen.text import one_line
+from remote.screen.text import duration, one_line, size
 
 
 @dataclass(frozen=True)
@@ -53,22 +51,6 @@ class Deployed:
     def changed(self) -> bool:
         return any(step.changed for step in self.steps)
 
-    def as_json(self, session: Session) -> dict[str, Any]:
-        return {
-            "host": session.host,
-            "root": self.root,
-            "release": self.release.tree,
-            "environment": self.environment.key,
-            "python": self.environment.python,
-            "changed": self.changed,
-            "steps": [step.text for step in self.steps],
-            "left_out": [
-                {"path": path, "reason": reason} for path, reason in self.release.left_out
-            ],
-            "gpus": [gpu_row(item) for item in self.facts.gpus.gpus],
-            "requests": session.link.requests if session.link else None,
-        }
-
 
 def deploy(session: Session, data: str | None = None, refresh: bool = False) -> Deployed:
     """Bring the server to the state of this project. `data`: also look for this path there.
@@ -79,7 +61,10 @@ def deploy(session: Session, data: str | None = None, refresh: bool = False) -> 
     command = describe_command(session.project.settings.command)
     steps = [Step(False, command)] if command else []
     steps.append(put_release(session, facts, release))
+    for known in steps:
+        session.display.step(known)
     made, step = prepare_environment(session, facts, requirements, refresh)
+    session.display.step(step)
     session.remember_agent()
     local = tuple(reading.local_packages(requirements))
     return Deployed(release, facts, made, (*steps, step), local)
@@ -186,151 +171,26 @@ def choose_environment(
 
 def prove(session: Session, key: str, reason: str) -> Proof:
     """Have the environment's torch tried on every GPU."""
-    session.display.progress(f"environment: {reason}; importing torch on the server", force=True)
+    session.display.doing(f"environment: {reason}; importing torch on the server")
     proof = session.ask(EnvironmentProve, show_event(session), key=key, **on_a_node(session)).proof
     session.display.clear()
     return proof
 
 
 def show_event(session: Session) -> Callable[[dict[str, Any], bytes], None]:
-    """On a terminal the last line of a long step is shown, elsewhere each new step."""
-    told = ""
+    """The step of a long operation, how long it takes, and what it says."""
 
     def show_step(event: dict[str, Any], blob: bytes) -> None:
-        nonlocal told
         step = one_line(str(event.get("step") or ""), 80)
-        line = one_line(str(event.get("line") or ""), 200)
-        if step and step != told and not session.display.live:
-            session.display.note(f"  {line or step}")
-        told = step
+        parts = [f"{step} ({duration(event.get('seconds'))})"]
         amount = event.get("amount")
-        if (
-            isinstance(amount, list)
-            and len(amount) == 2
-            and all(isinstance(part, int) for part in amount)
-        ):
-            line = f"{size(amount[0])} of {size(amount[1])}  {line}"
-        session.display.progress(f"{step} ({duration(event.get('seconds'))})  {line}")
+        if isinstance(amount, list) and len(amount) == 2:
+            parts.append(f"{size(amount[0])} of {size(amount[1])}")
+        parts.append(one_line(str(event.get("line") or ""), 200))
+        session.display.doing("  ".join(filter(None, parts)), step)
 
     return show_step
 
 
-def show_steps(display: Display, deployed: Deployed, only_changes: bool = False) -> None:
-    for step in deployed.steps:
-        if step.changed or not only_changes:
-            display.line(step.text)
-    shown = deployed.release.left_out[:8]
-    for path, reason in shown:
-        display.note(f"not sent: {path} ({reason})")
-    if len(deployed.release.left_out) > len(shown):
-        display.note(f"not sent: {len(deployed.release.left_out) - len(shown)} more")
-    if shown:
-        display.note("to send such a file all the same, name it in remote.include")
-
-
-def show_summary(display: Display, session: Session, deployed: Deployed) -> None:
-    show_steps(display, deployed)
-    system, root = deployed.facts.system, deployed.facts.root
-    launcher = "tmux" if deployed.facts.tmux else "no tmux (setsid will do)"
-    if session.project.settings.launcher == "slurm":
-        launcher = "Slurm"
-    display.line(
-        f"server {show(system.host)}: {show(root.path)}, {show(root.free_mib)} MiB free, python"
-        f" {show(system.python)}, {launcher}"
-    )
-    show_gpu_table(display, deployed.facts.gpus)
-    display.line(f"next: fab -H {session.typed} train")
-
-
-def show_gpu_table(display: Display, report: GpuReport) -> None:
-    if not report.gpus:
-        remedy = f" — {report.remedy}" if report.remedy else ""
-        display.line(f"GPUs: none ({report.problem or 'nvidia-smi shows none'}){remedy}")
-        return
-    rows = [
-        [
-            item.index,
-            item.name,
-            item.memory_total_mib,
-            item.memory_used_mib,
-            item.utilization_percent,
-            users_of(item),
-        ]
-        for item in report.gpus
-    ]
-    display.table(["gpu", "name", "MiB", "used MiB", "use %", "by"], rows)
-
-
-def users_of(item: Gpu) -> str | None:
-    return (
-        ", ".join(f"{show(process.user)}: {show(process.name)}" for process in item.processes)
-        or None
-    )
-
-
-def gpu_row(item: Gpu) -> dict[str, Any]:
-    return {
-        "index": item.index,
-        "uuid": item.uuid,
-        "name": item.name,
-        "memory_total_mib": item.memory_total_mib,
-        "memory_used_mib": item.memory_used_mib,
-        "utilization_percent": item.utilization_percent,
-        "compute_capability": item.compute_capability,
-        "users": [{"user": p.user, "pid": p.pid, "name": p.name} for p in item.processes],
-    }
-
-
 def gpu_facts(session: Session) -> Facts:
     return ask_facts(session, None)
-
-
-@dataclass(frozen=True)
-class GpuLook:
-    """`nodes`: of the partition, where Slurm is the launcher."""
-
-    facts: Facts
-    nodes: Nodes | None
-
-
-def look_at_gpus(session: Session) -> GpuLook:
-    settings, facts = session.project.settings, gpu_facts(session)
-    if settings.launcher != "slurm":
-        return GpuLook(facts, None)
-    return GpuLook(facts, session.ask(Nodes, partition=settings.slurm.partition))
-
-
-def gpu_json(host: str, look: GpuLook | None, error: RemoteError | None) -> dict[str, Any]:
-    if look is None:
-        return {"host": host, "error": error.message if error else None, "gpus": None}
-    facts, nodes = look.facts, look.nodes
-    told = {} if nodes is None else {"cluster": dataclasses.asdict(nodes)}
-    return told | {
-        "host": host,
-        "driver": facts.gpus.driver_version,
-        "problem": facts.gpus.problem,
-        "gpus": [gpu_row(item) for item in facts.gpus.gpus],
-        "torch": proofs.describe_proofs(facts),
-    }
-
-
-def show_gpus(display: Display, look: GpuLook) -> None:
-    facts = look.facts
-    if look.nodes is not None:
-        show_nodes(display, look.nodes)
-    show_gpu_table(display, facts.gpus)
-    if facts.gpus.gpus:
-        display.line(f"driver {show(facts.gpus.driver_version)}")
-    for line in proofs.describe_proofs(facts):
-        display.line(line)
-
-
-def show_nodes(display: Display, nodes: Nodes) -> None:
-    """The partition's nodes with their GPUs, and who waits for them."""
-    rows = [
-        [row.node, row.partition, row.state, row.gpus, row.used.partition("(")[0]]
-        for row in nodes.nodes
-    ]
-    display.table(["node", "partition", "state", "gpus", "in use"], rows)
-    waiting = ", ".join(f"{user} {number}" for user, number in nodes.waiting.items())
-    display.line(f"jobs that wait: {waiting or 'none'}")

@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from remote.deploy import gpus, proofs
-from remote.deploy.deploy import ask_facts, choose_environment, read_requirements, users_of
+from remote.deploy.deploy import ask_facts, choose_environment, read_requirements
 from remote.deploy.setup_key import PREFERRED
 from remote.errors import EnvironmentFailed, GpuUnfit, RemoteError, ServerUnfit, UsageError
 from remote.link.answers import Facts, Reach, Runs
 from remote.link.session import Project, Session
 from remote.project.own_trainer import ARCHIVE, load_data_modules
 from remote.project.release import build_release
-from remote.screen.display import Display, show, size
+from remote.screen.display import Display
+from remote.screen.text import show, size
 
-OK, WARNING, PROBLEM = "ok", "warning", "problem"
+OK, WARNING, PROBLEM, HERE = "ok", "warning", "problem", "here"
+INDENT = 24
+"""Of what is told of a check, behind its level and name."""
 LEAST_HERE_MIB, LEAST_THERE_MIB, LEAST_INODES = 2048, 8192, 20_000
 SLOW_S, CLOCK_S = 0.5, 120.0
 
@@ -44,12 +47,11 @@ class Check:
 
 def examine(project: Project, sessions: Sequence[Session], display: Display) -> int:
     """Show every check as soon as it is done. Returns 0, or the exit code of the first problem."""
-    checks = []
+    checks: list[Check] = []
     for check in all_checks(project, sessions):
-        checks.append(check)
         if not display.json_mode:
-            remedy = f" — {check.remedy}" if check.remedy else ""
-            display.line(f"{check.level:<8} {check.where}: {check.what:<12} {check.text}{remedy}")
+            show_check(display, check, new_place=not checks or checks[-1].where != check.where)
+        checks.append(check)
     if display.json_mode:
         display.json([asdict(check) for check in checks])
     found = {level: sum(check.level == level for check in checks) for level in (WARNING, PROBLEM)}
@@ -60,6 +62,14 @@ def examine(project: Project, sessions: Sequence[Session], display: Display) -> 
     ]
     display.note(", ".join(reversed(counted)) if counted else "all is well")
     return next((check.code for check in checks if check.level == PROBLEM), 0)
+
+
+def show_check(display: Display, check: Check, new_place: bool) -> None:
+    if new_place:
+        display.line("this computer:" if check.where == HERE else f"{check.where}:")
+    display.line(f"  {check.level:<8} {check.what:<12} {check.text}", INDENT)
+    if check.remedy:
+        display.line(f"{'':{INDENT}}→ {check.remedy}", INDENT)
 
 
 def all_checks(project: Project, sessions: Sequence[Session]) -> Iterator[Check]:
@@ -83,7 +93,7 @@ def laptop_checks(project: Project) -> Iterator[Check]:
 
 
 def here(what: str, level: str, text: str, remedy: str = "") -> Check:
-    return Check("here", what, level, text, remedy, UsageError.exit_code if level == PROBLEM else 0)
+    return Check(HERE, what, level, text, remedy, UsageError.exit_code if level == PROBLEM else 0)
 
 
 def tools_check() -> Check:
@@ -172,9 +182,7 @@ def room_checks(dest: Path) -> Iterator[Check]:
 
 def torch_check() -> Check:
     if importlib.util.find_spec("torch") is None:
-        return here(
-            "torch", OK, "not here, and not needed: fab -H … submit evaluates on the server"
-        )
+        return here("torch", OK, "not here, and not needed: submit with -H evaluates on the server")
     return here("torch", OK, f"{importlib.metadata.version('torch')}: fab submit can evaluate here")
 
 
@@ -188,7 +196,7 @@ def key_check() -> Check:
         "key",
         WARNING,
         "none in ~/.ssh: servers will ask for a password",
-        "fab -H … setup-key makes one",
+        "fab -H user@host setup-key makes one",
     )
 
 
@@ -336,7 +344,9 @@ def gpu_checks(project: Project, facts: Facts, there: Any) -> Iterator[Check]:
         yield there("gpu", OK, text)
     else:
         users = "; ".join(
-            f"gpu {item.index}: {users_of(item)}" for item in report.gpus if users_of(item)
+            f"gpu {item.index}: {reason}"
+            for item in report.gpus
+            if (reason := gpus.busy_reason(item, facts.held))
         )
         yield there(
             "gpu",

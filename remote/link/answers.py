@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from remote.agent.shared.gpu_choice import GpuReport, parse_gpus
+from remote.agent.shared.states import State
 from remote.errors import ProtocolError
 from remote.link.decoding import WrongForm, decode
 from remote.records import Run
@@ -351,6 +352,22 @@ class Runs(Answer):
 
 
 @dataclass(frozen=True)
+class Overview(Answer):
+    """What is at work there now."""
+
+    OP = "overview"
+
+    # What nvidia-smi said, for gpu_choice.parse_gpus.
+    gpu: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # Those that have not ended.
+    runs: tuple[Run, ...] = ()
+
+    @functools.cached_property
+    def gpus(self) -> GpuReport:
+        return parse_gpus(self.gpu)
+
+
+@dataclass(frozen=True)
 class Started(Answer):
     """A run's launch. `again`: an earlier call has done it."""
 
@@ -387,7 +404,7 @@ class Stopping(Answer):
     OP = "run_stop"
 
     run: str
-    state: str | None = None
+    state: State = "unknown"
     asked: bool = False
 
 

@@ -11,10 +11,8 @@ from typing import Any
 from remote.link.session import Session
 from remote.project.release import upload_frames
 from remote.records import FileEntry
-from remote.screen.display import Display, duration, show, size
-
-SURE_AFTER_S = 3.0
-"""Before that a speed says nothing about the time left."""
+from remote.screen.display import Display
+from remote.screen.text import duration, show
 
 
 @dataclass
@@ -46,17 +44,11 @@ class Sending:
         )
 
     def frames(self, display: Display) -> Iterator[tuple[dict[str, Any], bytes]]:
-        total, sent, started = self.total, 0, time.monotonic()
+        total, sent = self.total, 0
         for header, blob in upload_frames(self.folder, self.entries, self.missing, self.partial):
             yield header, blob
             sent += sum(length for _, length, _ in header["pieces"])
-            seconds = time.monotonic() - started
-            line = f"sending {size(sent)} of {size(total)}"
-            if seconds > SURE_AFTER_S and sent:
-                line += (
-                    f"  {size(sent / seconds)}/s  {duration((total - sent) * seconds / sent)} left"
-                )
-            display.progress(line)
+            display.transfer("sending", sent, total)
 
 
 def waiting_note(session: Session, doing: str = "is deploying") -> Any:

@@ -91,6 +91,8 @@ class Session:
         if self.link is not None:
             return
         began = time.monotonic()
+        # What moves would hide a question of the login.
+        self.display.clear()
         self.connection = connect(self.target)
         self.connection.open()
         log.debug("%s: settings read after %.3f s", self.host, time.monotonic() - began)

@@ -65,6 +65,7 @@ PRIVATE_KEY = re.compile(
     rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----|^PuTTY-User-Key-File", re.MULTILINE
 )
 OVER_LIMIT = "over the limit"
+LEFT_BY_PIP = "left by pip install"
 SMALL_MANIFEST = 600
 """A manifest of so many files goes with the first call; a longer one only when it is needed."""
 
@@ -83,19 +84,15 @@ def build_release(
     own = os.path.normpath(dest).replace(os.sep, "/")
     tracked, listed, modes, left_out = list_files(project)
     listed += find_included(project, included, own)
-    virtual = {
-        path[: -len("pyvenv.cfg")]
-        for path in listed
-        if path.endswith("/pyvenv.cfg") and path not in tracked
-    }
-    left_out += [(path, "a virtual environment") for path in sorted(virtual)]
+    made = folders_made(project, [path for path in listed if path not in tracked])
+    left_out += sorted(made.items())
     if (f"{own}/", NO_CODE) in left_out or any(
         path not in tracked and is_fetched(path, own) for path in listed
     ):
         left_out = [row for row in left_out if row[0] != f"{own}/"] + [(f"{own}/", "fetched runs")]
     too_large: list[tuple[int, str, str]] = []
     for path in sorted(set(listed), key=lambda name: name.encode("utf-8", "surrogateescape")):
-        if path not in tracked and (is_fetched(path, own) or path.startswith(tuple(virtual))):
+        if path not in tracked and (is_fetched(path, own) or path.startswith(tuple(made))):
             continue
         reason = reason_to_leave(project, path, max_file_mib, included)
         if reason and reason.startswith(OVER_LIMIT):
@@ -120,6 +117,21 @@ def build_release(
     rows = ((entry.path, entry.mode, entry.size, entry.sha256) for entry in entries)
     left_out = [(path, reason) for _, path, reason in sorted(too_large)] + left_out
     return Release(tree_hash(rows), tuple(entries), tuple(left_out), describe_origin(project))
+
+
+def folders_made(project: Path, untracked: Iterable[str]) -> dict[str, str]:
+    """Folders that a tool has made and makes again, with what they are."""
+    found = {}
+    for path in untracked:
+        if path.endswith("/pyvenv.cfg"):
+            found[path[: -len("pyvenv.cfg")]] = "a virtual environment"
+        elif path.endswith(".egg-info/PKG-INFO"):
+            found[path[: -len("PKG-INFO")]] = LEFT_BY_PIP
+        elif (lib := re.match(r"(.*/|)build/(?=lib/|bdist\.)", path)) and any(
+            (project / lib[1] / name).is_file() for name in ("pyproject.toml", "setup.py")
+        ):
+            found[lib[0]] = LEFT_BY_PIP
+    return found
 
 
 def is_fetched(path: str, own: str) -> bool:

@@ -12,7 +12,15 @@ from remote.link.answers import Cleaned
 from remote.link.sending import waiting_note
 from remote.link.session import Session, who_am_i
 from remote.records import FINAL
-from remote.screen.display import Display, show, size
+from remote.screen.tables import Column
+from remote.screen.text import show, size
+
+COLUMNS = (
+    Column("what"),
+    Column("name", least=16),
+    Column("size", right=True),
+    Column("why", least=12),
+)
 
 
 def clean_one(session: Session, remove: bool, named: Sequence[str]) -> Cleaned:
@@ -42,26 +50,26 @@ def needed_environment(session: Session) -> str:
     return str(plan.key or "") if plan.kind == "keep" else ""
 
 
-def show_cleaned(display: Display, session: Session, answer: Cleaned, remove: bool) -> None:
-    items = answer.items
-    for run in answer.kept:
-        if run.state in FINAL:
-            display.note(
-                f"kept: {show(run.run)} ({run.state}; {show(run.why)}); --run with its id removes"
-                " it"
-            )
+def show_cleaned(session: Session, answer: Cleaned, remove: bool) -> None:
+    """What goes or has gone, and what each run that stays waits for."""
+    display, items = session.display, answer.items
+    ended = [run for run in answer.kept if run.state in FINAL]
+    for run in ended:
+        display.note(f"kept: {show(run.run)} ({run.state}): {show(run.why)}")
+    if ended:
+        fab = f"fab -H {session.typed}"
+        display.note(f"what is fetched completely may go: {fab} fetch-results --run all")
+        display.note(f"to remove one as it is: {fab} clean --run {show(ended[0].run)} --yes")
+    if going := len(answer.kept) - len(ended):
+        display.note(f"kept: {going} that {'have' if going > 1 else 'has'} not ended")
     if not items:
         display.line("nothing to remove: everything there is in use, or not fetched yet")
         return
-    display.table(
-        ["what", "name", "size", "why"],
-        [[item.kind, item.name, size(item.bytes), item.why] for item in items],
-    )
+    display.table(COLUMNS, [[item.kind, item.name, size(item.bytes), item.why] for item in items])
     total = size(sum(item.bytes for item in items))
     if remove:
         display.line(f"removed: {len(items)} items, {total}")
-    else:
-        display.line(
-            f"nothing was removed yet ({len(items)} items, {total}); to do so: fab -H"
-            f" {session.typed} clean --yes"
-        )
+        return
+    display.line(f"nothing was removed yet ({len(items)} items, {total}); to do so:")
+    named = "".join(f" --run {item.name}" for item in items if item.kind == "run" and item.why)
+    display.line(f"  fab -H {session.typed} clean{named} --yes")

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Mapping
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from remote.errors import ProtocolError
 from remote.link.answers import Followed
+from remote.link.decoding import decode
 from remote.link.session import Session
-from remote.records import Run
-from remote.screen.display import render_progress
-from remote.screen.text import one_line
+from remote.records import Progress, Run
+from remote.screen.live import full_screen, has_keys, interrupt
+from remote.screen.text import number, one_line
+from remote.screen.training import KEYS, NO_KEYS, TrainingView
 
 TRIES = 5
 LONGEST_LINE = 64 << 10
+STAYS = 12
+"""So many lines of the log are still there when the screen is left."""
+ASK = "stop the training? It saves its state first.  y stops it   any other key: no"
+
+
+class StopWanted(Exception):
+    """Whoever watches has asked for the run's end."""
+
+
+class LeaveWanted(Exception):
+    """Whoever watches has seen enough; the training goes on."""
 
 
 class Follower:
@@ -34,13 +49,47 @@ class Follower:
         self.run = run
         self.offset = offset
         self.show_log = show_log
-        self.progress: Mapping[str, Any] = {}
-        self.gpu: Mapping[str, Any] = {}
+        self.view = TrainingView(run, session.host)
         self.lines = LineBuffer(sink or session.display.log)
         self.tail: int | None = None
-        self.waiting = ""
-        self.line = ""
         self.asking = False
+        self.wanted: StopWanted | LeaveWanted | None = None
+
+    @contextlib.contextmanager
+    def screen(self) -> Iterator[None]:
+        """The training on the whole terminal while the block runs. Raises LeaveWanted for q,
+        StopWanted for s and y."""
+        session, display = self.session, self.session.display
+        # A question of the login would be lost behind what is drawn.
+        target = session.target
+        session.target = dataclasses.replace(target, interactive=False)
+        sink, self.lines.sink = self.lines.sink, self.view.write
+        self.view.keys = KEYS if has_keys() else NO_KEYS
+        try:
+            with full_screen(display, self.view, self.view.write, self.pressed):
+                yield
+        except KeyboardInterrupt:
+            if self.wanted is None:
+                raise
+            session.close()
+            raise self.wanted from None
+        finally:
+            session.target, self.lines.sink = target, sink
+            for line in list(self.view.log)[-STAYS:]:
+                display.log(line)
+
+    def pressed(self, key: str) -> None:
+        if self.wanted:
+            return
+        asked, self.view.news = self.view.news == ASK, ""
+        if asked and key in "yY":
+            self.wanted = StopWanted()
+        elif not asked and key in "qQ":
+            self.wanted = LeaveWanted()
+        elif not asked and key in "sS":
+            self.view.news = ASK
+        if self.wanted:
+            interrupt()
 
     def until_started(self, wait_s: float) -> tuple[bool, Run]:
         """Whether it shows a sign of life (or has ended) within `wait_s`, and the run as it
@@ -82,31 +131,36 @@ class Follower:
             if self.show_log:
                 self.lines.write(blob)
         if isinstance(event.get("progress"), Mapping):
-            self.progress = event["progress"]
+            self.view.tell(decode(Progress, event["progress"]))
+        if isinstance(event.get("curves"), Mapping):
+            self.view.curves = parse_curves(event["curves"])
         if isinstance(event.get("gpu"), Mapping):
-            self.gpu = event["gpu"]
-        state = event.get("state")
-        if isinstance(state, Mapping):
-            self.waiting = (
-                state["waiting"]
-                if state.get("state") == "queued" and isinstance(state.get("waiting"), str)
-                else ""
-            )
-            if state.get("asking") is True and not self.asking:
-                self.session.display.note(
-                    f"it waits for an answer in its terminal: fab -H {self.session.typed} attach"
-                    f" --run {self.run}"
-                )
-            self.asking = state.get("asking") is True
+            self.view.gpus = event["gpu"]
+        if isinstance(event.get("state"), Mapping):
+            self._told(event["state"])
         if "line" in event:
-            self.line = one_line(event["line"], 400) if isinstance(event["line"], str) else ""
-        if self.waiting:
-            self.session.display.progress(
-                f"{self.waiting} (Ctrl-C leaves it in the queue)", force=True
-            )
-        elif self.progress or self.line:
-            rows = render_progress(self.progress, self.gpu) if self.progress else []
-            self.session.display.block(["", *filter(None, [self.line]), *rows], force=True)
+            told = event["line"]
+            self.view.line = one_line(told, 400) if isinstance(told, str) else ""
+
+    def _told(self, state: Mapping[str, Any]) -> None:
+        display, waiting = self.session.display, state.get("waiting")
+        self.view.run = one_line(str(state.get("run") or self.run), 80)
+        self.view.state = one_line(str(state.get("state") or ""), 20)
+        if state.get("state") == "queued" and isinstance(waiting, str):
+            display.note(f"queued: {waiting} (Ctrl-C leaves it in the queue)")
+        if state.get("asking") is True and not self.asking:
+            command = f"fab -H {self.session.typed} attach --run {self.run}"
+            display.note(f"it waits for an answer in its terminal: {command}")
+        self.asking = state.get("asking") is True
+
+
+def parse_curves(told: Mapping[str, Any]) -> dict[str, list[float]]:
+    """By name, the values of each epoch; what is no number is left out."""
+    return {
+        str(name): [value for cell in cells if (value := number(cell)) is not None]
+        for name, cells in told.items()
+        if isinstance(cells, list)
+    }
 
 
 class LineBuffer:

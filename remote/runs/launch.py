@@ -3,6 +3,7 @@ watches."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
@@ -10,15 +11,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from remote.deploy.deploy import Deployed, deploy, show_steps
+from remote.deploy.deploy import Deployed, deploy
 from remote.deploy.gpus import choose_gpus, gpu_error, unusable_reason
+from remote.deploy.shown import show_steps
 from remote.errors import ConnectionLost, GpuUnfit, NotFound, RemoteError, RunFailed, Unreachable
 from remote.link.answers import Followed, Resumed, Started, Stopping
 from remote.link.session import Session, who_am_i
 from remote.project.command import label_of
 from remote.project.slurm import job_request
 from remote.records import Gpu, Run
-from remote.runs.follow import Follower
+from remote.runs.follow import Follower, LeaveWanted, StopWanted
 from remote.runs.listing import list_runs, only_run, raise_if_failed
 from remote.runs.request import (
     Pending,
@@ -34,7 +36,7 @@ from remote.runs.request import (
     resumed_argv,
     start_run,
 )
-from remote.screen.display import percent, show
+from remote.screen.text import percent, show
 from remote.transfer.upload import provide_cifar10
 
 START_WAIT_S = 180.0
@@ -96,15 +98,14 @@ class Placement:
         return asked | {"wanted_gpus": self.wanted} if self.queue else asked
 
 
-def train_one(session: Session, options: TrainOptions) -> int:
+def train_one(session: Session, options: TrainOptions) -> Run:
     request = parse_request(session.project, options)
     deployed = deploy(session, data=options.data)
-    show_steps(session.display, deployed, only_changes=True)
+    show_steps(session, deployed, only_changes=True)
     pending = Pending(session.project, session.host, request, deployed.release.tree)
     try:
         run = start_once(session, request, deployed, pending)
-        follow = session.display.live if options.follow is None else options.follow
-        return watch(session, run, follow, pending)
+        return watch(session, run, options.follows(session.display), pending)
     finally:
         pending.release()
 
@@ -278,40 +279,50 @@ def start_patiently(session: Session, start: Callable[[], S]) -> S:
     return session.patiently(start, "its start is asked for again, and is the same start", TRIES)
 
 
-def watch(session: Session, run: str, follow: bool, pending: Pending) -> int:
+def watch(session: Session, run: str, follow: bool, pending: Pending) -> Run:
     """Wait for the first sign of life, then show the training or leave it alone. Ctrl-C never harms
     it.
 
     Only then is the launch forgotten: until the user was told of the run, the same command means
     the same run.
     """
-    follower = Follower(session, run, show_log=follow)
-    if follow:
-        session.display.note("following; Ctrl-C leaves the training alone")
+    follower, described = Follower(session, run, show_log=follow), Run(run)
+    display = session.display
+    if follow and not display.live:
+        display.note("following; Ctrl-C leaves the training alone")
     try:
-        described = wait_for_start(session, run, follower, pending)
-        if described.state == "queued":
-            never = NEVER in described.detail.waiting
-            then = "Stop it, and ask for less" if never else "It starts by itself"
-            does = "stop" if never else "status"
-            session.display.line(
-                f"it {described.detail.waiting}. {then}: fab -H {session.typed} {does}"
-            )
-            if not follow:
-                return 0
-        if follow:
-            return show_end(session, follower.until_end())
-    except KeyboardInterrupt:
+        with follower.screen() if follow and display.live else contextlib.nullcontext():
+            described = wait_for_start(session, run, follower, pending)
+            if described.state == "queued" and not follow:
+                never = NEVER in described.detail.waiting
+                then = "Stop it, and ask for less" if never else "It starts by itself"
+                display.line(f"it {described.detail.waiting}. {then}:")
+                display.line(f"  fab -H {session.typed} {'stop' if never else 'status'}")
+                return described
+            if follow:
+                described = follower.until_end()
+    except StopWanted:
+        return stop_one(session, run)
+    except (KeyboardInterrupt, LeaveWanted):
         pending.clear()
-        session.display.note(
-            f"\nthe training goes on. Come back with: fab -H {session.typed} logs --run {run}"
-            f" --follow; results with: fab -H {session.typed} fetch-results"
-        )
-        return 0
-    session.display.line(
-        f"it trains. Come back with: fab -H {session.typed} logs --follow | status | fetch-results"
-    )
-    return 0
+        left_alone(session, run)
+        return described
+    if follow:
+        show_end(session, described)
+    else:
+        display.line("it trains. Come back with:")
+        show_ways(session, "")
+    return described
+
+
+def left_alone(session: Session, run: str) -> None:
+    session.display.note("the training goes on. Come back with:")
+    show_ways(session, f" --run {run}")
+
+
+def show_ways(session: Session, run: str) -> None:
+    for task in (f"follow{run}", "status", f"fetch-results{run}"):
+        session.display.line(f"  fab -H {session.typed} {task}")
 
 
 def wait_for_start(session: Session, run: str, follower: Follower, pending: Pending) -> Run:
@@ -320,12 +331,12 @@ def wait_for_start(session: Session, run: str, follower: Follower, pending: Pend
     pending.clear()
     if described.state == "failed":
         show_log_end(session, run, follower)
-        raise_if_failed(described, session.host)
+        raise_if_failed(described, session)
     if not started:
         raise RunFailed(
             f"{run} has shown no sign of life for {START_WAIT_S:.0f} s (it goes on)",
             host=session.host,
-            remedy=f"fab -H {session.typed} logs --run {run} --follow",
+            remedy=f"fab -H {session.typed} follow --run {run}",
         )
     return described
 
@@ -339,47 +350,45 @@ def show_log_end(session: Session, run: str, follower: Follower) -> None:
     last.now()
 
 
-def show_end(session: Session, run: Run) -> int:
+def show_end(session: Session, run: Run) -> None:
     """The result in one line; raises RunFailed for a failure."""
-    raise_if_failed(run, session.host)
+    raise_if_failed(run, session)
     if run.state == "stopped":
-        session.display.line(
-            f"{run.run} was stopped: {run.reason or ''}; to go on: fab -H {session.typed} train"
-            f" --resume {run.run}"
-        )
-        return 0
+        session.display.line(f"{run.run} was stopped: {run.reason or ''}; to go on:")
+        session.display.line(f"  fab -H {session.typed} train --resume {run.run}")
+        return
     accuracy, epochs = run.summary.test_accuracy, run.summary.epochs
     beside = run.summary.beside_accuracy
     result = f", test accuracy {percent(accuracy)}{beside}" if accuracy is not None else ""
     after = f" after {show(epochs)} epochs" if epochs is not None else ""
-    session.display.line(f"{run.run} finished{after}{result}")
-    session.display.line(f"fetch everything: fab -H {session.typed} fetch-results")
-    return 0
+    session.display.line(f"{run.run} finished{after}{result}; fetch everything:")
+    session.display.line(f"  fab -H {session.typed} fetch-results")
 
 
-def stop_one(session: Session, run: str) -> int:
+def stop_one(session: Session, run: str) -> Run:
     """Ask for its end, and wait for it."""
     answer = session.ask(Stopping, run=run, who=who_am_i())
     if not answer.asked:
-        session.display.line(f"{show(answer.run)} has ended already: {show(answer.state)}")
-        return 0
+        session.display.line(f"{show(answer.run)} has ended already: {answer.state}")
+        return Run(answer.run, answer.state)
     return wait_until_stopped(session, answer.run)
 
 
-def wait_until_stopped(session: Session, run: str) -> int:
+def wait_until_stopped(session: Session, run: str) -> Run:
     """Show that it is being stopped, and how it ended."""
-    session.display.note(f"stopping {run}: it has 60 s to save its state")
-    answer = session.ask(Followed, run=run, until="end", wait_s=STOP_WAIT_S, tail=0)
-    described = only_run(list_runs(session, run))
-    if answer.late:
+    session.display.doing(f"stopping {run}: it has 60 s to save its state", "stop")
+    ended = session.ask(Followed, run=run, until="end", wait_s=STOP_WAIT_S, tail=0)
+    described = only_run(list_runs(session, run), session)
+    session.display.clear()
+    if ended.late:
         raise RunFailed(
-            f"{run} is still {described.state} after {STOP_WAIT_S:.0f} s",
+            f"{described.run} is still {described.state} after {STOP_WAIT_S:.0f} s",
             host=session.host,
-            remedy="look at its log",
+            remedy=f"fab -H {session.typed} logs --run {described.run}",
         )
-    session.display.line(
-        f"{described.run}: {described.state}{': ' + described.reason if described.reason else ''}"
-    )
+    reason = f": {described.reason}" if described.reason else ""
+    session.display.line(f"{described.run}: {described.state}{reason}")
     if described.state == "stopped":
-        session.display.line(f"to go on: fab -H {session.typed} train --resume {described.run}")
-    return 0
+        session.display.line("to go on:")
+        session.display.line(f"  fab -H {session.typed} train --resume {described.run}")
+    return described

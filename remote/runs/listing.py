@@ -52,18 +52,17 @@ def run_json(run: Run, host: str) -> dict[str, Any]:
     }
 
 
-def raise_if_failed(run: Run, host: str) -> None:
+def raise_if_failed(run: Run, session: Session) -> None:
     if run.state == "failed":
         raise RunFailed(
             f"{run.run} failed: {run.reason or 'no reason is known'}",
-            host=host,
-            remedy=f"fab -H {host} logs --run {run.run}",
+            host=session.host,
+            remedy=f"fab -H {session.typed} logs --run {run.run}",
         )
 
 
-def only_run(runs: Sequence[Run]) -> Run:
+def only_run(runs: Sequence[Run], session: Session) -> Run:
     if not runs:
-        raise NotFound(
-            "no run of this project is on the server", remedy="start one: fab -H … train"
-        )
+        text, remedy = "no run of this project is on the server", f"fab -H {session.typed} train"
+        raise NotFound(text, host=session.host, remedy=f"start one: {remedy}")
     return runs[0]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from remote.errors import GpuUnfit, UsageError
 from remote.link.answers import Started
@@ -21,6 +21,9 @@ from remote.project.command import plan_words
 from remote.project.own_trainer import load_config_module, runs_own_trainer
 from remote.project.slurm import parse_time
 from remote.records import Settings
+
+if TYPE_CHECKING:
+    from remote.screen.display import Display
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}\Z")
 OWN_OPTIONS = {
@@ -75,6 +78,12 @@ class TrainOptions:
     notify: str | None = field(default=None, repr=False)
     follow: bool | None = None
     arguments: Sequence[str] | None = None
+
+    def follows(self, display: Display) -> bool:
+        """Whether to stay and show the training."""
+        if self.follow is None:
+            return display.live and not display.json_mode
+        return self.follow
 
 
 def parse_request(project: Project, options: TrainOptions) -> TrainRequest:
@@ -139,9 +148,10 @@ def parse_request(project: Project, options: TrainOptions) -> TrainRequest:
             " own follow `--`"
         )
     if errors:
-        raise UsageError(
-            "; ".join(errors), step="train", remedy="fab train --help tells what can be given"
-        )
+        remedy = "fab train --help tells what can be given"
+        if any("unknown field" in error for error in errors):
+            remedy = "python -m trainer.train --print_config shows every field"
+        raise UsageError("; ".join(errors), step="train", remedy=remedy)
     return request
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from remote.agent.shared.trees import tree_hash
-from remote.deploy.deploy import deploy, show_steps
+from remote.deploy.deploy import deploy
+from remote.deploy.shown import show_steps
 from remote.errors import NotFound, UsageError
 from remote.link.answers import Imported, ReleaseMissing, Resumed
 from remote.link.decoding import decode
@@ -29,11 +30,11 @@ from remote.runs.launch import (
 )
 from remote.runs.listing import list_runs
 from remote.runs.request import Pending, Place, TrainOptions, parse_request, resumed_argv
-from remote.screen.display import show, size
+from remote.screen.text import show, size
 from remote.transfer.manifest import PARTS
 
 
-def resume_one(session: Session, run: str, options: TrainOptions) -> int:
+def resume_one(session: Session, run: str, options: TrainOptions) -> Run:
     """Find the run there or here, deploy, and start its next attempt; one that still runs is
     followed."""
     if options.recipe or options.name:
@@ -52,7 +53,7 @@ def resume_one(session: Session, run: str, options: TrainOptions) -> int:
         arguments=given.arguments or asked.arguments,
     )
     pending = Pending(session.project, session.host, request, identifier)
-    following = session.display.live if options.follow is None else options.follow
+    following = options.follows(session.display)
     if kept and kept.goes_on:
         session.display.line(
             f"run {identifier}: it is {kept.state} on {session.host}; no second one is started"
@@ -63,7 +64,7 @@ def resume_one(session: Session, run: str, options: TrainOptions) -> int:
             f"{identifier} has finished", step="train", remedy="train again without --resume"
         )
     deployed = deploy(session, data=request.data)
-    show_steps(session.display, deployed, only_changes=True)
+    show_steps(session, deployed, only_changes=True)
     launch = prepare_launch(session, request, deployed, pending)
     if here:
         place_run(launch, deployed.facts.held)  # raises before anything is sent

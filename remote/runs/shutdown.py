@@ -10,8 +10,7 @@ from remote.errors import ConnectionLost, RemoteError, RunFailed, Unreachable, U
 from remote.link.answers import Shutdown
 from remote.link.session import Session
 from remote.runs.listing import list_runs
-from remote.screen.display import size
-from remote.screen.text import one_line
+from remote.screen.text import one_line, size
 from remote.transfer.fetch import fetch_run
 
 GONE_S = 60.0
@@ -67,7 +66,7 @@ def has_gone(session: Session) -> bool:
     """Whether it stops to answer within a minute."""
     deadline = time.monotonic() + GONE_S
     while time.monotonic() < deadline:
-        session.display.progress(f"waiting until {session.host} answers no more", force=True)
+        session.display.doing(f"waiting until {session.host} answers no more")
         try:
             session.open()
         except (Unreachable, ConnectionLost):

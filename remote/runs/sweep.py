@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from remote.deploy.deploy import deploy, show_steps
+from remote.deploy.deploy import deploy
 from remote.deploy.gpus import unusable_reason
+from remote.deploy.shown import show_steps
 from remote.errors import RemoteError, UsageError
 from remote.link.answers import Facts
 from remote.link.session import Project, Session
@@ -192,12 +193,12 @@ def start_points(
         return 0
     asked = [(point, parse_request(session.project, options(point))) for point in waiting]
     deployed = deploy(session, data=asked[0][1].data)
-    show_steps(session.display, deployed, only_changes=True)
+    show_steps(session, deployed, only_changes=True)
     for number, (point, request) in enumerate(asked, 1):
         pending = Pending(session.project, session.host, request, book.name)
         launch = prepare_launch(session, request, deployed, pending)
         start_point(launch, book, point)
-        session.display.progress(f"{session.host}: {number} of {len(asked)} points started")
+        session.display.doing(f"{session.host}: {number} of {len(asked)} points started")
     session.display.clear()
     return len(asked)
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from remote.records import Run
-from remote.screen.display import Display, percent, show
+from remote.screen.display import Display
+from remote.screen.tables import Column, state_style
+from remote.screen.text import percent, show
 
 SEED = "seed"
 
@@ -98,16 +100,16 @@ def show_sweep(display: Display, name: str, rows: Sequence[Row]) -> None:
         ]
         for row in rows
     ]
-    display.table([*keys, "host", "run", "state", "accuracy"], cells)
+    columns = [Column("host", least=8, spare=1), Column("run", least=16)]
+    columns += [Column("state", style=state_style), Column("accuracy", right=True)]
+    display.table([*map(Column, keys), *columns], cells)
     states = [row.run.state if row.run else "not started" for row in rows]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     display.line(f"{name}: {len(rows)} points: {counted}")
     groups = group_rows(rows)
     if any(SEED in row.values for row in rows) and len(groups) > 1:
-        display.table(
-            ["mean over seeds", "accuracy"],
-            [[label_of(group.values), describe_group(group)] for group in groups],
-        )
+        means = [[label_of(group.values), describe_group(group)] for group in groups]
+        display.table([Column("mean over seeds", least=20), Column("accuracy")], means)
     if groups:
         display.line(f"best: {label_of(groups[0].values)}: {describe_group(groups[0])}")
 

@@ -31,30 +31,33 @@ def serve(session: Session, run: str, dest: Path, port: int, browser: bool) -> i
             remedy="pip install tensorboard",
         )
     board: subprocess.Popen[bytes] | None = None
+    ended = False
     try:
         for fetched in mirror(session, run, dest, EVERY_S):
             if board is None:
                 # A project of somebody else writes its events where it likes.
                 logs = fetched.path / "logs" if session.project.has_own_trainer else fetched.path
-                board, address = start(logs, port)
+                board, address = start(logs, fetched.run.run, port)
                 session.display.line(
                     f"{fetched.run.run}: {address} (Ctrl-C ends it, not the training)"
                 )
                 if browser and session.display.live:
                     webbrowser.open(address)
-        session.display.note("the run has ended and is here completely; still serving")
+        ended = True
+        session.display.note("the run has ended and is here completely; Ctrl-C ends TensorBoard")
         session.close()
         assert board is not None
         return board.wait()
     except KeyboardInterrupt:
-        session.display.note("\nended; the training goes on, and what was mirrored stays")
+        goes_on = "" if ended else "the training goes on, and "
+        session.display.note(f"\nended; {goes_on}what was mirrored stays")
         return 0
     finally:
         if board is not None:
             end(board)
 
 
-def start(logs: Path, port: int) -> tuple[subprocess.Popen[bytes], str]:
+def start(logs: Path, run: str, port: int) -> tuple[subprocess.Popen[bytes], str]:
     """The process and its address. Raises UsageError where it does not come up."""
     port = port or free_port()
     logs.mkdir(parents=True, exist_ok=True)
@@ -62,8 +65,9 @@ def start(logs: Path, port: int) -> tuple[subprocess.Popen[bytes], str]:
         sys.executable,
         "-m",
         "tensorboard.main",
-        "--logdir",
-        str(logs),
+        *logs_option(logs, run),
+        "--window_title",
+        run,
         "--host",
         HOST,
         "--port",
@@ -98,6 +102,12 @@ def start(logs: Path, port: int) -> tuple[subprocess.Popen[bytes], str]:
         step="tensorboard",
         remedy="--port N",
     )
+
+
+def logs_option(logs: Path, run: str) -> list[str]:
+    """Shown under the run's name, which a path that holds TensorBoard's separators rules out."""
+    named = not set(",:") & set(str(logs))
+    return ["--logdir_spec", f"{run}:{logs}"] if named else ["--logdir", str(logs)]
 
 
 def free_port() -> int:

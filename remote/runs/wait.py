@@ -5,7 +5,7 @@ from __future__ import annotations
 from remote.link.answers import Followed
 from remote.link.session import Session
 from remote.records import Run
-from remote.screen.display import duration
+from remote.screen.text import duration
 
 
 def wait_for(session: Session, run: str) -> Run:
@@ -15,7 +15,7 @@ def wait_for(session: Session, run: str) -> Run:
         progress = event.get("progress")
         left = progress.get("seconds_left") if isinstance(progress, dict) else None
         if left is not None:
-            session.display.progress(f"{run}: {duration(left)} left")
+            session.display.doing(f"{run}: {duration(left)} left")
 
     def ask() -> Followed:
         return session.ask(Followed, show, run=run, until="end", tail=0)

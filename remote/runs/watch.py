@@ -10,7 +10,8 @@ from pathlib import Path
 from remote.link.answers import Followed
 from remote.link.session import Session
 from remote.records import Run
-from remote.screen.display import bar, percent, show, size
+from remote.screen.text import size
+from remote.screen.training import describe_figures, describe_progress
 from remote.transfer.fetch import fetch_run
 from remote.transfer.receiving import Fetched
 
@@ -28,7 +29,7 @@ def watch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetch
     received = 0
     for fetched in mirror(session, run, dest, EVERY_S, ask):
         received += fetched.received
-        session.display.progress(mirror_line(fetched.run, received), force=True)
+        session.display.doing(mirror_line(fetched.run, received))
     session.display.clear()
     return fetched
 
@@ -59,10 +60,6 @@ def mirror(
 
 def mirror_line(run: Run, received: int) -> str:
     """What is known of the training, how much has come, and when it was looked at."""
-    progress = run.progress
-    parts = [bar(progress.share), run.state]
-    if progress.epoch is not None:
-        parts.append(f"epoch {show(progress.epoch)}/{show(progress.max_epochs)}")
-    if progress.metrics.best_val_accuracy is not None:
-        parts.append(f"best {percent(progress.metrics.best_val_accuracy)}")
-    return "  ".join([*parts, f"{size(received)} mirrored", time.strftime("%H:%M:%S")])
+    told = [describe_progress(run.progress), describe_figures(run.progress)]
+    mirrored = [f"{size(received)} mirrored", time.strftime("%H:%M:%S")]
+    return "  ".join([run.state, *filter(None, told), *mirrored])

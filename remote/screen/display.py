@@ -1,23 +1,42 @@
-"""The only file that prints: lines, tables and one progress bar. Results go to stdout, the rest to
+"""The only file that prints: lines, tables, and what goes on now. Results go to stdout, the rest to
 stderr."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
-from remote.screen.text import one_line, pad, printable, width
+from remote.records import Step
+from remote.screen.activity import Region, Transfer, step_tree
+from remote.screen.tables import Column, build_table
+from remote.screen.text import printable
 
-UNKNOWN = "–"
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+EVERY_S = 30.0
+"""So often a long step is told where no terminal shows it."""
+WIDE = 100_000
+MEANING = (
+    r"^(?P<red>error:)",
+    r"^(?P<yellow>(?:warning|note|waiting|kept|not sent|not fetched):)",
+    r"^  (?:(?P<green>ok)|(?P<yellow>warning)|(?P<red>problem)) ",
+    r"(?P<cyan>\bfab(?: -\w \S+)* [a-z][a-z-]+(?: --?[a-z-]+(?: [\w./-]+)?)*)",
+)
+"""What is coloured in a line of ours; the group's name is the colour."""
 
 
 class Display:
-    """`json_mode`: stdout carries nothing but the JSON; everything else goes to stderr."""
+    """`json_mode`: stdout carries nothing but the JSON; everything else goes to stderr.
+
+    `live`: one terminal takes all of it, so that something may move there. A pipe behind either
+    stream, `TERM=dumb` or no terminal at all: whole lines, and rich is not even loaded.
+    """
 
     def __init__(
         self, json_mode: bool = False, out: TextIO | None = None, notes: TextIO | None = None
@@ -25,207 +44,174 @@ class Display:
         self.json_mode = json_mode
         self.out = out or (sys.stderr if json_mode else sys.stdout)
         self.notes = notes or sys.stderr
-        self.live = self.notes.isatty() and os.environ.get("TERM") != "dumb"
-        self._shown = 0
-        self._shown_at = 0.0
+        for stream in (self.out, self.notes):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        self.live = is_terminal(self.out) and is_terminal(self.notes)
+        self.consoles: dict[TextIO, Console] = {}
+        self.region: Region | None = None
+        self.transferring: Transfer | None = None
+        self.told, self.step_told = 0.0, ""
+        self.done: list[Step] = []
+        # How a command to the same server begins, for hints.
+        self.fab = "fab -H user@host"
+        # Takes what would be printed, while something fills the screen.
+        self.sink: Callable[[str], None] | None = None
 
-    def line(self, text: str = "") -> None:
-        """A line of the result."""
-        self.clear()
-        _write(self.out, printable(text) + "\n")
+    def line(self, text: str = "", indent: int = 0) -> None:
+        """A line of the result; on a terminal what does not fit goes on below `indent`."""
+        if indent and self.sink is None and is_terminal(self.out):
+            self.console(self.out).print(self._hanging(self._ours(text), indent))
+        else:
+            self._write(self.out, text)
 
     def note(self, text: str) -> None:
         """A remark beside the result: a step, a warning."""
-        self.clear()
-        _write(self.notes, printable(text) + "\n")
+        self._write(self.notes, text)
 
     def error(self, text: str) -> None:
+        self.steps("so far")
         self.note(f"error: {text}")
 
     def json(self, value: Any) -> None:
         self.clear()
-        _write(sys.stdout, json.dumps(value, ensure_ascii=False, indent=1, default=str) + "\n")
-
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        self.line(render_table(head, rows))
+        sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1, default=str) + "\n")
+        sys.stdout.flush()
 
     def log(self, text: str) -> None:
         """Lines of a run's log, as they are but for what could command a terminal."""
+        self._write(self.out, text.removesuffix("\n"), ours=False)
+
+    def table(self, columns: Sequence[Column], rows: Sequence[Sequence[object]]) -> list[str]:
+        """Fits the terminal; elsewhere every cell is whole. Returns the columns left out."""
         self.clear()
-        _write(self.out, printable(text))
+        terminal = is_terminal(self.out)
+        width = self.console(self.out).width if terminal else WIDE
+        table, left_out = build_table(columns, rows, width)
+        if terminal:
+            self.show(table)
+            return left_out
+        from rich.console import Console
 
-    def progress(self, text: str, force: bool = False) -> None:
-        """One line that is replaced; on what is no terminal nothing is shown."""
-        self.block([text], force)
+        plain = Console(file=io.StringIO(), width=WIDE, color_system=None, force_terminal=False)
+        with plain.capture() as captured:
+            plain.print(table)
+        for text in captured.get().splitlines():
+            self.line(text.rstrip())
+        return left_out
 
-    def block(self, lines: Sequence[str], force: bool = False) -> None:
-        """Some lines at the bottom that are replaced, below whatever else is shown; on what is no
-        terminal nothing is shown."""
-        now = time.monotonic()
-        if not self.live or (now - self._shown_at < 0.1 and not force):
+    def step(self, step: Step) -> None:
+        """One more is done; told for good by `steps`, or before an error."""
+        self.clear()
+        self.done.append(step)
+
+    def steps(self, title: str, only_changes: bool = False) -> None:
+        """What was done and what was kept, as a tree or line by line."""
+        self.clear()
+        shown = [step for step in self.done if step.changed or not only_changes]
+        self.done.clear()
+        if self.live and shown:
+            self.show(step_tree(title, shown))
             return
-        screen = shutil.get_terminal_size()
-        fitting = [_cut(line, screen.columns - 1) for line in lines[: max(1, screen.lines - 2)]]
-        up = f"\x1b[{self._shown - 1}A" if self._shown > 1 else ""
-        _write(self.notes, f"\r{up}" + "\n".join(f"{line}\x1b[K" for line in fitting) + "\x1b[J")
-        self._shown, self._shown_at = len(fitting), now
+        for step in shown:
+            self.line(step.text)
+
+    def show(self, what: RenderableType) -> None:
+        """A drawing, on the terminal that stdout is."""
+        self.clear()
+        self.console(self.out).print(what)
+
+    def doing(self, text: str, step: str = "") -> None:
+        """What goes on now. Where nothing can be replaced it is told every 30 s, and a new `step`
+        at once."""
+        self.transferring = None
+        if self.live:
+            self._region().now = printable(text).replace("\n", " ")
+        elif self._is_time() or step != self.step_told:
+            self.note(f"  {text}")
+        self.step_told = step
+
+    def transfer(self, label: str, done: int, total: int) -> None:
+        """So much of it has arrived, of so much."""
+        known = self.transferring
+        if known is None or known.label != label or known.total != total or done < known.done:
+            known = self.transferring = Transfer(label, total)
+        known.arrived(done)
+        if self.live:
+            self._region().now = known
+        elif self._is_time():
+            self.note(f"{label}  {known.figures}")
 
     def confirm(self, question: str) -> bool | None:
         """Yes or no, where somebody sits at a terminal; None where nobody does."""
         if not sys.stdin.isatty() or not self.notes.isatty():
             return None
         self.clear()
-        _write(self.notes, printable(f"{question} [y/N] "))
+        self.notes.write(printable(f"{question} [y/N] "))
+        self.notes.flush()
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def clear(self) -> None:
-        if self._shown:
-            up = f"\x1b[{self._shown - 1}A" if self._shown > 1 else ""
-            _write(self.notes, f"\r{up}\x1b[J")
-            self._shown = 0
+        """Nothing goes on any more."""
+        self.told, self.step_told, self.transferring = 0.0, "", None
+        if self.region is not None:
+            self.region.close()
+            self.region = None
+
+    def console(self, stream: TextIO) -> Console:
+        """The one that writes there; on one terminal, one for both streams."""
+        if self.live:
+            stream = self.out
+        if stream not in self.consoles:
+            from rich.console import Console
+            from rich.highlighter import RegexHighlighter
+            from rich.theme import Theme
+
+            class Ours(RegexHighlighter):
+                base_style = "meaning."
+                highlights = list(MEANING)  # noqa: RUF012 (as rich declares it)
+
+            colours = {f"meaning.{name}": name for name in ("red", "yellow", "green", "cyan")}
+            self.consoles[stream] = Console(
+                file=stream, highlighter=Ours(), theme=Theme(colours), emoji=False, markup=False
+            )
+        return self.consoles[stream]
+
+    def _ours(self, text: str) -> str:
+        return printable(text).replace("fab -H …", self.fab).replace("fab …", self.fab)
+
+    def _hanging(self, text: str, indent: int) -> RenderableType:
+        from rich.table import Table
+        from rich.text import Text
+
+        told = self.console(self.out).highlighter(Text(text))
+        grid = Table.grid()
+        grid.add_column(width=indent, no_wrap=True)
+        grid.add_row(told[:indent], told[indent:])
+        return grid
+
+    def _write(self, stream: TextIO, text: str, ours: bool = True) -> None:
+        text = self._ours(text) if ours else printable(text)
+        if self.sink is not None:
+            self.sink(text)
+        elif is_terminal(stream):
+            self.console(stream).print(text, soft_wrap=True, highlight=ours)
+        else:
+            stream.write(text + "\n")
+            stream.flush()
+
+    def _region(self) -> Region:
+        if self.region is None:
+            self.region = Region(self.console(self.out), "so far", self.done)
+        return self.region
+
+    def _is_time(self) -> bool:
+        now = time.monotonic()
+        if not self.told or now - self.told >= EVERY_S:
+            first, self.told = not self.told, now
+            return not first
+        return False
 
 
-def _cut(text: str, columns: int) -> str:
-    """On one line, and no wider than that."""
-    text = printable(text[:4000]).replace("\n", " ").replace("\t", " ")
-    while width(text) > columns:
-        text = text[:-1]
-    return text
-
-
-def _write(stream: TextIO, text: str) -> None:
-    try:
-        stream.write(text)
-    except UnicodeEncodeError:
-        stream.write(
-            text.encode(stream.encoding or "ascii", "replace").decode(stream.encoding or "ascii")
-        )
-    stream.flush()
-
-
-def render_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns padded for wide characters; None is shown as unknown, a number to the right."""
-    cells = [list(head), *([show(cell) for cell in row] for row in rows)]
-    widths = [max(width(row[column]) for row in cells) for column in range(len(head))]
-    numeric = [
-        all(isinstance(row[c], (int, float)) or row[c] is None for row in rows) and bool(rows)
-        for c in range(len(head))
-    ]
-    lines = []
-    for row in cells:
-        parts = [
-            " " * (widths[c] - width(cell)) + cell if numeric[c] else pad(cell, widths[c])
-            for c, cell in enumerate(row)
-        ]
-        lines.append("  ".join(parts).rstrip())
-    return "\n".join(lines)
-
-
-def show(value: object) -> str:
-    if value is None or value == "":
-        return UNKNOWN
-    return one_line(str(value), 200)
-
-
-def percent(fraction: object, digits: int = 2) -> str:
-    """0.9123 → 91.23%"""
-    return (
-        f"{100 * fraction:.{digits}f}%"
-        if isinstance(fraction, (int, float)) and not isinstance(fraction, bool)
-        else UNKNOWN
-    )
-
-
-def duration(seconds: object) -> str:
-    """75 → 1 min 15 s"""
-    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not 0 <= seconds < 1e9:
-        return UNKNOWN
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def size(count: object) -> str:
-    if not isinstance(count, (int, float)) or isinstance(count, bool):
-        return UNKNOWN
-    amount = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024 or unit == "GiB":
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return UNKNOWN
-
-
-def bar(fraction: float | None, columns: int = 20) -> str:
-    if fraction is None:
-        return "[" + "·" * columns + "]"
-    filled = round(max(0.0, min(1.0, fraction)) * columns)
-    return "[" + "█" * filled + "·" * (columns - filled) + "]"
-
-
-def number(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-def render_progress(progress: Mapping[str, Any], gpu: Mapping[str, Any] | None = None) -> list[str]:
-    """The training in a few lines, from progress.json and the GPUs' use; what is unknown is left
-    out."""
-    metrics = progress.get("metrics")
-    metrics = metrics if isinstance(metrics, Mapping) else {}
-    step, total = number(progress.get("step")), number(progress.get("total_steps"))
-    share = step / total if step is not None and total else None
-    first = [bar(share, 30)]
-    if share is not None:
-        first.append(f"{100 * share:.0f}%")
-    if number(progress.get("epoch")) is not None:
-        first.append(
-            f"epoch {progress['epoch']}"
-            + (f"/{progress['max_epochs']}" if progress.get("max_epochs") else "")
-        )
-    if progress.get("phase") and progress.get("phase") != "fitting":
-        first.append(str(progress["phase"]))
-    if number(progress.get("seconds_left")) is not None:
-        first.append(f"{duration(progress['seconds_left'])} left")
-    second = []
-    if number(metrics.get("train_loss")) is not None:
-        second.append(f"loss {metrics['train_loss']:.3f}")
-    if number(metrics.get("val_accuracy")) is not None:
-        second.append(f"validation {percent(metrics['val_accuracy'])}")
-    if number(metrics.get("best_val_accuracy")) is not None:
-        second.append(f"best {percent(metrics['best_val_accuracy'])}")
-    if number(progress.get("images_per_s")) is not None:
-        second.append(f"{progress['images_per_s']:.0f} images/s")
-    lines = ["  ".join(first), *(["  ".join(second)] if second else [])]
-    for index, sample in (gpu or {}).items():
-        if isinstance(sample, Mapping):
-            lines.append(render_gpu(str(index), sample))
-    return lines
-
-
-def _figure(cell: object) -> float | None:
-    """A cell of gpu.csv."""
-    try:
-        value = float(str(cell))
-    except ValueError:
-        return None
-    return value if 0 <= value < 1e9 else None
-
-
-def render_gpu(index: str, sample: Mapping[str, Any]) -> str:
-    """gpu0 [████████··]  82%  memory 11.2 of 80.0 GiB"""
-    use, used, total = (
-        _figure(sample.get(key))
-        for key in ("utilization_percent", "memory_used_mib", "memory_total_mib")
-    )
-    busy = (
-        f"{bar(use / 100, 10)} {use:3.0f}%" if use is not None else f"{bar(None, 10)} {UNKNOWN:>4}"
-    )
-    of = f" of {total / 1024:.1f}" if total is not None else ""
-    return (
-        f"gpu{index} {busy}  memory {used / 1024:.1f}{of} GiB"
-        if used is not None
-        else f"gpu{index} {busy}"
-    )
+def is_terminal(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM") != "dumb"

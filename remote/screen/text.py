@@ -1,21 +1,71 @@
-"""Text that came from a server, made fit for a terminal."""
+"""Text from a server, made fit for a terminal, and figures as people read them. Draws nothing."""
 
 from __future__ import annotations
 
-import unicodedata
+import time
 
 from remote.agent.shared.text import one_line, printable
 
-__all__ = ["one_line", "pad", "printable", "width"]
+__all__ = ["duration", "moment", "number", "one_line", "percent", "printable", "show", "size"]
+UNKNOWN = "–"
 
 
-def width(text: str) -> int:
-    """Columns on a terminal: East Asian wide characters take two, combining ones none."""
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )
+def number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def pad(text: str, columns: int) -> str:
-    return text + " " * max(0, columns - width(text))
+def show(value: object) -> str:
+    return UNKNOWN if value is None or value == "" else one_line(str(value), 200)
+
+
+def percent(fraction: object, digits: int = 2) -> str:
+    """0.9123 → 91.23%"""
+    value = number(fraction)
+    return UNKNOWN if value is None else f"{100 * value:.{digits}f}%"
+
+
+def duration(seconds: object) -> str:
+    """75 → 1 min 15 s"""
+    value = number(seconds)
+    if value is None or not 0 <= value < 1e9:
+        return UNKNOWN
+    whole = int(value)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def brief(seconds: object) -> str | None:
+    """4800 → 1h20m, for a column."""
+    value = number(seconds)
+    if value is None or not 0 <= value < 1e9:
+        return None
+    minutes, hours, days = int(value // 60), int(value // 3600), int(value // 86400)
+    if days:
+        return f"{days}d{hours % 24:02}h"
+    if hours:
+        return f"{hours}h{minutes % 60:02}m"
+    return f"{minutes}m{int(value) % 60:02}s" if minutes else f"{int(value)}s"
+
+
+def moment(when: object) -> str | None:
+    """A server's time by this computer's clock and zone: 14:03 for today, else 26 Nov 14:03."""
+    value = number(when)
+    if value is None or not 0 < value < 1e11:
+        return None
+    then, now = time.localtime(value), time.localtime()
+    today = then[:3] == now[:3]
+    return time.strftime("%H:%M" if today else "%d %b %H:%M", then)
+
+
+def size(count: object) -> str:
+    amount = number(count)
+    if amount is None:
+        return UNKNOWN
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GiB"

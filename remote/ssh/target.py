@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import os
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from remote.errors import UsageError
@@ -35,14 +37,23 @@ class Target:
 
     @property
     def typed(self) -> str:
-        """As a shell takes it, for what people are told to type."""
-        return shlex.quote(self.spec)
+        """As a shell takes it behind `fab -H`, with -i and -S, for what people are told to type."""
+        options = [f" -i {shlex.quote(path)}" for path in self.identities]
+        options += [f" -S {shlex.quote(self.ssh_config)}"] if self.ssh_config else []
+        return "".join([shlex.quote(self.spec), *options])
 
     @property
     def can_ask(self) -> bool:
         if self.interactive is not None:
             return self.interactive
         return bool(sys.stdin and sys.stdin.isatty())
+
+
+def typed_together(targets: Sequence[Target]) -> str:
+    """Several hosts as they stand behind `fab -H`; -i and -S are the same for all."""
+    first = targets[0]
+    hosts = ",".join(target.spec for target in targets)
+    return dataclasses.replace(first, spec=hosts).typed
 
 
 @dataclass(frozen=True)

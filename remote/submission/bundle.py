@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from remote.errors import TransferFailed, UsageError
-from remote.screen.display import duration, percent
+from remote.screen.text import duration, percent
 from remote.submission.secret_scan import Finding, search, without_home
 
 SUMS, README, RECIPE, EVALUATION = "SHA256SUMS", "README.md", "recipe.yaml", "evaluation.json"

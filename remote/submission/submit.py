@@ -22,8 +22,8 @@ from remote.errors import RemoteError, TransferFailed, UsageError
 from remote.link.answers import Evaluated
 from remote.link.session import Project, Session
 from remote.project.results import find_run, read_mapping
-from remote.screen.display import Display, percent
-from remote.screen.text import one_line
+from remote.screen.display import Display
+from remote.screen.text import one_line, percent
 from remote.submission import bundle
 
 NOBODY = ("-c", "user.name=submission", "-c", "user.email=submission@localhost")
@@ -95,10 +95,11 @@ def submit(
     elif options.github:
         publish(place, options.github, display, options.yes)
     else:
-        display.line(
-            f"push it: git -C {place} push URL main, or fab submit --push URL, or fab submit"
-            " --github NAME (a public repository)"
-        )
+        again = f"fab -H {session.typed} submit" if session else "fab submit"
+        display.line("push it by one of these; the last one makes a public repository:")
+        for command in (f"git -C {place} push URL main", f"{again} --push URL"):
+            display.line(f"  {command}")
+        display.line(f"  {again} --github NAME")
     return 0
 
 

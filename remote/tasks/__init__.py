@@ -10,40 +10,50 @@ from __future__ import annotations
 from pathlib import Path
 
 from invoke.collection import Collection
+from invoke.exceptions import Exit
 
+from remote.errors import UsageError
 from remote.project.settings import defaults
 from remote.tasks import command_line, demo, prepare, results, sweeps, training
 from remote.tasks.command_line import LINE
 
-TASKS = (
-    prepare.deploy,
-    training.train,
-    results.fetch_results,
-    training.status,
-    training.follow,
-    training.logs,
-    training.attach,
-    results.tensorboard,
-    training.stop,
-    training.wait,
-    sweeps.sweep,
-    prepare.upload_data,
-    prepare.check_gpu,
-    prepare.doctor,
-    prepare.setup_key,
-    prepare.logout,
-    prepare.clean,
-    results.submit,
-    results.verify_submission,
-    demo.demo,
-)
+GROUPS = {
+    "Three commands": (prepare.deploy, training.train, results.fetch_results),
+    "While it trains": (
+        training.status,
+        training.follow,
+        training.watch,
+        training.logs,
+        training.attach,
+        results.tensorboard,
+        training.stop,
+        training.wait,
+        sweeps.sweep,
+    ),
+    "Servers and data": (
+        prepare.doctor,
+        prepare.check_gpu,
+        prepare.upload_data,
+        prepare.setup_key,
+        prepare.logout,
+        prepare.clean,
+    ),
+    "To hand in": (results.submit, results.verify_submission),
+    "To try it here": (demo.demo,),
+}
 
 
 def tasks(project: Path) -> Collection:
     """All of them, for the project whose fabfile asks: code, settings and results are those of its
     directory."""
     LINE.project = project.resolve()
-    collection = Collection(*TASKS)
+    try:
+        command_line.require_readable(LINE.project / "fabric.yaml")
+    except UsageError as error:
+        raise Exit(f"error: {error}", error.exit_code) from None
+    collection = Collection(*(task for group in GROUPS.values() for task in group))
     collection.configure({"remote": defaults()})
-    command_line.take_over(list(collection.task_names))
+    command_line.take_over(
+        {title: [task.name.replace("_", "-") for task in group] for title, group in GROUPS.items()}
+    )
     return collection

@@ -1,4 +1,5 @@
-"""What stands on fab's command line beside the task: hosts, identities, ssh_config.
+"""What stands on fab's command line beside the task: hosts, identities, ssh_config; and what fab
+says of a line that it can't read.
 
 Fabric would build a connection of its own for every host, reading ssh_config files that crash it
 and one host after the other. Our tasks take the hosts over while the fabfile is imported, so that
@@ -8,11 +9,21 @@ as they are.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import difflib
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from remote.ssh.target import Target, targets_from_fabric
+from invoke.exceptions import Exit, ParseError
+
+from remote.errors import UsageError
+from remote.screen.plain import say
+from remote.ssh.target import Target, targets_from_fabric, typed_together
+
+FIRST = {"hosts": "-H", "identity": "-i", "ssh-config": "-S"}
+"""fab's own options that have to stand before the task."""
 
 
 @dataclass
@@ -29,25 +40,134 @@ class TaskLine:
 LINE = TaskLine()
 
 
-def take_over(task_names: Collection[str]) -> None:
-    """Called by a fabfile with the names of its tasks that are ours. Does nothing where fab is not
-    running one of them."""
+def take_over(groups: Mapping[str, Sequence[str]]) -> None:
+    """Called by a fabfile with the names of its tasks that are ours, in the groups that `--list`
+    shows. Does nothing where no fab is running."""
     from fabric.main import program
 
     core = getattr(program, "core", None)
     if not core:
         return
-    words = list(getattr(core, "unparsed", None) or [])
-    if not words or words[0].replace("_", "-") not in {
-        name.replace("_", "-") for name in task_names
-    }:
-        return
+    read_tasks, list_tasks, no_tasks = (
+        program.parse_tasks,
+        program.list_tasks,
+        program.no_tasks_given,
+    )
+
+    def parse_tasks() -> None:
+        words, arguments = list(core.unparsed), core[0].args
+        if words and {"-h", "--help"} & set(words[1:]):
+            # Else a task's first word would be taken for what it needs.
+            arguments.help.value, core.unparsed = words[0], []
+        try:
+            read_tasks()
+        except ParseError as error:
+            names = [*program.collection.task_names]
+            raise Exit(f"error: {explain(str(error), error.context, words, names)}", 2) from None
+        late = [sign for name, sign in FIRST.items() if program.core_via_tasks.args[name].got_value]
+        if late:
+            line = " ".join([*(f"{sign} …" for sign in late), words[0]])
+            if hosts := program.core_via_tasks.args.hosts.value:
+                line = line.replace("-H …", f"-H {hosts}")
+            raise Exit(f"error: {late[0]} goes before the task: fab {line}", 2)
+
+    def show_list() -> None:
+        if program.list_format == "flat" and not program.list_root:
+            show_tasks(program.collection, groups)
+        else:
+            list_tasks()
+
+    def show_list_or_run() -> None:
+        if core.remainder:
+            no_tasks()
+        else:
+            show_tasks(program.collection, groups)
+            raise Exit
+
+    program.parse_tasks = parse_tasks
+    program.list_tasks = show_list
+    program.no_tasks_given = show_list_or_run
+    ours = {name for names in groups.values() for name in names}
+    if core.unparsed and _dashed(core.unparsed[0]) in ours:
+        take_hosts(program)
+
+
+def take_hosts(program: Any) -> None:
+    core = program.core
     LINE.targets = targets_from_fabric()
     if core.remainder:
         # Fabric would run it as a command of its own, after joining the words.
         argv = list(program.argv)
         LINE.words, core.remainder = argv[argv.index("--") + 1 :], ""
     arguments = core[0].args
-    for name in ("hosts", "ssh-config", "identity"):
+    for name in FIRST:
         if name in arguments:
             arguments[name]._value = None
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def explain(said: str, context: Any, words: Sequence[str], names: Sequence[str]) -> str:
+    """One line for what the parser can't read: what it is, and what was probably meant."""
+    task = getattr(context, "name", None)
+    unknown = re.fullmatch(r"No idea what '(.*)' is!", said)
+    if unknown is None:
+        missing = re.fullmatch(r"'(.*)' did not receive required positional arguments: (.*)", said)
+        if missing:
+            wanted = missing[2].replace("'", "").upper()
+            hosts = typed_together(LINE.targets) if LINE.targets else "user@host"
+            return f"{missing[1]} needs {wanted}: fab -H {hosts} {missing[1]} {wanted}"
+        return f"{said} — fab {task or 'TASK'} --help tells its options"
+    word = unknown[1]
+    if task and word.startswith("-"):
+        near = _near(word, list(context.flags))
+        return f"{task} has no option {word}{near}; fab {task} --help lists them"
+    near = _near(word, names)
+    return f"there is no task {word}{near}; fab --list shows them"
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    found = difflib.get_close_matches(word, known, 1)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def show_tasks(collection: Any, groups: Mapping[str, Sequence[str]]) -> None:
+    """`fab --list`: ours in their groups, what else the fabfile has below them; a line each."""
+    known = {_dashed(name): task for name, task in collection.tasks.items()}
+    ours = {name for names in groups.values() for name in names}
+    others = [name for name in sorted(collection.task_names) if name not in ours]
+    for title, names in {**groups, "Of this fabfile": others}.items():
+        if names:
+            say(f"{title}:")
+        for name in names:
+            told = (known[name].__doc__ if name in known else "") or ""
+            say(f"  {name:<18} {next(iter(told.strip().splitlines()), '')}".rstrip())
+        if names:
+            say("")
+    say("fab TASK --help tells its options; fab -H user@host TASK runs it on a server")
+
+
+def require_readable(path: Path) -> None:
+    """Raises UsageError in one line for a fabric.yaml that is no YAML, where Fabric would show a
+    traceback."""
+    import yaml
+
+    if not path.is_file():
+        return
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = str(error.problem or "it can't be read")
+        if "\\t" in problem:
+            problem = "a tab stands where spaces belong"
+        raise UsageError(f"{path.name}{place}: {problem}", remedy="mend that line") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{path.name} can't be read: {error}") from None
+    remote = found.get("remote", {}) if isinstance(found, dict) else found
+    if remote is not None and not isinstance(remote, dict):
+        text = f"{path.name}: settings stand as `key: value` below `remote:`"
+        raise UsageError(text, remedy="mend fabric.yaml")

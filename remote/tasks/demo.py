@@ -17,7 +17,11 @@ from remote.tasks.entry import Work, carry_out
 )
 def demo(c: Context, data: str | None = None, keep: bool = False) -> None:
     """
-    Show the whole way on this computer: an SSH server on loopback, deploy, train, fetch-results.
+    Show the whole way on this computer, without any server.
+
+    An SSH server on loopback, then deploy, train and fetch-results against it.
+
+    Exit codes: 0 done, else that of the command that failed.
     """
 
     def body(work: Work) -> int:

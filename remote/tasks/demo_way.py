@@ -67,7 +67,7 @@ def demo(project: Project, display: Display, data: str | None, keep: bool) -> in
             }
             for words, step in steps.items():
                 display.line()
-                display.line(f"$ fab -H {target.typed} {words}")
+                display.line(f"$ fab -H {target.spec} {words}")
                 if code := step():
                     return code
     finally:

@@ -112,8 +112,14 @@ def run(context: Any, name: str, body: Callable[[Work], int], json: bool, server
         )
     display = Display(json_mode=json)
     try:
-        return body(make_work(context, name, display, server))
+        work = make_work(context, name, display, server)
+        if work.targets:
+            display.fab = f"fab -H {work.targets[0].typed}"
+        return body(work)
     except RemoteError as error:
+        typed = {target.spec: target.typed for target in LINE.targets}.get(error.host or "")
+        if typed:
+            display.fab = f"fab -H {typed}"
         display.error(str(error))
         return error.exit_code
     except KeyboardInterrupt:
@@ -123,6 +129,8 @@ def run(context: Any, name: str, body: Callable[[Work], int], json: bool, server
         # Whoever read our output has gone (`| head`); Python must not complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    finally:
+        display.clear()
 
 
 def make_work(context: Any, name: str, display: Display, server: bool) -> Work:

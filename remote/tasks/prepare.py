@@ -19,7 +19,7 @@ from remote.tasks.entry import Work, carry_out
 )
 def deploy(c: Context, json: bool = False, refresh: bool = False) -> None:
     """
-    Put code and dependencies on the server, and check its GPUs.
+    Put code and dependencies on the server, check its GPUs.
 
     Sends the files that git would track (uncommitted and new ones too), prepares a Python
     environment for remote.requirements, and proves it with a real operation on the GPU. What is in
@@ -35,14 +35,14 @@ def deploy(c: Context, json: bool = False, refresh: bool = False) -> None:
 
 def deploy_all(work: Work, refresh: bool) -> int:
     from remote.deploy.deploy import deploy as deploy_one
-    from remote.deploy.deploy import show_summary
+    from remote.deploy.shown import deploy_json, show_summary
 
     answers = []
     for target in work.targets:
         with work.session(target) as session:
             deployed = deploy_one(session, refresh=refresh)
-            show_summary(work.display, session, deployed)
-            answers.append(deployed.as_json(session))
+            show_summary(session, deployed)
+            answers.append(deploy_json(session, deployed))
     work.tell_json(answers)
     return 0
 
@@ -50,8 +50,9 @@ def deploy_all(work: Work, refresh: bool) -> int:
 @task(auto_shortflags=False, help={"json": "print only JSON on stdout"})
 def doctor(c: Context, json: bool = False) -> None:
     """
-    Check this computer, and with -H the server: each line ok, a warning or a problem, with what to
-    do. Changes nothing.
+    Check this computer, and with -H the server.
+
+    Each line is ok, a warning or a problem, with what to do about it. Changes nothing.
 
         fab -H user@host doctor
 
@@ -70,10 +71,10 @@ def _doctor(work: Work) -> int:
 @task(auto_shortflags=False)
 def setup_key(c: Context) -> None:
     """
-    Put your public key on the server, so that later commands ask for no password.
+    Log in without a password from now on.
 
-    Takes the key of -i, else the first of ~/.ssh, else makes an ed25519 key. Then logs in with it
-    alone, to be sure.
+    Puts your public key on the server. Takes the key of -i, else the first of ~/.ssh, else makes an
+    ed25519 key. Then logs in with it alone, to be sure.
 
         fab -H user@host:port setup-key
 
@@ -95,10 +96,11 @@ def _setup_key(work: Work) -> int:
 @task(auto_shortflags=False)
 def logout(c: Context) -> None:
     """
-    End the login that is kept for the next command (for remote.stay_s, 10 minutes by default).
+    End the login that is kept for the next command.
 
         fab -H user@host logout
 
+    It is kept for remote.stay_s, 10 minutes by default.
     A ControlPath of your own in ~/.ssh/config is used and never ended. Exit codes: 0 also where
     none was kept, 2 usage.
     """
@@ -118,8 +120,10 @@ def _logout(work: Work) -> int:
 @task(auto_shortflags=False, help={"json": "print only JSON on stdout"})
 def check_gpu(c: Context, json: bool = False) -> None:
     """
-    Show the server's GPUs: nvidia-smi as a table, who uses them, and what torch sees. With Slurm
-    also the partition's nodes and who waits.
+    Show the server's GPUs, who uses them, and which are free.
+
+    Beside nvidia-smi's figures: what torch has computed on them. With Slurm also the partition's
+    nodes and who waits.
 
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused.
     """
@@ -127,7 +131,7 @@ def check_gpu(c: Context, json: bool = False) -> None:
 
 
 def _check_gpu(work: Work) -> int:
-    from remote.deploy.deploy import gpu_json, look_at_gpus, show_gpus
+    from remote.deploy.shown import gpu_json, look_at_gpus, show_gpus
 
     answers = work.on_all(look_at_gpus)
     work.tell_json([gpu_json(target.spec, answer, error) for target, answer, error in answers])
@@ -151,10 +155,10 @@ def _check_gpu(work: Work) -> int:
 )
 def upload_data(c: Context, path: str, name: str | None = None, json: bool = False) -> None:
     """
-    Send images to the server once, for all runs there; `train --data NAME` uses them.
+    Send images to the server once, for all runs there.
 
-    Only what the server lacks is sent, every file is verified; a broken connection is gone on with
-    where it stopped.
+    `train --data NAME` uses them. Only what the server lacks is sent, every file is verified; a
+    broken connection is gone on with where it stopped.
 
         fab -H user@host upload-data cifar-10-python.tar.gz
         fab -H user@host upload-data photos      # <class>/*, train/ and test/ of them, or a CSV
@@ -191,11 +195,10 @@ def upload_data(c: Context, path: str, name: str | None = None, json: bool = Fal
 )
 def clean(c: Context, yes: bool = False, run: list[str] | None = None, json: bool = False) -> None:
     """
-    List what nothing on the server needs: releases, environments, and runs that were fetched; with
-    --yes remove it.
+    List what nothing on the server needs; --yes removes it.
 
-    A run that has not ended stays, and so does one of which something is not here, unless it is
-    named by --run.
+    That is releases, environments, images, and runs that were fetched completely. A run that has
+    not ended stays, and so does one of which something is not here, unless it is named by --run.
 
         fab -H user@host clean --yes
 
@@ -211,7 +214,7 @@ def clean(c: Context, yes: bool = False, run: list[str] | None = None, json: boo
             with work.session(target) as session:
                 answer = clean_one(session, yes, run or [])
                 if not json:
-                    show_cleaned(work.display, session, answer, yes)
+                    show_cleaned(session, answer, yes)
                 answers.append({"host": session.host} | dataclasses.asdict(answer))
         work.tell_json(answers)
         return 0

@@ -41,11 +41,12 @@ def fetch_results(
     json: bool = False,
 ) -> None:
     """
-    Bring a run's logs, checkpoints, weights and source here, every file verified.
+    Bring a run's results here, every file verified.
 
-    Everything that the run created or changed comes, beside caches and environments; remote.results
-    narrows that. Only what is missing or grew is transferred; after a broken connection the same
-    command goes on where it stopped. Works while it trains.
+    Logs, checkpoints, weights and source: everything that the run created or changed comes, beside
+    caches and environments; remote.results narrows that. Only what is missing or grew is
+    transferred; after a broken connection the same command goes on where it stopped. Works while it
+    trains.
 
         fab -H user@host fetch-results --run latest
         fab -H user@host fetch-results --watch
@@ -120,8 +121,10 @@ def fetch(work: Work, options: FetchOptions) -> int:
 )
 def tensorboard(c: Context, run: str = "latest", port: int = 0, browser: bool = True) -> None:
     """
-    Mirror a run's logs and show them in TensorBoard on 127.0.0.1, where nobody else on the server
-    sees them. Ctrl-C ends it.
+    Show a run in TensorBoard on this computer, live.
+
+    Its logs are mirrored here and shown on 127.0.0.1, where nobody else on the server sees them.
+    Ctrl-C ends it, not the training.
 
         fab -H user@host tensorboard
 
@@ -173,12 +176,12 @@ def submit(
     yes: bool = False,
 ) -> None:
     """
-    Make a fetched run into a repository to hand in: source, logs, weights, and a README with the
-    accuracy.
+    Make a fetched run into a repository to hand in.
 
-    The weights are evaluated again, here or with -H on the server that made them, and must give the
-    claimed figure. Keys, tokens, .env files and home directories in settings stop it; SHA256SUMS
-    covers every file. Nothing is pushed unless you say where.
+    Source, logs, weights, and a README with the accuracy. The weights are evaluated again, here or
+    with -H on the server that made them, and must give the claimed figure. Keys, tokens, .env files
+    and home directories in settings stop it; SHA256SUMS covers every file. Nothing is pushed unless
+    you say where.
 
         fab submit --data cifar-10-python.tar.gz --push git@github.com:you/cifar10.git
         fab -H user@host submit                  # on a laptop without torch or the images
@@ -210,8 +213,9 @@ def submit(
 )
 def verify_submission(c: Context, folder: str = "submission", data: str | None = None) -> None:
     """
-    Check a bundle: every file against SHA256SUMS, the claimed accuracy, secrets; with --data the
-    weights themselves.
+    Check what was handed in: files, accuracy, secrets.
+
+    Every file against SHA256SUMS; with --data the weights themselves.
 
         fab verify-submission --folder clone-of-it --data cifar-10-python.tar.gz
 

@@ -3,73 +3,117 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from remote.errors import RemoteError
 from remote.records import Run, Summary
 from remote.runs.listing import run_json
-from remote.screen.display import Display, duration, percent, show, size
-from remote.screen.text import one_line
+from remote.screen.display import Display
+from remote.screen.tables import Column, state_style
+from remote.screen.text import brief, duration, moment, one_line, percent, show, size
 from remote.ssh.target import Target
 from remote.transfer.receiving import Fetched
 
 # Per host what came of a question to it, or why nothing did.
-LONGEST_COMMAND = 36
 Answers = Sequence[tuple[Target, Any, RemoteError | None]]
+LONGEST_COMMAND = 36
+REMARKS = 5
+"""So many are told below a table that is too narrow for them."""
+COLUMNS = (
+    Column("host", least=12),
+    Column("run", least=16),
+    Column("command", least=8, spare=3),
+    Column("state", style=state_style),
+    Column("started", spare=4),
+    Column("took", spare=2, right=True),
+    Column("epoch", right=True),
+    Column("accuracy", right=True),
+    Column("gpus", least=4, spare=5),
+    Column("remark", least=24, spare=6),
+)
 
 
 def show_status(display: Display, answers: Answers) -> None:
     rows: list[list[object]] = []
     for target, runs, error in answers:
         if error:
-            rows.append([target.spec, None, None, "unreachable", None, None, None, error.message])
+            rows.append([target.spec, None, None, "unreachable", *[None] * 5, error.message])
         rows += [[target.spec, *status_cells(run)] for run in runs or []]
     if not rows:
-        display.line("no runs yet; start one: fab -H … train")
+        start = ", ".join(f"fab -H {target.typed} train" for target, _, _ in answers)
+        display.line(f"no runs yet; start one: {start}")
         return
-    head = ["host", "run", "command", "state", "epoch", "accuracy", "gpus", "remark"]
-    if len(answers) == 1:
-        head, rows = head[1:], [row[1:] for row in rows]
-    display.table(head, rows)
+    several = len(answers) > 1
+    shortened = display.table(
+        COLUMNS if several else COLUMNS[1:], rows if several else [row[1:] for row in rows]
+    )
+    if "remark" in shortened:
+        remarks = [(row[1] or row[0], row[-1]) for row in rows if row[-1]]
+        for name, remark in remarks[:REMARKS]:
+            display.note(f"{name}: {one_line(str(remark), 400)}")
     for target, runs, _ in answers:
         for run in runs or []:
             if run.state == "running" and run.detail.asking:
-                display.note(
-                    f"{run.run} waits for an answer in its terminal: fab -H {target.typed} attach"
-                    f" --run {run.run}"
-                )
+                display.note(f"{run.run} waits for an answer in its terminal:")
+                display.note(f"  fab -H {target.typed} attach --run {run.run}")
         # Of the newest one, which is what a person is about to go on with.
         if runs and runs[0].state in ("failed", "stopped") and not runs[0].detail.elsewhere:
-            display.note(resume_hint(runs[0], target.spec))
+            display.note(resume_hint(runs[0], target.typed))
 
 
 def status_cells(run: Run) -> list[object]:
-    progress, detail = run.progress, run.detail
-    epoch, total, best = progress.epoch, progress.max_epochs, progress.metrics.best_val_accuracy
-    accuracy = run.summary.test_accuracy
-    shown = None if best is None else f"val {percent(best)}"
-    if accuracy is not None:
-        shown = f"test {percent(accuracy)}{run.summary.beside_accuracy}"
     gpus = run.asked.gpu_names or run.asked.gpus
-    remark = run.reason
-    if run.state == "queued" and detail.waiting:
-        remark = detail.waiting
-    if run.state == "running" and not run.reason and progress.seconds_left is not None:
-        remark = f"{duration(progress.seconds_left)} left"
-    if run.state == "running" and detail.asking:
-        remark = f"waits for input: {one_line(detail.line, 60)}"
-    if detail.attempts:
-        remark = f"attempt {len(detail.attempts) + 1}{f', {remark}' if remark else ''}"
     return [
         run.run,
         command_cell(run),
         run.state,
-        (f"{show(epoch)}/{show(total)}" if total else show(epoch)) if epoch is not None else None,
-        shown,
-        ", ".join(gpus) if gpus is not None else None,
-        remark,
+        moment(run.detail.started),
+        brief(seconds_so_far(run)),
+        epoch_cell(run),
+        accuracy_cell(run),
+        ", ".join(gpus) if gpus else None,
+        remark_cell(run),
     ]
+
+
+def seconds_so_far(run: Run) -> float | None:
+    """To its end, or to when it last told; both by the server's clock."""
+    began = run.detail.started
+    until = run.detail.ended or run.progress.time or time.time()
+    return None if began is None else max(0.0, until - began)
+
+
+def epoch_cell(run: Run) -> str | None:
+    """A run that has finished has told its last epoch in its summary; its progress may be older."""
+    epoch, most = run.progress.epoch, run.progress.max_epochs
+    if run.state == "finished":
+        epoch, most = run.summary.epochs or epoch, run.summary.max_epochs or most
+        epoch = None if run.progress.phase == "starting" and not run.summary.epochs else epoch
+    if epoch is None:
+        return None
+    return f"{show(epoch)}/{show(most)}" if most else show(epoch)
+
+
+def accuracy_cell(run: Run) -> str | None:
+    tested, best = run.summary.test_accuracy, run.progress.metrics.best_val_accuracy
+    if tested is not None:
+        return f"test {percent(tested)}{run.summary.beside_accuracy}"
+    return None if best is None else f"val {percent(best)}"
+
+
+def remark_cell(run: Run) -> str | None:
+    detail, remark = run.detail, run.reason
+    if run.state == "queued" and detail.waiting:
+        remark = detail.waiting
+    if run.state == "running" and not run.reason and run.progress.seconds_left is not None:
+        remark = f"{duration(run.progress.seconds_left)} left"
+    if run.state == "running" and detail.asking:
+        remark = f"waits for input: {one_line(detail.line, 60)}"
+    if detail.attempts:
+        remark = f"attempt {len(detail.attempts) + 1}{f', {remark}' if remark else ''}"
+    return remark
 
 
 def command_cell(run: Run) -> str | None:
@@ -79,28 +123,20 @@ def command_cell(run: Run) -> str | None:
         return run.asked.recipe
     line = [run.asked.command, *map(shlex.quote, run.asked.arguments)]
     text = one_line(" ".join(line).strip(), 400)
-    return (
-        text
-        if len(text) <= LONGEST_COMMAND
-        else f"{text[: LONGEST_COMMAND - 17]}…{text[-16:]}"
-        if text
-        else None
-    )
+    if len(text) > LONGEST_COMMAND:
+        text = f"{text[: LONGEST_COMMAND - 17]}…{text[-16:]}"
+    return text or None
 
 
-def resume_hint(run: Run, host: str) -> str:
+def resume_hint(run: Run, typed: str) -> str:
     """What an end has cost, and which command goes on."""
     saved, told = run.detail.checkpointed, run.progress.time
-    if saved is None:
-        if run.asked.is_trainer:
-            return f"{run.run} has saved no checkpoint: train again"
-        return f"go on with {run.run}: fab -H {host} train --resume {run.run}"
-    lost = told - saved if told is not None else 0.0
+    if saved is None and run.asked.is_trainer:
+        return f"{run.run} has saved no checkpoint: train again"
+    place = "" if saved is None else " from its newest checkpoint"
+    lost = told - saved if told is not None and saved is not None else 0.0
     cost = f", {duration(lost)} of training before its end are lost" if lost >= 1 else ""
-    return (
-        f"go on with {run.run} from its newest checkpoint{cost}: fab -H {host} train --resume"
-        f" {run.run}"
-    )
+    return f"to go on{place}{cost}:\n  fab -H {typed} train --resume {run.run}"
 
 
 def status_json(answers: Answers) -> list[dict[str, Any]]:
@@ -149,10 +185,10 @@ def show_fetched(display: Display, fetched: Fetched) -> None:
         if summary.seconds is not None:
             display.line(f"  time           {duration(summary.seconds)}")
     else:
-        _, _, state, epoch, accuracy, _, remark = status_cells(run)
-        display.line(f"  state          {state}{f': {remark}' if remark else ''}")
+        remark, epoch, accuracy = remark_cell(run), epoch_cell(run), accuracy_cell(run)
+        display.line(f"  state          {run.state}{f': {remark}' if remark else ''}")
         if epoch or accuracy:
-            display.line(f"  epoch          {show(epoch)}, {show(accuracy)}")
+            display.line(f"  epoch          {', '.join(filter(None, [epoch, accuracy]))}")
     display.line(f"  results        {fetched.path}")
     if run.state in ("queued", "running"):
         display.line("fetch again when it has ended; only what is new will be transferred")

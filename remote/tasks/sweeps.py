@@ -10,6 +10,7 @@ from invoke.context import Context
 from invoke.tasks import task
 
 from remote.errors import NotFound, RemoteError, UsageError
+from remote.ssh.target import typed_together
 from remote.tasks.entry import Work, carry_out
 
 if TYPE_CHECKING:
@@ -43,10 +44,11 @@ def sweep(
     max_restarts: int = 0,
 ) -> None:
     """
-    Start one run for every combination of values, spread over the hosts' own queues.
+    Start a run for every combination of values, on all hosts.
 
-    The laptop may be closed afterwards. The same command again starts what is not started yet, and
-    nothing twice. A server without GPUs trains one point after the other.
+    They are spread over the hosts' own queues; the laptop may be closed afterwards. The same
+    command again starts what is not started yet, and nothing twice. A server without GPUs trains
+    one point after the other.
 
         fab -H a,b sweep --grid learning_rate=0.001,0.002 --grid seed=1,2,3 --name rates
         fab -H a,b status --sweep rates
@@ -110,12 +112,13 @@ def start(work: Work, options: TrainOptions, grid: Sequence[str], name: str | No
 def tell_started(work: Work, book: Book, failed: Sequence[RemoteError]) -> int:
     """What stands now, and what to type next."""
     missing = sum(not point.started for point in book.points)
-    typed = ",".join(target.typed for target in work.targets)
+    typed = typed_together(work.targets)
     work.display.line(f"{book.name}: {len(book.points) - missing} of {len(book.points)} points")
     if missing:
         work.display.note(f"{missing} points are not started; the same command starts them")
-    work.display.line(f"see them: fab -H {typed} status --sweep {book.name}")
-    work.display.line(f"fetch them: fab -H {typed} fetch-results --sweep {book.name}")
+    work.display.line("see them, and fetch them:")
+    work.display.line(f"  fab -H {typed} status --sweep {book.name}")
+    work.display.line(f"  fab -H {typed} fetch-results --sweep {book.name}")
     return failed[0].exit_code if failed else 0
 
 
@@ -171,9 +174,9 @@ def stop_sweep(work: Work, name: str) -> int:
     from remote.link.answers import Stopping
     from remote.link.session import who_am_i
     from remote.runs.launch import wait_until_stopped
-    from remote.runs.listing import list_runs
+    from remote.runs.listing import list_runs, run_json
 
-    answers = work.on_all(list_runs)
+    answers, ended = work.on_all(list_runs), []
     rows_of(work, name, answers)
     for target, runs, _ in answers:
         live = [run for run in runs or [] if run.asked.sweep == name and run.goes_on]
@@ -186,6 +189,10 @@ def stop_sweep(work: Work, name: str) -> int:
                 if run.state == "running":
                     wait_until_stopped(session, run.run)
             work.display.line(f"{target.spec}: {len(live)} runs stopped")
+            names = {run.run for run in live}
+            told = [run for run in list_runs(session) if run.run in names]
+            ended += [run_json(run, target.spec) for run in told]
+    work.tell_json(ended)
     return work.first_failure(answers)
 
 

@@ -12,8 +12,12 @@ from remote.tasks.entry import Work, carry_out
 from remote.tasks.sweeps import only_one, status_of_sweep, stop_sweep
 
 if TYPE_CHECKING:
+    from remote.records import Run
     from remote.runs.request import TrainOptions
     from remote.ssh.target import Target
+
+FOLLOWED_LINES = 40
+"""Of the log, where one begins to follow."""
 
 
 @task(
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
         ),
         "no-follow": "come back as soon as the training runs",
         "first-free": "with -H a,b,c: on the server that has the GPUs free, looked at all at once",
+        "json": "print only JSON on stdout: the run, as status --json tells it; comes back at once",
     },
 )
 def train(
@@ -64,11 +69,13 @@ def train(
     follow: bool = False,
     no_follow: bool = False,
     first_free: bool = False,
+    json: bool = False,
 ) -> None:
     """
-    Start a training on the server, in tmux; deploys first if something changed.
+    Start a training on the server, which goes on without you.
 
-    The laptop may be closed afterwards. Ctrl-C while following leaves the training alone.
+    In tmux; deploys first if something changed. The laptop may be closed afterwards. Ctrl-C while
+    following leaves the training alone.
 
         fab -H user@host train --recipe demo --set max_epochs=3
         fab -H user@host train --resume latest      # also one that only results/ has
@@ -99,19 +106,23 @@ def train(
         )
         return start(work, options, first_free)
 
-    carry_out(c, "train", body)
+    carry_out(c, "train", body, json=json)
 
 
 def start(work: Work, options: TrainOptions, first_free: bool = False) -> int:
     from remote.runs.launch import train_one
+    from remote.runs.listing import run_json
     from remote.runs.resume import resume_one
 
-    if options.resume:
-        with work.only_session() as session:
-            return resume_one(session, options.resume, options)
-    target = choose_free(work, options) if first_free else work.only_target()
+    several = first_free and not options.resume
+    target = choose_free(work, options) if several else work.only_target()
     with work.session(target) as session:
-        return train_one(session, options)
+        if options.resume:
+            run = resume_one(session, options.resume, options)
+        else:
+            run = train_one(session, options)
+        work.tell_json(run_json(run, session.host))
+    return 0
 
 
 def choose_free(work: Work, options: TrainOptions) -> Target:
@@ -145,9 +156,10 @@ def choose_free(work: Work, options: TrainOptions) -> Target:
 )
 def status(c: Context, sweep: str | None = None, json: bool = False) -> None:
     """
-    Show all runs of this project on the server: state, progress, accuracy, GPUs.
+    List all runs of this project on the server.
 
-    With -H a,b all hosts are asked at once.
+    With state, start, duration, progress, accuracy and GPUs. With -H a,b all hosts are asked at
+    once.
 
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused.
     A server that can't be reached is shown as unreachable, never as a failed run.
@@ -175,13 +187,69 @@ def _status(work: Work) -> int:
 @task(auto_shortflags=False, help={"run": "latest, or a run's id, its beginning or its name"})
 def follow(c: Context, run: str = "latest") -> None:
     """
-    Show a run live: its last log lines and what comes, progress, accuracy, time left, GPU use.
-    Ctrl-C leaves it alone.
+    Show a run live: progress, curves, GPUs and its log.
+
+    q leaves it alone, s stops it. Without a terminal the log comes line by line. Ctrl-C leaves the
+    training alone, too.
 
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 11
     no such run.
     """
-    carry_out(c, "follow", lambda work: show_log(work, run, True, 12))
+    carry_out(c, "follow", lambda work: follow_one(work, run))
+
+
+def follow_one(work: Work, run: str) -> int:
+    from remote.runs.follow import Follower, LeaveWanted, StopWanted
+    from remote.runs.launch import stop_one
+
+    with work.only_session() as session:
+        follower = Follower(session, run)
+        follower.tail = FOLLOWED_LINES * 200
+        try:
+            if work.display.live:
+                with follower.screen():
+                    ended = follower.until_end()
+            else:
+                ended = follower.until_end()
+        except StopWanted:
+            stop_one(session, follower.view.run)
+            return 0
+        except LeaveWanted:
+            work.display.note("the training goes on; the same command shows it again")
+            return 0
+        show_state(work, ended)
+    return 0
+
+
+def show_state(work: Work, run: Run) -> None:
+    reason = f": {run.reason}" if run.reason else ""
+    work.display.note(f"{run.run}: {run.state}{reason}")
+
+
+@task(
+    auto_shortflags=False,
+    help={
+        "json": "print only JSON on stdout, once: a list of hosts",
+        "every": "seconds between two looks",
+    },
+)
+def watch(c: Context, every: float = 3.0, json: bool = False) -> None:
+    """
+    Show GPUs and runs of all hosts in one live table.
+
+        fab -H gpu-a,gpu-b watch
+
+    q leaves. Without a terminal the table is shown once.
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused.
+    """
+
+    def body(work: Work) -> int:
+        from remote.tasks.overview import watch_hosts
+
+        return watch_hosts(work, every)
+
+    carry_out(c, "watch", body, json=json)
 
 
 @task(
@@ -197,7 +265,7 @@ def logs(
     c: Context, run: str = "latest", follow: bool = False, lines: int = 40, json: bool = False
 ) -> None:
     """
-    Show the end of a run's log; with --follow what comes after it, too.
+    Show the end of a run's log, or with --follow all to come.
 
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 11
     no such run.
@@ -221,16 +289,16 @@ def show_log(work: Work, run: str, follow: bool, lines: int) -> int:
             | {"log": "".join(text).splitlines()[-lines:] if lines else []}
         )
         if not work.json and ended.state != "running":
-            work.display.note(
-                f"{ended.run}: {ended.state}{': ' + ended.reason if ended.reason else ''}"
-            )
+            show_state(work, ended)
     return 0
 
 
 @task(auto_shortflags=False, help={"run": "latest, or a run's id, its beginning or its name"})
 def attach(c: Context, run: str = "latest") -> None:
     """
-    Go into a run's tmux with the system's ssh; Ctrl-b d comes back and leaves it running.
+    Go into a run's terminal (tmux); Ctrl-b d comes back.
+
+    With the system's ssh; the training goes on when you leave.
 
     Exit codes: ssh's own, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused,
     10 it does not run in tmux, 11 no such run.
@@ -255,7 +323,9 @@ def attach(c: Context, run: str = "latest") -> None:
 )
 def wait(c: Context, run: str = "latest", sweep: str | None = None, json: bool = False) -> None:
     """
-    Block until a run has ended, through broken connections; the exit code says how.
+    Block until a run has ended; the exit code says how.
+
+    Through broken connections, for scripts.
 
         fab -H user@host train && fab -H user@host wait && fab -H user@host fetch-results
 
@@ -297,9 +367,10 @@ def wait_for_all(work: Work, run: str, sweep: str | None) -> int:
     help={
         "run": "latest, or a run's id, its beginning or its name",
         "sweep": "every run of this sweep, on all hosts",
+        "json": "print only JSON on stdout: a list of the runs, as they ended",
     },
 )
-def stop(c: Context, run: str = "latest", sweep: str | None = None) -> None:
+def stop(c: Context, run: str = "latest", sweep: str | None = None, json: bool = False) -> None:
     """
     Stop a run politely: it has a minute to save its state.
 
@@ -312,8 +383,11 @@ def stop(c: Context, run: str = "latest", sweep: str | None = None) -> None:
             only_one(run, sweep)
             return stop_sweep(work, sweep)
         from remote.runs.launch import stop_one
+        from remote.runs.listing import run_json
 
         with work.only_session() as session:
-            return stop_one(session, run)
+            ended = stop_one(session, run)
+            work.tell_json([run_json(ended, session.host)])
+        return 0
 
-    carry_out(c, "stop", body)
+    carry_out(c, "stop", body, json=json)

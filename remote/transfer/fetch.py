@@ -13,7 +13,7 @@ from remote.errors import ProtocolError, RemoteError, TransferFailed, UsageError
 from remote.link.answers import FetchDone, FetchManifest, FetchRead
 from remote.link.session import Session, who_am_i
 from remote.project.results import read_mapping
-from remote.screen.display import size
+from remote.screen.text import size
 from remote.transfer.lanes import Lanes, is_large
 from remote.transfer.manifest import (
     PARTS,
@@ -159,6 +159,7 @@ def _fetch_files(
             _receive(session, fetched.run.run, plan, receiver)
         finally:
             receiver.close()
+            session.display.clear()
         receiver.make_links()
         if not receiver.wrong:
             return
@@ -224,9 +225,7 @@ def _agree(session: Session, plan: FetchPlan) -> None:
 
 def _show(session: Session, done: int, total: int) -> None:
     if total:
-        session.display.progress(
-            f"fetching {done / 2**20:.1f} of {total / 2**20:.1f} MiB ({100 * done // total}%)"
-        )
+        session.display.transfer("fetching", done, total)
 
 
 def _require_space(session: Session, directory: Path, plan: FetchPlan) -> None:

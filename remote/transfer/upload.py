@@ -17,8 +17,7 @@ from remote.link.session import Session, who_am_i
 from remote.project.own_trainer import ARCHIVE, load_data_modules
 from remote.project.release import entry_of
 from remote.records import FileEntry
-from remote.screen.display import size
-from remote.screen.text import one_line
+from remote.screen.text import one_line, size
 
 NOISE = ("Thumbs.db", "desktop.ini", "__MACOSX")
 TRIES = 5
@@ -124,7 +123,7 @@ def entries_of(session: Session, path: Path) -> Iterator[FileEntry]:
             if not name.startswith(".") and name not in NOISE and (Path(place) / name).is_file():
                 yield entry_at(path, (Path(place) / name).relative_to(path).as_posix())
                 count += 1
-                session.display.progress(f"reading {path.name}: {count} files")
+                session.display.doing(f"reading {path.name}: {count} files")
     session.display.clear()
 
 

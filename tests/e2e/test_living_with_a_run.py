@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import subprocess
 import threading
 import time
@@ -19,7 +18,6 @@ from remote.loopback import LoopbackServer
 from tests.e2e.test_main_job import only_run
 from tests.e2e.test_three_commands import FAB, OWN, fab, wait_for
 from tests.support.faults import Lab, short_pauses, wait_until
-from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.project import make_project
 from tests.support.proxy import Relay
 from tests.support.sshd import MakeServer
@@ -168,68 +166,3 @@ def test_a_key_that_is_set_up_logs_in_and_is_added_once(
     assert (
         len(authorized.read_text().splitlines()) == 3 and authorized.stat().st_mode & 0o777 == 0o600
     )
-
-
-def test_the_live_screen_shows_the_log_above_the_training_and_the_gpu(
-    tmp_path: Path, server: LoopbackServer
-) -> None:
-    """As a terminal of 80 columns would show it: the newest lines, and below them what replaces
-    itself."""
-    gpu = FakeGpu(utilization="82", memory_used="0")
-    write_nvidia_smi(Path(server.path) / "nvidia-smi", [gpu])
-    progress = {
-        "phase": "fitting",
-        "epoch": 3,
-        "max_epochs": 10,
-        "step": 300,
-        "total_steps": 1000,
-        "seconds_left": 900.0,
-        "images_per_s": 1234.0,
-        "metrics": {"train_loss": 1.25, "val_accuracy": 0.5, "best_val_accuracy": 0.6},
-    }
-    script = f"""
-echo first line
-echo '{json.dumps(progress)}' > "$REMOTE_RUN_DIR/progress.json"
-while [ ! -e ../more ]; do sleep 0.1; done
-echo second line
-while [ ! -e ../go ]; do sleep 0.1; done
-"""
-    project = make_project(
-        tmp_path / "project", {"train.sh": script}, settings=OWN, parts=("fabfile.py", "remote")
-    )
-    fab(project, server, "train", "--devices", "0", "--no-follow")
-    leader, process = fab_on_terminal(project, server, "follow", size=(24, 80))
-    seen = read_until(leader, b"gpu0")
-    (run_directory(server) / "more").touch()
-    seen += read_until(leader, b"second line")
-    if b"gpu0" not in seen.rpartition(b"second line")[2]:
-        seen += read_until(leader, b"gpu0")
-    time.sleep(0.5)
-    seen += os.read(leader, 65536) if select.select([leader], [], [], 0.2)[0] else b""
-    shown = [line for line in screen_of(seen.decode()) if line]
-    assert shown[-5:-3] == ["first line", "second line"], shown
-    assert shown[-3] == "[█████████·····················]  30%  epoch 3/10  15 min 0 s left"
-    assert shown[-2] == "loss 1.250  validation 50.00%  best 60.00%  1234 images/s"
-    assert shown[-1].startswith("gpu0 [████████··]  82%  memory ")
-    (run_directory(server) / "go").touch()
-    assert b"finished" in read_until(leader, b"finished") and process.wait(20) == 0
-
-
-def screen_of(output: str) -> list[str]:
-    """The lines that a terminal shows after this output: what moves up and what clears is carried
-    out."""
-    lines, row = [""], 0
-    for part in re.findall(r"\x1b\[(\d*)([A-Za-z])|(\r?\n)|(\r)|([^\x1b\r\n]+)", output):
-        count, command, newline, back, text = part
-        if command == "A":
-            row = max(0, row - int(count or 1))
-        elif command == "J":
-            lines[row + 1 :] = []
-        elif newline:
-            row += 1
-            lines += [""] * (row + 1 - len(lines))
-        elif back:
-            lines[row] = ""
-        elif text:
-            lines[row] += text
-    return [line.rstrip() for line in lines]

@@ -55,7 +55,7 @@ def project(tmp_path: Path) -> Path:
 
 def test_the_three_commands_twice(project: Path, server: LoopbackServer) -> None:
     first = fab(project, server, "deploy")
-    assert "first release" in first.stdout and "next: fab -H loopback train" in first.stdout
+    assert "first release" in first.stdout and "next: fab -H loopback -S" in first.stdout
     again = fab(project, server, "deploy")
     assert "code kept: nothing changed" in again.stdout and "environment kept" in again.stdout
     trained = fab(project, server, "train", "--follow")
@@ -225,7 +225,7 @@ def test_fab_starts_quickly_and_without_torch(project: Path) -> None:
         [
             sys.executable,
             "-c",
-            code + "print([m for m in ('torch', 'numpy', 'pytorch_lightning', 'matplotlib') if m in"
+            code + "print([m for m in ('torch', 'numpy', 'rich', 'matplotlib') if m in"
             " sys.modules])",
         ],
         cwd=project,

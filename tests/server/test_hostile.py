@@ -141,7 +141,7 @@ class LyingLab(Lab):
             and "\x9b" not in told
         )
         if done.code:
-            problems = [line for line in done.out.splitlines() if line.startswith("problem")]
+            problems = [line for line in done.out.splitlines() if line.startswith("  problem")]
             assert problems if task == "doctor" else len(done.error_lines) == 1, done
             assert all(len(line) < 3000 for line in [*done.error_lines, *problems])
         assert self.outside() == self.before
@@ -324,7 +324,7 @@ REPLIES: list[tuple[str, str, Callable[[str, dict[str, Any]], Frames], int]] = [
     (
         "a run's name of escapes",
         "stop",
-        always(({"result": {"asked": False, "run": ESCAPES, "state": ESCAPES}}, b"")),
+        always(({"result": {"asked": False, "run": ESCAPES, "state": "failed"}}, b"")),
         0,
     ),
     (

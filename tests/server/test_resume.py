@@ -82,7 +82,8 @@ exit 3
     run = fail_once(lab)["run"]
     told = lab.task("status").err
     cost = r"1 min (39|40) s of training before its end are lost"
-    assert re.search(rf"go on with {run} from its newest checkpoint, {cost}: fab -H", told), told
+    hint = rf"to go on from its newest checkpoint, {cost}:\n  fab -H .* train --resume {run}\n"
+    assert re.search(hint, told), told
     assert time.time() - only_row(lab)["checkpointed"] > 99
 
 

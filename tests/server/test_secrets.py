@@ -291,3 +291,15 @@ def test_the_records_of_a_run_hold_no_environment(
     wait_until(lambda: lab.rows()[0]["state"] == "finished")
     assert lab.task("fetch_results").code == 0
     assert holds(server.home) == [] and holds(lab.results) == []
+
+
+def test_a_python_in_a_closed_folder_is_not_called_missing(
+    commoner: LoopbackServer, tmp_path: Path
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    (closed / "python").symlink_to("/usr/bin/python3")
+    settings = {"python": f"{closed}/python"}
+    lab = Lab(commoner, tmp_path, files={"train.sh": "true\n"}, settings=settings)
+    done = lab.task("deploy")
+    assert done.code and "lies in a folder that is closed to" in done.err, done

@@ -64,7 +64,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "wait": {},
 }
 WITHOUT_JSON = ("train", "stop", "sweep")
-TASKS = {task.name.replace("-", "_"): task for task in tasks.TASKS}
+TASKS = {task.name.replace("-", "_"): task for group in tasks.GROUPS.values() for task in group}
 LOST, UNREACHABLE = 4, 3
 
 

@@ -6,9 +6,11 @@ read_until(leader, b"first line"); os.write(leader, b"\\x03"); assert process.wa
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -16,19 +18,26 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from remote.loopback import LoopbackServer
 
 
 def fab_on_terminal(
-    project: Path, server: LoopbackServer, *words: str, size: tuple[int, int] = (50, 160)
+    project: Path,
+    server: LoopbackServer,
+    *words: str,
+    size: tuple[int, int] = (50, 160),
+    program: Sequence[str] = (),
 ) -> tuple[int, subprocess.Popen[bytes]]:
-    """Our end of the terminal, and the process. `size`: rows and columns."""
+    """Our end of the terminal, and the process. `size`: rows and columns; `program`: in place of
+    fab."""
     leader, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    fab_argv = [sys.executable, "-m", "fabric", "-S", str(server.ssh_config), "-H", "loopback"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "fabric", "-S", str(server.ssh_config), "-H", "loopback", *words],
+        [*(program or fab_argv), *words],
         cwd=project,
         env={**os.environ, "TERM": "xterm"},
         stdin=terminal,
@@ -49,6 +58,24 @@ def take_terminal() -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def last_frame(seen: bytes, rows: int = 24) -> list[str]:
+    """The newest whole picture of what fills the screen, line by line, without colours."""
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-GI-Za-z]", "", seen.decode("utf-8", "ignore"))
+    frames = [frame.split("\r\n") for frame in plain.split("\x1b[H")]
+    return [line.rstrip() for line in [f for f in frames if len(f) == rows][-1]]
+
+
+def read_frame(leader: int, mark: str, rows: int = 24, timeout_s: float = 30.0) -> list[str]:
+    """The first whole picture from now on that shows `mark`."""
+    seen, deadline = b"", time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        seen += read_until(leader, b"\x1b[H", max(0.1, deadline - time.monotonic()))
+        with contextlib.suppress(IndexError):
+            if any(mark in line for line in last_frame(seen, rows)):
+                return last_frame(seen, rows)
+    raise AssertionError(f"never shown: {mark}; last: {seen[-3000:].decode(errors='replace')}")
 
 
 def read_until(leader: int, mark: bytes, timeout_s: float = 30.0) -> bytes:

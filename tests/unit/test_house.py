@@ -93,10 +93,12 @@ def test_the_trainer_knows_nothing_of_the_orchestrator() -> None:
     ] == []
 
 
-def test_only_the_ssh_room_knows_paramiko_and_only_the_screen_prints() -> None:
+def test_only_the_ssh_room_knows_paramiko_and_only_the_screen_prints_and_knows_rich() -> None:
     for room, file in rooms(ROOT / "remote", LAPTOP):
         if room != "ssh" and file.name != "doctor.py":  # which tells its version
             assert not any(name.split(".")[0] == "paramiko" for name in imports(file)), file
+        if room != "screen":
+            assert not any(name.split(".")[0] == "rich" for name in imports(file)), file
         if file.name == "run_progress.py":  # belongs to the user's project
             continue
         calls = [

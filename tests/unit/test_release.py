@@ -150,6 +150,28 @@ def test_an_untracked_virtual_environment_stays_here(tmp_path: Path) -> None:
     assert release.left_out == (("venv/", "a virtual environment"),)
 
 
+@pytest.mark.parametrize("in_git", [True, False])
+def test_what_pip_install_leaves_stays_here(tmp_path: Path, in_git: bool) -> None:
+    make_tree(tmp_path, {"pyproject.toml": "", "part/setup.py": "", "src/build/lib/mine.py": ""})
+    if in_git:
+        commit(tmp_path, "first")
+    left = {
+        "build/lib/a.py": "",
+        "build/bdist.linux-x86_64/x": "",
+        "part/build/lib/b.py": "",
+        "demo.egg-info/PKG-INFO": "",
+    }
+    make_tree(tmp_path, {**left, "build/notes.py": ""})
+    release = build_release(tmp_path, 50)
+    sent = {entry.path for entry in release.entries}
+    assert sent == {"pyproject.toml", "part/setup.py", "src/build/lib/mine.py"}
+    assert release.left_out == (
+        ("build/", "left by pip install"),
+        ("demo.egg-info/", "left by pip install"),
+        ("part/build/", "left by pip install"),
+    )
+
+
 def test_fetched_results_are_not_sent_back(tmp_path: Path) -> None:
     make_tree(tmp_path, {"a.py": "1"})
     commit(tmp_path, "first")

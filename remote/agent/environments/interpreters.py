@@ -9,6 +9,7 @@ import threading
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from remote.agent.environments.python_places import candidates, plain_environment
+from remote.agent.machine.account import user_name
 from remote.agent.root.paths import Layout, read_json, write_json
 
 Interpreter = Dict[str, Any]
@@ -175,7 +176,7 @@ def describe(path: str) -> Interpreter:
             problem=f"remote.python must be an absolute path or begin with ~, not {path!r:.120}",
         )
     if entry["stat"] is None:
-        return dict(entry, problem=f"{path} does not exist")
+        return dict(entry, problem=why_missing(path))
     answer, problem = run_python(path, DESCRIBE, DESCRIBE_TIMEOUT_S)
     if answer is None:
         # A slow answer says nothing about the next time, so it isn't remembered.
@@ -298,6 +299,17 @@ def _stat(path: str) -> Optional[List[int]]:
     except (OSError, ValueError):
         return None
     return [found.st_mtime_ns, found.st_size]
+
+
+def why_missing(path: str) -> str:
+    """A folder that is closed to this account hides what lies in it."""
+    try:
+        os.stat(path)
+    except PermissionError:
+        return f"{path} lies in a folder that is closed to {user_name()}"
+    except (OSError, ValueError):
+        pass
+    return f"{path} does not exist"
 
 
 def _names_same(first: str, second: str) -> bool:

@@ -17,13 +17,23 @@ GPU_FIELDS = (
     "compute_cap",
     "mig.mode.current",
     "driver_version",
+    "power.draw",
 )
 OLD_GPU_FIELDS = tuple(
     name for name in GPU_FIELDS if name not in ("compute_cap", "mig.mode.current")
 )
 """What drivers before 510 know; one unknown field makes nvidia-smi refuse the whole query."""
 APP_FIELDS = ("gpu_uuid", "pid", "process_name", "used_memory")
-USAGE_FIELDS = ("index", "uuid", "utilization.gpu", "memory.used", "memory.total")
+USAGE_FIELDS = ("index", "uuid", "utilization.gpu", "memory.used", "memory.total", "power.draw")
+USAGE_COLUMNS = (
+    "index",
+    "uuid",
+    "utilization_percent",
+    "memory_used_mib",
+    "memory_total_mib",
+    "power_w",
+)
+"""The same in gpu.csv, behind the time."""
 PLACES = ("/usr/bin", "/usr/local/nvidia/bin", "/usr/lib/wsl/lib")
 FORMAT = "--format=csv,noheader,nounits"
 OUTPUT_LIMIT = 200_000
@@ -73,8 +83,8 @@ def query_gpus(timeout_s: float = 10.0) -> Dict[str, Any]:
 def sample_usage(
     uuids: Optional[Sequence[str]], timeout_s: float = 10.0
 ) -> Optional[List[List[Any]]]:
-    """index, uuid, utilization in %, used and total MiB of the named GPUs (None: of all); unknown
-    cells are None.
+    """index, uuid, utilization in %, used and total MiB, watts of the named GPUs (None: of all);
+    unknown cells are None.
 
     None where nvidia-smi is missing or shows no GPU; an empty list where it only failed this time.
     """
@@ -170,4 +180,6 @@ def _describe_pid(pid: str) -> Dict[str, Any]:
 
 
 def _whole(cell: str) -> Optional[int]:
-    return int(cell) if cell.isascii() and cell.isdigit() and len(cell) < 10 else None
+    """A whole number, or the whole part of one."""
+    digits = cell.partition(".")[0]
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else None

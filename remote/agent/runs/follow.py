@@ -1,9 +1,10 @@
 """Tells what happens in a run: the log by byte offset, progress, GPU use and state, until it
 ends."""
 
+import csv
 import os
 import time
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 from remote.agent.calls import Call, operation
 from remote.agent.root.paths import Layout, resolve_root
@@ -14,6 +15,7 @@ from remote.agent.shared.states import FINAL
 
 POLL_S = 0.25
 BATCH = 256 << 10
+CURVE_EPOCHS = 400
 SETTLE_S, SETTLE_TRAINER_S = 1.0, 20.0
 """A command is taken for started so long after it began to write; the trainer tells itself when it
 trains, unless its images take longer to arrive."""
@@ -29,7 +31,8 @@ def follow(
     until: str = "end",
     wait_s: float = 0.0,
 ) -> Dict[str, Any]:
-    """Events: `log` (its offset; the bytes are the blob), `progress`, `gpu`, `state`.
+    """Events: `log` (its offset; the bytes are the blob), `progress`, `gpu`, `state`, `line`,
+    `curves`.
 
     `tail`: start so many bytes before the end instead of at `offset`. `until`: `now` tells what
     there is and returns; `started` returns once the run has shown a sign of life or has ended;
@@ -45,6 +48,7 @@ def follow(
         # a new tail.
         call.event(log=offset)
     told: Dict[str, Any] = {}
+    curves = Curves(directory)
     deadline = time.monotonic() + wait_s if wait_s > 0 else None
     while True:
         described = describe_run(layout, run)
@@ -55,6 +59,7 @@ def follow(
             ("gpu", last_sample(directory)),
             ("state", _state(described)),
             ("line", described["detail"].get("line")),
+            ("curves", curves.read()),
         ):
             if value != told.get(key) and (value or key == "line"):
                 told[key] = value
@@ -91,6 +96,7 @@ def has_started(described: Dict[str, Any], wrote: bool) -> bool:
 
 def _state(described: Dict[str, Any]) -> Dict[str, Any]:
     return {
+        "run": described["run"],
         "state": described["state"],
         "reason": described["reason"],
         "waiting": described["detail"].get("waiting"),
@@ -129,3 +135,28 @@ def start_of_line(path: str, offset: int) -> int:
             return offset - 1 + len(skipped)
     except OSError:
         return offset
+
+
+class Curves:
+    """The trainer's metrics.csv, read anew when it has changed."""
+
+    def __init__(self, directory: str) -> None:
+        self.path = os.path.join(directory, "metrics.csv")
+        self.seen: Optional[float] = None
+        self.values: Dict[str, List[float]] = {}
+
+    def read(self) -> Dict[str, List[float]]:
+        try:
+            changed = os.stat(self.path).st_mtime
+            if changed != self.seen:
+                with open(self.path, newline="") as file:
+                    rows = list(csv.DictReader(file))[-CURVE_EPOCHS:]
+                self.values = {name: _column(rows, name) for name in ("train_loss", "val_accuracy")}
+                self.seen = changed
+        except (OSError, ValueError, csv.Error):
+            pass
+        return self.values
+
+
+def _column(rows: Sequence[Dict[str, str]], name: str) -> List[float]:
+    return [float(row[name]) for row in rows if row.get(name)]

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Optional
 from remote.agent.machine import gpus
 
 EVERY_S = 10.0
-HEAD = ["time", "index", "uuid", "utilization_percent", "memory_used_mib", "memory_total_mib"]
+HEAD = ["time", *gpus.USAGE_COLUMNS]
 
 
 class Sampler:
@@ -52,7 +52,8 @@ def last_sample(directory: str) -> Optional[Dict[str, Any]]:
         return None
     newest: Dict[str, Any] = {}
     for line in lines:
+        # A run that an older version began has no watts.
         cells = line.split(",")
-        if len(cells) == len(HEAD) and cells[0][:1].isdigit():
+        if len(cells) >= len(HEAD) - 1 and cells[0][:1].isdigit():
             newest[cells[1]] = dict(zip(HEAD[3:], cells[3:]))
     return newest or None

@@ -23,6 +23,7 @@ from remote.agent.root.disk import disk_of
 from remote.agent.root.paths import Layout, resolve_root
 from remote.agent.root.roots import root_problem
 from remote.agent.runs import records
+from remote.agent.shared.states import FINAL
 
 
 def host_name() -> str:
@@ -80,6 +81,14 @@ def facts(
         thread.join(15 if slurm is None else NOW_S + 60)
         answer["gpu"] = dict(found)
     return answer
+
+
+@operation("overview")
+def overview(call: Call, root: str) -> Dict[str, Any]:
+    """GPUs and the runs that have not ended: what changes from one second to the next."""
+    runs = records.list_runs(Layout(resolve_root(root)))
+    live = [run for run in runs if run["state"] not in FINAL]
+    return {"gpu": gpus.query_gpus(), "runs": live}
 
 
 def brief(run: Dict[str, Any]) -> Dict[str, Any]:

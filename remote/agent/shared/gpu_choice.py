@@ -36,7 +36,7 @@ EXIT_REASONS = {
     15: ("a GPU has fallen off the bus", "only a reboot of the server brings it back"),
     18: (
         "the NVIDIA driver and its library have different versions",
-        "reboot the server; an update replaced one of them",
+        "ask the server's administrator to reboot it; an update replaced one of them",
     ),
 }
 SAID = (
@@ -72,6 +72,7 @@ class Gpu:
     compute_capability: float | None = None
     # True where the GPU is split into instances.
     mig: bool | None = None
+    power_w: float | None = None
     processes: tuple[GpuProcess, ...] = ()
 
 
@@ -363,6 +364,7 @@ def _gpu(row: Mapping[str, str], processes: Mapping[str, Sequence[GpuProcess]]) 
         utilization_percent=_whole(row.get("utilization.gpu")),
         compute_capability=cap if cap is not None and 1 <= cap < 100 else None,
         mig={"enabled": True, "disabled": False}.get(mig),
+        power_w=_number(row.get("power.draw")),
         processes=tuple(processes.get(uuid, ())),
     )
 
