@@ -21,7 +21,7 @@ from tests.support.sshd import environment
 REPOSITORY = Path(__file__).resolve().parents[2]
 PARTS = ("fabfile.py", "remote", "trainer", "requirements.txt")
 """What a user copies from this repository into a project."""
-IGNORED = ".venv/\nruns/\nresults/\ndata/\n__pycache__/\n*.pyc\n"
+IGNORED = ".venv/\n/runs/\n/results/\n/data/\n__pycache__/\n*.pyc\n"
 
 
 @dataclass(frozen=True)
