@@ -18,6 +18,7 @@ from typing import Any
 from remote.deploy import gpus, proofs
 from remote.deploy.deploy import ask_facts, choose_environment, read_requirements
 from remote.deploy.setup_key import PREFERRED
+from remote.deploy.shown import show_check
 from remote.errors import EnvironmentFailed, GpuUnfit, RemoteError, ServerUnfit, UsageError
 from remote.link.answers import Facts, Reach, Runs
 from remote.link.session import Project, Session
@@ -27,8 +28,6 @@ from remote.screen.display import Display
 from remote.screen.text import show, size
 
 OK, WARNING, PROBLEM, HERE = "ok", "warning", "problem", "here"
-INDENT = 24
-"""Of what is told of a check, behind its level and name."""
 LEAST_HERE_MIB, LEAST_THERE_MIB, LEAST_INODES = 2048, 8192, 20_000
 SLOW_S, CLOCK_S = 0.5, 120.0
 
@@ -50,7 +49,7 @@ def examine(project: Project, sessions: Sequence[Session], display: Display) -> 
     checks: list[Check] = []
     for check in all_checks(project, sessions):
         if not display.json_mode:
-            show_check(display, check, new_place=not checks or checks[-1].where != check.where)
+            show_check(display, check, not checks or checks[-1].where != check.where)
         checks.append(check)
     if display.json_mode:
         display.json([asdict(check) for check in checks])
@@ -62,14 +61,6 @@ def examine(project: Project, sessions: Sequence[Session], display: Display) -> 
     ]
     display.note(", ".join(reversed(counted)) if counted else "all is well")
     return next((check.code for check in checks if check.level == PROBLEM), 0)
-
-
-def show_check(display: Display, check: Check, new_place: bool) -> None:
-    if new_place:
-        display.line("this computer:" if check.where == HERE else f"{check.where}:")
-    display.line(f"  {check.level:<8} {check.what:<12} {check.text}", INDENT)
-    if check.remedy:
-        display.line(f"{'':{INDENT}}→ {check.remedy}", INDENT)
 
 
 def all_checks(project: Project, sessions: Sequence[Session]) -> Iterator[Check]:
@@ -343,11 +334,8 @@ def gpu_checks(project: Project, facts: Facts, there: Any) -> Iterator[Check]:
     if choice.gpus:
         yield there("gpu", OK, text)
     else:
-        users = "; ".join(
-            f"gpu {item.index}: {reason}"
-            for item in report.gpus
-            if (reason := gpus.busy_reason(item, facts.held))
-        )
+        busy = {gpu.index: gpus.busy_reason(gpu, facts.held) for gpu in report.gpus}
+        users = "; ".join(f"gpu {index}: {why}" for index, why in busy.items() if why)
         yield there(
             "gpu",
             WARNING,

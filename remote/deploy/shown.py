@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from remote.deploy import proofs
 from remote.deploy.deploy import Deployed, gpu_facts
@@ -16,6 +16,12 @@ from remote.records import Gpu, GpuReport
 from remote.screen.display import Display
 from remote.screen.tables import Column, state_style
 from remote.screen.text import show
+
+if TYPE_CHECKING:
+    from remote.deploy.doctor import Check
+
+INDENT = 24
+"""Of what doctor tells of a check, behind its level and name."""
 
 GPU_COLUMNS = (
     Column("gpu", right=True),
@@ -175,3 +181,11 @@ def gpu_row(item: Gpu, held: dict[str, str]) -> dict[str, Any]:
             for p in item.processes
         ],
     }
+
+
+def show_check(display: Display, check: Check, new_place: bool) -> None:
+    if new_place:
+        display.line("this computer:" if check.where == "here" else f"{check.where}:")
+    display.line(f"  {check.level:<8} {check.what:<12} {check.text}", INDENT)
+    if check.remedy:
+        display.line(f"{'':{INDENT}}→ {check.remedy}", INDENT)

@@ -90,7 +90,7 @@ def test_follow_shows_the_training_and_its_log_and_q_leaves_it(
     (run_of(server) / "more").touch()
     assert read_frame(leader, "second line")[8] == "second line"
     os.write(leader, b"q")
-    left = read_until(leader, b"goes on")
+    left = read_until(leader, b"shows it again")
     assert process.wait(20) == 0
     assert left.rpartition(b"\x1b[?1049l")[2].split(b"\r\n")[:2] == [b"first line", b"second line"]
     assert told(project, server)["state"] == "running"
