@@ -23,6 +23,7 @@ from remote.agent.environments import (
 )
 from remote.agent.environments.builder import describe_plan
 from remote.agent.machine.processes import group_members, is_same, start_time
+from remote.agent.root.locks import open_lock
 from remote.agent.root.paths import HASH, Layout, read_json, resolve_root, write_json, write_whole
 from remote.agent.root.roots import keep_agent, prepare_root
 from remote.agent.shared.text import redact
@@ -217,7 +218,7 @@ def _build(call: Call, layout: Layout, plan: Dict[str, Any], directory: str) -> 
     Refusal."""
     followed: Set[str] = set()
     starts = 0
-    lock = os.open(_lock_path(layout, plan["key"]), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = open_lock(_lock_path(layout, plan["key"]))
     try:
         while True:
             if not _follow(call, directory, lock, followed):
@@ -247,7 +248,7 @@ def _build(call: Call, layout: Layout, plan: Dict[str, Any], directory: str) -> 
             # The builder inherited this lock; ours must be another, or it would always be free for
             # us.
             os.close(lock)
-            lock = os.open(_lock_path(layout, plan["key"]), os.O_RDWR | os.O_CLOEXEC)
+            lock = open_lock(_lock_path(layout, plan["key"]))
     finally:
         os.close(lock)
 
@@ -372,10 +373,9 @@ def _lock_path(layout: Layout, key: str) -> str:
 
 
 def _is_building(layout: Layout, key: str) -> bool:
-    try:
-        lock = os.open(_lock_path(layout, key), os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
+    if not os.path.exists(_lock_path(layout, key)):
         return False
+    lock = open_lock(_lock_path(layout, key))
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return False

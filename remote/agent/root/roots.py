@@ -9,6 +9,7 @@ from typing import Any, Dict, Optional
 from remote.agent.calls import Call, Refusal
 from remote.agent.root import program
 from remote.agent.root.disk import disk_of
+from remote.agent.root.locks import open_lock
 from remote.agent.root.paths import Layout, read_json, write_json, write_whole
 
 Problem = Dict[str, str]
@@ -142,7 +143,7 @@ def lock(call: Call, path: str, who: str) -> None:
     holder's process."""
     if path in _held:
         return
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = open_lock(path)
     told = 0.0
     while True:
         try:
@@ -163,7 +164,7 @@ def lock(call: Call, path: str, who: str) -> None:
 
 def try_lock(path: str) -> bool:
     """The same without waiting; False where somebody has it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = open_lock(path)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 from remote.agent.calls import Refusal
 from remote.agent.machine.gpus import query_gpus
+from remote.agent.root.locks import open_lock
 from remote.agent.root.paths import Layout
 from remote.agent.runs.records import list_runs
 from remote.agent.shared.gpu_choice import choose_gpus, held_gpus, parse_gpus
@@ -128,9 +129,7 @@ def free_gpus(layout: Layout, run: str) -> Tuple[List[Tuple[str, str]], str]:
 
 @contextlib.contextmanager
 def one_launch_at_a_time(layout: Layout) -> Iterator[None]:
-    fd = os.open(
-        os.path.join(layout.runs, ".launch.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-    )
+    fd = open_lock(os.path.join(layout.runs, ".launch.lock"))
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
