@@ -83,14 +83,18 @@ class Placement:
     devices: str = "auto"
     # What is asked of Slurm, which places the run then.
     slurm: Mapping[str, Any] | None = None
+    # Where the site takes no more jobs at once it is submitted later, and not refused.
+    later: bool = False
 
     def as_asked(self) -> dict[str, Any]:
         """For run.json."""
+        asked: dict[str, Any]
         if self.slurm is not None:
-            return {"gpus": None, "gpu_names": [], "queue": False, "slurm": dict(self.slurm)}
+            asked = {"gpus": None, "gpu_names": [], "queue": False, "later": self.later}
+            return asked | {"slurm": dict(self.slurm)}
         if self.gpus is None:
             return {}
-        asked: dict[str, Any] = {
+        asked = {
             "gpus": [gpu.uuid for gpu in self.gpus],
             "gpu_names": [str(gpu.index) for gpu in self.gpus],
             "queue": self.queue,

@@ -22,7 +22,14 @@ from remote.deploy.shown import show_steps
 from remote.errors import RemoteError, UsageError
 from remote.link.answers import Facts
 from remote.link.session import Project, Session
-from remote.runs.launch import Launch, Placement, asked_for, prepare_launch, start_patiently
+from remote.runs.launch import (
+    Launch,
+    Placement,
+    asked_for,
+    place_run,
+    prepare_launch,
+    start_patiently,
+)
 from remote.runs.listing import list_runs
 from remote.runs.request import (
     Pending,
@@ -217,7 +224,10 @@ def start_point(launch: Launch, book: Book, point: Point) -> None:
 
 
 def queued(launch: Launch, request: TrainRequest) -> Placement:
-    """Every point waits in the server's queue: for GPUs, or for its turn on the processor."""
+    """Every point waits in the server's queue: for GPUs, or for its turn on the processor. Under
+    Slurm it is a job, sent later where the site takes no more at once."""
+    if launch.by_slurm:
+        return dataclasses.replace(place_run(launch, {}), later=True)
     has_gpu = bool(launch.deployed.facts.gpus.gpus) and launch.wants_gpu
     return Placement((), queue=True, wanted=(request.gpus or 1) if has_gpu else 0)
 

@@ -14,7 +14,7 @@ import pytest
 
 from remote.agent.machine.processes import start_time
 from remote.loopback import LoopbackServer
-from tests.support.faults import Lab, wait_until
+from tests.support.faults import Lab, run_task, wait_until
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.proxy import Direction, Relay
 from tests.support.slurm import PROGRAMS, Cluster, missing
@@ -313,3 +313,38 @@ def test_gpus_are_those_of_a_node(login: LoopbackServer, cluster: Cluster, tmp_p
     names = cluster.ask("squeue -h -t all -o %j").split()
     assert lab.task("deploy").code == 0
     assert cluster.ask("squeue -h -t all -o %j").split() == names, "asked once"
+
+
+LIMIT = """
+taken=$(squeue -h --me -t PENDING,CONFIGURING,RUNNING,COMPLETING -o %i | wc -l)
+[ "$taken" -lt 3 ] && exec "$real" "$@"
+echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2
+echo "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy" >&2
+exit 1
+"""
+"""Says what a QOS with MaxSubmitJobsPerUser=3 says, which needs an accounting."""
+
+
+def test_a_sweep_under_a_submit_limit(
+    login: LoopbackServer, cluster: Cluster, tmp_path: Path
+) -> None:
+    lab = lab_on(login, tmp_path, 'echo "$2" >> "$HOME/ran"; sleep 1\n')
+    replace_sbatch(login, LIMIT)
+    config = lab.target()
+    done = run_task(
+        "sweep",
+        lab.project,
+        lab.all_settings,
+        config,
+        False,
+        words=("--lr", "{lr}"),
+        grid=["lr=1,2,3,4,5,6,7,8"],
+        name="rates",
+    )
+    assert done.code == 0 and "8 of 8 points" in done.out, done.err
+    ran = login.home / "ran"
+    wait_until(lambda: ran.exists() and len(ran.read_text().split()) == 8, 90)
+    assert sorted(ran.read_text().split()) == [str(number) for number in range(1, 9)]
+    wait_until(lambda: all(row["state"] == "finished" for row in lab.rows()), 60)
+    assert len(cluster.jobs()) >= 8 and len(lab.rows()) == 8
+    assert all(len(cluster.jobs(row["run"])) == 1 for row in lab.rows())

@@ -18,6 +18,8 @@ from remote.agent.launchers.slurm_words import SUBMITTED_S, Seen, tell, tell_end
 from remote.agent.root.paths import read_json, write_json, write_whole
 
 SUBMIT_S = 60.0
+LIMITED = ("MaxSubmit", "submit limit", "temporarily")
+"""Refusals that time mends: so many jobs of one user and no more."""
 UNKNOWN_S = float(os.environ.get("REMOTE_SLURM_UNKNOWN_S", "60"))
 """A job that is not found so long after its submission was never made."""
 SETTLE_S = float(os.environ.get("REMOTE_SLURM_SETTLE_S", "30"))
@@ -73,7 +75,8 @@ def _submit(job: Job) -> Optional[Dict[str, Any]]:
         return None
     os.unlink(mark)
     remedy = "see remote.slurm in fabric.yaml; `sinfo` there shows what the cluster has"
-    raise Refusal("GpuUnfit", f"Slurm refuses the job: {said.words}", remedy)
+    limited = any(word in said.words for word in LIMITED)
+    raise Refusal("GpuUnfit", f"Slurm refuses the job: {said.words}", remedy, limited=limited)
 
 
 def _tries(job: Job) -> int:

@@ -49,10 +49,12 @@ def run_start(
     if state.get("state") == "queued" and not state.get("supervisor_pid"):
         try:
             launched = launch(layout, directory)
-        except Refusal:
-            # What the launcher refuses is no run.
-            remove_run(layout, run)
-            raise
+        except Refusal as refusal:
+            if not (asked.get("later") and refusal.details.get("limited")):
+                # What the launcher refuses is no run.
+                remove_run(layout, run)
+                raise
+            launched = Launched("slurm", f"it is submitted later ({refusal.message})")
     return {"run": run, "path": directory, "again": again, **launched._asdict()}
 
 

@@ -9,8 +9,7 @@ from remote.agent.root.paths import Layout, resolve_root, write_json
 from remote.agent.runs.launch import launch
 from remote.agent.runs.records import describe_run, find_run, list_runs
 
-LIMITED = ("MaxSubmit", "too many", "submit limit", "temporarily")
-"""Refusals that time mends."""
+LATER = "waits to be submitted"
 
 
 @operation("runs")
@@ -33,9 +32,17 @@ def look_after(layout: Layout, known: Dict[str, Any]) -> Dict[str, Any]:
     try:
         launch(layout, directory)
     except Refusal as refusal:
-        if any(word in refusal.message for word in LIMITED):
-            state["waiting"] = f"waits to be submitted: {refusal.message}"
+        if refusal.details.get("limited"):
+            state["waiting"] = f"{LATER}: {refusal.message}"
             return known
         ended = {"state": "failed", "reason": refusal.message, "cause": "not started"}
         write_json(os.path.join(directory, "state.json"), dict(state, **ended, waiting=None))
     return describe_run(layout, known["run"])
+
+
+def submit_waiting(layout: Layout) -> None:
+    """Those that the site did not take before, the oldest first, until it refuses again."""
+    for known in reversed(list_runs(layout)):
+        waiting = look_after(layout, known)["detail"].get("waiting")
+        if str(waiting or "").startswith(LATER):
+            return

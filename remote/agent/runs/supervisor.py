@@ -14,7 +14,7 @@ from remote.agent.launchers.seam import Job, claim, mark_path
 from remote.agent.launchers.slurm_words import AGAIN
 from remote.agent.machine.processes import boot_id, start_time
 from remote.agent.root.disk import mount_of
-from remote.agent.root.paths import read_json, write_json
+from remote.agent.root.paths import Layout, read_json, write_json
 from remote.agent.runs import notify
 from remote.agent.runs.attempts import (
     next_attempt,
@@ -25,6 +25,7 @@ from remote.agent.runs.attempts import (
 )
 from remote.agent.runs.disk_guard import DiskGuard
 from remote.agent.runs.gpu_usage import Sampler
+from remote.agent.runs.listing import submit_waiting
 from remote.agent.runs.outcome import Ended, Outcome, may_restart, tell_outcome
 from remote.agent.runs.process import Process
 from remote.agent.runs.queue import take_gpus, wanted_by
@@ -92,6 +93,7 @@ class Supervisor:
             raise
         finally:
             self.notify()
+            self.submit_others()
 
     @property
     def launched(self) -> str:
@@ -241,6 +243,18 @@ class Supervisor:
             self.record(notified=notify.post(address, facts))
         except OSError:
             pass
+
+    def submit_others(self) -> None:
+        """A place in the site's count of jobs may be free now. Never harms this run, which is
+        over."""
+        if self.launched != "slurm":
+            return
+        try:
+            name = os.path.basename(sys.argv[0])
+            os.environ.setdefault("REMOTE_AGENT_HASH", name[: -len(".pyz")])
+            submit_waiting(Layout(os.path.dirname(os.path.dirname(self.directory))))
+        except Exception as problem:
+            sys.stderr.write(f"runs that wait were not submitted here: {problem}\n")
 
     def wait_for_gpus(self) -> bool:
         """Its place in the queue is the time since when it is queued. False where it was
