@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -348,3 +349,17 @@ def test_a_sweep_under_a_submit_limit(
     wait_until(lambda: all(row["state"] == "finished" for row in lab.rows()), 60)
     assert len(cluster.jobs()) >= 8 and len(lab.rows()) == 8
     assert all(len(cluster.jobs(row["run"])) == 1 for row in lab.rows())
+
+
+def test_torch_is_tried_on_a_node(login: LoopbackServer, cluster: Cluster, tmp_path: Path) -> None:
+    lab = lab_on(login, tmp_path, "echo up\n")
+    lab.settings = {**lab.settings, "requirements": "needs.txt", "python": sys.executable}
+    (lab.project / "needs.txt").write_text("torch\n")
+    done = lab.task("deploy")
+    assert done.code == 0 and "no GPU: training will run on the CPU" in done.out, done.err
+    kept = [json.loads(file.read_text()) for file in lab.root.glob("env/*/proofs.json")]
+    assert str(kept).count("boot_id") == 1
+    assert any(f"'{node}'" in str(kept) for node in cluster.nodes), kept
+    lab.settings = {**lab.settings, "slurm": {"partition": "closed"}}
+    done = lab.task("deploy")
+    assert done.code == 0 and "no node was free to try it on" in done.out, done.out

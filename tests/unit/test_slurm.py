@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from remote.agent.launchers import slurm_queue
 from remote.agent.launchers.seam import Job, claim, mark_path
 from remote.agent.launchers.slurm import notice, render_script
 from remote.agent.launchers.slurm_queue import JobRow, Queue, Said, base_state, parse_squeue
@@ -197,3 +198,20 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
     for file in (first, second, reference):
         os.close(file)
+
+
+def test_slurm_is_asked_once_whoever_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For 15 s; also while it does not answer, for then every question costs it more."""
+    count, squeue = tmp_path / "asked", tmp_path / "squeue"
+    squeue.write_text(f'#!/bin/sh\necho >> {count}\n[ -e "$0.away" ] && exit 1\necho "$ROW"\n')
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("ROW", "17|RUNNING|None|N/A|N/A|n1|fab-r-1")
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        seen = [slurm_queue.queue(str(tmp_path / place)) for _ in range(5)]
+        known = place == "one"
+        assert [bool(queue.jobs) for queue in seen] == [known] * 5
+        assert [queue.problem is None for queue in seen] == [known] * 5
+        squeue.with_name("squeue.away").touch()
+    assert count.read_text() == "\n\n"

@@ -101,8 +101,7 @@ def environment_prove(
         }
     raw = node_report(layout.root, slurm) if slurm else gpus.query_gpus()
     if slurm and not raw.get("node"):
-        reason = f"no node was free to try it on ({raw.get('problem') or 'no srun'})"
-        return {"proof": {"ok": True, "gpu": None, "reason": reason}}
+        return not_tried(str(raw.get("problem") or "no srun"))
     node = raw.get("node") or {"host": os.uname().nodename, "boot_id": boot_id()}
     driver, cards = cards_of(raw)
     proof: Dict[str, Any] = {
@@ -123,6 +122,8 @@ def environment_prove(
         )
         proof.update(judge(proof, raw, cards, record))
     except Refusal as refusal:
+        if slurm and "Unable to allocate" in refusal.message:
+            return not_tried(refusal.message)
         proof.update(ok=False, reason=refusal.message)
         raise
     finally:
@@ -130,6 +131,13 @@ def environment_prove(
         if "ok" in proof:
             _keep(directory, proof)
     return {"proof": proof}
+
+
+def not_tried(why: str) -> Dict[str, Any]:
+    """Of a cluster whose nodes are all taken: nothing speaks against training, and nothing for
+    it."""
+    reason = f"no node was free to try it on ({why})"
+    return {"proof": {"ok": True, "gpu": None, "reason": reason}}
 
 
 def cards_of(raw: Dict[str, Any]) -> Tuple[Optional[str], List[Dict[str, str]]]:
