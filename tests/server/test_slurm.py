@@ -363,3 +363,11 @@ def test_torch_is_tried_on_a_node(login: LoopbackServer, cluster: Cluster, tmp_p
     lab.settings = {**lab.settings, "slurm": {"partition": "closed"}}
     done = lab.task("deploy")
     assert done.code == 0 and "no node was free to try it on" in done.out, done.out
+
+
+def test_slurm_is_proposed_where_it_is(login: LoopbackServer, tmp_path: Path) -> None:
+    lab = lab_on(login, tmp_path, "echo up\n")
+    lab.settings = {**lab.settings, "launcher": "auto"}
+    done = lab.task("train", follow=True)
+    assert done.code == 0 and "set remote.launcher: slurm" in done.err
+    assert "without tmux (setsid)" in done.out
