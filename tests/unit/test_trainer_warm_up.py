@@ -59,7 +59,7 @@ def test_compiling_takes_no_time_of_the_clock_and_changes_no_bit(
         "each resolution, or mixed and plain images: nothing is met for the first time in the"
         " training"
     )
-    assert summary["wall_seconds"] - summary["seconds"] > 2 * SLOW_S, "compiling is not on the clock"
+    assert summary["wall_seconds"] - summary["seconds"] > 2 * SLOW_S, "it is not on the clock"
     forms = list(compiled)
     plain = train_once(dataclasses.replace(config, compile="false"), DATA, tmp_path / "plain")
     assert compiled == forms and plain["test_accuracy"] == summary["test_accuracy"]
