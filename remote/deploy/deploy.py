@@ -25,6 +25,7 @@ from remote.link.answers import (
 )
 from remote.link.session import Session
 from remote.project.command import describe_command
+from remote.project.own_trainer import require_whole_trainer
 from remote.project.release import SMALL_MANIFEST, build_release, manifest_rows
 from remote.project.slurm import node_options
 from remote.records import EnvironmentPlan, Release, Step
@@ -57,6 +58,9 @@ def deploy(session: Session, data: str | None = None, refresh: bool = False) -> 
     `refresh`: the environment is made anew, with what branches and ranges stand for today."""
     requirements = read_requirements(session)
     release = build_release_while_opening(session)
+    if session.project.has_own_trainer:
+        sent = (entry.path for entry in release.entries)
+        require_whole_trainer(session.project.directory, sent)
     facts = ask_facts(session, release, data)
     command = describe_command(session.project.settings.command)
     steps = [Step(False, command)] if command else []

@@ -7,6 +7,7 @@ import importlib
 import re
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +52,17 @@ def load_data_modules(project: Path) -> tuple[Any, Any]:
     load_config_module(project)  # makes the project importable, or says why it isn't
     names = ("trainer.data.archive", "trainer.data.listing")
     return importlib.import_module(names[0]), importlib.import_module(names[1])
+
+
+def require_whole_trainer(project: Path, sent: Iterable[str]) -> None:
+    """Raises UsageError where a .gitignore keeps a part of our trainer from being sent: `data/` in
+    it means trainer/data/ as well."""
+    known = set(sent)
+    for file in sorted((project / "trainer").rglob("*.py")):
+        path = file.relative_to(project).as_posix()
+        if path not in known and "__pycache__" not in path:
+            raise UsageError(
+                f"{path} is not sent: a .gitignore or .git/info/exclude leaves it out",
+                step="release",
+                remedy="write /data/ there in place of data/, or add !/trainer/**",
+            )

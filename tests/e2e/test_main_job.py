@@ -32,6 +32,7 @@ RUN_FILES = {
     "summary.json",
     "curves.png",
     "confusion.png",
+    "mistakes.png",
     "report.md",
     "weights.pt",
     "logs",

@@ -16,6 +16,7 @@ from remote.agent.shared.trees import SYMLINK, tree_hash
 from remote.deploy.code import plan_release
 from remote.errors import UsageError
 from remote.link.answers import Facts, Root
+from remote.project.own_trainer import require_whole_trainer
 from remote.project.release import build_release, is_private_key, project_identity, upload_frames
 from tests.support.project import HOSTILE, Executable, Link, commit, make_tree
 
@@ -219,6 +220,16 @@ def test_without_git_code_is_sent_whatever_its_folder_is_called(tmp_path: Path) 
         ".pytest_cache/": "a cache or a tool's own",
     }
     assert "logs/events.out" in paths(tmp_path, include="logs")
+
+
+def test_a_trainer_of_which_git_ignores_a_part_is_not_sent_in_part(tmp_path: Path) -> None:
+    files = {"trainer/__init__.py": "", "trainer/data/__init__.py": "", ".gitignore": "data/\n"}
+    project = make_tree(tmp_path, files)
+    commit(project, "x")
+    with pytest.raises(UsageError, match=r"trainer/data/__init__.py is not sent.*\.gitignore"):
+        require_whole_trainer(project, (e.path for e in build_release(project, 50).entries))
+    (project / ".gitignore").write_text("/data/\n")
+    require_whole_trainer(project, (e.path for e in build_release(project, 50).entries))
 
 
 def test_what_git_ignores_is_sent_where_it_is_included(tmp_path: Path) -> None:
