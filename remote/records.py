@@ -81,6 +81,11 @@ class Settings:
     # Files sent although their names look like secrets, or although they are too large: patterns,
     # comma-separated.
     include: str = ""
+    # Variables that every run is given, comma-separated: NAME takes the value here, @FILE a file of
+    # them. Their values are secrets.
+    env: str = ""
+    # Data that a run needs, as `upload-data` has named it in data/ there, comma-separated.
+    data: str = ""
     # Where results are kept here.
     dest: str = "results"
     # What ends a rented server, for fetch-results --then-shutdown; empty: shutdown -h now, by sudo
@@ -110,6 +115,8 @@ class Release:
     entries: tuple[FileEntry, ...]
     # Left out, with the reason, for the summary: (path, reason).
     left_out: tuple[tuple[str, str], ...] = ()
+    # Sent, but only the pointers of files that Git LFS has not brought here.
+    pointers: tuple[str, ...] = ()
     # `git describe`-like text: branch, commit, dirty or not; empty without git.
     origin: str = ""
 
@@ -138,6 +145,8 @@ class Asked:
     data: str | None = None
     command: str = ""
     arguments: tuple[str, ...] = ()
+    # The names of the variables that --env and remote.env gave; their values are nowhere.
+    env: tuple[str, ...] = ()
     # uuids, and the indices by which people know them.
     gpus: tuple[str, ...] | None = None
     gpu_names: tuple[str, ...] = ()
@@ -251,6 +260,8 @@ class RunDetail:
     # It waits for an answer in its terminal, whose unfinished line is `line`.
     asking: bool = False
     line: str = ""
+    # The line that is being run of a command of several.
+    step: str | None = None
     # Another host has it, which alone can tell whether it lives.
     elsewhere: bool = False
     unsupervised: bool = False

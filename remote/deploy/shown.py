@@ -41,6 +41,12 @@ def show_steps(session: Session, deployed: Deployed, only_changes: bool = False)
         display.note(f"not sent: {path} ({reason})")
     if len(left_out) > 8:
         display.note(f"not sent: {len(left_out) - 8} more")
+    if pointers := deployed.release.pointers:
+        more = f" and {len(pointers) - 5} more" if pointers[5:] else ""
+        display.note(
+            f"warning: {', '.join(pointers[:5])}{more}: only Git LFS pointers, without their"
+            " content; `git lfs pull` brings it"
+        )
     if left_out:
         display.note("to send such a file all the same, name it in remote.include")
 

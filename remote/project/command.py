@@ -10,7 +10,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ASSIGNMENT = re.compile(r"\s*[A-Za-z_]\w*=")
-SCRIPTS = (".py", ".sh", ".ipynb")
+NOTEBOOK = ".ipynb"
+SCRIPTS = (".py", ".sh", NOTEBOOK)
+TELL_STEP = """_step() { printf %s "$1" 2>/dev/null >"${REMOTE_RUN_DIR:-/dev/null}/.step" || :; }
+trap '_step "$BASH_COMMAND"' DEBUG"""
+"""Names each command in the run's directory before it begins."""
+RUN_NOTEBOOK = """
+has() { "$python" -c "import $1" 2>/dev/null; }
+python=$1 notebook=$2 out=${2%.ipynb}.done.ipynb
+shift 2
+if has papermill && has ipykernel; then
+  exec "$python" -m papermill --log-output --no-progress-bar -k python3 "$notebook" "$out" "$@"
+elif has nbconvert && has ipykernel; then
+  exec "$python" -m nbconvert --to notebook --execute --ExecutePreprocessor.timeout=-1 \\
+    --ExecutePreprocessor.kernel_name=python3 --output "${out##*/}" "$@" "$notebook"
+fi
+echo "error: $notebook needs papermill, or nbconvert, and ipykernel: name them in the requirements"
+exit 1
+"""
 
 
 def shell_signs(line: str) -> list[str]:
@@ -44,21 +61,20 @@ def plan_words(line: str, arguments: Sequence[str], python: str) -> list[str]:
     """The command's words, a leading `python` being the environment's; or bash with the line, where
     it holds a shell's signs.
 
-    A pipeline fails where any part of it fails; of several lines the first that fails is the last.
+    A pipeline fails where any part of it fails; of several lines the first that fails is the last,
+    and each is a step that `status` names. A notebook is run by papermill or nbconvert.
     When it is stopped, bash waits for what it has started to save its state.
     """
     if not shell_signs(line):
         words = shlex.split(line)
+        if words[0].endswith(NOTEBOOK):
+            return ["bash", "-c", RUN_NOTEBOOK, "notebook", python, *words, *arguments]
         return [python if words[0] in ("python", "python3") else words[0], *words[1:], *arguments]
     text = " ".join([line.rstrip(), *map(shlex.quote, arguments)])
-    return [
-        "bash",
-        *(["-e"] if "\n" in text else []),
-        "-o",
-        "pipefail",
-        "-c",
-        f"trap 'exit 143' TERM\n{text}",
-    ]
+    lines = ["trap 'exit 143' TERM", text]
+    if "\n" not in line.rstrip():
+        return ["bash", "-o", "pipefail", "-c", "\n".join(lines)]
+    return ["bash", "-e", "-o", "pipefail", "-c", "\n".join([TELL_STEP, *lines])]
 
 
 def describe_command(line: str) -> str | None:

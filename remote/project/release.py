@@ -64,6 +64,7 @@ NO_SECRETS = (".env.example", ".env.sample", ".env.template", ".env.dist")
 PRIVATE_KEY = re.compile(
     rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----|^PuTTY-User-Key-File", re.MULTILINE
 )
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 OVER_LIMIT = "over the limit"
 LEFT_BY_PIP = "left by pip install"
 SMALL_MANIFEST = 600
@@ -91,6 +92,7 @@ def build_release(
     ):
         left_out = [row for row in left_out if row[0] != f"{own}/"] + [(f"{own}/", "fetched runs")]
     too_large: list[tuple[int, str, str]] = []
+    pointers: list[str] = []
     for path in sorted(set(listed), key=lambda name: name.encode("utf-8", "surrogateescape")):
         if path not in tracked and (is_fetched(path, own) or path.startswith(tuple(made))):
             continue
@@ -111,12 +113,14 @@ def build_release(
             left_out.append((path, "holds a private key"))
         elif entry:
             entries.append(entry)
+            pointers += [path] if head.startswith(LFS_POINTER) else []
     if not entries:
         why, remedy = why_nothing(project)
         raise UsageError(f"no files to send in {project}{why}", step="release", remedy=remedy)
     rows = ((entry.path, entry.mode, entry.size, entry.sha256) for entry in entries)
     left_out = [(path, reason) for _, path, reason in sorted(too_large)] + left_out
-    return Release(tree_hash(rows), tuple(entries), tuple(left_out), describe_origin(project))
+    origin = describe_origin(project)
+    return Release(tree_hash(rows), tuple(entries), tuple(left_out), tuple(pointers), origin)
 
 
 def folders_made(project: Path, untracked: Iterable[str]) -> dict[str, str]:

@@ -15,6 +15,8 @@ from remote.project.command import shell_signs
 from remote.project.slurm import slurm_problems
 from remote.records import Settings, SlurmSettings
 
+SEVERAL = ("results", "include", "env", "data")
+"""Keys that hold several things: separated by commas, or as a list."""
 PROJECT_NAME = re.compile(r"[^\s/\\\x00-\x1f\x7f-\x9f][^/\\\x00-\x1f\x7f-\x9f]{0,99}\Z")
 
 LAUNCHERS = ("auto", "tmux", "setsid", "slurm")
@@ -69,16 +71,24 @@ def _checked(
             )
             continue
         try:
-            given[key] = _typed(known[key], _lines(value) if key in LINES else value)
+            given[key] = _typed(known[key], _joined(key, value))
         except (TypeError, ValueError):
             kind = "number" if isinstance(known[key], float) else "text"
             errors.append(f"{place}.{key} must be a {kind}, not {value!r:.60}")
     return given
 
 
-def _lines(value: Any) -> Any:
-    """A list of lines is one text of them."""
-    return "\n".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+def _joined(key: str, value: Any) -> Any:
+    """A list in YAML is one text of its parts, where a key may have several."""
+    sign = "\n" if key in LINES else "," if key in SEVERAL else None
+    if sign is None or not isinstance(value, (list, tuple)):
+        return value
+    return sign.join(map(str, value))
+
+
+def listed(text: str) -> list[str]:
+    """The parts of a setting that holds several, separated by commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _typed(default: Any, value: Any) -> Any:

@@ -18,6 +18,7 @@ from remote.errors import ConnectionLost, GpuUnfit, NotFound, RemoteError, RunFa
 from remote.link.answers import Followed, Resumed, Started, Stopping
 from remote.link.session import Session, who_am_i
 from remote.project.command import label_of
+from remote.project.settings import listed
 from remote.project.slurm import job_request
 from remote.records import Gpu, Run
 from remote.runs.follow import Follower, LeaveWanted, StopWanted
@@ -124,7 +125,7 @@ def start_once(
     pending.write(run)
     if any(known.run == run for known in deployed.facts.runs):
         # An earlier call has made it, with GPUs of its own choice, which it may be using by now.
-        answer = start_patiently(session, lambda: start_run(session, run, {}))
+        answer = start_patiently(session, lambda: start_run(session, run, {}, {}))
     else:
         answer = start_new(prepare_launch(session, request, deployed, pending), run)
     if answer.note:
@@ -162,6 +163,12 @@ def prepare_launch(
             shared = f"{deployed.root}/{config.data}"
             images = provide_cifar10(session, facts) if config.data == "data" else shared
             launch = dataclasses.replace(launch, images=images)
+    needed = listed(session.project.settings.data)
+    for name in needed:
+        if name.partition("/")[0] not in facts.datasets.names:
+            text = f"remote.data names {name}, which is not in {deployed.root}/data there"
+            remedy = f"send it once: fab -H {session.typed} upload-data PATH --name {name}"
+            raise NotFound(text, host=session.host, step="train", remedy=remedy)
     if request.data not in (None, "synthetic") and facts.data_path is None:
         here = os.path.exists(os.path.expanduser(str(request.data)))
         send = f"it is here; send it once: fab -H {session.typed} upload-data {request.data}"
@@ -233,7 +240,7 @@ def place_run(launch: Launch, held: Mapping[str, str]) -> Placement:
 def start_new(launch: Launch, run: str) -> Started:
     def start(placement: Placement) -> Started:
         asked = asked_for(launch, run, placement)
-        return start_run(launch.session, run, asked, launch.request.notify)
+        return start_run(launch.session, run, asked, launch.request.private)
 
     return launch_on_free_gpus(launch, start)
 
@@ -252,6 +259,7 @@ def asked_for(launch: Launch, run: str, placement: Placement) -> dict[str, Any]:
         "python": made.python,
         "prefix": made.prefix,
         "local": list(deployed.local),
+        "data_path": launch.images,
         "argv": plan_argv(project, request, there),
         "resume_argv": resumed_argv(project, project.settings.command, plain, there),
         **placement.as_asked(),

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from remote.link.answers import Started
 from remote.link.session import Project, Session, who_am_i
 from remote.project.command import plan_words
 from remote.project.own_trainer import load_config_module, runs_own_trainer
+from remote.project.run_env import read_env
+from remote.project.settings import listed
 from remote.project.slurm import parse_time
 from remote.records import Settings
 
@@ -58,6 +61,13 @@ class TrainRequest:
     notify: str = field(default="", repr=False)
     # What follows `--`, for a command of one's own; None: nothing was given.
     arguments: tuple[str, ...] | None = None
+    # Variables for the run. Their values are secrets, as `notify` is.
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def private(self) -> dict[str, Any]:
+        """What goes to the run's hidden files there."""
+        return {"notify": self.notify, "env": dict(self.env)}
 
 
 @dataclass(frozen=True)
@@ -78,9 +88,16 @@ class TrainOptions:
     notify: str | None = field(default=None, repr=False)
     follow: bool | None = None
     arguments: Sequence[str] | None = None
+    env: Sequence[str] = ()
+    # A resumed run takes today's code in place of its own copy.
+    with_new_code: bool = False
+    # Go into its terminal at once.
+    interactive: bool = False
 
     def follows(self, display: Display) -> bool:
         """Whether to stay and show the training."""
+        if self.interactive:
+            return False
         if self.follow is None:
             return display.live and not display.json_mode
         return self.follow
@@ -111,12 +128,18 @@ def parse_request(project: Project, options: TrainOptions) -> TrainRequest:
         errors.append(f"--data must be a path on the server, on one line, not {data!r:.80}")
     if gpus is not None and (gpus < 1 or devices != "auto"):
         errors.append("--gpus is a number from 1 on, and goes with --devices auto alone")
+    if options.with_new_code and not options.resume:
+        errors.append("--with-new-code belongs to --resume: a new run has today's code")
+    if options.interactive and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        errors.append("--interactive needs a terminal here")
     if options.max_restarts < 0:
         errors.append("--max-restarts must not be negative")
     errors += launcher_errors(project.settings, options)
-    address = ""
+    address, env = "", {}
     try:
         address = read_address(options.notify)
+        env = read_env(listed(project.settings.env), "remote.env", project.directory)
+        env |= read_env(options.env, "--env", project.directory)
     except ValueError as error:
         errors.append(str(error))
     request = TrainRequest(
@@ -131,6 +154,7 @@ def parse_request(project: Project, options: TrainOptions) -> TrainRequest:
         options.max_restarts,
         address,
         arguments,
+        env,
     )
     if project.has_own_trainer:
         errors += config_errors(project.directory, request, project.settings)
@@ -142,10 +166,10 @@ def parse_request(project: Project, options: TrainOptions) -> TrainRequest:
             f"remote.command is `{Settings.command}`, and there is no trainer here: `python -m"
             " remote init` sets yours"
         )
-    elif options.recipe or pairs or data:
+    elif options.recipe or pairs:
         errors.append(
-            "--recipe, --set and --data belong to our trainer; the arguments of a command of one's"
-            " own follow `--`"
+            "--recipe and --set belong to our trainer; the arguments of a command of one's own"
+            " follow `--`"
         )
     if errors:
         remedy = "fab train --help tells what can be given"
@@ -345,9 +369,11 @@ def _locked(path: Path) -> IO[bytes] | None:
     return file
 
 
-def start_run(session: Session, run: str, asked: Mapping[str, Any], notify: str = "") -> Started:
+def start_run(
+    session: Session, run: str, asked: Mapping[str, Any], private: Mapping[str, Any]
+) -> Started:
     """Create and launch; the agent does it once for an id, however often it is asked."""
-    return session.ask_as_owner(Started, run=run, asked=dict(asked), notify=notify)
+    return session.ask_as_owner(Started, run=run, asked=dict(asked), **private)
 
 
 def describe_request(request: TrainRequest, project: Project) -> dict[str, Any]:
@@ -360,6 +386,7 @@ def describe_request(request: TrainRequest, project: Project) -> dict[str, Any]:
         "devices": request.devices,
         "command": settings.command,
         "arguments": list(request.arguments or ()),
+        "env": sorted(request.env),
         "who": who_am_i(),
         "created": time.time(),
         "finish": "summary" if own else "exit",

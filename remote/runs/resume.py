@@ -63,13 +63,20 @@ def resume_one(session: Session, run: str, options: TrainOptions) -> Run:
         raise UsageError(
             f"{identifier} has finished", step="train", remedy="train again without --resume"
         )
+    lost = sorted({*asked.env} - {*request.env}) if here else []
+    if lost:
+        raise UsageError(
+            f"{identifier} was given {', '.join(lost)}; values are never fetched",
+            step="train",
+            remedy=" ".join(["give them again:", *(f"--env {name}" for name in lost)]),
+        )
     deployed = deploy(session, data=request.data)
     show_steps(session, deployed, only_changes=True)
     launch = prepare_launch(session, request, deployed, pending)
     if here:
         place_run(launch, deployed.facts.held)  # raises before anything is sent
         send_run(session, here)
-    answer = start_next(launch, identifier, asked.command or session.project.settings.command)
+    answer = start_next(launch, identifier, asked, options.with_new_code)
     if answer.note:
         session.display.note(f"note: {answer.note}")
     if answer.again:
@@ -81,18 +88,31 @@ def resume_one(session: Session, run: str, options: TrainOptions) -> Run:
             f"run {identifier}: attempt {show(answer.attempt)} {started_where(answer)} on"
             f" {session.host}"
         )
-        session.display.note(code_note(asked.release, deployed.release.tree))
+        session.display.note(
+            code_note(asked.release, deployed.release.tree, answer.attempt, options.with_new_code)
+        )
     return watch(session, identifier, following, pending)
 
 
-def start_next(launch: Launch, run: str, command: str) -> Resumed:
-    """The run's next attempt: its own command and code, on today's environment and GPUs."""
+def start_next(launch: Launch, run: str, asked: Asked, with_new_code: bool) -> Resumed:
+    """The run's next attempt: its own command, its own code or today's, on today's environment and
+    GPUs."""
     session, request, made = launch.session, launch.request, launch.deployed.environment
+    command = asked.command or session.project.settings.command
+    code = {
+        "release": launch.deployed.release.tree,
+        "origin": launch.deployed.release.origin,
+        "local": list(launch.deployed.local),
+    }
 
     def start(placement: Placement) -> Resumed:
         there = Place(made.python, f"{launch.root}/runs/{run}", launch.images, placement.devices)
         argv = resumed_argv(session.project, command, request, there)
-        changes = placement.as_asked() | {
+        changes = placement.as_asked() | (code if with_new_code else {})
+        changes |= {
+            "data": request.data,
+            "data_path": launch.images,
+            "env": sorted({*asked.env, *request.env}),
             "environment_key": made.key,
             "python": made.python,
             "prefix": made.prefix,
@@ -104,16 +124,22 @@ def start_next(launch: Launch, run: str, command: str) -> Resumed:
             "launcher": session.project.settings.launcher,
             "arguments": list(request.arguments or ()),
         }
-        return session.ask_as_owner(Resumed, run=run, asked=changes, notify=request.notify)
+        return session.ask_as_owner(Resumed, run=run, asked=changes, **request.private)
 
     return launch_on_free_gpus(launch, start)
 
 
-def code_note(its: str, now: str) -> str:
-    """Which code an attempt goes on with: the run keeps the copy that it was started with, and what
-    it has changed in it."""
-    changed = "" if its in ("", now) else f"; what you deployed since ({now[:12]}) is for new runs"
-    return f"it goes on with its own copy of the code ({its[:12] or 'as it was'}){changed}"
+def code_note(its: str, now: str, attempt: int | None, with_new_code: bool) -> str:
+    """Which code an attempt goes on with: the run's own copy, with what it has changed in it, or
+    today's."""
+    if with_new_code and its not in ("", now):
+        kept = f"source-{attempt - 1}/ keeps its own" if attempt else "its own is kept"
+        return f"it goes on with today's code ({now[:12]}) in place of {its[:12]}; {kept}"
+    changed = f"; --with-new-code would take today's ({now[:12]})"
+    return (
+        f"it goes on with its own copy of the code ({its[:12] or 'as it was'})"
+        f"{'' if its in ('', now) else changed}"
+    )
 
 
 def find_there(session: Session, run: str) -> Run | None:

@@ -219,7 +219,7 @@ def start_point(launch: Launch, book: Book, point: Point) -> None:
     named = dataclasses.replace(launch, request=dataclasses.replace(request, name=name))
     asked = asked_for(named, run, queued(launch, request))
     asked |= {"sweep": book.name, "point": dict(point.values)}
-    start_patiently(session, partial(start_run, session, run, asked, request.notify))
+    start_patiently(session, partial(start_run, session, run, asked, request.private))
     book.change(point, started=True)
 
 

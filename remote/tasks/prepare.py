@@ -148,17 +148,18 @@ def _check_gpu(work: Work) -> int:
 @task(
     auto_shortflags=False,
     help={
-        "path": "here: the CIFAR-10 archive, or a folder of images",
+        "path": "here: any file or folder; for our trainer CIFAR-10's archive or images",
         "name": "its name there (default: that of the path)",
         "json": "print only JSON on stdout",
     },
 )
 def upload_data(c: Context, path: str, name: str | None = None, json: bool = False) -> None:
     """
-    Send images to the server once, for all runs there.
+    Send data to the server once, for all runs there.
 
-    `train --data NAME` uses them. Only what the server lacks is sent, every file is verified; a
-    broken connection is gone on with where it stopped.
+    `train --data NAME` uses it, and a command of one's own finds it in $REMOTE_DATA_DIR/NAME. Only
+    what the server lacks is sent, every file is verified; a broken connection is gone on with where
+    it stopped.
 
         fab -H user@host upload-data cifar-10-python.tar.gz
         fab -H user@host upload-data photos      # <class>/*, train/ and test/ of them, or a CSV

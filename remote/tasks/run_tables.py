@@ -109,6 +109,8 @@ def remark_cell(run: Run) -> str | None:
         remark = detail.waiting
     if run.state == "running" and not run.reason and run.progress.seconds_left is not None:
         remark = f"{duration(run.progress.seconds_left)} left"
+    if run.state == "running" and detail.step:
+        remark = f"step {one_line(detail.step, 48)}{f', {remark}' if remark else ''}"
     if run.state == "running" and detail.asking:
         remark = f"waits for input: {one_line(detail.line, 60)}"
     if detail.attempts:

@@ -22,7 +22,7 @@ FOLLOWED_LINES = 40
 
 @task(
     auto_shortflags=False,
-    iterable=["set"],
+    iterable=["set", "env"],
     help={
         "recipe": "standard, demo or another of trainer/recipes (default: remote.recipe)",
         "set": "field=value, a field of the recipe to change; may be given several times",
@@ -45,6 +45,12 @@ FOLLOWED_LINES = 40
             "go on with a run that has ended, from its newest checkpoint: latest, its id, the"
             " beginning of it, or its name"
         ),
+        "env": (
+            "a variable for the run, kept as a secret: NAME takes its value here, @FILE a file"
+            " such as @.env; may be given several times"
+        ),
+        "with-new-code": "with --resume: today's code in place of the run's own copy",
+        "interactive": "go into the run's terminal at once, to answer what it asks (needs tmux)",
         "follow": (
             "stay and show the training (default on a terminal); the training goes on without you"
         ),
@@ -66,6 +72,9 @@ def train(
     time: str | None = None,
     max_restarts: int = 0,
     notify: str | None = None,
+    env: list[str] | None = None,
+    with_new_code: bool = False,
+    interactive: bool = False,
     follow: bool = False,
     no_follow: bool = False,
     first_free: bool = False,
@@ -103,6 +112,9 @@ def train(
             notify,
             following,
             work.words or None,
+            env or [],
+            with_new_code,
+            interactive,
         )
         return start(work, options, first_free)
 
@@ -110,6 +122,7 @@ def train(
 
 
 def start(work: Work, options: TrainOptions, first_free: bool = False) -> int:
+    from remote.runs.attach import attach as attach_one
     from remote.runs.launch import train_one
     from remote.runs.listing import run_json
     from remote.runs.resume import resume_one
@@ -122,6 +135,8 @@ def start(work: Work, options: TrainOptions, first_free: bool = False) -> int:
         else:
             run = train_one(session, options)
         work.tell_json(run_json(run, session.host))
+        if options.interactive and not run.has_ended:
+            return attach_one(session, run.run)
     return 0
 
 

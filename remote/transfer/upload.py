@@ -1,5 +1,5 @@
-"""`upload-data`: an archive or a folder of images goes to the server once, by its content; `train
---data NAME` uses it there."""
+"""`upload-data`: any file or folder goes to the server once, by its content; `train --data NAME`
+uses it there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from remote.project.release import entry_of
 from remote.records import FileEntry
 from remote.screen.text import one_line, size
 
-NOISE = ("Thumbs.db", "desktop.ini", "__MACOSX")
+NOISE = ("Thumbs.db", "desktop.ini", "__MACOSX", ".DS_Store", ".git")
 TRIES = 5
 
 
@@ -77,7 +77,7 @@ def send_set(
     sending = Sending(folder, entries, missing, answer.partial)
     done = session.ask_as_owner(
         DataPut,
-        waiting_note(session, "is sending images"),
+        waiting_note(session, "is sending data"),
         sending.frames(session.display),
         tree=tree,
         manifest=rows,
@@ -101,26 +101,30 @@ def show_uploaded(session: Session, done: Mapping[str, Any]) -> None:
     )
     use = "" if done["name"] == ARCHIVE else f" --data {done['name']}"
     session.display.line(f"use it: fab -H {session.typed} train{use}")
+    if not session.project.has_own_trainer:
+        session.display.line(f"a run finds it in $REMOTE_DATA_DIR/{done['name']}")
 
 
 def entries_of(session: Session, path: Path) -> Iterator[FileEntry]:
     """A file, or every file below a folder in order of path. What links lead to is taken as if it
-    lay there; hidden files are not."""
+    lay there. Hidden files belong to other people's data (zarr's .zarray), to images never."""
     if path.is_file():
         yield entry_at(path.parent, path.name)
         return
     count, seen = 0, set()
+
+    def is_noise(name: str) -> bool:
+        return name in NOISE or (name.startswith(".") and session.project.has_own_trainer)
+
     for place, folders, names in os.walk(path, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:  # a link that leads back
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and name not in NOISE
-        )
+        folders[:] = sorted(name for name in folders if not is_noise(name))
         for name in sorted(names):
-            if not name.startswith(".") and name not in NOISE and (Path(place) / name).is_file():
+            if not is_noise(name) and (Path(place) / name).is_file():
                 yield entry_at(path, (Path(place) / name).relative_to(path).as_posix())
                 count += 1
                 session.display.doing(f"reading {path.name}: {count} files")

@@ -1,4 +1,4 @@
-"""Images on the server: sent once, kept by their content, shared by all runs. `data/<name>` leads
+"""Data on the server: sent once, kept by their content, shared by all runs. `data/<name>` leads
 to them."""
 
 import os
@@ -169,7 +169,7 @@ def require_space(layout: Layout, entries: List[Entry]) -> None:
         sum(max(size, 4096) - begun.get(sha256, 0) for sha256, size in missing.items())
         + SPARE_BYTES
     )
-    require_room(layout.data, need, len(entries) * 2, "the images need")
+    require_room(layout.data, need, len(entries) * 2, "the data needs")
 
 
 def lay_out(layout: Layout, tree: str, entries: List[Entry]) -> None:
@@ -187,7 +187,7 @@ def lay_out(layout: Layout, tree: str, entries: List[Entry]) -> None:
         if sha256 not in places:
             raise Refusal(
                 "TransferFailed",
-                "the images are not complete on the server",
+                "the data is not complete on the server",
                 "run the same command again",
             )
         place = places[sha256]

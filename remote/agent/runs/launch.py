@@ -13,10 +13,11 @@ from remote.agent.launchers.choice import launcher_of
 from remote.agent.launchers.seam import Job, Launched
 from remote.agent.releases.contents import write_tree
 from remote.agent.releases.releases import read_manifest
-from remote.agent.root.paths import Layout, read_json, resolve_root, write_json, write_whole
+from remote.agent.root.paths import Layout, read_json, resolve_root, write_json
 from remote.agent.root.roots import keep_agent, prepare_root
 from remote.agent.runs.attempts import queued_state
 from remote.agent.runs.outputs import mark_copied
+from remote.agent.runs.private import keep_private
 from remote.agent.runs.queue import one_launch_at_a_time, require_free_gpus
 from remote.agent.runs.records import find_run
 from remote.agent.shared.states import FINAL
@@ -31,6 +32,7 @@ def run_start(
     run: str,
     asked: Dict[str, Any],
     notify: str = "",
+    env: Optional[Dict[str, str]] = None,
 ) -> Dict[str, Any]:
     """Create the run and launch its supervisor. The id makes it the same start when it is
     repeated."""
@@ -43,7 +45,7 @@ def run_start(
             require_free_gpus(layout, asked)
             with new_run(layout, run, asked) as aside:
                 write_json(os.path.join(aside, "state.json"), queued_state())
-                keep_address(aside, notify)
+                keep_private(aside, notify, env or {})
     state = read_json(os.path.join(directory, "state.json")) or {}
     launched = Launched(str(state.get("launched") or "already"))
     if state.get("state") == "queued" and not state.get("supervisor_pid"):
@@ -63,12 +65,6 @@ def remove_run(layout: Layout, run: str) -> None:
     aside = os.path.join(layout.runs, f".new-{secrets.token_hex(6)}")
     os.rename(layout.run(run), aside)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def keep_address(directory: str, address: str) -> None:
-    """Of a webhook: a secret, so in no record, and in a hidden file, which is never fetched."""
-    if address:
-        write_whole(os.path.join(directory, ".notify"), address.encode() + b"\n")
 
 
 @contextlib.contextmanager

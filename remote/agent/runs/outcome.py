@@ -15,6 +15,10 @@ RESTARTED = ("gpu memory", "host memory", "killed", "exit code")
 INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 """How a program ends that somebody has interrupted; the last is our trainer's word for stopped."""
 GPU_MEMORY = r"CUDA out of memory|torch\.(cuda\.)?OutOfMemoryError|CUDA_ERROR_OUT_OF_MEMORY"
+NOBODY_ANSWERED = (
+    "breakpoint() in the code, and nobody is there to answer: take it out, or answer it by"
+    " train --interactive, or attach while it waits"
+)
 NO_SPACE = r"No space left on device|Disk quota exceeded"
 
 
@@ -36,6 +40,8 @@ class Ended(NamedTuple):
     interrupted: bool = False
     # The kernel has killed something for want of memory meanwhile.
     kernel_killed: bool = False
+    # Of a command of several lines the one that ran last.
+    step: Optional[str] = None
 
 
 class Outcome(NamedTuple):
@@ -86,7 +92,8 @@ def tell_failure(ended: Ended) -> Outcome:
         return Outcome("failed", f"diverged{because}", "diverged")
     if code == 0:
         return Outcome("failed", f"it ended without a summary{because}", "no summary")
-    return Outcome("failed", f"exit code {code}{because}", "exit code")
+    step = f"{ended.step}: " if ended.step else ""
+    return Outcome("failed", f"{step}exit code {code}{because}", "exit code")
 
 
 def may_restart(ended: Ended, outcome: Outcome) -> bool:
@@ -107,6 +114,8 @@ def last_error_line(tail: str) -> str:
     """The line that a person would quote: the last one that looks like an error, else the last one
     at all."""
     lines = [line.strip() for line in tail.splitlines() if line.strip()]
+    if any(line.endswith("bdb.BdbQuit") for line in lines[-3:]):
+        return NOBODY_ANSWERED
     for line in reversed(lines[-200:]):
         if re.match(r"(\w+\.)*\w*(Error|Exception|Interrupt)\b|error:|fatal:", line, re.IGNORECASE):
             return line[:300]

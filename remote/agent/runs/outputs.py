@@ -8,13 +8,26 @@ import stat
 from typing import Any, Dict, Iterator, List, Tuple
 
 from remote.agent.root.paths import read_json, write_json
+from remote.agent.runs.private import ADDRESS, VARIABLES
 from remote.agent.shared.trees import SYMLINK, Entry
 
 COPIED = ".copied.json"
 """In a run's directory, written once its copy of the code was complete: what is older than this
 file is as it was copied."""
-OWN = (".attempts", ".spare", ".notify", ".fetched.json", ".terminal.json", ".modules", COPIED)
-"""Ours, not the run's; among them a webhook's address, which is a secret."""
+STEP = ".step"
+"""In a run's directory: which of its command's lines is being run, as it stands there."""
+OWN = (
+    ".attempts",
+    ".spare",
+    ADDRESS,
+    STEP,
+    VARIABLES,
+    ".fetched.json",
+    ".terminal.json",
+    ".modules",
+    COPIED,
+)
+"""Ours, not the run's; among them what is secret."""
 LATE = ("state.json", "supervisor.log", "slurm.log")
 """Our own records that may change for a moment after a run's end; they come with it, and do not
 count as its work."""
@@ -69,7 +82,7 @@ def find_outputs(directory: str, release: List[Entry], known_as: str = "") -> Ou
     for path, status in _walk(directory, "", outputs):
         if path.startswith("work/"):
             entry = code.get(path[len("work/") :])
-            if entry is not None and _is_unchanged(
+            if entry is not None and is_unchanged(
                 os.path.join(directory, path), status, entry, window
             ):
                 continue
@@ -140,7 +153,7 @@ def copied_window(directory: str) -> Tuple[int, int]:
         return 0, 0
 
 
-def _is_unchanged(
+def is_unchanged(
     place: str, status: os.stat_result, entry: Tuple[int, int, str], window: Tuple[int, int]
 ) -> bool:
     """Whether a file of the code is as its release has it. A file's ctime, unlike its mtime, can't

@@ -8,6 +8,7 @@ from remote.agent.calls import Refusal
 from remote.agent.launchers.choice import launcher_of
 from remote.agent.root.paths import RUN_ID, Layout, read_json
 from remote.agent.runs.attempts import settle
+from remote.agent.runs.outputs import STEP
 from remote.agent.runs.terminal import read_shown
 
 FETCHED = ".fetched.json"
@@ -42,6 +43,7 @@ def describe_run(layout: Layout, run: str) -> Dict[str, Any]:
     if state.get("state") == "running" and not state.get("elsewhere"):
         shown = read_shown(directory)
         state.update(line=shown.get("line"), asking=shown.get("asking") is True)
+        state.update(step=read_step(directory))
     return {
         "run": run,
         "state": state.get("state"),
@@ -55,6 +57,15 @@ def describe_run(layout: Layout, run: str) -> Dict[str, Any]:
         "summary": read_json(os.path.join(directory, "summary.json")) or {},
         "path": directory,
     }
+
+
+def read_step(directory: str) -> Optional[str]:
+    """The line that is being run of a command of several; None for any other one."""
+    try:
+        with open(os.path.join(directory, STEP), encoding="utf-8", errors="replace") as file:
+            return " ".join(file.read(400).split()) or None
+    except OSError:
+        return None
 
 
 def newest_checkpoint(directory: str) -> Optional[float]:

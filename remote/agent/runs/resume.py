@@ -13,7 +13,10 @@ from remote.agent.releases.releases import assemble, checked_manifest, known, re
 from remote.agent.root.paths import Layout, resolve_root, write_json
 from remote.agent.root.roots import lock, prepare_root, unlock
 from remote.agent.runs.attempts import MOVED, past_attempts, queued_state
-from remote.agent.runs.launch import keep_address, launch, new_run, refuse_elsewhere
+from remote.agent.runs.launch import launch, new_run, refuse_elsewhere
+from remote.agent.runs.new_code import take_new_code
+from remote.agent.runs.outputs import STEP
+from remote.agent.runs.private import keep_private
 from remote.agent.runs.queue import one_launch_at_a_time, require_free_gpus
 from remote.agent.runs.records import find_run
 from remote.agent.shared.states import FINAL
@@ -33,6 +36,7 @@ def run_resume(
     run: str,
     asked: Dict[str, Any],
     notify: str = "",
+    env: Optional[Dict[str, str]] = None,
 ) -> Dict[str, Any]:
     """Launch the next attempt of a run that has ended. `asked`: what differs from the attempt
     before. One that runs is left alone."""
@@ -63,11 +67,15 @@ def run_resume(
             )
         require_free_gpus(layout, asked)
         attempts = past_attempts(state)
-        for name in ("stop.json", "progress.json"):
+        before = found["asked"].get("release")
+        if asked.get("release") not in (None, before):
+            take_new_code(layout, directory, str(before), asked["release"], len(attempts))
+            asked["former_releases"] = [*found["asked"].get("former_releases", ()), before]
+        for name in ("stop.json", "progress.json", STEP):
             if os.path.exists(os.path.join(directory, name)):
                 os.unlink(os.path.join(directory, name))
         write_json(os.path.join(directory, "run.json"), dict(found["asked"], **asked))
-        keep_address(directory, notify)
+        keep_private(directory, notify, env or {})
         write_json(os.path.join(directory, "state.json"), queued_state(attempts=attempts))
     launched = launch(layout, directory)
     attempt = len(attempts) + 1

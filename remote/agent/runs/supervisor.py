@@ -27,8 +27,10 @@ from remote.agent.runs.disk_guard import DiskGuard
 from remote.agent.runs.gpu_usage import Sampler
 from remote.agent.runs.listing import submit_waiting
 from remote.agent.runs.outcome import Ended, Outcome, may_restart, tell_outcome
+from remote.agent.runs.private import ADDRESS
 from remote.agent.runs.process import Process
 from remote.agent.runs.queue import take_gpus, wanted_by
+from remote.agent.runs.records import read_step
 from remote.agent.shared.states import FINAL
 
 DISK_EVERY_S = 1.0
@@ -198,6 +200,7 @@ class Supervisor:
             disk_problem=self.disk_problem,
             interrupted=interrupted,
             kernel_killed=process.kernel_killed(),
+            step=read_step(self.directory),
         )
 
     def restart(self) -> None:
@@ -230,11 +233,11 @@ class Supervisor:
             sys.stderr.write(f"the next attempt was not submitted here: {problem}\n")
 
     def notify(self) -> None:
-        """Post to the address that lies in .notify, if there is one, once the run has ended."""
+        """Post to the address that it was given, if there is one, once the run has ended."""
         if self.state.get("state") not in FINAL:
             return
         try:
-            with open(self.path(".notify")) as file:
+            with open(self.path(ADDRESS)) as file:
                 address = file.read().strip()
             summary = read_json(self.path("summary.json")) or {}
             facts = notify.facts_of(

@@ -9,6 +9,7 @@ from remote.agent.calls import Refusal
 from remote.agent.releases.releases import release_of
 from remote.agent.root.paths import Layout, write_whole
 from remote.agent.runs.outputs import find_outputs
+from remote.agent.runs.private import read_variables
 from remote.agent.runs.terminal import COLUMNS, LINES
 
 MODULES = ".modules"
@@ -20,8 +21,10 @@ HIDDEN = ("TMUX", "REMOTE_AGENT_", "PYTHONHOME")
 
 
 def run_environment(directory: str, asked: Dict[str, Any], attempt: int) -> Dict[str, str]:
-    """This login's variables with those of the run. Makes the folders that they name."""
+    """This login's variables, what `--env` gave, and those of the run. Makes the folders that they
+    name."""
     values = {key: value for key, value in os.environ.items() if not key.startswith(HIDDEN)}
+    values.update(read_variables(directory))
     # Made before the start: torch stages checkpoints in TMPDIR, and a rename between file systems
     # shows half a file.
     temporary = os.path.join(directory, "tmp")
@@ -55,6 +58,8 @@ def run_environment(directory: str, asked: Dict[str, Any], attempt: int) -> Dict
     if prefix:
         values["VIRTUAL_ENV"] = prefix
     values["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    if asked.get("data_path"):
+        values["REMOTE_DATA"] = str(asked["data_path"])
     if isinstance(uuids, list):
         values["CUDA_VISIBLE_DEVICES"] = ",".join(str(uuid) for uuid in uuids)
     if "srun" not in " ".join(str(word) for word in asked.get("argv") or ()):
@@ -65,8 +70,6 @@ def run_environment(directory: str, asked: Dict[str, Any], attempt: int) -> Dict
     checkpoint = newest_checkpoint(directory, asked) if attempt > 1 else None
     if checkpoint:
         values["REMOTE_CHECKPOINT"] = checkpoint
-    for key, value in dict(asked.get("environment") or {}).items():
-        values[str(key)] = str(value)
     return values
 
 

@@ -19,6 +19,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from remote.agent.machine.processes import group_members
 from remote.agent.root.paths import read_json, write_json
+from remote.agent.runs.private import hider
 
 COLUMNS, LINES = 120, 40
 SHOWN = ".terminal.json"
@@ -181,6 +182,7 @@ class Terminal:
     def __init__(self, directory: str, own: int) -> None:
         self.directory = directory
         self.own = own
+        self.hide = hider(directory)
         self.screen = Screen()
         self.log = os.open(
             os.path.join(directory, "train.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
@@ -271,6 +273,7 @@ class Terminal:
             self.attached = False
 
     def _write_log(self, data: bytes) -> None:
+        data = self.hide(data)
         try:
             while data:
                 data = data[os.write(self.log, data) :]
@@ -281,7 +284,8 @@ class Terminal:
 
     def _tell(self) -> None:
         self.told_at = time.monotonic()
-        told: Dict[str, Any] = {"line": self.screen.line[-400:], "asking": self._asks()}
+        line = self.hide(self.screen.line.encode()).decode()[-400:]
+        told: Dict[str, Any] = {"line": line, "asking": self._asks()}
         if told == self.told:
             return
         self.told = told
