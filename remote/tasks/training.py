@@ -99,22 +99,22 @@ def train(
 
         following = True if follow else False if no_follow else None
         options = TrainOptions(
-            recipe,
-            set or [],
-            data,
-            devices,
-            name,
-            resume,
-            gpus or None,
-            now,
-            time,
-            max_restarts,
-            notify,
-            following,
-            work.words or None,
-            env or [],
-            with_new_code,
-            interactive,
+            recipe=recipe,
+            fields=set or [],
+            data=data,
+            devices=devices,
+            name=name,
+            resume=resume,
+            gpus=gpus or None,
+            now=now,
+            time=time,
+            max_restarts=max_restarts,
+            notify=notify,
+            follow=following,
+            arguments=work.words or None,
+            env=env or [],
+            with_new_code=with_new_code,
+            interactive=interactive,
         )
         return start(work, options, first_free)
 

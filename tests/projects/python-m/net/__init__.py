@@ -1,0 +1,1 @@
+"""A package at the project's top, run as a module."""
