@@ -112,12 +112,6 @@ def init(directory: Path, command: str, results: str, display: Display) -> int:
         display.note(f"packages: {requirements}; there are {', '.join(packages[1:4])}, too")
     for name in others[:5]:
         display.note(f"{name} may be a training, too: --command says which is meant")
-    notebooks = sorted(path.name for path in directory.glob("*.ipynb"))
-    if notebooks:
-        display.note(
-            f"{', '.join(notebooks[:3])}: notebooks are not run as they are; jupyter nbconvert --to"
-            " script makes one a script"
-        )
     display.line(f"the training: {command} (remote.command in fabric.yaml). Next:")
     display.line(
         "    fab -H user@host:port doctor\n"
@@ -152,7 +146,7 @@ def quoted(text: str) -> str:
 
 
 def guess_command(directory: Path) -> tuple[str, list[str]]:
-    """The script that looks like the training, and the others that do."""
+    """The script or notebook that looks like the training, and the others that do."""
     found = [name for name in SCRIPTS if (directory / name).exists()]
     scripts = sorted(directory.glob("*.py"))
     found += [
@@ -160,19 +154,15 @@ def guess_command(directory: Path) -> tuple[str, list[str]]:
         for file in scripts
         if file.name not in found and TRAINS.search(file.read_text("utf-8", "replace"))
     ]
-    if not found:
-        notebooks = sorted(path.name for path in directory.glob("*.ipynb"))
-        seen = (
-            f"; {notebooks[0]} is a notebook: jupyter nbconvert --to script makes it one"
-            if notebooks
-            else ""
-        )
+    commands = [f"python {name}" for name in found]
+    commands += sorted(path.name for path in directory.glob("*.ipynb"))
+    if not commands:
         raise UsageError(
-            f"no training script was found in {directory}{seen}",
+            f"no training script was found in {directory}",
             step="init",
             remedy='python -m remote init --command "python your_script.py"',
         )
-    return f"python {found[0]}", found[1:]
+    return commands[0], [*found[1:], *commands[len(found) or 1 :]]
 
 
 def import_problem(directory: Path) -> str | None:
