@@ -3,25 +3,38 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
+UNIT = tests/unit --ignore-glob='*trainer*'
 
-.PHONY: demo test quick lint pictures clean
+.PHONY: demo test quick bare coverage lint pictures clean
 
-$(READY): requirements-dev.txt requirements.txt remote/requirements.txt trainer/requirements.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	touch $(READY)
+$(READY): requirements-dev.txt requirements.txt remote/requirements.txt trainer/requirements.txt tests/requirements.txt
+	@echo "making $(VENV): downloads PyTorch and what the trainer and the tests need, once;" \
+	  "on Linux 5.6 GB on the disk, with the libraries for GPUs"
+	@if command -v uv >/dev/null; then \
+	  uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) \
+	    && uv pip install --python $(BIN)/python -r requirements-dev.txt; \
+	else \
+	  $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --disable-pip-version-check \
+	    --progress-bar on -r requirements-dev.txt; \
+	fi
+	@touch $(READY)
 
 demo: $(READY)
 	$(BIN)/fab demo $(if $(DATA),--data "$(DATA)")
 
-test: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+test: lint
 	$(BIN)/python -m pytest $(ARGS)
 
+# The orchestrator's unit tests alone.
 quick: $(READY)
-	$(BIN)/python -m pytest tests/unit --ignore-glob='*trainer*' $(ARGS)
+	$(BIN)/python -m pytest $(UNIT) $(ARGS)
+
+# As on a machine with python3 and git alone: no OpenSSH, tmux and rsync.
+bare: $(READY)
+	$(BIN)/python -m tests.support.bare $(BIN)/python -m pytest -m bare $(ARGS)
+
+coverage: $(READY)
+	$(BIN)/python -m pytest $(UNIT) --cov --cov-report=term:skip-covered $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
 )  # `remote`, `trainer` and `tests`, from any folder
 
-from tests.support import sshd
+from tests.support import programs, sshd
 from tests.support.sshd import (
     each_server,
     make_server,
@@ -28,6 +28,16 @@ __all__ = ["each_server", "make_server", "server", "server_keys", "system_user",
 
 def pytest_report_header() -> str:
     return sshd.header()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    programs.skip_without(item)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    programs.tell_missing(terminalreporter, config)
 
 
 @pytest.hookimpl(wrapper=True)

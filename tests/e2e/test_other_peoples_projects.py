@@ -18,7 +18,7 @@ from tests.e2e.test_living_with_a_run import run_directory
 from tests.e2e.test_main_job import only_run
 from tests.e2e.test_three_commands import fab, wait_for
 from tests.support.project import make_project
-from tests.support.sshd import EMBEDDED, sparse_path
+from tests.support.sshd import sparse_path
 from tests.support.terminal import fab_on_terminal, read_until
 
 PARTS = ("fabfile.py", "remote")
@@ -55,14 +55,7 @@ def finished(project: Path, server: LoopbackServer, *words: str) -> str:
     return (run_directory(server) / "train.log").read_text()
 
 
-LACKING = [
-    name
-    for name in ("sshd", "ssh", "tmux")
-    if not shutil.which(name) or (EMBEDDED and name == "sshd")
-]
-needs_tmux = pytest.mark.skipif(
-    bool(LACKING), reason=f"needs {', '.join(LACKING)}: apt install openssh-server tmux"
-)
+needs_tmux = pytest.mark.needs("sshd", "ssh", "tmux")
 
 
 @needs_tmux

@@ -27,10 +27,7 @@ from tests.support.proxy import Relay
 from tests.support.sshd import MakeServer
 from tests.support.terminal import fab_on_terminal, read_until
 
-pytestmark = [
-    pytest.mark.timeout(120),
-    pytest.mark.skipif(not shutil.which("ssh"), reason="a login is kept by the ssh program"),
-]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.needs("ssh")]
 
 
 @pytest.fixture(autouse=True)

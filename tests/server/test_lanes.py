@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,7 @@ from tests.support.faults import LOST, Lab, short_pauses, wait_until
 from tests.support.proxy import Relay
 from tests.support.sshd import MakeServer
 
-pytestmark = [
-    pytest.mark.timeout(120),
-    pytest.mark.skipif(not shutil.which("ssh"), reason="a login is shared by the ssh program"),
-]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.needs("ssh")]
 MAKE = (
     "echo up; head -c 50000000 /dev/urandom > big; head -c 1000 /dev/urandom > small; head -c"
     " 40000000 /dev/urandom > more; echo done\n"

@@ -29,7 +29,6 @@ from tests.support.proxy import Relay
 from tests.support.sshd import MakeServer
 
 pytestmark = pytest.mark.timeout(90)
-needs_ssh = pytest.mark.skipif(not shutil.which("ssh"), reason="what the ssh program can")
 
 
 @pytest.fixture(params=["openssh", "paramiko"])
@@ -169,14 +168,14 @@ class TestKeys:
         )
         assert isinstance(refusal(target(str(tmp_path / "none"), program=program)), UsageError)
 
-    @needs_ssh
+    @pytest.mark.needs("ssh")
     def test_a_broken_configuration_is_named(self, server: LoopbackServer, tmp_path: Path) -> None:
         config = write_config(tmp_path, server)
         Path(config).write_text("Host box\n  NoSuchOption yes\n")
         refused = refusal(target(config))
         assert isinstance(refused, UsageError) and "line 2" in refused.message
 
-    @pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="there is no ssh-keygen")
+    @pytest.mark.needs("ssh-keygen")
     def test_a_passphrase_of_the_command_line(
         self, server: LoopbackServer, tmp_path: Path, program: str
     ) -> None:
@@ -289,7 +288,7 @@ class TestWays:
         assert logs_in(target(config, program=program))
         assert "127.0.0.1" in hop.log.read_text()
 
-    @needs_ssh
+    @pytest.mark.needs("ssh")
     def test_a_jump_host_that_reaches_nobody(self, make_server: MakeServer, tmp_path: Path) -> None:
         server, hop = make_server(), make_server()
         config = join(
@@ -299,14 +298,14 @@ class TestWays:
         refused = refusal(target(config))
         assert isinstance(refused, Unreachable) and "jump host can't reach" in refused.message
 
-    @needs_ssh
+    @pytest.mark.needs("ssh")
     def test_the_jump_hosts_key_counts_too(self, make_server: MakeServer, tmp_path: Path) -> None:
         server, hop = make_server(), make_server()
         unknown = write_config(tmp_path, hop, "hop", UserKnownHostsFile="/dev/null")
         config = join(write_config(tmp_path, server, ProxyJump="hop"), unknown)
         assert isinstance(refusal(target(config)), HostKeyRefused)
 
-    @needs_ssh
+    @pytest.mark.needs("ssh")
     def test_a_proxy_command(self, server: LoopbackServer, tmp_path: Path) -> None:
         relay = tmp_path / "relay.py"
         relay.write_text(

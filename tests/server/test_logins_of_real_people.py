@@ -27,10 +27,7 @@ from tests.support.project import make_project
 from tests.support.sshd import MakeServer, sparse_path
 from tests.support.terminal import fab_on_terminal, read_until
 
-pytestmark = [
-    pytest.mark.timeout(120),
-    pytest.mark.skipif(not shutil.which("ssh"), reason="what the ssh program can"),
-]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.needs("ssh")]
 
 
 @pytest.fixture

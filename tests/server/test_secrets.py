@@ -111,7 +111,7 @@ def run_with(lab: Lab, **secrets: Any) -> Any:
     return run_task("deploy", lab.project, {**lab.all_settings, "stay_s": 0.0}, target, False)
 
 
-@pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="there is no ssh-keygen")
+@pytest.mark.needs("ssh-keygen")
 def test_a_passphrase_shows_nowhere(server: LoopbackServer, tmp_path: Path) -> None:
     locked = tmp_path / "locked"
     shutil.copy(server.identity, locked)

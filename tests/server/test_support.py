@@ -22,10 +22,7 @@ from tests.support.project import HOSTILE, Executable, Link, make_project, make_
 from tests.support.proxy import Relay
 from tests.support.sshd import MakeServer, sparse_path, ssh
 
-pytestmark = [
-    pytest.mark.timeout(60),
-    pytest.mark.skipif(not shutil.which("ssh"), reason="the OpenSSH client is the yardstick"),
-]
+pytestmark = [pytest.mark.timeout(60), pytest.mark.needs("ssh")]
 
 
 class TestServer:
