@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 UNIT = tests/unit --ignore-glob='*trainer*'
+BARE = $(UNIT) tests/e2e/test_three_commands.py tests/e2e/test_other_peoples_projects.py tests/server/test_support.py
 
 .PHONY: demo test quick bare coverage lint pictures clean
 
@@ -31,7 +32,7 @@ quick: $(READY)
 
 # As on a machine with python3 and git alone: no OpenSSH, tmux and rsync.
 bare: $(READY)
-	$(BIN)/python -m tests.support.bare $(BIN)/python -m pytest -m bare $(ARGS)
+	$(BIN)/python -m tests.support.bare $(BIN)/python -m pytest $(or $(ARGS),$(BARE))
 
 coverage: $(READY)
 	$(BIN)/python -m pytest $(UNIT) --cov --cov-report=term:skip-covered $(ARGS)

@@ -38,6 +38,8 @@ def run_json(run: Run, host: str) -> dict[str, Any]:
         "seconds_left": progress.seconds_left if run.state == "running" else None,
         "gpus": None if asked.gpus is None else list(asked.gpus),
         "waiting": detail.waiting or None if run.state == "queued" else None,
+        "sweep": asked.sweep or None,
+        "point": dict(asked.point),
         "step": detail.step,
         "release": run.release,
         "asking": run.state == "running" and detail.asking,

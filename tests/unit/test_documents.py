@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from remote.records import Run
+from remote.runs.listing import run_json
+
 ROOT = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh-CN.md")
 
@@ -68,6 +71,24 @@ def test_every_task_in_the_documents_exists_with_its_options(tasks: dict[str, st
         assert rest[0] in tasks, line
         for option in re.findall(r"--[a-z][a-z-]*", " ".join(rest[1:])):
             assert option in tasks[rest[0]], line
+
+
+def test_every_field_for_scripts_is_explained() -> None:
+    table = (ROOT / "docs" / "scripting.md").read_text().split("| field |")[1].split("\n\n")[0]
+    told = set(
+        re.findall(r"`(\w+)`", "\n".join(row.split("|")[1] for row in table.splitlines()[2:]))
+    )
+    assert told == set(run_json(Run("r"), "host"))
+
+
+def test_the_lock_holds_what_the_requirements_name() -> None:
+    """`uv lock` makes it anew."""
+    locked = set(re.findall(r'^name = "(.+)"$', (ROOT / "uv.lock").read_text(), re.MULTILINE))
+    named: set[str] = set()
+    for folder in ("remote", "trainer", "tests"):
+        text = (ROOT / folder / "requirements.txt").read_text()
+        named |= set(re.findall(r"^([A-Za-z][\w-]*)", text, re.MULTILINE))
+    assert {name.lower() for name in named} - locked == set()
 
 
 def test_every_task_is_in_the_readme_and_explains_itself(tasks: dict[str, str]) -> None:
