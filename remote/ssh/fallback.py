@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import logging
 import os
 import re
 import socket
@@ -30,6 +31,8 @@ from remote.ssh.target import Host, Spec, Target, parse_spec, require_files
 if TYPE_CHECKING:
     import paramiko
 
+# What paramiko finds worth an error we say ourselves; else Python would print it beside ours.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
 MAX_ERRORS = 64 << 10
 MISSING = (
     "proxyjump",

@@ -34,6 +34,7 @@ def run_directory(server: LoopbackServer) -> Path:
     return run
 
 
+@pytest.mark.needs("sshd", "ssh", "tmux")
 def test_attaching_shows_the_training_and_detaching_leaves_it(
     tmp_path: Path, server: LoopbackServer
 ) -> None:
