@@ -19,6 +19,14 @@ UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
 def parse_time(text: str) -> int:
+    """As Slurm takes it: a minute at least. Raises ValueError."""
+    total = parse_duration(text)
+    if total < 60:
+        raise ValueError(f"Slurm's shortest time limit is a minute, not {text!r:.40}")
+    return total
+
+
+def parse_duration(text: str) -> int:
     """Seconds, of 8h, 1h30m, 2d, 8:00:00 or 1-12:00:00. Raises ValueError for a number without a
     unit: Slurm counts it in minutes, and YAML makes 28800 of 8:00:00."""
     spoken = re.fullmatch(r"(?:\d+[dhms])+", text.strip().lower())
@@ -30,8 +38,6 @@ def parse_time(text: str) -> int:
         total = days * 86400 + hours * 3600 + minutes * 60 + seconds
     else:
         raise ValueError(f"a time is given as 8h, 30m, 1h30m or '08:00:00', not {text!r:.40}")
-    if total < 60:
-        raise ValueError(f"Slurm's shortest time limit is a minute, not {text!r:.40}")
     return total
 
 

@@ -22,8 +22,8 @@ from remote.project.command import plan_words
 from remote.project.own_trainer import load_config_module, runs_own_trainer
 from remote.project.run_env import read_env
 from remote.project.settings import listed
-from remote.project.slurm import parse_time
 from remote.records import Settings
+from remote.runs.limits import limits_of
 
 if TYPE_CHECKING:
     from remote.screen.display import Display
@@ -63,6 +63,8 @@ class TrainRequest:
     arguments: tuple[str, ...] | None = None
     # Variables for the run. Their values are secrets, as `notify` is.
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    # Stopped after so long without its GPUs being used.
+    stop_if_idle: str | None = None
 
     @property
     def private(self) -> dict[str, Any]:
@@ -93,6 +95,7 @@ class TrainOptions:
     with_new_code: bool = False
     # Go into its terminal at once.
     interactive: bool = False
+    stop_if_idle: str | None = None
 
     def follows(self, display: Display) -> bool:
         """Whether to stay and show the training."""
@@ -155,6 +158,7 @@ def parse_request(project: Project, options: TrainOptions) -> TrainRequest:
         address,
         arguments,
         env,
+        options.stop_if_idle,
     )
     if project.has_own_trainer:
         errors += config_errors(project.directory, request, project.settings)
@@ -182,13 +186,12 @@ def parse_request(project: Project, options: TrainOptions) -> TrainRequest:
 def launcher_errors(settings: Settings, options: TrainOptions) -> list[str]:
     """Options that only Slurm knows, and that Slurm does not know."""
     errors = []
+    try:
+        limits_of(options.time, options.stop_if_idle, settings.launcher)
+    except ValueError as error:
+        errors.append(str(error))
     if settings.launcher != "slurm":
-        return ["--time belongs to remote.launcher: slurm"] if options.time else []
-    if options.time:
-        try:
-            parse_time(options.time)
-        except ValueError as error:
-            errors.append(f"--time: {error}")
+        return errors
     if options.devices != "auto":
         errors.append("--devices: Slurm chooses the GPUs; ask for a number: --gpus 2")
     if options.now:
@@ -391,5 +394,6 @@ def describe_request(request: TrainRequest, project: Project) -> dict[str, Any]:
         "created": time.time(),
         "finish": "summary" if own else "exit",
         "max_restarts": request.max_restarts,
+        **limits_of(request.time, request.stop_if_idle, settings.launcher),
         "launcher": settings.launcher,
     }

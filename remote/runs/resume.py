@@ -28,6 +28,7 @@ from remote.runs.launch import (
     started_where,
     watch,
 )
+from remote.runs.limits import limits_of
 from remote.runs.listing import list_runs
 from remote.runs.request import Pending, Place, TrainOptions, parse_request, resumed_argv
 from remote.screen.text import show, size
@@ -121,6 +122,7 @@ def start_next(launch: Launch, run: str, asked: Asked, with_new_code: bool) -> R
             "argv": argv,
             "resume_argv": argv,
             "max_restarts": request.max_restarts,
+            **limits_of(request.time, request.stop_if_idle, session.project.settings.launcher),
             "launcher": session.project.settings.launcher,
             "arguments": list(request.arguments or ()),
         }

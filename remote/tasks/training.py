@@ -32,7 +32,8 @@ FOLLOWED_LINES = 40
             "so many of the free ones; where too few are free the run waits in the server's queue"
         ),
         "now": "refuse rather than wait for a GPU",
-        "time": "Slurm's time limit for this run: 8h, 30m (default: remote.slurm.time)",
+        "time": "the run is told to save and ended after so long, 8h, 30m; on Slurm the job's own",
+        "stop-if-idle": "the same after its GPUs were idle (below 5%) for so long, such as 20m",
         "max-restarts": (
             "after a crash or a kill the server itself goes on from the newest checkpoint, so often"
         ),
@@ -70,6 +71,7 @@ def train(
     gpus: int = 0,
     now: bool = False,
     time: str | None = None,
+    stop_if_idle: str | None = None,
     max_restarts: int = 0,
     notify: str | None = None,
     env: list[str] | None = None,
@@ -115,6 +117,7 @@ def train(
             env=env or [],
             with_new_code=with_new_code,
             interactive=interactive,
+            stop_if_idle=stop_if_idle,
         )
         return start(work, options, first_free)
 

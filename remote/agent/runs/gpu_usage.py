@@ -8,7 +8,9 @@ from typing import Any, Dict, List, Optional
 
 from remote.agent.machine import gpus
 
-EVERY_S = 10.0
+EVERY_S = float(os.environ.get("REMOTE_SAMPLE_S", "10"))
+IDLE_PERCENT = 5
+"""Of what nvidia-smi calls utilization; below it nobody trains."""
 HEAD = ["time", *gpus.USAGE_COLUMNS]
 
 
@@ -20,6 +22,7 @@ class Sampler:
         self.uuids = uuids
         self.lock = threading.Lock()
         self.ended = False
+        self.used = time.monotonic()
         threading.Thread(target=self._run, daemon=True).start()
 
     def end(self) -> None:
@@ -27,11 +30,18 @@ class Sampler:
         with self.lock:
             self.ended = True
 
+    def idle_for(self) -> float:
+        """Seconds since a GPU was last seen in use. What can't be read counts as used."""
+        return time.monotonic() - self.used
+
     def _run(self) -> None:
         while True:
             rows = gpus.sample_usage(self.uuids)
             if rows is None:
+                self.used = float("inf")
                 return
+            if not rows or any(row[2] is None or row[2] >= IDLE_PERCENT for row in rows):
+                self.used = time.monotonic()
             with self.lock, open(self.file, "a", newline="") as file:
                 if self.ended:
                     return

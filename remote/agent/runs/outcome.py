@@ -34,8 +34,8 @@ class Ended(NamedTuple):
     # Who asked for its end, in words; and why we ended it for the disk's sake.
     stopped: Optional[str] = None
     disk_problem: Optional[str] = None
-    # Why the scheduler has ended it: state, reason, cause.
-    scheduler: Optional[Tuple[str, str, str]] = None
+    # Why a scheduler or a limit of its own has ended it: state, reason, cause.
+    scheduled: Optional[Tuple[str, str, str]] = None
     # Ctrl-C was typed in its terminal.
     interrupted: bool = False
     # The kernel has killed something for want of memory meanwhile.
@@ -57,11 +57,11 @@ def tell_outcome(ended: Ended) -> Outcome:
     """State, reason and cause."""
     # A command of one's own may well exit with 0 when it is stopped; only a summary says that all
     # was done.
-    asked_to_end = ended.stopped or ended.disk_problem
+    asked_to_end = ended.stopped or ended.disk_problem or ended.scheduled
     if ended.has_summary if ended.is_trainer else ended.code == 0 and not asked_to_end:
         return Outcome("finished")
-    if ended.scheduler:
-        return Outcome(*ended.scheduler)
+    if ended.scheduled:
+        return Outcome(*ended.scheduled)
     if ended.stopped:
         return Outcome("stopped", ended.stopped, "stopped")
     if ended.disk_problem:

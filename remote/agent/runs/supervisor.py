@@ -25,6 +25,7 @@ from remote.agent.runs.attempts import (
 )
 from remote.agent.runs.disk_guard import DiskGuard
 from remote.agent.runs.gpu_usage import Sampler
+from remote.agent.runs.limits import Limits
 from remote.agent.runs.listing import submit_waiting
 from remote.agent.runs.outcome import Ended, Outcome, may_restart, tell_outcome
 from remote.agent.runs.private import ADDRESS
@@ -59,6 +60,8 @@ class Supervisor:
         self.disk_problem: Optional[str] = None
         self.disk_seen = 0.0
         self.sampler: Optional[Sampler] = None
+        self.limits = Limits({})
+        self.limit: Optional[Tuple[str, str, str]] = None
         self.process: Optional[Process] = None
         self.beat = 0.0
 
@@ -131,6 +134,7 @@ class Supervisor:
             reason = f"{self.who_stopped()} while it waited"
             self.record_end(Outcome("stopped", reason, "stopped"))
             return 1
+        self.limits = Limits(self.asked)
         while not self.run_once(restarts_left(self.state, self.asked) > 0):
             self.restart()
             if self.stop.is_set():
@@ -158,7 +162,7 @@ class Supervisor:
             restarts = int(self.state.get("restarts") or 0) + 1
             self.record(attempts=past_attempts(last), restarts=restarts)
             return False
-        if again and outcome.cause in AGAIN:
+        if again and outcome.cause in AGAIN and self.launched == "slurm":
             self.submit_next(last)
             return True
         self.end(outcome, exit_code=ended.code)
@@ -175,7 +179,8 @@ class Supervisor:
             self.disk_seen = time.monotonic()
             self.disk_problem = self.disk.problem()
             self.look_around()
-        return self.stop.is_set() or self.disk_problem is not None
+            self.limit = self.limits.reached(self.sampler)
+        return bool(self.stop.is_set() or self.disk_problem or self.limit)
 
     def look_around(self) -> None:
         """What other hosts may have written meanwhile; and that this one lives."""
@@ -196,7 +201,7 @@ class Supervisor:
             tail=process.log_tail(),
             mount=mount_of(self.directory),
             stopped=self.who_stopped() if self.stop.is_set() else None,
-            scheduler=self.why_signalled() if self.stop.is_set() else None,
+            scheduled=self.why_signalled() if self.stop.is_set() else self.limit,
             disk_problem=self.disk_problem,
             interrupted=interrupted,
             kernel_killed=process.kernel_killed(),
