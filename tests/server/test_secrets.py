@@ -207,6 +207,7 @@ def commoner(unprivileged: LoopbackServer) -> LoopbackServer:
     return unprivileged
 
 
+@pytest.mark.needs("tmux")
 def test_another_user_reads_nothing_and_hijacks_nothing(
     commoner: LoopbackServer, tmp_path: Path
 ) -> None:
@@ -259,6 +260,7 @@ def test_nothing_of_ours_has_a_name_in_tmp_that_can_be_foreseen(
     assert list(shared.iterdir()) == []
 
 
+@pytest.mark.needs("tmux")
 def test_a_tmux_directory_that_somebody_else_made_is_not_used(
     commoner: LoopbackServer, tmp_path: Path
 ) -> None:
