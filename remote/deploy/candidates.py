@@ -9,7 +9,7 @@ from remote.agent.shared.text import redact
 from remote.deploy.needs import Needs
 from remote.deploy.torch_builds import torch_problem
 from remote.errors import EnvironmentFailed
-from remote.link.answers import Interpreter
+from remote.link.facts import Interpreter
 from remote.requirements.parsed import Installed
 from remote.screen.text import one_line
 

@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass
 
 from remote.errors import ServerUnfit
-from remote.link.answers import Facts, ReleaseMissing, ReleasePut, ReleaseUse, Root
+from remote.link.answers import ReleaseMissing, ReleasePut, ReleaseUse
+from remote.link.facts import Facts, Root
 from remote.link.sending import Sending, waiting_note
 from remote.link.session import Session, who_am_i
 from remote.project.release import manifest_rows

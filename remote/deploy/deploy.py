@@ -14,15 +14,8 @@ from remote.deploy.code import put_release
 from remote.deploy.needs import Known
 from remote.deploy.proofs import Ready
 from remote.errors import RemoteError, ServerUnfit
-from remote.link.answers import (
-    Environment,
-    EnvironmentPrepare,
-    EnvironmentProve,
-    Facts,
-    Inspection,
-    Proof,
-    Resolution,
-)
+from remote.link.answers import EnvironmentPrepare, EnvironmentProve, Inspection, Resolution
+from remote.link.facts import Environment, Facts, Proof
 from remote.link.session import Session
 from remote.project.command import describe_command
 from remote.project.own_trainer import require_whole_trainer

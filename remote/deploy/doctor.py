@@ -20,7 +20,8 @@ from remote.deploy.deploy import ask_facts, choose_environment, read_requirement
 from remote.deploy.setup_key import PREFERRED
 from remote.deploy.shown import show_check
 from remote.errors import EnvironmentFailed, GpuUnfit, RemoteError, ServerUnfit, UsageError
-from remote.link.answers import Facts, Reach, Runs
+from remote.link.answers import Reach, Runs
+from remote.link.facts import Facts
 from remote.link.session import Project, Session
 from remote.project.own_trainer import ARCHIVE, load_data_modules
 from remote.project.release import build_release

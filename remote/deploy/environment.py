@@ -12,7 +12,8 @@ from remote.deploy.candidates import MAX_NOTES, Candidate, best_to_build, usable
 from remote.deploy.needs import Known, Needs, needs_of
 from remote.deploy.torch_builds import torch_problem
 from remote.errors import EnvironmentFailed
-from remote.link.answers import Environment, Facts, Resolution
+from remote.link.answers import Resolution
+from remote.link.facts import Environment, Facts
 from remote.records import EnvironmentPlan, Settings
 from remote.requirements.lines import CONDA, requirements_hash
 from remote.requirements.parsed import parse_requirements

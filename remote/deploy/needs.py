@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from remote.link.answers import Facts, Inspection, Interpreter, Resolution
+from remote.link.answers import Inspection, Resolution
+from remote.link.facts import Facts, Interpreter
 from remote.records import GpuReport, Settings
 from remote.requirements.lines import canonical, requirements_hash
 from remote.requirements.parsed import Requirements, applicable, parse_requirements

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from remote.link.answers import Environment, Facts, Proof
+from remote.link.facts import Environment, Facts, Proof
 from remote.records import EnvironmentPlan
 from remote.screen.text import one_line
 

@@ -10,7 +10,8 @@ from remote.deploy import proofs
 from remote.deploy.deploy import Deployed, gpu_facts
 from remote.deploy.gpus import busy_reason, describe_mib, describe_process
 from remote.errors import RemoteError
-from remote.link.answers import Facts, Nodes
+from remote.link.answers import Nodes
+from remote.link.facts import Facts
 from remote.link.session import Session
 from remote.records import Gpu, GpuReport
 from remote.screen.display import Display

@@ -9,7 +9,7 @@ from typing import Any
 from remote.deploy import gpus
 from remote.deploy.needs import TORCH_FAMILY, Needs, plain
 from remote.errors import GpuUnfit
-from remote.link.answers import Torch
+from remote.link.facts import Torch
 from remote.records import GpuReport
 from remote.requirements.lines import canonical
 

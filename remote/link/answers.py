@@ -1,5 +1,5 @@
-"""What the agent answers, one record for each of its operations: checked once, where it arrives.
-What lies above may rely on it, whoever runs the server."""
+"""What the agent answers, one record for each of its operations. What lies above may rely on it,
+whoever runs the server; facts.py has what is known of the server itself."""
 
 from __future__ import annotations
 
@@ -7,207 +7,15 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
 from remote.agent.shared.gpu_choice import GpuReport, parse_gpus
 from remote.agent.shared.states import State
-from remote.errors import ProtocolError
-from remote.link.decoding import WrongForm, decode
+from remote.link.answer import Answer
+from remote.link.facts import Environment, Interpreter, Proof
 from remote.records import Run
 
-
-@dataclass(frozen=True)
-class Answer:
-    """`OP` is the operation's name."""
-
-    OP: ClassVar[str]
-
-
-A = TypeVar("A", bound=Answer)
-
-
-def read_answer(kind: type[A], result: object) -> A:
-    """Raises ProtocolError that names the part which has the wrong form."""
-    try:
-        return decode(kind, result)
-    except WrongForm as wrong:
-        place = f" at {wrong}" if str(wrong) else ""
-        raise ProtocolError(
-            f"the server's answer to {kind.OP!r} has the wrong form{place}"
-        ) from None
-
-
 # -- the server
-
-
-@dataclass(frozen=True)
-class System:
-    host: str | None = None
-    system: str | None = None
-    machine: str = "x86_64"
-    cores: int | None = None
-    # The version of the python that runs the agent.
-    python: str | None = None
-    boot_id: str | None = None
-    # Its clock, in seconds since 1970.
-    time: float | None = None
-    # What the login sets: every run imports from there first.
-    pythonpath: str | None = None
-    # Processes end with the login that started them.
-    kills_at_logout: bool = False
-
-
-@dataclass(frozen=True)
-class RootProblem:
-    message: str
-    remedy: str | None = None
-
-
-@dataclass(frozen=True)
-class Root:
-    """The project's directory there, and the disk under it."""
-
-    path: str
-    problem: RootProblem | None = None
-    free_mib: int | None = None
-    inodes_free: int | None = None
-    mount: str | None = None
-
-
-@dataclass(frozen=True)
-class Datasets:
-    names: tuple[str, ...] = ()
-    # Where CIFAR-10 lies.
-    cifar10: str | None = None
-
-
-@dataclass(frozen=True)
-class Torch:
-    """A torch that is installed: its version, and the CUDA or HIP that it was built with."""
-
-    version: str | None = None
-    cuda: str | None = None
-    hip: str | None = None
-
-
-@dataclass(frozen=True)
-class Proof:
-    """torch was tried on the GPUs, at one boot of one host."""
-
-    ok: bool = False
-    # Whether a GPU was computed on; None: the requirements name no torch.
-    gpu: bool | None = None
-    reason: str | None = None
-    driver: str | None = None
-    gpu_uuids: tuple[str, ...] = ()
-    boot_id: str | None = None
-    host: str | None = None
-
-
-@dataclass(frozen=True)
-class Environment:
-    """One that was made there, or is being made."""
-
-    key: str
-    ready: bool = False
-    # False: what it was made from has changed, as `changed` says.
-    valid: bool = False
-    building: bool = False
-    changed: str | None = None
-    kind: str = ""
-    python: str = ""
-    prefix: str = ""
-    base: str | None = None
-    version: str | None = None
-    installer: str | None = None
-    torch: Torch = Torch()
-    needs_torch: bool = False
-    packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    proofs: tuple[Proof, ...] = ()
-    names: tuple[str, ...] = ()
-    # Canonical name → branch or tag, and the commit that it stood for.
-    commits: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    # When, in seconds since 1970, and how long it took.
-    built: float = 0.0
-    seconds: float | None = None
-    requirements_hash: str = ""
-    wanted: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Interpreter:
-    """A python there. `packages` and what follows are known after an inspection alone."""
-
-    path: str = ""
-    problem: str | None = None
-    version: str | None = None
-    version_info: tuple[int, ...] = ()
-    # Named by remote.python.
-    configured: bool = False
-    has_pip: bool = False
-    has_venv: bool = False
-    has_virtualenv: bool = False
-    is_venv: bool = False
-    is_conda: bool = False
-    sites: tuple[str, ...] = ()
-    markers: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    requires: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    urls: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    torch: Torch = Torch()
-
-
-@dataclass(frozen=True)
-class KnownRun:
-    """A run as far as it matters to others."""
-
-    run: str
-    state: str | None = None
-    gpus: tuple[str, ...] | None = None
-    # It waits for GPUs, behind others.
-    queue: bool = False
-
-
-@dataclass(frozen=True)
-class Facts(Answer):
-    OP = "facts"
-
-    root: Root
-    system: System = System()
-    tmux: str | None = None
-    sbatch: str | None = None
-    # What nvidia-smi said, for gpu_choice.parse_gpus.
-    gpu: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    environments: tuple[Environment, ...] = ()
-    interpreters: tuple[Interpreter, ...] = ()
-    releases: tuple[Mapping[str, Any], ...] = ()
-    current: str | None = None
-    release_exists: bool = False
-    # Contents of the release that are not there yet; None: not asked.
-    missing: tuple[str, ...] | None = None
-    # Contents of which so many bytes are there.
-    partial: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    runs: tuple[KnownRun, ...] = ()
-    datasets: Datasets = Datasets()
-    # Where the path that was asked about lies there.
-    data_path: str | None = None
-
-    @functools.cached_property
-    def gpus(self) -> GpuReport:
-        return parse_gpus(self.gpu)
-
-    @property
-    def prover(self) -> tuple[str | None, str | None]:
-        """Boot and name of the host whose GPUs these are: a node, where the cluster was asked."""
-        node = self.gpu.get("node") or {}
-        here = self.system.boot_id, self.system.host
-        return (node.get("boot_id"), node.get("host")) if node else here
-
-    @property
-    def held(self) -> dict[str, str]:
-        """GPU → run, for the runs that have not ended."""
-        live = [run for run in self.runs if run.state in ("queued", "running")]
-        return {uuid: run.run for run in live for uuid in run.gpus or ()}
 
 
 @dataclass(frozen=True)

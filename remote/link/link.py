@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import base64
-import functools
-import hashlib
-import io
 import logging
-import re
 import secrets
 import threading
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from remote.agent.shared import protocol
 from remote.errors import BY_KIND, ConnectionLost, ProtocolError, RemoteError, ServerUnfit
-from remote.link.answers import A, read_answer
+from remote.link.agent_program import (
+    NO_PYTHON,
+    OLD_PYTHON,
+    agent_hash,
+    agent_program,
+    start_command,
+)
+from remote.link.answer import A, read_answer
 from remote.screen.text import one_line
 from remote.ssh.said import refused_login
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 PING_EVERY_S = 10.0
 log = logging.getLogger("remote.link")
-AGENT = Path(__file__).resolve().parent.parent / "agent"
 IDLE_S = 60.0
 """An agent that hears nothing for so long ends, and frees its locks."""
 MAX_NOISE = 256 << 10
@@ -50,13 +48,6 @@ QUICK = (
 """Requests that are answered from a few files: an agent that lives but never answers them is given
 up after QUICK_WAITS timeouts."""
 QUICK_WAITS = 10
-PYTHONS = "python3 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8"
-PYTHON_PLACES = (
-    "$HOME/miniconda3 $HOME/anaconda3 $HOME/miniforge3 /opt/conda /opt/miniconda3 /root/miniconda3"
-    " /venv/main /usr/local $HOME/.conda/envs/* $HOME/micromamba/envs/* $HOME/.pyenv/versions/*"
-    " $HOME/.local/share/uv/python/*"
-)
-NO_PYTHON, OLD_PYTHON = 97, 95
 CLOSED = 254
 """sshd's own, where /etc/nologin keeps everybody out."""
 SHELL = (
@@ -70,56 +61,6 @@ POD = (
 
 OnEvent = Callable[[dict[str, Any], bytes], None]
 Upload = Iterable[tuple[dict[str, Any], bytes]]
-
-
-@functools.cache
-def agent_program() -> bytes:
-    """The agent as a zipapp; the same files give the same bytes."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-
-        def add(name: str, text: bytes) -> None:
-            archive.writestr(
-                zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text, zipfile.ZIP_DEFLATED
-            )
-
-        add("__main__.py", b"import remote.agent.__main__\n")
-        add("remote/__init__.py", b"")
-        for file in sorted(AGENT.rglob("*.py")):
-            add(f"remote/agent/{file.relative_to(AGENT).as_posix()}", _source(file))
-    return buffer.getvalue()
-
-
-@functools.cache
-def agent_hash() -> str:
-    return hashlib.sha256(agent_program()).hexdigest()
-
-
-def _source(file: Path) -> bytes:
-    return file.read_bytes().replace(b"\r\n", b"\n")
-
-
-def start_command(nonce: str, python: str = "") -> str:
-    """One command that sh, bash, zsh, fish and csh all pass on unharmed: one line, no `!`, no
-    backslash, no inner single quote.
-
-    A configured interpreter is tried first where its path needs no quoting; any other python >= 3.8
-    serves as well.
-    """
-    code = base64.b64encode(zlib.compress(_source(AGENT / "serve" / "bootstrap.py"), 9)).decode()
-    loader = "import sys,base64,zlib;exec(zlib.decompress(base64.b64decode(sys.argv.pop())))"
-    first = python if re.fullmatch(r"[A-Za-z0-9_./~+-]+", python) else ""
-    attempt = '"$p" -I -S -c "$2" "$1" "$3"; r=$?; test $r = 96 || exit $r; o=$p'
-    script = (
-        f"for p in {first} {PYTHONS}; do command -v $p >/dev/null 2>&1 || continue; {attempt};"
-        " done; "
-        f"for d in {PYTHON_PLACES}; do p=$d/bin/python3; test -x $p || continue; {attempt}; done; "
-        # Last, the PATH that a login shell sets.
-        'for p in $("${SHELL:-sh}" -lc "command -v python3" </dev/null 2>/dev/null | tail -n 1); do'
-        f" test -x $p || continue; {attempt}; done; "
-        f'test -n "$o" && exit {OLD_PYTHON}; exit {NO_PYTHON}'
-    )
-    return f"exec sh -c '{script}' sh '{nonce}' '{loader}' '{code}'"
 
 
 class Link:

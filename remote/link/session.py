@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from remote.errors import ConnectionLost, Unreachable
-from remote.link.answers import A
-from remote.link.link import Link, OnEvent, Upload, agent_hash
+from remote.link.agent_program import agent_hash
+from remote.link.answer import A
+from remote.link.link import Link, OnEvent, Upload
 from remote.project.own_trainer import runs_own_trainer
 from remote.records import Settings
 from remote.screen.display import Display

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from remote.deploy.gpus import choose_gpus, unusable_reason
-from remote.link.answers import Facts
+from remote.link.facts import Facts
 from remote.link.session import Project
 from remote.project.release import build_release
 from remote.runs.request import Pending, TrainOptions, parse_request

@@ -20,7 +20,7 @@ from remote.deploy.deploy import deploy
 from remote.deploy.gpus import unusable_reason
 from remote.deploy.shown import show_steps
 from remote.errors import RemoteError, UsageError
-from remote.link.answers import Facts
+from remote.link.facts import Facts
 from remote.link.session import Project, Session
 from remote.runs.launch import (
     Launch,

@@ -11,7 +11,8 @@ from typing import Any
 
 from remote.agent.shared.trees import tree_hash
 from remote.errors import NotFound, UsageError
-from remote.link.answers import DataMissing, DataPut, Facts, Reach
+from remote.link.answers import DataMissing, DataPut, Reach
+from remote.link.facts import Facts
 from remote.link.sending import Sending, waiting_note
 from remote.link.session import Session, who_am_i
 from remote.project.own_trainer import ARCHIVE, load_data_modules

@@ -53,8 +53,8 @@ def test_the_three_commands(login: LoopbackServer, cluster: Cluster, tmp_path: P
     row = lab.rows()[0]
     assert (row["state"], row["server"] in cluster.nodes) == ("finished", True)
     assert lab.task("fetch_results").code == 0
-    where = next(lab.results.glob("*/work/where")).read_text().strip()
-    assert where in cluster.nodes
+    where = next((path / "work" / "where") for path in lab.results.glob("2*"))
+    assert where.read_text().strip() in cluster.nodes
     assert len(cluster.jobs(row["run"])) == 1
 
 

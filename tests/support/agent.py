@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from remote.deploy.code import plan_release
-from remote.link.answers import Facts
 from remote.link.decoding import decode
+from remote.link.facts import Facts
 from remote.link.link import Link
 from remote.loopback import LoopbackServer, Route
 from remote.project.release import build_release, manifest_rows, upload_frames

@@ -7,7 +7,9 @@ from typing import Any
 
 from remote.deploy.environment import plan_environment
 from remote.deploy.needs import Known
-from remote.link.answers import Facts, Inspection, Resolution, read_answer
+from remote.link.answer import read_answer
+from remote.link.answers import Inspection, Resolution
+from remote.link.facts import Facts
 from remote.records import EnvironmentPlan, Settings
 from remote.requirements.lines import requirements_hash
 

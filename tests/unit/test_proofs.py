@@ -9,8 +9,8 @@ import pytest
 
 from remote.deploy.environment import KEPT
 from remote.deploy.proofs import Ready, describe_environment, describe_proofs, proof_needed
-from remote.link.answers import Environment, Facts, Proof
 from remote.link.decoding import decode
+from remote.link.facts import Environment, Facts, Proof
 from remote.records import EnvironmentPlan
 from tests.support.interpreters import NO_GPU, SYSTEM, gpu_facts, record
 

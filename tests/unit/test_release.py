@@ -15,7 +15,7 @@ from remote.agent.shared import protocol
 from remote.agent.shared.trees import SYMLINK, tree_hash
 from remote.deploy.code import plan_release
 from remote.errors import UsageError
-from remote.link.answers import Facts, Root
+from remote.link.facts import Facts, Root
 from remote.project.own_trainer import require_whole_trainer
 from remote.project.release import build_release, is_private_key, project_identity, upload_frames
 from tests.support.project import HOSTILE, Executable, Link, commit, make_tree
