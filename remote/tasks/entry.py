@@ -136,7 +136,7 @@ def run(context: Any, name: str, body: Callable[[Work], int], json: bool, server
 def make_work(context: Any, name: str, display: Display, server: bool) -> Work:
     """Raises UsageError for wrong settings, or where hosts or words are missing or too many."""
     from remote.link.session import Project
-    from remote.project.release import project_identity
+    from remote.project.git import project_identity
     from remote.project.settings import parse_settings
 
     settings = parse_settings(dict(context.config.get("remote") or {}), LINE.project)
