@@ -19,17 +19,10 @@ from remote.link.session import Session, who_am_i
 from remote.project.release import entry_of
 from remote.project.results import find_run, read_mapping
 from remote.records import Asked, FileEntry, Run
-from remote.runs.launch import (
-    Launch,
-    Placement,
-    launch_on_free_gpus,
-    place_run,
-    prepare_launch,
-    started_where,
-    watch,
-)
+from remote.runs.launch import started_where, watch
 from remote.runs.limits import limits_of
 from remote.runs.listing import list_runs
+from remote.runs.placement import Launch, Placement, launch_on_free_gpus, place_run, prepare_launch
 from remote.runs.request import Pending, Place, TrainOptions, parse_request, resumed_argv
 from remote.screen.text import show, size
 from remote.transfer.manifest import PARTS

@@ -22,15 +22,9 @@ from remote.deploy.shown import show_steps
 from remote.errors import RemoteError, UsageError
 from remote.link.facts import Facts
 from remote.link.session import Project, Session
-from remote.runs.launch import (
-    Launch,
-    Placement,
-    asked_for,
-    place_run,
-    prepare_launch,
-    start_patiently,
-)
+from remote.runs.launch import asked_for
 from remote.runs.listing import list_runs
+from remote.runs.placement import Launch, Placement, place_run, prepare_launch, start_patiently
 from remote.runs.request import (
     Pending,
     TrainOptions,

@@ -14,20 +14,20 @@ from invoke.exceptions import Exit
 
 from remote.errors import UsageError
 from remote.project.settings import defaults
-from remote.tasks import command_line, demo, prepare, results, sweeps, training
+from remote.tasks import command_line, demo, looking, prepare, results, sweeps, training
 from remote.tasks.command_line import LINE
 
 GROUPS = {
     "Three commands": (prepare.deploy, training.train, results.fetch_results),
     "While it trains": (
-        training.status,
-        training.follow,
-        training.watch,
-        training.logs,
+        looking.status,
+        looking.follow,
+        looking.watch,
+        looking.logs,
         training.attach,
         results.tensorboard,
         training.stop,
-        training.wait,
+        looking.wait,
         sweeps.sweep,
     ),
     "Servers and data": (

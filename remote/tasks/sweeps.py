@@ -173,8 +173,8 @@ def stop_sweep(work: Work, name: str) -> int:
     """Every run of it that has not ended; what waits goes first, so that nothing moves up."""
     from remote.link.answers import Stopping
     from remote.link.session import who_am_i
-    from remote.runs.launch import wait_until_stopped
     from remote.runs.listing import list_runs, run_json
+    from remote.runs.stop import wait_until_stopped
 
     answers, ended = work.on_all(list_runs), []
     rows_of(work, name, answers)

@@ -1,4 +1,4 @@
-"""Tasks around a run: train, status, follow, logs, attach, stop."""
+"""Tasks that start and end a run, and lead into it: train, attach, stop."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 from invoke.context import Context
 from invoke.tasks import task
 
-from remote.errors import NotFound, RunFailed, UsageError
 from remote.tasks.entry import Work, carry_out
-from remote.tasks.sweeps import only_one, status_of_sweep, stop_sweep
+from remote.tasks.sweeps import only_one, stop_sweep
 
 if TYPE_CHECKING:
-    from remote.records import Run
     from remote.runs.request import TrainOptions
     from remote.ssh.target import Target
 
@@ -165,152 +163,6 @@ def choose_free(work: Work, options: TrainOptions) -> Target:
     return targets[host]
 
 
-@task(
-    auto_shortflags=False,
-    help={
-        "sweep": "compare the points of this sweep",
-        "json": "print only JSON on stdout: a list, newest run first",
-    },
-)
-def status(c: Context, sweep: str | None = None, json: bool = False) -> None:
-    """
-    List all runs of this project on the server.
-
-    With state, start, duration, progress, accuracy and GPUs. With -H a,b all hosts are asked at
-    once.
-
-    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused.
-    A server that can't be reached is shown as unreachable, never as a failed run.
-    """
-
-    def body(work: Work) -> int:
-        return status_of_sweep(work, sweep) if sweep else _status(work)
-
-    carry_out(c, "status", body, json=json)
-
-
-def _status(work: Work) -> int:
-    from remote.runs.listing import list_runs
-    from remote.tasks.run_tables import show_status, status_json
-
-    answers = work.on_all(list_runs)
-    work.tell_json(status_json(answers))
-    if not work.json and len(answers) == 1 and answers[0][2]:
-        raise answers[0][2]
-    if not work.json:
-        show_status(work.display, answers)
-    return work.first_failure(answers)
-
-
-@task(auto_shortflags=False, help={"run": "latest, or a run's id, its beginning or its name"})
-def follow(c: Context, run: str = "latest") -> None:
-    """
-    Show a run live: progress, curves, GPUs and its log.
-
-    q leaves it alone, s stops it. Without a terminal the log comes line by line. Ctrl-C leaves the
-    training alone, too.
-
-    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 11
-    no such run.
-    """
-    carry_out(c, "follow", lambda work: follow_one(work, run))
-
-
-def follow_one(work: Work, run: str) -> int:
-    from remote.runs.follow import Follower, LeaveWanted, StopWanted
-    from remote.runs.launch import stop_one
-
-    with work.only_session() as session:
-        follower = Follower(session, run)
-        follower.tail = FOLLOWED_LINES * 200
-        try:
-            if work.display.live:
-                with follower.screen():
-                    ended = follower.until_end()
-            else:
-                ended = follower.until_end()
-        except StopWanted:
-            stop_one(session, follower.view.run)
-            return 0
-        except LeaveWanted:
-            work.display.note("the training goes on; the same command shows it again")
-            return 0
-        show_state(work, ended)
-    return 0
-
-
-def show_state(work: Work, run: Run) -> None:
-    reason = f": {run.reason}" if run.reason else ""
-    work.display.note(f"{run.run}: {run.state}{reason}")
-
-
-@task(
-    auto_shortflags=False,
-    help={
-        "json": "print only JSON on stdout, once: a list of hosts",
-        "every": "seconds between two looks",
-    },
-)
-def watch(c: Context, every: float = 3.0, json: bool = False) -> None:
-    """
-    Show GPUs and runs of all hosts in one live table.
-
-        fab -H gpu-a,gpu-b watch
-
-    q leaves. Without a terminal the table is shown once.
-
-    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused.
-    """
-
-    def body(work: Work) -> int:
-        from remote.tasks.overview import watch_hosts
-
-        return watch_hosts(work, every)
-
-    carry_out(c, "watch", body, json=json)
-
-
-@task(
-    auto_shortflags=False,
-    help={
-        "run": "latest, or a run's id, its beginning or its name",
-        "follow": "stay and show new lines until the run ends",
-        "lines": "how many of the last lines to begin with",
-        "json": "print only JSON on stdout",
-    },
-)
-def logs(
-    c: Context, run: str = "latest", follow: bool = False, lines: int = 40, json: bool = False
-) -> None:
-    """
-    Show the end of a run's log, or with --follow all to come.
-
-    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 11
-    no such run.
-    """
-    carry_out(c, "logs", lambda work: show_log(work, run, follow, lines), json=json)
-
-
-def show_log(work: Work, run: str, follow: bool, lines: int) -> int:
-    from remote.runs.follow import Follower
-    from remote.runs.listing import run_json
-
-    if lines < 0:
-        raise UsageError("--lines must not be negative")
-    with work.only_session() as session:
-        text: list[str] = []
-        follower = Follower(session, run, sink=text.append if work.json else None)
-        follower.tail = lines * 200
-        ended = follower.until_end() if follow else follower.now()
-        work.tell_json(
-            run_json(ended, session.host)
-            | {"log": "".join(text).splitlines()[-lines:] if lines else []}
-        )
-        if not work.json and ended.state != "running":
-            show_state(work, ended)
-    return 0
-
-
 @task(auto_shortflags=False, help={"run": "latest, or a run's id, its beginning or its name"})
 def attach(c: Context, run: str = "latest") -> None:
     """
@@ -336,55 +188,6 @@ def attach(c: Context, run: str = "latest") -> None:
     help={
         "run": "latest, or a run's id, its beginning or its name",
         "sweep": "every run of this sweep, on all hosts",
-        "json": "print only JSON on stdout: a list of the runs, as status tells them",
-    },
-)
-def wait(c: Context, run: str = "latest", sweep: str | None = None, json: bool = False) -> None:
-    """
-    Block until a run has ended; the exit code says how.
-
-    Through broken connections, for scripts.
-
-        fab -H user@host train && fab -H user@host wait && fab -H user@host fetch-results
-
-    Exit codes: 0 it finished, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login
-    refused, 10 it failed or was stopped, 11 no such run.
-    """
-
-    def body(work: Work) -> int:
-        if sweep:
-            only_one(run, sweep)
-        return wait_for_all(work, run, sweep)
-
-    carry_out(c, "wait", body, json=json)
-
-
-def wait_for_all(work: Work, run: str, sweep: str | None) -> int:
-    from remote.runs.listing import list_runs, run_json
-    from remote.runs.wait import wait_for
-
-    ended = []
-    for target in work.targets if sweep else [work.only_target()]:
-        with work.session(target) as session:
-            names = [run]
-            if sweep:
-                names = [each.run for each in list_runs(session) if each.asked.sweep == sweep]
-            for name in names:
-                found = wait_for(session, name)
-                why = f": {found.reason}" if found.reason else ""
-                work.display.line(f"{target.spec}: {found.run} {found.state}{why}")
-                ended.append((target, found))
-    if not ended:
-        raise NotFound(f"no run of the sweep {sweep!r:.80} on these hosts", step="wait")
-    work.tell_json([run_json(found, target.spec) for target, found in ended])
-    return 0 if all(found.state == "finished" for _, found in ended) else RunFailed.exit_code
-
-
-@task(
-    auto_shortflags=False,
-    help={
-        "run": "latest, or a run's id, its beginning or its name",
-        "sweep": "every run of this sweep, on all hosts",
         "json": "print only JSON on stdout: a list of the runs, as they ended",
     },
 )
@@ -400,8 +203,8 @@ def stop(c: Context, run: str = "latest", sweep: str | None = None, json: bool =
         if sweep:
             only_one(run, sweep)
             return stop_sweep(work, sweep)
-        from remote.runs.launch import stop_one
         from remote.runs.listing import run_json
+        from remote.runs.stop import stop_one
 
         with work.only_session() as session:
             ended = stop_one(session, run)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from remote.loopback import LoopbackServer
-from remote.runs import launch
+from remote.runs import placement
 from tests.support.agent import agent, put, start
 from tests.support.faults import Lab, wait_until
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
@@ -147,14 +147,14 @@ def test_a_gpu_that_somebody_took_between_two_looks_is_not_taken_from_them(
     show(server, FREE, other)
     lab = Lab(server, tmp_path)
     lab.task("deploy")
-    original = launch.place_run
+    original = placement.place_run
 
-    def plan(*arguments: Any) -> launch.Placement:
+    def plan(*arguments: Any) -> placement.Placement:
         planned = original(*arguments)
         show(server, FakeGpu(uuid=FREE.uuid, memory_used="40960"), other)
         return planned
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(launch, "place_run", plan)
+        patched.setattr(placement, "place_run", plan)
         assert lab.task("train", name="mine", gpus=1).code == 0
     assert rows(lab)["mine"]["gpus"] == [other.uuid]

@@ -14,7 +14,7 @@ import pytest
 
 from remote.errors import ConnectionLost
 from remote.link.session import Session
-from remote.runs import launch
+from remote.runs import launch, placement
 from remote.runs.request import start_run
 from remote.ssh.target import Target
 from tests.support.faults import Done, Lab, run_task, wait_until
@@ -158,7 +158,7 @@ def test_the_first_free_server_is_taken_and_a_cut_start_stays_where_it_was(lab: 
     two = lab.on("ab", "train", words, first_free=True, gpus=2, name="two")
     assert two.code == 0 and "b has 2 free (a: 1 of 2 GPUs free; b: 2 of 2 GPUs" in two.out, two
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "TRIES", 1)
+        patch.setattr(placement, "TRIES", 1)
         patch.setattr(launch, "start_run", lose_the_answer)
         cut = lab.on("ab", "train", words, first_free=True, name="one")
     assert cut.code == 4, cut
