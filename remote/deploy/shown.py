@@ -13,6 +13,7 @@ from remote.errors import RemoteError
 from remote.link.answers import Nodes
 from remote.link.facts import Facts
 from remote.link.session import Session
+from remote.project.code_files import FETCHED_RUNS
 from remote.records import Gpu, GpuReport
 from remote.screen.display import Display
 from remote.screen.tables import Column, state_style
@@ -36,7 +37,9 @@ GPU_COLUMNS = (
 
 
 def show_steps(session: Session, deployed: Deployed, only_changes: bool = False) -> None:
-    display, left_out = session.display, deployed.release.left_out
+    display = session.display
+    # What was fetched is no code, and nobody looks for it there.
+    left_out = [row for row in deployed.release.left_out if row[1] != FETCHED_RUNS]
     display.steps(session.host, only_changes)
     for path, reason in left_out[:8]:
         display.note(f"not sent: {path} ({reason})")

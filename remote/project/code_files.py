@@ -33,6 +33,7 @@ DATA_NAMES = {"runs", "results", "data", "logs", "lightning_logs"}
 else left out."""
 CODE = (".py", ".ipynb", ".pyx", ".sh", ".c", ".cc", ".cpp", ".cu", ".h")
 NO_CODE = "no code in it: taken for data or results"
+FETCHED_RUNS = "fetched runs"
 FETCHED_RUN = re.compile(r"\d{8}-\d{6}-.+-[0-9a-f]{4}")
 SECRET_NAMES = (
     ".env",

@@ -13,6 +13,7 @@ from remote.agent.shared import protocol
 from remote.agent.shared.trees import SYMLINK, tree_hash
 from remote.errors import UsageError
 from remote.project.code_files import (
+    FETCHED_RUNS,
     LFS_POINTER,
     NO_CODE,
     OVER_LIMIT,
@@ -51,7 +52,7 @@ def build_release(
     if (f"{own}/", NO_CODE) in left_out or any(
         path not in tracked and is_fetched(path, own) for path in listed
     ):
-        left_out = [row for row in left_out if row[0] != f"{own}/"] + [(f"{own}/", "fetched runs")]
+        left_out = [row for row in left_out if row[0] != f"{own}/"] + [(f"{own}/", FETCHED_RUNS)]
     too_large: list[tuple[int, str, str]] = []
     pointers: list[str] = []
     for path in sorted(set(listed), key=lambda name: name.encode("utf-8", "surrogateescape")):

@@ -164,10 +164,7 @@ def status_json(answers: Answers) -> list[dict[str, Any]]:
 
 def show_fetched(display: Display, fetched: Fetched) -> None:
     run = fetched.run
-    amount = (
-        f"{fetched.received / 2**20:.1f} MiB received, {fetched.changed} of {fetched.files} files"
-        " new or grown"
-    )
+    amount = f"{size(fetched.received)} received, {fetched.changed} of {fetched.files} files new or grown"
     display.line(
         f"{run.run}: {amount if fetched.changed else 'nothing to fetch, what is here is as there'};"
         " verified by sha256"
