@@ -164,7 +164,8 @@ def status_json(answers: Answers) -> list[dict[str, Any]]:
 
 def show_fetched(display: Display, fetched: Fetched) -> None:
     run = fetched.run
-    amount = f"{size(fetched.received)} received, {fetched.changed} of {fetched.files} files new or grown"
+    files = f"{fetched.changed} of {fetched.files} files new or grown"
+    amount = f"{size(fetched.received)} received, {files}"
     display.line(
         f"{run.run}: {amount if fetched.changed else 'nothing to fetch, what is here is as there'};"
         " verified by sha256"
