@@ -73,7 +73,12 @@ CAUSES: tuple[tuple[str, type[RemoteError], str, str], ...] = (
         "the name {where} is not known to the network",
         NAME,
     ),
-    ("407|[Pp]roxy [Aa]uth", Unreachable, "the proxy on the way wants a login of its own", PROXY),
+    (
+        r"HTTP/\S+ 407|[Pp]roxy [Aa]uth",
+        Unreachable,
+        "the proxy on the way wants a login of its own",
+        PROXY,
+    ),
     (
         "stdio forwarding failed|open failed|prohibited",
         Unreachable,

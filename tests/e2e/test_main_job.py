@@ -326,8 +326,7 @@ def test_a_training_goes_on_on_another_server(
         "--follow",
     )
     assert (
-        "bringing what was fetched of it" in resumed.stderr
-        and "attempt 2 started" in resumed.stdout
+        "sending what was fetched of it" in resumed.stderr and "attempt 2 started" in resumed.stdout
     )
     assert f"finished after {done + 2} epochs" in resumed.stdout
     fab(project, second, "fetch-results")

@@ -175,7 +175,10 @@ def test_what_init_does_not_choose_it_names(tmp_path: Path) -> None:
     assert "the training: python train.py" in done.stdout
     for name in ("src/train.py", "fit.py", "look.ipynb"):
         assert f"{name} may be a training, too: --command says which is meant" in done.stderr
-    assert "no requirements.txt was found (Pipfile: not read yet)" in done.stderr
+    assert (
+        "nothing that names the packages was found, so none go there. Pipfile: pipenv"
+        in done.stderr
+    )
     only = run_init(make_tree(tmp_path / "other", {"look.ipynb": "{}"}))
     assert "the training: look.ipynb" in only.stdout and "may be" not in only.stderr
 

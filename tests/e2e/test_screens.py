@@ -266,7 +266,7 @@ def test_a_mistyped_line_is_one_line_and_exit_2(project: Path, words: list[str],
 
 def test_help_of_a_task_that_needs_a_path(project: Path) -> None:
     shown = alone(project, "upload-data", "--help", code=0)
-    assert "Send images to the server once" in shown and "--path" in shown
+    assert "Send data to the server once" in shown and "--path" in shown
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,9 @@ def put(link: Link, project: Path) -> Release:
     return release
 
 
-def start(link: Link, run: str, release: Release, *argv: str, **asked: Any) -> dict[str, Any]:
+def start(
+    link: Link, run: str, release: Release, *argv: str, env: Any = None, **asked: Any
+) -> dict[str, Any]:
     request = {
         "release": release.tree,
         "argv": list(argv),
@@ -77,7 +79,7 @@ def start(link: Link, run: str, release: Release, *argv: str, **asked: Any) -> d
         "created": time.time(),
         "python": "",
     } | asked
-    return link.call("run_start", root=link.root, run=run, asked=request, **OWNER)
+    return link.call("run_start", root=link.root, run=run, asked=request, env=env, **OWNER)
 
 
 def follow(

@@ -117,7 +117,7 @@ class Echo:
             self.release,
             *words,
             *texts[middle:],
-            environment={"HOSTILE": value},
+            env={"HOSTILE": value},
             name=value,
         )
         described, _ = follow(self.link, run)

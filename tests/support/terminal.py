@@ -23,6 +23,9 @@ from pathlib import Path
 
 from remote.loopback import LoopbackServer
 
+SIZE = ("COLUMNS", "LINES")
+"""Variables that would stand in for the terminal's own size."""
+
 
 def fab_on_terminal(
     project: Path,
@@ -39,7 +42,8 @@ def fab_on_terminal(
     process = subprocess.Popen(
         [*(program or fab_argv), *words],
         cwd=project,
-        env={**os.environ, "TERM": "xterm"},
+        env={name: value for name, value in os.environ.items() if name not in SIZE}
+        | {"TERM": "xterm"},
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
