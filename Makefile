@@ -24,7 +24,7 @@ demo: $(READY)
 	$(BIN)/fab demo $(if $(DATA),--data "$(DATA)")
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 # The orchestrator's unit tests alone.
 quick: $(READY)

@@ -6,14 +6,5 @@ from remote.agent.environments import environments, resolution  # noqa: F401
 from remote.agent.launchers import slurm_nodes  # noqa: F401
 from remote.agent.machine import account  # noqa: F401
 from remote.agent.releases import releases  # noqa: F401
-from remote.agent.runs import (  # noqa: F401
-    clean,
-    evaluation,
-    fetch,
-    follow,
-    launch,
-    listing,
-    resume,
-    shutdown,
-)
+from remote.agent.runs import clean, evaluation, fetch, follow, launch, listing, resume, shutdown  # noqa: F401
 from remote.agent.serve import facts  # noqa: F401
