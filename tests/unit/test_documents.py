@@ -96,3 +96,11 @@ def test_every_task_is_in_the_readme_and_explains_itself(tasks: dict[str, str]) 
     for name, text in tasks.items():
         assert re.search(rf"\bfab (?:-H \S+ )?{name}\b", shown), name
         assert "Docstring:" in text and (name == "demo" or "Exit codes:" in text), name
+
+
+def test_both_troubleshooting_pages_quote_the_same_lines() -> None:
+    """What the program says stays English in both."""
+    pages = [ROOT / "docs" / f"troubleshooting{form}.md" for form in ("", ".zh-CN")]
+    english, chinese = (page.read_text(encoding="utf-8").split("\n## ") for page in pages)
+    counts = [[part.count("\n| ") for part in page] for page in (english, chinese)]
+    assert counts[0] == counts[1]
