@@ -253,6 +253,7 @@ def test_tasks_of_one_s_own_are_listed_and_run(project: Path) -> None:
         (["trian"], "there is no task trian (did you mean train?); fab --list shows them"),
         (["deploy", "-H", "gpu"], "-H goes before the task: fab -H gpu deploy"),
         (["status", "-i", "key"], "-i goes before the task: fab -i … status"),
+        (["logs", "--run"], "--run needs a value — fab logs --help tells its options"),
         (["-H", "gpu", "upload-data"], "upload-data needs PATH: fab -H gpu upload-data PATH"),
         (
             ["train", "--recpie", "x"],
