@@ -119,7 +119,7 @@ def explain(said: str, context: Any, words: Sequence[str], names: Sequence[str])
             wanted = missing[2].replace("'", "").upper()
             hosts = typed_together(LINE.targets) if LINE.targets else "user@host"
             return f"{missing[1]} needs {wanted}: fab -H {hosts} {missing[1]} {wanted}"
-        bare = re.fullmatch(r"Flag <Argument: (\w+)[^>]*> needed value and was not given one!", said)
+        bare = re.fullmatch(r"Flag <Argument: (\w+)[^>]*> needed value and was not .*", said)
         if bare:
             said = f"--{_dashed(bare[1])} needs a value"
         return f"{said} — fab {task or 'TASK'} --help tells its options"
