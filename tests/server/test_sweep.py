@@ -134,7 +134,7 @@ def test_a_host_that_is_down_leaves_its_part_to_the_others(lab: Two) -> None:
     lab.second.server.close()
     done = lab.sweep(name="rates")
     assert done.code == 0 and "b: " in done.err and "its part goes to the others" in done.err, done
-    wait_until(lambda: lab.on("a", "status", sweep="rates").out.count("finished") >= 6)
+    wait_until(lambda: "6 points: 6 finished" in lab.on("a", "status", sweep="rates").out)
     assert len(lab.ran()) == 6
 
 

@@ -19,4 +19,7 @@ for epoch in range(2):
 if rank == 0:
     os.makedirs("checkpoints", exist_ok=True)
     torch.save(model.module.state_dict(), "checkpoints/model.pt")
+# Together: a process that goes while another one still talks to it may be aborted by gloo.
+del model
+dist.barrier()
 dist.destroy_process_group()
