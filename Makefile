@@ -32,7 +32,7 @@ quick: $(READY)
 
 # As on a machine with python3 and git alone: no OpenSSH, tmux and rsync.
 bare: $(READY)
-	$(BIN)/python -m tests.support.bare $(BIN)/python -m pytest $(or $(ARGS),$(BARE))
+	$(BIN)/python -m tests.support.bare $(BIN)/python -m pytest -n auto --dist loadfile $(or $(ARGS),$(BARE))
 
 coverage: $(READY)
 	$(BIN)/python -m pytest $(UNIT) --cov --cov-report=term:skip-covered $(ARGS)
