@@ -44,7 +44,7 @@ def join(*configs: str) -> str:
 
 
 def target(config: str, **options: object) -> Target:
-    settings = {"ssh_config": config, "timeout_s": 10.0, "interactive": False, **options}
+    settings = {"ssh_config": config, "timeout_s": 30.0, "interactive": False, **options}
     return Target("box", **settings)  # type: ignore[arg-type]
 
 
