@@ -1,5 +1,5 @@
-"""Our deploy and fetch beside `rsync -a -e ssh`, each with a login of its own and over a login that
-is open already.
+"""Our deploy, fetch and upload beside `rsync -a -e ssh`, each with a login of its own and over a
+login that is open already.
 
     ours, rsync                  a first login, as after `fab logout`
     ours-kept, rsync-kept        over a ControlMaster that stands
@@ -279,6 +279,26 @@ def fetch_round(lab: Lab, plan: Plan, project: Path, name: str, size_mb: int, tu
         shutil.rmtree(target)
 
 
+def upload_round(lab: Lab, plan: Plan, project: Path, turn: int) -> None:
+    """One large file to an empty place there."""
+    big = lab.folder / "big.bin"
+    if not big.exists():
+        write_random(big, plan.fetch_mb)
+    for link, tool in in_turns(plan, turn):
+        place, route = f"upload/{tool}-{link}-{turn}", lab.routes[link]
+        (lab.server.home / place).mkdir(parents=True)
+        with login(lab, link, tool) as (master, extra):
+            if tool.startswith("ours"):
+                argv = fab(route, "upload-data", str(big))
+                extra = {"FABRIC_REMOTE_STAY_S": "1"} if tool == "ours" else extra
+                lab.run(fab(route, "logout"), project, **extra) if tool == "ours" else None
+            else:
+                argv = rsync(route, str(big), f"loopback:{place}/", master)
+            name = f"upload of {plan.fetch_mb} MB"
+            lab.measure(name, link, tool, turn, argv, project, **root(lab, place), **extra)
+        shutil.rmtree(lab.server.home / place)
+
+
 def prepare_fetch(lab: Lab, plan: Plan, project: Path) -> None:
     """The run that all fetch; rsync gets a folder of the same files, without the run's copy of the
     code."""
@@ -387,6 +407,7 @@ def measure_all(lab: Lab, plan: Plan) -> None:
     prepare_fetch(lab, plan, project)
     for turn in range(plan.repeats):
         fetch_round(lab, plan, project, f"fetch of {plan.fetch_mb} MB", plan.fetch_mb, turn)
+        upload_round(lab, plan, project, turn)
     if plan.memory_mb and "ours" in plan.tools:
         measure_memory(lab, plan)
 

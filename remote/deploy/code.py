@@ -82,7 +82,7 @@ def send_release(session: Session, facts: Facts, release: Release, plan: Release
     session.ask_as_owner(
         ReleasePut,
         waiting_note(session),
-        sending.frames(session.display),
+        sending.frames(session),
         eager=sending.total <= EAGER_BYTES,
         tree=release.tree,
         manifest=rows,

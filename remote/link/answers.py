@@ -132,6 +132,11 @@ class ReleaseUse(Answer):
 
 
 @dataclass(frozen=True)
+class ContentPiece(Answer):
+    OP = "content_piece"
+
+
+@dataclass(frozen=True)
 class DataMissing(Answer):
     OP = "data_missing"
 

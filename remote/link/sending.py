@@ -2,33 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
+from remote.agent.shared.protocol import PIECE
+from remote.link.answers import ContentPiece
+from remote.link.lanes import MOST, Lanes
+from remote.link.link import Link
 from remote.link.session import Session
-from remote.project.release import upload_frames
+from remote.project.release import content_of, frame_of, upload_frames
 from remote.records import FileEntry
-from remote.screen.display import Display
 from remote.screen.text import duration, show
+
+LARGE = 32 << 20
+PROBE = 2 * PIECE
+"""How fast one channel is, is measured with the beginning of the first large file."""
+NARROW, FAST = 8e6, 150e6
+"""Bytes per second: below, the line is full and a cut would cost more pieces; above, it is not the
+channel that holds up."""
+SHOW_EVERY_S = 0.2
+
+Frame = tuple[dict[str, Any], bytes]
 
 
 @dataclass
 class Sending:
     """What the server lacks of `entries`, whose files lie below `folder`. `partial`: of how many it
-    has so many bytes, as the server tells."""
+    has so many bytes, as the server tells. `into`: data or releases."""
 
     folder: Path
     entries: Sequence[FileEntry]
     missing: frozenset[str]
     partial: Mapping[str, int] = field(default_factory=dict)
+    into: str = "releases"
 
     def __post_init__(self) -> None:
         self.partial = {sha256: count for sha256, count in self.partial.items() if count > 0}
+        self._begun = dict(self.partial)
+        self._sent, self._counting = 0, threading.Lock()
 
-    @property
+    @functools.cached_property
     def contents(self) -> list[FileEntry]:
         return [
             entry
@@ -36,19 +59,106 @@ class Sending:
             if entry.sha256 in self.missing
         ]
 
-    @property
+    @functools.cached_property
     def total(self) -> int:
         """Bytes to send."""
-        return sum(
-            max(0, entry.size - self.partial.get(entry.sha256, 0)) for entry in self.contents
-        )
+        return sum(map(self._left, self.contents))
 
-    def frames(self, display: Display) -> Iterator[tuple[dict[str, Any], bytes]]:
-        total, sent = self.total, 0
-        for header, blob in upload_frames(self.folder, self.entries, self.missing, self.partial):
+    def _left(self, entry: FileEntry) -> int:
+        return max(0, entry.size - self.partial.get(entry.sha256, 0))
+
+    def frames(self, session: Session) -> Iterator[Frame]:
+        """Small files first, then large ones, over several channels where that helps."""
+        large = [entry for entry in self.contents if self._left(entry) >= LARGE]
+        small = self.missing - {entry.sha256 for entry in large}
+        for header, blob in upload_frames(self.folder, self.entries, small, self.partial):
             yield header, blob
-            sent += sum(length for _, length, _ in header["pieces"])
-            display.transfer("sending", sent, total)
+            self._count(session, sum(length for _, length, _ in header["pieces"]))
+        with contextlib.ExitStack() as stack:
+            lanes, is_measured = None, not session.can_widen
+            for entry in large:
+                begin = self.partial.get(entry.sha256, 0)
+                if not is_measured or (lanes and begin % PIECE):
+                    end = min(entry.size, begin // PIECE * PIECE + PROBE)
+                    began = time.monotonic()
+                    yield from self._over_one(session, entry, begin, end)
+                    rate, begin = (end - begin) / (time.monotonic() - began), end
+                    if not is_measured and NARROW < rate < FAST:
+                        lanes = stack.enter_context(Lanes(session))
+                    is_measured = True
+                if lanes and lanes.links:
+                    yield from self._over_several(session, entry, begin, lanes)
+                else:
+                    yield from self._over_one(session, entry, begin, entry.size)
+
+    def _add(self, count: int) -> None:
+        with self._counting:
+            self._sent += count
+
+    def _count(self, session: Session, count: int) -> None:
+        self._add(count)
+        session.display.transfer("sending", self._sent, self.total)
+
+    def _over_one(
+        self, session: Session, entry: FileEntry, begin: int, end: int
+    ) -> Iterator[Frame]:
+        for data in content_of(self.folder, entry, begin, end):
+            begin += len(data)
+            yield frame_of([[entry.sha256, len(data), begin == entry.size]], data, self._begun)
+            self._count(session, len(data))
+
+    def _over_several(
+        self, session: Session, entry: FileEntry, begin: int, lanes: Lanes
+    ) -> Iterator[Frame]:
+        """Pieces go side by side to files of their own; what goes over the first channel are words
+        that put them in order."""
+        free: SimpleQueue[Link] = SimpleQueue()
+        for link in lanes.links:
+            free.put(link)
+        under_way: deque[tuple[int, Future[None]]] = deque()
+        for start in range(begin, entry.size, PIECE):
+            under_way.append((start, lanes.pool.submit(self._carry, session, entry, start, free)))
+            if len(under_way) > 2 * MOST:
+                yield self._arrived(session, entry, *under_way.popleft())
+        while under_way:
+            yield self._arrived(session, entry, *under_way.popleft())
+
+    def _carry(
+        self, session: Session, entry: FileEntry, start: int, free: SimpleQueue[Link]
+    ) -> None:
+        end = min(start + PIECE, entry.size)
+        link, sent = free.get(), 0
+
+        def frames() -> Iterator[Frame]:
+            nonlocal sent
+            for data in content_of(self.folder, entry, start, end):
+                yield frame_of([[entry.sha256, len(data), False]], data, {})
+                sent += len(data)
+                self._add(len(data))
+
+        try:
+            link.ask(
+                ContentPiece,
+                upload=frames(),
+                root=session.project.settings.root,
+                into=self.into,
+                sha256=entry.sha256,
+                at=start,
+                length=end - start,
+            )
+            self._add(end - start - sent)  # it was there, from a connection that was cut
+        finally:
+            free.put(link)
+
+    def _arrived(
+        self, session: Session, entry: FileEntry, start: int, carried: Future[None]
+    ) -> Frame:
+        while not wait_for([carried], SHOW_EVERY_S).done:
+            self._count(session, 0)
+        carried.result()
+        end = min(start + PIECE, entry.size)
+        header, _ = frame_of([[entry.sha256, end - start, end == entry.size]], b"", self._begun)
+        return {**header, "stored": start}, b""
 
 
 def waiting_note(session: Session, doing: str = "is deploying") -> Any:

@@ -116,14 +116,16 @@ def entry_of(
     return FileEntry(path, mode, size, digest.hexdigest()), head
 
 
-def content_of(project: Path, entry: FileEntry, begin: int = 0) -> Iterator[bytes]:
-    """Its bytes from `begin` on, in pieces; a file that changed meanwhile is found out by its hash
+def content_of(
+    project: Path, entry: FileEntry, begin: int = 0, end: int | None = None
+) -> Iterator[bytes]:
+    """Its bytes [begin, end), in chunks; a file that changed meanwhile is found out by its hash
     on the other end."""
     place = project / entry.path
     if entry.mode == SYMLINK:
         yield os.fsencode(os.readlink(place).replace(os.sep, "/"))[begin:]
         return
-    left = entry.size - begin
+    left = (entry.size if end is None else end) - begin
     with open(place, "rb") as file:
         file.seek(begin)
         while left and (data := file.read(min(protocol.CHUNK, left))):
@@ -159,13 +161,13 @@ def upload_frames(
             pieces.append([sha256, len(piece), left <= 0])
             data += piece
             if len(data) >= protocol.CHUNK or len(pieces) >= 2000:
-                yield _frame(pieces, bytes(data), begun)
+                yield frame_of(pieces, bytes(data), begun)
                 pieces, data = [], bytearray()
     if pieces:
-        yield _frame(pieces, bytes(data), begun)
+        yield frame_of(pieces, bytes(data), begun)
 
 
-def _frame(
+def frame_of(
     pieces: list[list[Any]], data: bytes, begun: dict[str, int]
 ) -> tuple[dict[str, Any], bytes]:
     """Takes out of `begun` what this frame goes on with."""

@@ -177,7 +177,7 @@ def send_run(session: Session, run: Path) -> None:
     session.ask_as_owner(
         Imported,
         waiting_note(session),
-        sending.frames(session.display),
+        sending.frames(session),
         run=run.name,
         tree=tree,
         manifest=rows,

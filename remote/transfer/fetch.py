@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 from remote.agent.shared.trees import SYMLINK
 from remote.errors import ProtocolError, RemoteError, TransferFailed, UsageError
 from remote.link.answers import FetchDone, FetchManifest, FetchRead
+from remote.link.lanes import Lanes
 from remote.link.session import Session, who_am_i
 from remote.project.results import read_mapping
 from remote.screen.text import size
-from remote.transfer.lanes import Lanes, is_large
 from remote.transfer.manifest import (
     PARTS,
     SOURCE,
@@ -32,6 +32,7 @@ from remote.transfer.receiving import (
     plan_fetch,
     read_local,
 )
+from remote.transfer.wide import WideFetch, is_large
 
 ROUNDS = 3
 """A file that changes while it is read is asked for so often."""
@@ -179,10 +180,10 @@ def _receive(session: Session, run: str, plan: FetchPlan, receiver: Receiver) ->
     if not large:
         _read(session, run, small, receiver)
         return
-    with Lanes(session, run) as lanes:
+    with Lanes(session) as lanes:
         _read(session, run, small, receiver)
-        if lanes.ready:
-            lanes.fetch(large, receiver.event)
+        if lanes.links:
+            WideFetch(session, lanes, run).fetch(large, receiver.event)
         else:
             _read(session, run, large, receiver)
 

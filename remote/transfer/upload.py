@@ -75,11 +75,11 @@ def send_set(
         return None
     everything = frozenset(entry.sha256 for entry in entries)
     missing = everything if answer.missing is None else everything & frozenset(answer.missing)
-    sending = Sending(folder, entries, missing, answer.partial)
+    sending = Sending(folder, entries, missing, answer.partial, "data")
     done = session.ask_as_owner(
         DataPut,
         waiting_note(session, "is sending data"),
-        sending.frames(session.display),
+        sending.frames(session),
         tree=tree,
         manifest=rows,
         name=name,

@@ -1,12 +1,15 @@
 """Contents by their hash: received over one connection or several, found where they lie already,
 and laid out as trees."""
 
+import glob
 import hashlib
 import os
+import secrets
 import stat
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Set, Tuple
 
-from remote.agent.calls import Call, Refusal
+from remote.agent.calls import Call, Refusal, operation
+from remote.agent.root.paths import HASH, Layout, resolve_root
 from remote.agent.shared import protocol
 from remote.agent.shared.trees import SYMLINK, Entry
 
@@ -62,7 +65,7 @@ def receive(call: Call, incoming: str, sizes: Dict[str, int]) -> int:
     Returns the bytes that came.
 
     A frame's pieces are [hash, length, whether it is the last one]; `from` tells behind how many
-    bytes a content goes on.
+    bytes a content goes on. With `stored` the bytes came over another channel, as `content_piece`.
     """
     os.makedirs(incoming, mode=0o700, exist_ok=True)
     total = 0
@@ -70,10 +73,10 @@ def receive(call: Call, incoming: str, sizes: Dict[str, int]) -> int:
     try:
         for header, blob in call.blobs():
             pieces = header["pieces"]
-            limit = sum(length for _, length, _ in pieces)
-            if limit > protocol.MAX_BLOB:
-                raise Refusal("ProtocolError", "an upload frame is too large")
-            data = protocol.unpack(blob, limit + 1) if header.get("packed") else blob
+            stored = (
+                piece_of(incoming, pieces[0][0], header["stored"]) if "stored" in header else ""
+            )
+            data = _read(stored) if stored else _unpacked(header, blob)
             position = 0
             for sha256, length, last in pieces:
                 if sha256 not in sizes:
@@ -87,10 +90,56 @@ def receive(call: Call, incoming: str, sizes: Dict[str, int]) -> int:
                 partial[sha256].write(piece)
                 if last:
                     partial.pop(sha256).finish(sha256)
+            if stored:
+                os.unlink(stored)
     finally:
         for leftover in partial.values():
             leftover.close()
     return total
+
+
+@operation("content_piece")
+def content_piece(
+    call: Call, root: str, into: str, sha256: str, at: int, length: int
+) -> Dict[str, Any]:
+    """Store a piece of a large content beside other channels, for `receive` to put in its place.
+    Asks for the bytes only where the piece isn't there. `into`: data or releases."""
+    layout = Layout(resolve_root(root))
+    if not HASH.match(sha256) or not (at >= 0 and 0 < length <= protocol.PIECE):
+        raise Refusal("ProtocolError", "a wrong piece of a file")
+    incoming = layout.data_incoming if into == "data" else layout.incoming
+    place = piece_of(incoming, sha256, at)
+    if os.path.exists(place) and os.path.getsize(place) == length:
+        return {}
+    os.makedirs(incoming, mode=0o700, exist_ok=True)
+    for left in glob.glob(glob.escape(place) + ".*"):  # a connection was cut
+        os.unlink(left)
+    aside = f"{place}.{secrets.token_hex(4)}"
+    call.event(ready=True)
+    with open(aside, "wb") as file:
+        for header, blob in call.blobs():
+            file.write(_unpacked(header, blob))
+    if os.path.getsize(aside) != length:
+        os.unlink(aside)
+        raise Refusal("ProtocolError", "a piece of another length than announced")
+    os.replace(aside, place)
+    return {}
+
+
+def piece_of(incoming: str, sha256: str, at: int) -> str:
+    return os.path.join(incoming, f"{sha256}@{int(at)}")
+
+
+def _unpacked(header: Dict[str, Any], blob: bytes) -> bytes:
+    length = sum(length for _, length, _ in header["pieces"])
+    if length > protocol.MAX_BLOB:
+        raise Refusal("ProtocolError", "an upload frame is too large")
+    return protocol.unpack(blob, length + 1) if header.get("packed") else blob
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(protocol.PIECE)
 
 
 def _begin(path: str, size: int, have: int) -> "_Partial":

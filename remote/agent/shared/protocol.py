@@ -18,6 +18,8 @@ MAX_JSON = 64 << 20
 MAX_BLOB = 4 << 20
 CHUNK = 512 << 10
 """Bytes of a file in one frame."""
+PIECE = 8 << 20
+"""Bytes of a large file that one of several channels carries at a time."""
 
 Frame = Tuple[Dict[str, Any], bytes]
 

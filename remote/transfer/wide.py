@@ -1,27 +1,23 @@
-"""Large files over several channels of one login: OpenSSH has 2 MiB of a channel on their way,
-which a long line can't fill."""
+"""Large files over several channels of one login, their pieces put in order here."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 from remote.agent.shared.trees import SYMLINK
-from remote.errors import ConnectionLost, ProtocolError, RemoteError
-from remote.link.answers import FetchHash, FetchLane, Runs
+from remote.errors import ConnectionLost, ProtocolError
+from remote.link.answers import FetchHash, FetchLane
+from remote.link.lanes import Lanes
 from remote.link.link import Link
 from remote.link.session import Session
 from remote.transfer.manifest import RemoteFile
 from remote.transfer.receiving import LocalBytes
 
-MOST = 7
-"""One of them hashes. With the first channel they are 8 of the 10 sessions that sshd allows by
-default."""
 UNIT = 512 << 10
 AHEAD = 24 << 20
 """Bytes that may wait here in memory for those before them."""
@@ -36,47 +32,12 @@ def is_large(file: RemoteFile, have: LocalBytes | None) -> bool:
     return file.mode != SYMLINK and file.size - (have.size if have else 0) >= LARGE
 
 
-class Lanes:
-    """More agents over the login that stands. `ready` is False where the server lets too few of
-    them in."""
+class WideFetch:
+    """A run's files over the lanes; one of these hashes."""
 
-    def __init__(self, session: Session, run: str) -> None:
-        self._session = session
+    def __init__(self, session: Session, lanes: Lanes, run: str) -> None:
+        self._session, self._pool, self._links = session, lanes.pool, lanes.links
         self._asked: dict[str, Any] = {"root": session.project.settings.root, "run": run}
-        self._pool = ThreadPoolExecutor(MOST)
-        self._opening = [self._pool.submit(self._open) for _ in range(MOST)]
-        self._links: list[Link] = []
-
-    def _open(self) -> Link | None:
-        link = self._session.lane()
-        try:
-            link.__enter__()
-            link.ask(Runs, root=self._asked["root"])
-        except RemoteError:
-            link.__exit__(None, None, None)
-            return None
-        return link
-
-    def __enter__(self) -> Lanes:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for link in self._up():
-            link.__exit__(None, None, None)
-        self._pool.shutdown(wait=False)
-
-    def _up(self) -> list[Link]:
-        return [link for opening in self._opening if (link := opening.result()) is not None]
-
-    @property
-    def ready(self) -> bool:
-        self._links = self._links or self._up()
-        return len(self._links) > 2
 
     def fetch(self, wanted: Sequence[Wanted], event: Event) -> None:
         """Bring the files, as events of `fetch_read` would: file and offset, bytes in order, the

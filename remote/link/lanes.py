@@ -1,0 +1,56 @@
+"""More agents over the login that stands: OpenSSH has 2 MiB of a channel on their way, which a long
+line can't fill."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+
+from remote.errors import RemoteError
+from remote.link.answers import Runs
+from remote.link.link import Link
+from remote.link.session import Session
+
+MOST = 7
+"""With the first channel they are 8 of the 10 sessions that sshd allows by default."""
+
+
+class Lanes:
+    """`links` is empty where the server lets too few of them in. `pool` has a thread for each."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.pool = ThreadPoolExecutor(MOST)
+        self._opening = [self.pool.submit(self._open) for _ in range(MOST)]
+
+    def _open(self) -> Link | None:
+        link = self._session.lane()
+        try:
+            link.__enter__()
+            link.ask(Runs, root=self._session.project.settings.root)
+        except RemoteError:
+            link.__exit__(None, None, None)
+            return None
+        return link
+
+    def __enter__(self) -> Lanes:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for link in self._up():
+            link.__exit__(None, None, None)
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def _up(self) -> list[Link]:
+        return [link for opening in self._opening if (link := opening.result()) is not None]
+
+    @property
+    def links(self) -> list[Link]:
+        """Waits until they are open."""
+        up = self._up()
+        return up if len(up) > 2 else []
