@@ -81,10 +81,10 @@ def query_gpus(timeout_s: float = 10.0) -> Dict[str, Any]:
 
 
 def sample_usage(
-    uuids: Optional[Sequence[str]], timeout_s: float = 10.0
+    named: Optional[Sequence[str]], timeout_s: float = 10.0
 ) -> Optional[List[List[Any]]]:
-    """index, uuid, utilization in %, used and total MiB, watts of the named GPUs (None: of all);
-    unknown cells are None.
+    """index, uuid, utilization in %, used and total MiB, watts of the GPUs with these indices or
+    UUIDs (None: of all); unknown cells are None.
 
     None where nvidia-smi is missing or shows no GPU; an empty list where it only failed this time.
     """
@@ -98,11 +98,11 @@ def sample_usage(
     if answer["exit"] != 0:
         return []
     rows = [[cell.strip() for cell in line.split(",")] for line in answer["output"].splitlines()]
-    wanted = None if uuids is None else set(map(str, uuids))
+    wanted = None if named is None else set(map(str, named))
     return [
         [_whole(row[0]), row[1], *map(_whole, row[2:])]
         for row in rows
-        if len(row) == len(USAGE_FIELDS) and (wanted is None or row[1] in wanted)
+        if len(row) == len(USAGE_FIELDS) and (wanted is None or wanted & {row[0], row[1]})
     ]
 
 

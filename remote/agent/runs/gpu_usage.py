@@ -15,11 +15,13 @@ HEAD = ["time", *gpus.USAGE_COLUMNS]
 
 
 class Sampler:
-    """Writes rows until `end`. Stops for good where there is no nvidia-smi."""
+    """Writes rows until `end`, of the GPUs that were given to the run: by us, else by Slurm. Stops
+    for good where there is no nvidia-smi."""
 
     def __init__(self, directory: str, uuids: Optional[List[str]]) -> None:
         self.file = os.path.join(directory, "gpu.csv")
-        self.uuids = uuids
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        self.named = visible.split(",") if uuids is None and visible else uuids
         self.lock = threading.Lock()
         self.ended = False
         self.used = time.monotonic()
@@ -36,7 +38,7 @@ class Sampler:
 
     def _run(self) -> None:
         while True:
-            rows = gpus.sample_usage(self.uuids)
+            rows = gpus.sample_usage(self.named)
             if rows is None:
                 self.used = float("inf")
                 return
