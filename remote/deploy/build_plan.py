@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from remote.agent.shared.names import canonical
 from remote.deploy.candidates import MAX_NOTES, Candidate, best_to_build, usable
 from remote.deploy.needs import MODULES, TORCH_FAMILY, Known, Needs, plain
 from remote.deploy.torch_builds import (
@@ -25,7 +26,6 @@ from remote.deploy.torch_builds import (
 )
 from remote.errors import EnvironmentFailed
 from remote.records import EnvironmentPlan
-from remote.requirements.lines import canonical
 from remote.screen.text import one_line
 
 

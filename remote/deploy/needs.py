@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from remote.agent.shared.names import canonical
 from remote.link.answers import Inspection, Resolution
 from remote.link.facts import Facts, Interpreter
 from remote.records import GpuReport, Settings
-from remote.requirements.lines import canonical, requirements_hash
+from remote.requirements.lines import requirements_hash
 from remote.requirements.parsed import Requirements, applicable, parse_requirements
 
 if TYPE_CHECKING:

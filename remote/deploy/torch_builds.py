@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from remote.agent.shared.names import canonical
 from remote.deploy import gpus
 from remote.deploy.needs import TORCH_FAMILY, Needs, plain
 from remote.errors import GpuUnfit
 from remote.link.facts import Torch
 from remote.records import GpuReport
-from remote.requirements.lines import canonical
 
 TORCH_INDEX = "https://download.pytorch.org/whl"
 CUDA_TORCH_MIB = 7 * 1024

@@ -76,7 +76,6 @@ class Inspection(Answer):
     conda: str | None = None
     # pip's settings, without passwords.
     pip_config: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    free_mib: int | None = None
 
 
 @dataclass(frozen=True)

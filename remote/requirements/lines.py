@@ -39,10 +39,6 @@ class Line:
     text: str
 
 
-def canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def split_lines(text: str, prefix: str = "") -> list[Line]:
     """Logical lines as pip reads them: continued by a backslash, without comments and blank
     ones."""

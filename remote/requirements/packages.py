@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from remote.agent.shared.names import canonical
 from remote.errors import UsageError
-from remote.requirements.lines import LOCAL, canonical, wrong
+from remote.requirements.lines import LOCAL, wrong
 from remote.screen.text import one_line
 
 

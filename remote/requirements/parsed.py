@@ -8,6 +8,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from remote.agent.shared.names import canonical
 from remote.requirements.lines import (
     CONDA,
     CONSTRAINED,
@@ -15,7 +16,6 @@ from remote.requirements.lines import (
     PREFERS_PYTHON,
     REQUIRES_PYTHON,
     UNNAMED,
-    canonical,
     parse_options,
     problems_of,
     split_hashes,

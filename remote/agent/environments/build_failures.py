@@ -3,6 +3,8 @@
 import re
 from typing import Any, List, NamedTuple, Optional, Pattern, Tuple
 
+from remote.agent.shared.names import canonical
+
 
 class Failure(NamedTuple):
     message: str
@@ -58,6 +60,9 @@ COMPILE = re.compile(
     r"|Failed to build installable wheels for some pyproject.toml based projects \(?([\w.-]+)"
 )
 MISSING_MODULE = re.compile(r"No module named '([\w.]+)'")
+CONFLICT = re.compile(
+    r"Cannot install (.{1,200}?) because these package versions have conflicting dependencies"
+)
 NO_COMPILER = re.compile(
     r"(?:unable to execute '?|No such file or directory: '|command"
     r" ')([\w-]*(?:gcc|g\+\+|cc|nvcc|cmake|rustc|cargo))\b"
@@ -90,7 +95,7 @@ def missing_module(text: str) -> Optional[Tuple[str, str]]:
     name = _unbuilt(text)
     if module is None or name is None:
         return None
-    return re.sub(r"[-_.]+", "-", name).lower(), module.group(1)
+    return canonical(name), module.group(1)
 
 
 def depends_on_python(text: str) -> bool:
@@ -201,22 +206,25 @@ def _unreachable(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
     )
 
 
+def contradicts(text: str) -> bool:
+    return bool(CONFLICT.search(text))
+
+
 def _conflict(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
-    found = re.search(
-        r"Cannot install (.{1,200}?) because these package versions have conflicting dependencies",
-        text,
-    )
+    found = CONFLICT.search(text)
     if not found:
         return None
+    because = re.search(r"The conflict is caused by:\n((?: {4}.+\n?)+)", text)
+    sides = "; ".join(line.strip() for line in because[1].splitlines()[:4]) if because else ""
+    what = found[1] + (f" ({sides})" if sides else "")
     if place.constraint and "(constraint)" in text:
         return Failure(
-            f"{found.group(1)}: the requirements contradict {place.constraint} on the server, to"
-            " which pip is set there",
+            f"{what}: the requirements contradict {place.constraint} on the server, to which pip"
+            " is set there",
             f"loosen them, or change {place.constraint}",
         )
     return Failure(
-        f"the requirements contradict each other: {found.group(1)}",
-        "loosen one of them in the requirements",
+        f"the requirements contradict each other: {what}", "loosen one of them in the requirements"
     )
 
 

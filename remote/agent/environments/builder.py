@@ -14,7 +14,7 @@ import time
 from typing import Any, Dict, List, Optional, Sequence
 
 from remote.agent.environments import installers, pip_settings
-from remote.agent.environments.build_failures import TORCH_REMEDY, Place, classify, missing_module
+from remote.agent.environments.build_failures import TORCH_REMEDY, Place, classify
 from remote.agent.environments.commands import Commands
 from remote.agent.environments.interpreters import (
     build_environment,
@@ -23,6 +23,7 @@ from remote.agent.environments.interpreters import (
     signature,
 )
 from remote.agent.machine.processes import start_time
+from remote.agent.root.disk import disk_of
 from remote.agent.root.paths import read_json, write_json, write_whole
 from remote.agent.shared.text import redact
 
@@ -208,7 +209,7 @@ class Builder:
         if torch.get("requirements"):
             constraints.append(self.install_torch(torch, constraints, options))
         elif torch.get("build") not in (None, "own", "default"):
-            options.append(_source(torch))
+            options.append(installers.source_option(torch))
         wanted = list(self.plan.get("install") or [])
         if wanted:
             text = f"installing {len(wanted)} package{'s' * (len(wanted) > 1)} and what they need"
@@ -223,7 +224,7 @@ class Builder:
                     name = self.install([*options, *group], limits, _flags(group))
                     break
                 except BuildFailed:
-                    moved = self.to_build_late(group)
+                    moved = installers.needing_others(group, self.commands.output(self.failed_from))
                     if not moved:
                         raise
                     group, late = [line for line in group if line not in moved], late + moved
@@ -237,11 +238,6 @@ class Builder:
             flags = ["--no-build-isolation", *_flags([line])]
             name = self.install([*options, line], constraints, flags)
         return name
-
-    def to_build_late(self, lines: List[str]) -> List[str]:
-        """Of `lines`, which could not be installed, what needs another package to be built."""
-        needing = missing_module(self.commands.output(self.failed_from))
-        return [line for line in lines if needing and installers.name_of(line) == needing[0]]
 
     def install_torch(
         self, torch: Dict[str, Any], constraints: List[str], options: List[str]
@@ -264,7 +260,7 @@ class Builder:
             )
         if pin and not links:
             return pin
-        options.append(_source(torch))
+        options.append(installers.source_option(torch))
         if pin:
             return pin
         lines = [f"--index-url {torch['index']}", *torch["requirements"]]
@@ -327,14 +323,11 @@ class Builder:
             write_json(self.path("build.json"), self.state)
 
     def place(self) -> Place:
-        installer = self.installer
-        mount = os.path.realpath(self.directory)
-        while not os.path.ismount(mount):
-            mount = os.path.dirname(mount)
+        installer, disk = self.installer, disk_of(self.directory)
         return Place(
             log=self.path("build.log"),
-            mount=mount,
-            free_mib=installers.free_mib(self.directory),
+            mount=disk.mount if disk else "",
+            free_mib=disk.free_mib if disk else None,
             need_mib=self.plan.get("need_mib"),
             python=self.plan.get("version"),
             glibc=platform.libc_ver()[1] or None,
@@ -350,11 +343,6 @@ class Builder:
 
 def _flags(lines: List[str]) -> List[str]:
     return ["--no-deps"] if any(" --hash=" in line for line in lines) else []
-
-
-def _source(torch: Dict[str, Any]) -> str:
-    links = torch.get("links")
-    return f"--find-links {links}" if links else f"--extra-index-url {torch['index']}"
 
 
 def describe_plan(plan: Dict[str, Any], found: Dict[str, Any]) -> Dict[str, Any]:

@@ -23,6 +23,7 @@ from remote.agent.environments import (
 )
 from remote.agent.environments.builder import describe_plan
 from remote.agent.machine.processes import group_members, is_same, start_time
+from remote.agent.root.disk import require_room
 from remote.agent.root.locks import open_lock
 from remote.agent.root.paths import HASH, Layout, read_json, resolve_root, write_json, write_whole
 from remote.agent.root.roots import keep_agent, prepare_root
@@ -32,6 +33,8 @@ POLL_S = 0.1
 EVENT_EVERY_S = 0.2
 MAX_STARTS = 2
 """A builder that dies twice without a word is not started a third time."""
+MANY_FILES = 30_000
+"""In an environment with torch."""
 KINDS = ("as-is", "overlay", "venv", "conda")
 OPTIONS = re.compile(
     r"--(index-url|extra-index-url|find-links|trusted-host|only-binary|no-binary)"
@@ -79,8 +82,8 @@ def describe_environment(layout: Layout, key: str) -> Optional[Dict[str, Any]]:
 def environment_inspect(
     call: Call, root: str, configured: str = "", detail: Optional[List[str]] = None
 ) -> Dict[str, Any]:
-    """Interpreters with what is installed in them, uv, pip's configuration (without passwords), and
-    room on the disk."""
+    """Interpreters with what is installed in them, uv, conda, pip's configuration (without
+    passwords)."""
     layout = Layout(resolve_root(root))
     found = interpreters.list_interpreters(layout, configured, python_places.login_path())
     usable = [entry for entry in found if not entry.get("problem")]
@@ -96,16 +99,11 @@ def environment_inspect(
     for entry, answer in zip(usable, packages):
         entry.update(answer)
     interpreters.remember(layout)
-    existing = layout.root
-    while not os.path.isdir(existing):
-        existing = os.path.dirname(existing)
-    disk = os.statvfs(existing)
     return {
         "interpreters": found,
         "uv": installers.find_uv(),
         "conda": installers.find_conda(),
         "pip_config": {name: redact(value) for name, value in pip_settings.pip_config().items()},
-        "free_mib": disk.f_bavail * disk.f_frsize >> 20,
     }
 
 
@@ -288,7 +286,12 @@ def _start_builder(
 ) -> str:
     """Clear what a dead builder left, and start one that holds `lock`. Returns the build's id."""
     _end_leftovers(last)
-    _check_room(plan, directory)
+    need = plan.get("need_mib")
+    if isinstance(need, int):
+        files = MANY_FILES if need > 1000 else 0
+        require_room(
+            directory, need << 20, files, "the environment needs about", "EnvironmentFailed"
+        )
     for name in ("ready", "env.json", "build.json", "build.log"):
         if os.path.exists(os.path.join(directory, name)):
             os.unlink(os.path.join(directory, name))
@@ -345,27 +348,6 @@ def _is_in_directory(pid: int, state: Dict[str, Any]) -> bool:
         return os.readlink(f"/proc/{pid}/cwd") == state.get("directory")
     except OSError:
         return False
-
-
-def _check_room(plan: Dict[str, Any], directory: str) -> None:
-    need = plan.get("need_mib")
-    disk = os.statvfs(directory)
-    free = disk.f_bavail * disk.f_frsize >> 20
-    if isinstance(need, int) and free < need:
-        mount = os.path.realpath(directory)
-        while not os.path.ismount(mount):
-            mount = os.path.dirname(mount)
-        raise Refusal(
-            "EnvironmentFailed",
-            f"the disk at {mount} has {free / 1024:.1f} GiB free, the environment needs about"
-            f" {need / 1024:.1f} GiB",
-            "free some space (pip cache purge), or set remote.root to a larger disk",
-        )
-    if disk.f_files and disk.f_favail < 30_000 and isinstance(need, int) and need > 1000:
-        message = f"the disk has {disk.f_favail} inodes free, the environment needs about 30,000"
-        raise Refusal(
-            "EnvironmentFailed", message, "remove some files, or set remote.root to another disk"
-        )
 
 
 def _lock_path(layout: Layout, key: str) -> str:

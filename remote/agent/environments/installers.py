@@ -7,12 +7,15 @@ import os
 import re
 import shutil
 import subprocess
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from remote.agent.environments import pip_settings
+from remote.agent.environments.build_failures import missing_module
 from remote.agent.environments.commands import Commands
 from remote.agent.environments.python_places import CONDA_PLACES, plain_environment
+from remote.agent.root.disk import disk_of
 from remote.agent.root.paths import write_whole
+from remote.agent.shared.names import canonical
 
 Run = Callable[[List[str]], int]
 """`run(argv)`: the output goes to the build's log; returns the exit code."""
@@ -98,6 +101,12 @@ def make_venv(run: Run, python: str, target: str, inherit: bool, uv: Optional[st
     raise InstallerMissing(f"{python} can't make a venv: the module venv or ensurepip is missing")
 
 
+def needing_others(lines: Sequence[str], text: str) -> List[str]:
+    """Of `lines`, which could not be installed, what needs another package to be built."""
+    needing = missing_module(text)
+    return [line for line in lines if needing and name_of(line) == needing[0]]
+
+
 class Failed(Exception):
     """An installer failed; its words stand in the log from `log_from` on."""
 
@@ -121,8 +130,6 @@ class Installer:
         self.helpers = helpers
         self.config = pip_settings.pip_config()
         self.uv = find_uv() if uv and not pip_settings.pip_only_options(self.config) else None
-        free = map(free_mib, pip_settings.cache_places(self.config))
-        self.cache = min(free) >= ROOMY_MIB
 
     def install(
         self,
@@ -139,7 +146,7 @@ class Installer:
         if self.uv:
             file = self._write("install.txt", pip_settings.index_lines(config, lines))
             argv = [self.uv, "pip", "install", "--python", python, "-r", file, "-c", limits]
-            argv += [*flags, *([] if self.cache else ["--no-cache"])]
+            argv += [*flags, *self._cacheless("uv")]
             if self.commands.run(argv, pip_settings.uv_environment(self.environment, config)) == 0:
                 return "uv"
             if self.commands.exit_code is not None and self.commands.exit_code < 0:
@@ -152,20 +159,22 @@ class Installer:
         before = self.commands.written
         argv = [*pip, "install", "-r", self._write("install.txt", lines), "-c", limits, *flags]
         argv += ["--progress-bar", "raw"] if (_pip_version(pip[0]) or (0, 0)) >= (24, 1) else []
-        argv += [] if self.cache else ["--no-cache-dir"]
+        argv += self._cacheless("pip")
         if self.commands.run(argv, pip_settings.pip_environment(self.environment, config)) != 0:
             raise Failed(before)
         return "pip"
 
-    def resolve(self, python: str, lines: List[str], constraints: Sequence[str]) -> Dict[str, str]:
-        """Canonical name → version of all that would be installed; nothing is. Raises Failed, or
-        InstallerMissing where no pip there can tell."""
+    def resolve(
+        self, python: str, lines: List[str], constraints: Sequence[str], on_top: bool = False
+    ) -> Dict[str, str]:
+        """Canonical name → version of all that would be installed; nothing is. `on_top`: beside what
+        the interpreter has. Raises Failed, or InstallerMissing where no pip there can tell."""
         limits = self._write("constraints.txt", constraints)
         if self.uv:
             file = self._write("install.txt", pip_settings.index_lines(self.config, lines))
             told = os.path.join(self.commands.directory, "resolved.txt")
             argv = [self.uv, "pip", "compile", "--python", python, file, "-c", limits, "-o", told]
-            argv += ["--quiet", "--no-header", "--no-annotate"]
+            argv += ["--quiet", "--no-header", "--no-annotate", *self._cacheless("uv")]
             environment = pip_settings.uv_environment(self.environment, self.config)
             if self.commands.run(argv, environment) == 0:
                 with open(told, encoding="utf-8") as text:
@@ -176,8 +185,9 @@ class Installer:
             raise InstallerMissing(f"no pip of {python} tells beforehand what it would install")
         before = self.commands.written
         told = os.path.join(self.commands.directory, "report.json")
-        argv = [*pip, "install", "--dry-run", "--ignore-installed", "--report", told]
-        argv += ["-r", self._write("install.txt", lines), "-c", limits]
+        argv = [*pip, "install", "--dry-run", "--report", told, "-c", limits]
+        argv += ["-r", self._write("install.txt", lines), *self._cacheless("pip")]
+        argv += [] if on_top else ["--ignore-installed"]
         # The build asks longer: an index out of reach shall not be waited for twice.
         argv += [] if "retries" in self.config else ["--retries", "2"]
         environment = pip_settings.pip_environment(self.environment, self.config)
@@ -208,6 +218,11 @@ class Installer:
         offered = found.group(1).split(", ") if found else []
         picked = _ask([pip[0], "-c", PICK, build, "\n".join(lines), *offered])
         return picked.strip() or None if picked else None
+
+    def _cacheless(self, tool: str) -> List[str]:
+        disk = disk_of(pip_settings.cache_place(tool, self.config))
+        flag = "--no-cache" if tool == "uv" else "--no-cache-dir"
+        return [] if disk and disk.free_mib >= ROOMY_MIB else [flag]
 
     def _pip_that_tells(self, python: str) -> Optional[List[str]]:
         """A pip that resolves from metadata alone, brought for the purpose if need be: older ones
@@ -243,22 +258,15 @@ def find_pip(python: str, helpers: Sequence[str]) -> Optional[List[str]]:
     return None
 
 
-def free_mib(path: str) -> int:
-    try:
-        disk = os.statvfs(path)
-    except OSError:
-        return 0
-    return disk.f_bavail * disk.f_frsize >> 20
+def source_option(torch: Dict[str, Any]) -> str:
+    links = torch.get("links")
+    return f"--find-links {links}" if links else f"--extra-index-url {torch['index']}"
 
 
 def name_of(line: str) -> str:
     """The package that a requirement names; empty for a bare address."""
     found = re.match(r"([A-Za-z0-9._-]+)(?!.*://)|([A-Za-z0-9._-]+)\s*@", line)
     return canonical(found.group(1) or found.group(2)) if found else ""
-
-
-def canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _imports(python: str, module: str) -> bool:

@@ -171,15 +171,8 @@ def index_lines(config: Dict[str, str], lines: List[str]) -> List[str]:
     return found + lines
 
 
-def cache_places(config: Dict[str, str]) -> List[str]:
-    """The folders whose disk must have room for what pip and uv keep: the nearest that exists."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~")
-    places = [config.get("cache-dir") or home, os.environ.get("UV_CACHE_DIR") or home]
-    return [_existing(os.path.expanduser(place)) for place in dict.fromkeys(places)]
-
-
-def _existing(path: str) -> str:
-    path = os.path.abspath(path)
-    while not os.path.isdir(path):
-        path = os.path.dirname(path)
-    return path
+def cache_place(tool: str, config: Dict[str, str]) -> str:
+    """The folder that pip or uv keeps its wheels in, or one above it."""
+    named = config.get("cache-dir") if tool == "pip" else os.environ.get("UV_CACHE_DIR")
+    place = named or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return os.path.abspath(os.path.expanduser(place))

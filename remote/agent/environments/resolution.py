@@ -10,12 +10,7 @@ from typing import Any, Dict, List, Optional
 
 from remote.agent.calls import Call, operation
 from remote.agent.environments import installers
-from remote.agent.environments.build_failures import (
-    Place,
-    classify,
-    depends_on_python,
-    missing_module,
-)
+from remote.agent.environments.build_failures import Place, classify, contradicts, depends_on_python
 from remote.agent.environments.commands import Commands
 from remote.agent.environments.environments import check_lines
 from remote.agent.environments.interpreters import build_environment, describe
@@ -29,7 +24,8 @@ LEFT_AFTER_S = 86400.0
 
 @operation("environment_resolve")
 def environment_resolve(call: Call, root: str, plan: Dict[str, Any]) -> Dict[str, Any]:
-    """`plan`: pythons, the first choice first; install, constraints, options, helpers.
+    """`plan`: pythons, the first choice first; install, constraints, options, helpers. That of an
+    overlay: what its python has stays.
 
     python and packages (canonical name → version) are of the first that can have it all; late: the
     lines that need another package to be built; failed: [python, why not] of those before it.
@@ -61,11 +57,14 @@ class Resolution:
     def __init__(self, call: Call, directory: str, plan: Dict[str, Any]) -> None:
         self.call = call
         self.plan = plan
+        self.on_top = plan.get("kind") == "overlay"
         self.started = self.told = time.monotonic()
         self.commands = Commands(directory, "resolve.log", self.hear, call.alive, LIMIT_S)
+        helpers = list(plan.get("helpers") or [])
         self.installer = installers.Installer(
-            self.commands, build_environment(directory), list(plan.get("helpers") or []), uv=True
+            self.commands, build_environment(directory), helpers, uv=not self.on_top
         )
+        self.late: List[str] = []
 
     def hear(self, line: Optional[str], amount: Optional[List[int]]) -> None:
         now = time.monotonic()
@@ -81,38 +80,42 @@ class Resolution:
         self.tell("asking what the requirements bring along")
         failed: List[List[str]] = []
         for python in list(self.plan.get("pythons") or [])[:MAX_PYTHONS]:
-            lines = list(self.plan.get("install") or [])
-            late: List[str] = []
-            while True:
-                start = self.commands.written
-                try:
-                    packages = self.resolve(python, lines)
-                    return {"python": python, "packages": packages, "late": late, "failed": failed}
-                except installers.InstallerMissing as missing:
-                    failed.append([python, str(missing)])
+            start = self.commands.written
+            try:
+                packages = self.resolve(python)
+                found = {"python": python, "packages": packages, "late": self.late}
+                return dict(found, failed=failed)
+            except installers.InstallerMissing as missing:
+                failed += [] if self.on_top else [[python, str(missing)]]
+            except installers.Failed:
+                text = self.commands.output(start)
+                place = Place(
+                    self.commands.log,
+                    python=describe(python).get("version"),
+                    glibc=platform.libc_ver()[1] or None,
+                )
+                its_own = depends_on_python(text) or (self.on_top and contradicts(text))
+                if its_own or not self.on_top:
+                    failed.append([python, classify(text, place).message])
+                if not its_own:
                     break
-                except installers.Failed:
-                    text = self.commands.output(start)
-                if not self.call.alive():
-                    raise BrokenPipeError
-                needing = missing_module(text)
-                moved = [
-                    line for line in lines if needing and installers.name_of(line) == needing[0]
-                ]
-                if moved:
-                    lines, late = [line for line in lines if line not in moved], late + moved
-                    continue
-                failed.append([python, classify(text, self.place(python)).message])
-                if not depends_on_python(text):
-                    return {"python": None, "packages": None, "late": [], "failed": failed}
-                break
         return {"python": None, "packages": None, "late": [], "failed": failed}
 
-    def resolve(self, python: str, lines: List[str]) -> Dict[str, str]:
+    def resolve(self, python: str) -> Dict[str, str]:
+        """Without what can't be judged before another package is there: `late` gets it."""
+        torch = self.plan.get("torch") or {}
         options = list(self.plan.get("options") or [])
+        options += [installers.source_option(torch)] if self.on_top and torch else []
         limits = list(self.plan.get("constraints") or [])
-        return self.installer.resolve(python, [*options, *lines], limits)
-
-    def place(self, python: str) -> Place:
-        version = describe(python).get("version")
-        return Place(log=self.commands.log, python=version, glibc=platform.libc_ver()[1] or None)
+        lines, self.late = list(self.plan.get("install") or []), []
+        while True:
+            start = self.commands.written
+            try:
+                return self.installer.resolve(python, [*options, *lines], limits, self.on_top)
+            except installers.Failed:
+                if not self.call.alive():
+                    raise BrokenPipeError from None
+                moved = installers.needing_others(lines, self.commands.output(start))
+                if not moved:
+                    raise
+            lines, self.late = [line for line in lines if line not in moved], self.late + moved

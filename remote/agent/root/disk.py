@@ -45,8 +45,8 @@ def mount_of(path: str) -> str:
     return path
 
 
-def require_room(path: str, need: int, files: int, what: str) -> None:
-    """Raises Refusal where `need` bytes and so many new files, for `what`, don't fit."""
+def require_room(path: str, need: int, files: int, what: str, kind: str = "ServerUnfit") -> None:
+    """Raises Refusal of `kind` where `need` bytes and so many new files, for `what`, don't fit."""
     disk = disk_of(path)
     if disk is None:
         return
@@ -57,7 +57,7 @@ def require_room(path: str, need: int, files: int, what: str) -> None:
         lack = f"{files} files on the disk at {disk.mount}, which takes {disk.inodes} more (inodes)"
     if lack:
         raise Refusal(
-            "ServerUnfit",
+            kind,
             f"{what} {lack}",
             "free some space (fab … clean), or set remote.root to another disk",
         )

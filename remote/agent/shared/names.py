@@ -2,6 +2,12 @@
 
 import hashlib
 import os
+import re
+
+
+def canonical(name: str) -> str:
+    """A package's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def socket_name(directory: str) -> str:
