@@ -64,12 +64,12 @@ class Candidate:
         return f"{self.path} (python {self.python.version}{about})"
 
 
-def usable(needs: Needs, pythons: Iterable[Interpreter]) -> tuple[list[Candidate], list[str]]:
-    """The interpreters to choose from, and notes about those left out. Raises EnvironmentFailed if
-    there are none."""
+def usable(needs: Needs, notes: list[str]) -> list[Candidate]:
+    """The interpreters to choose from; `notes` gets why others are left out. Raises
+    EnvironmentFailed if there are none."""
     found: list[Candidate] = []
-    notes: list[str] = []
-    for order, python in enumerate(pythons):
+    left: list[str] = []
+    for order, python in enumerate(needs.known.interpreters):
         problem = python.problem or _version_problem(needs, python)
         if not problem:
             found.append(_judge(needs, python, order))
@@ -80,18 +80,19 @@ def usable(needs: Needs, pythons: Iterable[Interpreter]) -> tuple[list[Candidate
                 remedy="set remote.python to an interpreter that works, or to nothing",
             )
         else:
-            notes.append(f"passed over {python.path}: {one_line(problem, 200)}")
+            left.append(f"passed over {python.path}: {one_line(problem, 200)}")
     if not found:
         asked = needs.requirements.python or f">={dotted(OLDEST)}"
         raise EnvironmentFailed(
-            f"no python {asked} on the server: {'; '.join(notes) or 'none was found'}",
+            f"no python {asked} on the server: {'; '.join(left) or 'none was found'}",
             step="environment",
             remedy="install one there (miniforge needs no root) and set remote.python to its path",
         )
     preferred = needs.requirements.preferred
     if preferred and not any(prefers(needs, item) for item in found):
-        notes.append(f".python-version asks for python {preferred}, which is not there")
-    return found, notes[:MAX_NOTES]
+        left.append(f".python-version asks for python {preferred}, which is not there")
+    notes += left[:MAX_NOTES]
+    return found
 
 
 def _version_problem(needs: Needs, python: Interpreter) -> str | None:
@@ -117,9 +118,10 @@ def _judge(needs: Needs, python: Interpreter, order: int) -> Candidate:
     return Candidate(python, order, missing, problem)
 
 
-def best_to_build(needs: Needs, items: Iterable[Candidate], uv: bool) -> list[Candidate]:
+def best_to_build(needs: Needs, items: Iterable[Candidate]) -> list[Candidate]:
     """One of each version of python to make a venv of, the best first: what can make one, a python
     that torch has wheels for, that of .python-version, the newest, no venv itself."""
+    uv = needs.known.inspection is None or bool(needs.known.inspection.uv)
 
     def rank(item: Candidate) -> tuple[object, ...]:
         makes = uv or item.python.has_venv or item.python.has_virtualenv
@@ -131,6 +133,14 @@ def best_to_build(needs: Needs, items: Iterable[Candidate], uv: bool) -> list[Ca
     for item in sorted(items, key=rank, reverse=True):
         versions.setdefault(item.version[:2], item)
     return list(versions.values())
+
+
+def older_than(needs: Needs, item: Candidate) -> str:
+    """What to propose where a package takes no python as new as this one."""
+    found = [one for one in needs.known.interpreters if one.version_info[:2] < item.version[:2]]
+    fit = [one for one in found if not one.problem and not _version_problem(needs, one)]
+    best = max(fit, key=lambda one: one.version_info, default=None)
+    return f"{best.path} (python {best.version})" if best else ""
 
 
 def prefers(needs: Needs, item: Candidate) -> bool:

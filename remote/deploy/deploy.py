@@ -145,22 +145,23 @@ def choose_environment(
     settings = session.project.settings
     known = Known(facts)
     try:
-        plan = environment.plan_environment(known, settings, requirements, refresh)
-        if plan.kind == "inspect-first":
-            inspection = session.ask(
-                Inspection,
-                show_event(session),
-                configured=settings.python,
-                detail=environment.inspection_detail(requirements),
-            )
-            known = dataclasses.replace(known, inspection=inspection)
+        while True:
             plan = environment.plan_environment(known, settings, requirements, refresh)
-        if plan.kind == "resolve-first":
-            resolution = session.ask(Resolution, show_event(session), plan=dict(plan.args))
-            known = dataclasses.replace(known, resolution=resolution)
-            plan = environment.plan_environment(known, settings, requirements, refresh)
-        session.display.clear()
-        return plan
+            if plan.kind == "inspect-first":
+                inspection = session.ask(
+                    Inspection,
+                    show_event(session),
+                    configured=settings.python,
+                    detail=environment.inspection_detail(requirements),
+                )
+                known = dataclasses.replace(known, inspection=inspection)
+            elif plan.kind == "resolve-first":
+                told = session.ask(Resolution, show_event(session), plan=dict(plan.args))
+                name = "on_top" if plan.args.get("kind") == "overlay" else "resolution"
+                known = dataclasses.replace(known, **{name: told})
+            else:
+                session.display.clear()
+                return plan
     except RemoteError as error:
         error.host = error.host or session.host
         raise

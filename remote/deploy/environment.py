@@ -7,16 +7,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from remote.deploy.build_plan import as_is, conda, overlay, resolve, venv
+from remote.deploy.build_plan import as_is, conda, on_top_first, overlay, resolve, venv
 from remote.deploy.candidates import MAX_NOTES, Candidate, best_to_build, usable
-from remote.deploy.needs import Known, Needs, needs_of
+from remote.deploy.needs import Known, Needs
 from remote.deploy.torch_builds import torch_problem
 from remote.errors import EnvironmentFailed
-from remote.link.answers import Resolution
 from remote.link.facts import Environment, Facts
 from remote.records import EnvironmentPlan, Settings
 from remote.requirements.lines import CONDA, requirements_hash
 from remote.requirements.parsed import parse_requirements
+from remote.screen.text import one_line
 
 KEPT = "environment kept: requirements unchanged"
 
@@ -30,25 +30,30 @@ def plan_environment(
     Raises UsageError for wrong requirements, EnvironmentFailed or GpuUnfit where no environment can
     be had.
     """
-    facts = known.facts
-    kept, changed = find_kept(facts, settings, requirements_hash(requirements_text))
+    facts, digest = known.facts, requirements_hash(requirements_text)
+    kept, changed = find_kept(facts, settings, digest)
     notes = _notes(facts, requirements_text)
     if kept is not None and not refresh:
-        return EnvironmentPlan("keep", KEPT, kept.key, notes=notes)
+        return EnvironmentPlan("keep", KEPT, kept.key, notes=tuple(notes))
     asks_nothing = not re.search(rf"^(?:[^-\s]|{CONDA} )", requirements_text, re.M)
     if not asks_nothing and known.inspection is None:
         return EnvironmentPlan("inspect-first", "looking at what the server's interpreters have")
-    needs = needs_of(known, settings, requirements_text)
-    if refresh:
-        needs = replace(needs, refreshed=str(facts.system.time))
-    if asks_nothing:
-        plan = _plan_bare(needs, known)
-    elif needs.requirements.conda:
-        plan = conda(needs, known)
+    refreshed = str(facts.system.time) if refresh else ""
+    needs = Needs(known, settings, parse_requirements(requirements_text), digest, refreshed)
+    notes += [f"the environment of before is not used: {changed}"] if changed else []
+    if needs.requirements.conda:
+        plan = conda(needs)
     else:
-        plan = _plan_inspected(needs, known)
-    notes += (f"the environment of before is not used: {changed}",) if changed else ()
-    return EnvironmentPlan(plan.kind, plan.why, plan.key, args=plan.args, notes=notes + plan.notes)
+        found = usable(needs, notes)
+        configured = next((item for item in found if item.python.configured), None)
+        if asks_nothing:
+            best = configured or best_to_build(needs, found)[0]
+            plan = as_is(needs, best, f"{best} is used as it is: no packages are asked for")
+        elif configured is not None:
+            plan = _plan_configured(needs, configured)
+        else:
+            plan = _plan_found(needs, found, notes)
+    return replace(plan, notes=tuple(notes))
 
 
 def inspection_detail(requirements_text: str) -> list[str]:
@@ -56,12 +61,12 @@ def inspection_detail(requirements_text: str) -> list[str]:
     return parse_requirements(requirements_text).names_with_extras
 
 
-def _notes(facts: Facts, text: str) -> tuple[str, ...]:
+def _notes(facts: Facts, text: str) -> list[str]:
     """What holds in every run, whatever environment it has."""
     path = facts.system.pythonpath
-    notes = (f"PYTHONPATH is set there: runs import from {path} first",) if path else ()
+    notes = [f"PYTHONPATH is set there: runs import from {path} first"] if path else []
     names = dict.fromkeys(re.findall(r"\$\{([A-Z0-9_]+)\}", text))
-    return notes + tuple(f"${{{name}}} is not set here: pip takes the server's" for name in names)
+    return notes + [f"${{{name}}} is not set here: pip takes the server's" for name in names]
 
 
 def find_kept(
@@ -85,23 +90,12 @@ def find_kept(
     return None, changed
 
 
-def _plan_bare(needs: Needs, known: Known) -> EnvironmentPlan:
-    """No packages are asked for: any interpreter will do, and nothing is built."""
-    found, notes = usable(needs, known.facts.interpreters)
-    configured = [item for item in found if item.python.configured]
-    best = (configured or best_to_build(needs, found, uv=True))[0]
-    return as_is(needs, best, f"{best} is used as it is: no packages are asked for", notes)
-
-
-def _plan_inspected(needs: Needs, known: Known) -> EnvironmentPlan:
-    found, notes = usable(needs, known.interpreters)
-    configured = next((item for item in found if item.python.configured), None)
-    if configured is not None:
-        return _plan_configured(needs, configured, known, notes)
+def _plan_found(needs: Needs, found: Sequence[Candidate], notes: list[str]) -> EnvironmentPlan:
+    """No python is set: the best of all."""
     ready = [item for item in found if not item.missing and not item.torch_problem]
     if ready:
         best = max(ready, key=lambda item: (item.version, -item.order))
-        return as_is(needs, best, f"{best} has all that is required and is used as it is", notes)
+        return as_is(needs, best, f"{best} has all that is required and is used as it is")
     notes += [
         f"passed over {item.path}: {item.torch_problem}" for item in found if item.torch_problem
     ][:MAX_NOTES]
@@ -111,30 +105,38 @@ def _plan_inspected(needs: Needs, known: Known) -> EnvironmentPlan:
             bases,
             key=lambda item: (len(item.missing), tuple(-part for part in item.version), item.order),
         )
-        return overlay(needs, best, known, notes)
-    builders = best_to_build(needs, found, uv=bool(known.inspection and known.inspection.uv))
-    if needs.resolution is None:
-        return resolve(needs, builders, known)
-    chosen = _resolved(needs, builders, notes)
-    return venv(needs, chosen, known, notes, "no interpreter there has what is required")
-
-
-def _resolved(needs: Needs, builders: Sequence[Candidate], notes: list[str]) -> Candidate:
-    """The first that can have all that is required; else the best, whose build will say why not."""
-    resolution = needs.resolution or Resolution()
+        plan, because = _on_top(needs, best)
+        if plan is not None:
+            return plan
+        notes.append(f"passed over {best.path}: {because}")
+    builders = best_to_build(needs, found)
+    resolution = needs.resolution
+    if resolution is None:
+        return resolve(needs, builders)
+    # Where none can have all that is required, the build of the best will say why.
     chosen = next((item for item in builders if item.path == resolution.python), None)
     if chosen is not None:
         notes += [f"passed over {': '.join(told)}" for told in resolution.failed]
-    return chosen or builders[0]
+    return venv(needs, chosen or builders[0], "no interpreter there has what is required")
 
 
-def _plan_configured(
-    needs: Needs, item: Candidate, known: Known, notes: Sequence[str]
-) -> EnvironmentPlan:
+def _on_top(needs: Needs, item: Candidate) -> tuple[EnvironmentPlan | None, str]:
+    """What to do to install beside the interpreter's torch; None, and why, where that torch can't
+    stay."""
+    plan, told = overlay(needs, item), needs.known.on_top
+    if told is None and not needs.is_lock:
+        return on_top_first(plan), ""
+    if told is not None and told.failed:
+        torch = item.python.torch.version
+        return None, f"its torch {torch} can't stay: {one_line(told.failed[0][-1], 300)}"
+    return plan, ""
+
+
+def _plan_configured(needs: Needs, item: Candidate) -> EnvironmentPlan:
     """remote.python is always the base."""
     if not item.missing and not item.torch_problem:
         why = f"{item}, remote.python, has all that is required and is used as it is"
-        return as_is(needs, item, why, notes)
+        return as_is(needs, item, why)
     if item.torch_problem and needs.settings.torch == "auto":
         gpus = needs.report.gpus
         has = (
@@ -150,10 +152,13 @@ def _plan_configured(
                 " built, or set remote.torch: cpu to train on the CPU all the same"
             ),
         )
-    keeps_torch = needs.needs_torch and item.has_torch
-    if needs.resolution is None and not keeps_torch:
-        return resolve(needs, [item], known)
-    if item.torch_problem or ("torch" in item.packages and "torch" in item.missing):
-        other = f"its torch {item.packages.get('torch')} is not of the version required"
-        return venv(needs, item, known, notes, item.torch_problem or other)
-    return overlay(needs, item, known, notes)
+    because = item.torch_problem
+    if needs.needs_torch and item.has_torch:
+        plan, because = _on_top(needs, item)
+        if plan is not None:
+            return plan
+    elif "torch" in item.packages and "torch" in item.missing:
+        because = because or f"its torch {item.packages['torch']} is not of the version required"
+    if needs.resolution is None:
+        return resolve(needs, [item])
+    return venv(needs, item, because) if because else overlay(needs, item)

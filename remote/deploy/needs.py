@@ -1,4 +1,4 @@
-"""What an environment must have, and for which GPUs."""
+"""What an environment must have, for which GPUs, and what the server has told of itself so far."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from remote.agent.shared.names import canonical
 from remote.link.answers import Inspection, Resolution
 from remote.link.facts import Facts, Interpreter
 from remote.records import GpuReport, Settings
-from remote.requirements.lines import requirements_hash
-from remote.requirements.parsed import Requirements, applicable, parse_requirements
+from remote.requirements.parsed import Requirements, applicable
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -26,18 +25,46 @@ MODULES = {name: name for name in (*TORCH_FAMILY, "torchmetrics", "lightning")} 
 
 
 @dataclass(frozen=True)
+class Known:
+    """What the server has told so far. `on_top`: what would be installed beside an image's torch;
+    `resolution`: what an environment made anew would get."""
+
+    facts: Facts
+    inspection: Inspection | None = None
+    resolution: Resolution | None = None
+    on_top: Resolution | None = None
+
+    @property
+    def interpreters(self) -> tuple[Interpreter, ...]:
+        return (self.inspection or self.facts).interpreters
+
+
+@dataclass(frozen=True)
 class Needs:
+    known: Known
     settings: Settings
     requirements: Requirements
     requirements_hash: str
-    report: GpuReport
-    machine: str
-    # pip there was told to ask no index.
-    offline: bool = False
-    # What pip or uv there said that the requirements bring along; None: not asked yet.
-    resolution: Resolution | None = None
     # When it was asked to be made anew, by the server's clock; empty: it was not.
     refreshed: str = ""
+
+    @property
+    def report(self) -> GpuReport:
+        return self.known.facts.gpus
+
+    @property
+    def is_lock(self) -> bool:
+        """It names everything by itself."""
+        requirements = self.requirements
+        return bool(requirements.lines) and len(requirements.hashes) == len(requirements.names)
+
+    @property
+    def resolution(self) -> Resolution | None:
+        """What pip or uv there said that the requirements bring along; None: not asked yet."""
+        if not self.is_lock:
+            return self.known.resolution
+        lines = self.requirements.lines
+        return Resolution(packages={canonical(x.name): str(x.specifier)[2:] for x in lines})
 
     @property
     def comes(self) -> Mapping[str, str]:
@@ -46,15 +73,17 @@ class Needs:
 
     @property
     def names_torch_source(self) -> bool:
-        """The requirements (or pip's settings there) say themselves which build of torch it is, or
-        that it comes from an index of theirs."""
+        """The requirements (or pip's settings there, which ask no index) say themselves which build
+        of torch it is, or that it comes from an index of theirs."""
+        config = self.known.inspection.pip_config if self.known.inspection else {}
+        offline = config.get("no-index", "").lower() in ("1", "true", "yes", "on")
         own = any(
             option == "--no-index"
             or ("index-url" in option and re.search(r"/whl/|pytorch", option))
             for option in self.requirements.options
         )
         torch = [line for line in self.requirements.lines if canonical(line.name) == "torch"]
-        return self.offline or own or any(line.url or "+" in str(line.specifier) for line in torch)
+        return offline or own or any(line.url or "+" in str(line.specifier) for line in torch)
 
     @property
     def needs_torch(self) -> bool:
@@ -66,41 +95,3 @@ class Needs:
 
     def applicable(self, markers: Mapping[str, str]) -> list[Requirement]:
         return applicable(self.requirements.lines, markers)
-
-
-@dataclass(frozen=True)
-class Known:
-    """What the server has told so far."""
-
-    facts: Facts
-    inspection: Inspection | None = None
-    resolution: Resolution | None = None
-
-    @property
-    def interpreters(self) -> tuple[Interpreter, ...]:
-        return (self.inspection or self.facts).interpreters
-
-
-def needs_of(known: Known, settings: Settings, text: str) -> Needs:
-    """Raises UsageError for wrong requirements."""
-    requirements = parse_requirements(text)
-    resolution = known.resolution
-    if requirements.lines and len(requirements.hashes) == len(requirements.names):
-        # A lock names everything by itself.
-        pinned = {canonical(one.name): str(one.specifier)[2:] for one in requirements.lines}
-        resolution = Resolution(packages=pinned)
-    config = known.inspection.pip_config if known.inspection else {}
-    return Needs(
-        settings,
-        requirements,
-        requirements_hash(text),
-        known.facts.gpus,
-        known.facts.system.machine,
-        config.get("no-index", "").lower() in ("1", "true", "yes", "on"),
-        resolution,
-    )
-
-
-def plain(requirement: Requirement) -> str:
-    """Without its marker, which is known to hold."""
-    return str(requirement).partition(" ; ")[0].partition("; ")[0]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from remote.agent.shared.names import canonical
 from remote.deploy import gpus
-from remote.deploy.needs import TORCH_FAMILY, Needs, plain
+from remote.deploy.needs import TORCH_FAMILY, Needs
 from remote.errors import GpuUnfit
 from remote.link.facts import Torch
 from remote.records import GpuReport
@@ -48,17 +48,17 @@ def choose_torch(needs: Needs, markers: Mapping[str, str]) -> dict[str, Any]:
     choice = gpus.TorchBuild(wanted, f"{wanted}, as remote.torch says")
     if wanted == "auto":
         choice = gpus.torch_build_for(
-            needs.report.driver_version, _capabilities(needs.report), needs.machine
+            needs.report.driver_version,
+            _capabilities(needs.report),
+            needs.known.facts.system.machine,
         )
     if choice.problem:
         remedy = "ask for a newer driver, or set remote.torch: cpu to train on the CPU"
         raise GpuUnfit(choice.problem, step="environment", remedy=remedy)
     if choice.name is None:
         return {"build": "default", "reason": choice.reason}
-    own = [
-        one for one in needs.applicable(markers) if canonical(one.name) == "torch" and not one.url
-    ]
-    lines = [plain(one) for one in own] or ["torch"]
+    own = [one for one in needs.applicable(markers) if canonical(one.name) == "torch"]
+    lines = [str(one) for one in own if not one.url] or ["torch"]
     if "torch" in needs.comes:
         # The newest that the other packages take: their index may hold one that they do not.
         lines.append(f"torch<={needs.comes['torch'].partition('+')[0]}")
@@ -83,7 +83,7 @@ def of_the_family(version: str) -> str | None:
     return tag if tag == "cpu" or tag.startswith(("cu", "rocm")) else None
 
 
-def need_mib(needs: Needs, torch: Mapping[str, Any], missing: Sequence[str] | None = None) -> int:
+def need_mib(needs: Needs, torch: Mapping[str, Any], missing: Collection[str] | None = None) -> int:
     """Room for an environment, or for `missing` alone on top of one that has torch."""
     if torch.get("build") and missing is None:
         return CPU_TORCH_MIB if torch["build"] == "cpu" else CUDA_TORCH_MIB

@@ -84,39 +84,40 @@ class _Options(argparse.ArgumentParser):
 def parse_options(text: str) -> list[str]:
     """`-i URL --pre` → ["--index-url URL", "--pre"], as the agent takes them. Raises ValueError,
     with the reason, for what we don't take."""
-
-    def on_the_server(value: str) -> str:
-        if "://" in value or value.startswith("/"):
-            return f"--find-links {value}"
-        reason = "is a folder here; give an address, or an absolute path on the server"
-        raise argparse.ArgumentTypeError(f"{value} {reason}")
-
-    def no_package(value: str) -> str:
-        raise argparse.ArgumentTypeError(
-            "no folder of a package is there; one outside the project does not go to the server"
-        )
-
     parser = _Options(add_help=False, allow_abbrev=False)
-    parser.add_argument("-f", "--find-links", dest="found", action="append", type=on_the_server)
-    parser.add_argument("-e", "--editable", dest="found", action="append", type=no_package)
-    for names in (["-i", "--index-url"], *([f"--{name}"] for name in _WITH_VALUE)):
+    for names in _WITH_VALUE:
         parser.add_argument(*names, dest="found", action="append", type=f"{names[-1]} {{}}".format)
     for flag in ("--pre", "--no-index", "--prefer-binary"):
         parser.add_argument(flag, dest="found", action="append_const", const=flag)
-    return list(parser.parse_args(text.split()).found or [])
+    found = list(parser.parse_args(text.split()).found or [])
+    for option, _, value in (one.partition(" ") for one in found):
+        if option == "--editable":
+            problem = "is no folder of a package; one outside the project does not go to the server"
+            raise ValueError(f"{value} {problem}")
+        if option == "--find-links" and "://" not in value and not value.startswith("/"):
+            problem = "is a folder here; give an address, or an absolute path on the server"
+            raise ValueError(f"{value} {problem}")
+    return found
 
 
-_WITH_VALUE = ("extra-index-url", "trusted-host", "only-binary", "no-binary")
+_WITH_VALUE = (
+    ("-i", "--index-url"),
+    ("-f", "--find-links"),
+    ("-e", "--editable"),
+    *((f"--{name}",) for name in ("extra-index-url", "trusted-host", "only-binary", "no-binary")),
+)
 
 
 def problems_of(lines: Sequence[Line]) -> list[str]:
     """What is wrong, line by line. A freeze of conda's is wrong in most, and that is said once."""
+    found = []
     frozen = [line for line in lines if re.search(r"\w\s*@\s*file:", line.text)]
-    found = [
-        f"{line.where}: {problem}"
-        for line in lines
-        if line not in frozen and (problem := _problem(line.text))
-    ]
+    for line in lines:
+        try:
+            if line not in frozen:
+                read_line(line.text)
+        except ValueError as error:
+            found.append(f"{line.where}: {error}")
     if frozen:
         count = f" and {len(frozen) - 1} more lines name files" if frozen[1:] else " names a file"
         text = redact(one_line(frozen[0].text, 60))
@@ -127,38 +128,44 @@ def problems_of(lines: Sequence[Line]) -> list[str]:
     return found
 
 
-def _problem(text: str) -> str | None:
-    """What is wrong with a logical line; None if nothing is."""
+def read_line(text: str) -> tuple[str, list[str]]:
+    """Of what kind a logical line is, and what it holds: one of `OURS` with its value, `option`
+    with options as the agent takes them, `address` or `package` with its --hash options behind it.
+    Raises ValueError for a wrong one."""
     option, _, value = text.partition(" ")
+    if option == CONSTRAINED:
+        kind, values = read_line(value)
+        if kind != "package":
+            raise ValueError(f"{redact(one_line(value, 100))}: a constraint names a package")
+        return option, values[:1]
     if option in OURS:
-        return _problem(value) if option == CONSTRAINED else None
-    plain = split_hashes(text)[0]
+        return option, [value]
+    plain, hashes = split_hashes(text)
     if plain.startswith("-"):
-        try:
-            parse_options(plain)
-        except ValueError as error:
-            return str(error)
-        return None
+        return "option", parse_options(plain)
+    if UNNAMED.match(plain):
+        return "address", [plain]
     shown = redact(one_line(plain, 100))
     first = plain.split(";")[0].split(" ")[0]
     is_file = first.lower().endswith(ARCHIVES) and "://" not in plain
-    if UNNAMED.match(plain) or (PLAIN.match(plain) and not is_file):
-        return None
-    if re.search(r"\s--?\w", plain):
-        return f"{shown}: options beside a requirement are not supported"
-    if is_file or re.match(r"(\.{0,2}[/\\]|~|file:|[A-Za-z]:[/\\])", first):
-        return f"{shown}: a path of this computer can't be installed there"
-    if "，" in plain or "；" in plain:
-        return f"{shown}: a full-width comma or semicolon (，；), where pip takes , and ;"
-    if conda := re.match(r"([\w.-]+)=([\w.*]+)(?:=\w+)?$", plain):
-        return f"{shown}: conda's form; pip's is {conda[1]}=={conda[2]}"
-    from packaging.requirements import InvalidRequirement, Requirement
+    if not PLAIN.match(plain) or is_file:
+        if re.search(r"\s--?\w", plain):
+            raise ValueError(f"{shown}: options beside a requirement are not supported")
+        if is_file or re.match(r"(\.{0,2}[/\\]|~|file:|[A-Za-z]:[/\\])", first):
+            raise ValueError(f"{shown}: a path of this computer can't be installed there")
+        if "，" in plain or "；" in plain:
+            problem = "a full-width comma or semicolon (，；), where pip takes , and ;"
+            raise ValueError(f"{shown}: {problem}")
+        if conda := re.match(r"([\w.-]+)=([\w.*]+)(?:=\w+)?$", plain):
+            raise ValueError(f"{shown}: conda's form; pip's is {conda[1]}=={conda[2]}")
+        from packaging.requirements import InvalidRequirement, Requirement
 
-    try:
-        Requirement(plain)
-    except InvalidRequirement as error:
-        return f"{shown}: {one_line(redact(str(error).splitlines()[0]), 120)}"
-    return None
+        try:
+            Requirement(plain)
+        except InvalidRequirement as error:
+            problem = one_line(redact(str(error).splitlines()[0]), 120)
+            raise ValueError(f"{shown}: {problem}") from None
+    return "package", [plain, hashes]
 
 
 def wrong_lines(problems: Sequence[str], name: str = "the requirements") -> UsageError:

@@ -12,13 +12,10 @@ from remote.agent.shared.names import canonical
 from remote.requirements.lines import (
     CONDA,
     CONSTRAINED,
-    LOCAL,
     PREFERS_PYTHON,
     REQUIRES_PYTHON,
-    UNNAMED,
-    parse_options,
     problems_of,
-    split_hashes,
+    read_line,
     split_lines,
     wrong_lines,
 )
@@ -54,9 +51,9 @@ class Requirements:
     @property
     def names_with_extras(self) -> list[str]:
         """`name` or `name[extra,…]`: what the agent follows to all that these packages need."""
-        found: dict[str, set[str]] = {}
+        found: dict[str, set[str]] = {name: set() for name in self.names}
         for requirement in self.lines:
-            found.setdefault(canonical(requirement.name), set()).update(requirement.extras)
+            found[canonical(requirement.name)].update(requirement.extras)
         return [
             name + (f"[{','.join(sorted(extras))}]" if extras else "")
             for name, extras in found.items()
@@ -70,39 +67,35 @@ def parse_requirements(text: str) -> Requirements:
     lines = split_lines(text)
     if problems := problems_of(lines):
         raise wrong_lines(problems)
-    ours: dict[str, list[str]] = {}
-    hashes: dict[str, str] = {}
-    asked, options, unnamed = [], [], []
-    for line in lines:
-        option, _, value = line.text.partition(" ")
-        if option in (CONDA, CONSTRAINED, LOCAL, PREFERS_PYTHON, REQUIRES_PYTHON):
-            ours.setdefault(option, []).append(value)
-        elif option.startswith("-"):
-            options += parse_options(line.text)
-        elif UNNAMED.match(line.text):
-            unnamed.append(line.text)
+    found: dict[str, list[str]] = {}
+    asked, hashes = [], {}
+    for kind, values in (read_line(one) for one in dict.fromkeys(line.text for line in lines)):
+        if kind == "package":
+            asked.append(Requirement(values[0]))
+            hashes[canonical(asked[-1].name)] = values[1]
         else:
-            plain, kept = split_hashes(line.text)
-            asked.append(Requirement(plain))
-            if kept:
-                hashes[canonical(asked[-1].name)] = kept
+            found.setdefault(kind, []).extend(values)
     return Requirements(
-        tuple(dict.fromkeys(asked)),
-        tuple(dict.fromkeys(map(Requirement, ours.get(CONSTRAINED, ())))),
-        tuple(dict.fromkeys(options)),
-        tuple(dict.fromkeys(unnamed)),
-        hashes,
-        "".join(ours.get(REQUIRES_PYTHON, ())),
-        "".join(ours.get(PREFERS_PYTHON, ())),
-        tuple(ours.get(CONDA, ())),
+        tuple(asked),
+        tuple(map(Requirement, found.get(CONSTRAINED, ()))),
+        tuple(found.get("option", ())),
+        tuple(found.get("address", ())),
+        {name: kept for name, kept in hashes.items() if kept},
+        "".join(found.get(REQUIRES_PYTHON, ())),
+        "".join(found.get(PREFERS_PYTHON, ())),
+        tuple(found.get(CONDA, ())),
     )
 
 
 def applicable(
-    requirements: Iterable[Requirement], markers: Mapping[str, str]
+    requirements: Iterable[Requirement], markers: Mapping[str, str], extras: Iterable[str] = ()
 ) -> list[Requirement]:
-    """Those whose markers hold on an interpreter that described itself by `markers`."""
-    return [requirement for requirement in requirements if _holds(requirement, markers, ())]
+    """Those whose markers hold on an interpreter that described itself by `markers`, without
+    these."""
+    found = [copy(one) for one in requirements if _holds(one, markers, extras)]
+    for one in found:
+        one.marker = None
+    return found
 
 
 def _holds(requirement: Requirement, markers: Mapping[str, str], extras: Iterable[str]) -> bool:
@@ -138,9 +131,8 @@ class Installed:
         pending = applicable(requirements.lines, self.markers)
         seen: set[str] = set()
         while pending:
-            requirement = copy(pending.pop(0))
+            requirement = pending.pop(0)
             name = canonical(requirement.name)
-            requirement.marker = None
             if str(requirement) in seen:
                 continue
             seen.add(str(requirement))
@@ -159,10 +151,9 @@ class Installed:
                 needed = Requirement(text)
             except InvalidRequirement:
                 continue
-            brought = name == "torch" and canonical(needed.name).startswith(HARDWARE)
-            if not brought and _holds(needed, self.markers, extras):
+            if name != "torch" or not canonical(needed.name).startswith(HARDWARE):
                 found.append(needed)
-        return found
+        return applicable(found, self.markers, extras)
 
     def satisfies(self, requirement: Requirement) -> bool:
         from packaging.version import InvalidVersion

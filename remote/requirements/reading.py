@@ -7,7 +7,7 @@ import codecs
 import locale
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,10 +46,9 @@ def read_requirements(directory: Path, name: str) -> str:
     lines = list(dict.fromkeys(reader.form(name)))
     if problems := reader.problems + problems_of(lines):
         raise wrong_lines(problems, name)
-    options = (REQUIRES_PYTHON, PREFERS_PYTHON)
-    bounds = zip(options, python_bounds(directory), strict=True)
-    about = [f"{option} {value}\n" for option, value in bounds if value]
-    return "".join([*about, *(line.text + "\n" for line in lines)])
+    bounds = zip((REQUIRES_PYTHON, PREFERS_PYTHON), python_bounds(directory), strict=True)
+    about = [f"{option} {value}" for option, value in bounds if value]
+    return "".join(f"{text}\n" for text in [*about, *(line.text for line in lines)])
 
 
 def local_packages(text: str) -> list[str]:
@@ -71,8 +70,7 @@ class Reader:
         plain, extras = split_extras(name)
         path = self.project / plain
         if path.name == "pyproject.toml":
-            found = package_lines(self.project, path.parent, extras)
-            yield from self.package(path.parent, found, plain, (path.resolve(),))
+            yield from self.package(path.parent, extras, plain, (path.resolve(),))
         elif path.name == "uv.lock":
             yield from (Line(plain, text) for text in lock_lines(path, extras))
         elif path.name in ("environment.yml", "environment.yaml"):
@@ -84,45 +82,39 @@ class Reader:
         """conda reads it there, but for the project's own package, which is not installed."""
         for raw in text.splitlines():
             item = re.fullmatch(r"\s*-\s+(?:(-e)\s*|(-r)\s*)([.\w/-]+)\s*", raw)
-            if not item:
-                yield Line(name, f"{CONDA} {raw}")
-            elif item[1]:
-                yield Line(name, f"{LOCAL} {item[3]}")
-            else:
+            if item and item[2]:
                 self.problems.append(f"{name}: {item[3]} is not there for conda: list its lines")
+            else:
+                yield Line(name, f"{LOCAL} {item[3]}" if item else f"{CONDA} {raw}")
 
     def file(self, path: Path, name: str, within: tuple[Path, ...]) -> Iterator[Line]:
-        """The first file's own trouble is raised."""
-        try:
-            text = read_text(path, name)
-        except UsageError as error:
-            if not within:
-                raise
-            self.problems.append(error.message)
-            return
         chain = (*within, path.resolve())
-        for line in split_lines(text, f"{name} " if within else ""):
+        for line in split_lines(read_text(path, name), f"{name} " if within else ""):
             if local := self.local(line.text, path.parent):
-                yield from self.own_package(*local, line.where, chain)
+                yield from self.inner(line.where, self.package(*local, line.where, chain))
             elif include := INCLUDE.match(line.text):
-                yield from self.include(line, include, path.parent, chain)
+                yield from self.inner(line.where, self.include(include, path.parent, chain))
             else:
                 yield Line(line.where, EDITABLE.sub(_named, line.text))
 
+    def inner(self, where: str, lines: Iterator[Line]) -> Iterator[Line]:
+        try:
+            yield from lines
+        except UsageError as error:
+            self.problems.append(f"{where}: {error.message}")
+
     def include(
-        self, line: Line, found: re.Match[str], folder: Path, within: tuple[Path, ...]
+        self, found: re.Match[str], folder: Path, within: tuple[Path, ...]
     ) -> Iterator[Line]:
         target = found[2].strip("\"'")
         if "://" in target:
             shown = redact(one_line(target, 80))
-            problem = f"{shown}: an included file must be here, not at an address"
-            self.problems.append(f"{line.where}: {problem}")
-        elif (folder / target).resolve() in within:
-            self.problems.append(f"{line.where}: {target} includes itself")
-        else:
-            for inner in self.file(folder / target, target, within):
-                is_limit = found[1] in ("-c", "--constraint") and not inner.text.startswith("-")
-                yield Line(inner.where, f"{CONSTRAINED} {inner.text}") if is_limit else inner
+            raise wrong(f"{shown}: an included file must be here, not at an address", "copy it")
+        if (folder / target).resolve() in within:
+            raise wrong(f"{target} includes itself", "leave that line out")
+        for line in self.file(folder / target, target, within):
+            is_limit = found[1] in ("-c", "--constraint") and not line.text.startswith("-")
+            yield Line(line.where, f"{CONSTRAINED} {line.text}") if is_limit else line
 
     def local(self, text: str, folder: Path) -> tuple[Path, tuple[str, ...]] | None:
         """The folder and the extras of a line that names a package of the project: `-e .`,
@@ -135,21 +127,11 @@ class Reader:
         places = [place for place in (folder / name, self.project / name) if place.is_dir()]
         return (places[0], split_extras(found[2] or "")[1]) if places else None
 
-    def own_package(
+    def package(
         self, folder: Path, extras: tuple[str, ...], where: str, within: tuple[Path, ...]
     ) -> Iterator[Line]:
-        try:
-            found = list(package_lines(self.project, folder, extras))
-        except UsageError as error:
-            self.problems.append(f"{where}: {error.message}")
-            return
-        yield from self.package(folder, found, where, within)
-
-    def package(
-        self, folder: Path, lines: Iterable[str], where: str, within: tuple[Path, ...]
-    ) -> Iterator[Line]:
         """What a package's metadata asks for: lines, and files that it names in turn."""
-        for text in lines:
+        for text in package_lines(self.project, folder, extras):
             if text.startswith("-r "):
                 name = text[3:].strip()
                 yield from self.file(folder / name, name, within)
@@ -171,26 +153,18 @@ def read_text(path: Path, name: str) -> str:
         remedy = "set remote.requirements to your file, or to none"
         raise wrong(f"{name} can't be read: {error.strerror}", remedy) from None
     except ValueError:
-        raise wrong(
-            f"{name} can't be read: its encoding is not known", "save it as UTF-8"
-        ) from None
+        problem = f"{name} can't be read: its encoding is not known"
+        raise wrong(problem, "save it as UTF-8") from None
     return re.sub(r"\$\{([A-Z0-9_]+)\}", lambda found: os.environ.get(found[1]) or found[0], text)
 
 
 def decode(data: bytes) -> str:
     """As pip reads it: by its mark (PowerShell writes UTF-16), by a line `# -*- coding: … -*-`, as
     UTF-8, by the locale; else GB18030."""
-    marks = {
-        codecs.BOM_UTF8: "utf-8",
-        codecs.BOM_UTF16_LE: "utf-16-le",
-        codecs.BOM_UTF16_BE: "utf-16-be",
-    }
-    for mark, encoding in marks.items():
-        if data.startswith(mark):
-            return data[len(mark) :].decode(encoding)
+    is_wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     named = re.search(rb"coding[:=]\s*([-\w.]+)", b"\n".join(data.split(b"\n")[:2]))
-    first = [named[1].decode()] if named else []
-    for encoding in (*first, "utf-8", locale.getpreferredencoding(False), "gb18030"):
+    first = ["utf-16"] if is_wide else [named[1].decode()] if named else []
+    for encoding in (*first, "utf-8-sig", locale.getpreferredencoding(False), "gb18030"):
         try:
             return data.decode(encoding)
         except (LookupError, ValueError):

@@ -74,7 +74,8 @@ def make_facts(
         **more,
     }
     inspection = {"interpreters": list(interpreters), "uv": None}
-    return {"inspection": inspection, "resolution": {}} | facts if inspected else facts
+    told = {"inspection": inspection, "resolution": {}, "on_top": {}}
+    return told | facts if inspected else facts
 
 
 def plan_told(
@@ -82,12 +83,13 @@ def plan_told(
 ) -> EnvironmentPlan:
     """The plan for what a server told: facts, with the answers to later questions among them."""
     facts = read_answer(Facts, {"root": {"path": "/r"}, **told})
-    inspection, resolution = told.get("inspection"), told.get("resolution")
-    known = Known(
-        facts,
-        None if inspection is None else read_answer(Inspection, inspection),
-        None if resolution is None else read_answer(Resolution, resolution),
-    )
+    forms = {"inspection": Inspection, "resolution": Resolution, "on_top": Resolution}
+    answers: dict[str, Any] = {
+        name: read_answer(form, told[name])
+        for name, form in forms.items()
+        if told.get(name) is not None
+    }
+    known = Known(facts, **answers)
     return plan_environment(known, settings, text, refresh)
 
 

@@ -167,8 +167,8 @@ class Installer:
     def resolve(
         self, python: str, lines: List[str], constraints: Sequence[str], on_top: bool = False
     ) -> Dict[str, str]:
-        """Canonical name → version of all that would be installed; nothing is. `on_top`: beside what
-        the interpreter has. Raises Failed, or InstallerMissing where no pip there can tell."""
+        """Canonical name → version of all that would be installed; nothing is. `on_top`: what the
+        interpreter has counts. Raises Failed, or InstallerMissing where no pip there can tell."""
         limits = self._write("constraints.txt", constraints)
         if self.uv:
             file = self._write("install.txt", pip_settings.index_lines(self.config, lines))
