@@ -38,7 +38,7 @@ def as_is(needs: Needs, item: Candidate, why: str) -> EnvironmentPlan:
 def resolve(needs: Needs, items: Sequence[Candidate]) -> EnvironmentPlan:
     """pip or uv there is asked what the requirements bring along, for each python until one can
     have it."""
-    lines = [_public(str(one)) for one in needs.applicable(items[0].python.markers)]
+    lines = [_public(str(one)) for one in needs.applicable(items[0].markers)]
     args = {
         "pythons": [item.path for item in items],
         "install": [*lines, *needs.requirements.unnamed],
@@ -55,7 +55,7 @@ def overlay(needs: Needs, item: Candidate) -> EnvironmentPlan:
     torch: dict[str, Any] = {}
     build = of_the_family(item.packages.get("torch", ""))
     if needs.needs_torch and "torch" not in item.packages:
-        torch = choose_torch(needs, item.python.markers)
+        torch = choose_torch(needs, item.markers)
     elif build and any(name in comes for name in TORCH_FAMILY):
         torch = source(needs, build, [])
     pins = [f"{name}=={item.packages[name]}" for name in family_of(item.packages, item.missing)]
@@ -65,9 +65,9 @@ def overlay(needs: Needs, item: Candidate) -> EnvironmentPlan:
     more["constraints"] += pins
     if "torch" in item.packages:
         more["need_mib"] = need_mib(needs, {}, comes)
-    if item.python.is_venv:
+    if item.is_venv:
         # A venv made from a venv sees only the base interpreter.
-        more["parent_sites"] = list(item.python.sites)
+        more["parent_sites"] = list(item.sites)
     count = len(item.missing)
     why = (
         f"installing {count} missing package{'s' * (count > 1)}"
@@ -84,7 +84,7 @@ def on_top_first(plan: EnvironmentPlan) -> EnvironmentPlan:
 
 
 def venv(needs: Needs, item: Candidate, because: str) -> EnvironmentPlan:
-    markers = item.python.markers
+    markers = item.markers
     torch = choose_torch(needs, markers)
     hashes = needs.requirements.hashes
     lines = [str(one) + hashes.get(canonical(one.name), "") for one in needs.applicable(markers)]
@@ -159,17 +159,15 @@ def _plan(
     more: Mapping[str, Any] | None = None,
 ) -> EnvironmentPlan:
     """What every kind of plan tells the agent, and `more`."""
-    names = list(
-        dict.fromkeys(canonical(one.name) for one in needs.applicable(item.python.markers))
-    )
+    names = list(dict.fromkeys(canonical(one.name) for one in needs.applicable(item.markers)))
     needs_torch = needs.needs_torch or item.brings_torch
     modules = [module for name, module in MODULES.items() if name in {*names, *needs.comes}]
-    parts = [kind, item.path, item.python.version, build, *filter(None, [needs.refreshed])]
+    parts = [kind, item.path, item.version, build, *filter(None, [needs.refreshed])]
     args = {
         "key": _key(needs, parts),
         "kind": kind,
         "python": item.path,
-        "version": item.python.version,
+        "version": item.version,
         "requirements_hash": needs.requirements_hash,
         "wanted": needs.wanted,
         "names": names,

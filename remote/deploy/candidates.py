@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from remote.agent.shared.text import redact
 from remote.deploy.needs import Needs
@@ -20,30 +20,17 @@ MAX_NOTES = 5
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Candidate(Interpreter):
     """`missing`: canonical name → lines to install; `torch_problem`: why its torch won't do."""
 
-    python: Interpreter
-    order: int
-    missing: Mapping[str, Sequence[str]]
+    order: int = 0
+    missing: Mapping[str, Sequence[str]] = field(default_factory=dict)
     torch_problem: str | None = None
-
-    @property
-    def path(self) -> str:
-        return self.python.path
-
-    @property
-    def version(self) -> tuple[int, ...]:
-        return self.python.version_info
-
-    @property
-    def packages(self) -> Mapping[str, str]:
-        return self.python.packages
 
     @property
     def brings_torch(self) -> bool:
         """What is asked for and stands in it needs torch."""
-        return "torch" in self.python.requires
+        return "torch" in self.requires
 
     @property
     def has_torch(self) -> bool:
@@ -54,14 +41,13 @@ class Candidate:
 
     @property
     def torch_label(self) -> str:
-        torch = self.python.torch
-        return f"{torch.version} {torch.cuda}" if torch.version else "none"
+        return f"{self.torch.version} {self.torch.cuda}" if self.torch.version else "none"
 
     def __str__(self) -> str:
-        torch = self.python.torch
+        torch = self.torch
         cuda = f" (CUDA {torch.cuda})" if torch.cuda else ""
         about = f", torch {torch.version}{cuda}" if torch.version else ""
-        return f"{self.path} (python {self.python.version}{about})"
+        return f"{self.path} (python {self.version}{about})"
 
 
 def usable(needs: Needs, notes: list[str]) -> list[Candidate]:
@@ -111,11 +97,12 @@ def _judge(needs: Needs, python: Interpreter, order: int) -> Candidate:
     installed = Installed(python.packages, python.requires, python.urls, python.markers)
     missing = installed.find_missing(needs.requirements)
     missing = missing | {redact(address): [address] for address in needs.requirements.unnamed}
-    item = Candidate(python, order, missing)
+    item = Candidate(**vars(python), order=order, missing=missing)
     if not needs.needs_torch and not item.brings_torch:
         return item
-    problem = torch_problem(python.torch, needs.settings.torch, needs.report)
-    return Candidate(python, order, missing, problem)
+    return replace(
+        item, torch_problem=torch_problem(item.torch, needs.settings.torch, needs.report)
+    )
 
 
 def best_to_build(needs: Needs, items: Iterable[Candidate]) -> list[Candidate]:
@@ -124,27 +111,29 @@ def best_to_build(needs: Needs, items: Iterable[Candidate]) -> list[Candidate]:
     uv = needs.known.inspection is None or bool(needs.known.inspection.uv)
 
     def rank(item: Candidate) -> tuple[object, ...]:
-        makes = uv or item.python.has_venv or item.python.has_virtualenv
-        known = not needs.needs_torch or item.version[:2] <= TORCH_NEWEST
-        own = not item.python.is_venv
-        return makes, known, prefers(needs, item), item.version, own, -item.order
+        makes = uv or item.has_venv or item.has_virtualenv
+        known = not needs.needs_torch or item.version_info[:2] <= TORCH_NEWEST
+        own = not item.is_venv
+        return makes, known, prefers(needs, item), item.version_info, own, -item.order
 
     versions: dict[tuple[int, ...], Candidate] = {}
     for item in sorted(items, key=rank, reverse=True):
-        versions.setdefault(item.version[:2], item)
+        versions.setdefault(item.version_info[:2], item)
     return list(versions.values())
 
 
 def older_than(needs: Needs, item: Candidate) -> str:
     """What to propose where a package takes no python as new as this one."""
-    found = [one for one in needs.known.interpreters if one.version_info[:2] < item.version[:2]]
+    found = [
+        one for one in needs.known.interpreters if one.version_info[:2] < item.version_info[:2]
+    ]
     fit = [one for one in found if not one.problem and not _version_problem(needs, one)]
     best = max(fit, key=lambda one: one.version_info, default=None)
     return f"{best.path} (python {best.version})" if best else ""
 
 
 def prefers(needs: Needs, item: Candidate) -> bool:
-    return f"{dotted(item.version)}.".startswith(f"{needs.requirements.preferred}.")
+    return f"{dotted(item.version_info)}.".startswith(f"{needs.requirements.preferred}.")
 
 
 def dotted(version: Iterable[int]) -> str:

@@ -45,7 +45,7 @@ def plan_environment(
         plan = conda(needs)
     else:
         found = usable(needs, notes)
-        configured = next((item for item in found if item.python.configured), None)
+        configured = next((item for item in found if item.configured), None)
         if asks_nothing:
             best = configured or best_to_build(needs, found)[0]
             plan = as_is(needs, best, f"{best} is used as it is: no packages are asked for")
@@ -94,7 +94,7 @@ def _plan_found(needs: Needs, found: Sequence[Candidate], notes: list[str]) -> E
     """No python is set: the best of all."""
     ready = [item for item in found if not item.missing and not item.torch_problem]
     if ready:
-        best = max(ready, key=lambda item: (item.version, -item.order))
+        best = max(ready, key=lambda item: (item.version_info, -item.order))
         return as_is(needs, best, f"{best} has all that is required and is used as it is")
     notes += [
         f"passed over {item.path}: {item.torch_problem}" for item in found if item.torch_problem
@@ -103,7 +103,11 @@ def _plan_found(needs: Needs, found: Sequence[Candidate], notes: list[str]) -> E
     if bases:
         best = min(
             bases,
-            key=lambda item: (len(item.missing), tuple(-part for part in item.version), item.order),
+            key=lambda item: (
+                len(item.missing),
+                tuple(-part for part in item.version_info),
+                item.order,
+            ),
         )
         plan, because = _on_top(needs, best)
         if plan is not None:
@@ -127,7 +131,7 @@ def _on_top(needs: Needs, item: Candidate) -> tuple[EnvironmentPlan | None, str]
     if told is None and not needs.is_lock:
         return on_top_first(plan), ""
     if told is not None and told.failed:
-        torch = item.python.torch.version
+        torch = item.torch.version
         return None, f"its torch {torch} can't stay: {one_line(told.failed[0][-1], 300)}"
     return plan, ""
 
@@ -141,7 +145,7 @@ def _plan_configured(needs: Needs, item: Candidate) -> EnvironmentPlan:
         gpus = needs.report.gpus
         has = (
             ""
-            if item.python.torch.cuda
+            if item.torch.cuda
             else f", but the server has {len(gpus)} GPU(s) ({gpus[0].name or '–'})"
         )
         raise EnvironmentFailed(

@@ -72,60 +72,55 @@ def package_lines(project: Path, folder: Path, extras: Sequence[str]) -> Iterato
     pyproject = folder / "pyproject.toml"
     data = read_toml(pyproject) if pyproject.is_file() else {}
     tools = data.get("tool") or {}
+    where = ["."]
     if "project" in data:
-        yield from _Pyproject(data, folder.name).lines(extras)
-        find = (tools.get("setuptools") or {}).get("packages") or {}
-        where = (find.get("find") or {}).get("where") if isinstance(find, dict) else None
-        yield from (f"{LOCAL} {PurePosixPath(shown, part)}" for part in where or ["."])
+        setuptools = tools.get("setuptools") or {}
+        yield from _project_lines(data, setuptools, folder.name)
+        for extra in extras:
+            yield from _extra_lines(data, extra)
+        packages = setuptools.get("packages") or {}
+        if isinstance(packages, dict):
+            where = (packages.get("find") or {}).get("where") or where
     elif "poetry" in tools:
         problem = f"{shown}/pyproject.toml keeps its dependencies in Poetry's own table"
         remedy = "give it a [project] table (Poetry 2 takes one), or name what poetry export wrote"
         raise wrong(problem, remedy)
     elif (folder / "setup.cfg").is_file() or (folder / "setup.py").is_file():
         yield from _setuptools_lines(folder, extras, shown)
-        yield f"{LOCAL} {shown}"
     else:
         problem = f"{shown}: neither pyproject.toml nor setup.cfg or setup.py: no package"
         raise wrong(problem, "name the folder of a package")
+    yield from (f"{LOCAL} {PurePosixPath(shown, part)}" for part in where)
 
 
-class _Pyproject:
-    def __init__(self, data: Mapping[str, Any], name: str) -> None:
-        self.about = data["project"]
-        self.tool = (data.get("tool") or {}).get("setuptools") or {}
-        self.name = name
-        tables = (data.get("dependency-groups"), self.about.get("optional-dependencies"))
-        self.extras = {
-            canonical(extra): lines for table in tables for extra, lines in (table or {}).items()
-        }
+def _project_lines(
+    data: Mapping[str, Any], setuptools: Mapping[str, Any], name: str
+) -> Iterator[str]:
+    if "dependencies" in (data["project"].get("dynamic") or ()):
+        files = setuptools.get("dynamic", {}).get("dependencies", {}).get("file") or ()
+        if not files:
+            problem = f"{name}: its dependencies are computed when it is built"
+            raise wrong(problem, "list them in [project]")
+        yield from (f"-r {file}" for file in ([files] if isinstance(files, str) else files))
+    yield from data["project"].get("dependencies") or ()
 
-    def lines(self, extras: Sequence[str]) -> Iterator[str]:
-        if "dependencies" in (self.about.get("dynamic") or ()):
-            files = self.tool.get("dynamic", {}).get("dependencies", {}).get("file") or ()
-            if not files:
-                problem = f"{self.name}: its dependencies are computed when it is built"
-                raise wrong(problem, "list them in [project]")
-            yield from (f"-r {name}" for name in ([files] if isinstance(files, str) else files))
-        yield from self.about.get("dependencies") or ()
-        for extra in extras:
-            yield from self.extra(extra)
 
-    def extra(self, extra: str) -> Iterator[str]:
-        """An extra, or a dependency group; they may name others of their kind."""
-        if canonical(extra) not in self.extras:
-            known = ", ".join(self.extras) or "none"
-            problem = f"pyproject.toml has no extra {extra!r}; it has {known}"
-            raise wrong(problem, "correct remote.requirements")
-        for line in self.extras[canonical(extra)]:
-            if isinstance(line, dict):
-                yield from self.extra(str(line.get("include-group")))
-                continue
-            name, inner = split_extras(line)
-            if canonical(name) == canonical(str(self.about.get("name"))):
-                for one in inner:
-                    yield from self.extra(one)
-            else:
-                yield line
+def _extra_lines(data: Mapping[str, Any], extra: str) -> Iterator[str]:
+    """Of an extra, or a dependency group; they may name others of their kind."""
+    about = data["project"]
+    tables = (data.get("dependency-groups"), about.get("optional-dependencies"))
+    known = {canonical(name): lines for table in tables for name, lines in (table or {}).items()}
+    if canonical(extra) not in known:
+        problem = f"pyproject.toml has no extra {extra!r}; it has {', '.join(known) or 'none'}"
+        raise wrong(problem, "correct remote.requirements")
+    for line in known[canonical(extra)]:
+        group = line.get("include-group") if isinstance(line, dict) else None
+        name, inner = ("", (str(group),)) if group else split_extras(line)
+        if group or canonical(name) == canonical(str(about.get("name"))):
+            for one in inner:
+                yield from _extra_lines(data, one)
+        else:
+            yield line
 
 
 def _setuptools_lines(folder: Path, extras: Sequence[str], shown: str) -> Iterator[str]:
