@@ -10,7 +10,7 @@ from remote.deploy.needs import Needs
 from remote.deploy.torch_builds import torch_problem
 from remote.errors import EnvironmentFailed
 from remote.link.facts import Interpreter
-from remote.requirements.parsed import Installed
+from remote.requirements.parsed import find_missing
 from remote.screen.text import one_line
 
 OLDEST = (3, 8)
@@ -94,9 +94,8 @@ def _version_problem(needs: Needs, python: Interpreter) -> str | None:
 
 
 def _judge(needs: Needs, python: Interpreter, order: int) -> Candidate:
-    installed = Installed(python.packages, python.requires, python.urls, python.markers)
-    missing = installed.find_missing(needs.requirements)
-    missing = missing | {redact(address): [address] for address in needs.requirements.unnamed}
+    missing = find_missing(needs.requirements, python)
+    missing |= {redact(address): [address] for address in needs.requirements.unnamed}
     item = Candidate(**vars(python), order=order, missing=missing)
     if not needs.needs_torch and not item.brings_torch:
         return item

@@ -157,8 +157,10 @@ def choose_environment(
                 known = dataclasses.replace(known, inspection=inspection)
             elif plan.kind == "resolve-first":
                 told = session.ask(Resolution, show_event(session), plan=dict(plan.args))
-                name = "on_top" if plan.args.get("kind") == "overlay" else "resolution"
-                known = dataclasses.replace(known, **{name: told})
+                if plan.args["kind"] == "overlay":
+                    known = dataclasses.replace(known, on_top=told)
+                else:
+                    known = dataclasses.replace(known, resolution=told)
             else:
                 session.display.clear()
                 return plan

@@ -7,11 +7,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from remote.deploy.build_plan import as_is, conda, on_top_first, overlay, resolve, venv
+from remote.deploy.build_plan import as_is, ask_first, conda, overlay, venv
 from remote.deploy.candidates import MAX_NOTES, Candidate, best_to_build, usable
 from remote.deploy.needs import Known, Needs
 from remote.deploy.torch_builds import torch_problem
 from remote.errors import EnvironmentFailed
+from remote.link.answers import Resolution
 from remote.link.facts import Environment, Facts
 from remote.records import EnvironmentPlan, Settings
 from remote.requirements.lines import CONDA, requirements_hash
@@ -115,13 +116,14 @@ def _plan_found(needs: Needs, found: Sequence[Candidate], notes: list[str]) -> E
         notes.append(f"passed over {best.path}: {because}")
     builders = best_to_build(needs, found)
     resolution = needs.resolution
-    if resolution is None:
-        return resolve(needs, builders)
     # Where none can have all that is required, the build of the best will say why.
-    chosen = next((item for item in builders if item.path == resolution.python), None)
+    told = resolution or Resolution()
+    chosen = next((item for item in builders if item.path == told.python), None)
     if chosen is not None:
-        notes += [f"passed over {': '.join(told)}" for told in resolution.failed]
-    return venv(needs, chosen or builders[0], "no interpreter there has what is required")
+        notes += [f"passed over {': '.join(one)}" for one in told.failed]
+    why = "no interpreter there has what is required"
+    plan = venv(needs, chosen or builders[0], why)
+    return plan if resolution else ask_first(plan, builders)
 
 
 def _on_top(needs: Needs, item: Candidate) -> tuple[EnvironmentPlan | None, str]:
@@ -129,7 +131,7 @@ def _on_top(needs: Needs, item: Candidate) -> tuple[EnvironmentPlan | None, str]
     stay."""
     plan, told = overlay(needs, item), needs.known.on_top
     if told is None and not needs.is_lock:
-        return on_top_first(plan), ""
+        return ask_first(plan, [item]), ""
     if told is not None and told.failed:
         torch = item.torch.version
         return None, f"its torch {torch} can't stay: {one_line(told.failed[0][-1], 300)}"
@@ -164,5 +166,5 @@ def _plan_configured(needs: Needs, item: Candidate) -> EnvironmentPlan:
     elif "torch" in item.packages and "torch" in item.missing:
         because = because or f"its torch {item.packages['torch']} is not of the version required"
     if needs.resolution is None:
-        return resolve(needs, [item])
+        return ask_first(venv(needs, item, ""), [item])
     return venv(needs, item, because) if because else overlay(needs, item)

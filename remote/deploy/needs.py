@@ -69,7 +69,8 @@ class Needs:
     @property
     def comes(self) -> Mapping[str, str]:
         """Canonical name → version of all that will be installed; empty where it is not known."""
-        return (self.resolution.packages if self.resolution else None) or {}
+        told = [one.packages or {} for one in (self.resolution, self.known.on_top) if one]
+        return {name: version for packages in told for name, version in packages.items()}
 
     @property
     def names_torch_source(self) -> bool:

@@ -1,13 +1,17 @@
-"""The lines of requirements, as pip reads them: split, judged one by one, hashed. What most deploys
-need imports nothing but the standard library."""
+"""The lines of requirements, as pip reads them: decoded, split, judged one by one, hashed. What
+most deploys need imports nothing but the standard library."""
 
 from __future__ import annotations
 
 import argparse
+import codecs
 import hashlib
+import locale
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from remote.agent.shared.text import redact
@@ -37,6 +41,33 @@ class Line:
 
     where: str
     text: str
+
+
+def read_text(path: Path, name: str) -> str:
+    """${NAME} is replaced where it is set here; the rest is pip's to replace there."""
+    try:
+        text = decode(path.read_bytes())
+    except OSError as error:
+        remedy = "set remote.requirements to your file, or to none"
+        raise wrong(f"{name} can't be read: {error.strerror}", remedy) from None
+    except ValueError:
+        problem = f"{name} can't be read: its encoding is not known"
+        raise wrong(problem, "save it as UTF-8") from None
+    return re.sub(r"\$\{([A-Z0-9_]+)\}", lambda found: os.environ.get(found[1]) or found[0], text)
+
+
+def decode(data: bytes) -> str:
+    """As pip reads it: by its mark (PowerShell writes UTF-16), by a line `# -*- coding: … -*-`, as
+    UTF-8, by the locale; else GB18030."""
+    is_wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    named = re.search(rb"coding[:=]\s*([-\w.]+)", b"\n".join(data.split(b"\n")[:2]))
+    first = ["utf-16"] if is_wide else [named[1].decode()] if named else []
+    for encoding in (*first, "utf-8-sig", locale.getpreferredencoding(False), "gb18030"):
+        try:
+            return data.decode(encoding)
+        except (LookupError, ValueError):
+            continue
+    raise ValueError("its encoding is not known")
 
 
 def split_lines(text: str, prefix: str = "") -> list[Line]:

@@ -15,39 +15,32 @@ Package = Mapping[str, Any]
 def lock_lines(path: Path, extras: Sequence[str]) -> Iterator[str]:
     """As `uv sync --frozen` would install them, without the group dev: pinned, each with its
     hashes."""
-    packages: dict[str, list[Package]] = {}
-    for package in read_toml(path).get("package") or ():
-        packages.setdefault(str(package.get("name")), []).append(package)
-    roots = [one for many in packages.values() for one in many if _place(one) == "."]
-    if not roots:
+    packages = list(read_toml(path).get("package") or ())
+    root = next((one for one in packages if _place(one) == "."), None)
+    if root is None:
         raise wrong(f"{path.name} holds no project of this folder", "make it with uv lock")
-    unknown = [one for one in extras if one not in (roots[0].get("optional-dependencies") or {})]
-    if unknown:
-        raise wrong(f"{path.name} has no extra {unknown[0]!r}", "correct remote.requirements")
-    seen: set[tuple[str, str, str]] = set()
-    pending = [(roots[0], "", tuple(extras))]
-    while pending:
-        package, marker, wanted = pending.pop(0)
-        for needed in _needs(package, wanted):
+    for extra in extras:
+        if extra not in (root.get("optional-dependencies") or {}):
+            raise wrong(f"{path.name} has no extra {extra!r}", "correct remote.requirements")
+    seen: set[tuple[str, ...]] = set()
+    pending = [(root, "", tuple(extras))]
+    for package, marker, wanted in pending:
+        optional = package.get("optional-dependencies") or {}
+        more = [needed for extra in wanted for needed in optional.get(extra) or ()]
+        for needed in (*(package.get("dependencies") or ()), *more):
             name, inner = str(needed.get("name")), tuple(needed.get("extra") or ())
             both = _both(marker, str(needed.get("marker") or ""))
-            version = needed.get("version")
-            found = [one for one in packages.get(name, ()) if version in (None, one.get("version"))]
+            named = [one for one in packages if one.get("name") == name]
+            found = [one for one in named if needed.get("version") in (None, one.get("version"))]
             if not found:
                 raise wrong(f"{path.name} does not hold {name}", "make it anew with uv lock")
             for one in found:
-                key = (name, str(one.get("version")), both + ",".join(inner))
+                key = (name, str(one.get("version")), both, *inner)
                 if key not in seen:
                     seen.add(key)
                     yield _line(one, both)
                     pending.append((one, both, inner))
     yield f"{LOCAL} ."
-
-
-def _needs(package: Package, extras: Sequence[str]) -> list[Package]:
-    optional = package.get("optional-dependencies") or {}
-    more = [needed for extra in extras for needed in optional.get(extra) or ()]
-    return [*(package.get("dependencies") or ()), *more]
 
 
 def _line(package: Package, marker: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from remote.agent.shared.names import canonical
 from remote.errors import UsageError
-from remote.requirements.lines import LOCAL, wrong
+from remote.requirements.lines import LOCAL, read_text, wrong
 from remote.screen.text import one_line
 
 
@@ -36,10 +36,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        remedy = "set remote.requirements to your file, or to none"
-        raise wrong(f"{path.name} can't be read: {error.strerror}", remedy) from None
+        return tomllib.loads(read_text(path, path.name))
     except ValueError as error:
         said = one_line(str(error), 200)
         raise wrong(f"{path.name} is no TOML: {said}", "correct it; nothing was sent") from None

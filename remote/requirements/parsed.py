@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from remote.agent.shared.names import canonical
+from remote.link.facts import Interpreter
 from remote.requirements.lines import (
     CONDA,
     CONSTRAINED,
@@ -111,63 +112,55 @@ def _holds(requirement: Requirement, markers: Mapping[str, str], extras: Iterabl
         return True
 
 
-@dataclass(frozen=True)
-class Installed:
-    """What an interpreter told of its packages: canonical name → version, → what it requires, →
-    address it came from."""
-
-    packages: Mapping[str, str]
-    requires: Mapping[str, Sequence[str]]
-    urls: Mapping[str, str]
-    markers: Mapping[str, str]
-
-    def find_missing(self, requirements: Requirements) -> dict[str, list[str]]:
-        """Canonical name → lines to install, of what is lacking or of the wrong version, at any
-        depth."""
-        limits: dict[str, list[Requirement]] = {}
-        for limit in applicable(requirements.constraints, self.markers):
-            limits.setdefault(canonical(limit.name), []).append(limit)
-        missing: dict[str, list[str]] = {}
-        pending = applicable(requirements.lines, self.markers)
-        seen: set[str] = set()
-        while pending:
-            requirement = pending.pop(0)
-            name = canonical(requirement.name)
-            if str(requirement) in seen:
-                continue
-            seen.add(str(requirement))
-            if all(map(self.satisfies, (requirement, *limits.get(name, ())))):
-                pending += self.needed_by(name, requirement.extras)
-            else:
-                missing.setdefault(name, []).append(str(requirement))
-        return missing
-
-    def needed_by(self, name: str, extras: Iterable[str]) -> list[Requirement]:
-        from packaging.requirements import InvalidRequirement, Requirement
-
-        found = []
-        for text in self.requires.get(name, ()):
-            try:
-                needed = Requirement(text)
-            except InvalidRequirement:
-                continue
-            if name != "torch" or not canonical(needed.name).startswith(HARDWARE):
-                found.append(needed)
-        return applicable(found, self.markers, extras)
-
-    def satisfies(self, requirement: Requirement) -> bool:
-        from packaging.version import InvalidVersion
-
+def find_missing(requirements: Requirements, python: Interpreter) -> dict[str, list[str]]:
+    """Canonical name → lines to install, of what an interpreter lacks or has in a wrong version, at
+    any depth."""
+    limits: dict[str, list[Requirement]] = {}
+    for limit in applicable(requirements.constraints, python.markers):
+        limits.setdefault(canonical(limit.name), []).append(limit)
+    missing: dict[str, list[str]] = {}
+    pending = applicable(requirements.lines, python.markers)
+    seen: set[str] = set()
+    while pending:
+        requirement = pending.pop(0)
         name = canonical(requirement.name)
-        version = self.packages.get(name)
-        if version is None:
-            return False
-        if requirement.url is not None:
-            return _bare(self.urls.get(name, "")) == _bare(requirement.url)
+        if str(requirement) in seen:
+            continue
+        seen.add(str(requirement))
+        if all(_satisfies(python, one) for one in (requirement, *limits.get(name, ()))):
+            pending += _needed_by(python, name, requirement.extras)
+        else:
+            missing.setdefault(name, []).append(str(requirement))
+    return missing
+
+
+def _needed_by(python: Interpreter, name: str, extras: Iterable[str]) -> list[Requirement]:
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    found = []
+    for text in python.requires.get(name, ()):
         try:
-            return requirement.specifier.contains(version, prereleases=True)
-        except InvalidVersion:
-            return False
+            needed = Requirement(text)
+        except InvalidRequirement:
+            continue
+        if name != "torch" or not canonical(needed.name).startswith(HARDWARE):
+            found.append(needed)
+    return applicable(found, python.markers, extras)
+
+
+def _satisfies(python: Interpreter, requirement: Requirement) -> bool:
+    from packaging.version import InvalidVersion
+
+    name = canonical(requirement.name)
+    version = python.packages.get(name)
+    if version is None:
+        return False
+    if requirement.url is not None:
+        return _bare(python.urls.get(name, "")) == _bare(requirement.url)
+    try:
+        return requirement.specifier.contains(version, prereleases=True)
+    except InvalidVersion:
+        return False
 
 
 def _bare(url: str) -> str:

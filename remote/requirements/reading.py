@@ -3,9 +3,6 @@ with extras, uv.lock, or conda's environment.yml. All become lines as pip takes 
 
 from __future__ import annotations
 
-import codecs
-import locale
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +19,7 @@ from remote.requirements.lines import (
     REQUIRES_PYTHON,
     Line,
     problems_of,
+    read_text,
     split_lines,
     wrong,
     wrong_lines,
@@ -143,30 +141,3 @@ def _named(found: re.Match[str]) -> str:
     """`-e git+…#egg=name` is installed like any other package."""
     egg = re.search(r"[#&]egg=([\w.-]+)", found[1])
     return f"{egg[1]} @ {found[1]}" if egg else found[1]
-
-
-def read_text(path: Path, name: str) -> str:
-    """${NAME} is replaced where it is set here; the rest is pip's to replace there."""
-    try:
-        text = decode(path.read_bytes())
-    except OSError as error:
-        remedy = "set remote.requirements to your file, or to none"
-        raise wrong(f"{name} can't be read: {error.strerror}", remedy) from None
-    except ValueError:
-        problem = f"{name} can't be read: its encoding is not known"
-        raise wrong(problem, "save it as UTF-8") from None
-    return re.sub(r"\$\{([A-Z0-9_]+)\}", lambda found: os.environ.get(found[1]) or found[0], text)
-
-
-def decode(data: bytes) -> str:
-    """As pip reads it: by its mark (PowerShell writes UTF-16), by a line `# -*- coding: … -*-`, as
-    UTF-8, by the locale; else GB18030."""
-    is_wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    named = re.search(rb"coding[:=]\s*([-\w.]+)", b"\n".join(data.split(b"\n")[:2]))
-    first = ["utf-16"] if is_wide else [named[1].decode()] if named else []
-    for encoding in (*first, "utf-8-sig", locale.getpreferredencoding(False), "gb18030"):
-        try:
-            return data.decode(encoding)
-        except (LookupError, ValueError):
-            continue
-    raise ValueError("its encoding is not known")

@@ -4,12 +4,18 @@ fakes."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from remote.agent.environments import installers
+from remote.agent.root.disk import Disk
 from remote.deploy.deploy import Deployed
 from remote.errors import EnvironmentFailed
 from tests.support.environment_scene import Scene
@@ -39,6 +45,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch_wheel(directory, "2.9.0", "13.0")
     make_wheel(directory, "backbones", "1.0", requires=["torch>=2.4"])
     make_wheel(directory, "vision-kit", "1.0", requires=["backbones"])
+    make_wheel(directory, "new-kit", "1.0", requires=["torch>=2.6"])
     make_sdist(directory, "flash_kit", "1.0", "torch")
     return directory
 
@@ -146,15 +153,86 @@ def test_the_servers_own_constraints_are_named_as_the_other_side(scene: Scene) -
         scene.deploy("demo-pkg>=1.1\n")
 
 
-@pytest.mark.parametrize("on_top", [False, True])
-def test_what_needs_torch_to_be_built_is_built_after_it(scene: Scene, on_top: bool) -> None:
-    scene.use_gpus(FakeGpu())
-    if on_top:
+def locked(directory: Path, *files: str) -> str:
+    """Requirements that name a version and a hash of each."""
+    lines = []
+    for file in files:
+        name, version = file.removesuffix(".tar.gz").split("-")[:2]
+        digest = hashlib.sha256((directory / file).read_bytes()).hexdigest()
+        lines.append(f"{name}=={version.partition('+')[0]} --hash=sha256:{digest}\n")
+    return "".join(lines)
+
+
+@pytest.mark.parametrize("is_lock", [False, True])
+@pytest.mark.parametrize("below", ["venv", "image", "torch's own index"])
+def test_what_needs_torch_to_be_built_is_built_after_it(
+    scene: Scene, builds: Path, below: str, is_lock: bool
+) -> None:
+    version, text, own = "2.9.0", "flash-kit\ntorch\n", below == "torch's own index"
+    scene.use_gpus(FakeGpu(), driver="535.54.03" if own else "580.65.06")
+    if own:
+        version, text = "2.5.0", "flash-kit\ntorch<2.9\n"
+    if is_lock:
+        files = "flash_kit-1.0.tar.gz", f"torch-{version}-py3-none-any.whl"
+        text = locked(scene.index.wheels, *files)
+    if below == "image":
         make_image(scene.server.home / "miniconda3", scene.index.wheels, "torch")
-    deployed = scene.deploy("flash-kit\ntorch\n")
+    with Index(builds / "cu126") as torch:
+        deployed = scene.deploy(text, torch_index=torch.url)
     made = site_of(Path(deployed.environment.python)) / "flash_kit.py"
-    assert made.read_text() == "made_with = '2.9.0'" and "GPU works" in last(deployed)
-    assert ("on top of" in last(deployed)) is on_top
+    assert made.read_text() == f"made_with = '{version}{'+cu126' if own else ''}'"
+    assert "GPU works" in last(deployed)
+    assert ("on top of" in last(deployed)) is (below == "image")
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_an_image_whose_torch_cannot_stay_is_known_before_anything_is_built(
+    scene: Scene, configured: bool
+) -> None:
+    scene.use_gpus(FakeGpu())
+    image = make_image(scene.server.home / "miniconda3", scene.project.parent / "none")
+    unpack(scene.index.wheels / "torch-2.5.0-py3-none-any.whl", site_of(image))
+    deployed = scene.deploy("torch\nnew-kit\n", python=str(image) if configured else "")
+    why = "its torch 2.5.0 can't stay: the requirements contradict each other: new-kit 1.0 depends"
+    begin = f"venv of {image} (" if configured else f"passed over {image}: {why}"
+    assert begin in scene.shown and why in scene.shown
+    assert "new-kit 1.0 depends on torch>=2.6; wanted: (constraint) torch" in scene.shown
+    assert "a venv of" in last(deployed) and "torch 2.9.0, CUDA 13.0" in last(deployed)
+    assert scene.only_environment().name == deployed.environment.key
+
+
+@pytest.mark.parametrize(("tool", "flag"), [("pip", "--no-cache-dir"), ("uv", "--no-cache")])
+@pytest.mark.parametrize("roomy", ["home", "elsewhere"])
+def test_wheels_are_kept_where_the_disk_of_their_own_cache_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool: str, flag: str, roomy: str
+) -> None:
+    """pip's cache and uv's may lie on different disks, and neither in the home."""
+    variables = {"pip": "PIP_CACHE_DIR", "uv": "UV_CACHE_DIR"}
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for variable in variables.values():
+        monkeypatch.delenv(variable, raising=False)
+    sizes = {str(tmp_path / "home"): 1 << 40, str(tmp_path / "elsewhere"): 1 << 30}
+    if roomy == "elsewhere":
+        sizes = dict(zip(sizes, reversed(sizes.values()), strict=True))
+
+    def disk_of(path: str) -> Disk:
+        place = next(place for place in sizes if path.startswith(place))
+        return Disk(place, sizes[place], 1 << 42, None, False)
+
+    monkeypatch.setattr(installers, "disk_of", disk_of)
+    monkeypatch.setattr(installers, "find_uv", lambda: "/bin/uv" if tool == "uv" else None)
+    ran: list[list[str]] = []
+    commands = SimpleNamespace(
+        run=lambda argv, _: ran.append(argv) or 0, directory=str(tmp_path), written=0
+    )
+    for named in (False, True):
+        if named:
+            monkeypatch.setenv(variables[tool], str(tmp_path / "elsewhere" / "cache"))
+        installer = installers.Installer(commands, {}, [], uv=True)  # type: ignore[arg-type]
+        assert installer.install(sys.executable, ["demo"], []) == tool
+        assert (flag not in ran[-1]) is ((roomy == "elsewhere") is named)
 
 
 def test_a_branch_says_which_commit_it_stands_for_and_is_renewed_when_asked(

@@ -180,6 +180,43 @@ def test_only_what_is_missing_is_installed_and_torch_is_pinned() -> None:
     )
 
 
+def test_what_comes_on_top_of_an_images_torch_is_asked_before_it_is_installed() -> None:
+    facts = make_facts(image(), interpreter("/new", "3.13.0"), gpu=gpu_facts())
+    del facts["resolution"], facts["on_top"]
+    text = TEXT + "ultralytics\n"
+    asked = plan_told(facts, PLAIN, text)
+    assert (asked.kind, asked.args["kind"]) == ("resolve-first", "overlay")
+    assert asked.args["pythons"] == ["/opt/conda/bin/python"]
+    assert asked.args["constraints"] == ["torch==2.5.1+cu124"]
+    comes = {"ultralytics": "8", "torchvision": "0.20.1", **{f"p{i}": "1" for i in range(8)}}
+    facts["on_top"] = {"python": "/opt/conda/bin/python", "packages": comes, "late": ["p1"]}
+    found = plan_told(facts, PLAIN, text)
+    assert (found.kind, found.args["late"], found.args["need_mib"]) == ("overlay", ["p1"], 700)
+    assert found.args["torch"]["index"].endswith("/cu124"), "torchvision comes with it"
+    facts["on_top"] = {"failed": [["/opt/conda/bin/python", "ultralytics wants torch>=2.6"]]}
+    asked = plan_told(facts, PLAIN, text)
+    pythons = ["/new", "/opt/conda/bin/python"]
+    assert (asked.args["kind"], asked.args["pythons"]) == ("venv", pythons)
+    facts["resolution"] = {"python": "/new", "packages": {"torch": "2.9"}}
+    found = plan_told(facts, PLAIN, text)
+    why = "its torch 2.5.1+cu124 can't stay: ultralytics wants torch>=2.6"
+    assert found.kind == "venv" and f"passed over /opt/conda/bin/python: {why}" in found.notes
+    mine = Settings(python="/my/python")
+    facts["interpreters"] = facts["inspection"]["interpreters"] = [configured()]
+    found = plan_told(facts, mine, text)
+    assert (found.kind, found.args["python"]) == ("venv", "/my/python") and why in found.why
+
+
+def test_a_base_without_torch_is_asked_about_and_then_laid_upon() -> None:
+    facts = make_facts(configured(packages={}, torch={}))
+    del facts["resolution"], facts["on_top"]
+    asked = plan_told(facts, MINE, "demo\n")
+    assert (asked.kind, asked.args["pythons"]) == ("resolve-first", ["/my/python"])
+    assert asked.args["kind"] == "venv", "all that is asked for"
+    facts["resolution"] = {"python": "/my/python", "packages": {"demo": "1"}}
+    assert plan_told(facts, MINE, "demo\n").kind == "overlay"
+
+
 def test_on_top_of_a_venv_its_packages_are_named() -> None:
     found = plan(image(is_venv=True, sites=["/v/site-packages"]), text=TEXT + "demo\n")
     assert found.args["parent_sites"] == ["/v/site-packages"]

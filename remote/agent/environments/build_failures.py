@@ -215,8 +215,8 @@ def _conflict(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
     if not found:
         return None
     because = re.search(r"The conflict is caused by:\n((?: {4}.+\n?)+)", text)
-    sides = "; ".join(line.strip() for line in because[1].splitlines()[:4]) if because else ""
-    what = found[1] + (f" ({sides})" if sides else "")
+    sides = [line.strip() for line in because[1].splitlines()[:4]] if because else []
+    what = "; ".join(sides).replace("The user requested", "wanted:") or found[1]
     if place.constraint and "(constraint)" in text:
         return Failure(
             f"{what}: the requirements contradict {place.constraint} on the server, to which pip"
