@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from remote.deploy import gpus, proofs
+from remote.agent.shared.gpu_choice import busy_reason, choose_gpus
+from remote.deploy import proofs
 from remote.deploy.deploy import ask_facts, choose_environment, read_requirements
+from remote.deploy.gpus import capability, torch_build_for
 from remote.deploy.setup_key import PREFERRED
 from remote.deploy.shown import show_check
 from remote.errors import EnvironmentFailed, GpuUnfit, RemoteError, ServerUnfit, UsageError
@@ -326,7 +328,7 @@ def gpu_checks(project: Project, facts: Facts, there: Any) -> Iterator[Check]:
         )
         yield there("gpu", WARNING, report.problem or "nvidia-smi shows none", report.remedy or cpu)
         return
-    choice = gpus.choose_gpus(report.gpus, held=facts.held)
+    choice = choose_gpus(report.gpus, held=facts.held)
     names = ", ".join(dict.fromkeys(show(item.name) for item in report.gpus))
     text = (
         f"{len(report.gpus)} × {names}, driver {show(report.driver_version)}, {len(choice.gpus)}"
@@ -335,7 +337,7 @@ def gpu_checks(project: Project, facts: Facts, there: Any) -> Iterator[Check]:
     if choice.gpus:
         yield there("gpu", OK, text)
     else:
-        busy = {gpu.index: gpus.busy_reason(gpu, facts.held) for gpu in report.gpus}
+        busy = {gpu.index: busy_reason(gpu, facts.held) for gpu in report.gpus}
         users = "; ".join(f"gpu {index}: {why}" for index, why in busy.items() if why)
         yield there(
             "gpu",
@@ -343,8 +345,8 @@ def gpu_checks(project: Project, facts: Facts, there: Any) -> Iterator[Check]:
             f"{text}{f' ({users})' if users else ''}",
             "train waits for one in the queue",
         )
-    build = gpus.torch_build_for(
-        report.driver_version, [gpus.capability(item) for item in report.gpus], facts.system.machine
+    build = torch_build_for(
+        report.driver_version, [capability(item) for item in report.gpus], facts.system.machine
     )
     if build.problem:
         yield there(

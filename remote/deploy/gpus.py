@@ -1,5 +1,4 @@
-"""Which torch build fits a server's GPUs; and, from the agent's room, what nvidia-smi said and
-which GPUs to use. Pure."""
+"""Which torch build fits a server's GPUs. Pure."""
 
 from __future__ import annotations
 
@@ -7,33 +6,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from remote.agent.shared.gpu_choice import (
-    TORCH_BUILDS,
-    Choice,
-    busy_reason,
-    choose_gpus,
-    describe_mib,
-    describe_process,
-    driver_major,
-    fitting_build,
-    held_gpus,
-    parse_gpus,
-    parse_processes,
-    unusable_reason,
-)
+from remote.agent.shared.gpu_choice import TORCH_BUILDS, Choice, driver_major, fitting_build
 from remote.errors import GpuUnfit
 from remote.records import Gpu
-
-__all__ = [
-    "busy_reason",
-    "choose_gpus",
-    "describe_mib",
-    "describe_process",
-    "held_gpus",
-    "parse_gpus",
-    "parse_processes",
-    "unusable_reason",
-]
 
 # Where the driver is too old to tell the compute capability, the name does.
 OLD_NAMES = (

@@ -6,9 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from remote.agent.shared.gpu_choice import busy_reason, describe_mib, describe_process
 from remote.deploy import proofs
 from remote.deploy.deploy import Deployed, gpu_facts
-from remote.deploy.gpus import busy_reason, describe_mib, describe_process
 from remote.errors import RemoteError
 from remote.link.answers import Nodes
 from remote.link.facts import Facts

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from remote.deploy.gpus import choose_gpus, unusable_reason
+from remote.agent.shared.gpu_choice import choose_gpus, unusable_reason
 from remote.link.facts import Facts
 from remote.link.session import Project
 from remote.project.release import build_release

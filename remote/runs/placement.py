@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from remote.agent.shared.gpu_choice import choose_gpus, unusable_reason
 from remote.deploy.deploy import Deployed
-from remote.deploy.gpus import choose_gpus, gpu_error, unusable_reason
+from remote.deploy.gpus import gpu_error
 from remote.errors import ConnectionLost, GpuUnfit, NotFound, RemoteError, Unreachable
 from remote.link.session import Session
 from remote.project.settings import listed

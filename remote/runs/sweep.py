@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from remote.agent.shared.gpu_choice import unusable_reason
 from remote.deploy.deploy import deploy
-from remote.deploy.gpus import unusable_reason
 from remote.deploy.shown import show_steps
 from remote.errors import RemoteError, UsageError
 from remote.link.facts import Facts

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from remote.deploy.gpus import busy_reason
+from remote.agent.shared.gpu_choice import busy_reason
 from remote.deploy.shown import gpu_json_rows, memory_cell
 from remote.errors import RemoteError
 from remote.link.answers import Overview

@@ -230,7 +230,7 @@ def test_wheels_are_kept_where_the_disk_of_their_own_cache_has_room(
     for named in (False, True):
         if named:
             monkeypatch.setenv(variables[tool], str(tmp_path / "elsewhere" / "cache"))
-        installer = installers.Installer(commands, {}, [], uv=True)  # type: ignore[arg-type]
+        installer = installers.Installer(commands, {}, [])  # type: ignore[arg-type]
         assert installer.install(sys.executable, ["demo"], []) == tool
         assert (flag not in ran[-1]) is ((roomy == "elsewhere") is named)
 

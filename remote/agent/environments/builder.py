@@ -129,16 +129,14 @@ class Builder:
         os.makedirs(temporary, mode=0o700, exist_ok=True)
         self.environment = build_environment(temporary)
         helpers = list(self.plan.get("helpers") or [])
-        alone = self.plan["kind"] == "venv"
+        on_top = self.plan["kind"] == "overlay"
         try:
-            self.installer = installers.Installer(
-                self.commands, self.environment, helpers, uv=alone
-            )
+            self.installer = installers.Installer(self.commands, self.environment, helpers, on_top)
             if self.plan["kind"] == "conda":
                 made_by = installer = self.make_by_conda()
             else:
                 made_by, installer = self.make_venv(), self.install_all()
-            if self.plan["kind"] == "overlay":
+            if on_top:
                 self.add_scripts()
             self.finish(made_by, installer, started)
         finally:

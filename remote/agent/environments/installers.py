@@ -118,18 +118,25 @@ class Failed(Exception):
 class Installer:
     """uv where nothing of pip's configuration is lost, else pip; pip too where uv failed.
 
-    `directory` takes the files of requirements; whoever made it removes them: they may hold
+    `on_top`: it installs beside what another interpreter has, which uv does not see. The commands'
+    directory takes the files of requirements; whoever made it removes them: they may hold
     passwords of indexes.
     """
 
     def __init__(
-        self, commands: Commands, environment: Dict[str, str], helpers: Sequence[str], uv: bool
+        self,
+        commands: Commands,
+        environment: Dict[str, str],
+        helpers: Sequence[str],
+        on_top: bool = False,
     ) -> None:
         self.commands = commands
         self.environment = environment
         self.helpers = helpers
         self.config = pip_settings.pip_config()
-        self.uv = find_uv() if uv and not pip_settings.pip_only_options(self.config) else None
+        self.on_top = on_top
+        pip_alone = on_top or pip_settings.pip_only_options(self.config)
+        self.uv = None if pip_alone else find_uv()
 
     def install(
         self,
@@ -164,11 +171,9 @@ class Installer:
             raise Failed(before)
         return "pip"
 
-    def resolve(
-        self, python: str, lines: List[str], constraints: Sequence[str], on_top: bool = False
-    ) -> Dict[str, str]:
-        """Canonical name → version of all that would be installed; nothing is. `on_top`: what the
-        interpreter has counts. Raises Failed, or InstallerMissing where no pip there can tell."""
+    def resolve(self, python: str, lines: List[str], constraints: Sequence[str]) -> Dict[str, str]:
+        """Canonical name → version of all that would be installed; nothing is. Raises Failed, or
+        InstallerMissing where no pip there can tell."""
         limits = self._write("constraints.txt", constraints)
         if self.uv:
             file = self._write("install.txt", pip_settings.index_lines(self.config, lines))
@@ -187,7 +192,7 @@ class Installer:
         told = os.path.join(self.commands.directory, "report.json")
         argv = [*pip, "install", "--dry-run", "--report", told, "-c", limits]
         argv += ["-r", self._write("install.txt", lines), *self._cacheless("pip")]
-        argv += [] if on_top else ["--ignore-installed"]
+        argv += [] if self.on_top else ["--ignore-installed"]
         # The build asks longer: an index out of reach shall not be waited for twice.
         argv += [] if "retries" in self.config else ["--retries", "2"]
         environment = pip_settings.pip_environment(self.environment, self.config)

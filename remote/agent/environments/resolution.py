@@ -62,7 +62,7 @@ class Resolution:
         self.commands = Commands(directory, "resolve.log", self.hear, call.alive, LIMIT_S)
         helpers = list(plan.get("helpers") or [])
         self.installer = installers.Installer(
-            self.commands, build_environment(directory), helpers, uv=not self.on_top
+            self.commands, build_environment(directory), helpers, self.on_top
         )
         self.late: List[str] = []
 
@@ -111,7 +111,7 @@ class Resolution:
         while True:
             start = self.commands.written
             try:
-                return self.installer.resolve(python, [*options, *lines], limits, self.on_top)
+                return self.installer.resolve(python, [*options, *lines], limits)
             except installers.Failed:
                 if not self.call.alive():
                     raise BrokenPipeError from None
