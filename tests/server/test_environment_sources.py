@@ -224,9 +224,12 @@ def test_wheels_are_kept_where_the_disk_of_their_own_cache_has_room(
     monkeypatch.setattr(installers, "disk_of", disk_of)
     monkeypatch.setattr(installers, "find_uv", lambda: "/bin/uv" if tool == "uv" else None)
     ran: list[list[str]] = []
-    commands = SimpleNamespace(
-        run=lambda argv, _: ran.append(argv) or 0, directory=str(tmp_path), written=0
-    )
+
+    def run(argv: list[str], environment: dict[str, str]) -> int:
+        ran.append(argv)
+        return 0
+
+    commands = SimpleNamespace(run=run, directory=str(tmp_path), written=0)
     for named in (False, True):
         if named:
             monkeypatch.setenv(variables[tool], str(tmp_path / "elsewhere" / "cache"))
