@@ -14,7 +14,7 @@ from typing import Any
 from remote.agent.shared.names import canonical
 from remote.deploy.candidates import MAX_NOTES, Candidate, older_than
 from remote.deploy.needs import MODULES, TORCH_FAMILY, Needs
-from remote.deploy.torch_builds import choose_torch, family_of, need_mib, of_the_family, source
+from remote.deploy.torch_builds import choose_torch, need_mib, of_the_family, source
 from remote.errors import EnvironmentFailed
 from remote.link.answers import Resolution
 from remote.records import EnvironmentPlan
@@ -46,11 +46,11 @@ def overlay(needs: Needs, item: Candidate) -> EnvironmentPlan:
         torch = choose_torch(needs, item.markers)
     elif build and any(name in comes for name in TORCH_FAMILY):
         torch = source(needs, build, [])
-    pins = [f"{name}=={item.packages[name]}" for name in family_of(item.packages, item.missing)]
+    kept = [name for name in TORCH_FAMILY if name in item.packages and name not in item.missing]
     hashes = needs.requirements.hashes
     lines = [line + hashes.get(name, "") for name, lines in item.missing.items() for line in lines]
     args = _to_install(needs, item, lines, told) | {"torch": torch}
-    args["constraints"] += pins
+    args["constraints"] += [f"{name}=={item.packages[name]}" for name in kept]
     args["need_mib"] = need_mib(needs, torch, comes if "torch" in item.packages else None)
     if item.is_venv:
         # A venv made from a venv sees only the base interpreter.

@@ -148,12 +148,7 @@ def choose_environment(
         while True:
             plan = environment.plan_environment(known, settings, requirements, refresh)
             if plan.kind == "inspect-first":
-                inspection = session.ask(
-                    Inspection,
-                    show_event(session),
-                    configured=settings.python,
-                    detail=environment.inspection_detail(requirements),
-                )
+                inspection = session.ask(Inspection, show_event(session), **plan.args)
                 known = dataclasses.replace(known, inspection=inspection)
             elif plan.kind == "resolve-first":
                 told = session.ask(Resolution, show_event(session), plan=dict(plan.args))

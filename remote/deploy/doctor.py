@@ -18,7 +18,7 @@ from typing import Any
 from remote.agent.shared.gpu_choice import busy_reason, choose_gpus
 from remote.deploy import proofs
 from remote.deploy.deploy import ask_facts, choose_environment, read_requirements
-from remote.deploy.gpus import capability, torch_build_for
+from remote.deploy.gpus import torch_build_for
 from remote.deploy.setup_key import PREFERRED
 from remote.deploy.shown import show_check
 from remote.errors import EnvironmentFailed, GpuUnfit, RemoteError, ServerUnfit, UsageError
@@ -345,9 +345,7 @@ def gpu_checks(project: Project, facts: Facts, there: Any) -> Iterator[Check]:
             f"{text}{f' ({users})' if users else ''}",
             "train waits for one in the queue",
         )
-    build = torch_build_for(
-        report.driver_version, [capability(item) for item in report.gpus], facts.system.machine
-    )
+    build = torch_build_for(report, facts.system.machine)
     if build.problem:
         yield there(
             "driver",

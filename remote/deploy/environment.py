@@ -15,7 +15,7 @@ from remote.errors import EnvironmentFailed
 from remote.link.answers import Resolution
 from remote.link.facts import Environment, Facts
 from remote.records import EnvironmentPlan, Settings
-from remote.requirements.lines import CONDA, requirements_hash
+from remote.requirements.lines import requirements_hash
 from remote.requirements.parsed import parse_requirements
 from remote.screen.text import one_line
 
@@ -25,8 +25,9 @@ KEPT = "environment kept: requirements unchanged"
 def plan_environment(
     known: Known, settings: Settings, requirements_text: str, refresh: bool = False
 ) -> EnvironmentPlan:
-    """The plan of kind `inspect-first` asks for known.inspection; `inspection_detail` tells what to
-    ask for. That of kind `resolve-first` asks for known.resolution. `refresh`: nothing is kept.
+    """The plan of kind `inspect-first` asks for known.inspection, that of kind `resolve-first` for
+    known.resolution, or for known.on_top where it is one of an overlay; its `args` are the
+    question's. `refresh`: nothing is kept.
 
     Raises UsageError for wrong requirements, EnvironmentFailed or GpuUnfit where no environment can
     be had.
@@ -36,11 +37,13 @@ def plan_environment(
     notes = _notes(facts, requirements_text)
     if kept is not None and not refresh:
         return EnvironmentPlan("keep", KEPT, kept.key, notes=tuple(notes))
-    asks_nothing = not re.search(rf"^(?:[^-\s]|{CONDA} )", requirements_text, re.M)
+    asked = parse_requirements(requirements_text)
+    asks_nothing = not (asked.lines or asked.unnamed or asked.conda)
     if not asks_nothing and known.inspection is None:
-        return EnvironmentPlan("inspect-first", "looking at what the server's interpreters have")
-    refreshed = str(facts.system.time) if refresh else ""
-    needs = Needs(known, settings, parse_requirements(requirements_text), digest, refreshed)
+        why = "looking at what the server's interpreters have"
+        args = {"configured": settings.python, "detail": asked.names_with_extras}
+        return EnvironmentPlan("inspect-first", why, args=args)
+    needs = Needs(known, settings, asked, digest, str(facts.system.time) if refresh else "")
     notes += [f"the environment of before is not used: {changed}"] if changed else []
     if needs.requirements.conda:
         plan = conda(needs)
@@ -55,11 +58,6 @@ def plan_environment(
         else:
             plan = _plan_found(needs, found, notes)
     return replace(plan, notes=tuple(notes))
-
-
-def inspection_detail(requirements_text: str) -> list[str]:
-    """The argument `detail` of environment_inspect: what to follow to everything that it needs."""
-    return parse_requirements(requirements_text).names_with_extras
 
 
 def _notes(facts: Facts, text: str) -> list[str]:

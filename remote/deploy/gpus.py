@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from remote.agent.shared.gpu_choice import TORCH_BUILDS, Choice, driver_major, fitting_build
 from remote.errors import GpuUnfit
-from remote.records import Gpu
+from remote.records import Gpu, GpuReport
 
 # Where the driver is too old to tell the compute capability, the name does.
 OLD_NAMES = (
@@ -30,27 +29,16 @@ class TorchBuild:
     problem: str | None = None
 
 
-def driver_supports(driver: str | None, cuda: str | None) -> bool | None:
-    """Whether a driver carries a CUDA runtime such as 12.6; None where either is unknown."""
-    major, cuda_major = driver_major(driver), driver_major(cuda)
-    if major is None or cuda_major is None:
-        return None
-    lowest = {13: 580, 12: 525, 11: 450}.get(cuda_major)
-    return None if lowest is None else major >= lowest
-
-
 def capability(gpu: Gpu) -> float | None:
     if gpu.compute_capability is not None:
         return gpu.compute_capability
     return next((cap for pattern, cap in OLD_NAMES if re.search(pattern, gpu.name or "")), None)
 
 
-def torch_build_for(
-    driver: str | None, capabilities: Iterable[float | None], machine: str = "x86_64"
-) -> TorchBuild:
+def torch_build_for(report: GpuReport, machine: str) -> TorchBuild:
     """Which torch build a server's GPUs need. Without GPUs, or where the newest fits, the default
     wheels."""
-    caps = list(capabilities)
+    driver, caps = report.driver_version, list(map(capability, report.gpus))
     if not caps:
         return TorchBuild(None, "no GPU: default wheels")
     name = fitting_build(driver, caps)
@@ -71,16 +59,16 @@ def torch_build_for(
     return TorchBuild(None, f"default wheels, though {problem}", problem)
 
 
-def build_fits(cuda: str | None, driver: str | None, capabilities: Iterable[float | None]) -> bool:
+def build_fits(cuda: str, report: GpuReport) -> bool:
     """Whether a torch with this CUDA version is likely to run here; unknown counts as fitting, the
     proof decides."""
-    if driver_supports(driver, cuda) is False:
+    major, driver = driver_major(cuda) or 0, driver_major(report.driver_version)
+    if driver is not None and driver < {13: 580, 12: 525, 11: 450}.get(major, 0):
         return False
-    lowest = {13: 7.5}.get(driver_major(cuda) or 0, 0.0)
-    highest = {"12.6": 9.9, "12.4": 9.9, "12.1": 9.9}.get(
-        cuda or "", 9.9 if driver_major(cuda) == 11 else 99.0
-    )
-    return all(lowest <= cap <= highest for cap in capabilities if cap is not None)
+    lowest = 7.5 if major == 13 else 0.0
+    highest = 9.9 if major == 11 or cuda in ("12.6", "12.4", "12.1") else 99.0
+    caps = map(capability, report.gpus)
+    return all(lowest <= cap <= highest for cap in caps if cap is not None)
 
 
 def gpu_error(choice: Choice, host: str | None = None) -> GpuUnfit:

@@ -8,7 +8,7 @@ from typing import Any
 
 from remote.agent.shared.names import canonical
 from remote.deploy import gpus
-from remote.deploy.needs import TORCH_FAMILY, Needs
+from remote.deploy.needs import Needs
 from remote.errors import GpuUnfit
 from remote.link.facts import Torch
 from remote.records import GpuReport
@@ -32,7 +32,7 @@ def torch_problem(torch: Torch, wanted: str, report: GpuReport) -> str | None:
         return None
     if not cuda:
         return f"{name} is a CPU build"
-    if not gpus.build_fits(cuda, report.driver_version, _capabilities(report)):
+    if not gpus.build_fits(cuda, report):
         return f"{name} (CUDA {cuda}) does not fit {_about(report)}"
     return None
 
@@ -47,11 +47,7 @@ def choose_torch(needs: Needs, markers: Mapping[str, str]) -> dict[str, Any]:
         return {"build": "own", "reason": "from where the requirements or pip's settings say"}
     choice = gpus.TorchBuild(wanted, f"{wanted}, as remote.torch says")
     if wanted == "auto":
-        choice = gpus.torch_build_for(
-            needs.report.driver_version,
-            _capabilities(needs.report),
-            needs.known.facts.system.machine,
-        )
+        choice = gpus.torch_build_for(needs.report, needs.known.facts.system.machine)
     if choice.problem:
         remedy = "ask for a newer driver, or set remote.torch: cpu to train on the CPU"
         raise GpuUnfit(choice.problem, step="environment", remedy=remedy)
@@ -89,14 +85,6 @@ def need_mib(needs: Needs, torch: Mapping[str, Any], missing: Collection[str] | 
         return CPU_TORCH_MIB if torch["build"] == "cpu" else CUDA_TORCH_MIB
     count = len(needs.comes or needs.requirements.names) if missing is None else len(missing)
     return SMALL_MIB + PACKAGE_MIB * count
-
-
-def family_of(packages: Mapping[str, str], missing: Mapping[str, Any]) -> list[str]:
-    return [name for name in TORCH_FAMILY if name in packages and name not in missing]
-
-
-def _capabilities(report: GpuReport) -> list[float | None]:
-    return [gpus.capability(item) for item in report.gpus]
 
 
 def _about(report: GpuReport) -> str:

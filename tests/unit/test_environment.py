@@ -17,7 +17,7 @@ from remote.agent.environments.builder import SCRIPTS
 from remote.agent.environments.environments import check_plan
 from remote.agent.root.paths import HASH
 from remote.agent.runs.surroundings import base_programs
-from remote.deploy.environment import KEPT, inspection_detail
+from remote.deploy.environment import KEPT
 from remote.errors import EnvironmentFailed, GpuUnfit
 from remote.records import EnvironmentPlan, Settings
 from tests.support.interpreters import (
@@ -42,7 +42,7 @@ def plan(
     *interpreters: Mapping[str, Any], text: str = TEXT, settings: Settings = PLAIN, **more: Any
 ) -> EnvironmentPlan:
     found = plan_told(make_facts(*interpreters, **more), settings, text)
-    if found.args:
+    if found.key and found.args:
         check_plan(dict(found.args))
         assert found.key == found.args["key"] and HASH.match(found.key or "")
     return found
@@ -550,10 +550,10 @@ def test_an_interpreter_whose_packages_cannot_be_read_is_passed_over() -> None:
 
 
 def test_the_inspection_follows_what_is_named_with_its_extras() -> None:
-    assert inspection_detail("Demo_Pkg[b,a]>=1\n-i https://x/simple\ntorch\n") == [
-        "demo-pkg[a,b]",
-        "torch",
-    ]
+    text = "Demo_Pkg[b,a]>=1\n-i https://x/simple\ntorch\n"
+    asked = plan(inspected=False, text=text, settings=Settings(python="/p"))
+    assert asked.kind == "inspect-first"
+    assert asked.args == {"configured": "/p", "detail": ["demo-pkg[a,b]", "torch"]}
 
 
 KNOWN = [
