@@ -52,6 +52,12 @@ FAILURES = [
         "the package index (mirror.org) can't be reached from the server",
     ),
     (
+        "connection broken by 'NameResolutionError(\"HTTPSConnection(host='c.example')"
+        ": Failed to resolve ([Errno -2] Name or service not known)\")'\n"
+        "CondaHTTPError: HTTP 000 CONNECTION FAILED for url <https://c.example/repodata.json>",
+        "conda's channel (c.example) can't be reached from the server",
+    ),
+    (
         (
             "ERROR: Cannot install a==2 and b==1 because these package versions have conflicting"
             " dependencies."

@@ -33,6 +33,10 @@ MIRROR_REMEDY = (
     " there (in China e.g. https://mirrors.aliyun.com/pypi/simple), or set remote.python to an"
     " interpreter that has the packages"
 )
+CONDA_REMEDY = (
+    "set channels that this server reaches in ~/.condarc there, or name a requirements file in"
+    " remote.requirements"
+)
 TORCH_REMEDY = (
     "set remote.torch_index to a mirror of torch's builds that the server reaches, e.g."
     " https://mirrors.nju.edu.cn/pytorch/whl, or to a page of wheels: -f"
@@ -198,11 +202,12 @@ def _unreachable(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
         return None
     hosts = [first or second for first, second in HOST.findall(text[max(0, found.start() - 300) :])]
     of_torch = bool(hosts) and f"//{hosts[0]}" in place.torch_index
-    what = "torch's index" if of_torch else "the package index"
+    of_conda = "CondaHTTPError" in text or "/repodata." in text
+    what = "torch's index" if of_torch else "conda's channel" if of_conda else "the package index"
     host = f" ({hosts[0]})" if hosts else ""
     return Failure(
         f"{what}{host} can't be reached from the server: {found.group(0)}",
-        TORCH_REMEDY if of_torch else MIRROR_REMEDY,
+        TORCH_REMEDY if of_torch else CONDA_REMEDY if of_conda else MIRROR_REMEDY,
     )
 
 
