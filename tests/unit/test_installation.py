@@ -114,6 +114,16 @@ FAILURES = [
         " dependencies.\nThe user requested (constraint) numpy==1.26",
         "numpy>=2: the requirements contradict /etc/pip/constraint.txt on the server",
     ),
+    (
+        "PackagesNotFoundInChannelsError: The following packages are missing from the target"
+        " environment:\n  - timn\n",
+        "are missing from the target environment: - timn",
+    ),
+    (
+        "error    libmamba Could not solve for environment specs\n    The following package could"
+        " not be installed\n    └─ timn does not exist.\ncritical libmamba Could not solve",
+        "The following package could not be installed └─ timn does not exist.",
+    ),
     ("noise\nValueError: strange\nmore", "the installation failed: ValueError: strange"),
     ("", "the installation failed: exit code 1"),
 ]

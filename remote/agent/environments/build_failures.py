@@ -1,5 +1,6 @@
 """Reads why an installation failed out of pip's or uv's words. Pure."""
 
+import itertools
 import re
 from typing import Any, List, NamedTuple, Optional, Pattern, Tuple
 
@@ -123,14 +124,13 @@ def _unbuilt(text: str) -> Optional[str]:
 
 
 def last_error(text: str, exit_code: Optional[int] = None) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [
-        line
-        for line in lines
-        if re.match(r"(ERROR|error|fatal|×)[: ]|\w*(Error|Exception)\b", line)
-    ]
-    last = (errors or lines)[-1:] or [f"exit code {exit_code}"]
-    return re.sub(r"^(ERROR|error): ", "", last[0])[:300]
+    """The last line that looks like an error, with what stands below it, indented."""
+    lines = [line for line in text.splitlines() if line.strip()] or [f"exit code {exit_code}"]
+    looks = [re.match(r"\s*((ERROR|error|fatal|×)[: ]|\w*(Error|Exception)\b)", x) for x in lines]
+    last = max((number for number, found in enumerate(looks) if found), default=len(lines) - 1)
+    below = itertools.takewhile(lambda line: line[0].isspace(), lines[last + 1 :])
+    told = " ".join(" ".join([lines[last], *below]).split())
+    return re.sub(r"^(ERROR|error): ", "", told)[:300]
 
 
 def _with_log(failure: Failure, place: Place) -> Failure:
