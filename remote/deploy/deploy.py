@@ -121,6 +121,8 @@ def prepare_environment(
     """Keep, reuse or build the environment, and prove it on the GPU unless the proof still
     holds."""
     plan = choose_environment(session, facts, requirements, refresh)
+    for note in plan.notes:
+        session.display.note(f"note: {note}")
     if plan.kind == "keep":
         found = next(known for known in facts.environments if known.key == plan.key)
         made = False
@@ -129,8 +131,6 @@ def prepare_environment(
         answer = session.ask_as_owner(EnvironmentPrepare, show_event(session), plan=dict(plan.args))
         session.display.clear()
         found, made = answer.environment, answer.built
-    for note in plan.notes:
-        session.display.note(f"note: {note}")
     reason = proofs.proof_needed(found, facts)
     proof = proofs.proof_of(found, facts) if reason is None else prove(session, found.key, reason)
     ready = Ready(found, proof, made=made, proved=reason is not None)

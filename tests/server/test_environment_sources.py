@@ -153,6 +153,28 @@ def test_the_servers_own_constraints_are_named_as_the_other_side(scene: Scene) -
         scene.deploy("demo-pkg>=1.1\n")
 
 
+def test_a_servers_constraints_hold_for_uv_beside_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uv's own variable for them is void where -c stands on its command line."""
+    monkeypatch.setenv("PIP_CONSTRAINT", "/etc/limits.txt")
+    monkeypatch.setattr(installers, "find_uv", lambda: "/bin/uv")
+    ran: list[list[str]] = []
+
+    def run(argv: list[str], environment: dict[str, str]) -> int:
+        ran.append(argv)
+        (tmp_path / "resolved.txt").write_text("demo==1\n")
+        return 0
+
+    commands = SimpleNamespace(run=run, directory=str(tmp_path), written=0)
+    installer = installers.Installer(commands, {}, [])  # type: ignore[arg-type]
+    installer.install(sys.executable, ["demo"], ["demo<2"])
+    assert installer.resolve(sys.executable, ["demo"], ["demo<2"]) == {"demo": "1"}
+    for argv in ran:
+        limits = [argv[number + 1] for number, word in enumerate(argv) if word == "-c"]
+        assert limits == [str(tmp_path / "constraints.txt"), "/etc/limits.txt"]
+
+
 def locked(directory: Path, *files: str) -> str:
     """Requirements that name a version and a hash of each."""
     lines = []
@@ -236,6 +258,8 @@ def test_wheels_are_kept_where_the_disk_of_their_own_cache_has_room(
         installer = installers.Installer(commands, {}, [])  # type: ignore[arg-type]
         assert installer.install(sys.executable, ["demo"], []) == tool
         assert (flag not in ran[-1]) is ((roomy == "elsewhere") is named)
+        installer.install(sys.executable, ["demo"], [], ["--no-build-isolation"])
+        assert flag in ran[-1], "what was built against one torch is not kept for another"
 
 
 def test_a_branch_says_which_commit_it_stands_for_and_is_renewed_when_asked(

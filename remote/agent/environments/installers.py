@@ -152,8 +152,8 @@ class Installer:
         limits = self._write("constraints.txt", constraints)
         if self.uv:
             file = self._write("install.txt", pip_settings.index_lines(config, lines))
-            argv = [self.uv, "pip", "install", "--python", python, "-r", file, "-c", limits]
-            argv += [*flags, *self._cacheless("uv")]
+            argv = [self.uv, "pip", "install", "--python", python, "-r", file]
+            argv += [*self._limits(limits), *flags, *self._cacheless("uv", flags)]
             if self.commands.run(argv, pip_settings.uv_environment(self.environment, config)) == 0:
                 return "uv"
             if self.commands.exit_code is not None and self.commands.exit_code < 0:
@@ -166,7 +166,7 @@ class Installer:
         before = self.commands.written
         argv = [*pip, "install", "-r", self._write("install.txt", lines), "-c", limits, *flags]
         argv += ["--progress-bar", "raw"] if (_pip_version(pip[0]) or (0, 0)) >= (24, 1) else []
-        argv += self._cacheless("pip")
+        argv += self._cacheless("pip", flags)
         if self.commands.run(argv, pip_settings.pip_environment(self.environment, config)) != 0:
             raise Failed(before)
         return "pip"
@@ -178,8 +178,9 @@ class Installer:
         if self.uv:
             file = self._write("install.txt", pip_settings.index_lines(self.config, lines))
             told = os.path.join(self.commands.directory, "resolved.txt")
-            argv = [self.uv, "pip", "compile", "--python", python, file, "-c", limits, "-o", told]
+            argv = [self.uv, "pip", "compile", "--python", python, file, "-o", told]
             argv += ["--quiet", "--no-header", "--no-annotate", *self._cacheless("uv")]
+            argv += self._limits(limits)
             environment = pip_settings.uv_environment(self.environment, self.config)
             if self.commands.run(argv, environment) == 0:
                 with open(told, encoding="utf-8") as text:
@@ -224,10 +225,17 @@ class Installer:
         picked = _ask([pip[0], "-c", PICK, build, "\n".join(lines), *offered])
         return picked.strip() or None if picked else None
 
-    def _cacheless(self, tool: str) -> List[str]:
+    def _limits(self, file: str) -> List[str]:
+        """For uv, which on its command line forgets those of its settings."""
+        files = [file, *self.config.get("constraint", "").split()]
+        return [word for one in files for word in ("-c", one)]
+
+    def _cacheless(self, tool: str, flags: Sequence[str] = ()) -> List[str]:
+        """What was built against one torch must not be found for another: it is never kept."""
         disk = disk_of(pip_settings.cache_place(tool, self.config))
         flag = "--no-cache" if tool == "uv" else "--no-cache-dir"
-        return [] if disk and disk.free_mib >= ROOMY_MIB else [flag]
+        keeps = disk and disk.free_mib >= ROOMY_MIB and "--no-build-isolation" not in flags
+        return [] if keeps else [flag]
 
     def _pip_that_tells(self, python: str) -> Optional[List[str]]:
         """A pip that resolves from metadata alone, brought for the purpose if need be: older ones

@@ -147,7 +147,6 @@ def uv_environment(base: Dict[str, str], config: Dict[str, str]) -> Dict[str, st
         "timeout": "UV_HTTP_TIMEOUT",
         "retries": "UV_HTTP_RETRIES",
         "trusted-host": "UV_INSECURE_HOST",
-        "constraint": "UV_CONSTRAINT",
     }
     for name, variable in pairs.items():
         if config.get(name):
