@@ -266,8 +266,8 @@ def _not_compiled(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
     if needing:
         return Failure(
             f"{needing[0]} could not be built: its build needs the module {needing[1]}",
-            f"name {needing[0]} and what has {needing[1]} in the requirements: it is built after the"
-            " others then",
+            f"name {needing[0]} and what has {needing[1]} in the requirements: one is then built"
+            " after the other",
         )
     what = (
         f"{name} has no ready wheel for this python and could not be compiled"
