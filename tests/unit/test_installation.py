@@ -100,6 +100,10 @@ FAILURES = [
         "numba==0.57 takes python < 3.10, this is 3.10.4",
     ),
     (
+        "ERROR: Package 'old-kit' requires a different Python: 3.10.4 not in '<3.10,>=3.8'",
+        "old-kit takes python < 3.10, this is 3.10.4",
+    ),
+    (
         "Collecting flash-attn\n  error: subprocess-exited-with-error\n"
         "ModuleNotFoundError: No module named 'torch'",
         "flash-attn could not be built: its build needs the module torch",

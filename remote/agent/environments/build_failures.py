@@ -65,6 +65,10 @@ COMPILE = re.compile(
     r"|Failed to build installable wheels for some pyproject.toml based projects \(?([\w.-]+)"
 )
 MISSING_MODULE = re.compile(r"No module named '([\w.]+)'")
+BOUNDS = re.compile(
+    r"Requires-Python ([^;\n]+)|requires a different Python: \S+ not in '([^']+)'"
+    r"|does not satisfy Python([\d.,<>=]+)"
+)
 CONFLICT = re.compile(
     r"Cannot install (.{1,200}?) because these package versions have conflicting dependencies"
 )
@@ -162,24 +166,19 @@ def _too_old(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
     """Every version was passed over because of the python, or because its wheels need a newer
     glibc."""
     missing = _missing(text)
-    wants = re.findall(r"Requires-Python\s*>=\s*([\d.]+)", text) or re.findall(
-        r"requires a different Python: \S+ not in '>=([\d.]+)", text
-    )
-    wants = wants or re.findall(r"does not satisfy Python>=([\d.]+)", text)
-    if wants and (
-        missing or "requires a different Python" in text or "does not satisfy Python" in text
-    ):
-        lowest = min(wants, key=_version)
-        if place.python and _version(place.python) < _version(lowest):
-            what = f"{missing[-1]} needs" if missing else "a package needs"
-            return Failure(
-                f"{what} python ≥ {lowest}, this is {place.python}",
-                "set remote.python to a newer interpreter there",
-            )
-    too_new = re.findall(r"([\w.-]+) Requires-Python [^;\n]*<=?\s*([\d.]+)", text)
-    if missing and too_new and _version(place.python or "0") >= _version(too_new[-1][1]):
+    named = re.findall(r"Package '([\w.-]+)' requires a different Python", text) or missing
+    what, python = (named or ["a package"])[-1], _version(place.python or "0")
+    bounds = _groups(BOUNDS, text) if named or "does not satisfy Python" in text else []
+    lowest = min(re.findall(r">=\s*([\d.]+)", " ".join(bounds)), key=_version, default="0")
+    highest = re.findall(r"<=?\s*([\d.]+)", " ".join(bounds[-1:])) or ["99"]
+    if place.python and python < _version(lowest):
         return Failure(
-            f"{missing[-1]} takes python < {too_new[-1][1]}, this is {place.python}",
+            f"{what} needs python ≥ {lowest}, this is {place.python}",
+            "set remote.python to a newer interpreter there",
+        )
+    if python >= _version(highest[-1]):
+        return Failure(
+            f"{what} takes python < {highest[-1]}, this is {place.python}",
             f"set remote.python to {place.older or 'an older interpreter there'}",
         )
     if (

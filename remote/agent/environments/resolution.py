@@ -80,15 +80,14 @@ class Resolution:
         self.tell("asking what the requirements bring along")
         failed: List[List[str]] = []
         for python in list(self.plan.get("pythons") or [])[:MAX_PYTHONS]:
-            start = self.commands.written
             try:
                 packages = self.resolve(python)
                 found = {"python": python, "packages": packages, "late": self.late}
                 return dict(found, failed=failed)
             except installers.InstallerMissing as missing:
                 failed += [] if self.on_top else [[python, str(missing)]]
-            except installers.Failed:
-                text = self.commands.output(start)
+            except installers.Failed as failure:
+                text = self.commands.output(failure.log_from)
                 place = Place(
                     self.commands.log,
                     python=describe(python).get("version"),
@@ -109,13 +108,12 @@ class Resolution:
         limits = list(self.plan.get("constraints") or [])
         lines, self.late = list(self.plan.get("install") or []), []
         while True:
-            start = self.commands.written
             try:
                 return self.installer.resolve(python, [*options, *lines], limits)
-            except installers.Failed:
+            except installers.Failed as failure:
                 if not self.call.alive():
                     raise BrokenPipeError from None
-                moved = installers.needing_others(lines, self.commands.output(start))
+                moved = installers.needing_others(lines, self.commands.output(failure.log_from))
                 if not moved:
                     raise
             lines, self.late = [line for line in lines if line not in moved], self.late + moved
