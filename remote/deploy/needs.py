@@ -78,11 +78,8 @@ class Needs:
         of torch it is, or that it comes from an index of theirs."""
         config = self.known.inspection.pip_config if self.known.inspection else {}
         offline = config.get("no-index", "").lower() in ("1", "true", "yes", "on")
-        own = any(
-            option == "--no-index"
-            or ("index-url" in option and re.search(r"/whl/|pytorch", option))
-            for option in self.requirements.options
-        )
+        options = self.requirements.options
+        own = any(re.match(r"--no-index|.*index-url .*(/whl/|pytorch)", one) for one in options)
         torch = [line for line in self.requirements.lines if canonical(line.name) == "torch"]
         return offline or own or any(line.url or "+" in str(line.specifier) for line in torch)
 

@@ -310,6 +310,38 @@ def test_the_first_python_that_can_have_it_all_is_told(
     assert found["packages"] == ({"a": "1"} if python else None)
 
 
+@pytest.mark.parametrize(
+    ("text", "failed"),
+    [
+        (CONFLICT, ["/image"]),
+        (NUMBA, ["/image"]),
+        ("ReadTimeoutError: host='pypi.org'", []),
+        ("ERROR: No matching distribution found for demo>=9", []),
+        ("no pip", []),
+    ],
+)
+def test_an_image_is_passed_over_for_what_lies_in_it_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, failed: list[str]
+) -> None:
+    """An index out of reach, or a wrong name, is for the build to tell."""
+
+    def resolve(
+        self: installers.Installer, python: str, lines: list[str], constraints: list[str]
+    ) -> dict[str, str]:
+        assert self.uv is None and "--extra-index-url https://t/cu124" in lines
+        if text == "no pip":
+            raise installers.InstallerMissing
+        Path(self.commands.log).write_text(text)
+        raise installers.Failed
+
+    monkeypatch.setattr(installers, "find_uv", lambda: "/bin/uv")
+    monkeypatch.setattr(installers.Installer, "resolve", resolve)
+    plan = {"kind": "overlay", "pythons": ["/image"], "install": ["a"]}
+    plan["torch"] = {"build": "cu124", "index": "https://t/cu124", "requirements": []}
+    found = Resolution(Call(), str(tmp_path), plan).find()  # type: ignore[arg-type]
+    assert found["packages"] is None and [told[0] for told in found["failed"]] == failed
+
+
 def test_interpreters_are_found_where_their_managers_put_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

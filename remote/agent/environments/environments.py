@@ -172,11 +172,10 @@ def _record_as_is(directory: str, plan: Dict[str, Any]) -> None:
             "set remote.python to an interpreter that works",
         )
     python = _python_by_name(directory, described["path"])
-    nothing: Dict[str, Any] = {"packages": {}, "requires": {}, "torch": {}, "commits": {}}
     found = (
         interpreters.inspect_packages(described["path"], list(plan.get("detail") or []))
         if plan.get("names")
-        else nothing
+        else interpreters.NOTHING
     )
     record = dict(
         describe_plan(plan, found),

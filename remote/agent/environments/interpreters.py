@@ -19,6 +19,11 @@ MAX_WORKERS = 8
 CACHE_VERSION = 1
 NO_ANSWER = "no answer"
 
+NOTHING: Dict[str, Any] = {
+    name: {} for name in ("packages", "requires", "urls", "torch", "commits")
+}
+"""Of an interpreter that nobody looked into."""
+
 _seen: Dict[str, Interpreter] = {}
 """What this process has described; written to the root by `remember`, which may not exist when
 facts are asked."""
@@ -206,10 +211,7 @@ def inspect_packages(python: str, detail: Sequence[str] = ()) -> Dict[str, Any]:
     the branch or tag; commits: [branch or tag, commit]. `problem` where it could not be told.
     """
     answer, problem = run_python(python, INSPECT, INSPECT_TIMEOUT_S, list(detail))
-    nothing: Dict[str, Any] = {
-        name: {} for name in ("packages", "requires", "urls", "torch", "commits")
-    }
-    return dict(nothing, problem=problem) if answer is None else dict(nothing, **answer)
+    return dict(NOTHING, problem=problem) if answer is None else dict(NOTHING, **answer)
 
 
 def run_python(
