@@ -336,7 +336,7 @@ def test_an_image_is_passed_over_for_what_lies_in_it_alone(
 
     monkeypatch.setattr(installers, "find_uv", lambda: "/bin/uv")
     monkeypatch.setattr(installers.Installer, "resolve", resolve)
-    plan = {"kind": "overlay", "pythons": ["/image"], "install": ["a"]}
+    plan: dict[str, Any] = {"kind": "overlay", "pythons": ["/image"], "install": ["a"]}
     plan["torch"] = {"build": "cu124", "index": "https://t/cu124", "requirements": []}
     found = Resolution(Call(), str(tmp_path), plan).find()  # type: ignore[arg-type]
     assert found["packages"] is None and [told[0] for told in found["failed"]] == failed
