@@ -18,9 +18,9 @@ from typing import Any
 from remote.agent.shared.gpu_choice import busy_reason, choose_gpus
 from remote.deploy import proofs
 from remote.deploy.deploy import ask_facts, choose_environment, read_requirements
-from remote.deploy.gpus import torch_build_for
 from remote.deploy.setup_key import PREFERRED
 from remote.deploy.shown import show_check
+from remote.deploy.torch_builds import torch_build_for
 from remote.errors import EnvironmentFailed, GpuUnfit, RemoteError, ServerUnfit, UsageError
 from remote.link.answers import Reach, Runs
 from remote.link.facts import Facts

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 from remote.agent.shared.gpu_choice import choose_gpus, unusable_reason
 from remote.deploy.deploy import Deployed
-from remote.deploy.gpus import gpu_error
 from remote.errors import ConnectionLost, GpuUnfit, NotFound, RemoteError, Unreachable
 from remote.link.session import Session
 from remote.project.settings import listed
@@ -154,7 +153,8 @@ def place_run(launch: Launch, held: Mapping[str, str]) -> Placement:
     if request.devices == "auto" and not enough and not request.now and not hopeless:
         return Placement((), queue=True, wanted=request.gpus or 1)
     if choice.problem is not None:
-        raise gpu_error(choice, host)
+        step = "choose GPUs"
+        raise GpuUnfit(choice.problem, host=host, step=step, remedy=choice.remedy)
     if request.now and not enough:
         free = f"{len(choice.gpus)} of {request.gpus} GPUs are free"
         raise GpuUnfit(
