@@ -106,7 +106,7 @@ def programs_checks() -> Iterator[Check]:
         yield here(
             "ssh",
             WARNING,
-            "not found: paramiko logs in, without jump hosts and the like",
+            "not found: paramiko logs in, once for each command, without host certificates",
             "install the OpenSSH client",
         )
     encoding = (sys.stdout.encoding or "ascii").lower().replace("-", "")

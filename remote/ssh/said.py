@@ -106,7 +106,7 @@ CAUSES: tuple[tuple[str, type[RemoteError], str, str], ...] = (
         OLD,
     ),
     (
-        "kex_exchange|banner|MaxStartups",
+        "kex_exchange|banner|MaxStartups|protocol version",
         Unreachable,
         "{where} closed the connection before the login",
         LIMIT,
