@@ -9,6 +9,7 @@ class RemoteError(Exception):
     next. Holds no secret."""
 
     exit_code = 1
+    usual_remedy: str | None = None
 
     def __init__(
         self,
@@ -22,7 +23,7 @@ class RemoteError(Exception):
         self.message = message
         self.host = host
         self.step = step
-        self.remedy = remedy
+        self.remedy = self.usual_remedy if remedy is None else remedy
         self.details: dict[str, object] = {}
 
     def __str__(self) -> str:
@@ -53,6 +54,7 @@ class ConnectionLost(RemoteError):
     there."""
 
     exit_code = 4
+    usual_remedy = "run the same command again"
 
 
 class HostKeyRefused(RemoteError):

@@ -297,11 +297,7 @@ class Link:
     def _fill(self) -> None:
         assert self._channel is not None
         if self._deadline is not None and time.monotonic() > self._deadline:
-            raise ConnectionLost(
-                "the server lives but gives no answer",
-                host=self.host,
-                remedy="run the same command again",
-            )
+            raise ConnectionLost("the server lives but gives no answer", host=self.host)
         data = self._channel.receive(1 << 20)
         if not data:
             raise EOFError
@@ -341,9 +337,7 @@ class Link:
         ):
             return refused_login(said, self.host)
         if code is None or self._greeted:
-            return ConnectionLost(
-                "the connection was lost", host=self.host, remedy="run the same command again"
-            )
+            return ConnectionLost("the connection was lost", host=self.host)
         return ServerUnfit(
             f"the server did not start our program (exit code {code}{': ' + said if said else ''})",
             host=self.host,

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
-from remote.errors import UsageError
+from remote.errors import ConnectionLost, UsageError
 from remote.ssh.target import Host, Target
 
 if TYPE_CHECKING:
@@ -80,6 +80,17 @@ class Connection(ABC):
         """Never raises, never waits long."""
 
 
+def silence(host: str, timeout_s: float, spoke: bool) -> ConnectionLost:
+    """`spoke`: whether anything had come before."""
+    slow = "run the same command again; where the login is slow, set a longer remote.timeout_s"
+    return ConnectionLost(
+        f"no answer for {timeout_s:g} s",
+        host=host,
+        step=None if spoke else "login",
+        remedy=None if spoke else slow,
+    )
+
+
 def connect(target: Target) -> Connection:
     """By the system's ssh, or by paramiko where there is none. Raises UsageError where a missing
     ssh is asked for."""
@@ -89,11 +100,8 @@ def connect(target: Target) -> Connection:
 
         return OpenSSH(target, ssh)
     if target.program == "openssh":
-        text, remedy = (
-            "remote.ssh is openssh, and there is no ssh program here",
-            "install the OpenSSH client",
-        )
-        raise UsageError(text, host=target.spec, remedy=remedy)
+        text = "remote.ssh is openssh, and there is no ssh program here"
+        raise UsageError(text, host=target.spec, remedy="install the OpenSSH client")
     from remote.ssh.fallback import Paramiko
 
     return Paramiko(target)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from remote.errors import AuthenticationFailed, ConnectionLost, RemoteError, ServerUnfit, UsageError
 from remote.screen.text import one_line
 from remote.ssh.askpass import ask_person
-from remote.ssh.connection import Connection
+from remote.ssh.connection import Connection, silence
 from remote.ssh.known_hosts import Strict
 from remote.ssh.said import explain
 from remote.ssh.target import Host, Spec, Target, parse_spec, require_files
@@ -133,7 +133,9 @@ class Paramiko(Connection):
             raise ServerUnfit(text, host=self.host.name, remedy=remedy) from None
         except (paramiko.SSHException, OSError, EOFError):
             silent = time.monotonic() - begun >= self.target.timeout_s
-            raise lost(self.host.name, self.target.timeout_s if silent else None) from None
+            if silent:
+                raise silence(self.host.name, self.target.timeout_s, spoke=False) from None
+            raise ConnectionLost("the connection was lost", host=self.host.name) from None
         finally:
             limit.cancel()
         return ParamikoChannel(channel, self.host.name, self.target.timeout_s)
@@ -186,8 +188,9 @@ class ParamikoChannel:
         return data
 
     def _lost(self, error: Exception | None) -> ConnectionLost:
-        silent = isinstance(error, TimeoutError)
-        return lost(self._host, self._timeout_s if silent else None, self._spoke)
+        if isinstance(error, TimeoutError):
+            return silence(self._host, self._timeout_s, self._spoke)
+        return ConnectionLost("the connection was lost", host=self._host)
 
     def errors(self) -> bytes:
         if self._channel.exit_status_ready():
@@ -292,10 +295,3 @@ def as_ssh_says(error: Exception) -> str:
     if isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
         return f"Unable to negotiate ({why})"
     return why
-
-
-def lost(host: str, silent_s: float | None, spoke: bool = True) -> ConnectionLost:
-    """`silent_s`: how long nothing came, where that is why."""
-    text = "the connection was lost" if silent_s is None else f"no answer for {silent_s:g} s"
-    slow = "" if spoke else "; where the login is slow, set a longer remote.timeout_s"
-    return ConnectionLost(text, host=host, remedy=f"run the same command again{slow}")

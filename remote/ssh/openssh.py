@@ -8,7 +8,6 @@ import hashlib
 import logging
 import math
 import os
-import re
 import shutil
 import stat
 import subprocess
@@ -18,11 +17,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from remote.errors import RemoteError, UsageError
+from remote.errors import UsageError
 from remote.screen.text import one_line
 from remote.ssh.connection import Connection
-from remote.ssh.process import Command, Process
-from remote.ssh.said import explain
+from remote.ssh.process import Process
 from remote.ssh.target import Host, Target, parse_spec, require_files
 
 if TYPE_CHECKING:
@@ -75,6 +73,7 @@ class OpenSSH(Connection):
 
     def open(self) -> None:
         """Read the settings; nothing is sent yet."""
+        require_files(self.target)
         found = read_settings(self._ssh, self.target)
         user, hostname = found.get("user"), found.get("hostname")
         self.host = Host(self.target.spec, user, hostname, int(found.get("port", "22")))
@@ -103,13 +102,10 @@ class OpenSSH(Connection):
             environment |= self._asking.environment()
         elif not target.can_ask:
             environment["SSH_ASKPASS_REQUIRE"] = "never"
-        kept = Kept(self) if self.shared and not beside else None
-        process = Process(Command(words, environment), self.host, target, self._explain, kept)
+        kept = self if self.shared and not beside else None
+        process = Process(words, environment, self.host, target, kept)
         self._running.append(process)
         return process
-
-    def _explain(self, process: Process) -> RemoteError:
-        return explain(process.log(), process.errors(), self.host, self.target)
 
     def control(self, what: str) -> bool:
         """Ask the kept login's own process: check or exit."""
@@ -139,23 +135,6 @@ class OpenSSH(Connection):
         self._running.clear()
         if self._asking is not None:
             self._asking.close()
-
-
-class Kept:
-    """The login that several commands of one way share."""
-
-    def __init__(self, way: OpenSSH) -> None:
-        self._way = way
-
-    @functools.cached_property
-    def stands(self) -> bool:
-        return self.check()
-
-    def check(self) -> bool:
-        return self._way.control("check")
-
-    def end(self) -> None:
-        self._way.replace()
 
 
 def host_words(target: Target) -> list[str]:
@@ -237,19 +216,17 @@ def private_directory() -> Path | None:
 def read_settings(
     ssh: str, target: Target, options: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, str]:
-    """The first value of each keyword that `ssh -G` prints.
+    """The first value of each keyword that `ssh -G` prints. Raises UsageError."""
+    return dict(reversed(print_settings(ssh, target, options)))
 
-    Raises UsageError where a file that was named is missing or ssh_config can't be read.
-    """
+
+def print_settings(
+    ssh: str, target: Target, options: Mapping[str, str] = MappingProxyType({})
+) -> list[tuple[str, str]]:
+    """What `ssh -G` prints; some keywords several times. Raises UsageError."""
     spec = parse_spec(target.spec)
-    require_files(target)
-    words = [
-        ssh,
-        "-G",
-        *as_words({"RemoteCommand": "none", **options}),
-        *host_words(target),
-        "true",
-    ]
+    added = as_words({"RemoteCommand": "none", **options})
+    words = [ssh, "-G", *added, *host_words(target), "true"]
     try:
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, capture_output=True, timeout=RESOLVE_TIMEOUT_S
@@ -268,22 +245,15 @@ def read_settings(
             host=spec.host,
             remedy=f"try `ssh -G {spec.host}` by hand",
         )
-    found: dict[str, str] = {}
-    for line in os.fsdecode(done.stdout).splitlines():
-        key, _, value = line.strip().partition(" ")
-        found.setdefault(key.lower(), value.strip())
-    return found
+    lines = [line.strip().partition(" ") for line in os.fsdecode(done.stdout).splitlines()]
+    return [(key.lower(), value.strip()) for key, _, value in lines]
 
 
 def identity_files(target: Target) -> list[Path]:
-    """The keys that ssh would try, those that exist. Empty without an ssh program."""
+    """The keys that ssh would try. Empty without an ssh program."""
     ssh = shutil.which("ssh")
-    if ssh is None:
-        return []
-    words = [ssh, "-G", *host_words(target)]
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
-    named = re.findall(r"(?m)^identityfile (.+)$", os.fsdecode(done.stdout))
-    return [Path(name.strip().strip('"')).expanduser() for name in named]
+    found = print_settings(ssh, target) if ssh else []
+    return [Path(value.strip('"')).expanduser() for key, value in found if key == "identityfile"]
 
 
 def log_out(target: Target) -> bool:

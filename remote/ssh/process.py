@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -13,14 +14,18 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, TYPE_CHECKING
 
 from remote.errors import ConnectionLost, RemoteError, UsageError
 from remote.screen.text import printable
+from remote.ssh.connection import silence
+from remote.ssh.said import explain
 from remote.ssh.target import Host, Target
+
+if TYPE_CHECKING:
+    from remote.ssh.openssh import OpenSSH
 
 log = logging.getLogger("remote.ssh")
 HELD = 4 << 20
@@ -47,44 +52,23 @@ GAVE_UP = (
 """How ssh's lines about a broken connection begin; a command's own 255 leaves none of them."""
 
 
-class KeptLogin(Protocol):
-    """A login that is kept for several commands."""
-
-    @property
-    def stands(self) -> bool:
-        """Whether it stood when that was first asked."""
-
-    def check(self) -> bool: ...
-    def end(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Command:
-    """The words of an ssh command, and what stands in its environment."""
-
-    words: Sequence[str]
-    environment: Mapping[str, str]
-
-
 class Process:
     """One ssh process. Its words about itself go to a log file, the server's to stderr.
 
-    `explain` makes an error of what ssh said. `kept` stands for a login that other commands share:
-    whether it still stands, and how to end it. A command that gets no first byte over such a login
-    is sent again over a new one.
+    `kept` is who has a login that other commands share. A command that gets no first byte over such
+    a login is sent again over a new one.
     """
 
     def __init__(
         self,
-        command: Command,
+        words: Sequence[str],
+        environment: Mapping[str, str],
         host: Host,
         target: Target,
-        explain: Callable[[Process], RemoteError],
-        kept: KeptLogin | None = None,
+        kept: OpenSSH | None = None,
     ) -> None:
-        self._command = command
-        self._host, self._target = host, target
-        self._explain, self._kept = explain, kept
+        self._words, self._environment = words, environment
+        self._host, self._target, self._kept = host, target, kept
         self._changed = threading.Condition()
         self._sending = threading.Lock()
         self._sent: bytearray | None = bytearray() if kept is not None else None
@@ -103,11 +87,11 @@ class Process:
         self._begun = time.monotonic()
         try:
             self._process = process = subprocess.Popen(
-                [self._command.words[0], "-E", str(self._log), *self._command.words[1:]],
+                [self._words[0], "-E", str(self._log), *self._words[1:]],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=self._command.environment,
+                env=self._environment,
                 # Where nobody can be asked, ssh gets no terminal: it can't ask by mistake.
                 start_new_session=not self._target.can_ask and os.name != "nt",
                 bufsize=0,
@@ -200,7 +184,7 @@ class Process:
         log.debug("%s: the login that was kept does not answer; a new one", self._host.name)
         kept, self._kept = self._kept, None
         end(self._process)
-        kept.end()
+        kept.replace()
         with self._changed:
             again, self._sent = bytes(self._sent), None
             self._spawn()
@@ -239,10 +223,15 @@ class Process:
         """How long a login may take: where somebody is asked or told something, as long as a person
         needs."""
         timeout_s = self._target.timeout_s
-        if self._kept is not None and not self.log() and self._kept.stands:
+        if not self.log() and self._stood:
             return timeout_s
         asked = self._errors or self._target.can_ask
         return LOGIN_S if asked else timeout_s + math.ceil(timeout_s)
+
+    @functools.cached_property
+    def _stood(self) -> bool:
+        """Whether a kept login answered when that was first asked."""
+        return self._kept is not None and self._kept.control("check")
 
     def _take(self, limit: int) -> bytes:
         taken, size = [], 0
@@ -278,24 +267,15 @@ class Process:
             return None
         if code == SSH_FAILED and not self.log():
             # Over a kept login ssh says nothing: either the login broke, or the command ended so.
-            return (
-                None
-                if self._kept is not None and self._kept.check()
-                else self._lost("the connection was lost")
-            )
-        return self._explain(self)
+            ended = self._kept is not None and self._kept.control("check")
+            return None if ended else self._lost("the connection was lost")
+        return explain(self.log(), self.errors(), self._host, self._target)
 
     def _silent(self) -> ConnectionLost:
-        remedy = "run the same command again" + (
-            "" if self._spoke else "; where the login is slow, set a longer remote.timeout_s"
-        )
-        text = f"no answer for {self._target.timeout_s:g} s"
-        return ConnectionLost(
-            text, host=self._host.name, step=None if self._spoke else "login", remedy=remedy
-        )
+        return silence(self._host.name, self._target.timeout_s, self._spoke)
 
     def _lost(self, message: str) -> ConnectionLost:
-        return ConnectionLost(message, host=self._host.name, remedy="run the same command again")
+        return ConnectionLost(message, host=self._host.name)
 
     def _wait(self) -> int | None:
         try:
