@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 # What paramiko finds worth an error we say ourselves; else Python would print it beside ours.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 MAX_ERRORS = 64 << 10
+PIECE = 256 << 10
 MISSING = ("knownhostscommand", "pkcs11provider", "gssapiauthentication", "revokedhostkeys")
 """Settings that change who is let in or trusted, and that only the ssh program understands."""
 
@@ -171,9 +172,11 @@ class ParamikoChannel:
                 del self._errors[:-MAX_ERRORS]
 
     def send(self, data: bytes | memoryview) -> None:
+        view = memoryview(data).cast("B")
         try:
             with self._sending:
-                self._channel.sendall(bytes(data))
+                for at in range(0, len(view), PIECE):  # paramiko copies what is left, each time
+                    self._channel.sendall(bytes(view[at : at + PIECE]))
         except Exception as error:  # OSError, EOFError, SSHException: the session is over
             raise self._lost(error) from None
 
