@@ -198,6 +198,18 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class GpuUse:
+    """One row of gpu.csv."""
+
+    LENIENT: ClassVar[bool] = True
+
+    utilization_percent: float | None = None
+    memory_used_mib: float | None = None
+    memory_total_mib: float | None = None
+    power_w: float | None = None
+
+
+@dataclass(frozen=True)
 class SummaryData:
     LENIENT: ClassVar[bool] = True
 

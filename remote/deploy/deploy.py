@@ -4,7 +4,6 @@ did nothing."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,9 @@ from remote.deploy.needs import Known
 from remote.deploy.proofs import Ready
 from remote.errors import RemoteError, ServerUnfit
 from remote.link.answers import EnvironmentPrepare, EnvironmentProve, Inspection, Resolution
+from remote.link.events import StepEvent, heard
 from remote.link.facts import Environment, Facts, Proof
+from remote.link.link import OnEvent
 from remote.link.session import Session
 from remote.project.command import describe_command
 from remote.project.own_trainer import require_whole_trainer
@@ -128,7 +129,7 @@ def prepare_environment(
         made = False
     else:
         session.display.note(f"environment: {plan.why}")
-        answer = session.ask_as_owner(EnvironmentPrepare, show_event(session), plan=dict(plan.args))
+        answer = session.ask_as_owner(EnvironmentPrepare, show_steps(session), plan=dict(plan.args))
         session.display.clear()
         found, made = answer.environment, answer.built
     reason = proofs.proof_needed(found, facts)
@@ -148,10 +149,10 @@ def choose_environment(
         while True:
             plan = environment.plan_environment(known, settings, requirements, refresh)
             if plan.kind == "inspect-first":
-                inspection = session.ask(Inspection, show_event(session), **plan.args)
+                inspection = session.ask(Inspection, show_steps(session), **plan.args)
                 known = dataclasses.replace(known, inspection=inspection)
             elif plan.kind == "resolve-first":
-                told = session.ask(Resolution, show_event(session), plan=dict(plan.args))
+                told = session.ask(Resolution, show_steps(session), plan=dict(plan.args))
                 if plan.args["kind"] == "overlay":
                     known = dataclasses.replace(known, on_top=told)
                 else:
@@ -167,24 +168,23 @@ def choose_environment(
 def prove(session: Session, key: str, reason: str) -> Proof:
     """Have the environment's torch tried on every GPU."""
     session.display.doing(f"environment: {reason}; importing torch on the server")
-    proof = session.ask(EnvironmentProve, show_event(session), key=key, **on_a_node(session)).proof
+    proof = session.ask(EnvironmentProve, show_steps(session), key=key, **on_a_node(session)).proof
     session.display.clear()
     return proof
 
 
-def show_event(session: Session) -> Callable[[dict[str, Any], bytes], None]:
+def show_steps(session: Session) -> OnEvent:
     """The step of a long operation, how long it takes, and what it says."""
 
-    def show_step(event: dict[str, Any], blob: bytes) -> None:
-        step = one_line(str(event.get("step") or ""), 80)
-        parts = [f"{step} ({duration(event.get('seconds'))})"]
-        amount = event.get("amount")
-        if isinstance(amount, list) and len(amount) == 2:
-            parts.append(f"{size(amount[0])} of {size(amount[1])}")
-        parts.append(one_line(str(event.get("line") or ""), 200))
+    def show(event: StepEvent, blob: bytes) -> None:
+        step = one_line(event.step, 80)
+        parts = [f"{step} ({duration(event.seconds)})"]
+        if len(event.amount) == 2:
+            parts.append(f"{size(event.amount[0])} of {size(event.amount[1])}")
+        parts.append(one_line(event.line, 200))
         session.display.doing("  ".join(filter(None, parts)), step)
 
-    return show_step
+    return heard(StepEvent, show)
 
 
 def gpu_facts(session: Session) -> Facts:

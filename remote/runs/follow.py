@@ -5,16 +5,16 @@ from __future__ import annotations
 import codecs
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from remote.errors import ProtocolError
 from remote.link.answers import Followed
-from remote.link.decoding import decode
+from remote.link.events import FollowEvent, RunNews, heard
 from remote.link.session import Session
-from remote.records import Progress, Run
+from remote.records import Run
 from remote.screen.live import full_screen, has_keys, interrupt
-from remote.screen.text import number, one_line
+from remote.screen.text import one_line
 from remote.screen.training import KEYS, NO_KEYS, TrainingView
 
 TRIES = 5
@@ -118,49 +118,38 @@ class Follower:
             arguments["tail"] = self.tail
         else:
             arguments["offset"] = self.offset
-        return self.session.ask(Followed, self._event, **arguments)
+        return self.session.ask(Followed, heard(FollowEvent, self._event), **arguments)
 
-    def _event(self, event: dict[str, Any], blob: bytes) -> None:
-        if type(event.get("log")) is int:
-            if self.tail is None and event["log"] != self.offset:
+    def _event(self, event: FollowEvent, blob: bytes) -> None:
+        if event.log is not None:
+            if self.tail is None and event.log != self.offset:
                 raise ProtocolError(
                     "the server tells the log from another place than was asked for", step="follow"
                 )
             self.tail = None
-            self.offset = event["log"] + len(blob)
+            self.offset = event.log + len(blob)
             if self.show_log:
                 self.lines.write(blob)
-        if isinstance(event.get("progress"), Mapping):
-            self.view.tell(decode(Progress, event["progress"]))
-        if isinstance(event.get("curves"), Mapping):
-            self.view.curves = parse_curves(event["curves"])
-        if isinstance(event.get("gpu"), Mapping):
-            self.view.gpus = event["gpu"]
-        if isinstance(event.get("state"), Mapping):
-            self._told(event["state"])
-        if "line" in event:
-            told = event["line"]
-            self.view.line = one_line(told, 400) if isinstance(told, str) else ""
+        if event.progress is not None:
+            self.view.tell(event.progress)
+        if event.curves is not None:
+            self.view.curves = {name: list(values) for name, values in event.curves.items()}
+        if event.gpu is not None:
+            self.view.gpus = event.gpu
+        if event.state is not None:
+            self._told(event.state)
+        if event.line is not None:
+            self.view.line = one_line(event.line, 400)
 
-    def _told(self, state: Mapping[str, Any]) -> None:
-        display, waiting = self.session.display, state.get("waiting")
-        self.view.run = one_line(str(state.get("run") or self.run), 80)
-        self.view.state = one_line(str(state.get("state") or ""), 20)
-        if state.get("state") == "queued" and isinstance(waiting, str):
-            display.note(f"queued: {waiting} (Ctrl-C leaves it in the queue)")
-        if state.get("asking") is True and not self.asking:
+    def _told(self, news: RunNews) -> None:
+        display = self.session.display
+        self.view.run, self.view.state = one_line(news.run, 80), one_line(news.state, 20)
+        if news.state == "queued" and news.waiting:
+            display.note(f"queued: {news.waiting} (Ctrl-C leaves it in the queue)")
+        if news.asking and not self.asking:
             command = f"fab -H {self.session.typed} attach --run {self.run}"
             display.note(f"it waits for an answer in its terminal: {command}")
-        self.asking = state.get("asking") is True
-
-
-def parse_curves(told: Mapping[str, Any]) -> dict[str, list[float]]:
-    """By name, the values of each epoch; what is no number is left out."""
-    return {
-        str(name): [value for cell in cells if (value := number(cell)) is not None]
-        for name, cells in told.items()
-        if isinstance(cells, list)
-    }
+        self.asking = news.asking
 
 
 class LineBuffer:

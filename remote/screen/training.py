@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from remote.records import Progress
+from remote.records import GpuUse, Progress
 from remote.screen.tables import bar, state_style
 from remote.screen.text import duration, one_line, percent, printable, show
 
@@ -33,7 +33,7 @@ class TrainingView:
     host: str
     state: str = ""
     progress: Progress = field(default_factory=Progress)
-    gpus: Mapping[str, Any] = field(default_factory=dict)
+    gpus: Mapping[str, GpuUse] = field(default_factory=dict)
     curves: dict[str, list[float]] = field(default_factory=dict)
     log: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT))
     # What the training shows in a line that it will write over.
@@ -170,43 +170,30 @@ def curve_rows(curves: Mapping[str, Sequence[float]], width: int) -> list[Render
     return rows
 
 
-def gpu_rows(gpus: Mapping[str, Any], most: int = 8) -> list[RenderableType]:
+def gpu_rows(gpus: Mapping[str, GpuUse], most: int = 8) -> list[RenderableType]:
     """gpu0 ━━━━━━━━╸━  82%  11.2 of 80.0 GiB  301 W"""
     from rich.table import Table
     from rich.text import Text
 
     rows: list[RenderableType] = []
-    for index, sample in list(gpus.items())[:most]:
-        if isinstance(sample, Mapping):
-            row = Table.grid(padding=(0, 1, 0, 0))
-            for _ in range(3):
-                row.add_column(no_wrap=True)
-            use = figure(sample.get("utilization_percent"))
-            row.add_row(Text(f"gpu{index}"), bar(use or 0.0, 100.0, 10), Text(describe_gpu(sample)))
-            rows.append(row)
+    for index, use in list(gpus.items())[:most]:
+        row = Table.grid(padding=(0, 1, 0, 0))
+        for _ in range(3):
+            row.add_column(no_wrap=True)
+        busy = bar(use.utilization_percent or 0.0, 100.0, 10)
+        row.add_row(Text(f"gpu{one_line(index, 8)}"), busy, Text(describe_gpu(use)))
+        rows.append(row)
     if len(gpus) > most:
         rows.append(Text(f"and {len(gpus) - most} more GPUs"))
     return rows
 
 
-def describe_gpu(sample: Mapping[str, Any]) -> str:
-    use, used, total, power = (
-        figure(sample.get(key))
-        for key in ("utilization_percent", "memory_used_mib", "memory_total_mib", "power_w")
-    )
-    parts = [f"{use:3.0f}%" if use is not None else "   –"]
+def describe_gpu(use: GpuUse) -> str:
+    busy, used, total = use.utilization_percent, use.memory_used_mib, use.memory_total_mib
+    parts = [f"{busy:3.0f}%" if busy is not None else "   –"]
     if used is not None:
         of = f" of {total / 1024:.1f}" if total is not None else ""
         parts.append(f"{used / 1024:.1f}{of} GiB")
-    if power is not None:
-        parts.append(f"{power:.0f} W")
+    if use.power_w is not None:
+        parts.append(f"{use.power_w:.0f} W")
     return "  ".join(parts)
-
-
-def figure(cell: object) -> float | None:
-    """A cell of gpu.csv or of nvidia-smi."""
-    try:
-        value = float(str(cell))
-    except ValueError:
-        return None
-    return value if 0 <= value < 1e9 else None

@@ -259,7 +259,8 @@ def run_proxy(command: str) -> socket.socket:
     """What a ProxyCommand connects, run by a shell as OpenSSH does."""
     ours, theirs = socket.socketpair()
     with theirs:
-        subprocess.Popen(f"exec {command}", shell=True, stdin=theirs, stdout=theirs)
+        end = theirs.fileno()
+        subprocess.Popen(f"exec {command}", shell=True, stdin=end, stdout=end)
     return ours
 
 
@@ -289,7 +290,7 @@ def as_ssh_says(error: Exception) -> str:
     if isinstance(error, paramiko.ChannelException):
         return f"stdio forwarding failed ({why})"
     if isinstance(error, paramiko.ssh_exception.NoValidConnectionsError):
-        codes = {part.errno for part in error.errors.values()}
+        codes = {getattr(part, "errno", 0) for part in error.errors.values()}
         return (
             f"{'Connection refused' if errno.ECONNREFUSED in codes else 'No route to host'} ({why})"
         )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remote.deploy.deploy import show_event
+from remote.deploy.deploy import show_steps
 from remote.errors import RemoteError, TransferFailed, UsageError
 from remote.link.answers import Evaluated
 from remote.link.session import Project, Session
@@ -239,7 +239,7 @@ def evaluate_there(
     place = data or data_of(source)
     told = session.ask(
         Evaluated,
-        show_event(session),
+        show_steps(session),
         run=source.name,
         weights_sha256=bundle.digest(draft / "weights.pt"),
         data=place,

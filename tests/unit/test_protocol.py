@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remote.agent.shared import protocol
+from remote.link.events import FollowEvent, RunNews, heard
+from remote.records import GpuUse, Progress
 
 
 def reader(data: bytes):  # type: ignore[no-untyped-def]
@@ -79,3 +81,17 @@ def test_the_bootstrap_refuses_an_old_python_before_it_does_anything(
     with pytest.raises(SystemExit) as ended:
         exec(compile(text, "bootstrap", "exec"), {})
     assert ended.value.code == 96
+
+
+def test_news_of_a_run_is_read_as_far_as_it_is_right() -> None:
+    """Of an event that a hostile server sends, the parts of another type are as if left out."""
+    found: list[FollowEvent] = []
+    hear = heard(FollowEvent, lambda event, blob: found.append(event))
+    hear({"log": 7, "line": 3, "state": {"run": "r"}, "gpu": {"0": {"power_w": "x"}}}, b"")
+    hear({"log": True, "state": {"run": "r", "state": "queued", "waiting": "for a GPU"}}, b"")
+    hear({"curves": {"loss": [1, "x"]}, "progress": {"epoch": [], "step": 3}}, b"")
+    assert found == [
+        FollowEvent(log=7, gpu={"0": GpuUse()}),
+        FollowEvent(state=RunNews("r", "queued", "for a GPU")),
+        FollowEvent(progress=Progress(step=3)),
+    ]

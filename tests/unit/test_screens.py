@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from remote.records import Metrics, Progress, Step
+from remote.records import GpuUse, Metrics, Progress, Step
 from remote.screen import display
 from remote.screen.activity import Transfer
 from remote.screen.display import Display
@@ -223,8 +223,7 @@ def view(gpus: int = 2) -> TrainingView:
     shown = TrainingView("20261128-040537-" + "long" * 12 + "-b0a0", "user@a-long-host", "running")
     shown.tell(Progress("fitting", 1.0, 12, 150, 300, 1000, 3500.0, 900.0, metrics))
     shown.curves = {"train_loss": [2.0, 1.0, 0.4], "val_accuracy": [0.1, 0.7, 0.9]}
-    sample = {"utilization_percent": "97", "memory_used_mib": "70211", "memory_total_mib": "81559"}
-    shown.gpus = {str(index): {**sample, "power_w": "640"} for index in range(gpus)}
+    shown.gpus = {str(index): GpuUse(97.0, 70211.0, 81559.0, 640.0) for index in range(gpus)}
     shown.write("".join(f"line {number}\n" for number in range(99)) + "猫" * 200 + "\n")
     return shown
 
@@ -253,7 +252,7 @@ def test_unknown_figures_are_left_out_of_the_live_screen() -> None:
     shown = TrainingView("r", "h", "running")
     assert "starting: no progress is told yet" in drawn(shown, 80)[1]
     shown.tell(Progress(epoch=2, metrics=Metrics(train_loss=float("nan"))))
-    shown.gpus = {"0": {"utilization_percent": "", "memory_used_mib": ""}}
+    shown.gpus = {"0": GpuUse()}
     text = "\n".join(drawn(shown, 80))
     assert "epoch 2" in text and "left" not in text.replace(KEYS, "") and "gpu0" in text
 

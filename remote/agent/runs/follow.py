@@ -47,7 +47,7 @@ def follow(
         # Said before there is anything to tell: after a cut the laptop goes on from here, not from
         # a new tail.
         call.event(log=offset)
-    told: Dict[str, Any] = {}
+    told: Dict[str, Any] = {"line": ""}
     curves = Curves(directory)
     deadline = time.monotonic() + wait_s if wait_s > 0 else None
     while True:
@@ -58,7 +58,7 @@ def follow(
             ("progress", described["progress"]),
             ("gpu", last_sample(directory)),
             ("state", _state(described)),
-            ("line", described["detail"].get("line")),
+            ("line", described["detail"].get("line") or ""),
             ("curves", curves.read()),
         ):
             if value != told.get(key) and (value or key == "line"):

@@ -67,5 +67,13 @@ def last_sample(directory: str) -> Optional[Dict[str, Any]]:
         # A run that an older version began has no watts.
         cells = line.split(",")
         if len(cells) >= len(HEAD) - 1 and cells[0][:1].isdigit():
-            newest[cells[1]] = dict(zip(HEAD[3:], cells[3:]))
+            newest[cells[1]] = dict(zip(HEAD[3:], map(_figure, cells[3:])))
     return newest or None
+
+
+def _figure(cell: str) -> Optional[float]:
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if 0 <= value < 1e9 else None
