@@ -1,5 +1,5 @@
 """The agent's ways to be started: `serve` (by the laptop), `supervise DIR TOKEN` (a run), `build …`
-(an environment)."""
+(an environment), `guard ROOT` (a shutdown that was planned)."""
 
 import sys
 
@@ -14,6 +14,10 @@ def main() -> None:
         from remote.agent.environments import builder
 
         sys.exit(builder.main(arguments))
+    if command == "guard":
+        from remote.agent.runs import planned_shutdown
+
+        sys.exit(planned_shutdown.guard(arguments[0]))
     sys.exit(f"the agent knows no command {command!r}")
 
 

@@ -63,6 +63,30 @@ class Shutdown(Answer):
     others: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class PlannedShutdown:
+    """By --shutdown-after. Times in seconds."""
+
+    grace_s: float = 0.0
+    unfetched_s: float = 0.0
+    # Until then; None while a run goes on.
+    left_s: float | None = None
+    # Why not earlier: a run that goes on, or was not fetched.
+    why: str = ""
+    # Why not now, though its time has come.
+    waiting: str | None = None
+    # What came of the last try.
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Kept(Answer):
+    OP = "keep"
+
+    # None: no shutdown was planned.
+    cancelled: PlannedShutdown | None = None
+
+
 # -- environments
 
 
@@ -161,6 +185,7 @@ class Runs(Answer):
     OP = "runs"
 
     runs: tuple[Run, ...] = ()
+    shutdown: PlannedShutdown | None = None
 
 
 @dataclass(frozen=True)

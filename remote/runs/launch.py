@@ -35,6 +35,7 @@ from remote.runs.request import (
     resumed_argv,
     start_run,
 )
+from remote.runs.shutdown import tell_plan
 from remote.runs.stop import stop_one
 from remote.screen.text import percent, show
 
@@ -66,8 +67,9 @@ def start_once(
     run = pending.take() or new_run_id(request.name or request.recipe or own)
     pending.write(run)
     if any(known.run == run for known in deployed.facts.runs):
+        plan = {"shutdown": request.shutdown}
         # An earlier call has made it, with GPUs of its own choice, which it may be using by now.
-        answer = start_patiently(session, lambda: start_run(session, run, {}, {}))
+        answer = start_patiently(session, lambda: start_run(session, run, {}, plan))
     else:
         answer = start_new(prepare_launch(session, request, deployed, pending), run)
     if answer.note:
@@ -79,6 +81,7 @@ def start_once(
         )
     else:
         session.display.line(f"run {run}: {started_where(answer)} on {session.host}")
+    tell_plan(session, request.shutdown)
     return run
 
 
@@ -91,7 +94,7 @@ def started_where(answer: Started | Resumed) -> str:
 def start_new(launch: Launch, run: str) -> Started:
     def start(placement: Placement) -> Started:
         asked = asked_for(launch, run, placement)
-        return start_run(launch.session, run, asked, launch.request.private)
+        return start_run(launch.session, run, asked, launch.request.beside)
 
     return launch_on_free_gpus(launch, start)
 

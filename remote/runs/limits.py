@@ -1,8 +1,18 @@
-"""Ends that are asked for in advance: --time and --stop-if-idle."""
+"""Ends that are asked for in advance: of a run by --time and --stop-if-idle, of the server by
+--shutdown-after."""
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 from remote.project.slurm import parse_duration, parse_time
+from remote.records import Settings
+
+if TYPE_CHECKING:
+    from remote.runs.request import TrainOptions
+
+GRACE, UNFETCHED = "30m", "24h"
 
 
 def limits_of(time: str | None, stop_if_idle: str | None, launcher: str) -> dict[str, int]:
@@ -12,9 +22,51 @@ def limits_of(time: str | None, stop_if_idle: str | None, launcher: str) -> dict
     for name, option, text in (("limit_s", "time", time), ("idle_s", "stop-if-idle", stop_if_idle)):
         by_slurm = launcher == "slurm" and name == "limit_s"
         if text:
-            try:
-                seconds = parse_time(text) if by_slurm else parse_duration(text)
-            except ValueError as error:
-                raise ValueError(f"--{option}: {error}") from None
+            seconds = _seconds(option, text, by_slurm)
             limits |= {} if by_slurm else {name: seconds}
     return limits
+
+
+def shutdown_of(
+    after: str | bool | None, keep_unfetched: str | None, settings: Settings
+) -> dict[str, int | str] | None:
+    """For the agent's plan; None: none is asked for. `after`: True is the option alone. Raises
+    ValueError that names the option."""
+    if not after:
+        if keep_unfetched:
+            raise ValueError("--keep-unfetched belongs to --shutdown-after")
+        return None
+    if settings.launcher == "slurm":
+        raise ValueError("--shutdown-after: a cluster's nodes are not yours to shut down")
+    return {
+        "grace_s": _seconds("shutdown-after", GRACE if after is True else after),
+        "unfetched_s": _seconds("keep-unfetched", keep_unfetched or UNFETCHED),
+        "command": settings.shutdown,
+    }
+
+
+def _seconds(option: str, text: str, by_slurm: bool = False) -> int:
+    try:
+        return parse_time(text) if by_slurm else parse_duration(text)
+    except ValueError as error:
+        raise ValueError(f"--{option}: {error}") from None
+
+
+def launcher_errors(settings: Settings, options: TrainOptions) -> list[str]:
+    """Options that only Slurm knows, and that Slurm does not know."""
+    errors = []
+    for check in (
+        partial(limits_of, options.time, options.stop_if_idle, settings.launcher),
+        partial(shutdown_of, options.shutdown_after, options.keep_unfetched, settings),
+    ):
+        try:
+            check()
+        except ValueError as error:
+            errors.append(str(error))
+    if settings.launcher != "slurm":
+        return errors
+    if options.devices != "auto":
+        errors.append("--devices: Slurm chooses the GPUs; ask for a number: --gpus 2")
+    if options.now:
+        errors.append("--now: Slurm's queue gives no such answer; leave it out")
+    return errors

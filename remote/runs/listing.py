@@ -16,7 +16,7 @@ def list_runs(session: Session, run: str | None = None) -> list[Run]:
     return list((session.ask(Runs, run=run) if run is not None else session.ask(Runs)).runs)
 
 
-def run_json(run: Run, host: str) -> dict[str, Any]:
+def run_json(run: Run, host: str, shutdown_s: float | None = None) -> dict[str, Any]:
     """The form of `status --json`."""
     asked, detail, progress = run.asked, run.detail, run.progress
     return {
@@ -53,6 +53,7 @@ def run_json(run: Run, host: str) -> dict[str, Any]:
         "checkpointed": detail.checkpointed,
         "attempts": list(detail.attempts),
         "notified": detail.notified,
+        "shutdown_s": shutdown_s,
     }
 
 

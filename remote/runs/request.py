@@ -23,7 +23,7 @@ from remote.project.own_trainer import load_config_module, runs_own_trainer
 from remote.project.run_env import read_env
 from remote.project.settings import listed
 from remote.records import Settings
-from remote.runs.limits import limits_of
+from remote.runs.limits import launcher_errors, limits_of, shutdown_of
 
 if TYPE_CHECKING:
     from remote.screen.display import Display
@@ -65,11 +65,13 @@ class TrainRequest:
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     # Stopped after so long without its GPUs being used.
     stop_if_idle: str | None = None
+    # The plan to shut the server down after its last run.
+    shutdown: Mapping[str, Any] | None = None
 
     @property
-    def private(self) -> dict[str, Any]:
-        """What goes to the run's hidden files there."""
-        return {"notify": self.notify, "env": dict(self.env)}
+    def beside(self) -> dict[str, Any]:
+        """What is asked for beside run.json: the run's hidden files, and the server's own end."""
+        return {"notify": self.notify, "env": dict(self.env), "shutdown": self.shutdown}
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,9 @@ class TrainOptions:
     # Go into its terminal at once.
     interactive: bool = False
     stop_if_idle: str | None = None
+    # True: the option alone.
+    shutdown_after: str | bool | None = None
+    keep_unfetched: str | None = None
 
     def follows(self, display: Display) -> bool:
         """Whether to stay and show the training."""
@@ -159,6 +164,9 @@ def parse_request(project: Project, options: TrainOptions) -> TrainRequest:
         arguments,
         env,
         options.stop_if_idle,
+        None
+        if errors
+        else shutdown_of(options.shutdown_after, options.keep_unfetched, project.settings),
     )
     if project.has_own_trainer:
         errors += config_errors(project.directory, request, project.settings)
@@ -181,22 +189,6 @@ def parse_request(project: Project, options: TrainOptions) -> TrainRequest:
             remedy = "python -m trainer.train --print_config shows every field"
         raise UsageError("; ".join(errors), step="train", remedy=remedy)
     return request
-
-
-def launcher_errors(settings: Settings, options: TrainOptions) -> list[str]:
-    """Options that only Slurm knows, and that Slurm does not know."""
-    errors = []
-    try:
-        limits_of(options.time, options.stop_if_idle, settings.launcher)
-    except ValueError as error:
-        errors.append(str(error))
-    if settings.launcher != "slurm":
-        return errors
-    if options.devices != "auto":
-        errors.append("--devices: Slurm chooses the GPUs; ask for a number: --gpus 2")
-    if options.now:
-        errors.append("--now: Slurm's queue gives no such answer; leave it out")
-    return errors
 
 
 def read_address(given: str | None) -> str:
@@ -373,10 +365,10 @@ def _locked(path: Path) -> IO[bytes] | None:
 
 
 def start_run(
-    session: Session, run: str, asked: Mapping[str, Any], private: Mapping[str, Any]
+    session: Session, run: str, asked: Mapping[str, Any], beside: Mapping[str, Any]
 ) -> Started:
     """Create and launch; the agent does it once for an id, however often it is asked."""
-    return session.ask_as_owner(Started, run=run, asked=dict(asked), **private)
+    return session.ask_as_owner(Started, run=run, asked=dict(asked), **beside)
 
 
 def describe_request(request: TrainRequest, project: Project) -> dict[str, Any]:

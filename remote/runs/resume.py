@@ -24,6 +24,7 @@ from remote.runs.limits import limits_of
 from remote.runs.listing import list_runs
 from remote.runs.placement import Launch, Placement, launch_on_free_gpus, place_run, prepare_launch
 from remote.runs.request import Pending, Place, TrainOptions, parse_request, resumed_argv
+from remote.runs.shutdown import tell_plan
 from remote.screen.text import show, size
 from remote.transfer.manifest import PARTS
 
@@ -85,6 +86,7 @@ def resume_one(session: Session, run: str, options: TrainOptions) -> Run:
         session.display.note(
             code_note(asked.release, deployed.release.tree, answer.attempt, options.with_new_code)
         )
+        tell_plan(session, request.shutdown)
     return watch(session, identifier, following, pending)
 
 
@@ -119,7 +121,7 @@ def start_next(launch: Launch, run: str, asked: Asked, with_new_code: bool) -> R
             "launcher": session.project.settings.launcher,
             "arguments": list(request.arguments or ()),
         }
-        return session.ask_as_owner(Resumed, run=run, asked=changes, **request.private)
+        return session.ask_as_owner(Resumed, run=run, asked=changes, **request.beside)
 
     return launch_on_free_gpus(launch, start)
 

@@ -1,16 +1,18 @@
-"""`fetch-results --then-shutdown`: ends a rented server's bill once every run of the project is
-here, verified."""
+"""The end of a rented server's bill: `fetch-results --then-shutdown`, once every run of the project
+is here, verified; and what is told of the server's own plan, by `train --shutdown-after`."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from remote.errors import ConnectionLost, RemoteError, RunFailed, Unreachable, UsageError
-from remote.link.answers import Shutdown
+from remote.link.answers import Kept, PlannedShutdown, Shutdown
 from remote.link.session import Session
 from remote.runs.listing import list_runs
-from remote.screen.text import one_line, size
+from remote.screen.text import duration, one_line, size
 from remote.transfer.fetch import fetch_run
 
 GONE_S = 60.0
@@ -84,3 +86,38 @@ def still_there(session: Session) -> str:
         f"the command was accepted, but it still answers after {GONE_S:.0f} s: look at your"
         " provider's page, the bill may go on"
     )
+
+
+def tell_plan(session: Session, asked: Mapping[str, Any] | None) -> None:
+    """Of a launch with --shutdown-after."""
+    if asked:
+        plan = PlannedShutdown(asked["grace_s"], asked["unfetched_s"])
+        session.display.note(f"{plan_text(session.host, plan)}; to keep it on:")
+        session.display.note(f"  fab -H {session.typed} keep")
+
+
+def plan_text(host: str, plan: PlannedShutdown) -> str:
+    left = _span(plan.left_s)
+    if plan.problem:
+        return f"{host} could not be shut down ({one_line(plan.problem, 300)}); next try in {left}"
+    if plan.waiting:
+        return f"{host} is not shut down yet: there is {one_line(plan.waiting, 300)}"
+    if plan.left_s is None:
+        longer = max(plan.grace_s, plan.unfetched_s)
+        return (
+            f"{host} is shut down {_span(plan.grace_s)} after its last run has ended,"
+            f" {_span(longer)} where one is not fetched"
+        )
+    return f"{host} is shut down in {left}{f' ({plan.why})' if plan.why else ''}"
+
+
+def keep(session: Session) -> None:
+    cancelled = session.ask(Kept).cancelled
+    told = (
+        f"the plan was: {plan_text(session.host, cancelled)}" if cancelled else "none was planned"
+    )
+    session.display.line(f"{session.host} is not shut down; {told}")
+
+
+def _span(seconds: float | None) -> str:
+    return duration(seconds).removesuffix(" 0 s").removesuffix(" 0 min")

@@ -33,6 +33,7 @@ from remote.runs.request import (
     parse_request,
     start_run,
 )
+from remote.runs.shutdown import tell_plan
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z")
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
@@ -201,6 +202,7 @@ def start_points(
         start_point(launch, book, point)
         session.display.doing(f"{session.host}: {number} of {len(asked)} points started")
     session.display.clear()
+    tell_plan(session, asked[0][1].shutdown)
     return len(asked)
 
 
@@ -213,7 +215,7 @@ def start_point(launch: Launch, book: Book, point: Point) -> None:
     named = dataclasses.replace(launch, request=dataclasses.replace(request, name=name))
     asked = asked_for(named, run, queued(launch, request))
     asked |= {"sweep": book.name, "point": dict(point.values)}
-    start_patiently(session, partial(start_run, session, run, asked, request.private))
+    start_patiently(session, partial(start_run, session, run, asked, request.beside))
     book.change(point, started=True)
 
 

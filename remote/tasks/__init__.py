@@ -34,6 +34,7 @@ GROUPS = {
         prepare.doctor,
         prepare.check_gpu,
         prepare.upload_data,
+        training.keep,
         prepare.setup_key,
         prepare.logout,
         prepare.clean,

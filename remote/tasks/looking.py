@@ -43,15 +43,18 @@ def status(c: Context, sweep: str | None = None, json: bool = False) -> None:
 
 
 def _status(work: Work) -> int:
-    from remote.runs.listing import list_runs
-    from remote.tasks.run_tables import show_status, status_json
+    from remote.link.answers import Runs
+    from remote.tasks.run_tables import show_plans, show_status, status_json
 
-    answers = work.on_all(list_runs)
-    work.tell_json(status_json(answers))
+    told = work.on_all(lambda session: session.ask(Runs))
+    answers = [(target, list(runs.runs) if runs else None, error) for target, runs, error in told]
+    plans = {target.spec: runs.shutdown for target, runs, _ in told if runs and runs.shutdown}
+    work.tell_json(status_json(answers, plans))
     if not work.json and len(answers) == 1 and answers[0][2]:
         raise answers[0][2]
     if not work.json:
         show_status(work.display, answers)
+        show_plans(work.display, work.targets, plans)
     return work.first_failure(answers)
 
 

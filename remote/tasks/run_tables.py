@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from remote.errors import RemoteError
+from remote.link.answers import PlannedShutdown
 from remote.records import Run, Summary
 from remote.runs.listing import run_json
+from remote.runs.shutdown import plan_text
 from remote.screen.display import Display
 from remote.screen.tables import Column, state_style
 from remote.screen.text import brief, duration, moment, one_line, percent, show, size
@@ -61,6 +63,16 @@ def show_status(display: Display, answers: Answers) -> None:
         # Of the newest one, which is what a person is about to go on with.
         if runs and runs[0].state in ("failed", "stopped") and not runs[0].detail.elsewhere:
             display.note(resume_hint(runs[0], target.typed))
+
+
+def show_plans(
+    display: Display, targets: Sequence[Target], plans: Mapping[str, PlannedShutdown]
+) -> None:
+    """Of the servers that shut themselves down."""
+    for target in targets:
+        if target.spec in plans:
+            display.note(f"{plan_text(target.spec, plans[target.spec])}; to keep it on:")
+            display.note(f"  fab -H {target.typed} keep")
 
 
 def status_cells(run: Run) -> list[object]:
@@ -141,7 +153,7 @@ def resume_hint(run: Run, typed: str) -> str:
     return f"to go on{place}{cost}:\n  fab -H {typed} train --resume {run.run}"
 
 
-def status_json(answers: Answers) -> list[dict[str, Any]]:
+def status_json(answers: Answers, plans: Mapping[str, PlannedShutdown]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for target, runs, error in answers:
         if error:
@@ -154,7 +166,8 @@ def status_json(answers: Answers) -> list[dict[str, Any]]:
             }
             rows.append(down | {"exit_code": None, "error": type(error).__name__})
         else:
-            rows += [run_json(run, target.spec) for run in runs]
+            plan = plans.get(target.spec)
+            rows += [run_json(run, target.spec, plan.left_s if plan else None) for run in runs]
     return sorted(
         rows,
         key=lambda row: (row["run"] is None, row.get("created") or 0.0, str(row["run"])),

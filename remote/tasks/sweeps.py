@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 @task(
     auto_shortflags=False,
-    iterable=["grid", "set"],
+    iterable=["grid", "set", "env"],
+    optional=["shutdown_after"],
     help={
         "grid": "key=value,value,…: a field of the recipe, or {key} behind --; several times",
         "name": "the sweep's name (default: the same for the same command)",
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
         "data": "where the data is on the servers",
         "gpus": "GPUs for each point (default: 1)",
         "max-restarts": "after a crash or a kill the server itself goes on, so often",
+        "env": "a variable for every point, kept as a secret: NAME, or @FILE such as @.env",
+        "shutdown-after": "each server is shut down so long (default: 30m) after its last run",
+        "keep-unfetched": "the same while a run is not fetched completely (default: 24h)",
     },
 )
 def sweep(
@@ -42,6 +46,9 @@ def sweep(
     data: str | None = None,
     gpus: int = 0,
     max_restarts: int = 0,
+    env: list[str] | None = None,
+    shutdown_after: str | None = None,
+    keep_unfetched: str | None = None,
 ) -> None:
     """
     Start a run for every combination of values, on all hosts.
@@ -69,6 +76,9 @@ def sweep(
             gpus=gpus or None,
             max_restarts=max_restarts,
             arguments=work.words or None,
+            env=env or [],
+            shutdown_after=shutdown_after,
+            keep_unfetched=keep_unfetched,
         )
         return start(work, options, grid or [], name)
 

@@ -21,6 +21,7 @@ FOLLOWED_LINES = 40
 @task(
     auto_shortflags=False,
     iterable=["set", "env"],
+    optional=["shutdown_after"],
     help={
         "recipe": "standard, demo or another of trainer/recipes (default: remote.recipe)",
         "set": "field=value, a field of the recipe to change; may be given several times",
@@ -32,6 +33,11 @@ FOLLOWED_LINES = 40
         "now": "refuse rather than wait for a GPU",
         "time": "the run is told to save and ended after so long, 8h, 30m; on Slurm the job's own",
         "stop-if-idle": "the same after its GPUs were idle (below 5%) for so long, such as 20m",
+        "shutdown-after": (
+            "the server is shut down so long (default: 30m) after the last run of the project has"
+            " ended; `keep` cancels that"
+        ),
+        "keep-unfetched": "the same while a run is not fetched completely (default: 24h)",
         "max-restarts": (
             "after a crash or a kill the server itself goes on from the newest checkpoint, so often"
         ),
@@ -70,6 +76,8 @@ def train(
     now: bool = False,
     time: str | None = None,
     stop_if_idle: str | None = None,
+    shutdown_after: str | None = None,
+    keep_unfetched: str | None = None,
     max_restarts: int = 0,
     notify: str | None = None,
     env: list[str] | None = None,
@@ -116,6 +124,8 @@ def train(
             with_new_code=with_new_code,
             interactive=interactive,
             stop_if_idle=stop_if_idle,
+            shutdown_after=shutdown_after,
+            keep_unfetched=keep_unfetched,
         )
         return start(work, options, first_free)
 
@@ -181,6 +191,22 @@ def attach(c: Context, run: str = "latest") -> None:
             return attach_one(session, run)
 
     carry_out(c, "attach", body)
+
+
+@task(auto_shortflags=False)
+def keep(c: Context) -> None:
+    """
+    Keep a server on: cancels `train --shutdown-after`.
+
+    Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused.
+    """
+
+    def body(work: Work) -> int:
+        from remote.runs.shutdown import keep as keep_on
+
+        return work.first_failure(work.on_all(keep_on))
+
+    carry_out(c, "keep", body)
 
 
 @task(

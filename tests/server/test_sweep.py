@@ -103,6 +103,26 @@ def test_points_are_spread_compared_and_fetched(lab: Two) -> None:
     assert (lab.results / "sweeps/rates/sweep.png").exists() or "no picture" in fetched.err
 
 
+def test_points_get_their_secrets_and_plan_the_server_s_end(
+    lab: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("API_KEY", "a-secret-of-mine")
+    (lab.project / "train.sh").write_text('printf %s "$API_KEY" > "../key-$4"\n')
+    lab.settings = {"shutdown": "true"}
+    done = lab.sweep(name="rates", env=["API_KEY"], shutdown_after=True)
+    assert done.code == 0 and "a is shut down 30 min after its last run" in done.err, done
+    assert lab.on("ab", "wait", sweep="rates").code == 0
+    for one in (lab, lab.second):
+        for run in (one.root / "runs").glob("2*"):
+            assert next(run.glob("key-*")).read_text() == "a-secret-of-mine"
+            asked = json.loads((run / "run.json").read_text())
+            assert asked["env"] == ["API_KEY"] and "a-secret" not in json.dumps(asked)
+    kept = lab.on("ab", "keep").out
+    assert "a is not shut down; the plan was: a is shut down in 23 h" in kept and "b is not" in kept
+    missing = lab.sweep(name="other", env=["MISSING"])
+    assert missing.code == 2 and "--env MISSING: there is no such variable" in missing.err
+
+
 def test_the_same_command_starts_nothing_twice_and_goes_on_where_it_was_cut(
     lab: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,8 +62,9 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "doctor": {},
     "sweep": {},
     "wait": {},
+    "keep": {},
 }
-WITHOUT_JSON = ("train", "stop", "sweep")
+WITHOUT_JSON = ("train", "stop", "sweep", "keep")
 TASKS = {task.name.replace("-", "_"): task for group in tasks.GROUPS.values() for task in group}
 LOST, UNREACHABLE = 4, 3
 

@@ -41,16 +41,21 @@ def start(job: Job) -> Launched:
         raise Refusal("ServerUnfit", problem, "set remote.launcher: auto in fabric.yaml")
     if asked == "auto":
         notes.append(f"{problem}: the run was started with setsid instead")
-    with open(os.path.join(job.directory, "supervisor.log"), "ab") as log:
-        subprocess.Popen(
-            [*(scope or []), *job.command],
+    start_detached(job.command, job.directory, "supervisor.log")
+    return Launched("setsid", "; ".join(notes) or None)
+
+
+def start_detached(command: List[str], directory: str, log_name: str) -> int:
+    """Its process id; it outlives this login."""
+    with open(os.path.join(directory, log_name), "ab") as log:
+        return subprocess.Popen(
+            [*(_lingering_scope() or []), *command],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
-            cwd=job.directory,
-        )
-    return Launched("setsid", "; ".join(notes) or None)
+            cwd=directory,
+        ).pid
 
 
 def _start_tmux(tmux: List[str], job: Job) -> Optional[str]:

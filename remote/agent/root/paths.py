@@ -24,6 +24,7 @@ class Layout:
         self.data = os.path.join(root, "data")
         self.runs = os.path.join(root, "runs")
         self.lock = os.path.join(root, ".deploy.lock")
+        self.shutdown = os.path.join(root, "shutdown.json")
         self.sets = os.path.join(root, "data", ".sets")
         self.data_incoming = os.path.join(root, "data", ".incoming")
         self.data_lock = os.path.join(root, "data", ".lock")

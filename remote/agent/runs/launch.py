@@ -17,6 +17,7 @@ from remote.agent.root.paths import Layout, read_json, resolve_root, write_json
 from remote.agent.root.roots import keep_agent, prepare_root
 from remote.agent.runs.attempts import queued_state
 from remote.agent.runs.outputs import mark_copied
+from remote.agent.runs.planned_shutdown import plan_shutdown, require_possible
 from remote.agent.runs.private import keep_private
 from remote.agent.runs.queue import one_launch_at_a_time, require_free_gpus
 from remote.agent.runs.records import find_run
@@ -33,12 +34,15 @@ def run_start(
     asked: Dict[str, Any],
     notify: str = "",
     env: Optional[Dict[str, str]] = None,
+    shutdown: Optional[Dict[str, Any]] = None,
 ) -> Dict[str, Any]:
     """Create the run and launch its supervisor. The id makes it the same start when it is
     repeated."""
     layout = Layout(resolve_root(root))
     directory = layout.run(run)
     prepare_root(layout, project, identity)
+    if shutdown:
+        require_possible(str(shutdown.get("command") or ""))
     again = os.path.isdir(directory)
     if not again:
         with one_launch_at_a_time(layout):
@@ -57,6 +61,8 @@ def run_start(
                 remove_run(layout, run)
                 raise
             launched = Launched("slurm", f"it is submitted later ({refusal.message})")
+    if shutdown:
+        plan_shutdown(layout, shutdown)
     return {"run": run, "path": directory, "again": again, **launched._asdict()}
 
 

@@ -7,6 +7,7 @@ from remote.agent.calls import Call, Refusal, operation
 from remote.agent.launchers.slurm import job_of
 from remote.agent.root.paths import Layout, resolve_root, write_json
 from remote.agent.runs.launch import launch
+from remote.agent.runs.planned_shutdown import describe_plan, look_after_plan
 from remote.agent.runs.records import describe_run, find_run, list_runs
 
 LATER = "waits to be submitted"
@@ -16,9 +17,11 @@ LATER = "waits to be submitted"
 def runs(call: Call, root: str, run: Optional[str] = None) -> Dict[str, Any]:
     layout = Layout(resolve_root(root))
     found = [look_after(layout, known) for known in list_runs(layout)]
+    look_after_plan(layout)
+    shutdown = describe_plan(layout, found)
     if run is not None:
         found = [find_run(layout, run, found)]
-    return {"runs": found, "host": os.uname().nodename, "root": layout.root}
+    return {"runs": found, "host": os.uname().nodename, "root": layout.root, "shutdown": shutdown}
 
 
 def look_after(layout: Layout, known: Dict[str, Any]) -> Dict[str, Any]:

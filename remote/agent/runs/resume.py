@@ -16,6 +16,7 @@ from remote.agent.runs.attempts import MOVED, past_attempts, queued_state
 from remote.agent.runs.launch import launch, new_run, refuse_elsewhere
 from remote.agent.runs.new_code import take_new_code
 from remote.agent.runs.outputs import STEP
+from remote.agent.runs.planned_shutdown import plan_shutdown, require_possible
 from remote.agent.runs.private import keep_private
 from remote.agent.runs.queue import one_launch_at_a_time, require_free_gpus
 from remote.agent.runs.records import find_run
@@ -37,11 +38,14 @@ def run_resume(
     asked: Dict[str, Any],
     notify: str = "",
     env: Optional[Dict[str, str]] = None,
+    shutdown: Optional[Dict[str, Any]] = None,
 ) -> Dict[str, Any]:
     """Launch the next attempt of a run that has ended. `asked`: what differs from the attempt
     before. One that runs is left alone."""
     layout = Layout(resolve_root(root))
     prepare_root(layout, project, identity)
+    if shutdown:
+        require_possible(str(shutdown.get("command") or ""))
     with one_launch_at_a_time(layout):
         found = find_run(layout, run)
         directory, state = found["path"], found["detail"]
@@ -78,6 +82,8 @@ def run_resume(
         keep_private(directory, notify, env or {})
         write_json(os.path.join(directory, "state.json"), queued_state(attempts=attempts))
     launched = launch(layout, directory)
+    if shutdown:
+        plan_shutdown(layout, shutdown)
     attempt = len(attempts) + 1
     return {"run": found["run"], "again": False, "attempt": attempt, **launched._asdict()}
 

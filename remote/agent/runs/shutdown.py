@@ -1,11 +1,11 @@
 """Ends a rented server's bill, once nothing on it is needed any more."""
 
 import os
-import pwd
 import subprocess
-from typing import Any, Dict, List
+from typing import Any, Dict
 
 from remote.agent.calls import Call, Refusal, operation
+from remote.agent.machine.others import other_people
 from remote.agent.root.paths import Layout, resolve_root
 from remote.agent.runs.clean import why_not_fetched
 from remote.agent.runs.queue import one_launch_at_a_time
@@ -13,8 +13,6 @@ from remote.agent.runs.records import list_runs
 from remote.agent.shared.states import FINAL
 
 COMMAND_S = 30.0
-FIRST_PERSON, NOBODY = 1000, 65534
-"""User numbers below are the system's own."""
 
 
 @operation("shutdown")
@@ -67,24 +65,3 @@ def carry_out(command: str) -> None:
         raise Refusal(
             "ServerUnfit", f"`{command}` failed (exit code {done.returncode}): {said}", remedy
         )
-
-
-def other_people() -> List[str]:
-    """Names of other people whose processes run here."""
-    users = set()
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                users.add(os.stat(os.path.join("/proc", name)).st_uid)
-            except OSError:
-                continue
-    return sorted(
-        _name(user) for user in users if FIRST_PERSON <= user < NOBODY and user != os.getuid()
-    )
-
-
-def _name(user: int) -> str:
-    try:
-        return pwd.getpwuid(user).pw_name
-    except KeyError:
-        return str(user)
