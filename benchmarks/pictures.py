@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,9 +26,10 @@ from rich.text import Text
 
 from remote.loopback import LoopbackServer
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
-from tests.support.project import REPOSITORY, make_project
+from tests.support.project import REPOSITORY, make_project, make_tree
 from tests.support.sshd import USUAL, sparse_path
 
+QUICK = {"REMOTE_QUEUE_POLL_S": "0.2", "REMOTE_QUEUE_APART_S": "0.1"}
 SIZES = ((80, 24), (120, 40))
 TRAINS = """
 import csv, json, math, os, time
@@ -49,15 +51,31 @@ for epoch in range(1, 151):
     time.sleep(0.02 if epoch < 58 else 3.1)
 """
 SETTINGS = {"requirements": "none", "command": "python train.py", "project": "cifar"}
+POINT = """
+import json, os, sys
+rate, seed = float(sys.argv[2]), int(sys.argv[4])
+told = {"test_accuracy": 0.94 - rate / 50 + seed / 1000, "epochs": 150, "seconds": 460}
+with open(os.environ["REMOTE_RUN_DIR"] + "/summary.json", "w") as file:
+    json.dump(told, file)
+"""
+GRID = ["--grid", "lr=0.1,0.2,0.4", "--grid", "seed=1,2,3", "--name", "rates"]
 SHOTS = {
+    "list": ("", "fab TASK"),
     "doctor": (" -H gpu-a doctor", "warning|all is well"),
     "deploy": (" -H gpu-a deploy", "next:"),
     "check-gpu": (" -H gpu-a check-gpu", "driver 580"),
     "follow": (" -H gpu-a follow", "602 W"),
     "status": (" -H gpu-a status", "running"),
     "watch": (" -H gpu-a,gpu-b,gpu-c watch", "(?s)running.*unreachable"),
-    "list": ("", "fab TASK"),
+    "error": (" -H gpu-c deploy", "error:"),
 }
+"""While it trains, which the first size's check-gpu has not seen yet."""
+AFTER = {
+    "fetch-results": (" -H gpu-a fetch-results", "results  "),
+    "clean": (" -H gpu-a clean", "clean --yes|nothing"),
+    "sweep": (" -H gpu-b status --sweep rates", "best:"),
+}
+INIT = "python -m remote init"
 
 
 def main(folder: Path) -> None:
@@ -65,26 +83,40 @@ def main(folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="pictures-") as place, servers(Path(place)) as config:
         project = make_project(
             Path(place) / "cifar",
-            {"train.py": TRAINS},
+            {"train.py": TRAINS, "point.py": POINT},
             settings=SETTINGS,
             parts=("fabfile.py", "remote"),
         )
         fab = [sys.executable, "-m", "fabric", "-S", str(config)]
-        started = [*fab, "-H", "gpu-a", "train", "--devices", "1", "--name", "standard"]
-        for columns, rows in SIZES:
+
+        def shoot(name: str, words: str, mark: str, size: tuple[int, int]) -> None:
+            shot = clean(take(project, shlex.join(fab) + words, size, mark), place)
+            draw(folder / f"{name}-{size[0]}x{size[1]}.svg", f"fab{words}", shot, size[0])
+
+        def do(*words: str, **variables: str) -> None:
+            environment = {**os.environ, **variables}
+            subprocess.run([*fab, *words], cwd=project, check=True, env=environment)
+
+        for size in SIZES:
             for name, (words, mark) in SHOTS.items():
-                command = f"{shlex.join(fab)}{words}"
-                shot = take(project, command, (columns, rows), mark)
-                draw(
-                    folder / f"{name}-{columns}x{rows}.svg",
-                    f"fab{words}",
-                    clean(shot, place),
-                    columns,
-                )
-                if name == "check-gpu" and (columns, rows) == SIZES[0]:
-                    subprocess.run([*started, "--no-follow"], cwd=project, check=True)
+                shoot(name, words, mark, size)
+                if name == "check-gpu" and size == SIZES[0]:
+                    train = ("train", "--devices", "1", "--name", "standard", "--no-follow")
+                    do("-H", "gpu-a", *train)
                     show_gpus(Path(place), memory_used="31744")
-        subprocess.run([*fab, "-H", "gpu-a", "stop"], cwd=project, check=True)
+        do("-H", "gpu-a", "stop")
+        points = ["sweep", *GRID, "--", "--lr", "{lr}", "--seed", "{seed}"]
+        do("-H", "gpu-b", *points, FABRIC_REMOTE_COMMAND="python point.py")
+        do("-H", "gpu-b", "wait", "--sweep", "rates")
+        for size in SIZES:
+            shutil.rmtree(project / "results" / "standard", ignore_errors=True)
+            for name, (words, mark) in AFTER.items():
+                shoot(name, words, mark, size)
+            fresh = make_tree(
+                Path(place) / f"mine-{size[0]}", {"train.py": "", "pyproject.toml": ""}
+            )
+            shot = take(fresh, shlex.join([sys.executable, "-m", "remote", "init"]), size, "fetch")
+            draw(folder / f"init-{size[0]}x{size[1]}.svg", INIT, clean(shot, place), size[0])
 
 
 @contextlib.contextmanager
@@ -94,7 +126,7 @@ def servers(place: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         for host in ("gpu-a", "gpu-b"):
             path = sparse_path(place / host / "bin", USUAL)
-            server = stack.enter_context(LoopbackServer(place / host, path=path))
+            server = stack.enter_context(LoopbackServer(place / host, path=path, env=QUICK))
             told += server.ssh_config.read_text().replace("Host loopback", f"Host {host}") + "\n"
         show_gpus(place)
         config.write_text(told)
@@ -125,7 +157,9 @@ def take(project: Path, command: str, size: tuple[int, int], mark: str) -> str:
     shell = f"stty -echo; {command}; sleep 60"
     argv = [*tmux, "new-session", "-d", "-x", columns, "-y", rows, "-c", str(project), shell]
     subprocess.run(
-        argv, check=True, env={**os.environ, "TERM": "xterm-256color", "LANG": "C.UTF-8"}
+        argv,
+        check=True,
+        env={**os.environ, "TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONPATH": REPOSITORY},
     )
     try:
         for _ in range(120):

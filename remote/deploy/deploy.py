@@ -128,7 +128,8 @@ def prepare_environment(
         found = next(known for known in facts.environments if known.key == plan.key)
         made = False
     else:
-        session.display.note(f"environment: {plan.why}")
+        if plan.kind != "as-is":  # whose summary says the same
+            session.display.note(f"environment: {plan.why}")
         answer = session.ask_as_owner(EnvironmentPrepare, show_steps(session), plan=dict(plan.args))
         session.display.clear()
         found, made = answer.environment, answer.built

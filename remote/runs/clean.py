@@ -22,6 +22,9 @@ COLUMNS = (
     Column("why", least=12),
 )
 
+NAMED = "named by --run"
+"""Ends the agent's reason for a run that goes although it was not fetched."""
+
 
 def clean_one(session: Session, remove: bool, named: Sequence[str]) -> Cleaned:
     """The server's answer: `items` that nothing needs (removed with `remove`), and the runs `kept`.
@@ -71,5 +74,7 @@ def show_cleaned(session: Session, answer: Cleaned, remove: bool) -> None:
         display.line(f"removed: {len(items)} items, {total}")
         return
     display.line(f"nothing was removed yet ({len(items)} items, {total}); to do so:")
-    named = "".join(f" --run {item.name}" for item in items if item.kind == "run" and item.why)
+    # The others need no name; one that changes meanwhile stays.
+    unfetched = [item for item in items if item.kind == "run" and item.why.endswith(NAMED)]
+    named = "".join(f" --run {item.name}" for item in unfetched)
     display.line(f"  fab -H {session.typed} clean{named} --yes")

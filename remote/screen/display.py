@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from remote.records import Step
 from remote.screen.activity import Region, Transfer, step_tree
 from remote.screen.tables import Column, build_table
-from remote.screen.text import printable
+from remote.screen.text import COMMAND, broken_at_words, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -26,7 +26,7 @@ MEANING = (
     r"^(?P<red>error:)",
     r"^(?P<yellow>(?:warning|note|waiting|kept|not sent|not fetched):)",
     r"^  (?:(?P<green>ok)|(?P<yellow>warning)|(?P<red>problem)) ",
-    r"(?P<cyan>\bfab(?: -\w \S+)* [a-z][a-z-]+(?: --?[a-z-]+(?: [\w./-]+)?)*)",
+    f"(?P<cyan>{COMMAND})",
 )
 """What is coloured in a line of ours; the group's name is the colour."""
 
@@ -195,7 +195,9 @@ class Display:
         if self.sink is not None:
             self.sink(text)
         elif is_terminal(stream):
-            self.console(stream).print(text, soft_wrap=True, highlight=ours)
+            console = self.console(stream)
+            shown = broken_at_words(text, console.width) if ours else text
+            console.print(shown, soft_wrap=True, highlight=ours)
         else:
             stream.write(text + "\n")
             stream.flush()

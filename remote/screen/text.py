@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 import time
 
 from remote.agent.shared.text import one_line, printable
 
 __all__ = ["duration", "moment", "number", "one_line", "percent", "printable", "show", "size"]
 UNKNOWN = "–"
+COMMAND = r"\bfab(?: -\w \S+)* [a-z][a-z-]+(?: --?[a-z-]+(?: [\w./-]+)?)*"
+_WHOLE = re.compile(rf"`[^`]+`|{COMMAND}|\b(?:pip|git|ssh-keygen|python -m) \S.*")
+_WIDE = re.compile(r"[\u1100-\u115f\u2e80-\uffef]")
+"""Signs of two cells, most of which need no blank to break a line at."""
+
+
+def broken_at_words(text: str, width: int) -> str:
+    """In lines of `width` signs. What is typed or is longer stays whole, so that it can be copied:
+    the terminal breaks it, if it must."""
+    if _WIDE.search(text) or max(map(len, text.split("\n"))) <= width:
+        return text
+    held = _WHOLE.sub(lambda found: found[0].replace(" ", "\0"), text)
+    lines = [
+        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+        for line in held.split("\n")
+    ]
+    return "\n".join(lines).replace("\0", " ")
 
 
 def number(value: object) -> float | None:

@@ -84,6 +84,7 @@ def test_only_what_was_fetched_goes_and_only_when_told(lab: Lab) -> None:
         and fetched in listed.out
         and unfetched not in listed.out
     )
+    assert listed.out.rstrip().endswith(" clean --yes"), "what was fetched needs no name"
     assert f"kept: {unfetched}" in listed.err and "not fetched" in listed.err
     assert "fetch-results --run all" in listed.err and f"clean --run {unfetched}" in listed.err
     assert {k: v for k, v in snapshot(lab.root).items() if k != ".deploy.lock"} == {

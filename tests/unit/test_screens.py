@@ -243,6 +243,17 @@ def test_the_live_screen_fills_the_terminal_and_no_line_wraps(width: int, height
     assert lines[-3].rstrip() == "line 98"
 
 
+def test_a_line_is_broken_at_words_and_what_is_typed_stays_whole(terminal: None) -> None:
+    screen = Terminal()
+    told = Display(out=screen, notes=screen)
+    typed = "fab -H root@region-1.example.com:41022 train --resume latest"
+    told.note(f"{'word ' * 14}and then {typed} goes on where it was stopped, at its checkpoint")
+    told.note(f"  {typed} --run {'x' * 40}")
+    lines = re.sub(r"\x1b\[[\d;]*m", "", screen.getvalue()).splitlines()
+    assert lines[0] == f"{'word ' * 14}and then" and lines[1].startswith(f"{typed} goes on")
+    assert lines[2:] == ["was stopped, at its checkpoint", f"  {typed} --run {'x' * 40}"]
+
+
 def test_many_gpus_leave_room_for_the_log() -> None:
     lines = drawn(view(gpus=16), 80)
     assert "and 8 more GPUs" in lines and any(line.startswith("line 9") for line in lines)
