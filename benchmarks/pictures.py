@@ -109,11 +109,12 @@ def main(folder: Path) -> None:
         do("-H", "gpu-b", *points, FABRIC_REMOTE_COMMAND="python point.py")
         do("-H", "gpu-b", "wait", "--sweep", "rates")
         for size in SIZES:
-            shutil.rmtree(project / "results" / "standard", ignore_errors=True)
+            for fetched in (project / "results").glob("*standard*"):
+                shutil.rmtree(fetched)
             for name, (words, mark) in AFTER.items():
                 shoot(name, words, mark, size)
             fresh = make_tree(
-                Path(place) / f"mine-{size[0]}", {"train.py": "", "pyproject.toml": ""}
+                Path(place) / f"mine-{size[0]}", {"train.py": "", "requirements.txt": "torch\n"}
             )
             shot = take(fresh, shlex.join([sys.executable, "-m", "remote", "init"]), size, "fetch")
             draw(folder / f"init-{size[0]}x{size[1]}.svg", INIT, clean(shot, place), size[0])

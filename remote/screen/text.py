@@ -17,9 +17,9 @@ _WIDE = re.compile(r"[\u1100-\u115f\u2e80-\uffef]")
 
 
 def broken_at_words(text: str, width: int) -> str:
-    """In lines of `width` signs. What is typed or is longer stays whole, so that it can be copied:
-    the terminal breaks it, if it must."""
-    if _WIDE.search(text) or max(map(len, text.split("\n"))) <= width:
+    """In lines of `width` signs. What is typed, stands in a row of its own or is longer stays
+    whole, so that it can be copied: the terminal breaks it, if it must."""
+    if text.startswith(" ") or len(text) <= width or _WIDE.search(text):
         return text
     held = _WHOLE.sub(lambda found: found[0].replace(" ", "\0"), text)
     lines = [

@@ -86,7 +86,7 @@ def _terminals(processes: List[Process]) -> Iterator[Tuple[str, float]]:
 
 def _processes() -> Iterator[Tuple[int, int]]:
     """(pid, uid) of all that are to be seen."""
-    for name in os.listdir("/proc"):
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
         if name.isdigit():
             try:
                 yield int(name), os.stat(f"/proc/{name}").st_uid

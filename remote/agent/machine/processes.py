@@ -2,7 +2,14 @@
 to another."""
 
 import os
-from typing import Iterator, List, Optional, Tuple
+import subprocess
+import time
+from typing import Dict, Iterator, List, Optional, Tuple
+
+HAS_PROC = os.path.isdir("/proc/self")
+"""Linux; elsewhere `ps` is asked, whose seconds serve as clock ticks."""
+STARTED = 19
+"""The field of /proc/PID/stat, counted from the state on."""
 
 
 def boot_id() -> str:
@@ -18,18 +25,20 @@ def start_time(pid: int) -> Optional[int]:
     """Clock ticks after boot at which `pid` started; None if there is no such process or it is a
     zombie."""
     fields = _stat(pid)
-    return None if fields is None or fields[0] in (b"Z", b"X") else int(fields[19])
+    return None if fields is None or fields[0][:1] in (b"Z", b"X") else int(fields[STARTED])
 
 
 def child_start_time(pid: int) -> Optional[int]:
     """The same for a child that was not waited for yet: it may have ended already, and its number
     is still its own."""
     fields = _stat(pid)
-    return None if fields is None else int(fields[19])
+    return None if fields is None else int(fields[STARTED])
 
 
 def _stat(pid: int) -> Optional[List[bytes]]:
     """The fields from the state on."""
+    if not HAS_PROC:
+        return _by_ps().get(pid)
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()
@@ -58,11 +67,31 @@ def children_of(parent: int) -> List[int]:
 
 
 def _living() -> Iterator[Tuple[int, List[bytes]]]:
-    """Every process but zombies, with its fields; none where the system has no /proc."""
-    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
-        fields = _stat(int(name)) if name.isdigit() else None
-        if fields and fields[0] not in (b"Z", b"X"):
-            yield int(name), fields
+    """Every process but zombies, with its fields."""
+    numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()] if HAS_PROC else []
+    known = {pid: _stat(pid) for pid in numbers} if HAS_PROC else _by_ps()
+    for pid, fields in known.items():
+        if fields and fields[0][:1] not in (b"Z", b"X"):
+            yield pid, fields
+
+
+def _by_ps() -> Dict[int, List[bytes]]:
+    """Every process with state, parent, group, the group once more for the session, and when it
+    started, each where /proc has it."""
+    words = ["ps", "-A", "-o", "pid=,stat=,ppid=,pgid=,lstart="]
+    try:
+        shown = subprocess.run(
+            words, stdout=subprocess.PIPE, timeout=10, env={**os.environ, "LC_ALL": "C"}
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    found = {}
+    for line in shown.splitlines():
+        pid, state, parent, group, *moment = line.split()
+        began = time.mktime(time.strptime(b" ".join(moment).decode(), "%a %b %d %H:%M:%S %Y"))
+        fields = [state, parent, group, group, *[b""] * (STARTED - 4), b"%d" % began]
+        found[int(pid)] = fields
+    return found
 
 
 def reads_pipe(pid: int) -> bool:
