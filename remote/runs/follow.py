@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from remote.errors import ProtocolError
+from remote.errors import AuthenticationFailed, ProtocolError
 from remote.link.answers import Followed
 from remote.link.events import FollowEvent, RunNews, heard
 from remote.link.session import Session
@@ -54,6 +54,20 @@ class Follower:
         self.tail: int | None = None
         self.asking = False
         self.wanted: StopWanted | LeaveWanted | None = None
+
+    def on_screen(self, work: Callable[[], Run]) -> Run:
+        """`work` behind the live screen. Where a login is gone that somebody must answer for, it is
+        asked for on the plain terminal, and the screen comes back. Raises as `screen` does."""
+        while True:
+            try:
+                with self.screen():
+                    return work()
+            except AuthenticationFailed:
+                if not self.session.target.can_ask:
+                    raise
+                self.session.close()
+                self.session.display.note("the login is gone, the run goes on; logging in again")
+                self.session.patiently(self.session.open, "the run goes on")
 
     @contextlib.contextmanager
     def screen(self) -> Iterator[None]:

@@ -3,7 +3,6 @@ watches."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from typing import Any
 
@@ -131,17 +130,13 @@ def watch(session: Session, run: str, follow: bool, pending: Pending) -> Run:
     display = session.display
     if follow and not display.live:
         display.note("following; Ctrl-C leaves the training alone")
+
+    def look() -> Run:
+        started = wait_for_start(session, run, follower, pending)
+        return follower.until_end() if follow else started
+
     try:
-        with follower.screen() if follow and display.live else contextlib.nullcontext():
-            described = wait_for_start(session, run, follower, pending)
-            if described.state == "queued" and not follow:
-                never = NEVER in described.detail.waiting
-                then = "Stop it, and ask for less" if never else "It starts by itself"
-                display.line(f"it {described.detail.waiting}. {then}:")
-                display.line(f"  fab -H {session.typed} {'stop' if never else 'status'}")
-                return described
-            if follow:
-                described = follower.until_end()
+        described = follower.on_screen(look) if follow and display.live else look()
     except StopWanted:
         return stop_one(session, run)
     except (KeyboardInterrupt, LeaveWanted):
@@ -150,6 +145,11 @@ def watch(session: Session, run: str, follow: bool, pending: Pending) -> Run:
         return described
     if follow:
         show_end(session, described)
+    elif described.state == "queued":
+        never = NEVER in described.detail.waiting
+        then = "Stop it, and ask for less" if never else "It starts by itself"
+        display.line(f"it {described.detail.waiting}. {then}:")
+        display.line(f"  fab -H {session.typed} {'stop' if never else 'status'}")
     else:
         display.line("it trains. Come back with:")
         show_ways(session, "")

@@ -80,11 +80,8 @@ def follow_one(work: Work, run: str) -> int:
         follower = Follower(session, run)
         follower.tail = FOLLOWED_LINES * 200
         try:
-            if work.display.live:
-                with follower.screen():
-                    ended = follower.until_end()
-            else:
-                ended = follower.until_end()
+            until_end = follower.until_end
+            ended = follower.on_screen(until_end) if work.display.live else until_end()
         except StopWanted:
             stop_one(session, follower.view.run)
             return 0

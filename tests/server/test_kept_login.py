@@ -284,6 +284,37 @@ def test_a_second_factor_is_asked_for_once_for_all_commands(
     assert "Permission denied" in refused.stderr and len(refused.stderr.splitlines()) == 1
 
 
+def test_following_asks_again_for_a_login_that_is_gone(
+    make_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: Path
+) -> None:
+    """On the plain terminal; then the live screen is back."""
+    monkeypatch.setattr(embedded, "make_policy", two_factors)
+    server = make_server(password="hunter2")
+    config = server.ssh_config.read_text()
+    server.ssh_config.write_text(config.replace(f'"{server.identity}"', "none"))
+    project = make_project(
+        tmp_path / "project",
+        {"a.sh": "echo up\nwhile [ ! -e ../go ]; do sleep 0.1; done\n"},
+        settings={"requirements": "none", "command": "sh a.sh", "project": "p"},
+        parts=("fabfile.py", "remote"),
+    )
+    leader, process = fab_on_terminal(project, server, "train")
+
+    def answer() -> None:
+        for question, reply in ((b"Password: ", b"hunter2\n"), (b"password: ", b"424242\n")):
+            read_until(leader, question)
+            os.write(leader, reply)
+
+    answer()
+    read_until(leader, b"q leaves", 60)
+    assert "logged out" in fab(project, server, "logout").stdout
+    answer()
+    read_until(leader, b"q leaves", 60)
+    (run,) = (server.home / "projects/p/runs").glob("2*")
+    (run / "go").touch()
+    assert b"finished" in read_until(leader, b"fetch-results", 60) and process.wait(20) == 0
+
+
 def test_a_stored_password_is_not_sent_to_the_code_prompt(
     make_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
