@@ -8,6 +8,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
@@ -24,6 +25,10 @@ from tests.support.sshd import (
 )
 
 __all__ = ["each_server", "make_server", "server", "server_keys", "system_user", "unprivileged"]
+
+# How long an example takes is the machine's matter.
+settings.register_profile("any", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any")
 
 
 def pytest_report_header() -> str:

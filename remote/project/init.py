@@ -61,6 +61,7 @@ OTHER_PACKAGES = {
 }
 """Name packages, too, in forms that remote.requirements does not take by themselves."""
 TRAINS = re.compile(r"\bTrainer\(|\.fit\(|optimizer\.step\(")
+NO_TRAINING = ("fabfile.py", "setup.py", "conftest.py", "run_progress.py")
 PROGRESS = "run_progress.py"
 
 
@@ -154,6 +155,11 @@ def guess_command(directory: Path) -> tuple[str, list[str]]:
         for file in scripts
         if file.name not in found and TRAINS.search(file.read_text("utf-8", "replace"))
     ]
+    if (
+        not found
+        and len(only := [file.name for file in scripts if file.name not in NO_TRAINING]) == 1
+    ):
+        found = only
     commands = [f"python {name}" for name in found]
     commands += sorted(path.name for path in directory.glob("*.ipynb"))
     if not commands:

@@ -162,6 +162,13 @@ def test_what_it_can_not_guess_it_asks_for(
     assert told in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+def test_the_only_script_is_the_training(tmp_path: Path) -> None:
+    project = make_tree(tmp_path / "mine", {"fit.py": "print(1)", "setup.py": "", "b/c.py": ""})
+    assert "the training: python fit.py" in run_init(project).stdout
+    several = make_tree(tmp_path / "several", {"fit.py": "print(1)", "other.py": ""})
+    assert "no training script was found" in run_init(several, code=2).stderr
+
+
 def test_what_init_does_not_choose_it_names(tmp_path: Path) -> None:
     files = {
         "train.py": "x",
