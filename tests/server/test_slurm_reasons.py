@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -122,7 +123,7 @@ def test_a_training_that_is_preempted_ends_as_if_it_had_not_been(
     own = {key: value for key, value in lab.settings.items() if key not in ("slurm", "results")}
     lab.settings = {**own, **settings, "slurm": {"extra": "--exclusive"}}
     fields = ["widths=8,8,8", "train_images=500", "max_epochs=6", "accelerator=cpu"]
-    asked = {"recipe": "demo", "set": fields, "no_follow": True}
+    asked: dict[str, Any] = {"recipe": "demo", "set": fields, "no_follow": True}
     assert lab.task("train", name="whole", **asked).code == 0
     assert ended(lab, 200)["state"] == "finished"
     done = lab.task("train", name="cut", max_restarts=2, **asked)
