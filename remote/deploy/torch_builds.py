@@ -116,7 +116,7 @@ def choose_torch(needs: Needs, markers: Mapping[str, str]) -> dict[str, Any]:
         return {"build": "default", "reason": choice.reason}
     own = [one for one in needs.applicable(markers) if canonical(one.name) == "torch"]
     lines = [str(one) for one in own if not one.url] or ["torch"]
-    if "torch" in needs.comes:
+    if "torch" in needs.comes and not needs.is_lock:
         # The newest that the other packages take: their index may hold one that they do not.
         lines.append(f"torch<={needs.comes['torch'].partition('+')[0]}")
     return source(needs, choice.name, lines) | {"reason": choice.reason}

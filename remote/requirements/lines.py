@@ -92,7 +92,11 @@ def requirements_hash(text: str) -> str:
     """Equal for texts that ask for the same: order, comments, blanks and passwords of addresses do
     not matter."""
     lines = set()
-    for line in split_lines(text):
+    for number, line in enumerate(split_lines(text)):
+        if line.text.startswith(CONDA):
+            # In YAML a line means what its place and its indentation make of it.
+            lines.add(f"{number} {line.text}")
+            continue
         parts = redact(line.text).split(";", 1)
         if not line.text.startswith("-"):
             parts[0] = re.sub(r"\s+", "", parts[0])

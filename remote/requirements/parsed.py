@@ -69,15 +69,18 @@ def parse_requirements(text: str) -> Requirements:
     if problems := problems_of(lines):
         raise wrong_lines(problems)
     found: dict[str, list[str]] = {}
-    asked, hashes = [], {}
-    for kind, values in (read_line(one) for one in dict.fromkeys(line.text for line in lines)):
+    asked: list[Requirement] = []
+    hashes: dict[str, str] = {}
+    for kind, values in (read_line(line.text) for line in lines):
         if kind == "package":
             asked.append(Requirement(values[0]))
-            hashes[canonical(asked[-1].name)] = values[1]
+            # A lock may hold several versions of one, for different pythons.
+            name = canonical(asked[-1].name)
+            hashes[name] = hashes.get(name, "") + values[1]
         else:
             found.setdefault(kind, []).extend(values)
     return Requirements(
-        tuple(asked),
+        tuple(dict.fromkeys(asked)),
         tuple(map(Requirement, found.get(CONSTRAINED, ()))),
         tuple(found.get("option", ())),
         tuple(found.get("address", ())),

@@ -78,12 +78,13 @@ class Reader:
 
     def conda(self, text: str, name: str) -> Iterator[Line]:
         """conda reads it there, but for the project's own package, which is not installed."""
-        for raw in text.splitlines():
+        for number, raw in enumerate(text.splitlines(), 1):
             item = re.fullmatch(r"\s*-\s+(?:(-e)\s*|(-r)\s*)([.\w/-]+)\s*", raw)
             if item and item[2]:
                 self.problems.append(f"{name}: {item[3]} is not there for conda: list its lines")
-            else:
-                yield Line(name, f"{LOCAL} {item[3]}" if item else f"{CONDA} {raw}")
+            elif raw.split("#")[0].strip():
+                where = f"{name} line {number}"
+                yield Line(where, f"{LOCAL} {item[3]}" if item else f"{CONDA} {raw}")
 
     def file(self, path: Path, name: str, within: tuple[Path, ...]) -> Iterator[Line]:
         chain = (*within, path.resolve())

@@ -150,6 +150,28 @@ def test_the_pythons_of_the_project_go_along(tmp_path: Path) -> None:
     assert read_requirements(tmp_path, "r.txt") == "a\n"
 
 
+def test_condas_lines_keep_their_places(tmp_path: Path) -> None:
+    """A channel and a package may have one name."""
+    lines = ["channels:", "  - pytorch", "dependencies:", "  - pytorch", "  - pip:", "    - a"]
+    text = "\n".join(["# ours", *lines, ""])
+
+    def read(text: str) -> str:
+        (tmp_path / "environment.yml").write_text(text)
+        return read_requirements(tmp_path, "environment.yml")
+
+    assert list(parse_requirements(read(text)).conda) == lines
+    told = requirements_hash(read(text))
+    assert requirements_hash(read("\n".join([*lines[:2], "", "# x", *lines[2:]]))) == told
+    for other in (lines[:3] + lines[4:], [*lines[:5], "  - a"], [*lines[:4], lines[5], lines[4]]):
+        assert requirements_hash(read("\n".join(other))) != told
+
+
+def test_a_lock_with_versions_for_several_pythons_keeps_the_hashes_of_each() -> None:
+    old = "a==1; python_version < '3.10' --hash=sha256:11\n"
+    found = parse_requirements(old + "a==2; python_version >= '3.10' --hash=sha256:22\n")
+    assert found.hashes == {"a": " --hash=sha256:11 --hash=sha256:22"} and len(found.lines) == 2
+
+
 def test_lines_are_read_as_pip_reads_them() -> None:
     text = "\ufeffa # comment\n#whole\nb#1\n\n  c \\\n  >=1 \\\n  ,<2\nd \\\n# cut\ne"
     assert [(line.where, line.text) for line in split_lines(text)] == [
