@@ -100,6 +100,27 @@ FAILURES = [
         "numba==0.57 takes python < 3.10, this is 3.10.4",
     ),
     (
+        "  fatal: unable to access 'https://h/x.git/': Failed to connect to h port 443\n"
+        "  × git clone --quiet https://h/x.git /tmp/x did not run successfully.\n"
+        "error: subprocess-exited-with-error\n",
+        "git there could not bring a repository: unable to access 'https://h/x.git/': Failed to",
+    ),
+    (
+        "error: Failed to download and build `x @ git+https://h/x@nope`\n  cause: Git operation"
+        " failed\n         --- stderr\n         fatal: couldn't find remote ref refs/tags/nope\n",
+        "git there could not bring a repository: couldn't find remote ref refs/tags/nope",
+    ),
+    (
+        "  error: pathspec 'nope' did not match any file(s) known to git\n"
+        "  error: subprocess-exited-with-error\n"
+        "  × git checkout -q nope did not run successfully.\n",
+        "git there could not bring a repository: pathspec 'nope' did not match any file(s)",
+    ),
+    (
+        "ERROR: Cannot find command 'git' - do you have 'git' installed and in your PATH?",
+        "the requirements name a repository, and git is not on the server",
+    ),
+    (
         "ERROR: Package 'old-kit' requires a different Python: 3.10.4 not in '<3.10,>=3.8'",
         "old-kit takes python < 3.10, this is 3.10.4",
     ),

@@ -85,6 +85,7 @@ def classify(text: str, place: Place, exit_code: Optional[int] = None) -> Failur
         _disk_full,
         _killed,
         _too_old,
+        _git,
         _unreachable,
         _conflict,
         _not_found,
@@ -193,6 +194,22 @@ def _too_old(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
             "set remote.python to a conda python with torch, or use an older torch",
         )
     return None
+
+
+def _git(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
+    """pip or uv could not bring a repository; git's own words say why."""
+    if re.search(r"Cannot find command 'git'|Git executable not found", text):
+        return Failure(
+            "the requirements name a repository, and git is not on the server",
+            "ask for `apt install git`, or name the address of a wheel",
+        )
+    if not re.search(r"× git \w.* did not run successfully|Git operation failed", text):
+        return None
+    said = re.findall(r"^\s*(?:fatal: |error: (?=pathspec))(.+)", text, re.MULTILINE)
+    return Failure(
+        f"git there could not bring a repository: {(said or ['it does not say why'])[-1][:200]}",
+        "correct its address or branch, or let the server reach it",
+    )
 
 
 def _unreachable(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
