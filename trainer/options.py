@@ -9,17 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.config import (
-    FIELDS,
-    ConfigError,
-    TrainConfig,
-    from_dict,
-    load_config,
-    shown,
-    suggestion,
-    to_dict,
-)
+from trainer.config import FIELDS, ConfigError, TrainConfig, from_dict, load_config, to_dict
 from trainer.processes import say
+from trainer.values import shown, suggestion
 
 EXIT_USAGE, EXIT_DATA, EXIT_DEVICE, EXIT_DIVERGED, EXIT_MEMORY, EXIT_DISK, EXIT_STOPPED = (
     2,

@@ -16,19 +16,17 @@ from hypothesis import strategies as st
 from trainer import command as cli
 from trainer import options
 from trainer.config import (
-    CHOICES,
     FIELDS,
     ConfigError,
     TrainConfig,
     load_config,
-    parse_value,
     peak_learning_rate,
     recipe_names,
-    shown,
     to_yaml,
 )
 from trainer.devices import Devices, limit_note
 from trainer.schedule import rate_factor, restarts_factor, triangle_factor
+from trainer.values import CHOICES, parse_value, shown
 
 ROOT = Path(__file__).resolve().parents[2]
 
