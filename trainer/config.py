@@ -89,6 +89,15 @@ class TrainConfig:
     amsgrad: bool = True
     weight_decay: float = 0.0
     gradient_clip_val: float = 1.0
+    # adam and adamw: the first layers' rate as a share of the last one's; between them it grows
+    # evenly, in the network's own order. frozen_fraction: so many of the first layers, as a share
+    # of all, are not trained at all. adamw leaves biases and norms out of weight_decay.
+    lowest_rate: float = 1.0
+    frozen_fraction: float = 0.0
+    # The last layer is trained alone for this share of the training, and then all are.
+    head_fraction: float = 0.0
+    # Judge and keep an exponential moving average of the weights; 0: the weights themselves.
+    ema_decay: float = 0.0
     # `muon`: learning_rate and muon_momentum for the convolutions; Nesterov SGD for biases and
     # head, on the loss summed over the batch.
     muon_momentum: float = 0.6
@@ -98,7 +107,8 @@ class TrainConfig:
 
     # `restarts`: cosine from the peak to zero every restart_epochs (T_0). Where the epochs are no
     # multiple of it the last cycle is cut off, or compressed so that it ends at zero. `triangle`:
-    # linear up during warmup_fraction, then down.
+    # linear up during warmup_fraction, then down to final_fraction of the peak. `cosine`: down by a
+    # half cosine.
     schedule: str = "restarts"
     restart_epochs: int = 40
     last_cycle: str = "cut"

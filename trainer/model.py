@@ -15,7 +15,7 @@ from trainer.config import TrainConfig, from_dict, peak_learning_rate
 from trainer.data.images import balanced_weights
 from trainer.evaluate import averaged_logits
 from trainer.metrics import Tally
-from trainer.networks import SpeedCNN, load_pretrained, make_network
+from trainer.networks import SpeedCNN, layers_of, load_pretrained, make_network
 from trainer.optimizers import make_optimizer, make_scheduler
 from trainer.scores import Answers, Evaluation
 
@@ -37,6 +37,13 @@ class Classifier(pl.LightningModule):
         self.network = make_network(self.config, len(self.classes))
         if self.config.channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)
+        layers = layers_of(self.network)
+        # Not trained at all, and all that wait while the last one is trained alone.
+        self.frozen = layers[: int(self.config.frozen_fraction * len(layers))]
+        for layer in self.frozen:
+            layer.requires_grad_(False)
+        last = set(layers[-1].parameters())
+        self.body = [p for p in self.network.parameters() if p.requires_grad and p not in last]
         self.train_tally, self.val_tally, self.test_tally = Tally(), Tally(), Tally()
         # Of the images that this process has tested.
         self.evaluation: Evaluation | None = None
@@ -61,6 +68,20 @@ class Classifier(pl.LightningModule):
         return summed / len(targets)
 
     # -- training
+
+    def train(self, mode: bool = True) -> Classifier:
+        super().train(mode)
+        for layer in self.frozen:
+            layer.eval()
+        return self
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self.config.head_fraction:
+            epochs, steps = self.epochs_and_steps()
+            together = self.global_step >= self.config.head_fraction * epochs * steps
+            if self.body and self.body[0].requires_grad != together:
+                for p in self.body:
+                    p.requires_grad_(together)
 
     def configure_optimizers(self) -> Any:
         peak = peak_learning_rate(self.config, self.trainer.world_size)

@@ -1,4 +1,5 @@
-"""Optimizers: Adam as the document has it, and Muon with Nesterov SGD for the speed recipes."""
+"""Optimizers: Adam, with a rate for each layer, and Muon with Nesterov SGD for the speed
+recipes."""
 
 from __future__ import annotations
 
@@ -10,27 +11,47 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from trainer.config import TrainConfig, effective_batch
-from trainer.networks import SpeedCNN
+from trainer.networks import SpeedCNN, layers_of
 from trainer.schedule import rate_factor
+
+PORTIONS = 8
+"""Rates by layer change in so many steps: an optimizer works group by group."""
 
 
 def make_optimizer(
     network: nn.Module, config: TrainConfig, peak: float, devices: int = 1
 ) -> torch.optim.Optimizer:
     """Every group has its peak learning rate as `lr`; the schedule lowers it."""
-    trained = [p for p in network.parameters() if p.requires_grad]
     if config.optimizer == "muon":
         assert isinstance(network, SpeedCNN)
         return MuonWithSGD(network, config, peak, effective_batch(config, devices))
     kind: Any = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     optimizer: torch.optim.Optimizer = kind(
-        trained,
+        layer_groups(network, config, peak),
         lr=peak,
         amsgrad=config.amsgrad,
         weight_decay=config.weight_decay,
-        fused=all(p.device.type == "cuda" for p in trained),
+        fused=all(p.device.type == "cuda" for p in network.parameters()),
     )
     return optimizer
+
+
+def layer_groups(network: nn.Module, config: TrainConfig, peak: float) -> list[dict[str, Any]]:
+    """Discriminative rates (Howard & Ruder 2018, arXiv 1801.06146), from lowest_rate of the peak in
+    the first layers to the peak in the last one."""
+    layers = layers_of(network)
+    place = {p: number for number, layer in enumerate(layers) for p in layer.parameters(False)}
+    groups: dict[tuple[int, float], list[Tensor]] = {}
+    for p, number in place.items():
+        if p.requires_grad:
+            portion = PORTIONS * number // max(1, len(layers) - 1)
+            portion = portion if config.lowest_rate < 1 else PORTIONS
+            decays = config.optimizer == "adam" or p.dim() > 1
+            groups.setdefault((portion, config.weight_decay * decays), []).append(p)
+    return [
+        {"params": ps, "weight_decay": decay, "lr": peak * config.lowest_rate ** (1 - n / PORTIONS)}
+        for (n, decay), ps in groups.items()
+    ]
 
 
 def make_scheduler(

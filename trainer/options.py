@@ -30,6 +30,8 @@ FIXED = (
     "depth",
     "optimizer",
     "amsgrad",
+    "lowest_rate",
+    "frozen_fraction",
     "validation_fraction",
     "validation_max",
 )

@@ -8,12 +8,13 @@ from trainer.config import TrainConfig
 
 
 def rate_factor(config: TrainConfig, epoch: float, max_epochs: int) -> float:
-    """The share of the peak learning rate after so many epochs, from 0 to 1; the document steps its
-    schedule per batch."""
+    """The share of the peak learning rate after so many epochs, which need not be whole: from 0 to
+    1."""
     if config.schedule == "restarts":
         compressed = config.last_cycle == "compressed"
         return restarts_factor(epoch, max_epochs, config.restart_epochs, compressed)
-    return triangle_factor(epoch / max_epochs, config.warmup_fraction, config.final_fraction)
+    shape = triangle_factor if config.schedule == "triangle" else cosine_factor
+    return shape(epoch / max_epochs, config.warmup_fraction, config.final_fraction)
 
 
 def resolution(config: TrainConfig, step: int, steps_per_epoch: int) -> int:
@@ -49,3 +50,11 @@ def triangle_factor(progress: float, warmup: float, final: float) -> float:
     if progress < warmup:
         return progress / warmup
     return 1 - (1 - final) * min(1.0, (progress - warmup) / (1 - warmup)) if warmup < 1 else 1.0
+
+
+def cosine_factor(progress: float, warmup: float, final: float) -> float:
+    """As triangle_factor, with half a cosine for the way down."""
+    falling = triangle_factor(progress, warmup, 0.0)
+    if progress < warmup:
+        return falling
+    return final + (1 - final) * 0.5 * (1 - math.cos(math.pi * falling))

@@ -57,6 +57,7 @@ def train(
     callbacks: list[pl.Callback] = [
         *([compile_first] if compile_wanted(config, datamodule.device) else []),
         cut,
+        *([ours.AverageWeights(config.ema_decay)] if config.ema_decay else []),
         ours.ExactResume(config.seed, checkpoints / LAST, images, steps),
         find_divergence,
         tell,
@@ -130,11 +131,14 @@ def make_trainer(
     from trainer.devices import torch_device
     from trainer.evaluate import uses_half
 
-    done = standing(start)
+    done, strategy = standing(start), "auto"
+    if devices.count > 1:
+        # Weights that wait while the last layer is trained alone take no part.
+        strategy = "ddp_find_unused_parameters_true" if config.head_fraction else "ddp"
     return pl.Trainer(
         accelerator=devices.accelerator,
         devices=list(devices.indices) if devices.indices is not None else devices.count,
-        strategy="ddp" if devices.count > 1 else "auto",
+        strategy=strategy,
         precision="bf16-mixed" if uses_half(config, torch_device(devices)) else "32-true",
         max_epochs=max(config.max_epochs, done["epoch"]),
         gradient_clip_val=config.gradient_clip_val or None,

@@ -53,6 +53,17 @@ def speed_config(**changes: object) -> TrainConfig:
     return tiny_config(**{**SPEED, **changes})
 
 
+def finetune_config(**changes: object) -> TrainConfig:
+    """The recipe with a network of a project's own. Each phase ends within an epoch."""
+    tiny = {
+        name: value for name, value in RESIDUAL.items() if name not in ("widths", "restart_epochs")
+    }
+    own = {"network": "tests.support.networks:small", "pretrained": "false", "image_size": 32}
+    return load_config(
+        "finetune", {**tiny, **own, "resolutions": "24,32", "frozen_fraction": 0.2, **changes}
+    )
+
+
 def tiny_data(train: int = 400, test: int = 120, classes: int = 4) -> ImageData:
     return make_synthetic(train, test, classes)
 
@@ -70,7 +81,8 @@ def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
 def what_counts(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Of a checkpoint, without the paths that it names and without Lightning's own counters."""
     names = ("state_dict", "optimizer_states", "lr_schedulers", "training", "global_step")
-    return {name: checkpoint[name] for name in names}
+    averaged = ("current_model_state", "averaging_state")
+    return {name: checkpoint[name] for name in (*names, *averaged) if name in checkpoint}
 
 
 def same_bits(one: Any, other: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.training import (
+    finetune_config,
     same_bits,
     signals_kept,
     speed_config,
@@ -21,7 +22,6 @@ from trainer import command as cli
 from trainer import options
 from trainer.callbacks import Stopped, StopWhenAsked
 from trainer.checkpoints import load_checkpoint, newest_that_loads
-from trainer.config import TrainConfig
 from trainer.data import workers
 from trainer.train import train as train_once
 
@@ -29,6 +29,8 @@ pytestmark = pytest.mark.usefixtures("quiet_trainer")
 DATA = tiny_data()
 MIXED = tiny_config(mixup_prob=1.0, crop_padding=2)
 SPEED = speed_config()
+FINETUNE = finetune_config(head_fraction=0.2)
+CONFIGS = {"mixed": MIXED, "speed": SPEED, "finetune": FINETUNE}
 STEPS = 9
 """Per epoch: 400 images less 40 to validate, in batches of 40."""
 
@@ -86,9 +88,9 @@ def small_batches_to_validate() -> Iterator[None]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("undisturbed")
     with signals_kept():
-        for name, config in (("mixed", MIXED), ("speed", SPEED)):
+        for name, config in CONFIGS.items():
             train_once(config, DATA, place / name)
-    return {name: place / name for name in ("mixed", "speed")}
+    return {name: place / name for name in CONFIGS}
 
 
 PLACES = {
@@ -103,16 +105,15 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize(("name", "config"), [("mixed", MIXED), ("speed", SPEED)])
+@pytest.mark.parametrize("name", CONFIGS)
 def test_stopped_and_resumed_is_as_not_stopped(
     name: str,
-    config: TrainConfig,
     place: str,
     undisturbed: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stop, number, position = PLACES[place]
+    (stop, number, position), config = PLACES[place], CONFIGS[name]
     with monkeypatch.context() as patched:
         stop(patched, number)
         with pytest.raises(Stopped):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.archive import DataError
-from trainer.data.decode import Form, usual_size
+from trainer.data.decode import FIT_SIZE, Form, header_sizes, usual_size
 from trainer.data.images import Arrays, Files, FileSource, ImageData
 from trainer.data.listing import Listing, listing_hashes
 from trainer.data.splits import hold_out
@@ -46,7 +46,7 @@ def load_listing(listing: Listing, say: Say, wanted: Wanted) -> ImageData:
     classes = check_classes(listing)
     listing = settle_splits(listing, say)
     paths = [os.path.join(listing.root, entry.path) for entry in listing.entries]
-    size = wanted.image_size or usual_size(paths)
+    size = size_to_keep(paths, wanted.image_size)
     lasting, here = listing_hashes(listing)
     images = Set(listing.root, paths, here[:32], Form(size))
     labels = torch.tensor([classes[entry.label] for entry in listing.entries])
@@ -74,6 +74,13 @@ def load_listing(listing: Listing, say: Say, wanted: Wanted) -> ImageData:
         whole.take(parts["val"]) if len(parts["val"]) else None,
         tuple(listing.entries[place].path for place in sorted(findings.damaged)),
     )
+
+
+def size_to_keep(paths: Sequence[str], wanted: int) -> int:
+    """Small images that are wanted larger are enlarged when they are used, a batch at a time."""
+    own = usual_size(paths)
+    small = max((max(size) for size in header_sizes(paths)), default=own) <= FIT_SIZE
+    return own if small and wanted > FIT_SIZE else wanted or own
 
 
 def fits_in_memory(form: Form, count: int) -> bool:

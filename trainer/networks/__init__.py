@@ -9,7 +9,7 @@ from trainer.config import TrainConfig
 from trainer.networks.cifar import Normalise, ResidualCNN, SpeedCNN
 from trainer.networks.elsewhere import from_elsewhere, load_pretrained
 
-__all__ = ["Normalise", "ResidualCNN", "SpeedCNN", "load_pretrained", "make_network"]
+__all__ = ["Normalise", "ResidualCNN", "SpeedCNN", "layers_of", "load_pretrained", "make_network"]
 
 LARGE_IMAGES = 64
 """Images with more pixels per side reach the residual network's stages at a quarter of them."""
@@ -24,3 +24,8 @@ def make_network(config: TrainConfig, classes: int) -> nn.Module:
         first, second, third = config.widths
         return SpeedCNN(classes, (first, second, third), config.depth)
     return ResidualCNN(classes, config.widths, config.image_size > LARGE_IMAGES)
+
+
+def layers_of(network: nn.Module) -> list[nn.Module]:
+    """All parts with weights of their own, in the network's order: the classifier is the last."""
+    return [part for part in network.modules() if any(True for _ in part.parameters(False))]

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from trainer.networks.cifar import Normalise
 from trainer.options import EXIT_USAGE, TrainError
+from trainer.processes import say
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, as pretrained networks expect it where they do not say otherwise."""
+CLASSIFIER_TENSORS = 2
 
 
 class FromElsewhere(nn.Module):
@@ -67,16 +69,29 @@ def load_pretrained(network: nn.Module, name: str, pretrained: str) -> None:
 
 
 def fit_in(network: nn.Module, state: Mapping[str, Tensor], whence: str) -> None:
+    """By name; or one by one in order, where a network of other names has as many of the same
+    shapes."""
     own = network.state_dict()
-    fitting = {
-        key: value for key, value in state.items() if key in own and own[key].shape == value.shape
-    }
+    fitting = fitting_by_name(own, state)
+    if len(fitting) < len(own) / 2 and len(state) == len(own):
+        in_order = fitting_by_name(own, dict(zip(own, state.values(), strict=True)))
+        if len(in_order) >= len(own) - CLASSIFIER_TENSORS:
+            say(f"pretrained {whence}: its weights have other names, and fit one by one in order")
+            fitting = in_order
     if len(fitting) < len(own) / 2:
         raise TrainError(
             f"pretrained {whence}: only {len(fitting)} of {len(own)} weights fit this network",
             EXIT_USAGE,
         )
     network.load_state_dict(fitting, strict=False)
+
+
+def fitting_by_name(own: Mapping[str, Tensor], state: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {
+        key: value
+        for key, value in state.items()
+        if key in own and own[key].shape == getattr(value, "shape", None)
+    }
 
 
 def wrong(what: str, error: Exception) -> TrainError:
