@@ -47,6 +47,11 @@ class Reach(Answer):
 
 
 @dataclass(frozen=True)
+class Pretrained(Reach):
+    OP = "pretrained"
+
+
+@dataclass(frozen=True)
 class KeyAdd(Answer):
     OP = "key_add"
 

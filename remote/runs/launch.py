@@ -21,6 +21,7 @@ from remote.runs.placement import (
     launch_on_free_gpus,
     prepare_launch,
     start_patiently,
+    with_weights,
 )
 from remote.runs.request import (
     Pending,
@@ -70,7 +71,7 @@ def start_once(
         # An earlier call has made it, with GPUs of its own choice, which it may be using by now.
         answer = start_patiently(session, lambda: start_run(session, run, {}, plan))
     else:
-        answer = start_new(prepare_launch(session, request, deployed, pending), run)
+        answer = start_new(with_weights(prepare_launch(session, request, deployed, pending)), run)
     if answer.note:
         session.display.note(f"note: {answer.note}")
     if answer.again:

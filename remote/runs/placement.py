@@ -17,7 +17,7 @@ from remote.project.settings import listed
 from remote.project.slurm import job_request
 from remote.records import Gpu
 from remote.runs.request import Pending, TrainRequest, effective_config, require_gpu
-from remote.transfer.upload import provide_cifar10
+from remote.transfer.upload import provide_cifar10, provide_weights
 
 TRIES = 5
 S = TypeVar("S")
@@ -115,6 +115,19 @@ def prepare_launch(
             remedy="leave it out to train on its processor",
         )
     return launch
+
+
+def with_weights(launch: Launch) -> Launch:
+    """The same, of a new run, told where pretrained weights lie that were sent to the server."""
+    session, request = launch.session, launch.request
+    if not session.project.has_own_trainer:
+        return launch
+    config = effective_config(session.project.directory, request, session.project.settings)
+    if getattr(config, "pretrained", "") != "true" or "HF_ENDPOINT" in request.env:
+        return launch
+    path = provide_weights(session, launch.deployed.facts, config.network)
+    fields = (*request.fields, ("pretrained", path)) if path else request.fields
+    return dataclasses.replace(launch, request=dataclasses.replace(request, fields=fields))
 
 
 def require_so_many(launch: Launch, there: int | None) -> None:

@@ -24,7 +24,14 @@ from remote.link.facts import Facts
 from remote.link.session import Project, Session
 from remote.runs.launch import asked_for
 from remote.runs.listing import list_runs
-from remote.runs.placement import Launch, Placement, place_run, prepare_launch, start_patiently
+from remote.runs.placement import (
+    Launch,
+    Placement,
+    place_run,
+    prepare_launch,
+    start_patiently,
+    with_weights,
+)
 from remote.runs.request import (
     Pending,
     TrainOptions,
@@ -198,7 +205,7 @@ def start_points(
     show_steps(session, deployed, only_changes=True)
     for number, (point, request) in enumerate(asked, 1):
         pending = Pending(session.project, session.host, request, book.name)
-        launch = prepare_launch(session, request, deployed, pending)
+        launch = with_weights(prepare_launch(session, request, deployed, pending))
         start_point(launch, book, point)
         session.display.doing(f"{session.host}: {number} of {len(asked)} points started")
     session.display.clear()

@@ -6,12 +6,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from remote.agent.shared.trees import tree_hash
+from remote.agent.shared.weights import SUFFIXES, find_weights
 from remote.errors import NotFound, UsageError
-from remote.link.answers import DataMissing, DataPut, Reach
+from remote.link.answers import DataMissing, DataPut, Pretrained, Reach
 from remote.link.facts import Facts
 from remote.link.sending import Sending, waiting_note
 from remote.link.session import Session, who_am_i
@@ -146,6 +148,8 @@ def entry_at(folder: Path, path: str) -> FileEntry:
 def require_images(session: Session, path: Path) -> None:
     """What this project's trainer could not read is said before it is sent. Raises UsageError."""
     archive, listing = load_data_modules(session.project.directory)
+    if path.suffix.lower() in SUFFIXES:  # pretrained weights
+        return
     cifar10 = (archive.ARCHIVE, archive.BATCHES, "test_batch")
     try:
         if path.suffix.lower() == ".csv":
@@ -173,24 +177,55 @@ def provide_cifar10(session: Session, facts: Facts) -> str:
     answer = session.ask(Reach, url=archive.ARCHIVE_URL)
     if answer.reached:
         return f"{facts.root.path}/data/cifar10"
+    copy = Copy("CIFAR-10", find_archive(session, archive), ARCHIVE, f"get {archive.ARCHIVE_URL}")
+    return offer_copy(session, facts, copy, answer)
+
+
+def provide_weights(session: Session, facts: Facts, network: str) -> str | None:
+    """Where the run finds a library's weights on the server; None: by the library's own way. Where
+    that can't work this laptop's copy is offered, as by provide_cifar10."""
+    label = network.replace(":", "-")
+    for name in facts.datasets.names:
+        if os.path.splitext(name)[0] == label:
+            return f"{facts.root.path}/data/{name}"
+    answer = session.ask(Pretrained, network=network)
+    if answer.reached:
+        return None
+    found = find_weights(network)
+    here = Path(found) if found else None
+    name = label + (here.suffix if here else ".pth")
+    make = f"let {network.partition(':')[0]} download them"
+    return offer_copy(session, facts, Copy(f"the weights of {network}", here, name, make), answer)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What a run lacks: this laptop's copy, its name on the server, and how to get one."""
+
+    what: str
+    here: Path | None
+    name: str
+    get: str
+
+
+def offer_copy(session: Session, facts: Facts, copy: Copy, answer: Reach) -> str:
     why = one_line(answer.problem or "no reason given", 200)
-    problem = f"CIFAR-10 is not on the server, and the server can't download it ({why})"
-    here = find_archive(session, archive)
-    command = f"fab -H {session.typed} upload-data {here or ARCHIVE}"
+    have = "are" if copy.what.startswith("the ") else "is"
+    it = "them" if have == "are" else "it"
+    problem = f"{copy.what} {have} not on the server, and the server can't download {it} ({why})"
+    here, step = copy.here, "train"
+    command = f"fab -H {session.typed} upload-data {here or copy.name}"
+    if here is None or here.name != copy.name:
+        command += f" --name {copy.name}"
     if here is None:
-        raise NotFound(
-            problem,
-            host=session.host,
-            step="train",
-            remedy=f"get {archive.ARCHIVE_URL} here, then: {command}",
-        )
+        remedy = f"{copy.get} here, then: {command}"
+        raise NotFound(problem, host=session.host, step=step, remedy=remedy)
     session.display.note(problem)
-    if not session.display.confirm(
-        f"send {here} ({size(here.stat().st_size)}) to it, once for all runs?"
-    ):
-        raise NotFound(problem, host=session.host, step="train", remedy=command)
-    show_uploaded(session, upload_data(session, str(here)))
-    return f"{facts.root.path}/data/{ARCHIVE}"
+    asked = f"send {here} ({size(here.stat().st_size)}) to it, once for all runs?"
+    if not session.display.confirm(asked):
+        raise NotFound(problem, host=session.host, step=step, remedy=command)
+    show_uploaded(session, upload_data(session, str(here), copy.name))
+    return f"{facts.root.path}/data/{copy.name}"
 
 
 def find_archive(session: Session, archive: Any) -> Path | None:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import threading
 from pathlib import Path
@@ -81,6 +82,42 @@ def test_a_server_that_can_not_download_is_offered_the_archive(
     assert f"--data {there.resolve()}" in again.stdout and "can't download" not in again.stderr
     by_name = fab(project, server, "train", *CPU, "--data", ARCHIVE, "--follow")
     assert f"--data {there.resolve()}" in by_name.stdout
+
+
+def test_pretrained_weights_that_a_server_can_not_download_are_offered_as_well(
+    trainer_project: tuple[Path, bytes], tmp_path: Path, server: LoopbackServer
+) -> None:
+    project, _ = trainer_project
+    module = project / "remote" / "agent" / "shared" / "weights.py"
+    module.write_text(
+        module.read_text().replace("https://download.pytorch.org", "http://127.0.0.1:9")
+    )
+    me = tmp_path / "me" / ".cache" / "torch" / "hub" / "checkpoints"
+    home = {
+        "HOME": str(make_tree(tmp_path / "me", {"x": ""})),
+        "XDG_CACHE_HOME": "",
+        "TORCH_HOME": "",
+    }
+    words = ("train", "--recipe", "finetune", "--data", "synthetic")
+    nowhere = fab(project, server, *words, "--no-follow", code=11, env=home)
+    assert "weights of torchvision:efficientnet_b0 are not on the server" in nowhere.stderr
+    assert "--name torchvision-efficientnet_b0.pth" in nowhere.stderr
+
+    here = make_tree(me, {"efficientnet_b0_rwightman-7f5810bc.pth": b"weights"})
+    file = here / "efficientnet_b0_rwightman-7f5810bc.pth"
+    nobody = fab(project, server, *words, "--no-follow", code=11, env=home)
+    send = f"upload-data {file} --name torchvision-efficientnet_b0.pth"
+    assert send in nobody.stderr
+    fab(project, server, *send.split(), env=home)
+    there = server.home / "projects" / "p" / "data" / "torchvision-efficientnet_b0.pth"
+    assert there.read_bytes() == b"weights"
+    told = fab(project, server, *words, "--follow", env=home)
+    assert f"--set pretrained={there}" in told.stdout and "can't download" not in told.stderr
+    # What lies in the library's own cache there needs neither.
+    shutil.rmtree(there.parent)
+    make_tree(server.home / ".cache/torch/hub/checkpoints", {file.name: b"weights"})
+    cached = fab(project, server, *words, "--follow", env=home)
+    assert "pretrained=" not in cached.stdout and "can't download" not in cached.stderr
 
 
 def test_what_the_trainer_could_not_read_is_not_sent(

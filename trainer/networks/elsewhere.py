@@ -56,7 +56,9 @@ def load_pretrained(network: nn.Module, name: str, pretrained: str) -> None:
     assert isinstance(network, FromElsewhere)
     place, _, what = name.partition(":")
     try:
-        if pretrained != "true":
+        if pretrained.endswith(".safetensors"):
+            state = importlib.import_module("safetensors.torch").load_file(pretrained)
+        elif pretrained != "true":
             state = torch.load(pretrained, map_location="cpu", weights_only=True)
         elif place == "torchvision":
             models = importlib.import_module("torchvision").models

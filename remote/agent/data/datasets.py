@@ -16,6 +16,7 @@ from remote.agent.root.disk import require_room
 from remote.agent.root.paths import HASH, Layout, read_json, resolve_root, write_json
 from remote.agent.root.roots import lock, prepare_root, unlock
 from remote.agent.shared.trees import Entry
+from remote.agent.shared.weights import find_weights, hub_of
 
 NAME = re.compile(r"[^\s/\\.\x00-\x1f\x7f-\x9f-][^/\\\x00-\x1f\x7f-\x9f]{0,99}\Z")
 ARCHIVE, BATCHES, DOWNLOADED = "cifar-10-python.tar.gz", "cifar-10-batches-py", "cifar10"
@@ -214,7 +215,18 @@ def lay_out(layout: Layout, tree: str, entries: List[Entry]) -> None:
 @operation("reach")
 def reach(call: Call, root: str, url: str) -> Dict[str, Any]:
     """Whether a training here could download from an address, by the proxies that it would use."""
-    url = os.environ.get("CIFAR10_URL", url)
+    return try_address(os.environ.get("CIFAR10_URL", url))
+
+
+@operation("pretrained")
+def pretrained(call: Call, root: str, network: str) -> Dict[str, Any]:
+    """As `reach`, for a library's weights: those in its cache need no download."""
+    if find_weights(network):
+        return {"reached": True, "url": "", "problem": None}
+    return try_address(hub_of(network))
+
+
+def try_address(url: str) -> Dict[str, Any]:
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_S):
             return {"reached": True, "url": url, "problem": None}
