@@ -41,6 +41,8 @@ class TrainConfig:
     skip_damaged: bool = False
     # Where the run writes; empty: runs/<time>.
     run_dir: str = ""
+    # tensorboard; or wandb or mlflow, where the package is installed, beside it.
+    logger: str = "tensorboard"
     # GPUs by nvidia-smi's index, such as 0,1, or auto for all; on a CPU the number of processes.
     devices: str = "auto"
     # At most so many devices of those; 0: no limit.

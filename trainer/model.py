@@ -38,10 +38,9 @@ class Classifier(pl.LightningModule):
         if self.config.channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)
         layers = layers_of(self.network)
-        # Not trained at all, and all that wait while the last one is trained alone.
-        self.frozen = layers[: int(self.config.frozen_fraction * len(layers))]
-        for layer in self.frozen:
-            layer.requires_grad_(False)
+        for layer in layers[: int(self.config.frozen_fraction * len(layers))]:
+            layer.requires_grad_(False).eval()  # a Trainer leaves every part in its mode
+        # What waits while the last layer is trained alone.
         last = set(layers[-1].parameters())
         self.body = [p for p in self.network.parameters() if p.requires_grad and p not in last]
         self.train_tally, self.val_tally, self.test_tally = Tally(), Tally(), Tally()
@@ -68,12 +67,6 @@ class Classifier(pl.LightningModule):
         return summed / len(targets)
 
     # -- training
-
-    def train(self, mode: bool = True) -> Classifier:
-        super().train(mode)
-        for layer in self.frozen:
-            layer.eval()
-        return self
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if self.config.head_fraction:

@@ -38,7 +38,7 @@ def make_optimizer(
 
 def layer_groups(network: nn.Module, config: TrainConfig, peak: float) -> list[dict[str, Any]]:
     """Discriminative rates (Howard & Ruder 2018, arXiv 1801.06146), from lowest_rate of the peak in
-    the first layers to the peak in the last one."""
+    the first layers to the peak in the last one, whose group comes first."""
     layers = layers_of(network)
     place = {p: number for number, layer in enumerate(layers) for p in layer.parameters(False)}
     groups: dict[tuple[int, float], list[Tensor]] = {}
@@ -50,7 +50,7 @@ def layer_groups(network: nn.Module, config: TrainConfig, peak: float) -> list[d
             groups.setdefault((portion, config.weight_decay * decays), []).append(p)
     return [
         {"params": ps, "weight_decay": decay, "lr": peak * config.lowest_rate ** (1 - n / PORTIONS)}
-        for (n, decay), ps in groups.items()
+        for (n, decay), ps in reversed(groups.items())
     ]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.config import TrainConfig, to_dict
-from trainer.options import EXIT_DIVERGED, EXIT_MEMORY, TrainError
+from trainer.options import EXIT_DIVERGED, EXIT_MEMORY, EXIT_USAGE, TrainError
 from trainer.processes import is_first_process, leave_others, remember_others, say, wait_for_others
 
 if TYPE_CHECKING:
@@ -125,7 +125,6 @@ def make_trainer(
     start: Path | None,
 ) -> pl.Trainer:
     import pytorch_lightning as pl
-    from pytorch_lightning.loggers import TensorBoardLogger
 
     from trainer.checkpoints import WholeFiles, standing
     from trainer.devices import torch_device
@@ -145,15 +144,33 @@ def make_trainer(
         deterministic=config.deterministic,
         benchmark=not config.deterministic,
         callbacks=callbacks,
-        logger=TensorBoardLogger(
-            run_dir, name="", version="logs", purge_step=done["step"], default_hp_metric=False
-        ),
+        logger=make_loggers(config, run_dir, done["step"]),
         plugins=[WholeFiles()],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
+
+
+def make_loggers(config: TrainConfig, run_dir: Path, done: int | None) -> list[Any]:
+    """TensorBoard, and beside it what `logger` names, whose settings are its own environment
+    variables. `done`: steps of a training that goes on. Raises TrainError."""
+    from pytorch_lightning import loggers
+
+    board = loggers.TensorBoardLogger(
+        run_dir, name="", version="logs", purge_step=done, default_hp_metric=False
+    )
+    name = run_dir.name
+    try:
+        if config.logger == "wandb":  # whose id makes all attempts one run there
+            return [board, loggers.WandbLogger(name, run_dir, id=name)]
+        if config.logger == "mlflow":
+            return [board, loggers.MLFlowLogger(run_name=name, save_dir=str(run_dir / "mlruns"))]
+    except ModuleNotFoundError:
+        text = f"logger {config.logger}: the package is not installed: pip install {config.logger}"
+        raise TrainError(text, EXIT_USAGE) from None
+    return [board]
 
 
 def last_good(

@@ -12,6 +12,7 @@ from typing import Any
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "accelerator": ("gpu", "cpu", "auto"),
+    "logger": ("tensorboard", "wandb", "mlflow"),
     "loader": ("auto", "workers", "device"),
     "optimizer": ("adam", "adamw", "muon"),
     "schedule": ("restarts", "triangle", "cosine"),
