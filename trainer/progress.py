@@ -48,6 +48,28 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=1).encode() + b"\n")
 
 
+class Clock:
+    """Seconds of training: it stands still until it is started, between a stop and the resumption
+    too."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.mark: float | None = None
+
+    def start(self) -> None:
+        self.mark = time.monotonic()
+
+    def now(self) -> float:
+        if self.mark is not None:
+            before, self.mark = self.mark, time.monotonic()
+            self.seconds += self.mark - before
+        return self.seconds
+
+    def stop(self) -> None:
+        self.now()
+        self.mark = None
+
+
 class Progress:
     """progress.json, replaced at most once a second. Does nothing where `run_dir` is None: only one
     process tells."""
@@ -116,6 +138,14 @@ def epoch_line(row: Mapping[str, Any], max_epochs: int, best: float | None) -> s
     parts.append(f"{row['seconds']:.1f} s")
     parts.append(f"{row['images_per_s']:.0f} images/s")
     return "  ".join(parts)
+
+
+def step_seconds(history: History, this_epoch: float | None) -> float | None:
+    """By the last epoch with its validation where there is one, else by this one so far."""
+    if not history:
+        return this_epoch
+    before = history[-2]["step"] if len(history) > 1 else 0
+    return float(history[-1]["seconds"] / max(1, history[-1]["step"] - before))
 
 
 def best_accuracy(history: History) -> float | None:

@@ -82,7 +82,7 @@ def write_summary(
         "epochs": len(history),
         "max_epochs": config.max_epochs,
         "best_epoch": top["epoch"],
-        "seconds": tell.seconds,
+        "seconds": tell.clock.seconds,
         "images_per_s": history[-1]["images_per_s"] if history else None,
         **about,
         "effective_batch": effective_batch(config, devices.count),

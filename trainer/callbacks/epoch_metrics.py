@@ -26,3 +26,10 @@ def so_far(pl_module: pl.LightningModule) -> dict[str, float]:
 
 def named(values: dict[str, float | None]) -> dict[str, float]:
     return {f"train_{name}": value for name, value in values.items() if value is not None}
+
+
+def position(trainer: pl.Trainer) -> tuple[int, int]:
+    """Epochs that are done, and batches of the one that is not."""
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return epochs.processed, batches.processed if epochs.processed < epochs.started else 0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import time
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 
-from trainer.callbacks.epoch_metrics import epoch_metrics, so_far
-from trainer.progress import Progress, best_accuracy, epoch_line, write_metrics
+from trainer.callbacks.epoch_metrics import epoch_metrics, position, so_far
+from trainer.progress import Clock, Progress, best_accuracy, epoch_line, step_seconds, write_metrics
 
 METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
@@ -19,17 +18,16 @@ class TellProgress(pl.Callback):
     """Of `train_` and `val_` `loss` and `accuracy` what the module logs. `run_dir`: where to write;
     None in all but the first process.
 
-    `history`, one row per epoch, and `seconds`, on a clock that stands still between a stop and the
-    resumption, are kept in checkpoints under "training".
+    `history`, one row per epoch, and `clock` are kept in checkpoints under "training".
     """
 
     def __init__(self, run_dir: Path | None, images_per_step: int = 1) -> None:
         self.run_dir, self.images_per_step = run_dir, images_per_step
         self.progress = Progress(run_dir)
         self.history: list[dict[str, Any]] = []
-        # On the training clock: now, when this epoch began, and when its steps were done.
-        self.seconds = self.epoch_began = self.trained = 0.0
-        self.clock: float | None = None
+        self.clock = Clock()
+        # On it: when this epoch began, and when its steps were done.
+        self.epoch_began = self.trained = 0.0
         self.rate = 0.0
         # When this session's part of the epoch began, and at which step.
         self.mark = (0.0, 0)
@@ -39,13 +37,12 @@ class TellProgress(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self.tick()
         epoch, batch = position(trainer)
         checkpoint["training"] = {
             "epoch": epoch,
             "batch": batch,
             "step": trainer.global_step,
-            "seconds": self.seconds,
+            "seconds": self.clock.now(),
             "epoch_began": self.epoch_began,
             "learning_rate": self.rate,
             "history": copy.deepcopy(self.history),
@@ -63,28 +60,20 @@ class TellProgress(pl.Callback):
             self.history = copy.deepcopy(state["history"])
             self.rate = state["learning_rate"]
             # What a divergence has lost took its time as well.
-            self.seconds = max(self.seconds, state["seconds"])
-            self.epoch_began = state["epoch_began"] if state["batch"] else self.seconds
-
-    def tick(self) -> float:
-        """The training clock now, and from here on."""
-        now = time.monotonic()
-        if self.clock is not None:
-            self.seconds += now - self.clock
-            self.clock = now
-        return self.seconds
+            now = self.clock.seconds = max(self.clock.seconds, state["seconds"])
+            self.epoch_began = state["epoch_began"] if state["batch"] else now
 
     # -- Lightning's hooks
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Loading and compilation are not on the training clock.
-        self.clock = time.monotonic()
-        self.trained = self.seconds
-        self.mark = (self.seconds, trainer.global_step)
+        self.clock.start()
+        self.trained = self.clock.seconds
+        self.mark = (self.trained, trainer.global_step)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.epoch_began = self.tick()
-        self.mark = (self.seconds, trainer.global_step)
+        self.epoch_began = self.clock.now()
+        self.mark = (self.epoch_began, trainer.global_step)
 
     def on_train_batch_start(self, trainer: pl.Trainer, *rest: Any) -> None:
         self.rate = trainer.optimizers[0].param_groups[0]["lr"]
@@ -94,7 +83,7 @@ class TellProgress(pl.Callback):
     ) -> None:
         self.tell(trainer, pl_module, "fitting")
         if trainer.is_last_batch:
-            self.trained = self.tick()
+            self.trained = self.clock.now()
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any
@@ -111,50 +100,41 @@ class TellProgress(pl.Callback):
             "step": trainer.global_step,
             "learning_rate": self.rate,
             **{name: found.get(name) for name in METRICS},
-            "seconds": self.tick() - self.epoch_began,
+            "seconds": self.clock.now() - self.epoch_began,
             "images_per_s": images / max(1e-9, self.trained - self.epoch_began),
         }
         self.history.append(row)
         if self.run_dir:
-            best = best_accuracy(self.history)
-            print(epoch_line(row, trainer.max_epochs or 0, best), flush=True)
+            print(epoch_line(row, trainer.max_epochs or 0, best_accuracy(self.history)), flush=True)
             write_metrics(self.run_dir, self.history)
 
     def on_test_epoch_start(self, *rest: Any) -> None:
-        self.clock = time.monotonic()
+        self.clock.start()
 
     def on_test_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any
     ) -> None:
         self.tell(trainer, pl_module, "testing")
 
-    def on_test_epoch_end(self, *rest: Any) -> None:
-        self.tick()
-        self.clock = None
-
     def on_train_end(self, *rest: Any) -> None:
-        self.tick()
-        self.clock = None
+        self.clock.stop()
 
-    def on_exception(self, *rest: Any) -> None:
-        self.on_train_end()
-
-    # -- telling
+    on_test_epoch_end = on_exception = on_train_end
 
     def tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule, phase: str) -> None:
         """progress.json, at most once a second."""
         if not self.progress.due():
             return
-        step, now = trainer.global_step, self.tick()
+        step, now = trainer.global_step, self.clock.now()
         epochs, last = trainer.max_epochs or 0, self.history[-1] if self.history else {}
-        testing, done = phase == "testing", step - self.mark[1]
+        testing = phase == "testing"
+        done, spent = step - self.mark[1], now - self.mark[0]
         total = step if testing else int(trainer.num_training_batches * epochs)
-        spent = now - self.mark[0]
         metrics = {name: last.get(name) for name in METRICS if name != "val_loss"}
         if not testing:
             metrics.update(so_far(pl_module))
         rate = done * self.images_per_step / spent if done and phase == "fitting" else None
-        per_step = self.seconds_per_step(spent / done if done else None)
+        per_step = step_seconds(self.history, spent / done if done else None)
         self.progress.tell(
             phase,
             epoch=len(self.history) if testing else min(len(self.history) + 1, epochs),
@@ -166,17 +146,3 @@ class TellProgress(pl.Callback):
             seconds_left=None if testing or per_step is None else per_step * (total - step),
             seconds=now,
         )
-
-    def seconds_per_step(self, this_epoch: float | None) -> float | None:
-        """By the last epoch with its validation where there is one, else by this one so far."""
-        if not self.history:
-            return this_epoch
-        before = self.history[-2]["step"] if len(self.history) > 1 else 0
-        return float(self.history[-1]["seconds"] / max(1, self.history[-1]["step"] - before))
-
-
-def position(trainer: pl.Trainer) -> tuple[int, int]:
-    """Epochs that are done, and batches of the one that is not."""
-    epochs: Any = trainer.fit_loop.epoch_progress.current
-    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-    return epochs.processed, batches.processed if epochs.processed < epochs.started else 0

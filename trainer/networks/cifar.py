@@ -53,8 +53,8 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualCNN(nn.Module):
-    """The document's network: stages of 128, 256, 512 and 768 channels with skip connections, each
-    half as wide as the one before."""
+    """The recipe `standard`: stages of 128, 256, 512 and 768 channels with skip connections, each
+    with half the pixels per side of the one before."""
 
     def __init__(self, classes: int, widths: tuple[int, ...], large: bool = False) -> None:
         super().__init__()
