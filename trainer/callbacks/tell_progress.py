@@ -119,7 +119,7 @@ class TellProgress(pl.Callback):
     def on_train_end(self, *rest: Any) -> None:
         self.clock.stop()
 
-    on_test_epoch_end = on_exception = on_train_end
+    on_test_epoch_end = on_exception = on_train_end  # type: ignore[assignment]  # by any arguments
 
     def tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule, phase: str) -> None:
         """progress.json, at most once a second."""
