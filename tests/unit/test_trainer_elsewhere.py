@@ -112,3 +112,23 @@ def test_pretrained_weights_are_taken_but_for_the_last_layer(tmp_path: Path) -> 
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(TrainError, match="only 0 of"):
         load_pretrained(few, config.network, str(tmp_path / "other.pt"))
+
+
+def test_weights_of_other_names_fit_one_by_one_in_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As those of a port to another library, whose last layer knows other classes."""
+    config = tiny_config(network="tests.support.networks:small")
+    many, few = make_network(config, 7), make_network(config, 4)
+    inner: Any = many
+    state = {f"other.{n}": value for n, value in enumerate(inner.network.state_dict().values())}
+    torch.save(state, tmp_path / "weights.pt")
+    load_pretrained(few, config.network, str(tmp_path / "weights.pt"))
+    assert "have other names, and fit one by one in order" in capsys.readouterr().out
+    one, other = many.state_dict(), few.state_dict()
+    differing = {name for name in one if not same_bits(one[name], other[name])}
+    assert differing == {"network.9.weight", "network.9.bias"}
+    # In another order they are somebody else's.
+    torch.save(dict(reversed(state.items())), tmp_path / "weights.pt")
+    with pytest.raises(TrainError, match="only 0 of"):
+        load_pretrained(few, config.network, str(tmp_path / "weights.pt"))

@@ -10,8 +10,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.loggers import CSVLogger
 
-from tests.support.training import finetune_config, same_bits, tiny_data
+from tests.support.training import finetune_config, same_bits, signals_kept, tiny_data
 from trainer.callbacks import AverageWeights, ExactResume, Stopped, StopWhenAsked
 from trainer.checkpoints import load_checkpoint
 from trainer.config import load_config, to_dict
@@ -20,7 +21,9 @@ from trainer.data.data_module import ImageDataModule
 from trainer.model import Classifier
 from trainer.networks import make_network
 from trainer.optimizers import make_optimizer
+from trainer.options import TrainError
 from trainer.schedule import cosine_factor
+from trainer.train import make_loggers, train
 
 pytestmark = pytest.mark.usefixtures("quiet_trainer")
 DATA = tiny_data()
@@ -121,8 +124,6 @@ class AskInValidation(pl.Callback):
 
 @pytest.fixture
 def signals() -> Iterator[None]:
-    from tests.support.training import signals_kept
-
     with signals_kept():
         yield
 
@@ -157,8 +158,6 @@ def test_a_stop_within_a_validation_is_exact_with_ours_alone(
 def test_what_is_tested_and_given_away_are_the_averaged_weights(
     tmp_path: Path, signals: None
 ) -> None:
-    from trainer.train import train
-
     summary = train(finetune_config(max_epochs=1), DATA, tmp_path)
     best = load_checkpoint(tmp_path / "checkpoints" / "best.ckpt")
     trained = best["current_model_state"]
@@ -174,3 +173,29 @@ def test_the_cosine_s_ends() -> None:
     assert cosine_factor(0.1, 0.1, 0.2) == 1 and cosine_factor(1.0, 0.1, 0.2) == 0.2
     assert cosine_factor(0.55, 0.1, 0.0) == pytest.approx(0.5)
     assert cosine_factor(1.01, 0.0, 0.0) == 0, "a scheduler asks for the step after the last one"
+
+
+# -- loggers
+
+
+def test_a_logger_whose_package_is_missing_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pytorch_lightning.loggers.wandb._WANDB_AVAILABLE", False)
+    with pytest.raises(TrainError, match=r"logger wandb: .* pip install wandb") as caught:
+        make_loggers(finetune_config(logger="wandb"), tmp_path, None)
+    assert caught.value.code == 2
+
+
+def test_another_logger_gets_the_same_figures_beside_tensorboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: None
+) -> None:
+    class Elsewhere(CSVLogger):
+        def __init__(self, name: str, place: Path, id: str) -> None:
+            super().__init__(place, "elsewhere", id)
+
+    monkeypatch.setattr("pytorch_lightning.loggers.WandbLogger", Elsewhere)
+    train(finetune_config(logger="wandb", max_epochs=1), DATA, tmp_path / "run")
+    told = (tmp_path / "run" / "elsewhere" / "run" / "metrics.csv").read_text()
+    assert "val_accuracy" in told and "train_loss" in told and "test_accuracy" in told
+    assert list((tmp_path / "run" / "logs").glob("events*"))

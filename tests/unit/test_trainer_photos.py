@@ -110,6 +110,18 @@ def test_small_images_are_used_at_a_larger_size(
     assert evaluation.accuracy == summary["test_accuracy"] and evaluation.count == 20
 
 
+def test_a_folder_of_small_images_lies_in_memory_at_their_own_size(tmp_path: Path) -> None:
+    for number in range(8):
+        place = tmp_path / ("train", "test")[number % 2] / f"c{number // 4}" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (30 * number, 0, 0)).save(place)
+    small, large = load(tmp_path), load(tmp_path, 96)
+    assert isinstance(large.train, Arrays) and large.train.images.shape[-1] == 32
+    assert large.image_size == 96 and large.sha256 == small.sha256
+    Image.new("RGB", (300, 300)).save(tmp_path / "train" / "c0" / "0.png")
+    assert isinstance(load(tmp_path, 96).train, Files), "a large one keeps its details"
+
+
 def test_a_crop_follows_from_seed_epoch_and_index_alone(textures: Path) -> None:
     files, config = load(textures).train, photo_config(flip="none")
     assert isinstance(files, Files)
