@@ -23,11 +23,11 @@ from remote.screen.text import one_line
 
 
 def ask_first(plan: EnvironmentPlan, items: Sequence[Candidate]) -> EnvironmentPlan:
-    """pip or uv there is asked what the plan would bring along, for each python until one can have
+    """pip or uv there resolves what the plan would install, for each python until one can have
     it."""
     lines = [_public(split_hashes(line)[0]) for line in plan.args["install"]]
     args = {**plan.args, "install": lines, "pythons": [item.path for item in items]}
-    why = "asking what the requirements bring along"
+    why = "resolving the requirements"
     return EnvironmentPlan("resolve-first", why, plan.key, args=args)
 
 
@@ -116,7 +116,7 @@ def _plan(
     """What every kind of plan tells the agent, and `more`. Its `build` is that of a torch that is
     not chosen."""
     names = dict.fromkeys(canonical(one.name) for one in needs.applicable(item.markers))
-    needs_torch = needs.needs_torch or item.brings_torch
+    needs_torch = needs.needs_torch or item.requires_torch
     modules = [module for name, module in MODULES.items() if name in {*names, *needs.comes}]
     build = more.get("torch", {}).get("build") or more["build"]
     parts = [kind, item.path, item.version, build, *filter(None, [needs.refreshed])]

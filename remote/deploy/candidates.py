@@ -1,4 +1,4 @@
-"""The server's interpreters, judged: which can be used, what each lacks, and which is best."""
+"""The server's interpreters: which can be used, what each lacks, and which is best."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Candidate(Interpreter):
     torch_problem: str | None = None
 
     @property
-    def brings_torch(self) -> bool:
+    def requires_torch(self) -> bool:
         """What is asked for and stands in it needs torch."""
         return "torch" in self.requires
 
@@ -58,7 +58,7 @@ def usable(needs: Needs, notes: list[str]) -> list[Candidate]:
     for order, python in enumerate(needs.known.interpreters):
         problem = python.problem or _version_problem(needs, python)
         if not problem:
-            found.append(_judge(needs, python, order))
+            found.append(_assess(needs, python, order))
         elif python.configured:
             raise EnvironmentFailed(
                 f"remote.python can't be used: {python.path}: {one_line(problem, 300)}",
@@ -93,11 +93,11 @@ def _version_problem(needs: Needs, python: Interpreter) -> str | None:
     return None
 
 
-def _judge(needs: Needs, python: Interpreter, order: int) -> Candidate:
+def _assess(needs: Needs, python: Interpreter, order: int) -> Candidate:
     missing = find_missing(needs.requirements, python)
     missing |= {redact(address): [address] for address in needs.requirements.unnamed}
     item = Candidate(**vars(python), order=order, missing=missing)
-    if not needs.needs_torch and not item.brings_torch:
+    if not needs.needs_torch and not item.requires_torch:
         return item
     return replace(
         item, torch_problem=torch_problem(item.torch, needs.settings.torch, needs.report)

@@ -48,7 +48,7 @@ class Deployed:
 
 
 def deploy(session: Session, data: str | None = None, refresh: bool = False) -> Deployed:
-    """Bring the server to the state of this project. `data`: also look for this path there.
+    """Update the server to this project's state. `data`: also look for this path there.
     `refresh`: the environment is made anew, with what branches and ranges stand for today."""
     requirements = read_requirements(session)
     release = build_release_while_opening(session)
@@ -142,8 +142,8 @@ def prepare_environment(
 def choose_environment(
     session: Session, facts: Facts, requirements: str, refresh: bool = False
 ) -> EnvironmentPlan:
-    """The plan; the server's interpreters are looked into, and pip is asked what the requirements
-    bring along, only where nothing can be kept."""
+    """The plan; the server's interpreters are looked into, and pip resolves the requirements,
+    only where nothing can be kept."""
     settings = session.project.settings
     known = Known(facts)
     try:

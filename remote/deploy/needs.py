@@ -21,7 +21,7 @@ TORCH_FAMILY = ("torch", "torchvision", "torchaudio")
 MODULES = {name: name for name in (*TORCH_FAMILY, "torchmetrics", "lightning")} | {
     "pytorch-lightning": "pytorch_lightning"
 }
-"""What is imported to prove an environment; each of them brings torch along."""
+"""What is imported to prove an environment; each of them depends on torch."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Needs:
 
     @property
     def resolution(self) -> Resolution | None:
-        """What pip or uv there said that the requirements bring along; None: not asked yet."""
+        """What pip or uv there said that the requirements resolve to; None: not asked yet."""
         if not self.is_lock:
             return self.known.resolution
         lines = self.requirements.lines

@@ -49,7 +49,7 @@ def show_steps(session: Session, deployed: Deployed, only_changes: bool = False)
         more = f" and {len(pointers) - 5} more" if pointers[5:] else ""
         display.note(
             f"warning: {', '.join(pointers[:5])}{more}: only Git LFS pointers, without their"
-            " content; `git lfs pull` brings it"
+            " content; `git lfs pull` fetches it"
         )
     if left_out:
         display.note("to send such a file all the same, name it in remote.include")

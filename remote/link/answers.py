@@ -109,7 +109,7 @@ class Inspection(Answer):
 
 @dataclass(frozen=True)
 class Resolution(Answer):
-    """What the requirements bring along: of the first python that can have it all."""
+    """What the requirements resolve to, by the first python that can have it all."""
 
     OP = "environment_resolve"
 

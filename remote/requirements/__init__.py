@@ -1,2 +1,2 @@
-"""What the server's packages are named by: read here, judged line by line, and compared with what
+"""What the server's packages are named by: read here, checked line by line, and compared with what
 is installed there."""

@@ -1,4 +1,4 @@
-"""The lines of requirements, as pip reads them: decoded, split, judged one by one, hashed. What
+"""The lines of requirements, as pip reads them: decoded, split, checked one by one, hashed. What
 most deploys need imports nothing but the standard library."""
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 HARDWARE = ("nvidia-", "cuda-", "triton", "pytorch-triton", "torchtriton", "rocm")
-"""What torch brings along in one of several forms; whether it works is for the proof to tell."""
+"""What torch depends on in one of several forms; whether it works is for the GPU check to say."""
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ class Process:
         return self._failure() or self._lost("the command takes no more input")
 
     def _begin_again(self) -> bool:
-        """Over a new login, where the kept one brought nothing at all. False where there was none,
+        """Over a new login, where the kept one gave nothing at all. False where there was none,
         or it was tried."""
         if self._kept is None or self._sent is None or self._closed or self.log():
             return False

@@ -84,7 +84,7 @@ def explain(log: str, errors: bytes, host: Host, target: Target) -> RemoteError:
                 text = _with(fill(cause), _words_of(kind, decisive, lines, said))
                 return kind(text, host=host.name, step=step, remedy=fill(remedy) or None)
     if "UNKNOWN port 65535" in log:
-        text = _with("the ProxyCommand or jump host brought no connection", said[-2:] or lines[-1:])
+        text = _with("the ProxyCommand or jump host made no connection", said[-2:] or lines[-1:])
         return Unreachable(text, host=host.name, step="connect", remedy=fill(BY_HAND))
     if said and lines:  # a server that says something and hangs up means it
         text = _with("the server ended the login", said[-2:])

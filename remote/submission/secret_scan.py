@@ -57,7 +57,7 @@ class Finding:
 
 
 def search(root: Path, paths: list[str]) -> list[Finding]:
-    """Of the files `paths` (with `/`) below `root`. Files that are no text, or long, are judged by
+    """Of the files `paths` (with `/`) below `root`. Files that are no text, or long, are known by
     their name alone."""
     return [finding for path in paths for finding in _search_file(root / path, path)]
 

@@ -41,7 +41,7 @@ def fetch_results(
     json: bool = False,
 ) -> None:
     """
-    Bring a run's results here, every file verified.
+    Fetch a run's results, every file verified.
 
     Logs, checkpoints, weights and source: everything that the run created or changed comes, beside
     caches and environments; remote.results narrows that. Only what is missing or grew is

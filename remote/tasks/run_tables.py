@@ -1,4 +1,4 @@
-"""How runs are shown: the table of `status`, what a fetch brought, and both as JSON."""
+"""How runs are shown: the table of `status`, what was fetched, and both as JSON."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class Resolution:
         self.call.event(step="resolve", line=line, seconds=seconds)
 
     def find(self) -> Dict[str, Any]:
-        self.tell("asking what the requirements bring along")
+        self.tell("resolving the requirements")
         failed: List[List[str]] = []
         for python in list(self.plan.get("pythons") or [])[:MAX_PYTHONS]:
             try:

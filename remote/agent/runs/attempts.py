@@ -32,7 +32,7 @@ def queued_state(**more: Any) -> Dict[str, Any]:
 
 
 def past_attempts(state: Dict[str, Any]) -> List[Any]:
-    """All that have ended, the one that `state` is about included; a run that was only brought here
+    """All that have ended, the one that `state` is about included; a run that was only moved here
     adds none."""
     attempts = state.get("attempts")
     known = list(attempts) if isinstance(attempts, list) else []

@@ -25,7 +25,7 @@ from remote.agent.shared.trees import tree_hash
 
 SOURCE = "source/"
 OWN = ("run.json", "state.json", "progress.json")
-"""Written anew where a run is brought to another host."""
+"""Written anew where a run moves to another host."""
 
 
 @operation("run_resume")
