@@ -132,7 +132,7 @@ def run_import(
         moved = {
             "state": "stopped",
             "cause": MOVED,
-            "reason": f"brought here from {state.get('host')}",
+            "reason": f"moved here from {state.get('host')}",
             "ended": time.time(),
         }
         with new_run(layout, run, dict(asked, release=release)) as place:
