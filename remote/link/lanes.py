@@ -4,7 +4,6 @@ line can't fill."""
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 
 from remote.errors import RemoteError
 from remote.link.answers import Runs
@@ -36,12 +35,7 @@ class Lanes:
     def __enter__(self) -> Lanes:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for link in self._up():
             link.__exit__(None, None, None)
         self.pool.shutdown(wait=False, cancel_futures=True)

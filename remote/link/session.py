@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 from remote.errors import ConnectionLost, Unreachable
@@ -80,12 +79,7 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def open(self) -> None:
@@ -146,7 +140,7 @@ class Session:
     def close(self) -> None:
         if self.link is not None:
             self.requests += self.link.requests
-            self.link.__exit__(None, None, None)
+            self.link.__exit__()
             self.link = None
         if self.connection is not None:
             self.connection.close()

@@ -3,13 +3,9 @@ give the claimed figure again."""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -17,17 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remote.deploy.deploy import show_steps
 from remote.errors import RemoteError, TransferFailed, UsageError
-from remote.link.answers import Evaluated
 from remote.link.session import Project, Session
-from remote.project.results import find_run, read_mapping
+from remote.project.results import find_run
 from remote.screen.display import Display
 from remote.screen.text import one_line, percent
 from remote.submission import bundle
-
-NOBODY = ("-c", "user.name=submission", "-c", "user.email=submission@localhost")
-"""The commit's identity where the user has none."""
+from remote.submission.evaluation import default_data, evaluate_here, evaluate_there
+from remote.submission.repository import git, make_repository, publish, push_to
 
 
 @dataclass(frozen=True)
@@ -164,100 +157,6 @@ def refuse_findings(draft: Path, accepted: tuple[str, ...]) -> None:
         )
 
 
-def default_data(claim: bundle.Claim) -> str:
-    data = str(dict(claim.summary.get("config") or {}).get("data") or "")
-    if data == "synthetic" or os.path.exists(data):
-        return data
-    raise UsageError(
-        "the weights must be evaluated again, and the images are not here",
-        step="submit",
-        remedy=(
-            "name them: --data PATH (archive or folder), or have it done on the server: fab -H …"
-            " submit"
-        ),
-    )
-
-
-def evaluate_here(project: Project, place: Path, data: str) -> Mapping[str, Any]:
-    """What this project's own code measures with the bundle's weights. Raises UsageError or
-    TransferFailed.
-
-    Not the bundle's code: it came from a server, or from whoever handed it in, and must run nothing
-    here.
-    """
-    if importlib.util.find_spec("torch") is None:
-        remedy = "fab -H … submit has it done on the server, or: pip install -r requirements.txt"
-        raise UsageError(
-            "evaluating the weights needs torch, which is not installed here",
-            step="submit",
-            remedy=remedy,
-        )
-    where = data if data == "synthetic" else str(Path(data).expanduser().absolute())
-    argv = [
-        sys.executable,
-        "-m",
-        "trainer.evaluate",
-        "--checkpoint",
-        str((place / "weights.pt").absolute()),
-        "--data",
-        where,
-        "--json",
-    ]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
-        "PYTHONDONTWRITEBYTECODE": "1"
-    }
-    done = subprocess.run(
-        argv,
-        cwd=project.directory,
-        env=environment,
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
-    try:
-        told = json.loads(done.stdout.splitlines()[-1])
-        return {
-            "test_accuracy": float(told["test_accuracy"]),
-            **{key: told.get(key) for key in ("test_images", "data_sha256")},
-        }
-    except (IndexError, ValueError, KeyError, TypeError):
-        last = next(
-            (line for line in reversed(done.stderr.splitlines()) if line.strip()),
-            f"exit code {done.returncode}",
-        )
-        text = one_line(last.removeprefix("error: "), 300)
-        raise TransferFailed(
-            f"the weights can't be evaluated: {text}", step="submit", remedy="look at --data"
-        ) from None
-
-
-def evaluate_there(
-    session: Session, source: Path, draft: Path, data: str | None
-) -> Mapping[str, Any]:
-    """The same by the server that made the run, with the run's own release. Raises NotFound where
-    it has lost the run or the images."""
-    place = data or data_of(source)
-    told = session.ask(
-        Evaluated,
-        show_steps(session),
-        run=source.name,
-        weights_sha256=bundle.digest(draft / "weights.pt"),
-        data=place,
-    ).told
-    session.display.clear()
-    if told.test_accuracy is None:
-        raise TransferFailed("the server tells no accuracy", host=session.host, step="submit")
-    return {**dataclasses.asdict(told), "where": "on the server"}
-
-
-def data_of(run: Path) -> str:
-    """Where the run had its images on the server: of its command, else of its configuration."""
-    argv = list(map(str, read_mapping(run, "run.json").get("argv") or []))
-    if "--data" in argv[:-1]:
-        return argv[argv.index("--data") + 1]
-    return str(dict(read_mapping(run, "summary.json").get("config") or {}).get("data") or "")
-
-
 def write_own_files(
     draft: Path,
     claim: bundle.Claim,
@@ -283,123 +182,3 @@ def write_own_files(
     # Byte for byte, whatever the clone's settings say about line ends.
     (draft / ".gitattributes").write_text("* -text\n", encoding="utf-8", newline="")
     (draft / bundle.SUMS).write_text(bundle.sums_of(draft), encoding="utf-8", newline="")
-
-
-# git
-
-
-def git(place: Path, *words: str, options: Sequence[str] = ()) -> str:
-    """Its output. Raises TransferFailed with its last words."""
-    environment = {
-        key: value
-        for key, value in os.environ.items()
-        if not key.startswith("GIT_") or key == "GIT_SSH_COMMAND"
-    }
-    done = subprocess.run(
-        ["git", *options, *words],
-        cwd=place,
-        env=environment,
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        fatal = next(
-            (line for line in lines if line.startswith(("fatal:", "error:", "remote: error"))),
-            lines[-1] if lines else "",
-        )
-        raise TransferFailed(
-            f"git {words[0]} failed: {one_line(fatal, 300)}",
-            step="submit",
-            remedy=f"look at {place}",
-        )
-    return done.stdout.strip()
-
-
-def make_repository(place: Path, message: str) -> str | None:
-    """One commit on main with every file, ignored ones included; its short name, or None without
-    git."""
-    if shutil.which("git") is None:
-        return None
-    git(place, "init", "--quiet", "--initial-branch=main")
-    known = all(_configured(place, name) for name in ("user.name", "user.email"))
-    git(place, "add", "--all", "--force")
-    git(
-        place,
-        "commit",
-        "--quiet",
-        "--no-verify",
-        "--no-gpg-sign",
-        "-m",
-        message,
-        options=() if known else NOBODY,
-    )
-    return git(place, "rev-parse", "--short", "HEAD")
-
-
-def _configured(place: Path, name: str) -> bool:
-    try:
-        return bool(git(place, "config", name))
-    except RemoteError:
-        return False
-
-
-def push_to(place: Path, url: str, display: Display) -> None:
-    if url.startswith("-"):
-        raise UsageError(
-            f"--push needs the address of a repository, not {url!r:.60}", step="submit"
-        )
-    git(place, "push", "--quiet", url, "main:main")
-    display.line(f"pushed to {without_password(url)}")
-
-
-def without_password(url: str) -> str:
-    head, separator, rest = url.partition("://")
-    return f"{head}://{rest.rpartition('@')[2]}" if separator else url
-
-
-def publish(place: Path, name: str, display: Display, yes: bool) -> None:
-    """Create a public repository by GitHub's own program, after a confirmation; its address is what
-    is to be sent."""
-    if shutil.which("gh") is None:
-        raise UsageError(
-            "GitHub's program gh is not installed",
-            step="submit",
-            remedy="create a repository by hand, then --push URL",
-        )
-    if not yes:
-        agreed = display.confirm(
-            f"create the PUBLIC repository {name} on GitHub and push {place} to it?"
-        )
-        if agreed is None:
-            raise UsageError(
-                "a public repository is created only after a confirmation",
-                step="submit",
-                remedy="--yes says so beforehand",
-            )
-        if not agreed:
-            display.note("not published; the bundle stays where it is")
-            return
-    done = subprocess.run(
-        [
-            "gh",
-            "repo",
-            "create",
-            name,
-            "--public",
-            f"--source={place}",
-            "--remote=origin",
-            "--push",
-        ],
-        capture_output=True,
-        text=True,
-    )
-    address = next((line for line in done.stdout.splitlines() if line.startswith("https://")), "")
-    if done.returncode or not address:
-        raise TransferFailed(
-            f"gh: {one_line(done.stderr.strip() or done.stdout, 300)}",
-            step="submit",
-            remedy="gh auth login",
-        )
-    display.line(f"published, to be sent: {address}")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import pytest
 from remote.agent.machine import processes
 from remote.loopback import LoopbackServer
 from tests.support.agent import ROOT, agent, follow, put, start
-from tests.support.faults import UNREACHABLE, Lab, wait_until
+from tests.support.faults import UNREACHABLE, Lab, mount_small_disk, wait_until
 from tests.support.project import make_tree
 from tests.support.sshd import MakeServer, sparse_path
 
@@ -276,18 +275,8 @@ def test_latest_goes_by_the_servers_clock(ends: Ends) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if (
-        os.geteuid() != 0
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", place], capture_output=True
-        ).returncode
-    ):
-        pytest.skip("no small file system can be mounted here")
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)
+    with mount_small_disk(tmp_path / "disk", 24) as place:
+        yield place
 
 
 SAVER = """

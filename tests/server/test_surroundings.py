@@ -16,7 +16,7 @@ import pytest
 
 from remote.loopback import LoopbackServer
 from tests.e2e.test_three_commands import FAB, fab
-from tests.support.faults import Done, Lab, wait_until
+from tests.support.faults import Done, Lab, mount_small_disk, wait_until
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.project import HOSTILE, make_project, make_tree, snapshot
 from tests.support.proxy import Relay
@@ -236,17 +236,8 @@ class TestRoots:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    if (
-        os.geteuid() != 0
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", place], capture_output=True
-        ).returncode
-    ):
-        pytest.skip("no small file system can be mounted here")
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)
+    with mount_small_disk(tmp_path / "disk", 12) as place:
+        yield place
 
 
 def fill(place: Path) -> Path:

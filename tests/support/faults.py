@@ -15,6 +15,7 @@ import io
 import json
 import os
 import re
+import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -233,3 +234,14 @@ def wait_until(condition: Any, timeout_s: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def mount_small_disk(place: Path, size_mib: int) -> Iterator[Path]:
+    """A file system of that size. Skips the test where none can be mounted."""
+    place.mkdir()
+    argv = ["mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(argv, capture_output=True).returncode:
+        pytest.skip("no small file system can be mounted here")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)

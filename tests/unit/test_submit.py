@@ -18,7 +18,7 @@ from remote.link.session import Project
 from remote.project.results import find_run
 from remote.records import Settings
 from remote.screen.display import Display
-from remote.submission import bundle, secret_scan, submit
+from remote.submission import bundle, evaluation, repository, secret_scan, submit
 from tests.support.project import REPOSITORY, Executable, make_tree
 
 SUMMARY: dict[str, Any] = {
@@ -49,7 +49,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "nobody"))
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-    monkeypatch.setattr(submit, "_configured", lambda place, name: False)
+    monkeypatch.setattr(repository, "_configured", lambda place, name: False)
 
 
 class Desk:
@@ -337,7 +337,7 @@ def test_pushing_where_nothing_is_told_in_one_line_and_the_bundle_stays(desk: De
         desk.submit(push="--receive-pack=touch pwned")
     assert desk.verify() == ""
     assert (
-        submit.without_password("https://me:token@github.com/a/b.git")
+        repository.without_password("https://me:token@github.com/a/b.git")
         == "https://github.com/a/b.git"
     )
 
@@ -435,9 +435,9 @@ def test_the_project_s_own_code_evaluates_and_never_the_bundle_s(tmp_path: Path)
             "trainer/evaluate.py": "open('/pwned', 'w'); raise SystemExit(9)\n",
         },
     )
-    assert submit.evaluate_here(desk.project, desk.run, "synthetic")["test_accuracy"] == 0.9123
+    assert evaluation.evaluate_here(desk.project, desk.run, "synthetic")["test_accuracy"] == 0.9123
     (desk.project.directory / "trainer" / "evaluate.py").write_text(
         "import sys; sys.exit('error: DATA is not here\\n')"
     )
     with pytest.raises(TransferFailed, match="can't be evaluated: DATA is not here"):
-        submit.evaluate_here(desk.project, desk.run, "nowhere")
+        evaluation.evaluate_here(desk.project, desk.run, "nowhere")

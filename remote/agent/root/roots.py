@@ -13,6 +13,8 @@ from remote.agent.root.locks import open_lock
 from remote.agent.root.paths import Layout, read_json, write_json, write_whole
 
 Problem = Dict[str, str]
+ELSEWHERE = "set remote.root in fabric.yaml to another place"
+YOUR_OWN = "set remote.root to a directory of your own"
 _held: Dict[str, int] = {}
 
 
@@ -21,37 +23,23 @@ def root_problem(layout: Layout, project: str, identity: Optional[str]) -> Optio
     nothing."""
     root = layout.root
     if os.path.lexists(root) and not os.path.isdir(root):
-        return {
-            "message": f"{root} is a file, not a directory",
-            "remedy": "set remote.root in fabric.yaml to another place",
-        }
+        return {"message": f"{root} is a file, not a directory", "remedy": ELSEWHERE}
     if problem := _noexec(root):
         return problem
     if os.path.isdir(root):
         if os.stat(root).st_uid != os.getuid():
-            return {
-                "message": f"{root} belongs to another user",
-                "remedy": "set remote.root to a directory of your own",
-            }
+            return {"message": f"{root} belongs to another user", "remedy": YOUR_OWN}
         if not os.access(root, os.W_OK | os.X_OK):
-            return {
-                "message": f"{root} is not writable",
-                "remedy": "set remote.root to a directory of your own",
-            }
+            return {"message": f"{root} is not writable", "remedy": YOUR_OWN}
         return _owner_problem(layout, project, identity)
     parent = os.path.dirname(root)
     while not os.path.lexists(parent):
         parent = os.path.dirname(parent)
     if not os.path.isdir(parent):
-        return {
-            "message": f"{parent} is a file, so {root} can't be made",
-            "remedy": "set remote.root to another place",
-        }
+        return {"message": f"{parent} is a file, so {root} can't be made", "remedy": ELSEWHERE}
     if not os.access(parent, os.W_OK | os.X_OK):
-        return {
-            "message": f"{root} can't be made: {parent} is not writable",
-            "remedy": "set remote.root to a directory of your own",
-        }
+        message = f"{root} can't be made: {parent} is not writable"
+        return {"message": message, "remedy": YOUR_OWN}
     return None
 
 
@@ -61,10 +49,8 @@ def _noexec(root: str) -> Optional[Problem]:
     if disk is None or not disk.noexec:
         return None
     message = f"the disk at {disk.mount} is mounted noexec: no program can be started from {root}"
-    return {
-        "message": message,
-        "remedy": "set remote.root to another disk, for example one of your group",
-    }
+    remedy = "set remote.root to another disk, for example one of your group"
+    return {"message": message, "remedy": remedy}
 
 
 def _owner_problem(layout: Layout, project: str, identity: Optional[str]) -> Optional[Problem]:
@@ -85,21 +71,14 @@ def _owner_problem(layout: Layout, project: str, identity: Optional[str]) -> Opt
                 "remedy": "set remote.root in fabric.yaml to a new directory",
             }
         return None
-    other = owner.get("project") != project
-    if not other and identity and owner.get("identity") and owner["identity"] != identity:
-        other = True
-    if other:
-        return {
-            "message": (
-                f"{layout.root} belongs to the project {owner.get('project')!r:.80}, not to"
-                f" {project!r:.80}"
-            ),
-            "remedy": (
-                "set remote.root (or remote.project) in fabric.yaml to a value of this"
-                " project's own"
-            ),
-        }
-    return None
+    kept = owner.get("identity")
+    if owner.get("project") == project and kept in (None, "", identity or kept):
+        return None
+    message = (
+        f"{layout.root} belongs to the project {owner.get('project')!r:.80}, not to {project!r:.80}"
+    )
+    remedy = "set remote.root (or remote.project) in fabric.yaml to a value of this project's own"
+    return {"message": message, "remedy": remedy}
 
 
 def prepare_root(layout: Layout, project: str, identity: Optional[str]) -> None:
@@ -110,13 +89,8 @@ def prepare_root(layout: Layout, project: str, identity: Optional[str]) -> None:
         raise Refusal("ServerUnfit", problem["message"], problem["remedy"])
     os.makedirs(layout.root, exist_ok=True)
     os.chmod(layout.root, 0o700)
-    for directory in (
-        layout.agents,
-        layout.releases,
-        layout.environments,
-        layout.data,
-        layout.runs,
-    ):
+    folders = (layout.agents, layout.releases, layout.environments, layout.data, layout.runs)
+    for directory in folders:
         os.makedirs(directory, mode=0o700, exist_ok=True)
     owner = read_json(layout.project)
     if owner is None or (identity and not owner.get("identity")):
