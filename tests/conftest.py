@@ -15,6 +15,7 @@ sys.path.insert(
 )  # `remote`, `trainer` and `tests`, from any folder
 
 from tests.support import programs, sshd
+from tests.support.login import program
 from tests.support.sshd import (
     each_server,
     make_server,
@@ -24,7 +25,15 @@ from tests.support.sshd import (
     unprivileged,
 )
 
-__all__ = ["each_server", "make_server", "server", "server_keys", "system_user", "unprivileged"]
+__all__ = [
+    "each_server",
+    "make_server",
+    "program",
+    "server",
+    "server_keys",
+    "system_user",
+    "unprivileged",
+]
 
 # How long an example takes is the machine's matter.
 settings.register_profile("any", deadline=None, suppress_health_check=[HealthCheck.too_slow])

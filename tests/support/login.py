@@ -6,14 +6,26 @@ assert logs_in(target(config))
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from remote.errors import RemoteError
 from remote.loopback import LoopbackServer
+from remote.ssh import known_hosts
 from remote.ssh.connection import Connection, connect
 from remote.ssh.target import Target
+
+
+@pytest.fixture(params=["openssh", "paramiko"])
+def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which of the two ways is taken."""
+    if request.param == "openssh" and not shutil.which("ssh"):
+        pytest.skip("there is no ssh program")
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    known_hosts._accepted.clear()
+    return str(request.param)
 
 
 def write_config(
