@@ -76,6 +76,7 @@ class Paramiko(Connection):
         hop.connect_timeout = self.target.timeout_s
         command = hop.ssh_config.get("proxycommand")
         for attempt in range(3):
+            begun = time.monotonic()
             if command:
                 hop.connect_kwargs["sock"] = run_proxy(command)
             try:
@@ -89,7 +90,8 @@ class Paramiko(Connection):
                 secret = wanted(error)
                 if secret is None or attempt == 2 or not self.target.can_ask:
                     by_proxy = "Connection closed by UNKNOWN port 65535\n" if command else ""
-                    log = by_proxy + as_ssh_says(error)
+                    silent = secret is None and time.monotonic() - begun >= self.target.timeout_s
+                    log = by_proxy + ("Connection timed out" if silent else as_ssh_says(error))
                     raise explain(log, b"", host, self.target) from None
                 question = "passphrase of the key" if secret == "passphrase" else secret
                 answer = ask_person(f"{hop.user}@{hop.original_host}'s {question}: ")
@@ -285,7 +287,7 @@ def as_ssh_says(error: Exception) -> str:
         return "Permission denied (a key has a passphrase, and the right one was not given)"
     if secret == "password":
         return f"Permission denied ({why})"
-    if isinstance(error, TimeoutError) or "No existing session" in why:
+    if isinstance(error, TimeoutError):
         return f"Connection timed out ({why})"
     if isinstance(error, paramiko.ChannelException):
         return f"stdio forwarding failed ({why})"
