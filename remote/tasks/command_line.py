@@ -64,6 +64,10 @@ def take_over(groups: Mapping[str, Sequence[str]]) -> None:
         except ParseError as error:
             names = [*program.collection.task_names]
             raise Exit(f"error: {explain(str(error), error.context, words, names)}", 2) from None
+        for context in program.tasks:
+            if bare := bare_option(context, words):
+                tells = f"fab {context.name} --help tells its options"
+                raise Exit(f"error: {bare} needs a value — {tells}", 2)
         late = [sign for name, sign in FIRST.items() if program.core_via_tasks.args[name].got_value]
         if late:
             line = " ".join([*(f"{sign} …" for sign in late), words[0]])
@@ -107,6 +111,16 @@ def take_hosts(program: Any) -> None:
 
 def _dashed(name: str) -> str:
     return name.replace("_", "-")
+
+
+def bare_option(context: Any, words: Sequence[str]) -> str | None:
+    """One that may be given several times, without its value: invoke would say nothing."""
+    for argument in context.args.values():
+        sign = f"--{_dashed(argument.name)}"
+        given = sum(word == sign or word.startswith(f"{sign}=") for word in words)
+        if argument.kind is list and given > len(argument.value or ()):
+            return sign
+    return None
 
 
 def explain(said: str, context: Any, words: Sequence[str], names: Sequence[str]) -> str:

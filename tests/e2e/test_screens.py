@@ -254,6 +254,11 @@ def test_tasks_of_one_s_own_are_listed_and_run(project: Path) -> None:
         (["deploy", "-H", "gpu"], "-H goes before the task: fab -H gpu deploy"),
         (["status", "-i", "key"], "-i goes before the task: fab -i … status"),
         (["logs", "--run"], "--run needs a value — fab logs --help tells its options"),
+        (["train", "--env"], "--env needs a value — fab train --help tells its options"),
+        (
+            ["sweep", "--grid", "a=1", "--set", "--name", "x"],
+            "--set needs a value — fab sweep --help tells its options",
+        ),
         (["-H", "gpu", "upload-data"], "upload-data needs PATH: fab -H gpu upload-data PATH"),
         (
             ["train", "--recpie", "x"],
