@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from remote.errors import ConnectionLost, Unreachable
 from remote.link.agent_program import agent_hash
 from remote.link.answer import A
+from remote.link.answers import Runs
 from remote.link.link import Link, OnEvent, Upload
 from remote.project.own_trainer import runs_own_trainer
 from remote.records import Settings
@@ -100,6 +101,11 @@ class Session:
         except BaseException:
             self.close()
             raise
+
+    def log_in(self) -> None:
+        """`open`, and wait for an answer: whatever the login asks has been asked then, and nothing
+        that is drawn hides it."""
+        self.ask(Runs)
 
     @property
     def can_widen(self) -> bool:

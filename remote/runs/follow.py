@@ -67,7 +67,7 @@ class Follower:
                     raise
                 self.session.close()
                 self.session.display.note("the login is gone, the run goes on; logging in again")
-                self.session.patiently(self.session.open, "the run goes on")
+                self.session.patiently(self.session.log_in, "the run goes on")
 
     @contextlib.contextmanager
     def screen(self) -> Iterator[None]:

@@ -115,7 +115,7 @@ def watch_hosts(work: Work, every_s: float) -> int:
 def watch_live(work: Work, every_s: float) -> int:
     sessions = [work.session(target) for target in work.targets]
     if len(sessions) == 1:
-        sessions[0].open()  # which may ask for a password
+        sessions[0].log_in()  # which may ask for a password
     board, left = Board([session.host for session in sessions]), threading.Event()
     drawing = LiveTable(COLUMNS, board.rows, board.footer)
 

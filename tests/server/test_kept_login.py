@@ -302,17 +302,17 @@ def test_following_asks_again_for_a_login_that_is_gone(
 
     def answer() -> None:
         for question, reply in ((b"Password: ", b"hunter2\n"), (b"password: ", b"424242\n")):
-            read_until(leader, question)
+            read_until(leader, question, 120)
             os.write(leader, reply)
 
     answer()
-    read_until(leader, b"q leaves", 60)
+    read_until(leader, b"q leaves", 120)
     assert "logged out" in fab(project, server, "logout").stdout
     answer()
-    read_until(leader, b"q leaves", 60)
+    read_until(leader, b"q leaves", 120)
     (run,) = (server.home / "projects/p/runs").glob("2*")
     (run / "go").touch()
-    assert b"finished" in read_until(leader, b"fetch-results", 60) and process.wait(20) == 0
+    assert b"finished" in read_until(leader, b"fetch-results", 120) and process.wait(60) == 0
 
 
 def test_a_stored_password_is_not_sent_to_the_code_prompt(

@@ -81,7 +81,6 @@ def test_it_goes_down_after_the_last_run_was_fetched(lab: Rented) -> None:
     assert "is shut down in 1 h 59 min (" in told and f"{lab.run.name} was not fetched)" in told
     assert lab.stays(3) and 7100 < lab.rows()[0]["shutdown_s"] < 7200
     assert lab.task("fetch_results").code == 0
-    assert "is shut down in" in lab.task("status").err
     wait_until(lab.mark.exists)
     # It is there all the same: that is told, and tried again.
     wait_until(lambda: "the server is still there" in str(lab.plan.get("problem")))
@@ -92,14 +91,14 @@ def test_it_goes_down_after_the_last_run_was_fetched(lab: Rented) -> None:
 
 
 def test_keep_cancels_it_and_a_later_launch_changes_it(lab: Rented) -> None:
-    lab.task("train", shutdown_after="1s", keep_unfetched="1s")
+    lab.task("train", shutdown_after="5m", keep_unfetched="5m")
     first = lab.plan["pid"]
     lab.end()
     (lab.run / "go").unlink()
     (lab.project / "train.sh").write_text("echo two\n")
     lab.task("train", shutdown_after=True)
     wait_until(lambda: start_time(first) is None)
-    assert lab.plan["grace_s"] == 1800 and lab.plan["unfetched_s"] == 86400 and lab.stays(3)
+    assert lab.plan["grace_s"] == 1800 and lab.plan["unfetched_s"] == 86400
     second = lab.plan["pid"]
     done = lab.task("keep")
     assert done.code == 0 and "loopback is not shut down; the plan was:" in done.out
