@@ -57,7 +57,6 @@ def train(
     callbacks: list[pl.Callback] = [
         *([compile_first] if compile_wanted(config, datamodule.device) else []),
         cut,
-        *([ours.AverageWeights(config.ema_decay)] if config.ema_decay else []),
         ours.ExactResume(config.seed, checkpoints / LAST, images, steps),
         find_divergence,
         tell,
@@ -67,8 +66,11 @@ def train(
         model = Classifier(to_dict(config), data.classes)
         if start is None:
             model.load_pretrained()
+        # Anew for each attempt, and before what saves within an epoch.
+        average = [ours.AverageWeights(config.ema_decay)] if config.ema_decay else []
         savers = make_savers(config, checkpoints, datamodule.validation is not None)
-        trainer = make_trainer(config, devices, run_dir, [*callbacks, *savers, stop], start)
+        added = [*average, *callbacks, *savers, stop]
+        trainer = make_trainer(config, devices, run_dir, added, start)
         try:
             trainer.fit(model, datamodule=datamodule, ckpt_path=start)
             break
