@@ -6,7 +6,7 @@ READY = $(VENV)/.ready
 UNIT = tests/unit --ignore-glob='*trainer*'
 BARE = $(UNIT) tests/e2e/test_three_commands.py tests/e2e/test_other_peoples_projects.py tests/server/test_support.py
 
-.PHONY: demo test quick bare coverage lint pictures clean
+.PHONY: demo test quick bare coverage lint messages pictures clean
 
 $(READY): requirements-dev.txt requirements.txt remote/requirements.txt trainer/requirements.txt tests/requirements.txt
 	@echo "making $(VENV): downloads PyTorch and what the trainer and the tests need, once;" \
@@ -41,6 +41,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The Chinese catalogue: new messages in, dead ones out, remote.mo anew; names what is not translated.
+messages: $(READY)
+	$(BIN)/python -m tests.support.messages
 
 # The screens in docs/screens; needs tmux.
 pictures: $(READY)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from remote.errors import RemoteError
 from remote.project.init import init
 from remote.screen.display import Display
+from remote.screen.language import choose_language
 
 
 def main() -> int:
@@ -36,11 +38,12 @@ def main() -> int:
         help="what comes back, e.g. checkpoints,logs (default: all that it writes)",
     )
     options = parser.parse_args()
+    choose_language(os.environ.get("FABRIC_REMOTE_LANGUAGE") or "auto")
     display = Display()
     try:
         return init(options.directory, options.runs, options.results, display)
     except RemoteError as error:
-        display.error(str(error))
+        display.error(error)
         return error.exit_code
 
 

@@ -91,6 +91,8 @@ class Settings:
     # What ends a rented server, for fetch-results --then-shutdown; empty: shutdown -h now, by sudo
     # where one is not root.
     shutdown: str = ""
+    # What people read: en, zh; auto: as the environment says (LANG and the like).
+    language: str = "auto"
     # What holds a run there: tmux, setsid, slurm; auto takes tmux where it is, else setsid.
     launcher: str = "auto"
     slurm: SlurmSettings = field(default_factory=SlurmSettings)

@@ -3,6 +3,7 @@ the header."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -24,6 +25,9 @@ from tests.support.sshd import (
     system_user,
     unprivileged,
 )
+
+# Whoever runs them: messages are compared in English.
+os.environ["LANGUAGE"] = "en"
 
 __all__ = [
     "each_server",

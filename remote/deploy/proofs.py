@@ -64,8 +64,12 @@ def describe_environment(plan: EnvironmentPlan, ready: Ready) -> str:
             "" if made.names else ": no packages are asked for"
         )
     else:
-        kinds = {"overlay": "a venv on top of", "venv": "a venv of", "conda": "by"}
-        done = f"environment built: {kinds[plan.kind]} {made.base}"
+        kinds = {
+            "overlay": f"a venv on top of {made.base}",
+            "venv": f"a venv of {made.base}",
+            "conda": f"made by {made.base}",
+        }
+        done = f"environment built: {kinds[plan.kind]}"
         if made.seconds is not None:
             done += f" in {made.seconds:.0f} s"
         if made.installer not in (None, "none"):

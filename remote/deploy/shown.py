@@ -16,14 +16,12 @@ from remote.link.session import Session
 from remote.project.code_files import FETCHED_RUNS
 from remote.records import Gpu, GpuReport
 from remote.screen.display import Display
+from remote.screen.language import title, translate
 from remote.screen.tables import Column, state_style
-from remote.screen.text import show
+from remote.screen.text import padded, show
 
 if TYPE_CHECKING:
     from remote.deploy.doctor import Check
-
-INDENT = 24
-"""Of what doctor tells of a check, behind its level and name."""
 
 GPU_COLUMNS = (
     Column("gpu", right=True),
@@ -196,6 +194,8 @@ def gpu_row(item: Gpu, held: dict[str, str]) -> dict[str, Any]:
 def show_check(display: Display, check: Check, new_place: bool) -> None:
     if new_place:
         display.line("this computer:" if check.where == "here" else f"{check.where}:")
-    display.line(f"  {check.level:<8} {check.what:<12} {check.text}", INDENT)
+    display.line(
+        check.text, f"  {padded(translate(check.level), 8)} {padded(title(check.what), 12)} "
+    )
     if check.remedy:
-        display.line(f"{'':{INDENT}}→ {check.remedy}", INDENT)
+        display.line(check.remedy, f"{'':24}→ ")

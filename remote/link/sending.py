@@ -161,7 +161,7 @@ class Sending:
         return {**header, "stored": start}, b""
 
 
-def waiting_note(session: Session, doing: str = "is deploying") -> Any:
+def waiting_note(session: Session, doing: str = " is deploying") -> Any:
     """Tells whom an operation waits for."""
 
     def note(event: dict[str, Any], blob: bytes) -> None:
@@ -171,6 +171,6 @@ def waiting_note(session: Session, doing: str = "is deploying") -> Any:
             age = (
                 f", for {duration(time.time() - since)}" if isinstance(since, (int, float)) else ""
             )
-            session.display.note(f"waiting: {show(holder.get('who') or 'somebody')} {doing}{age}")
+            session.display.note(f"waiting: {show(holder.get('who') or 'somebody')}{doing}{age}")
 
     return note

@@ -123,6 +123,8 @@ def _problems(settings: Settings, project: str) -> list[str]:
     errors += slurm_problems(settings.slurm)
     if settings.ssh not in ("auto", "openssh", "paramiko"):
         errors.append(f"remote.ssh must be auto, openssh or paramiko, not {settings.ssh!r:.40}")
+    if settings.language not in ("auto", "en", "zh"):
+        errors.append(f"remote.language must be auto, en or zh, not {settings.language!r:.40}")
     for key in ("max_file_mib", "ask_above_mib"):
         if getattr(settings, key) <= 0:
             errors.append(f"remote.{key} must be above 0")

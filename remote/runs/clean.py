@@ -64,7 +64,7 @@ def show_cleaned(session: Session, answer: Cleaned, remove: bool) -> None:
         display.note(f"what is fetched completely may go: {fab} fetch-results --run all")
         display.note(f"to remove one as it is: {fab} clean --run {show(ended[0].run)} --yes")
     if going := len(answer.kept) - len(ended):
-        display.note(f"kept: {going} that {'have' if going > 1 else 'has'} not ended")
+        display.note(f"kept: {going} not ended yet")
     if not items:
         display.line("nothing to remove: everything there is in use, or not fetched yet")
         return

@@ -159,7 +159,8 @@ class Follower:
         display = self.session.display
         self.view.run, self.view.state = one_line(news.run, 80), one_line(news.state, 20)
         if news.state == "queued" and news.waiting:
-            display.note(f"queued: {news.waiting} (Ctrl-C leaves it in the queue)")
+            leave = " (Ctrl-C leaves it in the queue)"
+            display.note(f"queued: {news.waiting}{leave}")
         if news.asking and not self.asking:
             command = f"fab -H {self.session.typed} attach --run {self.run}"
             display.note(f"it waits for an answer in its terminal: {command}")

@@ -149,7 +149,8 @@ def watch(session: Session, run: str, follow: bool, pending: Pending) -> Run:
     elif described.state == "queued":
         never = NEVER in described.detail.waiting
         then = "Stop it, and ask for less" if never else "It starts by itself"
-        display.line(f"it {described.detail.waiting}. {then}:")
+        display.line(f"queued: {described.detail.waiting}")
+        display.line(f"{then}:")
         display.line(f"  fab -H {session.typed} {'stop' if never else 'status'}")
     else:
         display.line("it trains. Come back with:")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from remote.records import Step
+from remote.screen.language import translate
 from remote.screen.tables import bar
 from remote.screen.text import duration, size
 
@@ -51,7 +52,7 @@ class Transfer:
                 f"{size(self.rate)}/s",
                 f"{duration((self.total - self.done) / self.rate)} left",
             ]
-        return "  ".join(parts)
+        return "  ".join(map(translate, parts))
 
     def __rich__(self) -> RenderableType:
         from rich.table import Table
@@ -61,7 +62,9 @@ class Transfer:
         row.add_column(no_wrap=True)
         row.add_column(ratio=1)
         row.add_column(no_wrap=True)
-        row.add_row(Text(self.label), bar(self.done, max(1, self.total)), Text(self.figures))
+        row.add_row(
+            Text(translate(self.label)), bar(self.done, max(1, self.total)), Text(self.figures)
+        )
         return row
 
 
@@ -70,11 +73,11 @@ def step_tree(title: str, steps: Sequence[Step]) -> Tree:
     from rich.text import Text
     from rich.tree import Tree
 
-    tree = Tree(Text(title, "bold"), guide_style="dim")
+    tree = Tree(Text(translate(title), "bold"), guide_style="dim")
     for step in steps:
         sign = ("✓ ", "green") if step.changed else ("= ", "dim")
-        told = Text.assemble(sign, (step.text, "" if step.changed else "dim"))
-        told.highlight_regex("warning:.*", "yellow not dim")
+        told = Text.assemble(sign, (translate(step.text), "" if step.changed else "dim"))
+        told.highlight_regex("(warning:|警告：).*", "yellow not dim")
         tree.add(told)
     return tree
 

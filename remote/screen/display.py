@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from remote.errors import RemoteError
 from remote.records import Step
 from remote.screen.activity import Region, Transfer, step_tree
+from remote.screen.language import translate, translate_error
 from remote.screen.tables import Column, build_table
 from remote.screen.text import COMMAND, broken_at_words, printable
 
@@ -23,9 +25,10 @@ EVERY_S = 30.0
 """So often a long step is told where no terminal shows it."""
 WIDE = 100_000
 MEANING = (
-    r"^(?P<red>error:)",
+    r"^(?P<red>error:|错误：)",
     r"^(?P<yellow>(?:warning|note|waiting|kept|not sent|not fetched):)",
-    r"^  (?:(?P<green>ok)|(?P<yellow>warning)|(?P<red>problem)) ",
+    r"^(?P<yellow>(?:警告|提示|等待|保留|未发送|未取回)：)",
+    r"^  (?:(?P<green>ok|正常)|(?P<yellow>warning|警告)|(?P<red>problem|问题)) ",
     f"(?P<cyan>{COMMAND})",
 )
 """What is coloured in a line of ours; the group's name is the colour."""
@@ -58,20 +61,22 @@ class Display:
         # Takes what would be printed, while something fills the screen.
         self.sink: Callable[[str], None] | None = None
 
-    def line(self, text: str = "", indent: int = 0) -> None:
-        """A line of the result; on a terminal what does not fit goes on below `indent`."""
-        if indent and self.sink is None and is_terminal(self.out):
-            self.console(self.out).print(self._hanging(self._ours(text), indent))
+    def line(self, text: str = "", head: str = "") -> None:
+        """A line of the result; on a terminal what does not fit goes on behind `head`, which stands
+        before it as it is."""
+        text = translate(text)
+        if head and self.sink is None and is_terminal(self.out):
+            self.console(self.out).print(self._hanging(head, self._ours(text)))
         else:
-            self._write(self.out, text)
+            self._write(self.out, head + text)
 
     def note(self, text: str) -> None:
         """A remark beside the result: a step, a warning."""
-        self._write(self.notes, text)
+        self._write(self.notes, translate(text))
 
-    def error(self, text: str) -> None:
+    def error(self, error: RemoteError | str) -> None:
         self.steps("so far")
-        self.note(f"error: {text}")
+        self._write(self.notes, translate_error(error))
 
     def json(self, value: Any) -> None:
         self.clear()
@@ -97,7 +102,7 @@ class Display:
         with plain.capture() as captured:
             plain.print(table)
         for text in captured.get().splitlines():
-            self.line(text.rstrip())
+            self._write(self.out, text.rstrip())
         return left_out
 
     def step(self, step: Step) -> None:
@@ -126,7 +131,7 @@ class Display:
         at once."""
         self.transferring = None
         if self.live:
-            self._region().now = printable(text).replace("\n", " ")
+            self._region().now = printable(translate(text)).replace("\n", " ")
         elif self._is_time() or step != self.step_told:
             self.note(f"  {text}")
         self.step_told = step
@@ -140,14 +145,14 @@ class Display:
         if self.live:
             self._region().now = known
         elif self._is_time():
-            self.note(f"{label}  {known.figures}")
+            self.note(f"{translate(label)}  {known.figures}")
 
     def confirm(self, question: str) -> bool | None:
         """Yes or no, where somebody sits at a terminal; None where nobody does."""
         if not sys.stdin.isatty() or not self.notes.isatty():
             return None
         self.clear()
-        self.notes.write(printable(f"{question} [y/N] "))
+        self.notes.write(printable(f"{translate(question)} [y/N] "))
         self.notes.flush()
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -180,14 +185,14 @@ class Display:
     def _ours(self, text: str) -> str:
         return printable(text).replace("fab -H …", self.fab).replace("fab …", self.fab)
 
-    def _hanging(self, text: str, indent: int) -> RenderableType:
+    def _hanging(self, head: str, text: str) -> RenderableType:
         from rich.table import Table
         from rich.text import Text
 
-        told = self.console(self.out).highlighter(Text(text))
+        told = self.console(self.out).highlighter(Text(head + text))
         grid = Table.grid()
-        grid.add_column(width=indent, no_wrap=True)
-        grid.add_row(told[:indent], told[indent:])
+        grid.add_column(no_wrap=True)
+        grid.add_row(told[: len(head)], told[len(head) :])
         return grid
 
     def _write(self, stream: TextIO, text: str, ours: bool = True) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from remote.screen.language import title, translate
 from remote.screen.text import UNKNOWN, printable, show
 
 if TYPE_CHECKING:
@@ -60,11 +61,10 @@ class Column:
     style: Callable[[str], str] = plain
 
 
-def natural_widths(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> dict[int, int]:
+def natural_widths(lines: Sequence[Sequence[str]]) -> dict[int, int]:
     from rich.cells import cell_len
 
-    lines = [[column.title for column in columns], *rows]
-    return {place: max(cell_len(row[place]) for row in lines) for place in range(len(columns))}
+    return {place: max(cell_len(row[place]) for row in lines) for place in range(len(lines[0]))}
 
 
 def fit(columns: Sequence[Column], natural: Mapping[int, int], width: int) -> dict[int, int]:
@@ -96,7 +96,9 @@ def build_table(
     from rich.text import Text
 
     cells = [[printable(show(cell)) for cell in row] for row in rows]
-    natural = natural_widths(columns, cells)
+    told = [[translate(cell) for cell in row] for row in cells]
+    titles = [title(column.title) for column in columns]
+    natural = natural_widths([titles, *told])
     known = [
         place
         for place, column in enumerate(columns)
@@ -106,10 +108,10 @@ def build_table(
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     for place, wide in shown.items():
         side: Literal["left", "right"] = "right" if columns[place].right else "left"
-        title = Text(columns[place].title)
-        table.add_column(title, justify=side, width=wide, no_wrap=True, overflow="ellipsis")
-    for row in cells:
-        table.add_row(*(Text(row[place], columns[place].style(row[place])) for place in shown))
+        told_title = Text(titles[place])
+        table.add_column(told_title, justify=side, width=wide, no_wrap=True, overflow="ellipsis")
+    for row, shown_row in zip(cells, told, strict=True):
+        table.add_row(*(Text(shown_row[p], columns[p].style(row[p])) for p in shown))
     return table, [columns[place].title for place in known if shown.get(place) != natural[place]]
 
 
@@ -127,4 +129,4 @@ class LiveTable:
         from rich.text import Text
 
         yield build_table(self.columns, self.rows(), options.max_width)[0]
-        yield Text(f"\n{self.footer()}", "dim")
+        yield Text(f"\n{translate(self.footer())}", "dim")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import textwrap
 import time
+import unicodedata
 
 from remote.agent.shared.text import one_line, printable
+from remote.screen.language import translate
 
 __all__ = ["duration", "moment", "number", "one_line", "percent", "printable", "show", "size"]
 UNKNOWN = "–"
@@ -35,6 +37,12 @@ def number(value: object) -> float | None:
 
 def show(value: object) -> str:
     return UNKNOWN if value is None or value == "" else one_line(str(value), 200)
+
+
+def padded(text: str, width: int) -> str:
+    """With blanks up to so many cells of a terminal, of which a Chinese character takes two."""
+    wide = sum(unicodedata.east_asian_width(sign) in "WF" for sign in text)
+    return text.ljust(width - wide)
 
 
 def percent(fraction: object, digits: int = 2) -> str:
@@ -76,7 +84,7 @@ def moment(when: object) -> str | None:
         return None
     then, now = time.localtime(value), time.localtime()
     today = then[:3] == now[:3]
-    return time.strftime("%H:%M" if today else "%d %b %H:%M", then)
+    return time.strftime("%H:%M" if today else translate("%d %b %H:%M"), then)
 
 
 def size(count: object) -> str:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from remote.records import GpuUse, Progress
+from remote.screen.language import translate
 from remote.screen.tables import bar, state_style
-from remote.screen.text import duration, one_line, percent, printable, show
+from remote.screen.text import duration, one_line, padded, percent, printable, show
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -60,7 +61,7 @@ class TrainingView:
         from rich.text import Text
 
         head = [
-            _ends(Text(f"{self.run} on {self.host}", "bold"), state_text(self.state)),
+            _ends(Text(translate(f"{self.run} on {self.host}"), "bold"), state_text(self.state)),
             *progress_rows(self.progress),
             *curve_rows(self.curves, options.max_width),
             *gpu_rows(self.gpus),
@@ -71,13 +72,13 @@ class TrainingView:
         lines = [*self.log, *([self.line] if self.line else [])][-room:] if room else []
         for line in [*lines, *[""] * (room - len(lines))]:
             yield _one(Text(line))
-        yield _one(Text(self.news or self.keys, "yellow" if self.news else "dim"))
+        yield _one(Text(translate(self.news or self.keys), "yellow" if self.news else "dim"))
 
 
 def state_text(state: str) -> Any:
     from rich.text import Text
 
-    return Text(state, state_style(state))
+    return Text(translate(state), state_style(state))
 
 
 def _one(text: Any) -> Any:
@@ -112,7 +113,7 @@ def describe_progress(progress: Progress) -> str:
         parts.append(one_line(progress.phase, 20))
     if progress.seconds_left is not None:
         parts.append(f"{duration(progress.seconds_left)} left")
-    return "  ".join(parts)
+    return "  ".join(map(translate, parts))
 
 
 def describe_figures(progress: Progress) -> str:
@@ -126,14 +127,14 @@ def describe_figures(progress: Progress) -> str:
         parts.append(f"best {percent(metrics.best_val_accuracy)}")
     if progress.images_per_s is not None:
         parts.append(f"{progress.images_per_s:.0f} images/s")
-    return "  ".join(parts)
+    return "  ".join(map(translate, parts))
 
 
 def progress_rows(progress: Progress) -> list[RenderableType]:
     from rich.text import Text
 
     if progress == Progress():
-        return [Text("starting: no progress is told yet", "dim")]
+        return [Text(translate("starting: no progress is told yet"), "dim")]
     text, share = Text(describe_progress(progress)), progress.share
     told = text if share is None else _row([bar(share, 1.0), text], [1, None])
     rows: list[RenderableType] = [told]
@@ -166,7 +167,7 @@ def curve_rows(curves: Mapping[str, Sequence[float]], width: int) -> list[Render
             spark = sparkline(values, min(60, width - 32))
             colour = "green" if label == "accuracy" else "magenta"
             ends = f"  {told[0]} → {told[-1]}"
-            rows.append(_one(Text.assemble(f"{label:<9} ", (spark, colour), ends)))
+            rows.append(_one(Text.assemble(padded(translate(label), 10), (spark, colour), ends)))
     return rows
 
 
@@ -184,7 +185,7 @@ def gpu_rows(gpus: Mapping[str, GpuUse], most: int = 8) -> list[RenderableType]:
         row.add_row(Text(f"gpu{one_line(index, 8)}"), busy, Text(describe_gpu(use)))
         rows.append(row)
     if len(gpus) > most:
-        rows.append(Text(f"and {len(gpus) - most} more GPUs"))
+        rows.append(Text(translate(f"and {len(gpus) - most} more GPUs")))
     return rows
 
 
@@ -196,4 +197,4 @@ def describe_gpu(use: GpuUse) -> str:
         parts.append(f"{used / 1024:.1f}{of} GiB")
     if use.power_w is not None:
         parts.append(f"{use.power_w:.0f} W")
-    return "  ".join(parts)
+    return "  ".join(map(translate, parts))

@@ -15,6 +15,7 @@ from multiprocessing.connection import Listener
 from pathlib import Path
 
 from remote.errors import UsageError
+from remote.screen.language import translate
 from remote.ssh.target import Host, Target
 
 ADDRESS = "REMOTE_ASKPASS"
@@ -108,9 +109,9 @@ def ask_person(prompt: str) -> str | None:
 
     try:
         if re.search(r"\(yes/no", prompt):
-            sys.stderr.write(prompt)
+            sys.stderr.write(translate(prompt))
             sys.stderr.flush()
             return sys.stdin.readline().strip() or None
-        return getpass.getpass(prompt, stream=sys.stderr)
+        return getpass.getpass(translate(prompt), stream=sys.stderr)
     except EOFError:
         return None

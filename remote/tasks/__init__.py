@@ -7,6 +7,7 @@ tasks(Path(__file__).parent)`.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from invoke.collection import Collection
@@ -14,6 +15,7 @@ from invoke.exceptions import Exit
 
 from remote.errors import UsageError
 from remote.project.settings import defaults
+from remote.screen.language import choose_language, translate, translate_error, translate_paragraphs
 from remote.tasks import command_line, demo, looking, prepare, results, sweeps, training
 from remote.tasks.command_line import LINE
 
@@ -48,11 +50,18 @@ def tasks(project: Path) -> Collection:
     """All of them, for the project whose fabfile asks: code, settings and results are those of its
     directory."""
     LINE.project = project.resolve()
+    wanted = os.environ.get("FABRIC_REMOTE_LANGUAGE")
+    choose_language(wanted or "auto")
     try:
-        command_line.require_readable(LINE.project / "fabric.yaml")
+        settings = command_line.read_remote(LINE.project / "fabric.yaml")
     except UsageError as error:
-        raise Exit(f"error: {error}", error.exit_code) from None
-    collection = Collection(*(task for group in GROUPS.values() for task in group))
+        raise Exit(translate_error(error), error.exit_code) from None
+    choose_language(wanted or settings.get("language") or "auto")
+    ours = [task for group in GROUPS.values() for task in group]
+    for task in ours:
+        task.__doc__ = translate_paragraphs(task.__doc__ or "")
+        task.help = {name: translate(text) for name, text in task.help.items()}
+    collection = Collection(*ours)
     collection.configure({"remote": defaults()})
     command_line.take_over(
         {title: [task.name.replace("_", "-") for task in group] for title, group in GROUPS.items()}

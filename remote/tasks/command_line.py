@@ -19,6 +19,7 @@ from typing import Any
 from invoke.exceptions import Exit, ParseError
 
 from remote.errors import UsageError
+from remote.screen.language import translate
 from remote.screen.plain import say
 from remote.ssh.target import Target, targets_from_fabric, typed_together
 
@@ -63,17 +64,18 @@ def take_over(groups: Mapping[str, Sequence[str]]) -> None:
             read_tasks()
         except ParseError as error:
             names = [*program.collection.task_names]
-            raise Exit(f"error: {explain(str(error), error.context, words, names)}", 2) from None
+            told = f"error: {explain(str(error), error.context, words, names)}"
+            raise Exit(translate(told), 2) from None
         for context in program.tasks:
             if bare := bare_option(context, words):
                 tells = f"fab {context.name} --help tells its options"
-                raise Exit(f"error: {bare} needs a value — {tells}", 2)
+                raise Exit(translate(f"error: {bare} needs a value — {tells}"), 2)
         late = [sign for name, sign in FIRST.items() if program.core_via_tasks.args[name].got_value]
         if late:
             line = " ".join([*(f"{sign} …" for sign in late), words[0]])
             if hosts := program.core_via_tasks.args.hosts.value:
                 line = line.replace("-H …", f"-H {hosts}")
-            raise Exit(f"error: {late[0]} goes before the task: fab {line}", 2)
+            raise Exit(translate(f"error: {late[0]} goes before the task: fab {line}"), 2)
 
     def show_list() -> None:
         if program.list_format == "flat" and not program.list_root:
@@ -157,22 +159,22 @@ def show_tasks(collection: Any, groups: Mapping[str, Sequence[str]]) -> None:
     others = [name for name in sorted(collection.task_names) if name not in ours]
     for title, names in {**groups, "Of this fabfile": others}.items():
         if names:
-            say(f"{title}:")
+            say(translate(f"{title}:"))
         for name in names:
             told = (known[name].__doc__ if name in known else "") or ""
             say(f"  {name:<18} {next(iter(told.strip().splitlines()), '')}".rstrip())
         if names:
             say("")
-    say("fab TASK --help tells its options; fab -H user@host TASK runs it on a server")
+    say(translate("fab TASK --help tells its options; fab -H user@host TASK runs it on a server"))
 
 
-def require_readable(path: Path) -> None:
-    """Raises UsageError in one line for a fabric.yaml that is no YAML, where Fabric would show a
-    traceback."""
+def read_remote(path: Path) -> dict[str, Any]:
+    """What is under `remote:` in fabric.yaml. Raises UsageError in one line for what is no YAML,
+    where Fabric would show a traceback."""
     import yaml
 
     if not path.is_file():
-        return
+        return {}
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
@@ -188,3 +190,4 @@ def require_readable(path: Path) -> None:
     if remote is not None and not isinstance(remote, dict):
         text = f"{path.name}: settings stand as `key: value` below `remote:`"
         raise UsageError(text, remedy="mend fabric.yaml")
+    return remote or {}

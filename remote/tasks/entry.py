@@ -120,7 +120,7 @@ def run(context: Any, name: str, body: Callable[[Work], int], json: bool, server
         typed = {target.spec: target.typed for target in LINE.targets}.get(error.host or "")
         if typed:
             display.fab = f"fab -H {typed}"
-        display.error(str(error))
+        display.error(error)
         return error.exit_code
     except KeyboardInterrupt:
         display.note(f"interrupted{GOES_ON.get(name, '')}")
@@ -138,8 +138,10 @@ def make_work(context: Any, name: str, display: Display, server: bool) -> Work:
     from remote.link.session import Project
     from remote.project.git import project_identity
     from remote.project.settings import parse_settings
+    from remote.screen.language import choose_language
 
     settings = parse_settings(dict(context.config.get("remote") or {}), LINE.project)
+    choose_language(settings.language)
     if LINE.words and name not in ("train", "sweep"):
         raise UsageError(
             f"what follows -- belongs to train, not to {name}: {LINE.words[0]!r:.80}", step=name

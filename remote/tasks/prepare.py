@@ -139,7 +139,7 @@ def _check_gpu(work: Work) -> int:
         if len(answers) > 1:
             work.display.line(f"{target.spec}:")
         if error:
-            work.display.error(str(error))
+            work.display.error(error)
         else:
             show_gpus(work.display, answer)
     return work.first_failure(answers)

@@ -80,7 +80,7 @@ def send_set(
     sending = Sending(folder, entries, missing, answer.partial, "data")
     done = session.ask_as_owner(
         DataPut,
-        waiting_note(session, "is sending data"),
+        waiting_note(session, " is sending data"),
         sending.frames(session),
         tree=tree,
         manifest=rows,

@@ -73,6 +73,28 @@ def alone(project: Path, *words: str, code: int, **environment: str) -> str:
     return done.stderr + done.stdout
 
 
+def test_people_read_chinese_and_scripts_what_they_always_did(
+    project: Path, server: LoopbackServer
+) -> None:
+    chinese = {"LANGUAGE": "", "LC_ALL": "zh_CN.UTF-8", "PYTHONUTF8": "1"}
+    started = fab(project, server, "train", "--no-follow", env=chinese)
+    assert "在 tmux 里启动" in started.stdout and "训练正在进行。回来时用：" in started.stdout
+    assert "剩余 15 分 0 秒" in fab(project, server, "status", env=chinese).stdout
+    logs = fab(project, server, "logs", env=chinese)
+    assert logs.stdout == "first line\n"
+    stopped = fab(project, server, "stop", env=chinese)
+    assert re.search("已停止：被 .*停止", stopped.stdout) and "若要继续：" in stopped.stdout
+    rows = [
+        json.loads(fab(project, server, "status", "--json", env=one).stdout)
+        for one in ({}, chinese)
+    ]
+    assert rows[0] == rows[1] and rows[0][0]["state"] == "stopped"
+    assert rows[0][0]["reason"].startswith("stopped by ")
+    assert re.search("[\u4e00-\u9fff]", (run_of(server) / "state.json").read_text()) is None
+    missing = fab(project, server, "logs", "--run", "none", env=chinese, code=11)
+    assert missing.stderr.startswith("错误：loopback：服务器上没有运行 'none'")
+
+
 def test_follow_shows_the_training_and_its_log_and_q_leaves_it(
     project: Path, server: LoopbackServer
 ) -> None:

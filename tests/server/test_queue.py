@@ -87,7 +87,7 @@ def test_a_run_waits_for_somebody_else_s_gpu_and_says_so(
     lab = Lab(server, tmp_path)
     told = lab.task("train", name="mine")
     why = "waits for a GPU: gpu 0: 40.0 GiB in use by processes that can't be seen"
-    assert told.code == 0 and f"it {why}" in told.out
+    assert told.code == 0 and f"queued: {why}" in told.out
     assert (rows(lab)["mine"]["state"], rows(lab)["mine"]["waiting"]) == (
         "queued",
         why,
@@ -135,7 +135,7 @@ def test_so_many_gpus_are_asked_for(server: LoopbackServer, tmp_path: Path) -> N
     now = lab.task("train", gpus=2, now=True)
     assert now.code == 9 and "1 of 2 GPUs are free" in now.err
     waits = lab.task("train", name="later", gpus=2)
-    assert waits.code == 0 and "it waits for 2 GPUs: gpu 1:" in waits.out
+    assert waits.code == 0 and "queued: waits for 2 GPUs: gpu 1:" in waits.out
     lab.task("stop")
 
 

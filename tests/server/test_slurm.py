@@ -84,7 +84,7 @@ def test_why_it_waits_and_a_stop_while_it_does(
     done = lab.task("train", follow=False)
     assert done.code == 0, done.err
     why = "waits in Slurm's queue as job"
-    assert f"it {why}" in done.out and "it is held" in done.out
+    assert f"queued: {why}" in done.out and "it is held" in done.out
     assert [row["state"] for row in lab.rows()] == ["queued"]
     assert "(JobHeldUser)" in lab.rows()[0]["waiting"]
     stopped = lab.task("stop")

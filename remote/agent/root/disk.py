@@ -52,12 +52,14 @@ def require_room(path: str, need: int, files: int, what: str, kind: str = "Serve
         return
     lack = ""
     if disk.free < need:
-        lack = f"{(need >> 20) + 1} MiB on the disk at {disk.mount}, {disk.free_mib} MiB are free"
+        lack = f" {(need >> 20) + 1} MiB on the disk at {disk.mount}, {disk.free_mib} MiB are free"
     elif disk.inodes is not None and 0 < disk.inodes < files:
-        lack = f"{files} files on the disk at {disk.mount}, which takes {disk.inodes} more (inodes)"
+        lack = (
+            f" {files} files on the disk at {disk.mount}, which takes {disk.inodes} more (inodes)"
+        )
     if lack:
         raise Refusal(
             kind,
-            f"{what} {lack}",
+            f"{what}{lack}",
             "free some space (fab … clean), or set remote.root to another disk",
         )

@@ -189,7 +189,7 @@ def choose_gpus(
         return Choice(gpus=free[: limit or None], notes=notes)
     indices = ",".join(str(gpu.index) for gpu in gpus)
     return Choice(
-        problem="no GPU is free: " + "; ".join(notes),
+        problem=f"no GPU is free: {'; '.join(notes)}",
         remedy=f"wait, or name one: --devices {indices}",
         notes=notes,
     )
