@@ -210,9 +210,9 @@ class Copy:
 
 def offer_copy(session: Session, facts: Facts, copy: Copy, answer: Reach) -> str:
     why = one_line(answer.problem or "no reason given", 200)
-    have = "are" if copy.what.startswith("the ") else "is"
-    it = "them" if have == "are" else "it"
-    problem = f"{copy.what} {have} not on the server, and the server can't download {it} ({why})"
+    problem = f"{copy.what} is not on the server, and the server can't download it ({why})"
+    if copy.what.startswith("the "):
+        problem = f"{copy.what} are not on the server, and the server can't download them ({why})"
     here, step = copy.here, "train"
     command = f"fab -H {session.typed} upload-data {here or copy.name}"
     if here is None or here.name != copy.name:
