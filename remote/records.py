@@ -136,6 +136,18 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Nodes:
+    """The hosts of one training, in order of rank, as they were typed; empty: Slurm's nodes."""
+
+    LENIENT: ClassVar[bool] = True
+
+    count: int = 1
+    # This host's.
+    rank: int = 0
+    hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Asked:
     """run.json: what was asked for, by the laptop that started the run, and perhaps another one's
     version of this program."""
@@ -158,6 +170,7 @@ class Asked:
     # The sweep that it belongs to, and its values there.
     sweep: str | None = None
     point: Mapping[str, str] = field(default_factory=dict)
+    nodes: Nodes = Nodes()
 
     @property
     def is_trainer(self) -> bool:
@@ -279,6 +292,8 @@ class RunDetail:
     # Another host has it, which alone can tell whether it lives.
     elsewhere: bool = False
     unsupervised: bool = False
+    # The hosts of a training on several, in order of rank.
+    nodes: tuple[str, ...] = ()
     notified: str | None = None
     # The attempts before this one, oldest first.
     attempts: tuple[Mapping[str, Any], ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from trainer.processes import host_count, is_first_process
 from trainer.progress import write_whole
 
 LAST, BEST = "last.ckpt", "best.ckpt"
@@ -83,6 +85,25 @@ def standing(path: Path | None) -> dict[str, Any]:
     """Where the training of a checkpoint stands; None: at its beginning."""
     place: dict[str, Any] = {"epoch": 0, "step": None}
     return load_checkpoint(path)["training"] if path else place
+
+
+def share_checkpoints(directory: Path) -> None:
+    """The first process's files, for hosts that don't share its disk."""
+    if host_count() == 1:
+        return
+    first = is_first_process()
+    content = {path.name: path.read_bytes() for path in directory.glob("*.ckpt")} if first else {}
+    shared = [content]
+    torch.distributed.broadcast_object_list(shared)
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0 and not first:
+        for path in directory.glob("*.ckpt"):
+            if path.name not in shared[0]:
+                path.unlink()
+        for name, data in shared[0].items():
+            place = directory / name
+            if not place.exists() or place.read_bytes() != data:
+                write_whole(place, data)
+    torch.distributed.barrier()
 
 
 def newest_that_loads(

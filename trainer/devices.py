@@ -8,16 +8,22 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.options import EXIT_DEVICE, TrainError
+from trainer.processes import host_count
 
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
     """`indices`: of the GPUs as torch counts them; None on a CPU, where `count` is the number of
-    processes."""
+    processes. Both are one host's; each of `hosts` has as many."""
 
     accelerator: str
     count: int
     indices: tuple[int, ...] | None = None
+    hosts: int = 1
+
+    @property
+    def world(self) -> int:
+        return self.count * self.hosts
 
     def first(self) -> Devices:
         return Devices(self.accelerator, 1, self.indices and self.indices[:1])
@@ -28,7 +34,8 @@ def choose_devices(config: TrainConfig) -> Devices:
     silence."""
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if config.accelerator == "cpu" or (config.accelerator == "auto" and not available):
-        return Devices("cpu", _limited(cpu_processes(config.devices), config.max_devices))
+        processes = _limited(cpu_processes(config.devices), config.max_devices)
+        return Devices("cpu", processes, hosts=host_count())
     if not available:
         raise TrainError(
             "torch sees no GPU (driver, or a build of torch for CPUs?); to train on the CPU all the"
@@ -48,7 +55,7 @@ def choose_devices(config: TrainConfig) -> Devices:
             EXIT_DEVICE,
         )
     wanted = wanted[: _limited(len(wanted), config.max_devices)]
-    return Devices("gpu", len(wanted), wanted)
+    return Devices("gpu", len(wanted), wanted, host_count())
 
 
 def cpu_processes(devices: str) -> int:
@@ -77,9 +84,11 @@ def limit_note(config: TrainConfig, devices: Devices) -> str | None:
 
 
 def describe_devices(devices: Devices) -> list[str]:
+    where = f" on each of {devices.hosts} hosts" if devices.hosts > 1 else ""
     if devices.indices is None:
-        return [f"CPU, {devices.count} process(es), {torch.get_num_threads()} threads each"]
-    lines = [f"{devices.count} GPU(s)"]
+        threads = torch.get_num_threads()
+        return [f"CPU, {devices.count} process(es){where}, {threads} threads each"]
+    lines = [f"{devices.count} GPU(s){where}"]
     for index in devices.indices:
         about = torch.cuda.get_device_properties(index)
         lines.append(f"  gpu {index}: {about.name}, {about.total_memory / 2**30:.1f} GiB")

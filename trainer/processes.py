@@ -21,6 +21,11 @@ def is_first_process() -> bool:
     )
 
 
+def host_count() -> int:
+    """Hosts that train together: whoever starts the training on each of them says so."""
+    return int(os.environ.get("NNODES", "1")) if "MASTER_ADDR" in os.environ else 1
+
+
 def say(text: str) -> None:
     """Of several processes only the first one talks."""
     if is_first_process():

@@ -59,8 +59,8 @@ def describe(config: TrainConfig, devices: Devices, module: ImageDataModule) -> 
     count = parameter_count(make_network(config, len(data.classes)).parameters())
     print(
         f"recipe {config.recipe}: network {config.network}, {count / 1e6:.2f} million parameters,"
-        f" effective batch {effective_batch(config, devices.count)}, peak learning rate"
-        f" {peak_learning_rate(config, devices.count):g}",
+        f" effective batch {effective_batch(config, devices.world)}, peak learning rate"
+        f" {peak_learning_rate(config, devices.world):g}",
         flush=True,
     )
 
@@ -85,8 +85,8 @@ def write_summary(
         "seconds": tell.clock.seconds,
         "images_per_s": history[-1]["images_per_s"] if history else None,
         **about,
-        "effective_batch": effective_batch(config, devices.count),
-        "learning_rate": peak_learning_rate(config, devices.count),
+        "effective_batch": effective_batch(config, devices.world),
+        "learning_rate": peak_learning_rate(config, devices.world),
         "seed": config.seed,
         "data": {
             "kind": module.data.kind,

@@ -44,7 +44,7 @@ def train(
     run_dir.mkdir(parents=True, exist_ok=True)
     devices = choose_devices(config)
     datamodule = ImageDataModule(data, config, torch_device(devices))
-    steps, images = datamodule.steps_for(devices.count), datamodule.share * devices.count
+    steps, images = datamodule.steps_for(devices.world), datamodule.share * devices.world
     describe(config, devices, datamodule)
 
     stop = ours.StopWhenAsked(checkpoints / LAST)
@@ -88,7 +88,7 @@ def train(
     leave_others()
     if not first:
         return {}
-    if devices.count > 1:
+    if devices.world > 1:
         trainer = make_trainer(config, devices.first(), run_dir, [tell, stop], None)
     chosen = checkpoints / (BEST if datamodule.validation is not None else LAST)
     trainer.test(model, datamodule=datamodule, ckpt_path=chosen, verbose=False)
@@ -133,12 +133,13 @@ def make_trainer(
     from trainer.evaluate import uses_half
 
     done, strategy = standing(start), "auto"
-    if devices.count > 1:
+    if devices.world > 1:
         # Weights that wait while the last layer is trained alone take no part.
         strategy = "ddp_find_unused_parameters_true" if config.head_fraction else "ddp"
     return pl.Trainer(
         accelerator=devices.accelerator,
         devices=list(devices.indices) if devices.indices is not None else devices.count,
+        num_nodes=devices.hosts,
         strategy=strategy,
         precision="bf16-mixed" if uses_half(config, torch_device(devices)) else "32-true",
         max_epochs=max(config.max_epochs, done["epoch"]),
@@ -180,7 +181,7 @@ def last_good(
 ) -> Path | None:
     """The checkpoint to go back to, with half the learning rate; None: the beginning. Raises
     TrainError when it has been tried often enough."""
-    from trainer.checkpoints import newest_that_loads
+    from trainer.checkpoints import newest_that_loads, share_checkpoints
 
     if found.restores >= config.max_restores:
         raise TrainError(
@@ -190,6 +191,7 @@ def last_good(
         ) from None
     found.restores, found.rate_scale = found.restores + 1, found.rate_scale / 2
     wait_for_others()
+    share_checkpoints(checkpoints)
     good = newest_that_loads(checkpoints, judged=True)
     place = f"epoch {good[1]['training']['epoch']}" if good else "the beginning"
     say(f"diverged: {error}; going on from {place} with {found.rate_scale:g} of the learning rate")

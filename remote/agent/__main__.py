@@ -1,5 +1,6 @@
-"""The agent's ways to be started: `serve` (by the laptop), `supervise DIR TOKEN` (a run), `build …`
-(an environment), `guard ROOT` (a shutdown that was planned)."""
+"""The agent's ways to be started: `serve` (by the laptop), `supervise DIR TOKEN` (a run; of a
+Slurm job's further nodes with the first one's addresses and port), `build …` (an environment),
+`guard ROOT` (a shutdown that was planned)."""
 
 import sys
 

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from remote.agent.shared.gpu_choice import GpuReport, parse_gpus
 from remote.agent.shared.states import State
@@ -36,6 +36,48 @@ class Nodes(Answer):
     nodes: tuple[Node, ...] = ()
     # Jobs that wait, by user.
     waiting: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Address:
+    """Of a host in one of its networks."""
+
+    interface: str
+    address: str
+    prefix: int = 32
+    mtu: int = 1500
+
+
+@dataclass(frozen=True)
+class Addresses(Answer):
+    """The fastest interface first. `ssh`: where this login has come in."""
+
+    OP = "network_addresses"
+
+    addresses: tuple[Address, ...] = ()
+    ssh: str | None = None
+
+
+@dataclass(frozen=True)
+class Listening(Answer):
+    OP = "network_listen"
+
+    port: int
+
+
+@dataclass(frozen=True)
+class ListenedEnough(Answer):
+    OP = "network_close"
+
+
+@dataclass(frozen=True)
+class Exchanged(Answer):
+    """`failed`: at the connection, at who answers, or at much data that way or back."""
+
+    OP = "network_connect"
+
+    failed: Literal["port", "host", "out", "back"] | None = None
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -220,6 +262,16 @@ class Started(Answer):
     # Slurm's number of it.
     job: str | None = None
     again: bool = False
+
+
+@dataclass(frozen=True)
+class Joined(Answer):
+    """A further host's part in a run."""
+
+    OP = "run_join"
+
+    launched: str = ""
+    note: str | None = None
 
 
 @dataclass(frozen=True)

@@ -84,13 +84,18 @@ def node_options(slurm: SlurmSettings) -> list[str]:
 
 
 def job_request(
-    slurm: SlurmSettings, time: str | None, gpus: int | None, wants_gpu: bool
+    slurm: SlurmSettings,
+    time: str | None,
+    gpus: int | None,
+    wants_gpu: bool,
+    nodes: int | None = None,
 ) -> dict[str, Any]:
     """For run.json: `options` for sbatch, `preamble` for the shell, `limit_s` where a time limit is
     set."""
     limit_s = parse_time(time or slurm.time) if time or slurm.time else None
     gres = gres_of(slurm, gpus) if wants_gpu else ""
     named = {name: getattr(slurm, name) for name in PLAIN}
+    named |= {"nodes": str(nodes)} if nodes else {}
     named |= {"cpus-per-task": slurm.cpus, "gres": gres, "time": limit_s and clock(limit_s)}
     return {
         "options": [*_options(named.items()), *extra_lines(slurm.extra)],

@@ -54,6 +54,8 @@ def run_json(run: Run, host: str, shutdown_s: float | None = None) -> dict[str, 
         "attempts": list(detail.attempts),
         "notified": detail.notified,
         "shutdown_s": shutdown_s,
+        "nodes": list(detail.nodes or asked.nodes.hosts) or None,
+        "rank": asked.nodes.rank if asked.nodes.count > 1 else None,
     }
 
 

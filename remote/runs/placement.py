@@ -151,7 +151,7 @@ def place_run(launch: Launch, held: Mapping[str, str]) -> Placement:
     if launch.by_slurm:
         require_so_many(launch, None)
         slurm = launch.session.project.settings.slurm
-        asked = job_request(slurm, request.time, request.gpus, launch.wants_gpu)
+        asked = job_request(slurm, request.time, request.gpus, launch.wants_gpu, request.nodes)
         return Placement(slurm=asked)
     if not gpus:
         return Placement(devices=request.devices)

@@ -67,6 +67,8 @@ class TrainRequest:
     stop_if_idle: str | None = None
     # The plan to shut the server down after its last run.
     shutdown: Mapping[str, Any] | None = None
+    # One training on so many hosts, or nodes of a cluster.
+    nodes: int | None = None
 
     @property
     def beside(self) -> dict[str, Any]:
@@ -101,6 +103,7 @@ class TrainOptions:
     # True: the option alone.
     shutdown_after: str | bool | None = None
     keep_unfetched: str | None = None
+    nodes: int | None = None
 
     def follows(self, display: Display) -> bool:
         """Whether to stay and show the training."""
@@ -140,6 +143,8 @@ def parse_request(project: Project, options: TrainOptions) -> TrainRequest:
         errors.append("--with-new-code belongs to --resume: a new run has today's code")
     if options.interactive and not (sys.stdin.isatty() and sys.stdout.isatty()):
         errors.append("--interactive needs a terminal here")
+    if options.nodes is not None and options.nodes < 2:
+        errors.append("--nodes is a number from 2 on")
     if options.max_restarts < 0:
         errors.append("--max-restarts must not be negative")
     errors += launcher_errors(project.settings, options)
@@ -167,6 +172,7 @@ def parse_request(project: Project, options: TrainOptions) -> TrainRequest:
         None
         if errors
         else shutdown_of(options.shutdown_after, options.keep_unfetched, project.settings),
+        options.nodes,
     )
     if project.has_own_trainer:
         errors += config_errors(project.directory, request, project.settings)
@@ -388,4 +394,5 @@ def describe_request(request: TrainRequest, project: Project) -> dict[str, Any]:
         "max_restarts": request.max_restarts,
         **limits_of(request.time, request.stop_if_idle, settings.launcher),
         "launcher": settings.launcher,
+        "nodes": {"count": request.nodes, "rank": 0} if request.nodes else None,
     }

@@ -6,7 +6,9 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from remote.agent.shared.trees import tree_hash
 from remote.deploy.deploy import deploy
@@ -23,15 +25,60 @@ from remote.runs.launch import started_where, watch
 from remote.runs.limits import limits_of
 from remote.runs.listing import list_runs
 from remote.runs.placement import Launch, Placement, launch_on_free_gpus, place_run, prepare_launch
-from remote.runs.request import Pending, Place, TrainOptions, parse_request, resumed_argv
+from remote.runs.request import (
+    Pending,
+    Place,
+    TrainOptions,
+    TrainRequest,
+    parse_request,
+    resumed_argv,
+)
 from remote.runs.shutdown import tell_plan
 from remote.screen.text import show, size
 from remote.transfer.manifest import PARTS
 
 
+@dataclass(frozen=True)
+class Resumption:
+    """What to go on with. `kept`: the run as the server has it; else `here`: what was fetched of
+    it."""
+
+    run: str
+    asked: Asked
+    request: TrainRequest
+    kept: Run | None
+    here: Path | None
+
+
 def resume_one(session: Session, run: str, options: TrainOptions) -> Run:
     """Find the run there or here, deploy, and start its next attempt; one that still runs is
     followed."""
+    plan = plan_resumption(session, run, options)
+    request, following = plan.request, options.follows(session.display)
+    pending = Pending(session.project, session.host, request, plan.run)
+    if plan.kept and plan.kept.goes_on:
+        return watch(session, plan.run, following, pending)
+    deployed = deploy(session, data=request.data)
+    show_steps(session, deployed, only_changes=True)
+    launch = prepare_launch(session, request, deployed, pending)
+    if plan.here:
+        place_run(launch, deployed.facts.held)  # raises before anything is sent
+        send_run(session, plan.here)
+    if plan.asked.nodes.count > 1 and not request.nodes:
+        session.display.note(f"it was on {plan.asked.nodes.count} hosts; it goes on on this one")
+
+    def start(placement: Placement) -> Resumed:
+        changes = changes_for(launch, plan, placement, options.with_new_code)
+        return session.ask_as_owner(Resumed, run=plan.run, asked=changes, **request.beside)
+
+    answer = launch_on_free_gpus(launch, start)
+    tell_resumed(launch, plan, answer, options.with_new_code)
+    return watch(session, plan.run, following, pending)
+
+
+def plan_resumption(session: Session, run: str, options: TrainOptions) -> Resumption:
+    """Raises UsageError or NotFound where there is nothing to go on with; says so where it still
+    runs."""
     if options.recipe or options.name:
         raise UsageError(
             "--recipe and --name belong to a new run; a resumed one keeps its own", step="train"
@@ -41,20 +88,20 @@ def resume_one(session: Session, run: str, options: TrainOptions) -> Run:
     here = None if kept else find_here(session, run)
     identifier = kept.run if kept else here.name if here else run
     asked = kept.asked if kept else decode(Asked, read_mapping(here, "run.json"))
+    by_slurm = session.project.settings.launcher == "slurm"
+    several = asked.nodes.count if by_slurm and asked.nodes.count > 1 else None
     request = dataclasses.replace(
         given,
         recipe=asked.recipe,
         data=options.data or asked.data,
         arguments=given.arguments or asked.arguments,
+        nodes=given.nodes or several,
     )
-    pending = Pending(session.project, session.host, request, identifier)
-    following = options.follows(session.display)
     if kept and kept.goes_on:
         session.display.line(
             f"run {identifier}: it is {kept.state} on {session.host}; no second one is started"
         )
-        return watch(session, identifier, following, pending)
-    if (kept.state if kept else read_mapping(here, "state.json").get("state")) == "finished":
+    elif (kept.state if kept else read_mapping(here, "state.json").get("state")) == "finished":
         raise UsageError(
             f"{identifier} has finished", step="train", remedy="train again without --resume"
         )
@@ -65,65 +112,59 @@ def resume_one(session: Session, run: str, options: TrainOptions) -> Run:
             step="train",
             remedy=" ".join(["give them again:", *(f"--env {name}" for name in lost)]),
         )
-    deployed = deploy(session, data=request.data)
-    show_steps(session, deployed, only_changes=True)
-    launch = prepare_launch(session, request, deployed, pending)
-    if here:
-        place_run(launch, deployed.facts.held)  # raises before anything is sent
-        send_run(session, here)
-    answer = start_next(launch, identifier, asked, options.with_new_code)
+    return Resumption(identifier, asked, request, kept, here)
+
+
+def tell_resumed(launch: Launch, plan: Resumption, answer: Resumed, with_new_code: bool) -> None:
+    session, tree = launch.session, launch.deployed.release.tree
     if answer.note:
         session.display.note(f"note: {answer.note}")
     if answer.again:
         session.display.line(
-            f"run {identifier}: it is running already on {session.host}; no second one is started"
+            f"run {plan.run}: it is running already on {session.host}; no second one is started"
         )
-    else:
-        session.display.line(
-            f"run {identifier}: attempt {show(answer.attempt)} {started_where(answer)} on"
-            f" {session.host}"
-        )
-        session.display.note(
-            code_note(asked.release, deployed.release.tree, answer.attempt, options.with_new_code)
-        )
-        tell_plan(session, request.shutdown)
-    return watch(session, identifier, following, pending)
+        return
+    session.display.line(
+        f"run {plan.run}: attempt {show(answer.attempt)} {started_where(answer)} on {session.host}"
+    )
+    session.display.note(code_note(plan.asked.release, tree, answer.attempt, with_new_code))
+    tell_plan(session, launch.request.shutdown)
 
 
-def start_next(launch: Launch, run: str, asked: Asked, with_new_code: bool) -> Resumed:
-    """The run's next attempt: its own command, its own code or today's, on today's environment and
-    GPUs."""
+def changes_for(
+    launch: Launch, plan: Resumption, placement: Placement, with_new_code: bool
+) -> dict[str, Any]:
+    """What run.json says of the next attempt: the run's own command, its own code or today's, on
+    today's environment and GPUs."""
     session, request, made = launch.session, launch.request, launch.deployed.environment
-    command = asked.command or session.project.settings.command
+    settings = session.project.settings
     code = {
         "release": launch.deployed.release.tree,
         "origin": launch.deployed.release.origin,
         "local": list(launch.deployed.local),
     }
-
-    def start(placement: Placement) -> Resumed:
-        there = Place(made.python, f"{launch.root}/runs/{run}", launch.images, placement.devices)
-        argv = resumed_argv(session.project, command, request, there)
-        changes = placement.as_asked() | (code if with_new_code else {})
-        changes |= {
-            "data": request.data,
-            "data_path": launch.images,
-            "env": sorted({*asked.env, *request.env}),
-            "environment_key": made.key,
-            "python": made.python,
-            "prefix": made.prefix,
-            "devices": request.devices,
-            "who": who_am_i(),
-            "argv": argv,
-            "resume_argv": argv,
-            "max_restarts": request.max_restarts,
-            **limits_of(request.time, request.stop_if_idle, session.project.settings.launcher),
-            "launcher": session.project.settings.launcher,
-            "arguments": list(request.arguments or ()),
-        }
-        return session.ask_as_owner(Resumed, run=run, asked=changes, **request.beside)
-
-    return launch_on_free_gpus(launch, start)
+    there = Place(made.python, f"{launch.root}/runs/{plan.run}", launch.images, placement.devices)
+    command = plan.asked.command or settings.command
+    argv = resumed_argv(session.project, command, request, there)
+    return {
+        **placement.as_asked(),
+        **(code if with_new_code else {}),
+        "data": request.data,
+        "data_path": launch.images,
+        "env": sorted({*plan.asked.env, *request.env}),
+        "environment_key": made.key,
+        "python": made.python,
+        "prefix": made.prefix,
+        "devices": request.devices,
+        "who": who_am_i(),
+        "argv": argv,
+        "resume_argv": argv,
+        "max_restarts": request.max_restarts,
+        **limits_of(request.time, request.stop_if_idle, settings.launcher),
+        "launcher": settings.launcher,
+        "arguments": list(request.arguments or ()),
+        "nodes": {"count": request.nodes, "rank": 0} if request.nodes else None,
+    }
 
 
 def code_note(its: str, now: str, attempt: int | None, with_new_code: bool) -> str:

@@ -67,6 +67,27 @@ class Work:
     def only_session(self) -> Session:
         return self.session(self.only_target())
 
+    def session_of(self, run: str) -> tuple[Session, str]:
+        """The host to ask about a run, and the run's name there. Of several hosts that train it
+        together, the first that answers, the one that leads before all others."""
+        from remote.runs.listing import list_runs
+
+        if len(self.targets) == 1:
+            return self.session(self.targets[0]), run
+        answers = self.on_all(lambda session: list_runs(session, run))
+        found = [
+            (known.detail.elsewhere, known.asked.nodes.rank, target, known.run)
+            for target, runs, _ in answers
+            for known in runs or []
+            if known.asked.nodes.count > 1
+        ]
+        newest = max((row[3] for row in found), default="")
+        together = [row for row in found if row[3] == newest]
+        if not together:
+            return self.session(self.only_target()), run
+        _, _, target, name = min(together, key=lambda row: row[:2])
+        return self.session(target), name
+
     def on_all(self, ask: Callable[[Session], Any]) -> Answers:
         """Ask every host at once. A host that is down gives its error in place of an answer."""
 

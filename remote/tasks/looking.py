@@ -12,6 +12,7 @@ from remote.tasks.entry import Work, carry_out
 from remote.tasks.sweeps import only_one, status_of_sweep
 
 if TYPE_CHECKING:
+    from remote.link.session import Session
     from remote.records import Run
 
 FOLLOWED_LINES = 40
@@ -76,7 +77,8 @@ def follow_one(work: Work, run: str) -> int:
     from remote.runs.follow import Follower, LeaveWanted, StopWanted
     from remote.runs.stop import stop_one
 
-    with work.only_session() as session:
+    session, run = work.session_of(run)
+    with session:
         follower = Follower(session, run)
         follower.tail = FOLLOWED_LINES * 200
         try:
@@ -145,23 +147,35 @@ def logs(
 
 
 def show_log(work: Work, run: str, follow: bool, lines: int) -> int:
+    if lines < 0:
+        raise UsageError("--lines must not be negative")
+    session, run = work.session_of(run)
+    if follow or len(work.targets) == 1:
+        with session:
+            work.tell_json(log_of(work, session, run, follow, lines))
+        return 0
+    told = []
+    for target in work.targets:
+        with work.session(target) as session:
+            work.display.note(f"{target.spec}:")
+            told.append(log_of(work, session, run, follow, lines))
+    work.tell_json(told)
+    return 0
+
+
+def log_of(work: Work, session: Session, run: str, follow: bool, lines: int) -> dict[str, object]:
+    """Show it; for scripts the run with the lines of its log."""
     from remote.runs.follow import Follower
     from remote.runs.listing import run_json
 
-    if lines < 0:
-        raise UsageError("--lines must not be negative")
-    with work.only_session() as session:
-        text: list[str] = []
-        follower = Follower(session, run, sink=text.append if work.json else None)
-        follower.tail = lines * 200
-        ended = follower.until_end() if follow else follower.now()
-        work.tell_json(
-            run_json(ended, session.host)
-            | {"log": "".join(text).splitlines()[-lines:] if lines else []}
-        )
-        if not work.json and ended.state != "running":
-            show_state(work, ended)
-    return 0
+    text: list[str] = []
+    follower = Follower(session, run, sink=text.append if work.json else None)
+    follower.tail = lines * 200
+    ended = follower.until_end() if follow else follower.now()
+    if not work.json and ended.state != "running":
+        show_state(work, ended)
+    told = "".join(text).splitlines()[-lines:] if lines else []
+    return run_json(ended, session.host) | {"log": told}
 
 
 @task(
@@ -197,17 +211,19 @@ def wait_for_all(work: Work, run: str, sweep: str | None) -> int:
     from remote.runs.wait import wait_for
 
     ended = []
-    for target in work.targets if sweep else [work.only_target()]:
-        with work.session(target) as session:
-            names = [run]
+    one = None if sweep else work.session_of(run)
+    sessions = [one[0]] if one else [work.session(target) for target in work.targets]
+    for opened in sessions:
+        with opened as session:
+            names = [one[1] if one else run]
             if sweep:
                 names = [each.run for each in list_runs(session) if each.asked.sweep == sweep]
             for name in names:
                 found = wait_for(session, name)
                 why = f": {found.reason}" if found.reason else ""
-                work.display.line(f"{target.spec}: {found.run} {found.state}{why}")
-                ended.append((target, found))
+                work.display.line(f"{session.host}: {found.run} {found.state}{why}")
+                ended.append((session.host, found))
     if not ended:
         raise NotFound(f"no run of the sweep {sweep!r:.80} on these hosts", step="wait")
-    work.tell_json([run_json(found, target.spec) for target, found in ended])
+    work.tell_json([run_json(found, host) for host, found in ended])
     return 0 if all(found.state == "finished" for _, found in ended) else RunFailed.exit_code

@@ -125,6 +125,9 @@ def remark_cell(run: Run) -> str | None:
         remark = f"step {one_line(detail.step, 48)}{f', {remark}' if remark else ''}"
     if run.state == "running" and detail.asking:
         remark = f"waits for input: {one_line(detail.line, 60)}"
+    if run.asked.nodes.count > 1:
+        part = f"host {run.asked.nodes.rank + 1} of {run.asked.nodes.count}"
+        remark = f"{part}{f', {remark}' if remark else ''}"
     if detail.attempts:
         remark = f"attempt {len(detail.attempts) + 1}{f', {remark}' if remark else ''}"
     return remark

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from typing import TYPE_CHECKING
 
 from invoke.context import Context
 from invoke.tasks import task
 
+from remote.errors import UsageError
 from remote.tasks.entry import Work, carry_out
 from remote.tasks.sweeps import only_one, stop_sweep
 
 if TYPE_CHECKING:
+    from remote.link.session import Session
+    from remote.records import Run
     from remote.runs.request import TrainOptions
     from remote.ssh.target import Target
 
@@ -60,6 +65,7 @@ FOLLOWED_LINES = 40
             "stay and show the training (default on a terminal); the training goes on without you"
         ),
         "no-follow": "come back as soon as the training runs",
+        "nodes": "one training on so many hosts, -H a,b, or on so many nodes of the cluster",
         "first-free": "with -H a,b,c: on the server that has the GPUs free, looked at all at once",
         "json": "print only JSON on stdout: the run, as status --json tells it; comes back at once",
     },
@@ -85,6 +91,7 @@ def train(
     interactive: bool = False,
     follow: bool = False,
     no_follow: bool = False,
+    nodes: int = 0,
     first_free: bool = False,
     json: bool = False,
 ) -> None:
@@ -96,6 +103,7 @@ def train(
 
         fab -H user@host train --recipe demo --set max_epochs=3
         fab -H user@host train --resume latest      # also one that only results/ has
+        fab -H a,b train --nodes 2                  # one training on two hosts
 
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 7
     server, 8 environment, 9 GPU, 10 the training failed. After 4 the same command never starts a
@@ -126,6 +134,7 @@ def train(
             stop_if_idle=stop_if_idle,
             shutdown_after=shutdown_after,
             keep_unfetched=keep_unfetched,
+            nodes=nodes or None,
         )
         return start(work, options, first_free)
 
@@ -133,11 +142,12 @@ def train(
 
 
 def start(work: Work, options: TrainOptions, first_free: bool = False) -> int:
-    from remote.runs.attach import attach as attach_one
     from remote.runs.launch import train_one
-    from remote.runs.listing import run_json
     from remote.runs.resume import resume_one
 
+    by_slurm = work.project.settings.launcher == "slurm"
+    if not by_slurm and (options.nodes or (options.resume and len(work.targets) > 1)):
+        return start_on_hosts(work, options)
     several = first_free and not options.resume
     target = choose_free(work, options) if several else work.only_target()
     with work.session(target) as session:
@@ -145,10 +155,35 @@ def start(work: Work, options: TrainOptions, first_free: bool = False) -> int:
             run = resume_one(session, options.resume, options)
         else:
             run = train_one(session, options)
-        work.tell_json(run_json(run, session.host))
-        if options.interactive and not run.has_ended:
-            return attach_one(session, run.run)
+        return show_started(work, session, run, options)
+
+
+def show_started(work: Work, session: Session, run: Run, options: TrainOptions) -> int:
+    from remote.runs.attach import attach as attach_one
+    from remote.runs.listing import run_json
+
+    work.tell_json(run_json(run, session.host))
+    if options.interactive and not run.has_ended:
+        return attach_one(session, run.run)
     return 0
+
+
+def start_on_hosts(work: Work, options: TrainOptions) -> int:
+    """All of -H, for one training."""
+    from remote.runs.nodes import resume_on_hosts, train_on_hosts
+
+    given = len(work.targets)
+    options = dataclasses.replace(options, nodes=options.nodes or given)
+    if options.nodes != given:
+        text = f"--nodes {options.nodes} needs so many hosts, {given} were given"
+        raise UsageError(text, step="train", remedy="fab -H a,b train --nodes 2")
+    with contextlib.ExitStack() as stack:
+        sessions = [stack.enter_context(work.session(target)) for target in work.targets]
+        if options.resume:
+            run = resume_on_hosts(sessions, options.resume, options)
+        else:
+            run = train_on_hosts(sessions, options)
+        return show_started(work, sessions[0], run, options)
 
 
 def choose_free(work: Work, options: TrainOptions) -> Target:
@@ -187,8 +222,9 @@ def attach(c: Context, run: str = "latest") -> None:
     def body(work: Work) -> int:
         from remote.runs.attach import attach as attach_one
 
-        with work.only_session() as session:
-            return attach_one(session, run)
+        session, name = work.session_of(run)
+        with session:
+            return attach_one(session, name)
 
     carry_out(c, "attach", body)
 
@@ -229,12 +265,17 @@ def stop(c: Context, run: str = "latest", sweep: str | None = None, json: bool =
         if sweep:
             only_one(run, sweep)
             return stop_sweep(work, sweep)
-        from remote.runs.listing import run_json
-        from remote.runs.stop import stop_one
-
-        with work.only_session() as session:
-            ended = stop_one(session, run)
-            work.tell_json([run_json(ended, session.host)])
-        return 0
+        return stop_run(work, run)
 
     carry_out(c, "stop", body, json=json)
+
+
+def stop_run(work: Work, run: str) -> int:
+    from remote.runs.listing import run_json
+    from remote.runs.stop import stop_one
+
+    session, name = work.session_of(run)
+    with session:
+        ended = stop_one(session, name)
+        work.tell_json([run_json(ended, session.host)])
+    return 0

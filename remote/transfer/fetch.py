@@ -54,8 +54,12 @@ def fetch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetch
     if not plain or name.startswith("."):
         raise ProtocolError("the server names no run", host=session.host)
     files, unheld = checked_manifest(answer.files)
-    directory = dest / name
+    rank, directory = answer.run.asked.nodes.rank, dest / name
     refuse_links(dest, directory)
+    if rank:
+        # Of a host that trains along: its log and records, beside what the first one has.
+        directory, files = directory / f"node-{rank}", without_source(files)
+        refuse_links(directory.parent, directory)
     fetched = Fetched(
         directory, answer.run, files=len(files), left=unheld + parse_left(answer.left)
     )
@@ -79,6 +83,10 @@ def fetch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetch
         tell_fetched(session, fetched, answer.seen, bool(results))
     fetched.seconds = time.monotonic() - started
     return fetched
+
+
+def without_source(files: Iterable[RemoteFile]) -> list[RemoteFile]:
+    return [file for file in files if not file.path.startswith(SOURCE)]
 
 
 def tell_fetched(session: Session, fetched: Fetched, seen: str | None, narrowed: bool) -> None:

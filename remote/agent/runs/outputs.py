@@ -46,6 +46,8 @@ UNFINISHED = re.compile(r".+\.[0-9a-f]{8}\.tmp\Z")
 CLOCK_NS = 2_000_000_000
 """File systems' clocks are as coarse as this."""
 SHOWN = 40
+NODE = re.compile(r"node-\d+\Z")
+"""In a run's directory: the log and the records of another host that trains along."""
 
 
 class Outputs:
@@ -61,7 +63,8 @@ class Outputs:
         changed."""
         digest = hashlib.sha256()
         for path, size, mode, status in self.files:
-            if path not in LATE:
+            folder, _, name = path.rpartition("/")
+            if name not in LATE or (folder and not NODE.match(folder)):
                 row = f"{size} {mode:o} {status.st_mtime_ns} {status.st_ctime_ns} "
                 digest.update(row.encode() + path.encode("utf-8", "surrogateescape") + b"\0")
         for path, _, why, lost in self.left:
@@ -215,7 +218,8 @@ def _walk(directory: str, below: str, outputs: Outputs) -> Iterator[Tuple[str, o
         )
         return
     for entry in entries:
-        if not below and (entry.name in OWN or entry.name == "tmp" or UNFINISHED.match(entry.name)):
+        ours = entry.name in OWN or entry.name == "tmp" or UNFINISHED.match(entry.name)
+        if ours and (not below or NODE.match(below)):
             continue
         path = f"{below}/{entry.name}" if below else entry.name
         try:

@@ -22,10 +22,14 @@ TAIL = 64 << 10
 
 
 class Process:
-    """One attempt. `code` is known after `wait`: the exit code, negative for a signal."""
+    """One attempt. `code` is known after `wait`: the exit code, negative for a signal.
+
+    `home`: the run's own directory; of a host that shares it with the first one, `directory` is a
+    folder of it, for its log."""
 
     def __init__(self, directory: str, asked: Dict[str, Any], attempt: int) -> None:
         self.directory = directory
+        self.home = str(asked.get("home") or directory)
         self.asked = asked
         self.attempt = attempt
         self.child: Optional[subprocess.Popen[bytes]] = None
@@ -34,6 +38,8 @@ class Process:
         self.log = os.path.join(directory, "train.log")
         self.log_from = os.path.getsize(self.log) if os.path.exists(self.log) else 0
         self.terminal = 0
+        # From SIGTERM to SIGKILL.
+        self.patience_s = float(asked.get("stop_s") or STOP_S)
 
     def start(self) -> Optional[str]:
         """Returns why it could not be started."""
@@ -43,8 +49,8 @@ class Process:
         try:
             self.child = subprocess.Popen(
                 [str(word) for word in self.asked["argv"]],
-                cwd=os.path.join(self.directory, "work"),
-                env=run_environment(self.directory, self.asked, self.attempt),
+                cwd=os.path.join(self.home, "work"),
+                env=run_environment(self.home, self.asked, self.attempt),
                 stdin=programs,
                 stdout=programs,
                 stderr=programs,
@@ -91,7 +97,7 @@ class Process:
         assert self.child is not None
         self.terminate()
         try:
-            self.code = self.child.wait(float(self.asked.get("stop_s") or STOP_S))
+            self.code = self.child.wait(self.patience_s)
         except subprocess.TimeoutExpired:
             self.child.kill()
             self.code = self.child.wait()

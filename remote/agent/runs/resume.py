@@ -69,23 +69,30 @@ def run_resume(
                 f"{found['run']} has saved no checkpoint to go on from",
                 "train again without --resume",
             )
-        require_free_gpus(layout, asked)
-        attempts = past_attempts(state)
-        before = found["asked"].get("release")
-        if asked.get("release") not in (None, before):
-            take_new_code(layout, directory, str(before), asked["release"], len(attempts))
-            asked["former_releases"] = [*found["asked"].get("former_releases", ()), before]
-        for name in ("stop.json", "progress.json", STEP):
-            if os.path.exists(os.path.join(directory, name)):
-                os.unlink(os.path.join(directory, name))
-        write_json(os.path.join(directory, "run.json"), dict(found["asked"], **asked))
+        attempts = begin_attempt(layout, found, asked)
         keep_private(directory, notify, env or {})
-        write_json(os.path.join(directory, "state.json"), queued_state(attempts=attempts))
     launched = launch(layout, directory)
     if shutdown:
         plan_shutdown(layout, shutdown)
     attempt = len(attempts) + 1
     return {"run": found["run"], "again": False, "attempt": attempt, **launched._asdict()}
+
+
+def begin_attempt(layout: Layout, found: Dict[str, Any], asked: Dict[str, Any]) -> List[Any]:
+    """Write down the next attempt of a run that has ended; `asked`: what differs. Returns the
+    attempts before it."""
+    require_free_gpus(layout, asked)
+    directory, attempts = found["path"], past_attempts(found["detail"])
+    before = found["asked"].get("release")
+    if asked.get("release") not in (None, before):
+        take_new_code(layout, directory, str(before), asked["release"], len(attempts))
+        asked["former_releases"] = [*found["asked"].get("former_releases", ()), before]
+    for name in ("stop.json", "progress.json", STEP):
+        if os.path.exists(os.path.join(directory, name)):
+            os.unlink(os.path.join(directory, name))
+    write_json(os.path.join(directory, "run.json"), dict(found["asked"], **asked))
+    write_json(os.path.join(directory, "state.json"), queued_state(attempts=attempts))
+    return attempts
 
 
 @operation("run_import")

@@ -25,9 +25,12 @@ from remote.agent.runs.attempts import (
 )
 from remote.agent.runs.disk_guard import DiskGuard
 from remote.agent.runs.gpu_usage import Sampler
+from remote.agent.runs.group import First, Group, Member, NotTogether
 from remote.agent.runs.limits import Limits
 from remote.agent.runs.listing import submit_waiting
+from remote.agent.runs.members import node_of_job, nodes_of
 from remote.agent.runs.outcome import Ended, Outcome, may_restart, tell_outcome
+from remote.agent.runs.peers import ECHO, Report
 from remote.agent.runs.private import ADDRESS
 from remote.agent.runs.process import Process
 from remote.agent.runs.queue import take_gpus, wanted_by
@@ -41,7 +44,9 @@ RESTART_S = float(os.environ.get("REMOTE_RESTART_S", "5"))
 
 
 def main(arguments: List[str]) -> int:
-    directory, token = arguments
+    directory, token, *first = arguments
+    if first:
+        directory, token = node_of_job(directory, token, *first)
     return Supervisor(directory, token).run()
 
 
@@ -63,6 +68,7 @@ class Supervisor:
         self.limits = Limits({})
         self.limit: Optional[Tuple[str, str, str]] = None
         self.process: Optional[Process] = None
+        self.group: Optional[Group] = None
         self.beat = 0.0
 
     def path(self, name: str) -> str:
@@ -135,38 +141,106 @@ class Supervisor:
             self.record_end(Outcome("stopped", reason, "stopped"))
             return 1
         self.limits = Limits(self.asked)
+        self.group = self.make_group()
         while not self.run_once(restarts_left(self.state, self.asked) > 0):
             self.restart()
             if self.stop.is_set():
                 self.end(Outcome("stopped", self.who_stopped(), "stopped"), exit_code=None)
                 break
+        if self.group is not None:
+            self.group.end_members()
         return 0 if self.state["state"] == "finished" else 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether what the training writes is here: of several hosts, the first one."""
+        return not nodes_of(self.asked).get("rank")
+
+    def make_group(self) -> Optional[Group]:
+        """Where the training runs on several hosts."""
+        nodes = nodes_of(self.asked)
+        if not nodes:
+            return None
+        home = str(self.asked.get("home") or self.directory)
+        return First(home, self.asked, self.token) if self.leads else Member(home, self.asked)
+
+    def come_together(self, group: Group) -> bool:
+        """With the other hosts. False where that failed, which is recorded then."""
+        try:
+            group.join(self.asked_to_stop)
+        except NotTogether as problem:
+            group.close()
+            self.end(Outcome(*problem.report[:3]), exit_code=None)
+            return False
+        self.asked = dict(self.asked, variables=group.variables)
+        if self.state.get("restarts"):
+            # The first host's checkpoints have come by now.
+            self.asked = resumed(group.home, self.asked)
+        self.record(nodes=group.names)
+        return True
+
+    def asked_to_stop(self) -> Optional[Report]:
+        self.look_around()
+        return self.why_ending() if self.stop.is_set() else None
+
+    def why_ending(self) -> Report:
+        """For the other hosts: they are to end, too."""
+        scheduled = self.why_signalled() if self.stop.is_set() else self.limit
+        if scheduled:
+            return Report(*scheduled)
+        if self.stop.is_set():
+            return Report("stopped", self.who_stopped(), "stopped")
+        return Report("failed", self.disk_problem, "disk full")
+
+    def agree(self, group: Group, own: Report, again: bool) -> Tuple[Outcome, bool]:
+        """How all of it has ended, and whether all start again."""
+        verdict = group.agree(own, again)
+        group.close()
+        group.begin()
+        return Outcome(*verdict[:3]), verdict.again
 
     def run_once(self, again: bool) -> bool:
         """Start it and wait. True where that was the end, which is recorded then; False where
         another attempt is to follow."""
+        if self.group is not None and not self.come_together(self.group):
+            return True
         attempt = len(self.state.get("attempts") or []) + 1
         process = self.process = Process(self.directory, self.asked, attempt)
-        started = time.time()
+        started, code = time.time(), None
         problem = process.start()
         if problem:
-            self.end(Outcome("failed", problem, "not started"), started=started)
-            return True
-        self.record(state="running", pid=process.pid, pid_started=process.started, started=started)
-        self.sampler = self.sampler or Sampler(self.directory, self.asked.get("gpus"))
-        process.wait(self.must_end, lambda: self.record(stopping=time.time()))
-        ended = self.look(process)
-        outcome = tell_outcome(ended)
-        last = dict(self.state, **outcome.as_state(), ended=time.time(), exit_code=ended.code)
-        if again and may_restart(ended, outcome):
+            outcome, restart = Outcome("failed", problem, "not started"), False
+        else:
+            self.record(
+                state="running", pid=process.pid, pid_started=process.started, started=started
+            )
+            self.sampler = self.sampler or Sampler(self.directory, self.asked.get("gpus"))
+            process.wait(self.must_end, lambda: self.before_end(process))
+            ended = self.look(process)
+            outcome, code = tell_outcome(ended), ended.code
+            restart = again and may_restart(ended, outcome)
+        if self.group is not None:
+            tail = process.log_tail()
+            echo = bool(self.group.ending or ECHO.search(tail)) and not self.disk_problem
+            report = Report(*outcome, again=restart, echo=echo)
+            outcome, restart = self.agree(self.group, report, again)
+        last = dict(self.state, **outcome.as_state(), ended=time.time(), exit_code=code)
+        if restart:
             restarts = int(self.state.get("restarts") or 0) + 1
             self.record(attempts=past_attempts(last), restarts=restarts)
             return False
-        if again and outcome.cause in AGAIN and self.launched == "slurm":
+        if again and outcome.cause in AGAIN and self.launched == "slurm" and self.leads:
             self.submit_next(last)
             return True
-        self.end(outcome, exit_code=ended.code)
+        self.end(outcome, exit_code=code, started=started)
         return True
+
+    def before_end(self, process: Process) -> None:
+        self.record(stopping=time.time())
+        if self.group is not None:
+            if self.group.ending is None:
+                self.group.tell(self.why_ending())
+            process.patience_s = self.group.patience_s or process.patience_s
 
     def end(self, outcome: Outcome, **more: Any) -> None:
         self.disk.free_spare()
@@ -180,7 +254,8 @@ class Supervisor:
             self.disk_problem = self.disk.problem()
             self.look_around()
             self.limit = self.limits.reached(self.sampler)
-        return bool(self.stop.is_set() or self.disk_problem or self.limit)
+        ending = self.group is not None and self.group.ending
+        return bool(self.stop.is_set() or self.disk_problem or self.limit or ending)
 
     def look_around(self) -> None:
         """What other hosts may have written meanwhile; and that this one lives."""
@@ -194,14 +269,17 @@ class Supervisor:
 
     def look(self, process: Process) -> Ended:
         interrupted = process.was_interrupted()
+        scheduled = self.why_signalled() if self.stop.is_set() else self.limit
+        if self.group is not None and self.group.ending and not self.stop.is_set():
+            scheduled = self.group.ending[:3]
         return Ended(
             process.code,
-            is_trainer=self.asked.get("finish") == "summary",
+            is_trainer=self.asked.get("finish") == "summary" and self.leads,
             has_summary=os.path.exists(self.path("summary.json")),
             tail=process.log_tail(),
             mount=mount_of(self.directory),
             stopped=self.who_stopped() if self.stop.is_set() else None,
-            scheduled=self.why_signalled() if self.stop.is_set() else self.limit,
+            scheduled=scheduled,
             disk_problem=self.disk_problem,
             interrupted=interrupted,
             kernel_killed=process.kernel_killed(),
@@ -255,7 +333,7 @@ class Supervisor:
     def submit_others(self) -> None:
         """A place in the site's count of jobs may be free now. Never harms this run, which is
         over."""
-        if self.launched != "slurm":
+        if self.launched != "slurm" or not self.leads:
             return
         try:
             name = os.path.basename(sys.argv[0])

@@ -24,6 +24,8 @@ def run_environment(directory: str, asked: Dict[str, Any], attempt: int) -> Dict
     """This login's variables, what `--env` gave, and those of the run. Makes the folders that they
     name."""
     values = {key: value for key, value in os.environ.items() if not key.startswith(HIDDEN)}
+    # Of a training on several hosts; what a person gives counts more.
+    values.update({str(key): str(value) for key, value in asked.get("variables", {}).items()})
     values.update(read_variables(directory))
     # Made before the start: torch stages checkpoints in TMPDIR, and a rename between file systems
     # shows half a file.

@@ -4,7 +4,17 @@ may be gone by the time they run."""
 from remote.agent.data import datasets  # noqa: F401
 from remote.agent.environments import environments, resolution  # noqa: F401
 from remote.agent.launchers import slurm_nodes  # noqa: F401
-from remote.agent.machine import account  # noqa: F401
+from remote.agent.machine import account, network  # noqa: F401
 from remote.agent.releases import releases  # noqa: F401
-from remote.agent.runs import clean, evaluation, fetch, follow, launch, listing, resume, shutdown  # noqa: F401
+from remote.agent.runs import (  # noqa: F401
+    clean,
+    evaluation,
+    fetch,
+    follow,
+    launch,
+    listing,
+    members,
+    resume,
+    shutdown,
+)
 from remote.agent.serve import facts  # noqa: F401

@@ -25,4 +25,5 @@ Cause = Literal[
     "node failed",
     "cancelled",
     "scheduler",
+    "host lost",
 ]

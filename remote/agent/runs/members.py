@@ -1,0 +1,81 @@
+"""A host that trains along in a run which another one leads: with a copy of the run on its own
+disk, or with a folder in the run's directory where they share one."""
+
+import os
+from typing import Any, Dict, Optional, Tuple
+
+from remote.agent.calls import Call, Refusal, operation
+from remote.agent.root.paths import Layout, read_json, resolve_root, write_json
+from remote.agent.root.roots import prepare_root
+from remote.agent.runs.attempts import queued_state
+from remote.agent.runs.launch import launch, new_run
+from remote.agent.runs.private import keep_private, read_variables
+from remote.agent.runs.queue import one_launch_at_a_time, require_free_gpus
+from remote.agent.runs.records import find_run
+from remote.agent.runs.resume import begin_attempt
+from remote.agent.shared.states import FINAL
+
+
+@operation("run_join")
+def run_join(
+    call: Call,
+    root: str,
+    project: str,
+    identity: Optional[str],
+    run: str,
+    asked: Dict[str, Any],
+    env: Optional[Dict[str, str]] = None,
+) -> Dict[str, Any]:
+    """Launch this host's part of an attempt, which `asked["nodes"]["key"]` names: the same start
+    when it is repeated."""
+    layout = Layout(resolve_root(root))
+    prepare_root(layout, project, identity)
+    with one_launch_at_a_time(layout):
+        directory = layout.run(run)
+        known = read_json(os.path.join(directory, "run.json"))
+        if known is None:
+            require_free_gpus(layout, asked)
+            with new_run(layout, run, asked) as aside:
+                write_json(os.path.join(aside, "state.json"), queued_state())
+                keep_private(aside, "", env or {})
+        elif nodes_of(known).get("rank") == 0:
+            require_free_gpus(layout, asked)
+            directory = prepare_folder(directory, asked)
+        elif nodes_of(known).get("key") != asked["nodes"]["key"]:
+            found = find_run(layout, run)
+            if found["state"] not in FINAL:
+                raise Refusal("RunFailed", f"{run} is {found['state']} here still", "stop it first")
+            begin_attempt(layout, found, asked)
+            keep_private(directory, "", env or {})
+    state = read_json(os.path.join(directory, "state.json")) or {}
+    if state.get("state") == "queued" and not state.get("supervisor_pid"):
+        return dict(launch(layout, directory)._asdict(), run=run)
+    return {"run": run, "launched": str(state.get("launched") or "already")}
+
+
+def nodes_of(asked: Dict[str, Any]) -> Dict[str, Any]:
+    nodes = asked.get("nodes")
+    return nodes if isinstance(nodes, dict) else {}
+
+
+def prepare_folder(home: str, asked: Dict[str, Any]) -> str:
+    """node-K in the run's directory: what this host tells of its part."""
+    folder = os.path.join(home, f"node-{asked['nodes']['rank']}")
+    known = read_json(os.path.join(folder, "run.json")) or {}
+    if nodes_of(known).get("key") != asked["nodes"]["key"]:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        keep_private(folder, "", read_variables(home))
+        write_json(os.path.join(folder, "run.json"), dict(asked, home=home))
+        write_json(os.path.join(folder, "state.json"), queued_state())
+    return folder
+
+
+def node_of_job(home: str, token: str, addresses: str, port: str) -> Tuple[str, str]:
+    """Directory and token of this node's supervisor, which Slurm's srun has started for the job's
+    first one, whose attempt is `token`."""
+    asked = read_json(os.path.join(home, "run.json")) or {}
+    # A step that leaves out the first node counts from 0.
+    own = {"rank": int(os.environ["SLURM_PROCID"]) + 1, "address": addresses, "port": int(port)}
+    folder = prepare_folder(home, dict(asked, nodes={**nodes_of(asked), **own, "key": token}))
+    state = read_json(os.path.join(folder, "state.json")) or {}
+    return folder, str(state.get("token"))

@@ -1,0 +1,271 @@
+"""`train --nodes` on hosts that are logged in to: all are made ready and compared, their network is
+proved, and only then each is told to start its part of one run. The first one leads it."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from remote.deploy.deploy import Deployed, deploy
+from remote.deploy.shown import show_steps
+from remote.errors import (
+    ConnectionLost,
+    EnvironmentFailed,
+    GpuUnfit,
+    RemoteError,
+    ServerUnfit,
+    Unreachable,
+    UsageError,
+)
+from remote.link.answers import Joined, Resumed, Started, Stopping
+from remote.link.session import Session, who_am_i
+from remote.project.command import label_of
+from remote.records import Run
+from remote.runs.launch import asked_for, started_where, watch
+from remote.runs.network import find_network
+from remote.runs.placement import Launch, Placement, place_run, prepare_launch, start_patiently
+from remote.runs.request import (
+    Pending,
+    TrainOptions,
+    TrainRequest,
+    effective_config,
+    new_run_id,
+    parse_request,
+    start_run,
+)
+from remote.runs.resume import changes_for, find_there, plan_resumption, send_run, tell_resumed
+
+Describe = Callable[[Launch, Placement], Mapping[str, Any]]
+AskFirst = Callable[[dict[str, Any]], Started | Resumed]
+SHOWN = 3
+
+
+def train_on_hosts(sessions: Sequence[Session], options: TrainOptions) -> Run:
+    """Start one training on all hosts, in which the first one leads."""
+    first, settings = sessions[0], sessions[0].project.settings
+    own = first.project.has_own_trainer
+    request = parse_request(first.project, options)
+    if own:
+        require_devices(first, request)
+    deployed = deploy_on(sessions, options.data)
+    hosts = ",".join(session.host for session in sessions)
+    pending = Pending(first.project, hosts, request, deployed[0].release.tree)
+    try:
+        run = pending.take()
+        if run is None or not is_started(sessions, run):
+            label = settings.recipe if own else label_of(settings.command)
+            run = new_run_id(request.name or request.recipe or label)
+            pending.write(run)
+            launches = prepare_launches(sessions, request, deployed, pending)
+
+            def describe(launch: Launch, placement: Placement) -> Mapping[str, Any]:
+                return asked_for(launch, run, placement)
+
+            def ask(asked: dict[str, Any]) -> Started:
+                return start_run(first, run, asked, request.private)
+
+            answer = start_all(launches, run, describe, ask)
+            first.display.line(f"run {run}: {started_where(answer)} on {hosts.replace(',', ', ')}")
+        return watch(first, run, options.follows(first.display), pending)
+    finally:
+        pending.release()
+
+
+def resume_on_hosts(sessions: Sequence[Session], name: str, options: TrainOptions) -> Run:
+    """The same for the next attempt of a run. The host with its newest checkpoint leads; it sends
+    the others what they lack."""
+    sessions, run = in_order(sessions, name)
+    first, with_new_code = sessions[0], options.with_new_code
+    plan = plan_resumption(first, run, options)
+    pending = Pending(first.project, first.host, plan.request, plan.run)
+    following = options.follows(first.display)
+    if plan.kept and plan.kept.goes_on:
+        return watch(first, plan.run, following, pending)
+    deployed = deploy_on(sessions, plan.request.data)
+    launches = prepare_launches(sessions, plan.request, deployed, pending)
+    if plan.here:
+        send_run(first, plan.here)
+
+    def describe(launch: Launch, placement: Placement) -> Mapping[str, Any]:
+        changes = changes_for(launch, plan, placement, with_new_code)
+        if launch.session is first:
+            return changes
+        code = {} if with_new_code else {"release": plan.asked.release}
+        return {**asked_for(launch, plan.run, placement), **changes, **code}
+
+    def ask(asked: dict[str, Any]) -> Resumed:
+        return first.ask_as_owner(Resumed, run=plan.run, asked=asked, **plan.request.private)
+
+    answer = start_all(launches, plan.run, describe, ask)
+    assert isinstance(answer, Resumed)
+    tell_resumed(launches[0], plan, answer, with_new_code)
+    return watch(first, plan.run, following, pending)
+
+
+def in_order(sessions: Sequence[Session], name: str) -> tuple[list[Session], str]:
+    """The host with the newest checkpoint first, else the one that led before; and the run's
+    id."""
+    found = [find_there(session, name) for session in sessions]
+    run = max((known.run for known in found if known), default=name)
+    if run != name:
+        found = [find_there(session, run) for session in sessions]
+
+    def place(known: Run | None) -> tuple[float, int]:
+        if known is None:
+            return 0.0, len(sessions)
+        return -(known.detail.checkpointed or 0.0), known.asked.nodes.rank
+
+    order = sorted(range(len(sessions)), key=lambda number: place(found[number]))
+    return [sessions[number] for number in order], run
+
+
+# -- the hosts, made ready
+
+
+def require_devices(session: Session, request: TrainRequest) -> None:
+    project = session.project
+    most = effective_config(project.directory, request, project.settings).max_devices
+    if most:
+        recipe = request.recipe or project.settings.recipe
+        text = f"recipe {recipe} uses {most} device{'s' if most > 1 else ''}, --nodes more"
+        remedy = "take the recipe standard, or --set max_devices=0"
+        raise UsageError(text, step="train", remedy=remedy)
+
+
+def deploy_on(sessions: Sequence[Session], data: str | None) -> list[Deployed]:
+    """Raises EnvironmentFailed or ServerUnfit where two of them don't have the same."""
+    deployed = []
+    for session in sessions:
+        session.display.note(f"{session.host}:")
+        made = deploy(session, data=data)
+        show_steps(session, made, only_changes=True)
+        deployed.append(made)
+    for session, made in zip(sessions[1:], deployed[1:], strict=True):
+        require_same(sessions[0].host, deployed[0], session.host, made)
+    return deployed
+
+
+def require_same(one: str, left: Deployed, other: str, right: Deployed) -> None:
+    if left.release.tree != right.release.tree:
+        text = f"the code has changed between the deploys to {one} and {other}"
+        raise ServerUnfit(text, step="deploy", remedy="run the same command again")
+    pairs = (
+        {"python": made.environment.version, **made.environment.packages} for made in (left, right)
+    )
+    mine, its = pairs
+    differ = [name for name in sorted({*mine, *its}) if mine.get(name) != its.get(name)]
+    if differ:
+        shown = "; ".join(
+            f"{name} {mine.get(name) or '–'} and {its.get(name) or '–'}" for name in differ[:SHOWN]
+        )
+        more = f"; {len(differ) - SHOWN} more" if differ[SHOWN:] else ""
+        raise EnvironmentFailed(
+            f"{one} and {other} have other versions: {shown}{more}",
+            step="environment",
+            remedy="name these versions in the requirements; deploy --refresh makes it anew",
+        )
+
+
+def prepare_launches(
+    sessions: Sequence[Session],
+    request: TrainRequest,
+    deployed: Sequence[Deployed],
+    pending: Pending,
+) -> list[Launch]:
+    pairs = zip(sessions, deployed, strict=True)
+    return [prepare_launch(session, request, made, pending) for session, made in pairs]
+
+
+def place_alike(launches: Sequence[Launch]) -> list[Placement]:
+    """As many free GPUs on each: what was asked for, else what the host with the fewest has. Raises
+    GpuUnfit; several hosts' queues know nothing of each other, so that nothing waits in them."""
+
+    def place(launch: Launch, gpus: int | None) -> Placement:
+        request = dataclasses.replace(launch.request, gpus=gpus, now=True)
+        try:
+            held = launch.deployed.facts.held
+            return place_run(dataclasses.replace(launch, request=request), held)
+        except GpuUnfit as error:
+            error.remedy = "wait until they are free: a training on several hosts does not queue"
+            raise
+
+    def counts() -> list[int]:
+        return [len(placement.gpus or ()) for placement in placements]
+
+    placements = [place(launch, launch.request.gpus) for launch in launches]
+    if launches[0].request.devices == "auto" and min(counts()) and len({*counts()}) > 1:
+        placements = [place(launch, min(counts())) for launch in launches]
+    if len({*counts()}) > 1:
+        hosts = [launch.session.host for launch in launches]
+        text = ", ".join(f"{h} {count}" for h, count in zip(hosts, counts(), strict=True))
+        text = f"each host needs as many GPUs as the others: {text}"
+        raise GpuUnfit(text, step="choose GPUs", remedy="name hosts with the same number")
+    return placements
+
+
+# -- the start
+
+
+def is_started(sessions: Sequence[Session], run: str) -> bool:
+    """Whether an earlier call, cut off, has started it on all hosts. Where it got to some of them
+    only, it is stopped there."""
+    found = [(session, find_there(session, run)) for session in sessions]
+    if all(known for _, known in found):
+        text = "a call whose answer was lost has started it; no second one is started"
+        sessions[0].display.line(f"run {run}: {text}")
+        return True
+    for session, known in found:
+        if known and known.goes_on:
+            session.ask(Stopping, run=run, who=who_am_i())
+    return False
+
+
+def start_all(
+    launches: Sequence[Launch], run: str, describe: Describe, ask_first: AskFirst
+) -> Started | Resumed:
+    """On the first host, which the others then join. Where one can't, those before it are
+    stopped."""
+    first, sessions = launches[0].session, [launch.session for launch in launches]
+    placements = place_alike(launches)
+    boots = {launch.deployed.facts.system.boot_id for launch in launches}
+    network = find_network(sessions, one_machine=len(boots) == 1)
+    shown = ", ".join(f"{a.address} ({a.interface})" for a in network.addresses)
+    first.display.line(f"network: {shown}; ports and large packets proved both ways")
+    nodes = {
+        "count": len(launches),
+        "hosts": [session.host for session in sessions],
+        "key": secrets.token_hex(16),
+        "address": network.addresses[0].address,
+        "port": network.port,
+    }
+    answer: Started | Resumed | None = None
+    started: list[Session] = []
+    try:
+        for rank, (launch, placement) in enumerate(zip(launches, placements, strict=True)):
+            session = launch.session
+            asked = {**describe(launch, placement), "nodes": nodes | {"rank": rank}}
+            if rank == 0:
+                answer = start_patiently(session, lambda asked=asked: ask_first(asked))
+            else:
+                join(session, run, asked, launch.request.private["env"])
+            started.append(session)
+    except (ConnectionLost, Unreachable):
+        raise  # the same command finds out how far it has come
+    except RemoteError:
+        launches[0].pending.clear()
+        for session in started:
+            session.ask(Stopping, run=run, who=who_am_i())
+        raise
+    assert answer is not None
+    return answer
+
+
+def join(session: Session, run: str, asked: dict[str, Any], env: Mapping[str, str]) -> None:
+    def ask() -> Joined:
+        return session.ask_as_owner(Joined, run=run, asked=asked, env=dict(env))
+
+    answer = start_patiently(session, ask)
+    if answer.note:
+        session.display.note(f"note: {session.host}: {answer.note}")
