@@ -26,7 +26,7 @@ from remote.agent.runs.peers import (
 )
 from remote.agent.runs.surroundings import newest_checkpoint
 
-JOIN_S = 120.0
+JOIN_S = float(os.environ.get("REMOTE_JOIN_S", "120"))
 BEAT_S = SILENCE_S / 12
 GREET_S = 5.0
 PATIENCE_S = 5.0
@@ -52,8 +52,9 @@ class Group:
         self.rank, self.count = int(self.nodes["rank"]), int(self.nodes["count"])
         known = [str(name) for name in self.nodes.get("hosts") or ()]
         self.names = known or [f"node {rank}" for rank in range(self.count)]
-        self.join_s = float(self.nodes.get("join_s") or JOIN_S)
         self.variables: Dict[str, str] = {}
+        # Of the run, as the first host counts them.
+        self.attempt = 1
         self.begin()
 
     def begin(self) -> None:
@@ -152,7 +153,8 @@ class First(Group):
             raise
         self.set_variables(address, port, address)
         for rank, peer in self.peers.items():
-            peer.try_to_send(go={"address": address, "port": port, "names": self.names})
+            go = {"address": address, "port": port, "names": self.names, "attempt": self.attempt}
+            peer.try_to_send(go=go)
             self.run_aside(self.listen, rank, peer)
 
     def let_in(self, stopped: Stopped) -> None:
@@ -165,14 +167,14 @@ class First(Group):
             server.settimeout(0.25)
             self.port = server.getsockname()[1]
             self.call_members()
-            late = time.monotonic() + self.join_s
+            late = time.monotonic() + JOIN_S
             while len(self.peers) < self.count - 1:
                 report = stopped()
                 if report:
                     raise NotTogether(report)
                 if time.monotonic() > late:
                     missing = [self.names[r] for r in range(1, self.count) if r not in self.peers]
-                    self.fail(f"{', '.join(missing)} did not come within {self.join_s:.0f} s")
+                    self.fail(f"{', '.join(missing)} did not come within {JOIN_S:.0f} s")
                 if self.srun is not None and self.srun.poll() is not None:
                     self.fail("srun could not start it on the other nodes: see slurm.log")
                 try:
@@ -303,13 +305,13 @@ class Member(Group):
         except (OSError, ValueError, KeyError) as error:
             raise NotTogether(self.lost(0, error)) from None
         go = message["go"]
-        self.names = [str(name) for name in go["names"]]
+        self.names, self.attempt = [str(name) for name in go["names"]], int(go["attempt"])
         self.set_variables(str(go["address"]), int(go["port"]), peer.own_address)
         self.run_aside(self.listen, peer)
 
     def connect(self, stopped: Stopped) -> Peer:
         addresses = str(self.nodes["address"]).split(",")
-        late, why = time.monotonic() + self.join_s, ""
+        late, why = time.monotonic() + JOIN_S, ""
         while time.monotonic() < late:
             for address in addresses:
                 report = stopped()
@@ -325,7 +327,7 @@ class Member(Group):
                 except (OSError, ValueError) as error:
                     why = str(getattr(error, "strerror", None) or error)
             time.sleep(0.5)
-        self.fail(f"{self.names[0]} was not there within {self.join_s:.0f} s ({why})")
+        self.fail(f"{self.names[0]} was not there within {JOIN_S:.0f} s ({why})")
 
     def listen(self, peer: Peer) -> None:
         try:

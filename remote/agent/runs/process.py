@@ -22,7 +22,8 @@ TAIL = 64 << 10
 
 
 class Process:
-    """One attempt. `code` is known after `wait`: the exit code, negative for a signal.
+    """One attempt. `code` is known after `wait`: the exit code, negative for a signal; `told`:
+    whether it was asked to end.
 
     `home`: the run's own directory; of a host that shares it with the first one, `directory` is a
     folder of it, for its log."""
@@ -38,6 +39,7 @@ class Process:
         self.log = os.path.join(directory, "train.log")
         self.log_from = os.path.getsize(self.log) if os.path.exists(self.log) else 0
         self.terminal = 0
+        self.told = False
         # From SIGTERM to SIGKILL.
         self.patience_s = float(asked.get("stop_s") or STOP_S)
 
@@ -95,6 +97,7 @@ class Process:
     def end(self) -> None:
         """SIGTERM goes to the trainer alone: its loader workers must live until it has saved."""
         assert self.child is not None
+        self.told = True
         self.terminate()
         try:
             self.code = self.child.wait(self.patience_s)

@@ -202,9 +202,12 @@ class Supervisor:
     def run_once(self, again: bool) -> bool:
         """Start it and wait. True where that was the end, which is recorded then; False where
         another attempt is to follow."""
-        if self.group is not None and not self.come_together(self.group):
-            return True
         attempt = len(self.state.get("attempts") or []) + 1
+        if self.group is not None:
+            self.group.attempt = attempt
+            if not self.come_together(self.group):
+                return True
+            attempt = self.group.attempt
         process = self.process = Process(self.directory, self.asked, attempt)
         started, code = time.time(), None
         problem = process.start()
@@ -221,7 +224,7 @@ class Supervisor:
             restart = again and may_restart(ended, outcome)
         if self.group is not None:
             tail = process.log_tail()
-            echo = bool(self.group.ending or ECHO.search(tail)) and not self.disk_problem
+            echo = bool(process.told or ECHO.search(tail)) and not self.disk_problem
             report = Report(*outcome, again=restart, echo=echo)
             outcome, restart = self.agree(self.group, report, again)
         last = dict(self.state, **outcome.as_state(), ended=time.time(), exit_code=code)
@@ -270,7 +273,7 @@ class Supervisor:
     def look(self, process: Process) -> Ended:
         interrupted = process.was_interrupted()
         scheduled = self.why_signalled() if self.stop.is_set() else self.limit
-        if self.group is not None and self.group.ending and not self.stop.is_set():
+        if self.group is not None and self.group.ending and process.told and not scheduled:
             scheduled = self.group.ending[:3]
         return Ended(
             process.code,

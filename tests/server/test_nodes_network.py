@@ -1,0 +1,122 @@
+"""One training on hosts with networks of their own: what a real one can do to it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.test_nodes import QUICK, TELL, WAITS, Group
+from tests.support.faults import Done, Lab
+from tests.support.hosts import Hosts, missing
+from tests.support.sshd import MakeServer
+from tests.support.training import same_bits, weights_of
+
+ROOT = Path(__file__).resolve().parents[2]
+IGNORED = shutil.ignore_patterns("__pycache__")
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+
+@pytest.fixture
+def hosts(make_server: MakeServer, tmp_path: Path) -> Iterator[Hosts]:
+    # As many threads in each process, wherever it is: their number changes the last bits.
+    env = {**QUICK, "OMP_NUM_THREADS": "1"}
+    with Hosts(tmp_path / "hosts", "ab", make_server, env) as running:
+        yield running
+
+
+@pytest.fixture
+def group(hosts: Hosts, tmp_path: Path) -> Group:
+    group = Group(hosts.servers["a"], tmp_path)
+    group.second = Lab(hosts.servers["b"], tmp_path / "second")
+    return group
+
+
+def test_their_network_is_found_and_used(group: Group) -> None:
+    done = group.train(TELL)
+    assert done.code == 0, done
+    assert "0 of 2 at 10.77.0.1:" in done.out and "by eth0" in done.out, done.out
+
+
+def test_a_host_that_is_killed_is_told_within_seconds(group: Group, hosts: Hosts) -> None:
+    assert group.train(WAITS, follow=False).code == 0
+    began = time.monotonic()
+    hosts.kill("b")
+    done = group.on("a", "wait")
+    assert done.code == 10 and "b is gone" in done.out, done
+    assert time.monotonic() - began < 10
+
+
+def test_a_cut_link_is_told(group: Group, hosts: Hosts) -> None:
+    assert group.train(WAITS, follow=False).code == 0
+    hosts.cut("b")
+    for name, other in ("ab", "ba"):
+        done = group.on(name, "wait")
+        assert done.code == 10 and f"nothing was heard of {other} for 4 s" in done.out, done
+
+
+def test_packets_that_are_too_large_for_the_way_are_named_before_it_starts(
+    group: Group, hosts: Hosts
+) -> None:
+    for name in "ab":
+        hosts.on(name, "ip link set eth0 mtu 9000 gso_max_segs 1")
+    done = group.train(TELL)
+    assert done.code == 7 and "a little arrives from" in done.err, done
+    assert "(MTU 9000)" in done.err and group.both() == []
+
+
+def test_a_way_that_is_closed_is_named(group: Group, hosts: Hosts) -> None:
+    hosts.on("b", "ip route add blackhole 10.77.0.1/32")
+    done = group.train(TELL)
+    assert done.code == 7 and "(10.77.0.1)" in done.err, done
+
+
+TINY = (
+    "accelerator=cpu,deterministic=true,widths=8,train_images=900,validation_max=100,batch_size=50"
+    ",num_workers=0"
+)
+
+
+@pytest.fixture
+def training(group: Group) -> Group:
+    """Our trainer, with the libraries of this environment."""
+    shutil.copytree(ROOT / "trainer", group.project / "trainer", ignore=IGNORED)
+    own = {"command": "python -m trainer.train", "python": sys.executable}
+    group.settings = {**group.settings, **own}
+    return group
+
+
+def fit(group: Group, names: str, epochs: int, **options: Any) -> Done:
+    fields = [*TINY.split(","), f"max_epochs={epochs}"]
+    asked = {"recipe": "standard", "set": fields, "data": "synthetic", "follow": True, **options}
+    return group.on(names, "train", **asked)
+
+
+def weights(run: Path, name: str = "last.ckpt") -> dict[str, Any]:
+    return weights_of(run / "checkpoints" / name)
+
+
+def test_two_hosts_train_as_one_with_two_processes(training: Group) -> None:
+    """Bit for bit, though each host's own name leads to 127.0.1.1; the first one has the results,
+    and all logs are fetched."""
+    two = fit(training, "ab", 2, nodes=2)
+    assert two.code == 0 and "test accuracy" in two.out, two
+    run, other = training.run_dirs()
+    assert not (other / "summary.json").exists() and (run / "summary.json").exists()
+    one = fit(training, "a", 2, devices="0,1")
+    assert one.code == 0, one
+    alone = training.run_dirs()[0]
+    assert same_bits(weights(run), weights(alone))
+    summaries = [json.loads((path / "summary.json").read_text()) for path in (run, alone)]
+    assert summaries[0]["test_accuracy"] == summaries[1]["test_accuracy"]
+    fetched = training.on("ab", "fetch_results", run=run.name)
+    assert fetched.code == 0, fetched
+    here = training.results / run.name
+    assert (here / "summary.json").exists() and (here / "node-1" / "train.log").exists()
+    assert not (here / "node-1" / "source").exists()
