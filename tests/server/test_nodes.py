@@ -153,9 +153,29 @@ def test_a_resumed_one_gives_hosts_that_lack_it_the_checkpoint(group: Group) -> 
     run = group.both()[0]["run"]
     shutil.rmtree(group.run_dirs()[1])
     done = group.on("ab", "train", resume="latest", follow=True)
-    assert done.code == 0 and f"run {run}: attempt 2" in done.out, (done.out, done.err, group.log(0))
+    assert done.code == 0 and f"run {run}: attempt 2" in done.out, (
+        done.out,
+        done.err,
+        group.log(0),
+    )
     assert [row["state"] for row in group.both(run)] == ["finished"] * 2
     assert "0 goes on from step-7" in group.log(0) and "done" in group.log(1)
+
+
+def test_hosts_may_share_their_disk(make_server: MakeServer, tmp_path: Path) -> None:
+    """As with homes on NFS: the further host has a folder in the run's own directory."""
+    group = Group(make_server(env=QUICK), tmp_path)
+    group.second = Lab(make_server(env=QUICK, home=group.server.home), tmp_path / "second")
+    script = GOES_ON.replace("sleep 2", "sleep 2; touch $REMOTE_RUN_DIR/failed")
+    assert group.train(script).code == 10
+    (run,) = (group.root / "runs").glob("2*")
+    assert (run / "failed").exists() and not (run / "node-1" / "work").exists()
+    done = group.on("ab", "train", resume="latest", follow=True)
+    assert done.code == 0, (done.out, done.err)
+    assert "1 goes on from step-7" in (run / "node-1" / "train.log").read_text()
+    assert group.on("ab", "fetch_results").code == 0
+    (here,) = group.results.glob("2*")
+    assert (here / "node-1" / "train.log").exists() and not (here / "node-1" / ".spare").exists()
 
 
 def test_hosts_that_differ_are_refused_before_anything_starts(group: Group) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.server.test_nodes import QUICK, TELL, WAITS, Group
-from tests.support.faults import Done, Lab
+from tests.support.faults import Done, Lab, wait_until
 from tests.support.hosts import Hosts, missing
 from tests.support.sshd import MakeServer
 from tests.support.training import same_bits, weights_of
@@ -78,7 +78,7 @@ def test_a_way_that_is_closed_is_named(group: Group, hosts: Hosts) -> None:
 
 
 TINY = (
-    "accelerator=cpu,deterministic=true,widths=8,train_images=900,validation_max=100,batch_size=50"
+    "accelerator=cpu,deterministic=true,widths=8,train_images=400,validation_max=60,max_epochs=12,batch_size=50"
     ",num_workers=0"
 )
 
@@ -92,9 +92,14 @@ def training(group: Group) -> Group:
     return group
 
 
-def fit(group: Group, names: str, epochs: int, **options: Any) -> Done:
-    fields = [*TINY.split(","), f"max_epochs={epochs}"]
-    asked = {"recipe": "standard", "set": fields, "data": "synthetic", "follow": True, **options}
+def fit(group: Group, names: str, **options: Any) -> Done:
+    asked = {
+        "recipe": "standard",
+        "set": TINY.split(","),
+        "data": "synthetic",
+        "follow": True,
+        **options,
+    }
     return group.on(names, "train", **asked)
 
 
@@ -102,19 +107,27 @@ def weights(run: Path, name: str = "last.ckpt") -> dict[str, Any]:
     return weights_of(run / "checkpoints" / name)
 
 
-def test_two_hosts_train_as_one_with_two_processes(training: Group) -> None:
-    """Bit for bit, though each host's own name leads to 127.0.1.1; the first one has the results,
-    and all logs are fetched."""
-    two = fit(training, "ab", 2, nodes=2)
-    assert two.code == 0 and "test accuracy" in two.out, two
+def test_two_hosts_train_as_one_with_two_processes_also_when_stopped_between(
+    training: Group,
+) -> None:
+    """Bit for bit, though each host's own name leads to 127.0.1.1. The first one has the results;
+    the other one is given the checkpoint, for it has none."""
+    assert fit(training, "ab", nodes=2, follow=False).code == 0
     run, other = training.run_dirs()
-    assert not (other / "summary.json").exists() and (run / "summary.json").exists()
-    one = fit(training, "a", 2, devices="0,1")
+    wait_until(lambda: (training.both()[0]["epoch"] or 0) >= 2, 90)
+    stopped = training.on("ab", "stop")
+    assert stopped.code == 0 and "stopped by" in stopped.out, stopped
+    assert not (other / "checkpoints").exists()
+    again = {"resume": "latest", "set": ["accelerator=cpu"], "follow": True}
+    done = training.on("ab", "train", **again)
+    assert done.code == 0 and "test accuracy" in done.out, done
+    one = fit(training, "a", devices="0,1")
     assert one.code == 0, one
     alone = training.run_dirs()[0]
     assert same_bits(weights(run), weights(alone))
     summaries = [json.loads((path / "summary.json").read_text()) for path in (run, alone)]
     assert summaries[0]["test_accuracy"] == summaries[1]["test_accuracy"]
+    assert not (other / "summary.json").exists()
     fetched = training.on("ab", "fetch_results", run=run.name)
     assert fetched.code == 0, fetched
     here = training.results / run.name
