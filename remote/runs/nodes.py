@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from remote.deploy.deploy import Deployed, deploy
@@ -247,7 +248,7 @@ def start_all(
             session = launch.session
             asked = {**describe(launch, placement), "nodes": nodes | {"rank": rank}}
             if rank == 0:
-                answer = start_patiently(session, lambda asked=asked: ask_first(asked))
+                answer = start_patiently(session, partial(ask_first, asked))
             else:
                 join(session, run, asked, launch.request.private["env"])
             started.append(session)

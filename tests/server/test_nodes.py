@@ -108,6 +108,15 @@ def test_a_stop_on_any_host_lets_all_save(group: Group, names: str) -> None:
     assert all((run / "work" / "saved").exists() for run in group.run_dirs())
 
 
+def test_a_stop_reaches_those_that_go_on_after_the_first(group: Group) -> None:
+    assert group.train("[ $NODE_RANK = 1 ] || exit 0\n" + WAITS, follow=False).code == 0
+    wait_until(lambda: "up" in group.log(1))
+    assert [row["state"] for row in group.both()] == ["running"] * 2
+    assert group.on("ab", "stop").code == 0
+    assert {state for state, _, _ in group.ended()} == {"stopped"}
+    assert (group.run_dirs()[1] / "work" / "saved").exists()
+
+
 def supervisor_of(run: Path) -> int:
     return int(json.loads((run / "state.json").read_text())["supervisor_pid"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -118,8 +119,8 @@ def test_two_hosts_train_as_one_with_two_processes_also_when_stopped_between(
     stopped = training.on("ab", "stop")
     assert stopped.code == 0 and "stopped by" in stopped.out, stopped
     assert not (other / "checkpoints").exists()
-    again = {"resume": "latest", "set": ["accelerator=cpu"], "follow": True}
-    done = training.on("ab", "train", **again)
+    on_cpu = ["accelerator=cpu"]
+    done = training.on("ab", "train", resume="latest", set=on_cpu, follow=True)
     assert done.code == 0 and "test accuracy" in done.out, done
     one = fit(training, "a", devices="0,1")
     assert one.code == 0, one
@@ -133,3 +134,24 @@ def test_two_hosts_train_as_one_with_two_processes_also_when_stopped_between(
     here = training.results / run.name
     assert (here / "summary.json").exists() and (here / "node-1" / "train.log").exists()
     assert not (here / "node-1" / "source").exists()
+
+
+SUMS = """
+import torch, torch.distributed as dist
+dist.init_process_group("gloo")
+mine = torch.full((10000,), float(dist.get_rank() + 1))
+dist.all_reduce(mine)
+print(f"rank {dist.get_rank()} of {dist.get_world_size()} sums to {mine[0].item():.0f}", flush=True)
+dist.destroy_process_group()
+"""
+
+
+def test_the_documented_torchrun_line(group: Group) -> None:
+    """Though no host can resolve another one's name."""
+    (line,) = re.findall(r"command: (torchrun .*)\n", (ROOT / "docs/clusters.md").read_text())
+    (group.project / "train.py").write_text(SUMS)
+    group.settings = {**group.settings, "command": line, "python": sys.executable}
+    done = group.on("ab", "train", nodes=2, follow=True)
+    assert done.code == 0, done
+    told = group.log(0) + group.log(1)
+    assert all(f"rank {rank} of 4 sums to 10" in told for rank in range(4)), told

@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 import threading
-from typing import Any, BinaryIO, Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 from remote.agent.calls import Call, Refusal, operation
 
@@ -121,7 +121,7 @@ def _say(stream: Any, data: bytes) -> None:
     stream.flush()
 
 
-def _hear(stream: BinaryIO) -> None:
+def _hear(stream: Any) -> None:
     if len(stream.read(LARGE)) < LARGE:
         raise OSError("the connection ended")
 

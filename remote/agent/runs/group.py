@@ -57,6 +57,31 @@ class Group:
         self.attempt = 1
         self.begin()
 
+    def join(self, stopped: Stopped) -> None:
+        """Come together with the others. Raises NotTogether."""
+        raise NotImplementedError
+
+    def tell(self, report: Report) -> None:
+        """This host's process is being ended: so must be the others'."""
+        raise NotImplementedError
+
+    def agree(self, own: Report, restarts_left: bool, stopped: Stopped) -> Report:
+        """How all of it has ended, the same on every host; once all have."""
+        raise NotImplementedError
+
+    def wait(self, over: Callable[[], bool], stopped: Stopped) -> None:
+        """This host's process has ended. A stop is for the others'."""
+        while not over():
+            with self.news:
+                if not over():
+                    self.news.wait(1)
+            report = stopped()
+            if report and self.ending is None:
+                self.tell(report)
+
+    def end_members(self) -> None:
+        """Those that this host has started, once no more attempt follows."""
+
     def begin(self) -> None:
         """Of a new attempt."""
         self.ending: Optional[Report] = None
@@ -135,7 +160,6 @@ class First(Group):
         self.reports: Dict[int, Report] = {}
 
     def join(self, stopped: Stopped) -> None:
-        """Wait for the others, and start with them. Raises NotTogether."""
         try:
             self.let_in(stopped)
             paths = checkpoints(self.home, self.asked)
@@ -242,7 +266,6 @@ class First(Group):
             peer.try_to_send(end=list(report))
 
     def tell(self, report: Report) -> None:
-        """This host's process is being ended: so must be the others."""
         self.end(report)
 
     def take(self, rank: int, report: Report) -> None:
@@ -254,12 +277,9 @@ class First(Group):
         if report.state != "finished":
             self.end(report)
 
-    def agree(self, own: Report, restarts_left: bool) -> Report:
-        """How all of it has ended, once all have."""
+    def agree(self, own: Report, restarts_left: bool, stopped: Stopped) -> Report:
         self.take(0, own)
-        with self.news:
-            while len(self.reports) < self.count:
-                self.news.wait(1)
+        self.wait(lambda: len(self.reports) == self.count, stopped)
         verdict = choose_verdict(self.reports, self.names, self.asked.get("finish") == "summary")
         verdict = verdict._replace(again=verdict.again and restarts_left)
         for peer in self.peers.values():
@@ -267,7 +287,7 @@ class First(Group):
         return verdict
 
     def end_members(self) -> None:
-        """Once no more attempt follows: Slurm's step is to end by itself."""
+        """Slurm's step is to end by itself."""
         if self.srun is not None:
             try:
                 self.srun.wait(15)
@@ -284,8 +304,6 @@ class Member(Group):
         self.alone = False
 
     def join(self, stopped: Stopped) -> None:
-        """Connect to the first host, take the checkpoint that is lacking, and wait for its word.
-        Raises NotTogether."""
         peer = self.peers[0] = self.connect(stopped)
         try:
             while True:
@@ -349,16 +367,12 @@ class Member(Group):
         self.end(report)
         self.peers[0].try_to_send(stop=list(report))
 
-    def agree(self, own: Report, restarts_left: bool) -> Report:
+    def agree(self, own: Report, restarts_left: bool, stopped: Stopped) -> Report:
         self.peers[0].try_to_send(ended=list(own))
-        with self.news:
-            while self.verdict is None:
-                self.news.wait(1)
+        self.wait(lambda: self.verdict is not None, stopped)
+        assert self.verdict is not None
         own_fault = self.alone and own.state == "failed" and not own.echo
         return own._replace(again=False) if own_fault else self.verdict
-
-    def end_members(self) -> None:
-        """It has none."""
 
 
 def checkpoints(home: str, asked: Dict[str, Any]) -> List[str]:

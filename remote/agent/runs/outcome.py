@@ -35,7 +35,7 @@ class Ended(NamedTuple):
     stopped: Optional[str] = None
     disk_problem: Optional[str] = None
     # Why a scheduler or a limit of its own has ended it: state, reason, cause.
-    scheduled: Optional[Tuple[str, str, str]] = None
+    scheduled: Optional[Tuple[str, Optional[str], Optional[str]]] = None
     # Ctrl-C was typed in its terminal.
     interrupted: bool = False
     # The kernel has killed something for want of memory meanwhile.

@@ -194,7 +194,7 @@ class Supervisor:
 
     def agree(self, group: Group, own: Report, again: bool) -> Tuple[Outcome, bool]:
         """How all of it has ended, and whether all start again."""
-        verdict = group.agree(own, again)
+        verdict = group.agree(own, again, self.asked_to_stop)
         group.close()
         group.begin()
         return Outcome(*verdict[:3]), verdict.again
@@ -272,8 +272,10 @@ class Supervisor:
 
     def look(self, process: Process) -> Ended:
         interrupted = process.was_interrupted()
-        scheduled = self.why_signalled() if self.stop.is_set() else self.limit
-        if self.group is not None and self.group.ending and process.told and not scheduled:
+        scheduled: Optional[Tuple[str, Optional[str], Optional[str]]] = self.limit
+        if self.stop.is_set():
+            scheduled = self.why_signalled()
+        elif self.group is not None and self.group.ending and process.told:
             scheduled = self.group.ending[:3]
         return Ended(
             process.code,
