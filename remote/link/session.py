@@ -68,6 +68,8 @@ class Session:
         self.connection: Connection | None = None
         self.link: Link | None = None
         self.requests = 0
+        # Behind `fab -H`, where its host is one of several for the same run.
+        self.together: str | None = None
 
     @property
     def host(self) -> str:
@@ -75,7 +77,7 @@ class Session:
 
     @property
     def typed(self) -> str:
-        return self.target.typed
+        return self.together or self.target.typed
 
     def __enter__(self) -> Session:
         return self

@@ -37,14 +37,15 @@ from remote.runs.request import (
     start_run,
 )
 from remote.runs.resume import changes_for, find_there, plan_resumption, send_run, tell_resumed
+from remote.ssh.target import typed_together
 
 Describe = Callable[[Launch, Placement], Mapping[str, Any]]
 AskFirst = Callable[[dict[str, Any]], Started | Resumed]
 SHOWN = 3
 
 
-def train_on_hosts(sessions: Sequence[Session], options: TrainOptions) -> Run:
-    """Start one training on all hosts, in which the first one leads."""
+def train_on_hosts(sessions: Sequence[Session], options: TrainOptions) -> tuple[Session, Run]:
+    """Start one training on all hosts; the session with the one that leads, the first."""
     first, settings = sessions[0], sessions[0].project.settings
     own = first.project.has_own_trainer
     request = parse_request(first.project, options)
@@ -69,12 +70,15 @@ def train_on_hosts(sessions: Sequence[Session], options: TrainOptions) -> Run:
 
             answer = start_all(launches, run, describe, ask)
             first.display.line(f"run {run}: {started_where(answer)} on {hosts.replace(',', ', ')}")
-        return watch(first, run, options.follows(first.display), pending)
+        first.together = typed_together([session.target for session in sessions])
+        return first, watch(first, run, options.follows(first.display), pending)
     finally:
         pending.release()
 
 
-def resume_on_hosts(sessions: Sequence[Session], name: str, options: TrainOptions) -> Run:
+def resume_on_hosts(
+    sessions: Sequence[Session], name: str, options: TrainOptions
+) -> tuple[Session, Run]:
     """The same for the next attempt of a run. The host with its newest checkpoint leads; it sends
     the others what they lack."""
     sessions, run = in_order(sessions, name)
@@ -83,7 +87,7 @@ def resume_on_hosts(sessions: Sequence[Session], name: str, options: TrainOption
     pending = Pending(first.project, first.host, plan.request, plan.run)
     following = options.follows(first.display)
     if plan.kept and plan.kept.goes_on:
-        return watch(first, plan.run, following, pending)
+        return first, watch(first, plan.run, following, pending)
     deployed = deploy_on(sessions, plan.request.data)
     launches = prepare_launches(sessions, plan.request, deployed, pending)
     if plan.here:
@@ -102,7 +106,8 @@ def resume_on_hosts(sessions: Sequence[Session], name: str, options: TrainOption
     answer = start_all(launches, plan.run, describe, ask)
     assert isinstance(answer, Resumed)
     tell_resumed(launches[0], plan, answer, with_new_code)
-    return watch(first, plan.run, following, pending)
+    first.together = typed_together([session.target for session in sessions])
+    return first, watch(first, plan.run, following, pending)
 
 
 def in_order(sessions: Sequence[Session], name: str) -> tuple[list[Session], str]:

@@ -61,7 +61,9 @@ class Work:
     def only_target(self) -> Target:
         if len(self.targets) > 1:
             text = f"{self.name} takes one host, {len(self.targets)} were given"
-            raise UsageError(text, remedy=f"fab -H {self.targets[0].typed} {self.name}")
+            together = "; all of them for one training: --nodes" if self.name == "train" else ""
+            remedy = f"fab -H {self.targets[0].typed} {self.name}{together}"
+            raise UsageError(text, remedy=remedy)
         return self.targets[0]
 
     def only_session(self) -> Session:
@@ -71,6 +73,7 @@ class Work:
         """The host to ask about a run, and the run's name there. Of several hosts that train it
         together, the first that answers, the one that leads before all others."""
         from remote.runs.listing import list_runs
+        from remote.ssh.target import typed_together
 
         if len(self.targets) == 1:
             return self.session(self.targets[0]), run
@@ -86,7 +89,9 @@ class Work:
         if not together:
             return self.session(self.only_target()), run
         _, _, target, name = min(together, key=lambda row: row[:2])
-        return self.session(target), name
+        session = self.session(target)
+        session.together = typed_together(self.targets)
+        return session, name
 
     def on_all(self, ask: Callable[[Session], Any]) -> Answers:
         """Ask every host at once. A host that is down gives its error in place of an answer."""

@@ -15,7 +15,7 @@ from remote.runs.shutdown import plan_text
 from remote.screen.display import Display
 from remote.screen.tables import Column, state_style
 from remote.screen.text import brief, duration, moment, one_line, percent, show, size
-from remote.ssh.target import Target
+from remote.ssh.target import Target, typed_together
 from remote.transfer.receiving import Fetched
 
 # Per host what came of a question to it, or why nothing did.
@@ -62,7 +62,10 @@ def show_status(display: Display, answers: Answers) -> None:
                 display.note(f"  fab -H {target.typed} attach --run {run.run}")
         # Of the newest one, which is what a person is about to go on with.
         if runs and runs[0].state in ("failed", "stopped") and not runs[0].detail.elsewhere:
-            display.note(resume_hint(runs[0], target.typed))
+            together = runs[0].asked.nodes.count > 1 and several
+            typed = typed_together([row[0] for row in answers]) if together else target.typed
+            if not (together and runs[0].asked.nodes.rank):
+                display.note(resume_hint(runs[0], typed))
 
 
 def show_plans(

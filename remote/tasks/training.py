@@ -180,10 +180,10 @@ def start_on_hosts(work: Work, options: TrainOptions) -> int:
     with contextlib.ExitStack() as stack:
         sessions = [stack.enter_context(work.session(target)) for target in work.targets]
         if options.resume:
-            run = resume_on_hosts(sessions, options.resume, options)
+            session, run = resume_on_hosts(sessions, options.resume, options)
         else:
-            run = train_on_hosts(sessions, options)
-        return show_started(work, sessions[0], run, options)
+            session, run = train_on_hosts(sessions, options)
+        return show_started(work, session, run, options)
 
 
 def choose_free(work: Work, options: TrainOptions) -> Target:

@@ -109,7 +109,9 @@ def test_a_stop_on_any_host_lets_all_save(group: Group, names: str) -> None:
 
 
 def test_a_stop_reaches_those_that_go_on_after_the_first(group: Group) -> None:
-    assert group.train("[ $NODE_RANK = 1 ] || { echo up; exit 0; }\n" + WAITS, follow=False).code == 0
+    assert (
+        group.train("[ $NODE_RANK = 1 ] || { echo up; exit 0; }\n" + WAITS, follow=False).code == 0
+    )
     wait_until(lambda: "up" in group.log(1))
     assert [row["state"] for row in group.both()] == ["running"] * 2
     assert group.on("ab", "stop").code == 0
