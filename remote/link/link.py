@@ -42,6 +42,11 @@ QUICK = (
     "data_missing",
     "fetch_manifest",
     "run_start",
+    "run_join",
+    "network_addresses",
+    "network_listen",
+    "network_connect",
+    "network_close",
     "run_stop",
 )
 """Requests that are answered from a few files: an agent that lives but never answers them is given

@@ -36,7 +36,14 @@ from remote.runs.request import (
     parse_request,
     start_run,
 )
-from remote.runs.resume import changes_for, find_there, plan_resumption, send_run, tell_resumed
+from remote.runs.resume import (
+    Resumption,
+    changes_for,
+    find_there,
+    plan_resumption,
+    send_run,
+    tell_resumed,
+)
 from remote.ssh.target import typed_together
 
 Describe = Callable[[Launch, Placement], Mapping[str, Any]]
@@ -86,6 +93,7 @@ def resume_on_hosts(
     plan = plan_resumption(first, run, options)
     pending = Pending(first.project, first.host, plan.request, plan.run)
     following = options.follows(first.display)
+    require_variables(sessions, plan)
     if plan.kept and plan.kept.goes_on:
         return first, watch(first, plan.run, following, pending)
     deployed = deploy_on(sessions, plan.request.data)
@@ -127,6 +135,18 @@ def in_order(sessions: Sequence[Session], name: str) -> tuple[list[Session], str
     return [sessions[number] for number in order], run
 
 
+def require_variables(sessions: Sequence[Session], plan: Resumption) -> None:
+    """A host that lacks the run knows none of the values that it was given."""
+    lost = sorted({*plan.asked.env} - {*plan.request.env})
+    for session in sessions if lost else ():
+        if find_there(session, plan.run) is None:
+            raise UsageError(
+                f"{plan.run} was given {', '.join(lost)}, which {session.host} does not know",
+                step="train",
+                remedy=" ".join(["give them again:", *(f"--env {name}" for name in lost)]),
+            )
+
+
 # -- the hosts, made ready
 
 
@@ -157,10 +177,9 @@ def require_same(one: str, left: Deployed, other: str, right: Deployed) -> None:
     if left.release.tree != right.release.tree:
         text = f"the code has changed between the deploys to {one} and {other}"
         raise ServerUnfit(text, step="deploy", remedy="run the same command again")
-    pairs = (
-        {"python": made.environment.version, **made.environment.packages} for made in (left, right)
+    mine, its = (
+        {"python": minor_version(made), **made.environment.packages} for made in (left, right)
     )
-    mine, its = pairs
     differ = [name for name in sorted({*mine, *its}) if mine.get(name) != its.get(name)]
     if differ:
         shown = "; ".join(
@@ -172,6 +191,12 @@ def require_same(one: str, left: Deployed, other: str, right: Deployed) -> None:
             step="environment",
             remedy="name these versions in the requirements; deploy --refresh makes it anew",
         )
+
+
+def minor_version(deployed: Deployed) -> str | None:
+    """Of its python: 3.11. What comes behind changes no result."""
+    version = deployed.environment.version
+    return version and ".".join(version.split(".")[:2])
 
 
 def prepare_launches(

@@ -146,6 +146,8 @@ def start(work: Work, options: TrainOptions, first_free: bool = False) -> int:
     from remote.runs.resume import resume_one
 
     by_slurm = work.project.settings.launcher == "slurm"
+    if first_free and options.nodes:
+        raise UsageError("--first-free chooses one host, --nodes takes all: give one of them")
     if not by_slurm and (options.nodes or (options.resume and len(work.targets) > 1)):
         return start_on_hosts(work, options)
     several = first_free and not options.resume

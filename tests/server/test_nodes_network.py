@@ -72,6 +72,19 @@ def test_packets_that_are_too_large_for_the_way_are_named_before_it_starts(
     assert "(MTU 9000)" in done.err and group.both() == []
 
 
+def test_a_network_that_only_seems_to_be_common_is_passed_over(group: Group, hosts: Hosts) -> None:
+    """As a second interface of each that leads elsewhere."""
+    for number, name in enumerate("ab", 1):
+        hosts.on(name, "ip link add aux0 type veth peer name aux1")
+        hosts.on(name, f"ip addr add 10.99.0.{number}/24 dev aux0")
+        for link in ("aux0", "aux1"):
+            hosts.on(name, f"ip link set {link} up")
+    done = group.train(TELL)
+    assert done.code == 0, done
+    assert "network: 10.77.0.1 (eth0), 10.77.0.2 (eth0)" in done.out, done.out
+    assert "by eth0" in group.log(0) and "by eth0" in group.log(1)
+
+
 def test_a_way_that_is_closed_is_named(group: Group, hosts: Hosts) -> None:
     hosts.on("b", "ip route add blackhole 10.77.0.1/32")
     done = group.train(TELL)

@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from remote.loopback import LoopbackServer
@@ -34,8 +33,7 @@ def missing() -> str:
 
 
 class Hosts:
-    """`networks`: for each switch the hosts' addresses begin with this; on the first they have
-    eth0."""
+    """Each has eth0, with 10.77.0.1, 10.77.0.2, … in the order of their names."""
 
     def __init__(
         self, directory: Path, names: str, make_server: MakeServer, env: dict[str, str]
@@ -55,7 +53,8 @@ class Hosts:
             # As Debian writes it: a host's own name leads nowhere.
             hosts = self.directory / f"hosts-{name}"
             hosts.write_text(f"127.0.0.1 localhost\n127.0.1.1 node-{name}\n")
-            self.hold(name, f"hostname node-{name}; mount --bind {hosts} /etc/hosts")
+            own = f"mount --bind {hosts} /etc/hosts; mount -t sysfs sysfs /sys"
+            self.hold(name, f"hostname node-{name}; {own}")
             self.on(
                 "switch", f"ip link add to-{name} type veth peer name eth0 netns {self.inner[name]}"
             )
@@ -104,23 +103,8 @@ class Hosts:
         """Its link; logins still work."""
         self.on("switch", f"ip link set to-{name} down")
 
-    def mend(self, name: str) -> None:
-        self.on("switch", f"ip link set to-{name} up")
-
     def kill(self, name: str) -> None:
         """All of its processes at once, as when its kernel panics."""
         holder = self.holders.pop(name)
         os.kill(self.inner[name], signal.SIGKILL)
         holder.wait()
-
-    def pids(self, name: str) -> Sequence[int]:
-        """Of its namespace."""
-        own = os.readlink(f"/proc/{self.inner[name]}/ns/pid")
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                if os.readlink(entry / "ns" / "pid") == own:
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-        return found

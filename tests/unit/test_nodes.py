@@ -104,12 +104,12 @@ def test_a_file_outside_the_run_is_not_taken(path: str) -> None:
 
 def test_other_versions_are_named() -> None:
     def deployed(**packages: str) -> Deployed:
-        made = Environment("k", version=packages.pop("python", "3.11"), packages=packages)
+        made = Environment("k", version=packages.pop("python", "3.11.7"), packages=packages)
         return Deployed(Release("t", ()), Facts(Root("/p")), made)
 
     same = deployed(torch="2.10.0", numpy="2.1")
-    require_same("a", same, "b", deployed(torch="2.10.0", numpy="2.1"))
+    require_same("a", same, "b", deployed(torch="2.10.0", numpy="2.1", python="3.11.9"))
     with pytest.raises(EnvironmentFailed) as error:
-        require_same("a", same, "b", deployed(torch="2.9.1", numpy="2.1", python="3.12"))
+        require_same("a", same, "b", deployed(torch="2.9.1", numpy="2.1", python="3.12.1"))
     shown = "a and b have other versions: python 3.11 and 3.12; torch 2.10.0 and 2.9.1"
     assert error.value.message == shown

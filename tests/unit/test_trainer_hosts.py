@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from pathlib import Path
 
 import pytest
-import torch.multiprocessing
 from torch import distributed
 
 from tests.support.training import tiny_config
@@ -26,8 +26,8 @@ def test_how_many_hosts_is_said_by_whoever_starts_it(monkeypatch: pytest.MonkeyP
 
 def one_host(rank: int, folder: Path) -> None:
     os.environ.update(NNODES="2", NODE_RANK=str(rank), MASTER_ADDR="127.0.0.1")
-    store = distributed.FileStore(str(folder / "store"), 2)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    store = f"file://{folder}/store"
+    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     share_checkpoints(folder / str(rank))
     distributed.destroy_process_group()
 
@@ -40,6 +40,11 @@ def test_all_hosts_have_the_first_ones_checkpoints(tmp_path: Path) -> None:
     (first / "last.ckpt").write_bytes(b"newer")
     (second / "last.ckpt").write_bytes(b"older")
     (second / "gone.ckpt").write_bytes(b"not there any more")
-    torch.multiprocessing.spawn(one_host, (tmp_path,), nprocs=2)
+    spawn = multiprocessing.get_context("spawn")
+    hosts = [spawn.Process(target=one_host, args=(rank, tmp_path)) for rank in range(2)]
+    for process in hosts:
+        process.start()
+    for process in hosts:
+        process.join(120)
     held = [{file.name: file.read_bytes() for file in p.iterdir()} for p in (first, second)]
     assert held[0] == held[1] == {"best.ckpt": b"best", "last.ckpt": b"newer"}
