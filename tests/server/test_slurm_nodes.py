@@ -77,7 +77,8 @@ def test_a_stop_lets_all_nodes_save(
 def test_all_start_again_and_a_supervisor_that_is_killed_is_told(
     login: LoopbackServer, cluster: Cluster, tmp_path: Path
 ) -> None:
-    script = 'echo "attempt $REMOTE_ATTEMPT"; [ $REMOTE_ATTEMPT = 2 ] || exit $((3 * NODE_RANK))\n'
+    ends = "1) exit $((3 * NODE_RANK));; 3) exit 0;;"
+    script = f'echo "attempt $REMOTE_ATTEMPT"; case $REMOTE_ATTEMPT in {ends} esac\n'
     lab = lab_on(login, tmp_path, script + WAITS)
     assert lab.task("train", nodes=2, max_restarts=1).code == 0
     log = run_of(lab) / "node-1" / "train.log"
@@ -87,6 +88,22 @@ def test_all_start_again_and_a_supervisor_that_is_killed_is_told(
     row = ended(lab)
     assert (row["state"], row["cause"]) == ("failed", "host lost"), row
     assert f"{cluster.nodes[1]} is gone" in str(row["reason"]) and row["attempts"]
+    done = lab.task("train", resume="latest", follow=True)
+    assert done.code == 0 and "attempt 3 submitted to Slurm" in done.out, done
+    assert log.read_text().endswith("attempt 3\n")
+
+
+def test_a_job_that_is_cancelled_lets_all_nodes_save(
+    login: LoopbackServer, cluster: Cluster, tmp_path: Path
+) -> None:
+    saves = WAITS.replace("saved; exit", "saved; touch saved-$NODE_RANK; exit")
+    lab = lab_on(login, tmp_path, saves)
+    assert lab.task("train", nodes=2).code == 0
+    started(lab)
+    cluster.ask(f"scancel {cluster.jobs(run_of(lab).name)[0][0]}")
+    row = ended(lab)
+    assert (row["state"], row["cause"]) == ("stopped", "cancelled"), row
+    assert sorted(path.name[-1] for path in (run_of(lab) / "work").glob("saved-*")) == ["0", "1"]
 
 
 def test_our_trainer_trains_on_two_nodes(
