@@ -41,6 +41,8 @@ class SlurmSettings:
     extra: str = ""
     # Shell lines before the training: module load …
     preamble: str = ""
+    # Where environments are built: on the login node, or in a job on such a node as trains.
+    build: str = "login"
 
 
 @dataclass(frozen=True)

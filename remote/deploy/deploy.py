@@ -21,7 +21,7 @@ from remote.link.session import Session
 from remote.project.command import describe_command
 from remote.project.own_trainer import require_whole_trainer
 from remote.project.release import SMALL_MANIFEST, build_release, manifest_rows
-from remote.project.slurm import node_options
+from remote.project.slurm import build_options, node_options
 from remote.records import EnvironmentPlan, Release, Step
 from remote.requirements import reading
 from remote.screen.text import duration, one_line, size
@@ -130,7 +130,10 @@ def prepare_environment(
     else:
         if plan.kind != "as-is":  # whose summary says the same
             session.display.note(f"environment: {plan.why}")
-        answer = session.ask_as_owner(EnvironmentPrepare, show_steps(session), plan=dict(plan.args))
+        settings = session.project.settings
+        in_job = settings.launcher == "slurm" and settings.slurm.build == "job"
+        args = {**plan.args, **({"job": build_options(settings.slurm)} if in_job else {})}
+        answer = session.ask_as_owner(EnvironmentPrepare, show_steps(session), plan=args)
         session.display.clear()
         found, made = answer.environment, answer.built
     reason = proofs.proof_needed(found, facts)

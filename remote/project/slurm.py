@@ -58,6 +58,8 @@ def slurm_problems(slurm: SlurmSettings) -> list[str]:
             parse_time(slurm.time)
         except ValueError as error:
             errors.append(f"remote.slurm.time: {error}")
+    if slurm.build not in ("login", "job"):
+        errors.append(f"remote.slurm.build is login or job, not {slurm.build!r:.40}")
     for line in extra_lines(slurm.extra):
         if not line.startswith("-"):
             errors.append(f"remote.slurm.extra holds sbatch's options, not {line!r:.60}")
@@ -81,6 +83,14 @@ def node_options(slurm: SlurmSettings) -> list[str]:
     names = ("partition", "account", "qos", "constraint")
     named = {name: getattr(slurm, name) for name in names}
     return _options({**named, "gres": gres}.items()) if gres else []
+
+
+def build_options(slurm: SlurmSettings) -> list[str]:
+    """For a job that builds an environment where trainings run."""
+    names = ("partition", "account", "qos", "constraint", "mem")
+    named = {name: getattr(slurm, name) for name in names}
+    named |= {"cpus-per-task": slurm.cpus, "gres": gres_of(slurm, None)}
+    return _options(named.items())
 
 
 def job_request(

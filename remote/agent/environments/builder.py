@@ -1,8 +1,8 @@
 """Builds one environment, detached from any login: started as `build DIRECTORY LOCK_FD`, tells its
 state in build.json.
 
-It holds the environment's lock, inherited from who started it, for as long as it lives. `ready` is
-written last.
+It holds the environment's lock, inherited from who started it, for as long as it lives; in a job
+of Slurm's, without LOCK_FD, srun does. `ready` is written last.
 """
 
 import os
@@ -59,9 +59,10 @@ class BuildFailed(Exception):
 
 
 def main(arguments: List[str]) -> int:
-    directory, lock = arguments[0], int(arguments[1])
-    # What is started from here must not hold the lock: it tells whether the builder lives.
-    os.set_inheritable(lock, False)
+    directory, *lock = arguments
+    if lock:
+        # What is started from here must not hold the lock: it tells whether the builder lives.
+        os.set_inheritable(int(lock[0]), False)
     os.umask(0o077)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     return Builder(directory).run()
@@ -88,7 +89,11 @@ class Builder:
         self.state = read_json(self.path("build.json")) or {}
         signal.signal(signal.SIGTERM, self._stop)
         self.say(
-            phase="running", pid=os.getpid(), pid_started=start_time(os.getpid()), line="starting"
+            phase="running",
+            host=os.uname().nodename,
+            pid=os.getpid(),
+            pid_started=start_time(os.getpid()),
+            line="starting",
         )
         try:
             self.build()
@@ -112,6 +117,8 @@ class Builder:
         return 0
 
     def fail(self, message: str, remedy: str) -> int:
+        if self.plan.get("job") is not None and "can't be reached" in message:
+            remedy = f"this node is offline? remote.slurm.build: login builds there; or {remedy}"
         shutil.rmtree(self.venv, ignore_errors=True)
         self.say(
             phase="failed",

@@ -22,6 +22,7 @@ from remote.agent.environments import (
     python_places,
 )
 from remote.agent.environments.builder import describe_plan
+from remote.agent.launchers.slurm_nodes import in_a_job, raise_if_refused
 from remote.agent.machine.processes import group_members, is_same, start_time
 from remote.agent.root.disk import require_room
 from remote.agent.root.locks import open_lock
@@ -138,6 +139,8 @@ def check_plan(plan: Dict[str, Any]) -> None:
     if plan.get("kind") not in KINDS or not os.path.isabs(str(plan.get("python"))):
         raise ValueError("a plan needs a kind and an absolute python")
     check_lines(plan)
+    if not all(re.match(r"--[a-z-]+=\S+\Z", str(option)) for option in plan.get("job") or ()):
+        raise ValueError("a job's options are not srun's")
     torch = plan.get("torch") or {}
     for place in (torch.get("index"), torch.get("links")):
         if place and not ADDRESS.match(str(place)):
@@ -229,6 +232,8 @@ def _build(call: Call, layout: Layout, plan: Dict[str, Any], directory: str) -> 
                 raise Refusal(
                     "EnvironmentFailed", str(state.get("message")), str(state.get("remedy"))
                 )
+            if state.get("id") in followed and plan.get("job") is not None:
+                raise_if_refused(directory, state)
             if starts >= MAX_STARTS:
                 log = os.path.join(directory, "build.log")
                 raise Refusal(
@@ -299,13 +304,18 @@ def _start_builder(
     build = secrets.token_hex(8)
     write_json(os.path.join(directory, "plan.json"), plan)
     state = {"id": build, "phase": "running", "started": time.time(), "host": os.uname().nodename}
-    state.update(directory=directory, step="venv")
+    in_job = plan.get("job") is not None
+    state.update(directory=directory, step="venv", line="waits for a node of Slurm's" * in_job)
     write_json(os.path.join(directory, "build.json"), state)
-    program = keep_agent(layout)
+    words = [sys.executable, "-I", "-S", keep_agent(layout), "build", directory, str(lock)]
+    if in_job:
+        # Here srun holds the lock; a node's interpreter may refuse what is compiled for ours.
+        words[3] = layout.agent(os.environ["REMOTE_AGENT_HASH"])
+        words = [*in_a_job(directory, plan["job"]), *words[:-1]]
     with open(os.path.join(directory, "build.log"), "ab") as log:
         # A session of its own: neither the end of this login nor Ctrl-C reaches it.
         subprocess.Popen(
-            [sys.executable, "-I", "-S", program, "build", directory, str(lock)],
+            words,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -29,6 +29,26 @@ def on_a_node(options: List[str]) -> Optional[List[str]]:
     return [srun, *least, "--input=none", "--chdir=/", *options]
 
 
+def in_a_job(directory: str, options: List[str]) -> List[str]:
+    """What runs the command behind it in a job of its own, which waits as any other."""
+    least = ["--quiet", "--job-name=fab-build", "--nodes=1", "--ntasks=1", "--input=none"]
+    return [find("srun") or "srun", *least, f"--chdir={directory}", *options]
+
+
+def raise_if_refused(directory: str, build: Dict[str, Any]) -> None:
+    """`build`: what build.json says of one that has ended; without a process it never began."""
+    if build.get("pid"):
+        return
+    with open(os.path.join(directory, "build.log"), errors="replace") as log:
+        said = [line.strip().replace("srun: error: ", "") for line in log if line.strip()]
+    words = said[-1][:300] if said else "srun has not started it"
+    write_json(os.path.join(directory, "build.json"), dict(build, phase="failed", message=words))
+    remedy = (
+        "see remote.slurm in fabric.yaml, or build on the login node: remote.slurm.build: login"
+    )
+    raise Refusal("GpuUnfit", f"Slurm refuses the job that builds: {words}", remedy)
+
+
 def node_report(root: str, options: List[str]) -> Dict[str, Any]:
     """As `query_gpus` tells it of a machine; with `node`: host and boot_id. Kept in the root."""
     place = os.path.join(root, ".slurm-node.json")
