@@ -44,6 +44,7 @@ from remote.runs.resume import (
     send_run,
     tell_resumed,
 )
+from remote.runs.shutdown import tell_plan
 from remote.ssh.target import typed_together
 
 Describe = Callable[[Launch, Placement], Mapping[str, Any]]
@@ -73,10 +74,11 @@ def train_on_hosts(sessions: Sequence[Session], options: TrainOptions) -> tuple[
                 return asked_for(launch, run, placement)
 
             def ask(asked: dict[str, Any]) -> Started:
-                return start_run(first, run, asked, request.private)
+                return start_run(first, run, asked, request.beside)
 
             answer = start_all(launches, run, describe, ask)
             first.display.line(f"run {run}: {started_where(answer)} on {hosts.replace(',', ', ')}")
+            tell_plan(first, request.shutdown)
         first.together = typed_together([session.target for session in sessions])
         return first, watch(first, run, options.follows(first.display), pending)
     finally:
@@ -109,7 +111,7 @@ def resume_on_hosts(
         return {**asked_for(launch, plan.run, placement), **changes, **code}
 
     def ask(asked: dict[str, Any]) -> Resumed:
-        return first.ask_as_owner(Resumed, run=plan.run, asked=asked, **plan.request.private)
+        return first.ask_as_owner(Resumed, run=plan.run, asked=asked, **plan.request.beside)
 
     answer = start_all(launches, plan.run, describe, ask)
     assert isinstance(answer, Resumed)
@@ -280,7 +282,7 @@ def start_all(
             if rank == 0:
                 answer = start_patiently(session, partial(ask_first, asked))
             else:
-                join(session, run, asked, launch.request.private["env"])
+                join(session, run, asked, launch.request.beside)
             started.append(session)
     except (ConnectionLost, Unreachable):
         raise  # the same command finds out how far it has come
@@ -293,9 +295,12 @@ def start_all(
     return answer
 
 
-def join(session: Session, run: str, asked: dict[str, Any], env: Mapping[str, str]) -> None:
+def join(session: Session, run: str, asked: dict[str, Any], beside: Mapping[str, Any]) -> None:
+    """The first host alone tells a webhook of the end."""
+    own = {name: value for name, value in beside.items() if name != "notify"}
+
     def ask() -> Joined:
-        return session.ask_as_owner(Joined, run=run, asked=asked, env=dict(env))
+        return session.ask_as_owner(Joined, run=run, asked=asked, **own)
 
     answer = start_patiently(session, ask)
     if answer.note:

@@ -5,10 +5,12 @@ import os
 from typing import Any, Dict, Optional, Tuple
 
 from remote.agent.calls import Call, Refusal, operation
+from remote.agent.launchers.seam import Launched
 from remote.agent.root.paths import Layout, read_json, resolve_root, write_json
 from remote.agent.root.roots import prepare_root
 from remote.agent.runs.attempts import queued_state
 from remote.agent.runs.launch import launch, new_run
+from remote.agent.runs.planned_shutdown import plan_shutdown, require_possible
 from remote.agent.runs.private import keep_private, read_variables
 from remote.agent.runs.queue import one_launch_at_a_time, require_free_gpus
 from remote.agent.runs.records import find_run
@@ -25,11 +27,14 @@ def run_join(
     run: str,
     asked: Dict[str, Any],
     env: Optional[Dict[str, str]] = None,
+    shutdown: Optional[Dict[str, Any]] = None,
 ) -> Dict[str, Any]:
     """Launch this host's part of an attempt, which `asked["nodes"]["key"]` names: the same start
     when it is repeated."""
     layout = Layout(resolve_root(root))
     prepare_root(layout, project, identity)
+    if shutdown:
+        require_possible(str(shutdown.get("command") or ""))
     with one_launch_at_a_time(layout):
         directory = layout.run(run)
         known = read_json(os.path.join(directory, "run.json"))
@@ -48,9 +53,12 @@ def run_join(
             begin_attempt(layout, found, asked)
             keep_private(directory, "", env or {})
     state = read_json(os.path.join(directory, "state.json")) or {}
+    launched = Launched(str(state.get("launched") or "already"))
     if state.get("state") == "queued" and not state.get("supervisor_pid"):
-        return dict(launch(layout, directory)._asdict(), run=run)
-    return {"run": run, "launched": str(state.get("launched") or "already")}
+        launched = launch(layout, directory)
+    if shutdown:
+        plan_shutdown(layout, shutdown)
+    return {"run": run, **launched._asdict()}
 
 
 def nodes_of(asked: Dict[str, Any]) -> Dict[str, Any]:
