@@ -40,8 +40,6 @@ class Nodes(Answer):
 
 @dataclass(frozen=True)
 class Address:
-    """Of a host in one of its networks."""
-
     interface: str
     address: str
     prefix: int = 32
@@ -266,8 +264,6 @@ class Started(Answer):
 
 @dataclass(frozen=True)
 class Joined(Answer):
-    """A further host's part in a run."""
-
     OP = "run_join"
 
     launched: str = ""

@@ -45,6 +45,14 @@ class Hosts:
         self.inner: dict[str, int] = {}
 
     def __enter__(self) -> Hosts:
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.hold("switch", "true")
         self.on("switch", "ip link add sw type bridge")
@@ -72,7 +80,6 @@ class Hosts:
             for script in (shell, inside):
                 script.chmod(0o755)
             self.servers[name] = self.make_server(env=self.env, shell=str(shell))
-        return self
 
     def __exit__(self, *_: object) -> None:
         for name in list(self.holders):
