@@ -49,8 +49,10 @@ class Paramiko(Connection):
         spec = parse_spec(self.target.spec)
         try:
             self._hops = route(spec.host, read_config(spec, self.target.ssh_config))
-        # a missing library for `Match exec`, a port that is no number, a jump host that needs
-        # itself: paramiko and Fabric raise several kinds
+        except RecursionError:
+            raise UsageError("ProxyJump leads in a circle", host=spec.host) from None
+        # a missing library for `Match exec`, a port that is no number: paramiko and Fabric raise
+        # several kinds
         except Exception as error:
             why = one_line(str(error), 200)
             text = f"ssh_config needs the ssh program here ({why})"

@@ -75,6 +75,7 @@ class OpenSSH(Connection):
         """Read the settings; nothing is sent yet."""
         require_files(self.target)
         found = read_settings(self._ssh, self.target)
+        refuse_circle(self._ssh, self.target, found)
         user, hostname = found.get("user"), found.get("hostname")
         self.host = Host(self.target.spec, user, hostname, int(found.get("port", "22")))
         self._options = connection_options(self.target, found)
@@ -247,6 +248,22 @@ def print_settings(
         )
     lines = [line.strip().partition(" ") for line in os.fsdecode(done.stdout).splitlines()]
     return [(key.lower(), value.strip()) for key, _, value in lines]
+
+
+def refuse_circle(ssh: str, target: Target, found: Mapping[str, str]) -> None:
+    """Where a jump host is reached by way of itself, as under `Host *`, ssh would start one ssh
+    after another without end, and they would go on after the first was gone."""
+    way = [parse_spec(target.spec).host]
+    while (jump := found.get("proxyjump", "none")) != "none":
+        first = jump.split(",")[0]
+        way.append(parse_spec(first).host)
+        if way[-1] in way[:-1]:
+            raise UsageError(
+                f"ProxyJump leads in a circle: {' → '.join(way)}",
+                host=target.spec,
+                remedy=f"in ssh_config set ProxyJump none for {way[-1]}, above the rest",
+            )
+        found = read_settings(ssh, replace(target, spec=first))
 
 
 def identity_files(target: Target) -> list[Path]:

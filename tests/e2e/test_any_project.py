@@ -129,8 +129,8 @@ def test_a_breakpoint_that_nobody_can_answer(tmp_path: Path, server: LoopbackSer
     script = "import subprocess, sys\nsys.exit(subprocess.call([sys.executable, 'b.py'], stdin=-3))"
     files = {"a.py": script, "b.py": "breakpoint()\nprint(1)\n"}
     project = project_of(tmp_path / "project", files, "python a.py")
-    done = fab(project, server, "train", "--no-follow", code=10)
-    assert "breakpoint() in the code, and nobody is there to answer" in done.stderr, done.stderr
+    done = fab(project, server, "train", "--follow", code=10)
+    assert "breakpoint() in the code, and nobody is there to answer" in done.stderr, done
     assert "--interactive needs a terminal here" in (
         fab(project, server, "train", "--interactive", code=2).stderr
     )

@@ -103,7 +103,9 @@ class TestWays:
         self, server: LoopbackServer, tmp_path: Path, program: str
     ) -> None:
         config = write_config(tmp_path, server, ProxyJump="box")
-        assert refusal(target(config, program=program)).exit_code in (2, 3)
+        refused = refusal(target(config, program=program))
+        assert isinstance(refused, UsageError), refused
+        assert "ProxyJump leads in a circle" in refused.message
 
     def test_without_an_ssh_program(
         self, server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -122,7 +122,7 @@ def test_a_training_that_is_preempted_ends_as_if_it_had_not_been(
     make_project(lab.project)
     own = {key: value for key, value in lab.settings.items() if key not in ("slurm", "results")}
     lab.settings = {**own, **settings, "slurm": {"extra": "--exclusive"}}
-    fields = ["widths=8,8,8", "train_images=500", "max_epochs=6", "accelerator=cpu"]
+    fields = ["widths=8,8,8", "train_images=300", "max_epochs=5", "accelerator=cpu"]
     asked: dict[str, Any] = {"recipe": "demo", "set": fields, "no_follow": True}
     assert lab.task("train", name="whole", **asked).code == 0
     assert ended(lab, 200)["state"] == "finished"

@@ -99,6 +99,16 @@ NARROW: dict[str, dict[str, object]] = {
     "demo": {},
     "fast": {"widths": "32,32,32", "batch_size": 50},
     "best": {"widths": "32,32,32", "batch_size": 50, "max_epochs": 6},
+    "finetune": {
+        "network": "tests.support.networks:small",
+        "pretrained": "false",
+        "image_size": 32,
+        "batch_size": 20,
+        "lowest_rate": 1.0,
+        "learning_rate": 0.03,
+        "max_epochs": 30,
+        "ema_decay": 0.9,
+    },
 }
 
 
