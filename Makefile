@@ -24,7 +24,7 @@ demo: $(READY)
 	$(BIN)/fab demo $(if $(DATA),--data "$(DATA)")
 
 test: lint
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The orchestrator's unit tests alone.
 quick: $(READY)
@@ -32,7 +32,7 @@ quick: $(READY)
 
 # As on a machine with python3 and git alone: no OpenSSH, tmux and rsync.
 bare: $(READY)
-	$(BIN)/python -m tests.support.bare $(BIN)/python -m pytest -n auto --dist loadfile $(or $(ARGS),$(BARE))
+	$(BIN)/python -m tests.support.bare $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(or $(ARGS),$(BARE))
 
 coverage: $(READY)
 	$(BIN)/python -m pytest $(UNIT) --cov --cov-report=term:skip-covered $(ARGS)
