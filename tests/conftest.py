@@ -17,6 +17,7 @@ sys.path.insert(
 
 from tests.support import programs, sshd
 from tests.support.login import program
+from tests.support.slurm import cluster, login
 from tests.support.sshd import (
     each_server,
     make_server,
@@ -30,7 +31,9 @@ from tests.support.sshd import (
 os.environ["LANGUAGE"] = "en"
 
 __all__ = [
+    "cluster",
     "each_server",
+    "login",
     "make_server",
     "program",
     "server",

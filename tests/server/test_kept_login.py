@@ -256,19 +256,27 @@ def two_factors(connections: set[Any], user: str, password: str | None) -> Any:
     return Policy
 
 
-def test_a_second_factor_is_asked_for_once_for_all_commands(
-    make_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: Path
-) -> None:
-    monkeypatch.setattr(embedded, "make_policy", two_factors)
+def with_a_password(
+    make_server: MakeServer, tmp_path: Path, script: str
+) -> tuple[LoopbackServer, Path]:
+    """A server that no key opens, and a project."""
     server = make_server(password="hunter2")
     config = server.ssh_config.read_text()
     server.ssh_config.write_text(config.replace(f'"{server.identity}"', "none"))
     project = make_project(
         tmp_path / "project",
-        {"a.sh": "echo up\n"},
+        {"a.sh": script},
         settings={"requirements": "none", "command": "sh a.sh", "project": "p"},
         parts=("fabfile.py", "remote"),
     )
+    return server, project
+
+
+def test_a_second_factor_is_asked_for_once_for_all_commands(
+    make_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: Path
+) -> None:
+    monkeypatch.setattr(embedded, "make_policy", two_factors)
+    server, project = with_a_password(make_server, tmp_path, "echo up\n")
     leader, process = fab_on_terminal(project, server, "deploy")
     seen = read_until(leader, b"Password: ")
     os.write(leader, b"hunter2\n")
@@ -289,15 +297,8 @@ def test_following_asks_again_for_a_login_that_is_gone(
 ) -> None:
     """On the plain terminal; then the live screen is back."""
     monkeypatch.setattr(embedded, "make_policy", two_factors)
-    server = make_server(password="hunter2")
-    config = server.ssh_config.read_text()
-    server.ssh_config.write_text(config.replace(f'"{server.identity}"', "none"))
-    project = make_project(
-        tmp_path / "project",
-        {"a.sh": "echo up\nwhile [ ! -e ../go ]; do sleep 0.1; done\n"},
-        settings={"requirements": "none", "command": "sh a.sh", "project": "p"},
-        parts=("fabfile.py", "remote"),
-    )
+    script = "echo up\nwhile [ ! -e ../go ]; do sleep 0.1; done\n"
+    server, project = with_a_password(make_server, tmp_path, script)
     leader, process = fab_on_terminal(project, server, "train")
 
     def answer() -> None:

@@ -7,8 +7,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,26 +16,9 @@ from remote.loopback import LoopbackServer
 from tests.support.faults import Lab, run_task, wait_until
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.proxy import Direction, Relay
-from tests.support.slurm import PROGRAMS, Cluster, missing
-from tests.support.sshd import USUAL, MakeServer, sparse_path
+from tests.support.slurm import Cluster, missing
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    # munge wants a folder that everybody can enter, which pytest's own are not.
-    with tempfile.TemporaryDirectory(prefix="slurm-") as place, Cluster(Path(place)) as running:
-        yield running
-
-
-@pytest.fixture
-def login(cluster: Cluster, make_server: MakeServer, tmp_path: Path) -> Iterator[LoopbackServer]:
-    """A login node without tmux."""
-    usual = [name for name in USUAL if name != "tmux"]
-    path = sparse_path(tmp_path / "bin", (*usual, *PROGRAMS))
-    yield make_server(env=cluster.environment, path=path)
-    cluster.ask("scancel -u root")
 
 
 def lab_on(login: LoopbackServer, tmp_path: Path, script: str, **slurm: object) -> Lab:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,12 +15,6 @@ from tests.support.sshd import USUAL, MakeServer, sparse_path
 from tests.support.wheels import Index, fake_wheels
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    with tempfile.TemporaryDirectory(prefix="slurm-") as place, Cluster(Path(place)) as running:
-        yield running
 
 
 @pytest.fixture

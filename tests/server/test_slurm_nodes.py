@@ -7,8 +7,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,25 +15,10 @@ from remote.loopback import LoopbackServer
 from tests.server.test_nodes import TELL, WAITS
 from tests.server.test_slurm import ended, lab_on, run_of, started
 from tests.support.faults import wait_until
-from tests.support.slurm import PROGRAMS, Cluster, missing
-from tests.support.sshd import USUAL, MakeServer, sparse_path
+from tests.support.slurm import Cluster, missing
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with tempfile.TemporaryDirectory(prefix="slurm-") as place, Cluster(Path(place)) as running:
-        yield running
-
-
-@pytest.fixture
-def login(cluster: Cluster, make_server: MakeServer, tmp_path: Path) -> Iterator[LoopbackServer]:
-    usual = [name for name in USUAL if name != "tmux"]
-    path = sparse_path(tmp_path / "bin", (*usual, *PROGRAMS))
-    yield make_server(env={**cluster.environment, "OMP_NUM_THREADS": "1"}, path=path)
-    cluster.ask("scancel -u root")
 
 
 def test_each_node_knows_its_place(login: LoopbackServer, cluster: Cluster, tmp_path: Path) -> None:

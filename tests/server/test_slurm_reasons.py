@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from remote.loopback import LoopbackServer
-from tests.server.test_slurm import cluster, ended, lab_on, login, run_of, started  # noqa: F401  fixtures
+from tests.server.test_slurm import ended, lab_on, run_of, started
 from tests.support.faults import Lab, wait_until
 from tests.support.project import make_project
 from tests.support.slurm import Cluster, missing
@@ -33,10 +33,7 @@ pytestmark = [pytest.mark.skipif(bool(missing()), reason=missing()), pytest.mark
     ],
 )
 def test_refused_in_one_line_before_a_run_exists(
-    login: LoopbackServer,  # noqa: F811
-    tmp_path: Path,
-    slurm: dict[str, str],
-    said: str,
+    login: LoopbackServer, tmp_path: Path, slurm: dict[str, str], said: str
 ) -> None:
     lab = lab_on(login, tmp_path, "echo up\n", **slurm)
     done = lab.task("train")
@@ -59,7 +56,7 @@ def waiting(lab: Lab, words: str) -> str:
     return seen[-1]
 
 
-def test_accepted_and_can_never_start(login: LoopbackServer, tmp_path: Path) -> None:  # noqa: F811
+def test_accepted_and_can_never_start(login: LoopbackServer, tmp_path: Path) -> None:
     lab = lab_on(login, tmp_path, "echo up\n", partition="short", time="30m")
     assert lab.task("train").code == 0
     why = waiting(lab, "PartitionTimeLimit")
@@ -68,9 +65,7 @@ def test_accepted_and_can_never_start(login: LoopbackServer, tmp_path: Path) -> 
 
 
 def test_nodes_that_others_have_and_nodes_that_are_drained(
-    login: LoopbackServer,  # noqa: F811
-    cluster: Cluster,  # noqa: F811
-    tmp_path: Path,
+    login: LoopbackServer, cluster: Cluster, tmp_path: Path
 ) -> None:
     holds = tmp_path / "holds.sh"
     holds.write_text("#!/bin/sh\nsleep 300\n")
@@ -93,9 +88,7 @@ def test_nodes_that_others_have_and_nodes_that_are_drained(
 
 
 def test_a_log_that_can_t_be_written(
-    login: LoopbackServer,  # noqa: F811
-    cluster: Cluster,  # noqa: F811
-    tmp_path: Path,
+    login: LoopbackServer, cluster: Cluster, tmp_path: Path
 ) -> None:
     """As on a node that lacks the file system: the job ends before our supervisor begins."""
     lab = lab_on(login, tmp_path, "echo up\n", extra="--hold")
@@ -108,9 +101,7 @@ def test_a_log_that_can_t_be_written(
 
 
 def test_a_training_that_is_preempted_ends_as_if_it_had_not_been(
-    login: LoopbackServer,  # noqa: F811
-    cluster: Cluster,  # noqa: F811
-    tmp_path: Path,
+    login: LoopbackServer, cluster: Cluster, tmp_path: Path
 ) -> None:
     settings = {
         "python": sys.executable,

@@ -12,8 +12,15 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+
+from remote.loopback import LoopbackServer
+from tests.support.sshd import USUAL, MakeServer, sparse_path
 
 PROGRAMS = ("sbatch", "squeue", "scontrol", "scancel", "sacct", "sinfo", "srun")
 DAEMONS = ("munged", "slurmctld", "slurmd", "unshare")
@@ -27,6 +34,22 @@ def missing() -> str:
         return "a Slurm of one's own needs root"
     lacking = [name for name in (*PROGRAMS, *DAEMONS) if not shutil.which(name)]
     return f"not installed: {', '.join(lacking)} (apt install slurm-wlm munge)" if lacking else ""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    # munge wants a folder that everybody can enter, which pytest's own are not.
+    with tempfile.TemporaryDirectory(prefix="slurm-") as place, Cluster(Path(place)) as running:
+        yield running
+
+
+@pytest.fixture
+def login(cluster: Cluster, make_server: MakeServer, tmp_path: Path) -> Iterator[LoopbackServer]:
+    """A login node without tmux."""
+    usual = [name for name in USUAL if name != "tmux"]
+    path = sparse_path(tmp_path / "bin", (*usual, *PROGRAMS))
+    yield make_server(env={**cluster.environment, "OMP_NUM_THREADS": "1"}, path=path)
+    cluster.ask("scancel -u root")
 
 
 class Cluster:
