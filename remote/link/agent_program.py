@@ -58,7 +58,11 @@ def start_command(nonce: str, python: str = "") -> str:
     code = base64.b64encode(zlib.compress(_source(AGENT / "serve" / "bootstrap.py"), 9)).decode()
     loader = "import sys,base64,zlib;exec(zlib.decompress(base64.b64decode(sys.argv.pop())))"
     first = python if re.fullmatch(r"[A-Za-z0-9_./~+-]+", python) else ""
-    attempt = '"$p" -I -S -c "$2" "$1" "$3"; r=$?; test $r = 96 || exit $r; o=$p'
+    # 126: one that this user may not execute; dash's `command -v` names it all the same.
+    attempt = (
+        '"$p" -I -S -c "$2" "$1" "$3"; r=$?;'
+        " test $r = 126 && continue; test $r = 96 || exit $r; o=$p"
+    )
     script = (
         f"for p in {first} {PYTHONS}; do command -v $p >/dev/null 2>&1 || continue; {attempt};"
         " done; "

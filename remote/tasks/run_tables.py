@@ -30,8 +30,8 @@ COLUMNS = (
     Column("state", style=state_style),
     Column("started", spare=4),
     Column("took", spare=2, right=True),
-    Column("epoch", right=True),
-    Column("accuracy", right=True),
+    Column("epoch", spare=1, right=True),
+    Column("accuracy", spare=1, right=True),
     Column("gpus", least=4, spare=5),
     Column("remark", least=24, spare=6),
 )

@@ -98,6 +98,17 @@ class TestPrograms:
             if done.code:
                 refused(done, 7, *words)
 
+    def test_one_that_the_user_may_not_execute(
+        self, make_server: MakeServer, tmp_path: Path
+    ) -> None:
+        """Other commands do without it; a deploy names it once, and why."""
+        closed = make_tree(tmp_path, {"python": ""}) / "python"
+        lab = Lab(make_server(), tmp_path, settings={"python": str(closed)})
+        assert lab.task("status").code == 0
+        done = lab.task("deploy")
+        refused(done, 8, f"{closed}: it does not run as python 3", "Permission denied")
+        assert done.err.count(str(closed)) == 1
+
     def test_no_tmux(self, make_server: MakeServer, tmp_path: Path) -> None:
         server = make_server(path=sparse_path(tmp_path / "bin", USUAL, without=["tmux"]))
         done = Lab(server, tmp_path).task("train")

@@ -187,7 +187,7 @@ def describe(path: str) -> Interpreter:
         # A slow answer says nothing about the next time, so it isn't remembered.
         return dict(
             entry,
-            problem=f"{path} does not run as python 3: {problem}",
+            problem=f"it does not run as python 3: {problem}",
             passing=problem.startswith(NO_ANSWER),
         )
     entry.update(answer)
@@ -199,7 +199,7 @@ def describe(path: str) -> Interpreter:
     entry["real_stat"] = _stat(entry["path"])
     entry["version_info"] = [int(part) for part in entry["version"].split(".")]
     if entry["version_info"] < [3, 8]:
-        entry["problem"] = f"{path} is python {entry['version']}; 3.8 is the oldest that works"
+        entry["problem"] = f"it is python {entry['version']}; 3.8 is the oldest that works"
     return entry
 
 
@@ -308,10 +308,10 @@ def why_missing(path: str) -> str:
     try:
         os.stat(path)
     except PermissionError:
-        return f"{path} lies in a folder that is closed to {user_name()}"
+        return f"it lies in a folder that is closed to {user_name()}"
     except (OSError, ValueError):
         pass
-    return f"{path} does not exist"
+    return "it does not exist"
 
 
 def _names_same(first: str, second: str) -> bool:
