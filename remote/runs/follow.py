@@ -15,7 +15,7 @@ from remote.link.session import Session
 from remote.records import Run
 from remote.screen.live import full_screen, has_keys, interrupt
 from remote.screen.text import one_line
-from remote.screen.training import KEYS, NO_KEYS, TrainingView
+from remote.screen.training import TrainingView
 
 TRIES = 5
 LONGEST_LINE = 64 << 10
@@ -78,7 +78,7 @@ class Follower:
         target = session.target
         session.target = dataclasses.replace(target, interactive=False)
         sink, self.lines.sink = self.lines.sink, self.view.write
-        self.view.keys = KEYS if has_keys() else NO_KEYS
+        self.view.keyboard = has_keys()
         try:
             with full_screen(display, self.view, self.view.write, self.pressed):
                 yield
@@ -104,6 +104,11 @@ class Follower:
             self.view.news = ASK
         if self.wanted:
             interrupt()
+
+    @property
+    def goes_on(self) -> str:
+        """What happens to the run when nobody looks any more."""
+        return "it starts by itself" if self.view.state == "queued" else "the training goes on"
 
     def until_started(self, wait_s: float) -> tuple[bool, Run]:
         """Whether it shows a sign of life (or has ended) within `wait_s`, and the run as it
@@ -158,7 +163,8 @@ class Follower:
     def _told(self, news: RunNews) -> None:
         display = self.session.display
         self.view.run, self.view.state = one_line(news.run, 80), one_line(news.state, 20)
-        if news.state == "queued" and news.waiting:
+        self.view.waiting = news.waiting or "it starts by itself"
+        if news.state == "queued" and news.waiting and display.sink is None:
             leave = " (Ctrl-C leaves it in the queue)"
             display.note(f"queued: {news.waiting}{leave}")
         if news.asking and not self.asking:

@@ -142,7 +142,8 @@ def watch(session: Session, run: str, follow: bool, pending: Pending) -> Run:
         return stop_one(session, run)
     except (KeyboardInterrupt, LeaveWanted):
         pending.clear()
-        left_alone(session, run)
+        display.note(f"{follower.goes_on}. Come back with:")
+        show_ways(session, f" --run {run}")
         return described
     if follow:
         show_end(session, described)
@@ -156,11 +157,6 @@ def watch(session: Session, run: str, follow: bool, pending: Pending) -> Run:
         display.line("it trains. Come back with:")
         show_ways(session, "")
     return described
-
-
-def left_alone(session: Session, run: str) -> None:
-    session.display.note("the training goes on. Come back with:")
-    show_ways(session, f" --run {run}")
 
 
 def show_ways(session: Session, run: str) -> None:

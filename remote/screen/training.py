@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from remote.records import GpuUse, Progress
 from remote.screen.language import translate
 from remote.screen.tables import bar, state_style
-from remote.screen.text import duration, one_line, padded, percent, printable, show
+from remote.screen.text import broken_at_words, duration, one_line, padded, percent, printable, show
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -22,6 +22,8 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 KEPT = 400
 KEYS = "q leaves, the training goes on   s stops it"
 NO_KEYS = "Ctrl-C leaves, the training goes on"
+QUEUED_KEYS = "q leaves, it starts by itself   s takes it out of the queue"
+QUEUED_NO_KEYS = "Ctrl-C leaves, it starts by itself"
 CURVES = {"train_loss": "loss", "val_accuracy": "accuracy"}
 
 
@@ -39,8 +41,16 @@ class TrainingView:
     log: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT))
     # What the training shows in a line that it will write over.
     line: str = ""
+    # Why it is still in the queue.
+    waiting: str = ""
     news: str = ""
-    keys: str = KEYS
+    keyboard: bool = True
+
+    @property
+    def keys(self) -> str:
+        if self.state == "queued":
+            return QUEUED_KEYS if self.keyboard else QUEUED_NO_KEYS
+        return KEYS if self.keyboard else NO_KEYS
 
     def write(self, text: str) -> None:
         """Lines of the log, or remarks of ours among them."""
@@ -62,7 +72,7 @@ class TrainingView:
 
         head = [
             _ends(Text(translate(f"{self.run} on {self.host}"), "bold"), state_text(self.state)),
-            *progress_rows(self.progress),
+            *self._progress_rows(options.max_width),
             *curve_rows(self.curves, options.max_width),
             *gpu_rows(self.gpus),
             Rule(style="dim"),
@@ -73,6 +83,14 @@ class TrainingView:
         for line in [*lines, *[""] * (room - len(lines))]:
             yield _one(Text(line))
         yield _one(Text(translate(self.news or self.keys), "yellow" if self.news else "dim"))
+
+    def _progress_rows(self, width: int) -> list[RenderableType]:
+        from rich.text import Text
+
+        if self.state != "queued":
+            return progress_rows(self.progress)
+        told = broken_at_words(translate(f"queued: {self.waiting}"), width)
+        return [_one(Text(line)) for line in told.splitlines()]
 
 
 def state_text(state: str) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from invoke.context import Context
 from invoke.tasks import task
 
-from remote.errors import NotFound, RunFailed, UsageError
+from remote.errors import INTERRUPTED, NotFound, RunFailed, UsageError
 from remote.tasks.entry import Work, carry_out
 from remote.tasks.sweeps import only_one, status_of_sweep
 
@@ -87,9 +87,9 @@ def follow_one(work: Work, run: str) -> int:
         except StopWanted:
             stop_one(session, follower.view.run)
             return 0
-        except LeaveWanted:
-            work.display.note("the training goes on; the same command shows it again")
-            return 0
+        except (LeaveWanted, KeyboardInterrupt) as left:
+            work.display.note(f"{follower.goes_on}; the same command shows it again")
+            return INTERRUPTED if isinstance(left, KeyboardInterrupt) else 0
         show_state(work, ended)
     return 0
 

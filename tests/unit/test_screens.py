@@ -112,6 +112,19 @@ def test_only_base_colours_are_used_so_that_light_and_dark_terminals_show_them(
     assert told and told <= {"31", "32", "33", "35", "36", "39"}, told
 
 
+@pytest.mark.parametrize("keyboard", [True, False])
+def test_a_queued_run_tells_why_it_waits_and_never_that_it_trains(
+    terminal: None, keyboard: bool
+) -> None:
+    out = Terminal()
+    view = TrainingView("r", "h", "queued", waiting=f"waits for a GPU: {'gpu 0 is busy ' * 12}end")
+    view.keyboard = keyboard
+    Display(out=out, notes=out).show(view)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+    assert " ".join(text.split()).count("gpu 0 is busy") == 12 and " end" in text
+    assert "it starts by itself" in text and "training goes on" not in text
+
+
 def test_a_long_line_is_left_to_the_terminal_so_that_it_can_be_copied(terminal: None) -> None:
     out = Terminal()
     command = f"fab -H gpu train --resume {'r' * 90}"
