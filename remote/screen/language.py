@@ -66,7 +66,7 @@ class Template:
 
     @property
     def is_weak(self) -> bool:
-        return self.own < FEW and self.msgid[0] not in ",;:("
+        return self.own < FEW and not self.msgid.startswith((",", ";", ":", "(", "  "))
 
     @functools.cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -105,8 +105,8 @@ class Catalogue:
         self.whole = [one for one in made if not one.is_weak and not one.is_part]
         self.parts = [one for one in made if not one.is_weak and one.is_part]
         self.weak = [one for one in made if one.is_weak]
-        self.loose = [replace(one, loose=True) for one in self.whole]
-        self.first = [one for one in self.loose if LATE.search(one.msgid)]
+        self.loose = [replace(one, loose=True) for one in (*self.whole, *self.parts)]
+        self.first = [one for one in self.loose if LATE.search(one.msgid) and not one.is_part]
         self.first += [one for one in self.whole if EARLY.match(one.msgid)]
         self.find = functools.lru_cache(4096)(self._find)
 

@@ -109,7 +109,7 @@ def verify(project: Project, display: Display, folder: str, data: str | None) ->
     for problem in problems[:20]:
         display.note(f"  {one_line(problem, 300)}")
     if problems:
-        count = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
+        count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
         raise TransferFailed(
             f"{folder} has {count}",
             step="verify-submission",

@@ -34,6 +34,8 @@ from tests.support.messages import find_messages, read_catalogue
 ROOT = Path(__file__).resolve().parents[2]
 SEVERAL = re.compile(r"(?<=[a-z])\{\d+\}")
 """The s of several, which Chinese has not."""
+HALF_WIDTH = re.compile(r"[，；：（）？] |[\u4e00-\u9fff][,.;:?!()]|[,;:?!()][\u4e00-\u9fff]")
+"""Punctuation that is not Chinese, or has a blank where Chinese has none."""
 
 
 @pytest.fixture
@@ -65,7 +67,15 @@ def test_a_translation_has_the_same_places_and_blanks_at_its_ends() -> None:
         told, theirs = str(one.id), str(one.string)
         assert places(SEVERAL.sub("", told)) <= places(theirs) <= places(told), told
         assert len(told) - len(told.lstrip("\n")) == len(theirs) - len(theirs.lstrip("\n"))
-        assert not re.search(r"[，；：（）？] |[\u4e00-\u9fff][,;:?]( |$)", theirs), theirs
+        assert not HALF_WIDTH.search(theirs), theirs
+
+
+def test_the_figures_of_a_summary_stand_below_each_other(chinese: None) -> None:
+    labels = [
+        str(one.id) for one in messages() if re.match(r"  [a-z]+( [a-z]+)? {2,}", str(one.id))
+    ]
+    columns = {cell_len(translate(label.format("9", "", "")).partition("9")[0]) for label in labels}
+    assert len(labels) > 7 and columns == {17}
 
 
 def test_what_is_loaded_is_what_was_translated() -> None:
@@ -109,6 +119,12 @@ def test_every_message_is_found_with_something_filled_in(chinese: None, value: s
         (
             "gpu 0 is not free: user wang, python, 18.2 GiB",
             "GPU 0 不空闲：用户 wang, python, 18.2 GiB",
+        ),
+        (
+            "2 runs are here in results, verified by sha256. Not here, by remote.results: a, b."
+            " Other people work on it: wang (tmux). Shut gpu1 down (`poweroff`)?",
+            "2 个运行已在本机的 results，已用 sha256 校验。按 remote.results 未取回：a, b。"
+            "还有别人在用它：wang (tmux)。关闭 gpu1 吗（`poweroff`）？",
         ),
         ("an unheard-of word on the way", "an unheard-of word on the way"),
         (
