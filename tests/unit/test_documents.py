@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import re
 import subprocess
 import sys
@@ -11,9 +13,14 @@ import pytest
 
 from remote.records import Run
 from remote.runs.listing import run_json
+from tests.support.messages import read_catalogue, template
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh-CN.md")
+HALF = re.compile(r"[,;:?!()]|[\u4e00-\u9fff]\.")
+HALF_BESIDE_CHINESE = re.compile(
+    r"[\u3001-\u9fff\uff01-\uff5e][,.;:?!()]|[,;:?!()][\u3001-\u9fff\uff01-\uff5e]|\w;"
+)
 
 
 def commands_of(name: str) -> list[str]:
@@ -98,9 +105,67 @@ def test_every_task_is_in_the_readme_and_explains_itself(tasks: dict[str, str]) 
         assert "Docstring:" in text and (name == "demo" or "Exit codes:" in text), name
 
 
+@functools.lru_cache
+def texts_of_the_program() -> set[str]:
+    """As the pages quote them: with … for what is filled in."""
+    found = set()
+    for file in (*(ROOT / "remote").rglob("*.py"), *(ROOT / "trainer").rglob("*.py")):
+        nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+        documentation = {id(one.value) for one in nodes if isinstance(one, ast.Expr)}
+        for node in nodes:
+            match node:
+                case ast.JoinedStr() | ast.Constant(value=str()) if id(node) not in documentation:
+                    found.add(as_quoted(template(node)))
+    return found
+
+
+def as_quoted(text: str) -> str:
+    return re.sub(r"(\{\d+\})+", "…", text).replace("{{", "{").replace("}}", "}")
+
+
+def symptoms(form: str) -> list[str]:
+    """The first column of all tables of a page."""
+    page = (ROOT / "docs" / f"troubleshooting{form}.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+?) \| .+ \| .+ \|$", page, re.MULTILINE)
+    assert len(rows) > 60
+    return [row for row in rows if row not in ("you see", "你看到的")]
+
+
+def quotes(symptom: str) -> list[str]:
+    return re.findall(r"`((?!--).+?)`", symptom)
+
+
+def test_troubleshooting_quotes_what_the_program_says() -> None:
+    told = [quote for symptom in symptoms("") for quote in quotes(symptom)]
+    unknown = [one for one in told if not any(one in text for text in texts_of_the_program())]
+    assert len(told) > 60 and unknown == []
+
+
 def test_both_troubleshooting_pages_quote_the_same_lines() -> None:
-    """What the program says stays English in both."""
-    pages = [ROOT / "docs" / f"troubleshooting{form}.md" for form in ("", ".zh-CN")]
-    english, chinese = (page.read_text(encoding="utf-8").split("\n## ") for page in pages)
-    counts = [[part.count("\n| ") for part in page] for page in (english, chinese)]
-    assert counts[0] == counts[1]
+    assert list(map(quotes, symptoms(".zh-CN"))) == list(map(quotes, symptoms("")))
+
+
+def test_troubleshooting_in_chinese_says_what_the_screen_says() -> None:
+    """Beside a line of the trainer, which stays English, stands no Chinese."""
+    lines = [(as_quoted(str(one.id)), as_quoted(str(one.string))) for one in read_catalogue()]
+    for symptom in symptoms(".zh-CN"):
+        pairs = re.findall(r"([^（）]*)（`(.+?)`）", symptom)
+        assert {quote for _, quote in pairs} == {
+            one for one in quotes(symptom) if any(one in told for told, _ in lines)
+        }
+        for chinese, quote in pairs:
+            shown = chinese.lstrip("；：…，")
+            assert any(quote in told and shown in theirs for told, theirs in lines), shown
+
+
+@pytest.mark.parametrize("name", ["README.zh-CN.md", "docs/troubleshooting.zh-CN.md"])
+def test_chinese_pages_have_full_width_punctuation(name: str) -> None:
+    """Half-width stays in code, links, numbers and quoted words; in comments of examples where it
+    touches nothing Chinese."""
+    page = (ROOT / name).read_text(encoding="utf-8")
+    wrong = []
+    for line in filter(re.compile("[\u4e00-\u9fff]").search, page.splitlines()):
+        prose = re.sub(r"`[^`]*`|!\[|\]\([^)]*\)|\d,\d{3}|\w\(\)", "", line)
+        example = line.startswith("    ")
+        wrong += [line] if (HALF_BESIDE_CHINESE if example else HALF).search(prose) else []
+    assert wrong == []
