@@ -160,7 +160,7 @@ def test_a_finished_run_never_stands_at_the_beginning(
     )
     fab(project, server, "train", "--follow")
     shown = fab(project, server, "status").stdout
-    assert " 2/2 " in shown and "0/2" not in shown and "starting" not in shown
+    assert " 2/2" in shown and "0/2" not in shown and "starting" not in shown
 
 
 def test_watch_shows_gpus_and_runs_of_all_hosts(
