@@ -3,6 +3,7 @@ Trainer, fit, test. `python -m trainer.train --help` has the options (`trainer/c
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,7 +170,9 @@ def make_loggers(config: TrainConfig, run_dir: Path, done: int | None) -> list[A
         if config.logger == "wandb":  # whose id makes all attempts one run there
             return [board, loggers.WandbLogger(name, run_dir, id=name)]
         if config.logger == "mlflow":
-            return [board, loggers.MLFlowLogger(run_name=name, save_dir=str(run_dir / "mlruns"))]
+            # Where no server is named, a file that `mlflow ui --backend-store-uri` shows.
+            place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run_dir / 'mlflow.db'}"
+            return [board, loggers.MLFlowLogger(run_name=name, tracking_uri=place)]
     except ModuleNotFoundError:
         text = f"logger {config.logger}: the package is not installed: pip install {config.logger}"
         raise TrainError(text, EXIT_USAGE) from None

@@ -199,3 +199,18 @@ def test_another_logger_gets_the_same_figures_beside_tensorboard(
     told = (tmp_path / "run" / "elsewhere" / "run" / "metrics.csv").read_text()
     assert "val_accuracy" in told and "train_loss" in told and "test_accuracy" in told
     assert list((tmp_path / "run" / "logs").glob("events*"))
+
+
+@pytest.mark.parametrize("server", ["", "http://mlflow.example:5000"])
+def test_mlflow_writes_into_the_run_where_no_server_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str
+) -> None:
+    """Its own default, a folder of files, is refused by mlflow since version 3."""
+    told = {}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    monkeypatch.setattr(
+        "pytorch_lightning.loggers.MLFlowLogger", lambda **given: told.update(given)
+    )
+    make_loggers(finetune_config(logger="mlflow"), tmp_path / "r", None)
+    place = server or f"sqlite:///{tmp_path}/r/mlflow.db"
+    assert told == {"run_name": "r", "tracking_uri": place}
