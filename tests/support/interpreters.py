@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from remote.agent.environments.environments import check_plan
+from remote.agent.root.paths import HASH
 from remote.deploy.environment import plan_environment
 from remote.deploy.needs import Known
 from remote.link.answer import read_answer
@@ -104,3 +106,21 @@ def record(text: str = TEXT, **more: Any) -> dict[str, Any]:
     }
     made |= {"wanted": {"python": "", "torch": "auto"}, "needs_torch": True, "torch": TORCH}
     return made | {"version": "3.11.7", "python": "/v/python"} | more
+
+
+PLAIN = Settings()
+MINE = Settings(python="/my/python")
+
+
+def plan(
+    *interpreters: Mapping[str, Any], text: str = TEXT, settings: Settings = PLAIN, **more: Any
+) -> EnvironmentPlan:
+    found = plan_told(make_facts(*interpreters, **more), settings, text)
+    if found.key and found.args:
+        check_plan(dict(found.args))
+        assert found.key == found.args["key"] and HASH.match(found.key or "")
+    return found
+
+
+def configured(**more: Any) -> dict[str, Any]:
+    return image("/my/python", configured=True, **more)

@@ -4,49 +4,29 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import venv
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from remote.agent.environments.builder import SCRIPTS
-from remote.agent.environments.environments import check_plan
-from remote.agent.root.paths import HASH
-from remote.agent.runs.surroundings import base_programs
 from remote.deploy.environment import KEPT
-from remote.errors import EnvironmentFailed, GpuUnfit
-from remote.records import EnvironmentPlan, Settings
+from remote.errors import EnvironmentFailed
+from remote.records import Settings
 from tests.support.interpreters import (
     CPU_TORCH,
-    NO_GPU,
+    MINE,
     PACKAGES,
+    PLAIN,
     REQUIRES,
     TEXT,
+    configured,
     gpu_facts,
     image,
     interpreter,
     make_facts,
+    plan,
     plan_told,
     record,
 )
-from tests.support.project import make_tree
-
-PLAIN = Settings()
-
-
-def plan(
-    *interpreters: Mapping[str, Any], text: str = TEXT, settings: Settings = PLAIN, **more: Any
-) -> EnvironmentPlan:
-    found = plan_told(make_facts(*interpreters, **more), settings, text)
-    if found.key and found.args:
-        check_plan(dict(found.args))
-        assert found.key == found.args["key"] and HASH.match(found.key or "")
-    return found
-
 
 # Keep
 
@@ -248,13 +228,6 @@ def test_a_torchvision_made_for_another_torch_is_not_mended_on_top() -> None:
 # remote.python
 
 
-def configured(**more: Any) -> dict[str, Any]:
-    return image("/my/python", configured=True, **more)
-
-
-MINE = Settings(python="/my/python")
-
-
 def test_the_configured_one_is_always_the_base() -> None:
     better = image("/opt/newer", version="3.13.0")
     assert plan(configured(), better, settings=MINE).args["python"] == "/my/python"
@@ -322,317 +295,3 @@ def test_a_configured_one_that_is_unfit_is_never_replaced_in_silence(
 ) -> None:
     with pytest.raises(EnvironmentFailed, match=said):
         plan(configured(**more), image(), settings=MINE)
-
-
-# A venv
-
-
-def test_other_interpreters_with_an_unfit_torch_are_passed_over_and_the_reason_is_said() -> None:
-    found = plan(image("/usr/bin/python3", torch=CPU_TORCH), gpu=gpu_facts())
-    assert (
-        found.kind == "venv"
-        and "passed over /usr/bin/python3: torch 2.5.1+cpu is a CPU build" in found.notes
-    )
-
-
-def test_the_base_is_the_newest_that_torch_has_wheels_for_and_that_can_make_a_venv() -> None:
-    choices = [
-        interpreter("/a", "3.10.1"),
-        interpreter("/b", "3.12.1"),
-        interpreter("/c", "3.13.1", has_venv=False),
-        interpreter("/d", "3.15.0"),
-        interpreter("/e", "3.12.1"),
-    ]
-    assert plan(*choices).args["python"] == "/b"
-    assert plan(*choices, text="demo\n").args["python"] == "/d"
-
-
-@pytest.mark.parametrize(
-    ("gpu", "torch", "build"),
-    [
-        (gpu_facts("580.1"), "auto", "default"),
-        (gpu_facts("550.1"), "auto", "cu126"),
-        (gpu_facts("580.1", cap="7.0", name="Tesla V100"), "auto", "cu126"),
-        (gpu_facts("470.1", cap="8.0"), "auto", "cu118"),
-        (gpu_facts("550.1"), "cu121", "cu121"),
-        (gpu_facts("550.1"), "cpu", "cpu"),
-        (NO_GPU, "auto", "default"),
-    ],
-)
-def test_the_torch_build_is_chosen_by_driver_and_capability(
-    gpu: dict[str, Any], torch: str, build: str
-) -> None:
-    found = plan(
-        interpreter("/p"), text=TEXT + "torchvision\n", gpu=gpu, settings=Settings(torch=torch)
-    )
-    chosen = found.args["torch"]
-    assert chosen["build"] == build
-    if build == "default":
-        assert "index" not in chosen and found.args["install"][0] == "torch<2.15,>=2.4"
-    else:
-        assert chosen["index"] == f"https://download.pytorch.org/whl/{build}"
-        assert chosen["requirements"] == ["torch<2.15,>=2.4"]
-    assert found.args["need_mib"] == (1500 if build == "cpu" else 7168)
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "--no-index",
-        "--extra-index-url https://download.pytorch.org/whl/cu121",
-        "torch==2.4.0+cu121",
-        "torch @ https://host/torch-2.4.0-py3-none-any.whl",
-    ],
-)
-def test_whoever_names_the_source_of_torch_gets_it_from_there(line: str) -> None:
-    chosen = plan(
-        interpreter("/p"), text=f"{line}\ntorch\ntorchvision\n", gpu=gpu_facts("550.1")
-    ).args
-    assert "index" not in chosen["torch"] and "torchvision" in chosen["install"]
-    assert plan(
-        interpreter("/p"),
-        text=f"{line}\ntorch\n",
-        gpu=gpu_facts(),
-        settings=Settings(torch="cu126"),
-    ).args["torch"]["index"]
-
-
-@pytest.mark.parametrize(
-    ("setting", "place", "address"),
-    [
-        ("https://mirror/whl/", "index", "https://mirror/whl/cu126"),
-        ("https://mirror/whl/cu121", "index", "https://mirror/whl/cu121"),
-        ("-f https://mirror/wheels/{build}/", "links", "https://mirror/wheels/cu126/"),
-        ("-f https://mirror/torch_stable.html", "links", "https://mirror/torch_stable.html"),
-        ("-f /data/wheels/{build}", "links", "/data/wheels/cu126"),
-    ],
-)
-def test_builds_of_torch_come_from_a_mirror_of_theirs(
-    setting: str, place: str, address: str
-) -> None:
-    settings = Settings(torch_index=setting)
-    chosen = plan(interpreter("/p"), gpu=gpu_facts("550.1"), settings=settings).args["torch"]
-    assert chosen[place] == address and {"index", "links"} & set(chosen) == {place}
-
-
-def test_torch_that_a_package_of_a_package_brings_is_chosen_and_counted_all_the_same() -> None:
-    """As ultralytics, timm and transformers[torch] do."""
-    facts = make_facts(interpreter("/p"), gpu=gpu_facts("535.1"))
-    del facts["resolution"]
-    asked = plan_told(facts, PLAIN, "ultralytics\n--pre\nb==1+cu118\n")
-    assert asked.kind == "resolve-first"
-    assert asked.args["install"] == ["ultralytics", "b==1"] and asked.args["pythons"] == ["/p"]
-    packages = {"ultralytics": "8", "torch": "2.4.0+cu130", "torchvision": "0.19.0"}
-    facts["resolution"] = {"python": "/p", "packages": packages, "late": [], "failed": []}
-    found = plan_told(facts, PLAIN, "ultralytics\n")
-    assert found.args["torch"]["build"] == "cu126" and found.args["need_mib"] == 7168
-    assert found.args["torch"]["requirements"] == ["torch", "torch<=2.4.0"]
-    assert found.args["needs_torch"] and found.args["imports"] == ["torch", "torchvision"]
-    facts["resolution"]["packages"] = {"ultralytics": "8"}
-    found = plan_told(facts, PLAIN, "ultralytics\n")
-    assert (found.args["torch"], found.args["needs_torch"]) == ({}, False)
-
-
-def test_torch_that_stands_below_what_is_asked_for_is_judged_and_proved() -> None:
-    has: dict[str, Any] = {
-        "packages": {**PACKAGES, "timm": "1"},
-        "requires": {"timm": ["torch"], "torch": []},
-    }
-    found = plan(image(**has), text="timm\n", gpu=gpu_facts())
-    assert found.kind == "as-is" and found.args["imports"] == ["torch"]
-    unfit = image(**has, torch=CPU_TORCH)
-    assert plan(unfit, text="timm\n", gpu=gpu_facts()).kind == "venv"
-
-
-def test_an_image_keeps_its_torch_though_the_requirements_name_it_only_by_a_package() -> None:
-    resolution = {"python": "/new", "packages": {"timm": "1", "torch": "2.9"}}
-    both = [image(), interpreter("/new", "3.13.0")]
-    found = plan(*both, text="timm\n", gpu=gpu_facts(), resolution=resolution)
-    assert found.kind == "overlay" and found.args["constraints"] == ["torch==2.5.1+cu124"]
-
-
-def test_the_python_is_one_that_project_and_packages_take() -> None:
-    pythons = [
-        interpreter("/old", "3.9.1"),
-        interpreter("/mid", "3.11.2"),
-        interpreter("/new", "3.13.0"),
-    ]
-    facts = make_facts(*pythons)
-    del facts["resolution"]
-    text = "--requires-python >=3.10\nnumba==0.57\n"
-    asked = plan_told(facts, PLAIN, text)
-    assert asked.args["pythons"] == ["/new", "/mid"]
-    preferred = plan_told(facts, PLAIN, text + "--prefers-python 3.11\n")
-    assert preferred.args["pythons"] == ["/mid", "/new"]
-    absent = plan(*pythons, text=text + "--prefers-python 3.1\n")
-    assert ".python-version asks for python 3.1, which is not there" in absent.notes
-    failed = [["/new", "numba==0.57 takes python < 3.12, this is 3.13.0"]]
-    facts["resolution"] = {"python": "/mid", "packages": {"numba": "0.57"}, "failed": failed}
-    found = plan_told(facts, PLAIN, text)
-    assert found.args["python"] == "/mid" and "python < 3.12" in found.notes[-1]
-    assert found.args["older"] == "" and plan(*pythons, text="x\n").args["older"].startswith("/mid")
-    with pytest.raises(EnvironmentFailed, match=r"no python >=3\.14 .*requires-python is >=3\.14"):
-        plan(*pythons, text="--requires-python >=3.14\nx\n")
-
-
-def test_a_python_of_3_9_with_all_that_is_asked_for_is_used() -> None:
-    assert plan(image(version="3.9.1")).kind == "as-is"
-
-
-def test_what_bends_every_run_is_said() -> None:
-    system = {"machine": "x86_64", "pythonpath": "/shared/lib"}
-    found = plan(image(), system=system, text=TEXT + "-i https://${TOKEN}@x/simple\n")
-    assert "PYTHONPATH is set there: runs import from /shared/lib first" in found.notes
-    assert "${TOKEN} is not set here: pip takes the server's" in found.notes
-
-
-def test_a_server_whose_pip_asks_no_index_is_not_sent_to_one() -> None:
-    facts = make_facts(interpreter("/p"), gpu=gpu_facts("550.1"))
-    facts["inspection"]["pip_config"] = {"no-index": "true", "find-links": "/wheels"}
-    assert "index" not in plan_told(facts, Settings(), TEXT).args["torch"]
-
-
-def test_a_driver_too_old_for_any_torch_is_told_before_gigabytes_are_fetched() -> None:
-    with pytest.raises(GpuUnfit, match="too old for any torch build") as caught:
-        plan(interpreter("/p"), gpu=gpu_facts("390.1", cap="6.1"))
-    assert "remote.torch: cpu" in str(caught.value.remedy)
-
-
-def test_torch_is_needed_though_only_lightning_is_named() -> None:
-    found = plan(interpreter("/p"), text="lightning\n", gpu=gpu_facts("550.1"))
-    assert found.args["needs_torch"] and found.args["torch"]["requirements"] == ["torch"]
-    assert found.args["imports"] == ["torch", "lightning"]
-
-
-def test_options_go_along_and_no_password_is_shown() -> None:
-    text = "-i https://me:secret@mirror/simple\n--find-links=/wheels\ndemo\n"
-    found = plan(interpreter("/p"), text=text)
-    assert found.args["options"] == [
-        "--index-url https://me:secret@mirror/simple",
-        "--find-links /wheels",
-    ]
-    kept = {name: value for name, value in found.args.items() if name != "options"}
-    assert "secret" not in f"{found.why} {found.notes} {kept}"
-
-
-def test_the_key_is_requirements_interpreter_and_torch_build() -> None:
-    base = plan(interpreter("/p")).key
-    assert plan(interpreter("/p"), text="pytorch-lightning >= 2.5\n\n# x\n" + TEXT).key == base
-    others = [
-        plan(interpreter("/q")).key,
-        plan(interpreter("/p", "3.11.8")).key,
-        plan(interpreter("/p"), text=TEXT + "demo\n").key,
-        plan(interpreter("/p"), settings=Settings(torch="cpu")).key,
-    ]
-    assert len({base, *others}) == 5
-
-
-def test_a_spoilt_environment_is_built_anew_beside_it_while_a_training_may_use_it() -> None:
-    key = plan(interpreter("/p")).key
-    spoilt = record(key=key, valid=False, changed="x")
-    assert plan(interpreter("/p"), environments=[spoilt]).key == key
-    again = plan(
-        interpreter("/p"), environments=[spoilt], runs=[{"run": "1", "state": "running"}]
-    ).key
-    assert again != key
-    both = [spoilt, record(key=again, valid=False)]
-    assert plan(
-        interpreter("/p"), environments=both, runs=[{"run": "1", "state": "running"}]
-    ).key not in (key, again)
-
-
-def test_an_interpreter_whose_packages_cannot_be_read_is_passed_over() -> None:
-    broken = interpreter("/broken", "3.13.0", problem="no answer within 60 s", packages={})
-    found = plan(broken, interpreter("/p"))
-    assert (
-        found.args["python"] == "/p" and "passed over /broken: no answer within 60 s" in found.notes
-    )
-
-
-def test_the_inspection_follows_what_is_named_with_its_extras() -> None:
-    text = "Demo_Pkg[b,a]>=1\n-i https://x/simple\ntorch\n"
-    asked = plan(inspected=False, text=text, settings=Settings(python="/p"))
-    assert asked.kind == "inspect-first"
-    assert asked.args == {"configured": "/p", "detail": ["demo-pkg[a,b]", "torch"]}
-
-
-KNOWN = [
-    "torch",
-    "torchmetrics>1",
-    "a; extra == 'b'",
-    "1.0",
-    "x @ file:///y",
-    "2.5.1+cu124",
-    "1.0.dev0",
-]
-WORDS = st.text(max_size=20) | st.sampled_from(KNOWN)
-
-
-@given(
-    st.dictionaries(WORDS, WORDS, max_size=4),
-    st.dictionaries(WORDS, st.lists(WORDS, max_size=4), max_size=4),
-)
-def test_whatever_a_server_tells_of_its_packages_a_plan_comes_out(
-    packages: dict[str, str], requires: dict[str, list[str]]
-) -> None:
-    merged = {**PACKAGES, **packages}
-    found = plan(
-        image(packages=merged, requires={**requires, "torch": list(packages.values())}),
-        gpu=gpu_facts(),
-    )
-    assert found.kind in ("as-is", "overlay", "venv")
-
-
-def test_programs_of_the_packages_below_run_in_the_environment_above(tmp_path: Path) -> None:
-    """An image's torchrun is on the PATH of an environment that was laid upon it, and starts that
-    environment's python."""
-    make_tree(
-        tmp_path / "below",
-        {
-            "tool.py": (
-                "import sys\n"
-                "class Main:\n"
-                "    @staticmethod\n"
-                "    def run():\n"
-                "        print(sys.prefix, sys.argv[1:])\n"
-            ),
-            "tool-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: tool\nVersion: 1\n",
-            "tool-1.dist-info/entry_points.txt": (
-                "[console_scripts]\n"
-                "tool = tool:Main.run\n"
-                "extra = tool:Main.run [all]\n"
-                "[other]\n"
-                "no = tool:x\n"
-            ),
-        },
-    )
-    above = tmp_path / "with a blank"
-    venv.create(above, with_pip=False)
-    (site,) = above.glob("lib/python*/site-packages")
-    (site / "below.pth").write_text(str(tmp_path / "below"))
-    subprocess.run([above / "bin" / "python", "-I", "-c", SCRIPTS], check=True)
-    for name in ("tool", "extra"):
-        told = subprocess.run(
-            [above / "bin" / name, "a b"], capture_output=True, text=True, check=True
-        ).stdout
-        assert told == f"{above} ['a b']\n"
-    assert not (above / "bin" / "no").exists()
-
-
-def test_the_base_interpreters_programs_follow_the_environments(tmp_path: Path) -> None:
-    make_tree(
-        tmp_path,
-        {
-            "over/pyvenv.cfg": (
-                "home = /opt/conda/bin\ninclude-system-site-packages = true\nversion = 3.11\n"
-            ),
-            "alone/pyvenv.cfg": "home = /opt/conda/bin\ninclude-system-site-packages = false\n",
-            "plain/bin/python": "",
-        },
-    )
-    assert base_programs(str(tmp_path / "over/bin/python")) == ["/opt/conda/bin"]
-    assert (
-        base_programs(str(tmp_path / "alone/bin/python"))
-        == []
-        == base_programs(str(tmp_path / "plain/bin/python"))
-    )

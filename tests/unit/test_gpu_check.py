@@ -1,0 +1,139 @@
+"""What a trial of torch on a server's GPUs means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from remote.agent.calls import Refusal
+from remote.agent.environments.gpu_check import has_kernels, judge
+
+CARDS = [{"uuid": "GPU-1", "name": "H100", "compute_cap": "9.0", "driver_version": "550.1"}]
+RAW = {"found": True, "gpus": {"exit": 0}}
+GOOD: dict[str, Any] = {"number": 0, "name": "H100", "capability": "9.0", "ok": True}
+
+
+def proof(*devices: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {
+        "torch": "2.5",
+        "cuda": "12.4",
+        "hip": None,
+        "available": True,
+        "arch": ["sm_90"],
+        "driver": "550.1",
+        "devices": list(devices),
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("proved", "raw", "cards", "ok", "gpu", "reason"),
+    [
+        (proof(GOOD), RAW, CARDS, True, True, None),
+        (
+            proof(available=False),
+            {"found": False},
+            [],
+            True,
+            False,
+            "no GPU: training will run on the CPU",
+        ),
+        (
+            proof(available=False),
+            {"found": True, "gpus": {"exit": 18}},
+            [],
+            False,
+            False,
+            "nvidia-smi fails",
+        ),
+        (proof(GOOD), RAW, CARDS * 2, True, True, "torch sees 1 of 2 GPUs"),
+        (
+            proof(GOOD | {"ok": False, "busy": True, "problem": "CUDA out of memory"}),
+            RAW,
+            CARDS,
+            False,
+            False,
+            "full or reserved",
+        ),
+    ],
+)
+def test_what_a_trial_means(
+    proved: dict[str, Any],
+    raw: dict[str, Any],
+    cards: list[dict[str, str]],
+    ok: bool,
+    gpu: bool,
+    reason: str | None,
+) -> None:
+    told = judge(proved, raw, cards, {})
+    assert (told["ok"], told["gpu"]) == (ok, gpu) and (
+        told["reason"] is None if reason is None else reason in told["reason"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("proved", "message", "remedy"),
+    [
+        (
+            proof(cuda=None, available=False),
+            "is a build for the CPU, but the server has 1 GPU",
+            "remote.torch: cu126",
+        ),
+        (
+            proof(available=False, cuda="13.0"),
+            r"torch 2.5 \(CUDA 13.0\) needs driver ≥ 580; this is 550.1",
+            "remote.torch: cu126",
+        ),
+        (
+            proof(available=False, warnings=["CUDA unknown error"]),
+            "can't use the GPU: CUDA unknown error",
+            "nvidia-smi",
+        ),
+        (
+            proof(GOOD | {"ok": False, "problem": "CUDA error: no kernel image is available"}),
+            r"no kernels for H100 \(sm_90\)",
+            "cu126",
+        ),
+        (
+            proof(GOOD | {"ok": False, "problem": "it computes 1 where 2 is right"}),
+            "gpu 0 .* fails in torch 2.5: it computes 1",
+            "--devices",
+        ),
+        (
+            proof(failed=["torchvision", "RuntimeError: operator torchvision::nms"]),
+            "of different builds: torchvision can't be imported",
+            "remote",
+        ),
+    ],
+)
+def test_what_does_not_work_together_is_an_error_with_its_remedy(
+    proved: dict[str, Any], message: str, remedy: str
+) -> None:
+    with pytest.raises(Refusal, match=message) as caught:
+        judge(
+            proved,
+            RAW,
+            CARDS,
+            {"kind": "venv", "base": "/usr/bin/python3", "wanted": {"torch": "auto"}},
+        )
+    assert remedy in str(caught.value.remedy)
+
+
+def test_a_cpu_build_that_was_asked_for_is_no_error() -> None:
+    told = judge(proof(cuda=None, available=False), RAW, CARDS, {"wanted": {"torch": "cpu"}})
+    assert told["ok"] and "remote.torch is cpu" in told["reason"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "arch", "has"),
+    [
+        ("8.6", ["sm_80"], True),
+        ("7.0", ["sm_75", "sm_80"], False),
+        ("12.0", ["sm_90"], False),
+        ("12.0", ["compute_90"], True),
+        ("9.0", ["sm_90a"], True),
+    ],
+)
+def test_which_kernels_run_where(capability: str, arch: list[str], has: bool) -> None:
+    assert has_kernels(capability, arch) is has
