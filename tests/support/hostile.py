@@ -10,18 +10,23 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from remote import errors
 from remote.agent.shared import protocol
 from remote.errors import ConnectionLost
 from remote.link import session
 from remote.link.link import Link
 from remote.ssh.target import Host, Target
+from tests.support.faults import Done, Lab, short_pauses
+from tests.support.project import snapshot
 
 Frames = Sequence[tuple[dict[str, Any], bytes] | bytes]
 """Messages with their bytes (the request's number is added), or raw bytes."""
 Answer = Callable[[str, dict[str, Any]], Frames]
 MOST_SENT = 256 << 20
+CODES = {0, 130, *(cls.exit_code for cls in errors.RemoteError.__subclasses__())}
 
 
 class LyingChannel:
@@ -161,3 +166,46 @@ def mutations(value: Any, depth: int = 4) -> Iterator[Any]:
     elif depth and isinstance(value, list) and value:
         for part in mutations(value[0], depth - 1):
             yield [part, *value[1:]]
+
+
+class LyingLab(Lab):
+    """A lab whose server lies; nothing may be written outside `results/`, and nothing drawn on the
+    terminal."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(None, directory)  # type: ignore[arg-type]
+        self.before = self.outside()
+
+    @property
+    def route(self) -> Any:
+        class Nowhere:
+            ssh_config = "/dev/null"
+
+        return Nowhere
+
+    def outside(self) -> dict[str, str]:
+        return {
+            name: what
+            for name, what in snapshot(self.directory).items()
+            if not name.startswith(f"{self.name}/results/")
+        }
+
+    def ask(
+        self, task: str, answer: Callable[[str, dict[str, Any]], Frames], /, **options: Any
+    ) -> Done:
+        with hostile(answer), short_pauses(0):
+            done = self.task(task, **options)
+        told = done.out + done.err
+        assert done.code in CODES, done
+        assert (
+            "Traceback" not in told
+            and "\x1b" not in told
+            and "\x07" not in told
+            and "\x9b" not in told
+        )
+        if done.code:
+            problems = [line for line in done.out.splitlines() if line.startswith("  problem")]
+            assert problems if task == "doctor" else len(done.error_lines) == 1, done
+            assert all(len(line) < 3000 for line in [*done.error_lines, *problems])
+        assert self.outside() == self.before
+        return done
