@@ -5,8 +5,6 @@ import os
 import re
 import secrets
 import shutil
-import urllib.error
-import urllib.request
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from remote.agent.calls import Call, Refusal, operation
@@ -227,6 +225,9 @@ def pretrained(call: Call, root: str, network: str) -> Dict[str, Any]:
 
 
 def try_address(url: str) -> Dict[str, Any]:
+    import urllib.error
+    import urllib.request  # takes as long to load as the rest of the agent's own modules
+
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_S):
             return {"reached": True, "url": url, "problem": None}

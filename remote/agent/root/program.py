@@ -5,7 +5,6 @@ import importlib.util
 import io
 import marshal
 import sys
-import zipfile
 from typing import Set
 
 from remote.agent.root.paths import write_whole
@@ -38,6 +37,8 @@ def compiled_name(digest: str) -> str:
 
 def compile_program(content: bytes) -> bytes:
     """The zipapp with compiled modules in place of sources."""
+    import zipfile  # no other command waits for it
+
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(buffer, "w") as target:
         for name in source.namelist():
