@@ -15,11 +15,12 @@ MOST = 7
 
 
 class Lanes:
-    """`links` is empty where the server lets too few of them in. `pool` has a thread for each."""
+    """`links` is empty where the server lets too few of them in. `pool` has a thread for each, and
+    one for the first channel."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self.pool = ThreadPoolExecutor(MOST)
+        self.pool = ThreadPoolExecutor(MOST + 1)
         self._opening = [self.pool.submit(self._open) for _ in range(MOST)]
 
     def _open(self) -> Link | None:

@@ -33,30 +33,31 @@ def is_large(file: RemoteFile, have: LocalBytes | None) -> bool:
 
 
 class WideFetch:
-    """A run's files over the lanes; one of these hashes."""
+    """A run's files over the lanes, while the agent of the first channel hashes them."""
 
     def __init__(self, session: Session, lanes: Lanes, run: str) -> None:
-        self._session, self._pool, self._links = session, lanes.pool, lanes.links
+        assert session.link is not None
+        self._session, self._hasher = session, session.link
+        self._pool, self._carriers = lanes.pool, lanes.links
         self._asked: dict[str, Any] = {"root": session.project.settings.root, "run": run}
 
     def fetch(self, wanted: Sequence[Wanted], event: Event) -> None:
         """Bring the files, as events of `fetch_read` would: file and offset, bytes in order, the
         hash of the whole at the end."""
-        hasher, *carriers = self._links
         for file, have in wanted:
-            whole = self._pool.submit(self._hash, hasher, file, file.size)
+            whole = self._pool.submit(self._hash, self._hasher, file, file.size)
             offset = 0
             if (
                 have is not None
                 and have.size
-                and self._hash(carriers[0], file, have.size) == have.digest.hexdigest()
+                and self._hash(self._carriers[0], file, have.size) == have.digest.hexdigest()
             ):
                 offset = have.size
             event({"file": file.path, "offset": offset}, b"")
             pieces = Pieces(offset)
             carrying = [
                 self._pool.submit(self._carry, link, file, pieces, place)
-                for place, link in self._places(carriers, offset)
+                for place, link in self._places(offset)
             ]
             try:
                 complete = self._hand_on(file, pieces, carrying, event)
@@ -69,9 +70,10 @@ class WideFetch:
             # on a lane of its own.
             event({"done": whole.result() if complete else None}, b"")
 
-    def _places(self, carriers: Sequence[Link], offset: int) -> list[tuple[tuple[int, int], Link]]:
+    def _places(self, offset: int) -> list[tuple[tuple[int, int], Link]]:
+        count = len(self._carriers)
         return [
-            ((offset + number * UNIT, len(carriers)), link) for number, link in enumerate(carriers)
+            ((offset + number * UNIT, count), link) for number, link in enumerate(self._carriers)
         ]
 
     def _hash(self, link: Link, file: RemoteFile, end: int) -> str | None:
