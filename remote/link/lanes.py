@@ -6,7 +6,6 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from remote.errors import RemoteError
-from remote.link.answers import Runs
 from remote.link.link import Link
 from remote.link.session import Session
 
@@ -27,7 +26,7 @@ class Lanes:
         link = self._session.lane()
         try:
             link.__enter__()
-            link.ask(Runs, root=self._session.project.settings.root)
+            link.wait_until_let_in()
         except RemoteError:
             link.__exit__(None, None, None)
             return None

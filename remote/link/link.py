@@ -114,6 +114,16 @@ class Link:
         if self._channel is not None:
             self._channel.close()
 
+    def wait_until_let_in(self) -> None:
+        """Until a python runs there. Raises what `call` does."""
+        self._deadline = time.monotonic() + self._quickly_s
+        if not self._greeted:
+            self._greet()
+
+    @property
+    def _quickly_s(self) -> float:
+        return QUICK_WAITS * self.connection.target.timeout_s
+
     def ask(
         self,
         kind: type[A],
@@ -146,8 +156,7 @@ class Link:
         """
         self.requests += 1
         number = self.requests
-        wait_s = QUICK_WAITS * self.connection.target.timeout_s
-        self._deadline = time.monotonic() + wait_s if op in QUICK else None
+        self._deadline = time.monotonic() + self._quickly_s if op in QUICK else None
         began = time.monotonic()
         self._send({"id": number, "op": op, "args": args})
         try:
