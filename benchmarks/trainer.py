@@ -131,9 +131,10 @@ def row_of(tool: str, seed: int, done: Training) -> Row:
 FINETUNE = (
     "network=timm:tf_efficientnet_lite0",
     "image_size=96",
-    "resolutions=16,21,21,32",
-    "max_epochs=4",
-    "frozen_fraction=0.18",
+    "resolutions=21,26,32",
+    "max_epochs=3",
+    "frozen_fraction=0.4",
+    "crop_scale=0.7",
     "validation_fraction=0",
 )
 

@@ -38,7 +38,7 @@ def train(
     from trainer.data.data_module import ImageDataModule
     from trainer.devices import choose_devices, compile_wanted, torch_device
     from trainer.model import Classifier
-    from trainer.summary import describe, write_summary
+    from trainer.report.summary import describe, write_summary
 
     began = time.monotonic()
     first, checkpoints = is_first_process(), run_dir / "checkpoints"

@@ -25,8 +25,8 @@ from trainer.callbacks import BestCheckpoint
 from trainer.callbacks.find_divergence import collapsed
 from trainer.checkpoints import load_checkpoint
 from trainer.model import Classifier
-from trainer.pictures import draw_confusion, draw_curves, to_png
 from trainer.progress import EVERY_S, Progress, best_row, point_logs
+from trainer.report.pictures import draw_confusion, draw_curves, to_png
 from trainer.train import train as train_once
 
 pytestmark = pytest.mark.usefixtures("quiet_trainer")

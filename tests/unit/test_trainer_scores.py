@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from remote.link.decoding import decode
 from remote.records import Summary
 from tests.support.training import pixels_of, tiny_config, tiny_data
-from trainer import fonts, pictures
 from trainer.config import to_dict
 from trainer.data.images import balanced_weights
-from trainer.mistakes import find_mistakes, heat_maps
 from trainer.model import Classifier
+from trainer.report import fonts, pictures
+from trainer.report.mistakes import find_mistakes, heat_maps
 from trainer.scores import Answers, Evaluation, Score, table
 
 

@@ -16,13 +16,13 @@ from trainer.config import TrainConfig, effective_batch, peak_learning_rate, to_
 from trainer.data.data_module import ImageDataModule, worker_count
 from trainer.devices import Devices, describe_devices, limit_note
 from trainer.evaluate import as_json
-from trainer.mistakes import find_mistakes
 from trainer.model import Classifier
 from trainer.networks import make_network
 from trainer.optimizers import parameter_count
 from trainer.processes import is_first_process
 from trainer.progress import best_row, write_json
-from trainer.report import write_report
+from trainer.report.mistakes import find_mistakes
+from trainer.report.page import write_report
 
 
 def describe(config: TrainConfig, devices: Devices, module: ImageDataModule) -> None:

@@ -10,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
-from trainer.fonts import font_for
-from trainer.mistakes import Mistakes
 from trainer.progress import History
+from trainer.report.fonts import font_for
+from trainer.report.mistakes import Mistakes
 
 COLUMNS = 3
 """Of mistakes in the picture."""

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.mistakes import Mistakes
 from trainer.progress import History, write_whole
+from trainer.report.mistakes import Mistakes
 
 
 def write_report(
     run_dir: Path, summary: Mapping[str, Any], history: History, mistakes: Mistakes | None = None
 ) -> None:
     # Only here: matplotlib takes a while to import.
-    from trainer.pictures import draw_confusion, draw_curves, draw_mistakes, to_png
+    from trainer.report.pictures import draw_confusion, draw_curves, draw_mistakes, to_png
 
     classes = summary["data"]["classes"]
     figures = {
@@ -31,7 +31,7 @@ def write_report(
 
 def legend_of_numbers(classes: Sequence[str]) -> str:
     """Where the pictures have numbers in place of names that no font here can show."""
-    from trainer.pictures import names_for_pictures
+    from trainer.report.pictures import names_for_pictures
 
     if names_for_pictures(classes)[0] == classes:
         return ""
