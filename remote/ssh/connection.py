@@ -12,6 +12,9 @@ from remote.ssh.target import Host, Target
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+MAX_ERRORS = 64 << 10
+"""Bytes of a command's stderr that are held, its last ones."""
+
 
 class Channel(Protocol):
     """A running command.
@@ -29,7 +32,7 @@ class Channel(Protocol):
         """
 
     def errors(self) -> bytes:
-        """The last 64 kB of stderr."""
+        """The last 64 KiB of stderr."""
 
     def exit_code(self) -> int | None:
         """After the output's end; None when the connection broke first."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import logging
 import math
@@ -11,10 +10,9 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from remote.errors import UsageError
@@ -29,8 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("remote.ssh")
 RESOLVE_TIMEOUT_S = 15.0
 LOCAL_TIMEOUT_S = 3.0
-LONGEST_SOCKET = 104
-"""A socket's path on macOS; ssh adds 17 characters while it makes one."""
+LONGEST_PLACE = 25
+"""A socket's path has 103 characters on macOS; ssh adds 17 while it makes one, and we up to 35."""
 ONLY_A_COMMAND = {
     "ClearAllForwardings": "yes",
     "EscapeChar": "none",
@@ -43,6 +41,8 @@ ONLY_A_COMMAND = {
     "Tunnel": "no",
 }
 """Everything else is the user's own ssh_config."""
+NO_LOGIN = {"ControlMaster": "no", "ProxyCommand": "false", "BatchMode": "yes"}
+"""Where the kept login refuses, ssh would log in anew, and ask again: so it gets no way there."""
 NEWER = {"sessiontype": "default", "stdinnull": "no", "forkafterauthentication": "no"}
 """The same, for keywords that an older ssh would refuse."""
 
@@ -57,7 +57,8 @@ class OpenSSH(Connection):
     def __init__(self, target: Target, ssh: str) -> None:
         super().__init__(target)
         self._ssh = ssh
-        self.shared = False
+        # Of the login that is kept, by us or by the user.
+        self._socket = "none"
         self._asking: Askpass | None = None
         self._options: dict[str, str] = {}
         self._running: list[Process] = []
@@ -66,10 +67,9 @@ class OpenSSH(Connection):
     def method(self) -> str:  # type: ignore[override]  # known only once a command has logged in
         return next((process.method for process in self._running if process.method), "")
 
-    @functools.cached_property
-    def _socket(self) -> str:
-        """Of the login that is kept, its tokens filled in by ssh."""
-        return read_settings(self._ssh, self.target, self._options).get("controlpath", "none")
+    @property
+    def shared(self) -> bool:  # type: ignore[override]  # known only once the settings are read
+        return self._socket != "none"
 
     def open(self) -> None:
         """Read the settings; nothing is sent yet."""
@@ -79,8 +79,8 @@ class OpenSSH(Connection):
         user, hostname = found.get("user"), found.get("hostname")
         self.host = Host(self.target.spec, user, hostname, int(found.get("port", "22")))
         self._options = connection_options(self.target, found)
-        self.shared = self._options.get("ControlPath", found.get("controlpath", "none")) != "none"
-        if self.target.password is not None or self.target.passphrase is not None:
+        self._socket = self._options.get("ControlPath", found.get("controlpath", "none"))
+        if self.target.has_secret:
             from remote.ssh.askpass import Askpass
 
             self._asking = Askpass(self.target, self.host)
@@ -88,15 +88,8 @@ class OpenSSH(Connection):
     def start(self, command: str, beside: bool = False) -> Process:
         target, options = self.target, self._options
         if beside:
-            # Where the kept login refuses, ssh would log in anew, and ask again: it gets no way to
-            # do so.
-            never = {
-                "ControlMaster": "no",
-                "ControlPath": self._socket,
-                "ProxyCommand": "false",
-                "BatchMode": "yes",
-            }
-            options, target = {**options, **never}, replace(target, interactive=False)
+            target, options = replace(target, interactive=False), options | NO_LOGIN
+            options["ControlPath"] = self._socket
         words = [self._ssh, "-T", *as_words(options), *host_words(target), command]
         environment = dict(os.environ)
         if self._asking is not None:
@@ -112,12 +105,9 @@ class OpenSSH(Connection):
         """Ask the kept login's own process: check or exit."""
         words = [self._ssh, "-O", what, *as_words(self._options), *host_words(self.target)]
         try:
-            done = subprocess.run(
-                words, stdin=subprocess.DEVNULL, capture_output=True, timeout=LOCAL_TIMEOUT_S
-            )
+            return run_briefly(words, LOCAL_TIMEOUT_S).returncode == 0
         except (OSError, subprocess.TimeoutExpired):
             return False
-        return done.returncode == 0
 
     def log_out(self) -> bool:
         """End the login that was kept. False where none was, or where it is the user's own."""
@@ -163,7 +153,7 @@ def connection_options(target: Target, found: Mapping[str, str]) -> dict[str, st
         "ServerAliveInterval": str(alive_s),
         "ServerAliveCountMax": str(max(1, int(target.timeout_s // alive_s) - 1)),
     }
-    if not target.can_ask and target.password is None and target.passphrase is None:
+    if not target.can_ask and not target.has_secret:
         options["BatchMode"] = "yes"
     if os.name == "nt":
         return options  # its ssh can't share a login
@@ -172,82 +162,71 @@ def connection_options(target: Target, found: Mapping[str, str]) -> dict[str, st
         if found.get("controlmaster", "false") in ("true", "ask", "autoask"):
             options["ControlMaster"] = "no"
         return options
-    path = control_path(target) if target.stay_s > 0 else None
+    path = control_path(target, found) if target.stay_s > 0 else None
     if path is None:
         return options | {"ControlPath": "none"}
     persist = str(max(1, int(target.stay_s)))
     return options | {"ControlMaster": "auto", "ControlPath": path, "ControlPersist": persist}
 
 
-def control_path(target: Target) -> str | None:
-    """Where a login is kept: ssh's %C tells hosts, ports, users and jump hosts apart.
+def control_path(target: Target, found: Mapping[str, str]) -> str | None:
+    """Where a login is kept; None where no directory is private to us.
 
-    A login with another key, config file or account here is another one. None where no directory is
-    private to us, or its path is too long for a socket.
+    Its name stands for all that ssh_config and the command line say of this login; the file counts,
+    too, for what it says of jump hosts.
     """
-    folder = private_directory()
-    if folder is None:
-        return None
     config = os.path.abspath(os.path.expanduser(target.ssh_config)) if target.ssh_config else ""
-    given = "\0".join([config, *map(os.path.abspath, map(os.path.expanduser, target.identities))])
-    name = hashlib.sha256(given.encode("utf-8", "surrogateescape")).hexdigest()[:6]
-    path = folder / f"{name}%C"
-    return str(path) if len(os.fsencode(path)) + 40 - 2 + 17 < LONGEST_SOCKET else None
+    settings = "\n".join([config, *(f"{key} {found[key]}" for key in found if key != "host")])
+    folder = private_directory()
+    name = hashlib.sha256(os.fsencode(settings)).hexdigest()[:16]
+    return str(folder / name) if folder else None
 
 
 def private_directory() -> Path | None:
-    """A short path that only this user may enter, made if need be."""
-    for place in (os.environ.get("XDG_RUNTIME_DIR"), "/tmp"):
-        if not place or len(place) > 25 or not os.path.isdir(place):
+    """A path that only this user may enter, made if need be."""
+    for place in (os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp"):
+        folder = Path(place, f"remote-{os.getuid()}")
+        if not place or len(place) > LONGEST_PLACE:
             continue
-        folder = Path(place) / f"remote-{os.getuid()}"
-        with contextlib.suppress(FileExistsError, OSError):
-            folder.mkdir(mode=0o700)
-        try:
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, exist_ok=True)
             about = folder.lstat()
-        except OSError:
-            continue
-        mine = about.st_uid == os.getuid() and not stat.S_IMODE(about.st_mode) & 0o077
-        if stat.S_ISDIR(about.st_mode) and mine:
-            return folder
+            others = stat.S_IMODE(about.st_mode) & 0o077
+            if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not others:
+                return folder
     log.debug("no directory of our own for a kept login")
     return None
 
 
-def read_settings(
-    ssh: str, target: Target, options: Mapping[str, str] = MappingProxyType({})
-) -> dict[str, str]:
-    """The first value of each keyword that `ssh -G` prints. Raises UsageError."""
-    return dict(reversed(print_settings(ssh, target, options)))
-
-
-def print_settings(
-    ssh: str, target: Target, options: Mapping[str, str] = MappingProxyType({})
-) -> list[tuple[str, str]]:
-    """What `ssh -G` prints; some keywords several times. Raises UsageError."""
-    spec = parse_spec(target.spec)
-    added = as_words({"RemoteCommand": "none", **options})
-    words = [ssh, "-G", *added, *host_words(target), "true"]
+def read_settings(ssh: str, target: Target) -> dict[str, str]:
+    """What `ssh -G` prints; of a keyword that may stand there several times, each value is a line.
+    Raises UsageError."""
+    host = parse_spec(target.spec).host
+    words = [ssh, "-G", "-o", "RemoteCommand=none", *host_words(target), "true"]
     try:
-        done = subprocess.run(
-            words, stdin=subprocess.DEVNULL, capture_output=True, timeout=RESOLVE_TIMEOUT_S
-        )
+        done = run_briefly(words, RESOLVE_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         raise UsageError(
-            f"`ssh -G {spec.host}` did not answer for {RESOLVE_TIMEOUT_S:g} s",
+            f"`ssh -G {host}` did not answer for {RESOLVE_TIMEOUT_S:g} s",
             remedy="a `Match exec` in ssh_config may hang; try the command by hand",
         ) from None
     except OSError as error:
         raise UsageError(f"ssh could not be started: {error.strerror or error}") from None
     if done.returncode:
         said = one_line(done.stderr.decode("utf-8", "replace"), 300)
-        raise UsageError(
-            f"ssh_config can't be read: {said or f'exit code {done.returncode}'}",
-            host=spec.host,
-            remedy=f"try `ssh -G {spec.host}` by hand",
-        )
-    lines = [line.strip().partition(" ") for line in os.fsdecode(done.stdout).splitlines()]
-    return [(key.lower(), value.strip()) for key, _, value in lines]
+        text = f"ssh_config can't be read: {said or f'exit code {done.returncode}'}"
+        raise UsageError(text, host=host, remedy=f"try `ssh -G {host}` by hand")
+    found: dict[str, str] = {}
+    for line in os.fsdecode(done.stdout).splitlines():
+        key, _, value = line.strip().partition(" ")
+        found[key] = f"{found[key]}\n{value}" if key in found else value
+    return found
+
+
+def run_briefly(words: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        words, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False
+    )
 
 
 def refuse_circle(ssh: str, target: Target, found: Mapping[str, str]) -> None:
@@ -269,8 +248,8 @@ def refuse_circle(ssh: str, target: Target, found: Mapping[str, str]) -> None:
 def identity_files(target: Target) -> list[Path]:
     """The keys that ssh would try. Empty without an ssh program."""
     ssh = shutil.which("ssh")
-    found = print_settings(ssh, target) if ssh else []
-    return [Path(value.strip('"')).expanduser() for key, value in found if key == "identityfile"]
+    found = read_settings(ssh, target).get("identityfile", "") if ssh else ""
+    return [Path(value.strip('"')).expanduser() for value in found.splitlines()]
 
 
 def log_out(target: Target) -> bool:

@@ -13,14 +13,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from queue import Empty, Full, Queue
 from typing import IO, TYPE_CHECKING
 
 from remote.errors import ConnectionLost, RemoteError, UsageError
 from remote.screen.text import printable
-from remote.ssh.connection import silence
+from remote.ssh.connection import MAX_ERRORS, silence
 from remote.ssh.said import explain
 from remote.ssh.target import Host, Target
 
@@ -28,11 +28,9 @@ if TYPE_CHECKING:
     from remote.ssh.openssh import OpenSSH
 
 log = logging.getLogger("remote.ssh")
-HELD = 4 << 20
-"""Bytes that may wait here for whoever reads them; ssh then holds back the server."""
-PIECE = 64 << 10
-MAX_ERRORS = 64 << 10
-MAX_REPEATED = 4 << 20
+SENT_PIECE, MOST_SENT = 64 << 10, 64
+READ_PIECE, MOST_READ = 256 << 10, 16
+"""4 MiB may wait here in each direction; then ssh holds back the server, or send() its caller."""
 EXIT_WAIT_S = 5.0
 LOGIN_S = 150.0
 """A login that asks somebody something, or shows an address to open; sshd's own limit is 120 s."""
@@ -40,16 +38,10 @@ SHOW_AFTER_S = 1.0
 """What a server says during the login is shown when the login takes longer than that."""
 POLL_S = 0.1
 SSH_FAILED = 255
-GAVE_UP = (
-    "Connection to ",
-    "Connection closed",
-    "Connection reset",
-    "client_loop:",
-    "Timeout, server",
-    "ssh_",
-    "Control master",
+GAVE_UP = re.compile(
+    r"^(Connection (to |closed|reset)|client_loop:|Timeout, server|ssh_|Control master)", re.M
 )
-"""How ssh's lines about a broken connection begin; a command's own 255 leaves none of them."""
+"""ssh's lines about a broken connection; a command's own 255 leaves none of them."""
 
 
 class Process:
@@ -69,9 +61,10 @@ class Process:
     ) -> None:
         self._words, self._environment = words, environment
         self._host, self._target, self._kept = host, target, kept
-        self._changed = threading.Condition()
+        # What has been sent, as long as it may have to be sent again.
+        self._sent: list[bytes] | None = [] if kept is not None else None
         self._sending = threading.Lock()
-        self._sent: bytearray | None = bytearray() if kept is not None else None
+        self._rest = b""
         self._closed = False
         handle, name = tempfile.mkstemp(prefix="ssh-", suffix=".log")
         os.close(handle)
@@ -79,11 +72,10 @@ class Process:
         self._spawn()
 
     def _spawn(self) -> None:
-        self._chunks: deque[bytes] = deque()
-        self._held = self._shown = 0
+        self._input: Queue[bytes | None] = Queue(MOST_SENT)
+        self._output: Queue[bytes] = Queue(MOST_READ)
         self._errors = bytearray()
-        self._ended = self._spoke = False
-        self._blocked_since: float | None = None
+        self._spoke, self._shown = False, 0
         self._begun = time.monotonic()
         try:
             self._process = process = subprocess.Popen(
@@ -94,130 +86,67 @@ class Process:
                 env=self._environment,
                 # Where nobody can be asked, ssh gets no terminal: it can't ask by mistake.
                 start_new_session=not self._target.can_ask and os.name != "nt",
-                bufsize=0,
             )
         except OSError as error:
             self._log.unlink(missing_ok=True)
             text = f"ssh could not be started: {error.strerror or error}"
             raise UsageError(text, host=self._host.name) from None
-        self._saying = threading.Thread(target=self._read_errors, args=(process,), daemon=True)
-        self._saying.start()
-        for work in (self._read_output, self._watch):
-            threading.Thread(target=work, args=(process,), daemon=True).start()
-
-    # -- threads
-
-    def _read_output(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout is not None
-        widen(process.stdout)
-        while data := read_some(process.stdout, 1 << 20):
-            with self._changed:
-                if process is not self._process:
-                    break
-                self._chunks.append(data)
-                self._held += len(data)
-                self._spoke, self._sent = True, None
-                self._changed.notify_all()
-                while self._held > HELD and not self._closed:
-                    self._changed.wait()
-        process.stdout.close()
-        with self._changed:
-            if process is self._process:
-                self._ended = True
-                self._changed.notify_all()
-
-    def _read_errors(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stderr is not None
-        while data := read_some(process.stderr, PIECE):
-            with self._changed:
-                if process is self._process:
-                    self._errors += data
-                    del self._errors[:-MAX_ERRORS]
-        process.stderr.close()
-
-    def _watch(self, process: subprocess.Popen[bytes]) -> None:
-        """End ssh when the server takes nothing for timeout_s: a write can't be interrupted."""
-        while not self._closed and process.poll() is None:
-            since = self._blocked_since
-            if since is not None and time.monotonic() - since > self._target.timeout_s:
-                process.kill()
-            time.sleep(POLL_S)
-
-    # -- from everybody else
+        self._writing = begin(write_input, process.stdin, self._input)
+        self._saying = begin(read_errors, process.stderr, self._errors)
+        begin(read_output, process.stdout, self._output)
 
     def send(self, data: bytes | memoryview) -> None:
         view = memoryview(data).cast("B")
         with self._sending:
-            if self._sent is not None:
-                self._sent += view
-                if len(self._sent) > MAX_REPEATED:
-                    self._sent = None
-            self._write(view)
+            for at in range(0, len(view), SENT_PIECE):
+                piece = bytes(view[at : at + SENT_PIECE])
+                if self._sent is not None:
+                    self._sent.append(piece)
+                self._put(piece)
 
-    def _write(self, view: memoryview) -> None:
-        process = self._process
-        assert process.stdin is not None
-        while view:
-            begun = self._blocked_since = time.monotonic()
-            try:
-                count = process.stdin.write(view[:PIECE]) or 0
-            except (OSError, ValueError):
-                if process is self._process and not self._begin_again():
-                    raise self._not_sent(begun) from None
-                return
-            finally:
-                self._blocked_since = None
-            view = view[count:]
-
-    def _not_sent(self, begun: float) -> RemoteError:
-        if time.monotonic() - begun > self._target.timeout_s:
-            return self._silent()
-        with self._changed:
-            self._changed.wait_for(lambda: self._ended or self._closed, EXIT_WAIT_S)
-        return self._failure() or self._lost("the command takes no more input")
-
-    def _begin_again(self) -> bool:
-        """Over a new login, where the kept one gave nothing at all. False where there was none,
-        or it was tried."""
-        if self._kept is None or self._sent is None or self._closed or self.log():
-            return False
-        log.debug("%s: the login that was kept does not answer; a new one", self._host.name)
-        kept, self._kept = self._kept, None
-        end(self._process)
-        kept.replace()
-        with self._changed:
-            again, self._sent = bytes(self._sent), None
-            self._spawn()
-        self._write(memoryview(again))
-        return True
+    def _put(self, piece: bytes) -> None:
+        deadline = time.monotonic() + self._target.timeout_s
+        while self._writing.is_alive():
+            with contextlib.suppress(Full):
+                return self._input.put(piece, timeout=POLL_S)
+            if time.monotonic() > deadline:
+                raise self._silent()
+        if self._sent is None:
+            raise self._failure() or self._lost("the command takes no more input")
 
     def receive(self, limit: int) -> bytes:
+        if not self._rest:
+            self._rest = self._next_piece()
+        data, self._rest = self._rest[:limit], self._rest[limit:]
+        return data
+
+    def _next_piece(self) -> bytes:
+        """b"" where the command has ended by itself."""
         while True:
-            silent = not self._wait_for_bytes()
-            with self._changed:
-                data = self._take(limit)
-            if data:
-                return data
-            failure = self._silent() if silent else self._failure()
+            piece = self._wait_for_piece()
+            if piece:
+                self._spoke, self._sent = True, None
+                return piece
+            failure = self._silent() if piece is None else self._failure()
             if failure is None:
+                self._output.put(b"")
                 return b""
-            if self._spoke or not self._begin_again():
+            if not self._begin_again():
                 raise failure
 
-    def _wait_for_bytes(self) -> bool:
-        """False when nothing comes for too long."""
-        since, logged_in = time.monotonic(), bool(self._spoke)
-        with self._changed:
-            while not self._chunks and not self._ended and not self._closed:
-                self._changed.wait(POLL_S)
-                self._show_what_is_said()
-                if not logged_in and (self._spoke or self.method):
-                    since, logged_in = time.monotonic(), True
-                if time.monotonic() > since + (
-                    self._target.timeout_s if logged_in else self._patience()
-                ):
-                    return False
-        return True
+    def _wait_for_piece(self) -> bytes | None:
+        """b"" at the end, None when nothing comes for too long."""
+        since, logged_in = time.monotonic(), self._spoke
+        while not self._closed:
+            with contextlib.suppress(Empty):
+                return self._output.get(timeout=POLL_S)
+            self._show_what_is_said()
+            if not logged_in and self.method:
+                since, logged_in = time.monotonic(), True
+            patience_s = self._target.timeout_s if logged_in else self._patience()
+            if time.monotonic() > since + patience_s:
+                return None
+        return b""
 
     def _patience(self) -> float:
         """How long a login may take: where somebody is asked or told something, as long as a person
@@ -233,28 +162,30 @@ class Process:
         """Whether a kept login answered when that was first asked."""
         return self._kept is not None and self._kept.control("check")
 
-    def _take(self, limit: int) -> bytes:
-        taken, size = [], 0
-        while self._chunks and size < limit:
-            chunk = self._chunks.popleft()
-            if size + len(chunk) > limit:
-                self._chunks.appendleft(chunk[limit - size :])
-                chunk = chunk[: limit - size]
-            taken.append(chunk)
-            size += len(chunk)
-        self._held -= size
-        self._changed.notify_all()
-        return b"".join(taken)
-
     def _show_what_is_said(self) -> None:
         """An address to open, a notice: shown when the login waits."""
         if self._spoke or time.monotonic() - self._begun < SHOW_AFTER_S:
             return
-        said = bytes(self._errors[self._shown :])
-        if said:
+        if said := bytes(self._errors[self._shown :]):
             self._shown += len(said)
             sys.stderr.write(printable(said.decode("utf-8", "replace")))
             sys.stderr.flush()
+
+    def _begin_again(self) -> bool:
+        """Over a new login, where the kept one gave nothing at all. False where there was none,
+        or it was tried."""
+        if self._kept is None or self._sent is None or self._closed or self.log():
+            return False
+        log.debug("%s: the login that was kept does not answer; a new one", self._host.name)
+        kept, self._kept = self._kept, None
+        self._end()
+        kept.replace()
+        with self._sending:
+            again, self._sent = self._sent, None
+            self._spawn()
+            for piece in again:
+                self._put(piece)
+        return True
 
     def _failure(self) -> RemoteError | None:
         """What ended ssh before the command's own end."""
@@ -263,7 +194,7 @@ class Process:
         code = self._wait()
         if code is not None and 0 <= code < SSH_FAILED:
             return None
-        if code == SSH_FAILED and self.method and not ssh_gave_up(self.log()):
+        if code == SSH_FAILED and self.method and not GAVE_UP.search(self.log()):
             return None
         if code == SSH_FAILED and not self.log():
             # Over a kept login ssh says nothing: either the login broke, or the command ended so.
@@ -299,51 +230,65 @@ class Process:
     def errors(self) -> bytes:
         if self._process.poll() is not None:
             self._saying.join(0.5)  # a jump host's ssh may hold that pipe for longer
-        with self._changed:
-            return bytes(self._errors)
+        return bytes(self._errors)
 
     def exit_code(self) -> int | None:
         code = self._wait()
-        if code is None or code < 0 or (code == SSH_FAILED and ssh_gave_up(self.log())):
+        if code is None or code < 0 or (code == SSH_FAILED and GAVE_UP.search(self.log())):
             return None
         return code
 
     def close(self) -> None:
-        with self._changed:
-            if self._closed:
-                return
-            self._closed = True
-            self._changed.notify_all()
-        end(self._process)
+        if self._closed:
+            return
+        self._closed = True
+        self._end()
         for line in self.log().splitlines():
             log.debug("%s: ssh: %s", self._host.name, line)
         self._log.unlink(missing_ok=True)
 
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Politely first: ssh puts a terminal right again that it has asked at."""
-    with contextlib.suppress(OSError):
-        process.terminate()
-    try:
-        process.wait(1.0)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    with contextlib.suppress(OSError):
-        if process.stdin is not None:
-            process.stdin.close()
-
-
-def ssh_gave_up(log: str) -> bool:
-    """Whether ssh itself says that the connection ended."""
-    return any(line.startswith(GAVE_UP) for line in log.splitlines())
+    def _end(self) -> None:
+        """Politely first: ssh puts a terminal right again that it has asked at."""
+        self._process.terminate()
+        try:
+            self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        # Whoever waits at a queue comes to an end, too.
+        with contextlib.suppress(Full):
+            self._input.put_nowait(None)
+        with contextlib.suppress(Empty):
+            while True:
+                self._output.get_nowait()
 
 
-def read_some(pipe: IO[bytes], limit: int) -> bytes:
-    try:
-        return os.read(pipe.fileno(), limit)
-    except (OSError, ValueError):
-        return b""
+def begin(work: Callable[..., None], pipe: IO[bytes] | None, place: object) -> threading.Thread:
+    thread = threading.Thread(target=work, args=(pipe, place), daemon=True)
+    thread.start()
+    return thread
+
+
+def write_input(pipe: IO[bytes], pieces: Queue[bytes | None]) -> None:
+    with contextlib.suppress(OSError), pipe:
+        while (piece := pieces.get()) is not None:
+            pipe.write(piece)
+            pipe.flush()
+
+
+def read_output(pipe: IO[bytes], pieces: Queue[bytes]) -> None:
+    widen(pipe)
+    with pipe:
+        while data := os.read(pipe.fileno(), READ_PIECE):
+            pieces.put(data)
+    pieces.put(b"")
+
+
+def read_errors(pipe: IO[bytes], errors: bytearray) -> None:
+    with pipe:
+        while data := os.read(pipe.fileno(), MAX_ERRORS):
+            errors += data
+            del errors[:-MAX_ERRORS]
 
 
 def widen(pipe: IO[bytes]) -> None:

@@ -43,6 +43,10 @@ class Target:
         return "".join([shlex.quote(self.spec), *options])
 
     @property
+    def has_secret(self) -> bool:
+        return self.password is not None or self.passphrase is not None
+
+    @property
     def can_ask(self) -> bool:
         if self.interactive is not None:
             return self.interactive

@@ -206,10 +206,10 @@ def test_another_key_is_another_login(
     assert logins(server) == 2 and len(sockets(runtime)) == 2
 
 
-def test_a_long_path_means_no_kept_login(
+def test_only_long_paths_mean_no_kept_login(
     server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("remote.ssh.openssh.LONGEST_SOCKET", 60)
+    monkeypatch.setattr("remote.ssh.openssh.LONGEST_PLACE", 3)
     goal = target(write_config(tmp_path, server), stay_s=60.0)
     assert logs_in(goal) and logs_in(goal) and logins(server) == 2
 

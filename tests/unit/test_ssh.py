@@ -101,12 +101,14 @@ class TestOptions:
         )
 
     def test_another_key_or_configuration_is_another_login(self, tmp_path: Path) -> None:
+        box, usual = Target("box"), {"host": "box", "identityfile": "~/.ssh/id_rsa"}
         paths = {
-            control_path(Target("box", stay_s=1)),
-            control_path(Target("box", stay_s=1, identities=("a",))),
-            control_path(Target("box", stay_s=1, ssh_config=str(tmp_path / "c"))),
+            control_path(box, usual),
+            control_path(box, {**usual, "identityfile": "a\n~/.ssh/id_rsa"}),
+            control_path(Target("box", ssh_config=str(tmp_path / "c")), usual),
         }
         assert len(paths) == 3 and None not in paths
+        assert control_path(Target("me@box"), {**usual, "host": "alias"}) in paths
         folder = Path(str(paths.pop())).parent
         assert folder.stat().st_mode & 0o777 == 0o700 and folder.stat().st_uid == os.getuid()
 
@@ -118,7 +120,7 @@ class TestOptions:
         (short / f"remote-{os.getuid()}").mkdir(mode=0o755)
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
         try:
-            assert not str(control_path(Target("box", stay_s=1))).startswith(str(short))
+            assert not str(control_path(Target("box"), {})).startswith(str(short))
         finally:
             (short / f"remote-{os.getuid()}").rmdir()
             short.rmdir()
