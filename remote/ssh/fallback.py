@@ -4,7 +4,6 @@ features, and says which are missing."""
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import socket
@@ -13,26 +12,31 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from remote.errors import AuthenticationFailed, ConnectionLost, RemoteError, ServerUnfit, UsageError
+import fabric
+import paramiko
+
+from remote.errors import AuthenticationFailed, ConnectionLost, ServerUnfit, UsageError
 from remote.screen.text import one_line
 from remote.ssh.askpass import ask_person
-from remote.ssh.connection import Connection, silence
+from remote.ssh.connection import MAX_ERRORS, Connection, silence
 from remote.ssh.known_hosts import Strict
 from remote.ssh.said import explain
 from remote.ssh.target import Host, Spec, Target, parse_spec, require_files
 
-if TYPE_CHECKING:
-    import fabric
-    import paramiko
-
 # What paramiko finds worth an error we say ourselves; else Python would print it beside ours.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
-MAX_ERRORS = 64 << 10
 PIECE = 256 << 10
 MISSING = ("knownhostscommand", "pkcs11provider", "gssapiauthentication", "revokedhostkeys")
 """Settings that change who is let in or trusted, and that only the ssh program understands."""
+WORDS = {
+    TimeoutError: "Connection timed out ({why})",
+    paramiko.ChannelException: "stdio forwarding failed ({why})",
+    socket.gaierror: "Could not resolve hostname ({why})",
+    paramiko.ssh_exception.IncompatiblePeer: "Unable to negotiate ({why})",
+}
+"""What OpenSSH calls an error of paramiko."""
 
 
 class Paramiko(Connection):
@@ -51,8 +55,7 @@ class Paramiko(Connection):
             self._hops = route(spec.host, read_config(spec, self.target.ssh_config))
         except RecursionError:
             raise UsageError("ProxyJump leads in a circle", host=spec.host) from None
-        # a missing library for `Match exec`, a port that is no number: paramiko and Fabric raise
-        # several kinds
+        # a missing library for `Match exec`, a port that is no number: they raise several kinds
         except Exception as error:
             why = one_line(str(error), 200)
             text = f"ssh_config needs the ssh program here ({why})"
@@ -69,38 +72,41 @@ class Paramiko(Connection):
 
     def _log_in(self, hop: fabric.Connection, given: bool) -> None:
         """`given`: whether -i and what Fabric asked for are meant for this host."""
-        import paramiko
-
-        policy = Strict(self.target, hop.ssh_config)
-        policy.apply(hop.client)
-        host = Host(self.target.spec if given else hop.original_host, hop.user, hop.host, hop.port)
+        name = self.target.spec if given else hop.original_host
         hop.connect_kwargs |= self._how(hop, given)
         hop.connect_timeout = self.target.timeout_s
-        command = hop.ssh_config.get("proxycommand")
-        for attempt in range(3):
-            begun = time.monotonic()
-            if command:
-                hop.connect_kwargs["sock"] = run_proxy(command)
-            try:
-                hop.open()
-                break
-            except paramiko.BadHostKeyException as error:
-                raise policy.changed(error.key) from None
-            except RemoteError:
-                raise
-            except (paramiko.SSHException, OSError, EOFError) as error:
-                secret = wanted(error)
-                if secret is None or attempt == 2 or not self.target.can_ask:
-                    by_proxy = "Connection closed by UNKNOWN port 65535\n" if command else ""
-                    silent = secret is None and time.monotonic() - begun >= self.target.timeout_s
-                    log = by_proxy + ("Connection timed out" if silent else as_ssh_says(error))
-                    raise explain(log, b"", host, self.target) from None
-                question = "passphrase of the key" if secret == "passphrase" else secret
-                answer = ask_person(f"{hop.user}@{hop.original_host}'s {question}: ")
-                if answer is None:
-                    raise AuthenticationFailed("nothing was entered", step="login") from None
-                hop.connect_kwargs[secret] = answer
-        hop.transport.set_keepalive(max(1, int(self.target.timeout_s / 3)))
+        for may_ask in (self.target.can_ask, self.target.can_ask, False):
+            error = self._try(hop)
+            if error is None:
+                hop.transport.set_keepalive(max(1, int(self.target.timeout_s / 3)))
+                return
+            secret = wanted(error)
+            if secret is None or not may_ask:
+                by_proxy = hop.ssh_config.get("proxycommand")
+                log = "Connection closed by UNKNOWN port 65535\n" if by_proxy else ""
+                host = Host(name, hop.user, hop.host, hop.port)
+                raise explain(log + as_ssh_says(error), b"", host, self.target)
+            question = "passphrase of the key" if secret == "passphrase" else secret
+            answer = ask_person(f"{hop.user}@{hop.original_host}'s {question}: ")
+            if answer is None:
+                raise AuthenticationFailed("nothing was entered", step="login")
+            hop.connect_kwargs[secret] = answer
+
+    def _try(self, hop: fabric.Connection) -> Exception | None:
+        """Returns what kept us out. Raises HostKeyRefused."""
+        policy = Strict(self.target, hop.ssh_config)
+        policy.apply(hop.client)
+        if command := hop.ssh_config.get("proxycommand"):
+            hop.connect_kwargs["sock"] = run_proxy(command)
+        begun = time.monotonic()
+        try:
+            hop.open()
+        except paramiko.BadHostKeyException as error:
+            raise policy.changed(error.key) from None
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            silent = time.monotonic() - begun >= self.target.timeout_s
+            return TimeoutError() if silent and wanted(error) is None else error
+        return None
 
     def _how(self, hop: fabric.Connection, given: bool) -> dict[str, Any]:
         named = [
@@ -119,8 +125,6 @@ class Paramiko(Connection):
         }
 
     def start(self, command: str, beside: bool = False) -> ParamikoChannel:
-        import paramiko
-
         transport = self._hops[-1].transport if self._hops else None
         if transport is None:
             raise ConnectionLost("the connection is not open", host=self.host.name)
@@ -137,8 +141,7 @@ class Paramiko(Connection):
             remedy = "its sshd limits sessions (MaxSessions) or forbids this one"
             raise ServerUnfit(text, host=self.host.name, remedy=remedy) from None
         except (paramiko.SSHException, OSError, EOFError):
-            silent = time.monotonic() - begun >= self.target.timeout_s
-            if silent:
+            if time.monotonic() - begun >= self.target.timeout_s:
                 raise silence(self.host.name, self.target.timeout_s, spoke=False) from None
             raise ConnectionLost("the connection was lost", host=self.host.name) from None
         finally:
@@ -216,9 +219,6 @@ class ParamikoChannel:
 
 def read_config(spec: Spec, file: str | None) -> fabric.Config:
     """What ssh_config says, as paramiko reads it; what was typed before the host goes first."""
-    import fabric
-    import paramiko
-
     typed = {"User": spec.user, "Port": spec.port}
     rules = paramiko.SSHConfig()
     rules.parse([f"Host {spec.host}", *(f"{key} {value}" for key, value in typed.items() if value)])
@@ -236,8 +236,6 @@ def route(
 
     Fabric would visit `ProxyJump a,b` from behind, and takes `none` for a host.
     """
-    import fabric
-
     hop = fabric.Connection(
         name,
         config=config,
@@ -270,8 +268,6 @@ def run_proxy(command: str) -> socket.socket:
 
 def wanted(error: Exception) -> str | None:
     """What a person could still give."""
-    import paramiko
-
     # "Invalid key" is what a wrong passphrase is called.
     if isinstance(error, paramiko.PasswordRequiredException) or str(error) == "Invalid key":
         return "passphrase"
@@ -281,25 +277,13 @@ def wanted(error: Exception) -> str | None:
 
 def as_ssh_says(error: Exception) -> str:
     """An error of paramiko in OpenSSH's words, for which causes and remedies are known."""
-    import paramiko
-
     why = one_line(str(error), 200)
-    secret = wanted(error)
-    if secret == "passphrase":
+    if wanted(error) == "passphrase":
         return "Permission denied (a key has a passphrase, and the right one was not given)"
-    if secret == "password":
+    if wanted(error) == "password":
         return f"Permission denied ({why})"
-    if isinstance(error, TimeoutError):
-        return f"Connection timed out ({why})"
-    if isinstance(error, paramiko.ChannelException):
-        return f"stdio forwarding failed ({why})"
     if isinstance(error, paramiko.ssh_exception.NoValidConnectionsError):
-        codes = {getattr(part, "errno", 0) for part in error.errors.values()}
-        return (
-            f"{'Connection refused' if errno.ECONNREFUSED in codes else 'No route to host'} ({why})"
-        )
-    if isinstance(error, socket.gaierror):
-        return f"Could not resolve hostname ({why})"
-    if isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
-        return f"Unable to negotiate ({why})"
-    return why
+        refused = any(isinstance(part, ConnectionRefusedError) for part in error.errors.values())
+        return f"{'Connection refused' if refused else 'No route to host'} ({why})"
+    words = next((words for kind, words in WORDS.items() if isinstance(error, kind)), "{why}")
+    return words.format(why=why)

@@ -135,27 +135,3 @@ def _split_port(text: str) -> tuple[str, str | None]:
         return text, None
     host, colon, port = text.partition(":")
     return host, port if colon else None
-
-
-def targets_from_fabric() -> list[Target]:
-    """The hosts of `fab -H`, in order, with what -i, -S, -t and the two prompts gave."""
-    from fabric.main import program
-
-    core = getattr(program, "core", None)
-    if not core:
-        return []
-    args = core[0].args
-    given = program.config.get("connect_kwargs", {})
-    timeout = args["connect-timeout"].value
-    return [
-        Target(
-            spec=spec.strip(),
-            identities=tuple(args["identity"].value or ()),
-            ssh_config=args["ssh-config"].value,
-            password=given.get("password"),
-            passphrase=given.get("passphrase"),
-            timeout_s=float(timeout) if timeout else DEFAULT_TIMEOUT_S,
-        )
-        for spec in (args["hosts"].value or "").split(",")
-        if spec.strip()
-    ]
