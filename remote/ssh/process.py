@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import IO, TYPE_CHECKING
 
-from remote.errors import ConnectionLost, RemoteError, UsageError
+from remote.errors import ConnectionLost, RemoteError
 from remote.screen.text import printable
 from remote.ssh.connection import MAX_ERRORS, silence
 from remote.ssh.said import explain
@@ -77,20 +77,15 @@ class Process:
         self._errors = bytearray()
         self._spoke, self._shown = False, 0
         self._begun = time.monotonic()
-        try:
-            self._process = process = subprocess.Popen(
-                [self._words[0], "-E", str(self._log), *self._words[1:]],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=self._environment,
-                # Where nobody can be asked, ssh gets no terminal: it can't ask by mistake.
-                start_new_session=not self._target.can_ask and os.name != "nt",
-            )
-        except OSError as error:
-            self._log.unlink(missing_ok=True)
-            text = f"ssh could not be started: {error.strerror or error}"
-            raise UsageError(text, host=self._host.name) from None
+        self._process = process = subprocess.Popen(
+            [self._words[0], "-E", str(self._log), *self._words[1:]],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self._environment,
+            # Where nobody can be asked, ssh gets no terminal: it can't ask by mistake.
+            start_new_session=not self._target.can_ask and os.name != "nt",
+        )
         self._writing = begin(write_input, process.stdin, self._input)
         self._saying = begin(read_errors, process.stderr, self._errors)
         begin(read_output, process.stdout, self._output)
@@ -191,28 +186,20 @@ class Process:
         """What ended ssh before the command's own end."""
         if self._closed:
             return self._lost("the connection is closed")
-        code = self._wait()
-        if code is not None and 0 <= code < SSH_FAILED:
+        code, said = self.exit_code(), self.log()
+        if code is not None and (code < SSH_FAILED or self.method):
             return None
-        if code == SSH_FAILED and self.method and not GAVE_UP.search(self.log()):
-            return None
-        if code == SSH_FAILED and not self.log():
+        if code == SSH_FAILED and not said:
             # Over a kept login ssh says nothing: either the login broke, or the command ended so.
             ended = self._kept is not None and self._kept.control("check")
             return None if ended else self._lost("the connection was lost")
-        return explain(self.log(), self.errors(), self._host, self._target)
+        return explain(said, self.errors(), self._host, self._target)
 
     def _silent(self) -> ConnectionLost:
         return silence(self._host.name, self._target.timeout_s, self._spoke)
 
     def _lost(self, message: str) -> ConnectionLost:
         return ConnectionLost(message, host=self._host.name)
-
-    def _wait(self) -> int | None:
-        try:
-            return self._process.wait(EXIT_WAIT_S)
-        except subprocess.TimeoutExpired:
-            return None
 
     @property
     def method(self) -> str:
@@ -233,10 +220,12 @@ class Process:
         return bytes(self._errors)
 
     def exit_code(self) -> int | None:
-        code = self._wait()
-        if code is None or code < 0 or (code == SSH_FAILED and GAVE_UP.search(self.log())):
+        try:
+            code = self._process.wait(EXIT_WAIT_S)
+        except subprocess.TimeoutExpired:
             return None
-        return code
+        broke = code < 0 or (code == SSH_FAILED and GAVE_UP.search(self.log()))
+        return None if broke else code
 
     def close(self) -> None:
         if self._closed:

@@ -15,6 +15,8 @@ from remote.errors import UsageError
 from remote.screen.text import one_line
 
 DEFAULT_TIMEOUT_S = 30.0
+IN_NO_NAME = re.compile(r"^-|[\s\x00-\x1f\x7f'\"`$;&|<>(){}]")
+"""A leading dash would be an option to ssh; the others could end up in a command."""
 
 
 @dataclass(frozen=True)
@@ -86,41 +88,26 @@ def parse_spec(text: str) -> Spec:
 
     Raises UsageError for anything else.
     """
-    shown = f"{one_line(text, 100)!r}"
-    rest = text.strip()
-    if rest.startswith("ssh://"):
-        rest = rest[6:].rstrip("/")
-    user, at, rest = rest.rpartition("@")
-    if at and not user:
-        raise UsageError(f"{shown} names no user before the @", remedy="write user@host or host")
+    user, at, rest = text.strip().removeprefix("ssh://").rstrip("/").rpartition("@")
     host, port = _split_port(rest)
-    # A leading dash would be an option to ssh; the others stand in no name and could end up in a
-    # command.
-    if not host or re.search(r"^-|[\s\x00-\x1f\x7f'\"`$;&|<>(){}\\*?!,]", host):
+    names = [host, user] if at else [host]
+    is_named = all(name and not IN_NO_NAME.search(name) for name in names)
+    is_one = not re.search(r"[\\*?!,]", host)  # no pattern, and no list
+    is_port = port is None or (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536)
+    if not (is_named and is_one and is_port):
         remedy = "write user@host, user@host:port or [address]:port"
-        raise UsageError(f"{shown} is no host", remedy=remedy)
-    if re.search(r"^-|[\s\x00-\x1f\x7f'\"`$;&|<>(){}]", user):
-        raise UsageError(f"{shown}: the user's name can't be used")
-    if port is None:
-        return Spec(host, user or None)
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise UsageError(f"{shown}: the port is a number from 1 to 65535")
-    return Spec(host, user or None, int(port))
+        raise UsageError(f"{one_line(text, 100)!r} is no host", remedy=remedy)
+    return Spec(host, user or None, int(port) if port else None)
 
 
 def require_files(target: Target) -> None:
     """Raises UsageError where a key or an ssh_config that was named on the command line is
     missing."""
-    for path in target.identities:
+    for path in filter(None, [*target.identities, target.ssh_config]):
         if not os.path.isfile(os.path.expanduser(path)):
-            raise UsageError(
-                f"the identity file {path!r} does not exist",
-                host=target.spec,
-                remedy="name the private key after -i",
-            )
-    if target.ssh_config and not os.path.isfile(os.path.expanduser(target.ssh_config)):
-        text = f"the ssh_config file {target.ssh_config!r} does not exist"
-        raise UsageError(text, host=target.spec)
+            text = f"there is no file {path!r}"
+            remedy = "-i takes a private key, -S an ssh_config"
+            raise UsageError(text, host=target.spec, remedy=remedy)
 
 
 def _split_port(text: str) -> tuple[str, str | None]:
