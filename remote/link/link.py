@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import threading
 import time
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 PING_EVERY_S = 10.0
 log = logging.getLogger("remote.link")
+ANSWERED, ENDED = "%s: %s answered after %.3f s", "%s: %s ended after %.3f s with %s"
 IDLE_S = 60.0
 """An agent that hears nothing for so long ends, and frees its locks."""
 MAX_NOISE = 256 << 10
@@ -54,6 +56,21 @@ up after QUICK_WAITS timeouts."""
 QUICK_WAITS = 10
 CLOSED = 254
 """sshd's own, where /etc/nologin keeps everybody out."""
+EXPIRED = re.compile("password has expired|password change required", re.I)
+WITHOUT_PYTHON = {
+    NO_PYTHON: (
+        "no python3 was found on the server",
+        "install one (apt install python3, or miniconda), or set remote.python in fabric.yaml to"
+        " its path",
+    ),
+    OLD_PYTHON: (
+        "every python3 found on the server is older than 3.8",
+        "install a newer one (miniconda needs no root), or set remote.python in fabric.yaml to its"
+        " path",
+    ),
+}
+"""By the exit code of our command: what is wrong, and what to do."""
+NOISY = "look at ~/.bashrc and ~/.profile on the server; they must be quiet for commands"
 SHELL = (
     "a menu, a forced command or a restricted shell stands behind this login, or ~/.bashrc there"
     " starts another program or ends: it must let commands through"
@@ -168,9 +185,7 @@ class Link:
                 if message.get("id") != number:
                     continue
                 if "result" in message:
-                    log.debug(
-                        "%s: %s answered after %.3f s", self.host, op, time.monotonic() - began
-                    )
+                    log.debug(ANSWERED, self.host, op, time.monotonic() - began)
                     return _dict(message["result"])
                 if "error" in message:
                     self._refuse(op, _dict(message["error"]))
@@ -182,13 +197,7 @@ class Link:
                     on_event(event, blob)
         except RemoteError as error:
             # Neither arguments nor answers: they may hold a webhook's address.
-            log.debug(
-                "%s: %s ended after %.3f s with %s",
-                self.host,
-                op,
-                time.monotonic() - began,
-                type(error).__name__,
-            )
+            log.debug(ENDED, self.host, op, time.monotonic() - began, type(error).__name__)
             error.host = error.host or self.host
             raise
 
@@ -206,12 +215,9 @@ class Link:
                 host=self.host,
                 remedy="please report this",
             )
-        remedy = error.get("remedy")
-        refused = BY_KIND.get(kind, ProtocolError)(
-            one_line(message, 2000),
-            host=self.host,
-            remedy=one_line(str(remedy), 1000) if remedy else None,
-        )
+        refused = BY_KIND.get(kind, ProtocolError)(one_line(message, 2000), host=self.host)
+        if remedy := error.get("remedy"):
+            refused.remedy = one_line(str(remedy), 1000)
         details = error.get("details")
         refused.details = details if isinstance(details, dict) else {}
         raise refused
@@ -269,27 +275,18 @@ class Link:
         mark = f"\n{self._nonce}\n".encode()
         while mark not in self._buffer:
             if len(self._buffer) > MAX_NOISE:
-                raise ProtocolError(
-                    "the login shell prints without end before our program starts",
-                    host=self.host,
-                    remedy=(
-                        "look at ~/.bashrc and ~/.profile on the server; they must be quiet for"
-                        " commands"
-                    ),
-                )
+                problem = "the login shell prints without end before our program starts"
+                raise ProtocolError(problem, host=self.host, remedy=NOISY)
             try:
                 self._fill()
             except EOFError:
                 raise self._ended() from None
             except ConnectionLost:
-                said = one_line(bytes(self._buffer).decode("utf-8", "replace").strip()[-200:], 200)
+                said = self._last_said(bytes(self._buffer))
                 if not said:
                     raise
-                raise ServerUnfit(
-                    f"the login shell does not start our program; it says: {said}",
-                    host=self.host,
-                    remedy=SHELL,
-                ) from None
+                problem = f"the login shell does not start our program; it says: {said}"
+                raise ServerUnfit(problem, host=self.host, remedy=SHELL) from None
         before = self._buffer.index(mark)
         del self._buffer[: before + len(mark)]
         self._greeted = True
@@ -314,52 +311,28 @@ class Link:
     def _ended(self) -> RemoteError:
         assert self._channel is not None
         code = self._channel.exit_code()
-        said = one_line(
-            (self._channel.errors() or bytes(self._buffer))
-            .decode("utf-8", "replace")
-            .strip()[-300:],
-            300,
-        )
-        if code == NO_PYTHON:
-            return ServerUnfit(
-                "no python3 was found on the server",
-                host=self.host,
-                remedy=(
-                    "install one (apt install python3, or miniconda), or set remote.python in"
-                    " fabric.yaml to its path"
-                ),
-            )
-        if code == OLD_PYTHON:
-            return ServerUnfit(
-                "every python3 found on the server is older than 3.8",
-                host=self.host,
-                remedy=(
-                    "install a newer one (miniconda needs no root), or set remote.python in"
-                    " fabric.yaml to its path"
-                ),
-            )
-        if (
-            code == CLOSED
-            or "password has expired" in said.lower()
-            or "password change required" in said.lower()
-        ):
+        said = self._last_said(self._channel.errors() or bytes(self._buffer))
+        if code in WITHOUT_PYTHON:
+            problem, remedy = WITHOUT_PYTHON[code]
+            return ServerUnfit(problem, host=self.host, remedy=remedy)
+        if code == CLOSED or EXPIRED.search(said):
             return refused_login(said, self.host)
         if code is None or self._greeted:
             return ConnectionLost("the connection was lost", host=self.host)
-        return ServerUnfit(
-            f"the server did not start our program (exit code {code}{': ' + said if said else ''})",
-            host=self.host,
-            remedy=POD if "PTY" in said else SHELL,
-        )
+        words = f": {said}" if said else ""
+        problem = f"the server did not start our program (exit code {code}{words})"
+        return ServerUnfit(problem, host=self.host, remedy=POD if "PTY" in said else SHELL)
+
+    @staticmethod
+    def _last_said(said: bytes) -> str:
+        return one_line(said.decode("utf-8", "replace").strip()[-300:], 300)
 
 
 def last_words(trace: str) -> str:
     """Of a traceback from the server: where it happened and what, in one line."""
-    lines = [line for line in trace.strip().splitlines() if line.strip()]
-    where = next((line.strip() for line in reversed(lines) if line.strip().startswith("File ")), "")
-    return one_line(
-        f"{lines[-1] if lines else 'it did not say why'}{f' ({where})' if where else ''}", 500
-    )
+    lines = [line.strip() for line in trace.splitlines() if line.strip()]
+    where = [f" ({line})" for line in lines if line.startswith("File ")]
+    return one_line("".join([*(lines or ["it did not say why"])[-1:], *where[-1:]]), 500)
 
 
 def _dict(value: Any) -> dict[str, Any]:

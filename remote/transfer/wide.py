@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
-from functools import partial
 from typing import Any
 
 from remote.agent.shared.trees import SYMLINK
@@ -56,9 +55,11 @@ class WideFetch:
             event({"file": file.path, "offset": offset}, b"")
             pieces = Pieces(offset)
             carrying = [
-                self._pool.submit(self._carry, link, file, pieces, place)
-                for place, link in self._places(offset)
+                self._pool.submit(self._carry, link, file, pieces, offset + number * UNIT)
+                for number, link in enumerate(self._carriers)
             ]
+            for carried in carrying:
+                carried.add_done_callback(pieces.wake)
             try:
                 complete = self._hand_on(file, pieces, carrying, event)
             finally:
@@ -70,25 +71,13 @@ class WideFetch:
             # on a lane of its own.
             event({"done": whole.result() if complete else None}, b"")
 
-    def _places(self, offset: int) -> list[tuple[tuple[int, int], Link]]:
-        count = len(self._carriers)
-        return [
-            ((offset + number * UNIT, count), link) for number, link in enumerate(self._carriers)
-        ]
-
     def _hash(self, link: Link, file: RemoteFile, end: int) -> str | None:
         return link.ask(FetchHash, path=file.path, end=end, **self._asked).sha256
 
-    def _carry(self, link: Link, file: RemoteFile, pieces: Pieces, place: tuple[int, int]) -> bool:
+    def _carry(self, link: Link, file: RemoteFile, pieces: Pieces, start: int) -> bool:
         """Bring every so-many-th piece. False where the file has become shorter."""
-        start, step = place
-        asked: dict[str, Any] = {
-            "path": file.path,
-            "start": start,
-            "end": file.size,
-            "unit": UNIT,
-            "step": step,
-        }
+        step = len(self._carriers)
+        asked = self._asked | {"path": file.path, "start": start, "end": file.size}
 
         def piece(fields: dict[str, Any], blob: bytes) -> None:
             at = fields.get("at")
@@ -102,30 +91,28 @@ class WideFetch:
                 )
             pieces.put(at, blob)
 
-        try:
-            return not link.ask(FetchLane, piece, **asked, **self._asked).short
-        finally:
-            pieces.wake()
+        return not link.ask(FetchLane, piece, unit=UNIT, step=step, **asked).short
 
     def _hand_on(
         self, file: RemoteFile, pieces: Pieces, carrying: Sequence[Future[bool]], event: Event
     ) -> bool:
+        """False where the file has become shorter."""
+
+        def is_short() -> bool:
+            return not all(carried.result() for carried in carrying if carried.done())
+
+        def is_over() -> bool:
+            return is_short() or all(carried.done() for carried in carrying)
+
         while pieces.needed < file.size:
-            blob = pieces.next(lambda: any(carried.done() for carried in carrying))
+            blob = pieces.next(is_over)
             if blob is not None:
                 event({}, blob)
-                continue
-            ended = [carried for carried in carrying if carried.done()]
-            if not all(carried.result() for carried in ended):
+            elif is_short():
                 return False
-            if len(ended) == len(carrying) and not pieces.has_next():
+            else:
                 raise ConnectionLost("the server left a piece out", host=self._session.host)
-            pieces.wait_for_next(partial(_more_ended, carrying, len(ended)))
         return True
-
-
-def _more_ended(carrying: Sequence[Future[bool]], than: int) -> bool:
-    return sum(carried.done() for carried in carrying) > than
 
 
 class Pieces:
@@ -146,30 +133,21 @@ class Pieces:
             self._held[at] = blob
             self._changed.notify_all()
 
-    def has_next(self) -> bool:
+    def next(self, is_over: Callable[[], bool]) -> bytes | None:
+        """The bytes that follow; None once nothing comes any more and they are not here."""
         with self._changed:
-            return self.needed in self._held
-
-    def next(self, ended: Callable[[], bool]) -> bytes | None:
-        """The bytes that follow; None once a lane has ended and they are not here."""
-        with self._changed:
-            while self.needed not in self._held and not ended():
-                self._changed.wait(1.0)
+            while self.needed not in self._held and not is_over():
+                self._changed.wait()
             blob = self._held.pop(self.needed, None)
             self.needed += len(blob or b"")
             self._changed.notify_all()
         return blob
 
-    def wait_for_next(self, changed: Callable[[], bool]) -> None:
-        with self._changed:
-            while self.needed not in self._held and not changed():
-                self._changed.wait(1.0)
-
-    def wake(self) -> None:
+    def wake(self, _: object = None) -> None:
         with self._changed:
             self._changed.notify_all()
 
     def stop(self) -> None:
         with self._changed:
             self._stopped = True
-            self._changed.notify_all()
+        self.wake()
