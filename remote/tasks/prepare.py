@@ -178,7 +178,7 @@ def upload_data(c: Context, path: str, name: str | None = None, json: bool = Fal
             with work.session(target) as session:
                 done = upload_to(session, path, name)
                 show_uploaded(session, done)
-                answers.append({"host": session.host} | done)
+                answers.append({"host": session.host} | dataclasses.asdict(done))
         work.tell_json(answers)
         return 0
 

@@ -133,14 +133,13 @@ def link_known_source(
     source = [file for file in files if file.path.startswith(SOURCE) and file.mode != SYMLINK]
     if release is None or (source and (directory / source[-1].path).exists()):
         return
-    for other in dest.glob("2*"):
-        if (
-            other != directory
-            and (other / SOURCE).is_dir()
-            and read_mapping(other, "run.json").get("release") == release
-        ):
-            break
-    else:
+    others = (
+        other for other in dest.glob("2*") if other != directory and (other / SOURCE).is_dir()
+    )
+    other = next(
+        (one for one in others if read_mapping(one, "run.json").get("release") == release), None
+    )
+    if other is None:
         return
     for file in source:
         known, place = other / file.path, directory / file.path
@@ -218,12 +217,8 @@ def _agree(session: Session, plan: FetchPlan) -> None:
         return
     largest = sorted((file for file, _ in plan.wanted), key=lambda file: -file.size)[:3]
     names = ", ".join(f"{file.path} ({size(file.size)})" for file in largest)
-    if (
-        session.display.confirm(
-            f"{size(plan.bytes_at_most)} are to be fetched, among them {names}. Fetch them?"
-        )
-        is False
-    ):
+    question = f"{size(plan.bytes_at_most)} are to be fetched, among them {names}. Fetch them?"
+    if session.display.confirm(question) is False:
         raise UsageError(
             "nothing was fetched",
             step="fetch",
@@ -240,9 +235,9 @@ def _show(session: Session, done: int, total: int) -> None:
 def _require_space(session: Session, directory: Path, plan: FetchPlan) -> None:
     # A file that grew is written anew beside its old self, so it needs all its bytes.
     need = sum(
-        file.size if have and not have.part else file.size - (have.size if have else 0)
+        file.size - (have.size if have and have.part else 0)
         for file, have in plan.wanted
-        if not (have and not have.part and have.size == file.size)
+        if not (have and have.is_whole(file))
     )
     existing = directory
     while not existing.exists():

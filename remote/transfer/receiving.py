@@ -25,6 +25,9 @@ class LocalBytes:
     digest: hashlib._Hash
     part: bool
 
+    def is_whole(self, file: RemoteFile) -> bool:
+        return not self.part and self.size == file.size
+
 
 @dataclass(frozen=True)
 class FetchPlan:
@@ -66,13 +69,7 @@ def plan_fetch(
     wanted, same = [], 0
     for file in files:
         have = local(file)
-        complete = have is not None and not have.part and have.size == file.size
-        if (
-            complete
-            and have is not None
-            and file.sha256 is not None
-            and have.digest.hexdigest() == file.sha256
-        ):
+        if have and have.is_whole(file) and have.digest.hexdigest() == file.sha256:
             same += 1
         else:
             # A link's target is no prefix of another.
@@ -109,11 +106,8 @@ def read_local(directory: Path, file: RemoteFile) -> LocalBytes | None:
 
 def part_of(directory: Path, file: RemoteFile) -> Path:
     """Where a file's bytes are kept until it is whole."""
-    return (
-        directory
-        / PARTS
-        / hashlib.sha256(file.path.encode("utf-8", "surrogateescape")).hexdigest()[:40]
-    )
+    name = hashlib.sha256(file.path.encode("utf-8", "surrogateescape")).hexdigest()[:40]
+    return directory / PARTS / name
 
 
 class Receiver:
@@ -215,32 +209,27 @@ class Receiver:
         if sha256 is None:
             self.fetched.gone[file.path] = why if isinstance(why, str) else None
             return
-        right = (
+        is_right = (
             self.position == file.size
             and self.digest.hexdigest() == sha256
             and file.sha256 in (None, sha256)
         )
-        place = self._place(file)
-        part = part_of(self.directory, file)
-        if not right:
+        is_here = have and have.is_whole(file) and have.digest.hexdigest() == sha256
+        place, part = self._place(file), part_of(self.directory, file)
+        if not is_right:
             self.wrong.append(file)
             part.unlink(missing_ok=True)
-        elif (
-            have and not have.part and have.size == file.size and have.digest.hexdigest() == sha256
-        ):
-            if file.mode != SYMLINK:
-                _set_mode(place, file.mode)
         elif file.mode == SYMLINK:
-            self.links.append((file, bytes(self.content)))
+            if not is_here:
+                self.links.append((file, bytes(self.content)))
+        elif is_here:
+            _set_mode(place, file.mode)
         else:
             if not part.exists():
                 part.parent.mkdir(exist_ok=True)
                 part.touch()
             _set_mode(part, file.mode)
-            if place.is_dir() and not place.is_symlink():
-                raise TransferFailed(
-                    f"{place} is a directory, a file of that name was fetched", remedy="remove it"
-                )
+            refuse_directory(place)
             os.replace(part, place)
             self.fetched.changed += 1
 
@@ -259,10 +248,7 @@ class Receiver:
                 raise ProtocolError(
                     f"the server sends a link that leads out of the run: {file.path!r:.120}"
                 )
-            if place.is_dir() and not place.is_symlink():
-                raise TransferFailed(
-                    f"{place} is a directory, a link of that name was fetched", remedy="remove it"
-                )
+            refuse_directory(place)
             if place.is_symlink() or place.exists():
                 place.unlink()
             try:
@@ -271,6 +257,12 @@ class Receiver:
                 place.write_bytes(content)
             self.fetched.changed += 1
         self.links = []
+
+
+def refuse_directory(place: Path) -> None:
+    if place.is_dir() and not place.is_symlink():
+        text = f"{place} is a directory here, and none in the run"
+        raise TransferFailed(text, remedy="remove it")
 
 
 def _set_mode(path: Path, mode: int) -> None:

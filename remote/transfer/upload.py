@@ -3,9 +3,10 @@ uses it there."""
 
 from __future__ import annotations
 
+import functools
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,86 +27,86 @@ NOISE = ("Thumbs.db", "desktop.ini", "__MACOSX", ".DS_Store", ".git")
 TRIES = 5
 
 
-def upload_data(session: Session, given: str, name: str | None = None) -> dict[str, Any]:
-    """Send what the server lacks of a file or folder; goes on by itself after a broken connection.
-    Returns what was done."""
+@dataclass(frozen=True)
+class DataSet:
+    """A file, or a folder with all that lies in it, and its name on the server."""
+
+    name: str
+    folder: Path
+    entries: tuple[FileEntry, ...]
+    is_file: bool
+
+    @functools.cached_property
+    def manifest(self) -> list[list[Any]]:
+        return [[entry.path, entry.mode, entry.size, entry.sha256] for entry in self.entries]
+
+    @functools.cached_property
+    def tree(self) -> str:
+        return tree_hash((path, mode, size, sha256) for path, mode, size, sha256 in self.manifest)
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """`sent`: bytes; None where all was there under this name already."""
+
+    name: str
+    files: int
+    bytes: int
+    sent: int | None
+    seconds: float
+    tree: str
+
+
+def upload_data(session: Session, given: str, name: str | None = None) -> Uploaded:
+    """Send what the server lacks of a file or folder; goes on by itself after a broken
+    connection."""
     path = Path(given).expanduser()
     if not path.exists():
         raise UsageError(f"{given}: no such file or folder here", step="upload-data")
     path = path.resolve()
     if session.project.has_own_trainer:
         require_images(session, path)
-    folder = path if path.is_dir() else path.parent
-    entries = list(entries_of(session, path))
+    is_file, entries = path.is_file(), tuple(entries_of(session, path))
     if not entries:
         raise UsageError(f"{given} holds no files", step="upload-data")
-    rows = [[entry.path, entry.mode, entry.size, entry.sha256] for entry in entries]
-    tree, label = (
-        tree_hash((entry.path, entry.mode, entry.size, entry.sha256) for entry in entries),
-        name or path.name,
-    )
+    data = DataSet(name or path.name, path.parent if is_file else path, entries, is_file)
     started = time.monotonic()
     session.open()  # a server that can't be reached at all is told at once
-    sent = session.patiently(
-        lambda: send_set(session, folder, entries, rows, tree, label, path.is_file()),
-        "what has arrived stays",
-        TRIES,
-    )
-    total = sum(entry.size for entry in entries)
-    return {
-        "name": label,
-        "files": len(entries),
-        "bytes": total,
-        "sent": sent,
-        "seconds": time.monotonic() - started,
-        "tree": tree,
-    }
+    sent = session.patiently(lambda: send(session, data), "what has arrived stays", TRIES)
+    total, seconds = sum(entry.size for entry in entries), time.monotonic() - started
+    return Uploaded(data.name, len(entries), total, sent, seconds, data.tree)
 
 
-def send_set(
-    session: Session,
-    folder: Path,
-    entries: list[FileEntry],
-    rows: list[list[Any]],
-    tree: str,
-    name: str,
-    single: bool,
-) -> int | None:
+def send(session: Session, data: DataSet) -> int | None:
     """Bytes sent; None where all was there under this name already."""
-    answer = session.ask(DataMissing, tree=tree, manifest=rows, name=name)
+    asked: dict[str, Any] = {"tree": data.tree, "manifest": data.manifest, "name": data.name}
+    answer = session.ask(DataMissing, **asked)
     if answer.named:
         return None
-    everything = frozenset(entry.sha256 for entry in entries)
+    everything = frozenset(entry.sha256 for entry in data.entries)
     missing = everything if answer.missing is None else everything & frozenset(answer.missing)
-    sending = Sending(folder, entries, missing, answer.partial, "data")
-    done = session.ask_as_owner(
-        DataPut,
-        waiting_note(session, " is sending data"),
-        sending.frames(session),
-        tree=tree,
-        manifest=rows,
-        name=name,
-        single=single,
-        who=who_am_i(),
-    )
+    sending = Sending(data.folder, data.entries, missing, answer.partial, "data")
+    note, frames = waiting_note(session, " is sending data"), sending.frames(session)
+    asked |= {"single": data.is_file, "who": who_am_i()}
+    done = session.ask_as_owner(DataPut, note, frames, **asked)
     session.display.clear()
     return done.received
 
 
-def show_uploaded(session: Session, done: Mapping[str, Any]) -> None:
+def show_uploaded(session: Session, done: Uploaded) -> None:
     sent = (
         "nothing to send, it is there already"
-        if done["sent"] is None
-        else f"{size(done['sent'])} sent in {done['seconds']:.1f} s"
+        if done.sent is None
+        else f"{size(done.sent)} sent in {done.seconds:.1f} s"
     )
     session.display.line(
-        f"{done['name']}: {done['files']} files, {size(done['bytes'])} on {session.host}; {sent};"
+        f"{done.name}: {done.files} files, {size(done.bytes)} on {session.host}; {sent};"
         " verified by sha256"
     )
-    use = "" if done["name"] == ARCHIVE else f" --data {done['name']}"
+    use = "" if done.name == ARCHIVE else f" --data {done.name}"
     session.display.line(f"use it: fab -H {session.typed} train{use}")
     if not session.project.has_own_trainer:
-        session.display.line(f"a run finds it in $REMOTE_DATA_DIR/{done['name']}")
+        session.display.line(f"a run finds it in $REMOTE_DATA_DIR/{done.name}")
 
 
 def entries_of(session: Session, path: Path) -> Iterator[FileEntry]:
@@ -230,14 +231,9 @@ def offer_copy(session: Session, facts: Facts, copy: Copy, answer: Reach) -> str
 
 def find_archive(session: Session, archive: Any) -> Path | None:
     """This laptop's copy, where people keep it; only one that is whole."""
-    project = session.project.directory
-    for folder in (
-        project / "data",
-        project / "data" / "cifar10",
-        project,
-        Path.home() / "Downloads",
-        Path.home() / "data",
-    ):
+    project, home = session.project.directory, Path.home()
+    data = project / "data"
+    for folder in (data, data / "cifar10", project, home / "Downloads", home / "data"):
         try:
             archive.check_archive(folder / ARCHIVE)
         except (OSError, archive.DataError):
