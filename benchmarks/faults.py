@@ -33,7 +33,7 @@ sys.path.insert(0, str(REPOSITORY))
 from hypothesis import HealthCheck, given, settings  # noqa: E402  the repository need not be installed
 from hypothesis import strategies as st  # noqa: E402
 
-from remote.loopback import LoopbackServer  # noqa: E402
+from remote.loopback import LoopbackServer, Serving  # noqa: E402
 from tests.e2e.test_three_commands import fab  # noqa: E402
 from tests.server.test_hostile import REPLIES, LyingLab, altered  # noqa: E402
 from tests.support.agent import agent  # noqa: E402
@@ -223,7 +223,7 @@ def open_room() -> Iterator[Room]:
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     try:
         with (
-            LoopbackServer(folder / "server", path=sparse_path(folder / "bin")) as server,
+            LoopbackServer(folder / "server", Serving(path=sparse_path(folder / "bin"))) as server,
             Relay(server.host, server.port) as relay,
         ):
             yield Room(folder, server, relay, {"tracebacks shown": 0})

@@ -24,7 +24,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from remote.loopback import LoopbackServer
+from remote.loopback import LoopbackServer, Serving
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.project import REPOSITORY, make_project, make_tree
 from tests.support.sshd import USUAL, sparse_path
@@ -127,7 +127,9 @@ def servers(place: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         for host in ("gpu-a", "gpu-b"):
             path = sparse_path(place / host / "bin", USUAL)
-            server = stack.enter_context(LoopbackServer(place / host, path=path, env=QUICK))
+            server = stack.enter_context(
+                LoopbackServer(place / host, Serving(path=path, env=QUICK))
+            )
             told += server.ssh_config.read_text().replace("Host loopback", f"Host {host}") + "\n"
         show_gpus(place)
         config.write_text(told)

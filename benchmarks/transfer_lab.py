@@ -17,7 +17,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from remote.loopback import LoopbackServer, Route  # noqa: E402  the repository need not be installed
+from remote.loopback import LoopbackServer, Route, Serving  # noqa: E402  need not be installed
 from tests.support.proxy import Relay  # noqa: E402
 from tests.support.sshd import environment, sparse_path  # noqa: E402
 
@@ -188,7 +188,7 @@ def open_lab(plan: Plan) -> Iterator[Lab]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="transfer-")))
         (folder / "client").mkdir()
         server = stack.enter_context(
-            LoopbackServer(folder / "server", path=sparse_path(folder / "bin"))
+            LoopbackServer(folder / "server", Serving(path=sparse_path(folder / "bin")))
         )
         relay = stack.enter_context(Relay(server.host, server.port, latency_s=plan.rtt_ms / 2000))
         (server.home / "deploy").mkdir()

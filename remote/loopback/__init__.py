@@ -12,7 +12,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from remote.errors import ServerUnfit
@@ -23,6 +23,7 @@ from remote.loopback.accounts import (
     Backend,
     Keys,
     Route,
+    Serving,
     Session,
     find_sshd,
     make_key,
@@ -33,17 +34,11 @@ from remote.loopback.accounts import (
 from remote.loopback.embedded import Embedded
 from remote.loopback.openssh import OpenSSH
 
-__all__ = ["Keys", "LoopbackServer", "Route", "expected_kind", "make_key", "make_keys"]
+__all__ = ["Keys", "LoopbackServer", "Route", "Serving", "expected_kind", "make_key", "make_keys"]
 
 
 class LoopbackServer:
     """`with LoopbackServer(directory) as server:` serves logins until the block ends.
-
-    `home`, `path`, `env` and `shell` are what the sessions see (defaults: `directory/home`, this
-    process's PATH, nothing, the account's own). `embedded` asks for the embedded server even where
-    sshd is installed. `user` is an account to log in as, if this process is root; its HOME is
-    chowned to it. `options` are sshd_config settings that come before ours and so win; the embedded
-    server refuses them. `password` lets that password in too, embedded only.
 
     Once open: `host, port, user, identity, known_hosts, ssh_config` (together: `route`), `log`,
     `kind`.
@@ -58,30 +53,14 @@ class LoopbackServer:
     known_hosts: Path
     ssh_config: Path
 
-    def __init__(
-        self,
-        directory: Path | str,
-        *,
-        home: Path | str | None = None,
-        path: str | None = None,
-        env: Mapping[str, str] | None = None,
-        embedded: bool = False,
-        user: str | None = None,
-        shell: str | None = None,
-        keys: Keys | None = None,
-        options: Mapping[str, str] | None = None,
-        password: str | None = None,
-    ) -> None:
+    def __init__(self, directory: Path | str, serving: Serving | None = None) -> None:
+        self.serving = serving or Serving()
         self.directory = Path(directory).absolute()
-        self.home = Path(home).absolute() if home else self.directory / "home"
-        self.path = path if path is not None else os.environ.get("PATH", os.defpath)
+        self.home = (self.serving.home or self.directory / "home").absolute()
+        given = self.serving.path
+        self.path = os.environ.get("PATH", os.defpath) if given is None else given
         self.log = self.directory / "log"
-        self._env, self._shell, self._user, self._keys = dict(env or {}), shell, user, keys
-        self._embedded, self._options, self._password = (
-            embedded or password is not None,
-            dict(options or {}),
-            password,
-        )
+        self._keys = self.serving.keys
         self._backend: Backend | None = None
 
     def __enter__(self) -> LoopbackServer:
@@ -94,13 +73,14 @@ class LoopbackServer:
     def open(self) -> None:
         """Make what is missing, start to serve and wait for an SSH banner; errors carry the log's
         end."""
-        account = Account.find(self._user)
+        account = Account.find(self.serving.user)
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._keys = self._keys or make_keys(self.directory / "keys")
         if account.uid != os.geteuid():
             self._admit(account)
-        session = Session(account, self.home, self.path, self._env, self._shell or account.shell)
+        shell = self.serving.shell or account.shell
+        session = Session(account, self.home, self.path, self.serving.env, shell)
         self._backend = self._choose(session, self._keys)
         try:
             self.kind, self.port, self.user = self._backend.kind, self._backend.open(), account.name
@@ -155,11 +135,13 @@ class LoopbackServer:
         return self._backend
 
     def _choose(self, session: Session, keys: Keys) -> Backend:
-        if not self._embedded and why_not_sshd(session.account) is None:
-            return OpenSSH(self.directory, session, keys, self.log, self._options)
-        if self._options:
+        password, options = self.serving.password, self.serving.options
+        is_embedded = self.serving.embedded or password is not None
+        if not is_embedded and why_not_sshd(session.account) is None:
+            return OpenSSH(self.directory, session, keys, self.log, options)
+        if options:
             raise ValueError("the embedded SSH server knows no sshd_config options")
-        return Embedded(session, keys, self.log, self._password)
+        return Embedded(session, keys, self.log, password)
 
     def _admit(self, account: Account) -> None:
         """Let another account reach its HOME and its session's files; it can't if a folder above is

@@ -27,6 +27,29 @@ class Keys:
 
 
 @dataclass(frozen=True)
+class Serving:
+    """What a server on loopback serves, and how."""
+
+    # The HOME of its sessions; None: `home` in the server's directory.
+    home: Path | None = None
+    # Their PATH; None: this process's.
+    path: str | None = None
+    # What else stands in their environment.
+    env: Mapping[str, str] = field(default_factory=dict)
+    # None: the account's own.
+    shell: str | None = None
+    # The account to log in as, where this process is root; the HOME becomes that account's.
+    user: str | None = None
+    keys: Keys | None = None
+    # Of sshd_config; they come before ours and so win. The embedded server refuses them.
+    options: Mapping[str, str] = field(default_factory=dict)
+    # Also where sshd is installed.
+    embedded: bool = False
+    # Lets that in, too; by the embedded server alone.
+    password: str | None = None
+
+
+@dataclass(frozen=True)
 class Route:
     """One way to log in: where, as whom, and the files with which `ssh -F ssh_config loopback` asks
     nothing."""

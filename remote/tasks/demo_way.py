@@ -34,13 +34,13 @@ def demo(project: Project, display: Display, data: str | None, keep: bool) -> in
             remedy="on Windows run it in WSL, or deploy to a real server",
         )
     where = data_path(data)
-    from remote.loopback import LoopbackServer
+    from remote.loopback import LoopbackServer, Serving
 
     directory = Path(tempfile.mkdtemp(prefix="demo-server-"))
     home = directory / "home"
     home.mkdir()
     try:
-        with LoopbackServer(directory / "ssh", home=home) as server:
+        with LoopbackServer(directory / "ssh", Serving(home=home)) as server:
             display.line(
                 f"demo: an SSH server ({server.kind}) on {server.host}:{server.port}, its home in"
                 f" {home}"

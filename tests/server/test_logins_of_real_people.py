@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from remote.errors import HostKeyRefused
-from remote.loopback import LoopbackServer, make_key
+from remote.loopback import LoopbackServer, Serving, make_key
 from remote.ssh.connection import connect
 from remote.ssh.target import Target
 from tests.e2e.test_three_commands import fab
@@ -140,7 +140,7 @@ class TestPasswordAndKey:
 
     def server(self, place: Path, account: str, methods: str) -> LoopbackServer:
         options = {"PasswordAuthentication": "yes", "AuthenticationMethods": methods}
-        return LoopbackServer(place / "s", user=account, options=options)
+        return LoopbackServer(place / "s", Serving(user=account, options=options))
 
     @pytest.mark.parametrize("methods", ["password,publickey", "publickey,password"])
     def test_both_are_wanted(self, place: Path, account: str, methods: str, tmp_path: Path) -> None:
@@ -166,9 +166,8 @@ class TestPasswordAndKey:
             settings={"requirements": "none", "command": "sh a.sh", "project": "p"},
             parts=("fabfile.py", "remote"),
         )
-        with LoopbackServer(
-            place / "s", user=account, options=options, path=str(path.parent)
-        ) as server:
+        serving = Serving(user=account, options=options, path=str(path.parent))
+        with LoopbackServer(place / "s", serving) as server:
             leader, process = fab_on_terminal(project, server, "deploy")
             seen = read_until(leader, b"password: ")
             os.write(leader, b"hunter2\n")

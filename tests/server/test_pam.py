@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from remote.loopback import LoopbackServer
+from remote.loopback import LoopbackServer, Serving
 from remote.loopback.accounts import find_sshd
 from tests.e2e.test_three_commands import fab
 from tests.support.login import logs_in, refusal, target, write_config
@@ -105,7 +105,8 @@ def test_a_server_that_is_closed_says_why(
     )
     path = sparse_path(folder / "bin")
     try:
-        with LoopbackServer(folder / "s", user=system_user, options=options, path=path) as server:
+        serving = Serving(user=system_user, options=options, path=path)
+        with LoopbackServer(folder / "s", serving) as server:
             config = write_config(tmp_path, server)
             assert logs_in(target(config))
             notice.write_text("The cluster is closed until Friday.\n")

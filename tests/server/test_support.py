@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from remote.errors import ServerUnfit
-from remote.loopback import LoopbackServer, make_key
+from remote.loopback import LoopbackServer, Serving, make_key
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.project import HOSTILE, Executable, Link, make_project, make_tree, snapshot
 from tests.support.proxy import Relay
@@ -92,7 +92,7 @@ class TestServer:
     def test_starts_quickly_and_ends_with_its_sessions(self, make_server: MakeServer) -> None:
         server = make_server()
         begin = time.monotonic()
-        with LoopbackServer(server.directory / "second", keys=server._keys) as second:
+        with LoopbackServer(server.directory / "second", Serving(keys=server._keys)) as second:
             assert time.monotonic() - begin < 3
             client = subprocess.Popen(
                 ["ssh", "-F", str(second.ssh_config), "loopback", "cat"], stdin=subprocess.PIPE

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from remote.loopback import Keys, LoopbackServer, Route, expected_kind, make_keys
+from remote.loopback import Keys, LoopbackServer, Route, Serving, expected_kind, make_keys
 
 EMBEDDED = os.environ.get("TEST_SSH_SERVER") == "embedded"
 """Whether every server is the embedded one, by request."""
@@ -97,10 +97,10 @@ def make_server(
                 pytest.skip(f"sshd's options need sshd: {expected_kind(EMBEDDED)}")
             directory = tmp_path / f"server{len(servers) or ''}"
             settings = {"keys": server_keys, "embedded": EMBEDDED, **options}
-            settings.setdefault("path", None)
-            if settings["path"] is None:
+            if settings.get("path") is None:
                 settings["path"] = sparse_path(directory / "bin")
-            server = LoopbackServer(settings.pop("directory", directory), **settings)
+            directory = settings.pop("directory", directory)
+            server = LoopbackServer(directory, Serving(**settings))
             servers.append(server)
             stack.callback(end_tmux, server.home)
             return stack.enter_context(server)
@@ -161,13 +161,9 @@ def unprivileged(request: pytest.FixtureRequest, server_keys: Keys) -> Iterator[
         tempfile.mkdtemp(prefix="loopback-")
     )  # pytest's own folders are closed to other users
     directory.chmod(0o711)
-    server = LoopbackServer(
-        directory,
-        keys=server_keys,
-        user=user,
-        path=sparse_path(directory / "bin"),
-        embedded=EMBEDDED,
-    )
+    path = sparse_path(directory / "bin")
+    serving = Serving(keys=server_keys, user=user, path=path, embedded=EMBEDDED)
+    server = LoopbackServer(directory, serving)
     request.node.stash.setdefault(SERVERS, []).append(server)
     try:
         with server:
