@@ -24,7 +24,7 @@ import json
 import os
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 EVERY_S = 1.0
 LOSSES = ("train_loss", "loss", "train/loss", "loss/train", "train_loss_epoch", "train_loss_step")
@@ -42,41 +42,48 @@ ACCURACIES = (
 _state: dict[str, Any] = {"told": 0.0, "epoch": None, "best": None, "begun": None}
 
 
-def tell(
-    epoch: int | None = None,
-    max_epochs: int | None = None,
-    step: int | None = None,
-    total_steps: int | None = None,
-    images_per_s: float | None = None,
-    phase: str = "fitting",
-    **metrics: float | None,
-) -> None:
-    """Replace progress.json, at most once a second and at every new epoch. Shown are train_loss,
-    val_accuracy and its best."""
+class Place(NamedTuple):
+    """How far a training is; what is not known is left out."""
+
+    epoch: int | None = None
+    max_epochs: int | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    images_per_s: float | None = None
+
+    @property
+    def share(self) -> float | None:
+        if self.step is not None and self.total_steps:
+            return min(1.0, self.step / self.total_steps)
+        if self.epoch is not None and self.max_epochs:
+            return min(1.0, self.epoch / self.max_epochs)
+        return None
+
+
+def tell(*, phase: str = "fitting", **figures: Any) -> None:
+    """Replace progress.json, at most once a second and at every new epoch. `figures`: those of
+    Place, and any others by their names. Shown are train_loss, val_accuracy and its best."""
     directory = _directory()
     if directory is None:
         return
     now = time.monotonic()
+    place = Place(**{name: figures.pop(name) for name in Place._fields if name in figures})
     if _state["begun"] is None:
-        _state["begun"] = (now, _share(epoch, max_epochs, step, total_steps) or 0.0)
-    accuracy = metrics.get("val_accuracy")
+        _state["begun"] = (now, place.share or 0.0)
+    accuracy = figures.get("val_accuracy")
     if accuracy is not None and (_state["best"] is None or accuracy > _state["best"]):
         _state["best"] = accuracy
-    if now - _state["told"] < EVERY_S and epoch == _state["epoch"] and phase == "fitting":
+    if now - _state["told"] < EVERY_S and place.epoch == _state["epoch"] and phase == "fitting":
         return
-    _state.update(told=now, epoch=epoch)
-    if step is None and total_steps is None and epoch is not None and max_epochs:
-        step, total_steps = epoch, max_epochs
+    _state.update(told=now, epoch=place.epoch)
+    if place.step is None and place.total_steps is None and place.share is not None:
+        place = place._replace(step=place.epoch, total_steps=place.max_epochs)
     values = {
+        **place._asdict(),
         "phase": phase,
         "time": time.time(),
-        "epoch": epoch,
-        "max_epochs": max_epochs,
-        "step": step,
-        "total_steps": total_steps,
-        "images_per_s": images_per_s,
-        "seconds_left": _seconds_left(now, _share(epoch, max_epochs, step, total_steps)),
-        "metrics": {"best_val_accuracy": _state["best"], **metrics},
+        "seconds_left": _seconds_left(now, place.share),
+        "metrics": {"best_val_accuracy": _state["best"], **figures},
     }
     _write(os.path.join(directory, "progress.json"), values)
 
@@ -96,14 +103,6 @@ def _directory() -> str | None:
         return None
     directory = os.environ.get("REMOTE_RUN_DIR")
     return directory if directory and os.path.isdir(directory) else None
-
-
-def _share(
-    epoch: int | None, max_epochs: int | None, step: int | None, total_steps: int | None
-) -> float | None:
-    if step is not None and total_steps:
-        return min(1.0, step / total_steps)
-    return min(1.0, epoch / max_epochs) if epoch is not None and max_epochs else None
 
 
 def _seconds_left(now: float, share: float | None) -> float | None:
