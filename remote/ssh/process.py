@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from remote.ssh.openssh import OpenSSH
 
 log = logging.getLogger("remote.ssh")
-SENT_PIECE, MOST_SENT = 64 << 10, 64
 READ_PIECE, MOST_READ = 256 << 10, 16
-"""4 MiB may wait here in each direction; then ssh holds back the server, or send() its caller."""
+"""4 MiB may wait here for whoever reads them; ssh then holds back the server."""
+SENT_PIECE, MOST_SENT = 32 << 10, 48
+"""1.5 MiB may wait for ssh: our program, and what is asked first, while somebody types a password;
+not more, for how fast the line is, is seen from how fast ssh takes them."""
 EXIT_WAIT_S = 5.0
 LOGIN_S = 150.0
 """A login that asks somebody something, or shows an address to open; sshd's own limit is 120 s."""

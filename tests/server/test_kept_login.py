@@ -257,7 +257,7 @@ def two_factors(connections: set[Any], user: str, password: str | None) -> Any:
 
 
 def with_a_password(
-    make_server: MakeServer, tmp_path: Path, script: str
+    make_server: MakeServer, tmp_path: Path, script: str, **settings: object
 ) -> tuple[LoopbackServer, Path]:
     """A server that no key opens, and a project."""
     server = make_server(password="hunter2")
@@ -266,7 +266,7 @@ def with_a_password(
     project = make_project(
         tmp_path / "project",
         {"a.sh": script},
-        settings={"requirements": "none", "command": "sh a.sh", "project": "p"},
+        settings={"requirements": "none", "command": "sh a.sh", "project": "p", **settings},
         parts=("fabfile.py", "remote"),
     )
     return server, project
@@ -290,6 +290,18 @@ def test_a_second_factor_is_asked_for_once_for_all_commands(
     assert "logged out" in fab(project, server, "logout").stdout
     refused = fab(project, server, "status", code=6)
     assert "Permission denied" in refused.stderr and len(refused.stderr.splitlines()) == 1
+
+
+def test_a_password_may_be_typed_slowly(make_server: MakeServer, tmp_path: Path) -> None:
+    """Our program waits behind the login, more of it than a pipe holds: that is no silence."""
+    server, project = with_a_password(make_server, tmp_path, "echo up\n", timeout_s=2)
+    leader, process = fab_on_terminal(project, server, "deploy")
+    read_until(leader, b"assword:")
+    time.sleep(6)
+    os.write(leader, b"hunter2\n")
+    read_until(leader, b"next: ")
+    assert process.wait(30) == 0
+    fab(project, server, "logout")
 
 
 def test_following_asks_again_for_a_login_that_is_gone(
