@@ -91,11 +91,10 @@ def silence(host: str, timeout_s: float, spoke: bool) -> ConnectionLost:
 def connect(target: Target) -> Connection:
     """By the system's ssh, or by paramiko where there is none. Raises UsageError where a missing
     ssh is asked for."""
-    ssh = shutil.which("ssh") if target.program != "paramiko" else None
-    if ssh is not None:
+    if target.program != "paramiko" and shutil.which("ssh"):
         from remote.ssh.openssh import OpenSSH
 
-        return OpenSSH(target, ssh)
+        return OpenSSH(target)
     if target.program == "openssh":
         text = "remote.ssh is openssh, and there is no ssh program here"
         raise UsageError(text, host=target.spec, remedy="install the OpenSSH client")

@@ -54,9 +54,8 @@ class OpenSSH(Connection):
     login for `stay_s` seconds in a socket of ours, and commands that follow go over it.
     """
 
-    def __init__(self, target: Target, ssh: str) -> None:
+    def __init__(self, target: Target) -> None:
         super().__init__(target)
-        self._ssh = ssh
         # Of the login that is kept, by us or by the user.
         self._socket = "none"
         self._asking: Askpass | None = None
@@ -74,8 +73,8 @@ class OpenSSH(Connection):
     def open(self) -> None:
         """Read the settings; nothing is sent yet."""
         require_files(self.target)
-        found = read_settings(self._ssh, self.target)
-        refuse_circle(self._ssh, self.target, found)
+        found = read_settings(self.target)
+        refuse_circle(self.target, found)
         user, hostname = found.get("user"), found.get("hostname")
         self.host = Host(self.target.spec, user, hostname, int(found.get("port", "22")))
         self._options = connection_options(self.target, found)
@@ -90,7 +89,7 @@ class OpenSSH(Connection):
         if beside:
             target, options = replace(target, interactive=False), options | NO_LOGIN
             options["ControlPath"] = self._socket
-        words = [self._ssh, "-T", *as_words(options), *host_words(target), command]
+        words = ["-T", *as_words(options), *host_words(target), command]
         environment = dict(os.environ)
         if self._asking is not None:
             environment |= self._asking.environment()
@@ -103,7 +102,7 @@ class OpenSSH(Connection):
 
     def control(self, what: str) -> bool:
         """Ask the kept login's own process: check or exit."""
-        words = [self._ssh, "-O", what, *as_words(self._options), *host_words(self.target)]
+        words = ["ssh", "-O", what, *as_words(self._options), *host_words(self.target)]
         try:
             return run_briefly(words, LOCAL_TIMEOUT_S).returncode == 0
         except (OSError, subprocess.TimeoutExpired):
@@ -198,11 +197,11 @@ def private_directory() -> Path | None:
     return None
 
 
-def read_settings(ssh: str, target: Target) -> dict[str, str]:
+def read_settings(target: Target) -> dict[str, str]:
     """What `ssh -G` prints; of a keyword that may stand there several times, each value is a line.
     Raises UsageError."""
     host = parse_spec(target.spec).host
-    words = [ssh, "-G", "-o", "RemoteCommand=none", *host_words(target), "true"]
+    words = ["ssh", "-G", "-o", "RemoteCommand=none", *host_words(target), "true"]
     try:
         done = run_briefly(words, RESOLVE_TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -229,7 +228,7 @@ def run_briefly(words: Sequence[str], timeout_s: float) -> subprocess.CompletedP
     )
 
 
-def refuse_circle(ssh: str, target: Target, found: Mapping[str, str]) -> None:
+def refuse_circle(target: Target, found: Mapping[str, str]) -> None:
     """Where a jump host is reached by way of itself, as under `Host *`, ssh would start one ssh
     after another without end, and they would go on after the first was gone."""
     way = [parse_spec(target.spec).host]
@@ -242,21 +241,19 @@ def refuse_circle(ssh: str, target: Target, found: Mapping[str, str]) -> None:
                 host=target.spec,
                 remedy=f"in ssh_config set ProxyJump none for {way[-1]}, above the rest",
             )
-        found = read_settings(ssh, replace(target, spec=first))
+        found = read_settings(replace(target, spec=first))
 
 
 def identity_files(target: Target) -> list[Path]:
     """The keys that ssh would try. Empty without an ssh program."""
-    ssh = shutil.which("ssh")
-    found = read_settings(ssh, target).get("identityfile", "") if ssh else ""
+    found = read_settings(target).get("identityfile", "") if shutil.which("ssh") else ""
     return [Path(value.strip('"')).expanduser() for value in found.splitlines()]
 
 
 def log_out(target: Target) -> bool:
     """End a kept login. False where there was none."""
-    ssh = shutil.which("ssh") if target.program != "paramiko" else None
-    if ssh is None:
+    if target.program == "paramiko" or not shutil.which("ssh"):
         return False
-    way = OpenSSH(target, ssh)
+    way = OpenSSH(target)
     way.open()
     return way.log_out()

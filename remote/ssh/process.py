@@ -80,7 +80,7 @@ class Process:
         self._spoke, self._shown = False, 0
         self._begun = time.monotonic()
         self._process = process = subprocess.Popen(
-            [self._words[0], "-E", str(self._log), *self._words[1:]],
+            ["ssh", "-E", str(self._log), *self._words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -377,6 +377,6 @@ def test_the_way_tells_how_it_got_in(server: LoopbackServer, tmp_path: Path) -> 
 
 
 def test_a_way_without_a_login_has_none_to_end(server: LoopbackServer, tmp_path: Path) -> None:
-    way = OpenSSH(Target("box", ssh_config=write_config(tmp_path, server)), "ssh")
+    way = OpenSSH(Target("box", ssh_config=write_config(tmp_path, server)))
     way.open()
     assert way.log_out() is False
