@@ -109,10 +109,8 @@ class Paramiko(Connection):
         return None
 
     def _how(self, hop: fabric.Connection, given: bool) -> dict[str, Any]:
-        named = [
-            *(self.target.identities if given else ()),
-            *hop.ssh_config.get("identityfile", []),
-        ]
+        typed = self.target.identities if given else ()
+        named = [*typed, *hop.ssh_config.get("identityfile", [])]
         files = [os.path.expanduser(name.strip('"')) for name in named]
         limits = ("banner_timeout", "auth_timeout", "channel_timeout")
         return {
@@ -125,9 +123,7 @@ class Paramiko(Connection):
         }
 
     def start(self, command: str, beside: bool = False) -> ParamikoChannel:
-        transport = self._hops[-1].transport if self._hops else None
-        if transport is None:
-            raise ConnectionLost("the connection is not open", host=self.host.name)
+        transport = self._hops[-1].transport
         # exec_command has no time limit of its own.
         limit = threading.Timer(self.target.timeout_s, transport.close)
         limit.daemon = True
