@@ -43,7 +43,7 @@ class Group(Two):
 
     def run_dirs(self) -> list[Path]:
         run = self.both()[0]["run"]
-        return [lab.root / "runs" / run for lab in (self, self.second)]
+        return [lab.root / "runs" / run for lab in self.labs]
 
     def log(self, rank: int) -> str:
         return (self.run_dirs()[rank] / "train.log").read_text()
@@ -59,7 +59,7 @@ class Group(Two):
 @pytest.fixture
 def group(make_server: MakeServer, tmp_path: Path) -> Group:
     group = Group(make_server(env=QUICK), tmp_path)
-    group.second = Lab(make_server(env=QUICK), tmp_path / "second")
+    group.others = [Lab(make_server(env=QUICK), tmp_path / "second")]
     return group
 
 
@@ -176,7 +176,7 @@ def test_a_resumed_one_gives_hosts_that_lack_it_the_checkpoint(group: Group) -> 
 def test_hosts_may_share_their_disk(make_server: MakeServer, tmp_path: Path) -> None:
     """As with homes on NFS: the further host has a folder in the run's own directory."""
     group = Group(make_server(env=QUICK), tmp_path)
-    group.second = Lab(make_server(env=QUICK, home=group.server.home), tmp_path / "second")
+    group.others = [Lab(make_server(env=QUICK, home=group.server.home), tmp_path / "second")]
     script = GOES_ON.replace("sleep 2", "sleep 2; touch $REMOTE_RUN_DIR/failed")
     assert group.train(script).code == 10
     (run,) = (group.root / "runs").glob("2*")
@@ -190,7 +190,7 @@ def test_hosts_may_share_their_disk(make_server: MakeServer, tmp_path: Path) -> 
 
 
 def test_hosts_that_differ_are_refused_before_anything_starts(group: Group) -> None:
-    a, b = (Path(server.path) / "nvidia-smi" for server in (group.server, group.second.server))
+    a, b = (Path(server.path) / "nvidia-smi" for server in group.servers)
     write_nvidia_smi(a, [FakeGpu(), FakeGpu()])
     done = group.train(TELL)
     assert done.code == 9 and "each host needs as many GPUs as the others: a 2, b 0" in done.err

@@ -35,7 +35,7 @@ def hosts(make_server: MakeServer, tmp_path: Path) -> Iterator[Hosts]:
 @pytest.fixture
 def group(hosts: Hosts, tmp_path: Path) -> Group:
     group = Group(hosts.servers["a"], tmp_path)
-    group.second = Lab(hosts.servers["b"], tmp_path / "second")
+    group.others = [Lab(hosts.servers["b"], tmp_path / "second")]
     return group
 
 

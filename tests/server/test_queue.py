@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from tests.support.agent import agent, put, start
 from tests.support.faults import Lab, wait_until
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.project import make_tree
+from tests.support.queues import NAMES, gaps, left_idle, make_queues
 from tests.support.sshd import MakeServer
 
 QUICK = {"REMOTE_QUEUE_POLL_S": "0.5", "REMOTE_QUEUE_APART_S": "0.1"}
@@ -78,6 +82,61 @@ def test_twenty_runs_on_four_gpus(server: LoopbackServer, tmp_path: Path) -> Non
     assert all(abs(begun.index(name) - names.index(name)) < 4 for name in names), (
         "first come, first served; four at a time"
     )
+
+
+def test_a_sweep_over_the_queues_of_four_hosts(make_server: MakeServer, tmp_path: Path) -> None:
+    """With the pauses that people get; benchmarks/queues.py does it with 100 runs."""
+    queues = make_queues(make_server, tmp_path, hosts=4, env={})
+    gpus = {name: [FakeGpu(), FakeGpu()] for name in NAMES[:4]}
+    queues.show(gpus)
+    done = queues.sweep(24)
+    assert done.code == 0 and "24 of 24 points" in done.out, done
+    queues.wait_for_all(24)
+    hosts = queues.spans()
+    assert [len(spans) for spans in hosts] == [6] * 4, "each point has one run"
+    for spans, own in zip(hosts, gpus.values(), strict=True):
+        assert {span.gpu for span in spans} == {gpu.uuid for gpu in own}, "every GPU was used"
+        assert min(gaps(spans)) >= 0, "no GPU was used twice"
+        assert max(*gaps(spans), *left_idle(spans)) < 15, "none was idle while a run waited"
+
+
+def test_those_far_behind_do_not_ask_for_gpus(server: LoopbackServer, tmp_path: Path) -> None:
+    """A start of nvidia-smi may initialise every GPU: twenty runs that wait must not do so each
+    time that they look."""
+    show(server, BUSY)
+    real = Path(server.path) / "nvidia-smi"
+    count = tmp_path / "count"
+    real.rename(real.with_name("nvidia-smi.real"))
+    real.write_text(f'#!/bin/sh\necho >> {count}\nexec "$0.real" "$@"\n')
+    real.chmod(0o755)
+    with agent(server) as link:
+        release = put(link, make_tree(tmp_path / "code", {"a": "1"}))
+        for number in range(8):
+            options = {"queue": True, "wanted_gpus": 1, "gpus": [], "devices": "auto"}
+            start(link, f"r{number}", release, "true", **options)
+    lab = Lab(server, tmp_path)
+    wait_until(lambda: [row["waiting"] is not None for row in lab.rows()] == [True] * 8)
+    before, seconds = count.stat().st_size, 4
+    time.sleep(seconds)
+    looks = seconds / float(QUICK["REMOTE_QUEUE_POLL_S"])
+    asked = count.stat().st_size - before
+    assert 2 <= asked <= 2 * looks + 2, "the first one alone asks: for GPUs, and who uses them"
+
+
+def test_a_run_on_another_host_of_the_same_disk_has_its_own_queue(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
+    show(server, BUSY)
+    lab = Lab(server, tmp_path)
+    lab.task("train", name="there")
+    (run,) = (lab.root / "runs").glob("2*")
+    state = json.loads(lab.state_file(run.name).read_text())
+    os.kill(state["supervisor_pid"], signal.SIGKILL)
+    lab.state_file(run.name).write_text(json.dumps({**state, "host": "another"}))
+    lab.task("train", name="here", gpus=1)
+    assert "gpu 0: 40.0 GiB" in lab.task("status").out, "no run is before it"
+    show(server, FREE)
+    wait_until(lambda: rows(lab)["here"]["state"] == "finished")
 
 
 def test_a_run_waits_for_somebody_else_s_gpu_and_says_so(

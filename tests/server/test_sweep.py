@@ -6,7 +6,6 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from remote.errors import ConnectionLost
 from remote.link.session import Session
 from remote.runs import launch, placement
 from remote.runs.request import start_run
-from remote.ssh.target import Target
-from tests.support.faults import Done, Lab, run_task, wait_until
+from tests.support.faults import Done, Lab, wait_until
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
+from tests.support.several import Several
 from tests.support.sshd import MakeServer
 
 QUICK = {"REMOTE_QUEUE_POLL_S": "0.2", "REMOTE_QUEUE_APART_S": "0.1"}
@@ -31,31 +30,8 @@ GRID = ["lr=70,80", "seed=1,2,3"]
 WORDS = ("--lr", "{lr}", "--seed", "{seed}")
 
 
-class Two(Lab):
+class Two(Several):
     """One project and two servers, named a and b."""
-
-    second: Lab
-
-    def targets(self, names: str = "ab") -> list[Target]:
-        made = []
-        for name, server in (("a", self.server), ("b", self.second.server)):
-            config = self.directory / f"config-{name}"
-            text = Path(server.ssh_config).read_text().replace("Host loopback", f"Host {name}")
-            config.write_text(text)
-            made.append(replace(self.target(), spec=name, ssh_config=str(config)))
-        return [target for target in made if target.spec in names]
-
-    def on(self, names: str, task: str, words: Sequence[str] = (), **options: Any) -> Done:
-        as_json = options.pop("json", False)
-        return run_task(
-            task,
-            self.project,
-            self.all_settings,
-            self.targets(names),
-            as_json,
-            words=words,
-            **options,
-        )
 
     def sweep(self, names: str = "ab", words: Sequence[str] = WORDS, **options: Any) -> Done:
         return self.on(names, "sweep", words, grid=options.pop("grid", GRID), **options)
@@ -67,7 +43,7 @@ class Two(Lab):
 
     def ran(self) -> Counter[str]:
         """How often each point was trained, on both hosts."""
-        files = [server.home / "ran" for server in (self.server, self.second.server)]
+        files = [lab.server.home / "ran" for lab in self.labs]
         return Counter(line for file in files if file.exists() for line in file.open())
 
     def finished(self, count: int = 6) -> bool:
@@ -77,7 +53,7 @@ class Two(Lab):
 @pytest.fixture
 def lab(make_server: MakeServer, tmp_path: Path) -> Two:
     lab = Two(make_server(env=QUICK), tmp_path, files={"train.sh": STUB})
-    lab.second = Lab(make_server(env=QUICK), tmp_path / "second")
+    lab.others = [Lab(make_server(env=QUICK), tmp_path / "second")]
     return lab
 
 
@@ -112,7 +88,7 @@ def test_points_get_their_secrets_and_plan_the_server_s_end(
     done = lab.sweep(name="rates", env=["API_KEY"], shutdown_after=True)
     assert done.code == 0 and "a is shut down 30 min after its last run" in done.err, done
     assert lab.on("ab", "wait", sweep="rates").code == 0
-    for one in (lab, lab.second):
+    for one in lab.labs:
         for run in (one.root / "runs").glob("2*"):
             assert next(run.glob("key-*")).read_text() == "a-secret-of-mine"
             asked = json.loads((run / "run.json").read_text())
@@ -171,7 +147,7 @@ def test_on_a_processor_one_point_after_the_other_and_all_can_be_stopped(lab: Tw
 
 
 def test_the_first_free_server_is_taken_and_a_cut_start_stays_where_it_was(lab: Two) -> None:
-    a, b = (Path(server.path) / "nvidia-smi" for server in (lab.server, lab.second.server))
+    a, b = (Path(server.path) / "nvidia-smi" for server in lab.servers)
     write_nvidia_smi(a, [FakeGpu(memory_used="40960"), FakeGpu()])
     write_nvidia_smi(b, [FakeGpu(), FakeGpu()])
     words = ["--lr", "70", "--seed", "1"]

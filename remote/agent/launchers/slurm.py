@@ -16,6 +16,7 @@ from remote.agent.launchers.seam import Job, Launched, State, claim, mark_path
 from remote.agent.launchers.slurm_queue import PREFIX, ask, ask_about, find, forget, look_up, queue
 from remote.agent.launchers.slurm_words import SUBMITTED_S, Seen, tell, tell_end, tell_signal
 from remote.agent.root.paths import read_json, write_json, write_whole
+from remote.agent.shared.states import LIVE
 
 SUBMIT_S = 60.0
 LIMITED = ("MaxSubmit", "submit limit", "temporarily")
@@ -152,7 +153,7 @@ def look(directory: str, state: State, asked: Dict[str, Any]) -> State:
 def _settle(directory: str, state: State, asked: Dict[str, Any], job: str) -> State:
     """Once what the node has written has had its time to arrive."""
     recorded = read_json(os.path.join(directory, "state.json")) or state
-    if recorded.get("state") not in ("queued", "running"):
+    if recorded.get("state") not in LIVE:
         return dict(recorded)
     mark = mark_path(directory, str(state.get("token")), ".over")
     claim(mark)

@@ -63,7 +63,7 @@ def hash_file(path: str) -> str:
 def run_command(call: Call, argv: List[str], layout: Layout, tree: str) -> str:
     """Its output; it ends with the laptop's connection. Raises Refusal with its last words where it
     fails."""
-    free, _ = free_gpus(layout, "")
+    free, _ = free_gpus(layout)
     environment = dict(
         os.environ,
         PYTHONDONTWRITEBYTECODE="1",

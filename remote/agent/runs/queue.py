@@ -12,9 +12,8 @@ from remote.agent.calls import Refusal
 from remote.agent.machine.gpus import query_gpus
 from remote.agent.root.locks import open_lock
 from remote.agent.root.paths import Layout
-from remote.agent.runs.records import list_runs
-from remote.agent.shared.gpu_choice import choose_gpus, held_gpus, parse_gpus
-from remote.agent.shared.states import FINAL
+from remote.agent.runs.records import LiveRuns
+from remote.agent.shared.gpu_choice import GpuReport, choose_gpus, held_gpus, parse_gpus
 
 POLL_S = float(os.environ.get("REMOTE_QUEUE_POLL_S", "5"))
 APART_S = float(os.environ.get("REMOTE_QUEUE_APART_S", "2"))
@@ -36,37 +35,47 @@ def take_gpus(
     meanwhile.
     """
     run, layout = os.path.basename(directory), Layout(os.path.dirname(os.path.dirname(directory)))
+    live = LiveRuns(layout)
     if not wanted:
-        return take_turn(layout, run, stop, tell, take)
+        return take_turn(layout, live, run, stop, tell, take)
+    there = None
     while not stop.is_set():
-        first, reason = free_gpus(layout, run)
-        before = ahead_of(layout, run)
-        if len(first) >= wanted + demand(before) and not stop.wait(APART_S):
-            with one_launch_at_a_time(layout):
-                second, reason = free_gpus(layout, run)
-                before = ahead_of(layout, run)
-                seen_twice = [gpu for gpu in second if gpu in first]
-                chosen = seen_twice[demand(before) :][:wanted]
-                if len(chosen) == wanted:
-                    take([uuid for uuid, _ in chosen], [index for _, index in chosen])
-                    return True
-        if before:
-            names = [known["run"] for known in before]
-            reason = (
-                f"{names[0]} is before it"
-                if len(names) == 1
-                else f"{len(names)} runs are before it, next is {names[0]}"
-            )
+        runs = live.look()
+        before = ahead_of(runs, run)
+        reason = ""
+        # Those far behind don't ask: each start of nvidia-smi may initialise every GPU.
+        if not before or there is None or there - len(held_gpus(runs)) >= wanted + demand(before):
+            report = parse_gpus(query_gpus())
+            there = len(report.gpus)
+            first, reason = choose_free(report, runs, run)
+            if len(first) >= wanted + demand(before) and not stop.wait(APART_S):
+                with one_launch_at_a_time(layout):
+                    runs = live.look()
+                    second, reason = choose_free(parse_gpus(query_gpus()), runs, run)
+                    before = ahead_of(runs, run)
+                    seen_twice = [gpu for gpu in second if gpu in first]
+                    chosen = seen_twice[demand(before) :][:wanted]
+                    if len(chosen) == wanted:
+                        take([uuid for uuid, _ in chosen], [index for _, index in chosen])
+                        return True
         tell(
             f"waits for {'a GPU' if wanted == 1 else f'{wanted} GPUs'}:"
-            f" {reason or 'too few are free'}"
+            f" {who_is_before(before) or reason or 'too few are free'}"
         )
         stop.wait(POLL_S)
     return False
 
 
+def who_is_before(before: List[Dict[str, Any]]) -> str:
+    names = [known["run"] for known in before]
+    if len(names) > 1:
+        return f"{len(names)} runs are before it, next is {names[0]}"
+    return f"{names[0]} is before it" if names else ""
+
+
 def take_turn(
     layout: Layout,
+    live: LiveRuns,
     run: str,
     stop: threading.Event,
     tell: Callable[[str], None],
@@ -75,13 +84,9 @@ def take_turn(
     """On the processor one run after the other: wait until none goes that came before."""
     while not stop.is_set():
         with one_launch_at_a_time(layout):
-            before = ahead_of(layout, run)
-            goes = [
-                known
-                for known in list_runs(layout)
-                if known["state"] == "running"
-                or (known["state"] == "queued" and not known["asked"].get("queue"))
-            ]
+            runs = live.look()
+            before = ahead_of(runs, run)
+            goes = [known for known in runs if known["state"] == "running" or not waits(known)]
             if not goes and not before:
                 take([], [])
                 return True
@@ -99,13 +104,13 @@ def wanted_by(asked: Dict[str, Any]) -> int:
     return wanted if isinstance(wanted, int) else 1
 
 
-def ahead_of(layout: Layout, run: str) -> List[Dict[str, Any]]:
-    """Runs that wait and were there before, the next one first."""
-    waiting = [
-        known
-        for known in list_runs(layout)
-        if known["state"] == "queued" and known["asked"].get("queue")
-    ]
+def waits(known: Dict[str, Any]) -> bool:
+    return known["state"] == "queued" and bool(known["asked"].get("queue"))
+
+
+def ahead_of(runs: List[Dict[str, Any]], run: str) -> List[Dict[str, Any]]:
+    """Of `runs` those that wait and were there before, the next one first."""
+    waiting = [known for known in runs if waits(known)]
     mine = next((place(known) for known in waiting if known["run"] == run), (time.time(), run))
     return [known for known in sorted(waiting, key=place) if place(known) < mine]
 
@@ -115,15 +120,19 @@ def place(known: Dict[str, Any]) -> Tuple[float, str]:
     return (float(since) if isinstance(since, (int, float)) else 0.0, known["run"])
 
 
-def free_gpus(layout: Layout, run: str) -> Tuple[List[Tuple[str, str]], str]:
+def free_gpus(layout: Layout) -> Tuple[List[Tuple[str, str]], str]:
     """(uuid, index) of every GPU that nobody uses or was given; and why the others are not free."""
-    report = parse_gpus(query_gpus())
+    return choose_free(parse_gpus(query_gpus()), LiveRuns(layout).look(), "")
+
+
+def choose_free(
+    report: GpuReport, runs: List[Dict[str, Any]], run: str
+) -> Tuple[List[Tuple[str, str]], str]:
+    """The same, of what was seen; what `run` itself was given is free for it."""
     if not report.gpus:
         return [], report.problem or "the server shows no GPU"
-    live = [
-        known for known in list_runs(layout) if known["state"] not in FINAL and known["run"] != run
-    ]
-    choice = choose_gpus(report.gpus, held=held_gpus(live))
+    held = held_gpus(known for known in runs if known["run"] != run)
+    choice = choose_gpus(report.gpus, held=held)
     return [(gpu.uuid, str(gpu.index)) for gpu in choice.gpus], "; ".join(choice.notes)
 
 
@@ -146,14 +155,10 @@ def require_free_gpus(layout: Layout, asked: Dict[str, Any]) -> None:
     wanted = asked.get("gpus")
     if asked.get("devices") != "auto" or not isinstance(wanted, list) or not wanted:
         return
-    live = [
-        run
-        for run in list_runs(layout)
-        if run["state"] not in FINAL and isinstance(run["gpus"], list)
-    ]
-    taken = {uuid: run["run"] for run in live for uuid in run["gpus"] if uuid in wanted}
+    held = held_gpus(LiveRuns(layout).look())
+    taken = {uuid: run for uuid, run in held.items() if uuid in wanted}
     if not taken:
-        free, reason = free_gpus(layout, "")
+        free, reason = free_gpus(layout)
         known = [uuid for uuid, _ in free]
         taken = {uuid: "somebody" for uuid in wanted if uuid not in known}
         if taken:

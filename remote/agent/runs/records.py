@@ -2,7 +2,7 @@
 processes are gone is corrected."""
 
 import os
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 from remote.agent.calls import Refusal
 from remote.agent.launchers.choice import launcher_of
@@ -10,6 +10,7 @@ from remote.agent.root.paths import RUN_ID, Layout, read_json
 from remote.agent.runs.attempts import settle
 from remote.agent.runs.outputs import STEP
 from remote.agent.runs.terminal import read_shown
+from remote.agent.shared.states import LIVE
 
 FETCHED = ".fetched.json"
 """In a run's directory: a laptop has all of it, as it was when it had ended."""
@@ -17,14 +18,52 @@ FETCHED = ".fetched.json"
 
 def list_runs(layout: Layout) -> List[Dict[str, Any]]:
     """Newest first, each as `describe_run` tells it."""
-    try:
-        names = [name for name in os.listdir(layout.runs) if RUN_ID.match(name)]
-    except OSError:
-        return []
-    runs = [describe_run(layout, name) for name in names]
+    runs = [describe_run(layout, name) for name in _names(layout)]
     return sorted(
         runs, key=lambda run: (_number(run["detail"].get("since")), run["run"]), reverse=True
     )
+
+
+def _names(layout: Layout) -> List[str]:
+    try:
+        return [name for name in os.listdir(layout.runs) if RUN_ID.match(name)]
+    except OSError:
+        return []
+
+
+class LiveRuns:
+    """The runs of this host that have not ended, for those who look every few seconds: a file is
+    read again once it is another one, and nothing of a run that has ended."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.files: Dict[str, Tuple[Tuple[int, int], Dict[str, Any]]] = {}
+
+    def look(self) -> List[Dict[str, Any]]:
+        """Of each what `describe_run` tells of its place: run, state, asked, detail, gpus."""
+        found = []
+        for run in _names(self.layout):
+            directory = self.layout.run(run)
+            recorded = self._read(os.path.join(directory, "state.json"))
+            if recorded.get("state") not in LIVE:
+                continue
+            asked = self._read(os.path.join(directory, "run.json"))
+            state = checked_state(directory, dict(recorded), asked)
+            if state.get("state") in LIVE and not state.get("elsewhere"):
+                own = {"run": run, "state": state["state"], "gpus": asked.get("gpus")}
+                found.append(dict(own, asked=asked, detail=state))
+        return found
+
+    def _read(self, path: str) -> Dict[str, Any]:
+        """Written whole, each time under a new inode."""
+        try:
+            seen = os.stat(path)
+        except OSError:
+            return {}
+        mark = (seen.st_ino, seen.st_mtime_ns)
+        if path not in self.files or self.files[path][0] != mark:
+            self.files[path] = mark, read_json(path) or {}
+        return self.files[path][1]
 
 
 def _number(value: object) -> float:
@@ -99,7 +138,7 @@ def read_fetched(directory: str, state: Dict[str, Any]) -> Optional[float]:
 
 def checked_state(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) -> Dict[str, Any]:
     """Correct a recorded state by what its launcher can see now."""
-    if state.get("state") not in ("queued", "running"):
+    if state.get("state") not in LIVE:
         return state
     told = launcher_of(asked).look(directory, state, asked)
     return settle(directory, told, asked) if "verdict" in told else told

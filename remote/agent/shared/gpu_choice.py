@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Iterable, Mapping, Sequence, Tuple
 
+from remote.agent.shared.states import LIVE
 from remote.agent.shared.text import one_line
 
 TORCH_BUILDS: Tuple[Tuple[str, int, float, float], ...] = (
@@ -231,11 +232,7 @@ def unusable_reason(gpu: Gpu) -> str | None:
 
 def held_gpus(runs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """UUID → run, for the runs that have not ended."""
-    live = [
-        run
-        for run in runs
-        if run.get("state") in ("queued", "running") and isinstance(run.get("gpus"), list)
-    ]
+    live = [run for run in runs if run.get("state") in LIVE and isinstance(run.get("gpus"), list)]
     return {str(uuid): str(run.get("run")) for run in live for uuid in run["gpus"]}
 
 

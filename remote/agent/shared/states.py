@@ -3,6 +3,7 @@
 from typing import Literal
 
 State = Literal["queued", "running", "finished", "failed", "stopped", "unknown"]
+LIVE = ("queued", "running")
 FINAL = ("finished", "failed", "stopped")
 Finish = Literal["summary", "exit"]
 """By what a run counts as finished: our trainer's summary.json, or exit code 0."""
