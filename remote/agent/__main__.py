@@ -1,6 +1,6 @@
 """The agent's ways to be started: `serve` (by the laptop), `supervise DIR TOKEN` (a run; of a
 Slurm job's further nodes with the first one's addresses and port), `build …` (an environment),
-`guard ROOT` (a shutdown that was planned)."""
+`hold …` (its lock, while a job builds it), `guard ROOT` (a shutdown that was planned)."""
 
 import sys
 
@@ -15,6 +15,10 @@ def main() -> None:
         from remote.agent.environments import builder
 
         sys.exit(builder.main(arguments))
+    if command == "hold":
+        from remote.agent.root import locks
+
+        sys.exit(locks.hold(arguments))
     if command == "guard":
         from remote.agent.runs import planned_shutdown
 

@@ -12,11 +12,15 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from remote.agent.machine.processes import children_of
 from remote.deploy.deploy import Deployed
 from remote.errors import ConnectionLost, EnvironmentFailed, RemoteError, ServerUnfit
+from remote.link.session import Session
+from remote.loopback import LoopbackServer
 from tests.support.agent import agent
 from tests.support.environment_scene import Scene
 from tests.support.nvidia_smi import FakeGpu
@@ -269,6 +273,45 @@ def test_a_build_that_was_killed_is_never_used_and_made_again(scene: Scene) -> N
     assert "the last build was cut off; building again" in scene.shown
     assert scene.build_state()["id"] != cut.state["id"]
     assert last_step(deployed)[0] and (scene.only_environment() / "ready").exists()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_two_login_nodes_whose_locks_are_their_own_build_it_once(
+    make_server: MakeServer,
+    wheels: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed: bool,
+) -> None:
+    """They share a home on a disk that knows no flock. One that is killed is made again there."""
+    original = Session.ask
+
+    def node(name: str, **options: Any) -> LoopbackServer:
+        (tmp_path / name).mkdir()
+        own = {"TMPDIR": str(tmp_path / name), "REMOTE_NO_FLOCK": "1", "REMOTE_LOCK_SILENT_S": "3"}
+        return make_server(env=own, **options)
+
+    with Index(wheels) as index:
+        scene = Scene(node("one"), index, tmp_path)
+        cut = Cut(scene, "demo-pkg\n")
+        scene.server = node("two", home=scene.server.home, path=scene.server.path)
+        if killed:
+            os.kill(cut.builder, signal.SIGKILL)
+        else:
+            (installer,) = children_of(cut.builder)
+            os.kill(installer, signal.SIGSTOP)
+
+            def ask(self: Session, kind: Any, *arguments: Any, **options: Any) -> Any:
+                if kind.OP == "environment_prepare":
+                    threading.Timer(4.0, os.kill, (installer, signal.SIGCONT)).start()
+                return original(self, kind, *arguments, **options)
+
+            monkeypatch.setattr(Session, "ask", ask)
+        index.gate.set()
+        deployed = scene.deploy("demo-pkg\n")
+        assert (scene.build_state()["id"] == cut.state["id"]) is not killed
+        assert deployed.environment.key == scene.only_environment().name
+        assert scene.fetched() == ["demo_pkg"]
 
 
 def test_an_environment_that_was_spoilt_is_made_again(scene: Scene) -> None:

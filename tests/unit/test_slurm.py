@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,6 @@ from remote.agent.launchers.seam import Job, claim, mark_path
 from remote.agent.launchers.slurm import notice, render_script
 from remote.agent.launchers.slurm_queue import JobRow, Queue, Said, base_state, parse_squeue
 from remote.agent.launchers.slurm_words import Seen, tell, tell_end, tell_signal
-from remote.agent.root import locks
 from remote.errors import UsageError
 from remote.project.settings import defaults, parse_settings
 from remote.project.slurm import job_request, parse_time
@@ -177,27 +173,6 @@ def test_slurm_s_own_words_in_one_line() -> None:
 def test_an_attempt_is_claimed_once(tmp_path: Path) -> None:
     assert [claim(mark_path(str(tmp_path), "a")) for _ in range(3)] == [True, False, False]
     assert claim(mark_path(str(tmp_path), "b"))
-
-
-def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As some clusters mount Lustre: a lock of this host's stands for the file's."""
-    real, lacking = fcntl.flock, tmp_path / "lustre" / "lock"
-    lacking.parent.mkdir()
-
-    def flock(file: int, how: int) -> None:
-        if lacking.exists() and os.path.sameopenfile(file, reference):
-            raise OSError(errno.ENOSYS, "Function not implemented")
-        real(file, how)
-
-    reference = os.open(lacking, os.O_RDWR | os.O_CREAT)
-    monkeypatch.setattr(fcntl, "flock", flock)
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    first, second = locks.open_lock(str(lacking)), locks.open_lock(str(lacking))
-    fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with pytest.raises(BlockingIOError):
-        fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    for file in (first, second, reference):
-        os.close(file)
 
 
 def test_slurm_is_asked_once_whoever_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,11 @@
-"""Builds one environment, detached from any login: started as `build DIRECTORY LOCK_FD`, tells its
-state in build.json.
+"""Builds one environment, detached from any login: started as `build DIRECTORY FILE RECORD`, tells
+its state in build.json.
 
-It holds the environment's lock, inherited from who started it, for as long as it lives; in a job
-of Slurm's, without LOCK_FD, srun does. `ready` is written last.
+It holds the environment's lock, handed over by who started it, for as long as it lives; in a job of
+Slurm's, without FILE and RECORD, a process on the login node does. `ready` is written last.
 """
 
+import contextlib
 import os
 import platform
 import shutil
@@ -24,6 +25,7 @@ from remote.agent.environments.interpreters import (
 )
 from remote.agent.machine.processes import start_time
 from remote.agent.root.disk import disk_of
+from remote.agent.root.locks import held
 from remote.agent.root.paths import read_json, write_json, write_whole
 from remote.agent.shared.text import redact
 
@@ -60,12 +62,10 @@ class BuildFailed(Exception):
 
 def main(arguments: List[str]) -> int:
     directory, *lock = arguments
-    if lock:
-        # What is started from here must not hold the lock: it tells whether the builder lives.
-        os.set_inheritable(int(lock[0]), False)
     os.umask(0o077)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    return Builder(directory).run()
+    with held(int(lock[0]), lock[1]) if lock else contextlib.nullcontext():
+        return Builder(directory).run()
 
 
 class Builder:

@@ -1,7 +1,6 @@
 """Environments on the server: what is there, making one, following one that is being made. The
 laptop decides which."""
 
-import fcntl
 import os
 import re
 import secrets
@@ -25,7 +24,7 @@ from remote.agent.environments.builder import describe_plan
 from remote.agent.launchers.slurm_nodes import in_a_job, raise_if_refused
 from remote.agent.machine.processes import group_members, is_same, start_time
 from remote.agent.root.disk import require_room
-from remote.agent.root.locks import open_lock
+from remote.agent.root.locks import Lock
 from remote.agent.root.paths import HASH, Layout, read_json, resolve_root, write_json, write_whole
 from remote.agent.root.roots import keep_agent, prepare_root
 from remote.agent.shared.text import redact
@@ -218,7 +217,7 @@ def _build(call: Call, layout: Layout, plan: Dict[str, Any], directory: str) -> 
     Refusal."""
     followed: Set[str] = set()
     starts = 0
-    lock = open_lock(_lock_path(layout, plan["key"]))
+    lock = Lock(_lock_path(layout, plan["key"]))
     try:
         while True:
             if not _follow(call, directory, lock, followed):
@@ -247,25 +246,19 @@ def _build(call: Call, layout: Layout, plan: Dict[str, Any], directory: str) -> 
                 )
             followed.add(_start_builder(layout, plan, directory, state, lock))
             starts += 1
-            # The builder inherited this lock; ours must be another, or it would always be free for
-            # us.
-            os.close(lock)
-            lock = open_lock(_lock_path(layout, plan["key"]))
+            # The builder has this lock now; ours must be another, or it would be free for us.
+            lock.hand_over()
+            lock = Lock(_lock_path(layout, plan["key"]))
     finally:
-        os.close(lock)
+        lock.close()
 
 
-def _follow(call: Call, directory: str, lock: int, followed: Set[str]) -> bool:
+def _follow(call: Call, directory: str, lock: Lock, followed: Set[str]) -> bool:
     """Tell of the build until its lock is free, which is then held by `lock`. False if the laptop
     is gone."""
     told: Any = None
     told_at = 0.0
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            pass
+    while not lock.take():
         if not call.alive():
             return False
         state: Dict[str, Any] = read_json(os.path.join(directory, "build.json")) or {}
@@ -283,10 +276,11 @@ def _follow(call: Call, directory: str, lock: int, followed: Set[str]) -> bool:
             )
             told, told_at = news, now
         time.sleep(POLL_S)
+    return True
 
 
 def _start_builder(
-    layout: Layout, plan: Dict[str, Any], directory: str, last: Dict[str, Any], lock: int
+    layout: Layout, plan: Dict[str, Any], directory: str, last: Dict[str, Any], lock: Lock
 ) -> str:
     """Clear what a dead builder left, and start one that holds `lock`. Returns the build's id."""
     _end_leftovers(last)
@@ -307,11 +301,13 @@ def _start_builder(
     in_job = plan.get("job") is not None
     state.update(directory=directory, step="venv", line="waits for a node of Slurm's" * in_job)
     write_json(os.path.join(directory, "build.json"), state)
-    words = [sys.executable, "-I", "-S", keep_agent(layout), "build", directory, str(lock)]
+    python, own = [sys.executable, "-I", "-S"], [str(lock.file), lock.record]
+    words = [*python, keep_agent(layout), "build", directory, *own]
     if in_job:
-        # Here srun holds the lock; a node's interpreter may refuse what is compiled for ours.
-        words[3] = layout.agent(os.environ["REMOTE_AGENT_HASH"])
-        words = [*in_a_job(directory, plan["job"]), *words[:-1]]
+        # A node's interpreter may refuse what is compiled for ours.
+        portable = layout.agent(os.environ["REMOTE_AGENT_HASH"])
+        inside = [*in_a_job(directory, plan["job"]), *python, portable, "build", directory]
+        words = [*python, keep_agent(layout), "hold", *own, *inside]
     with open(os.path.join(directory, "build.log"), "ab") as log:
         # A session of its own: neither the end of this login nor Ctrl-C reaches it.
         subprocess.Popen(
@@ -320,7 +316,7 @@ def _start_builder(
             stdout=log,
             stderr=log,
             start_new_session=True,
-            pass_fds=[lock],
+            pass_fds=[lock.file],
             cwd=directory,
         )
     return build
@@ -366,11 +362,8 @@ def _lock_path(layout: Layout, key: str) -> str:
 def _is_building(layout: Layout, key: str) -> bool:
     if not os.path.exists(_lock_path(layout, key)):
         return False
-    lock = open_lock(_lock_path(layout, key))
+    lock = Lock(_lock_path(layout, key))
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
+        return not lock.is_free()
     finally:
-        os.close(lock)
+        lock.close()

@@ -1,6 +1,7 @@
 """The disk under a path: where it is mounted, and what is free on it. Asked here alone."""
 
 import os
+import re
 from typing import NamedTuple, Optional
 
 from remote.agent.calls import Refusal
@@ -35,6 +36,26 @@ def disk_of(path: str) -> Optional[Disk]:
         told.f_favail if told.f_files else None,
         bool(told.f_flag & getattr(os, "ST_NOEXEC", 0)),
     )
+
+
+LOCAL = re.compile(
+    r"ext[234]|xfs|btrfs|zfs|f2fs|jfs|reiserfs|bcachefs|tmpfs|ramfs|overlay|aufs|vfat|exfat|ntfs3?"
+    r"|fuseblk"
+)
+
+
+def is_shared(path: str) -> bool:
+    """Whether other hosts may have the disk too: any kind that is not known to be this host's."""
+    mount, kind = mount_of(path), ""
+    try:
+        with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                _, place, found, *_ = line.split(" ")
+                if re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), place) == mount:
+                    kind = found
+    except OSError:
+        return False
+    return not LOCAL.fullmatch(kind)
 
 
 def mount_of(path: str) -> str:

@@ -1,21 +1,19 @@
 """Whose root it is, its making, and the lock of a deploy."""
 
-import fcntl
-import json
 import os
 import time
-from typing import Any, Dict, Optional
+from typing import Dict, Optional
 
 from remote.agent.calls import Call, Refusal
 from remote.agent.root import program
 from remote.agent.root.disk import disk_of
-from remote.agent.root.locks import open_lock
+from remote.agent.root.locks import Lock
 from remote.agent.root.paths import Layout, read_json, write_json, write_whole
 
 Problem = Dict[str, str]
 ELSEWHERE = "set remote.root in fabric.yaml to another place"
 YOUR_OWN = "set remote.root to a directory of your own"
-_held: Dict[str, int] = {}
+_held: Dict[str, Lock] = {}
 
 
 def root_problem(layout: Layout, project: str, identity: Optional[str]) -> Optional[Problem]:
@@ -113,50 +111,34 @@ def keep_agent(layout: Layout) -> str:
 
 
 def lock(call: Call, path: str, who: str) -> None:
-    """One at a time: waits for another one, telling whom for; the kernel frees the lock with its
-    holder's process."""
+    """One at a time: waits for another one, telling whom for; it is free once its holder's process
+    has ended."""
     if path in _held:
         return
-    fd = open_lock(path)
-    told = 0.0
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() - told > 5:
-                call.event(waiting=_holder(fd))
-                told = time.monotonic()
-            if not call.alive():
-                os.close(fd)
-                raise BrokenPipeError from None
-            time.sleep(0.2)
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, json.dumps({"who": who, "since": time.time()}).encode(), 0)
-    _held[path] = fd
+    wanted, told = Lock(path), 0.0
+    while not wanted.take():
+        if time.monotonic() - told > 5:
+            call.event(waiting=wanted.holder())
+            told = time.monotonic()
+        if not call.alive():
+            wanted.close()
+            raise BrokenPipeError
+        time.sleep(0.2)
+    wanted.sign(who)
+    _held[path] = wanted
 
 
 def try_lock(path: str) -> bool:
     """The same without waiting; False where somebody has it."""
-    fd = open_lock(path)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return False
-    _held[path] = fd
-    return True
-
-
-def _holder(fd: int) -> Dict[str, Any]:
-    try:
-        value = json.loads(os.pread(fd, 4096, 0))
-    except ValueError:
-        return {}
-    return {"who": value.get("who"), "since": value.get("since")} if isinstance(value, dict) else {}
+    wanted = Lock(path)
+    if wanted.take():
+        _held[path] = wanted
+        return True
+    wanted.close()
+    return False
 
 
 def unlock(path: str) -> None:
-    fd = _held.pop(path, None)
-    if fd is not None:
-        os.close(fd)
+    held = _held.pop(path, None)
+    if held is not None:
+        held.close()

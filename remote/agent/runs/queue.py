@@ -2,7 +2,6 @@
 not."""
 
 import contextlib
-import fcntl
 import os
 import threading
 import time
@@ -10,7 +9,7 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 from remote.agent.calls import Refusal
 from remote.agent.machine.gpus import query_gpus
-from remote.agent.root.locks import open_lock
+from remote.agent.root.locks import Lock
 from remote.agent.root.paths import Layout
 from remote.agent.runs.records import LiveRuns
 from remote.agent.shared.gpu_choice import GpuReport, choose_gpus, held_gpus, parse_gpus
@@ -138,12 +137,12 @@ def choose_free(
 
 @contextlib.contextmanager
 def one_launch_at_a_time(layout: Layout) -> Iterator[None]:
-    fd = open_lock(os.path.join(layout.runs, ".launch.lock"))
+    lock = Lock(os.path.join(layout.runs, ".launch.lock"))
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        lock.wait()
         yield
     finally:
-        os.close(fd)
+        lock.close()
 
 
 def require_free_gpus(layout: Layout, asked: Dict[str, Any]) -> None:
