@@ -8,14 +8,16 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from remote.loopback import LoopbackServer
 from tests.server.test_nodes import TELL, WAITS
 from tests.server.test_slurm import ended, lab_on, run_of, started
-from tests.support.faults import wait_until
+from tests.support.faults import Lab, wait_until
 from tests.support.slurm import Cluster, missing
+from tests.support.training import same_bits, weights_of
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,14 +91,75 @@ def test_a_job_that_is_cancelled_lets_all_nodes_save(
     assert sorted(path.name[-1] for path in (run_of(lab) / "work").glob("saved-*")) == ["0", "1"]
 
 
+TINY = ("accelerator=cpu", "train_images=400", "num_workers=0")
+SLOW = """
+import os
+import time
+
+from torch import nn
+
+
+class Slow(nn.Module):
+    def forward(self, images):
+        if self.training:
+            self.pause(2)
+        return images
+
+    def state_dict(self, *arguments, **options):
+        self.pause(8)
+        return super().state_dict(*arguments, **options)
+
+    def pause(self, seconds):
+        if os.path.exists({mark!r}):
+            time.sleep(seconds)
+
+
+def network(num_classes):
+    return nn.Sequential(Slow(), nn.Flatten(), nn.Linear(3 * 32 * 32, num_classes))
+"""
+
+
+def trainer_on(login: LoopbackServer, tmp_path: Path) -> Lab:
+    lab = lab_on(login, tmp_path, "", gres="none")
+    shutil.copytree(ROOT / "trainer", lab.project / "trainer")
+    lab.settings = {**lab.settings, "command": "python -m trainer.train", "python": sys.executable}
+    return lab
+
+
+def test_a_time_limit_lets_all_nodes_save_and_the_next_job_goes_on(
+    login: LoopbackServer, cluster: Cluster, tmp_path: Path
+) -> None:
+    """A save takes longer than the few seconds that are left to a training which has lost a node.
+    Bit for bit as without a limit."""
+    lab, mark = trainer_on(login, tmp_path), tmp_path / "slow"
+    (lab.project / "slow.py").write_text(SLOW.format(mark=str(mark)))
+    fields = [*TINY, "deterministic=true", "network=slow:network", "max_epochs=4", "batch_size=40"]
+    asked: dict[str, Any] = {"set": fields, "data": "synthetic", "nodes": 2}
+    mark.touch()
+    assert lab.task("train", time="1m", max_restarts=3, **asked).code == 0
+    run = run_of(lab)
+    wait_until(lambda: lab.rows()[0]["attempts"], 120)
+    mark.unlink()
+    row = ended(lab, 180)
+    assert row["state"] == "finished", (row, (run / "train.log").read_text())
+    assert isinstance(row["attempts"], list)
+    assert {attempt["cause"] for attempt in row["attempts"]} == {"time limit"}
+    logs = [(run / name).read_text() for name in ("train.log", "node-1/train.log")]
+    assert len(cluster.jobs(run.name)) == len(row["attempts"]) + 1
+    assert logs[0].count("the state is saved") == logs[0].count("resuming from") >= 1, logs
+    assert "supervisor: its time limit is over; its state was saved; restarting (1 of 3)" in logs[0]
+    assert lab.task("train", name="whole", follow=True, **asked).code == 0
+    whole = lab.root / "runs" / lab.rows()[0]["run"]
+    one, other = (weights_of(path / "checkpoints" / "last.ckpt") for path in (run, whole))
+    assert whole != run and same_bits(one, other)
+
+
 def test_our_trainer_trains_on_two_nodes(
     login: LoopbackServer, cluster: Cluster, tmp_path: Path
 ) -> None:
     """Lightning takes neither SLURM_NTASKS nor srun's ranks for its own."""
-    lab = lab_on(login, tmp_path, "", gres="none")
-    shutil.copytree(ROOT / "trainer", lab.project / "trainer")
-    lab.settings = {**lab.settings, "command": "python -m trainer.train", "python": sys.executable}
-    fields = ["accelerator=cpu", "widths=8", "train_images=400", "max_epochs=1", "num_workers=0"]
+    lab = trainer_on(login, tmp_path)
+    fields = [*TINY, "widths=8", "max_epochs=1"]
     done = lab.task("train", set=fields, data="synthetic", nodes=2, follow=True)
     assert done.code == 0 and "test accuracy" in done.out, (done.out, done.err)
     assert "on each of 2 hosts" in (run_of(lab) / "train.log").read_text()

@@ -17,6 +17,7 @@ from remote.agent.launchers.slurm_queue import find
 from remote.agent.machine.network import interface_of, list_addresses
 from remote.agent.runs.peers import (
     HOST_LOST,
+    SCHEDULED,
     SILENCE_S,
     Peer,
     Report,
@@ -106,7 +107,7 @@ class Group:
         """Of this host's process; the first reason counts."""
         with self.news:
             if self.ending is None:
-                saves = report.state == "stopped" or report.cause == "disk full"
+                saves = report.state == "stopped" or report.cause in ("disk full", *SCHEDULED)
                 self.patience_s = None if saves else PATIENCE_S
                 self.ending = report
 

@@ -14,6 +14,8 @@ SILENCE_S = float(os.environ.get("REMOTE_SILENCE_S", "60"))
 """A network may be away for some seconds, and a training bears it; after so long it is over."""
 LONGEST = 1 << 20
 HOST_LOST = "host lost"
+SCHEDULED = ("time limit", "preempted")
+"""Ends that come to all hosts at once."""
 ECHO = re.compile(
     r"gloo|NCCL|nccl\w+Error|DistBackendError|DistNetworkError|TCPStore|(closed|reset) by peer"
     r"|Broken pipe"
@@ -41,7 +43,7 @@ def choose_verdict(reports: Dict[int, Report], names: List[str], is_trainer: boo
     if not bad:
         return reports[0]
     rank, report = min(bad, key=lambda pair: (pair[1].state != "stopped", pair[1].echo))
-    if report.state == "stopped" or report.cause == HOST_LOST:
+    if report.state == "stopped" or report.cause in (HOST_LOST, *SCHEDULED):
         return report
     return report._replace(reason=f"{names[rank]}: {report.reason}")
 
