@@ -20,13 +20,15 @@ from remote.records import Run
 
 @dataclass(frozen=True)
 class Node:
-    """Of a cluster. `gpus` and `used` are Slurm's words."""
+    """Of a cluster. `state`, `gpus`, `used`, and whether its partition is `available` (up), are
+    Slurm's words."""
 
     node: str
     partition: str = ""
     state: str = ""
     gpus: str = ""
     used: str = ""
+    available: str = "up"
 
 
 @dataclass(frozen=True)

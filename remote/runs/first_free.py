@@ -1,60 +1,113 @@
 """`train --first-free`: of several servers the one that can start the run now, chosen by looking at
-all of them at once."""
+all of them at once; of a cluster, at what Slurm says of its partition."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from remote.agent.shared.gpu_choice import choose_gpus, unusable_reason
+from remote.link.answers import Node, Nodes
 from remote.link.facts import Facts
-from remote.link.session import Project
+from remote.link.session import Project, Session
 from remote.project.release import build_release
+from remote.project.slurm import gres_of
 from remote.runs.request import Pending, TrainOptions, parse_request
+
+UP = ("idle", "mixed", "allocated", "completing", "planned")
+"""States of a node, in Slurm's words, in which jobs go there."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """A server that was looked at. `free`: GPUs that nobody uses; `usable`: all that could be;
-    `waiting`: runs in its queue."""
+    """A server that was looked at. `free`: GPUs that a run can have now; `usable`: that it could
+    ever have; `waiting`: runs in its queue, None: it is Slurm's, and was not asked about; `live`:
+    runs of the project; `seen`: for people."""
 
     host: str
+    seen: str
     free: int
     usable: int
-    waiting: int
-    memory_mib: int
-
-    @property
-    def text(self) -> str:
-        queue = f", {self.waiting} runs wait" if self.waiting else ""
-        return f"{self.host}: {self.free} of {self.usable} GPUs free{queue}"
+    waiting: int | None = 0
+    memory_mib: int = 0
+    live: int = 0
 
 
-def look_at(host: str, facts: Facts) -> Look:
+def look_at(session: Session) -> Look:
+    """One answer of a server; where the launcher is Slurm and the server has it, one question to
+    its controller, too."""
+    settings = session.project.settings
+    facts = session.ask_as_owner(Facts)
+    if settings.launcher != "slurm":
+        return look_at_server(session.host, facts)
+    if facts.sbatch is None:
+        return look_at_server(session.host, facts, " (no Slurm)")
+    nodes = session.ask(Nodes, partition=settings.slurm.partition, waiting=False)
+    live = live_runs(facts)
+    return look_at_cluster(session.host, nodes.nodes, gres_of(settings.slurm, None), live)
+
+
+def look_at_server(host: str, facts: Facts, remark: str = "") -> Look:
     gpus = facts.gpus.gpus
     free = choose_gpus(gpus, "auto", limit=0, held=facts.held).gpus
     waiting = sum(run.state == "queued" and run.queue for run in facts.runs)
     memory = min((gpu.memory_total_mib or 0 for gpu in free), default=0)
     usable = sum(not unusable_reason(gpu) for gpu in gpus)
-    return Look(host, 0 if waiting else len(free), usable, waiting, memory)
+    able, queue = 0 if waiting else len(free), f", {waiting} runs wait" if waiting else ""
+    seen = f"{host}: {able} of {usable} GPUs free{queue}{remark}"
+    return Look(host, seen, able, usable, waiting, memory, live_runs(facts))
 
 
-def first_free(hosts: Mapping[str, Facts], wanted: int) -> tuple[str, str]:
+def look_at_cluster(host: str, nodes: Sequence[Node], gres: str, live: int = 0) -> Look:
+    """`gres`: what a run asks for, which one node must have."""
+    kind = re.sub(r":\d+$", "", gres or "gpu")
+    rows = {}
+    for node in nodes:
+        plain = re.sub(r"[~#!%$@^+-]+$", "", node.state)
+        if plain in UP and node.available == "up":
+            there, used = count_gres(node.gpus, kind), count_gres(node.used, kind)
+            rows[node.node] = there, there - used
+    idle, there = (sum(row[place] for row in rows.values()) for place in (1, 0))
+    free, usable = (max((row[place] for row in rows.values()), default=0) for place in (1, 0))
+    together = f", {free} on one node" if free < idle else ""
+    seen = f"{host}: {idle} of {there} GPUs idle in Slurm{together}"
+    return Look(host, seen, free, usable, None, live=live)
+
+
+def count_gres(text: str, kind: str) -> int:
+    """GPUs in `gpu:a100:4(S:0-1),gpu:v100:2`, of `gpu:a100`, or with `gpu` of every kind."""
+    found = re.findall(r"(?:^|,)([\w:.-]+?):(\d+)(?:\([^)]*\))?(?=,|$)", text)
+    return sum(int(n) for name, n in found if name == kind or name.startswith(f"{kind}:"))
+
+
+def wanted_gpus(project: Project, options: TrainOptions) -> int:
+    asked = re.search(r":(\d+)$", project.settings.slurm.gres)
+    of_slurm = int(asked[1]) if asked and project.settings.launcher == "slurm" else 1
+    return options.gpus or of_slurm
+
+
+def first_free(looks: Sequence[Look], wanted: int) -> tuple[Look, str]:
     """The host, and why it is that one. Enough free GPUs come first, of these the larger memory;
-    where no host has them, the one that could have them and where the fewest wait; without GPUs
-    anywhere the one with the fewest runs."""
-    looks = [look_at(host, facts) for host, facts in hosts.items()]
-    seen = "; ".join(look.text for look in looks)
+    where no host has them, the one that could have them and where the fewest wait, a cluster
+    before those where somebody does; without GPUs anywhere the one with the fewest runs."""
+    seen = "; ".join(look.seen for look in looks)
     able = [look for look in looks if look.free >= wanted]
     if able:
         best = max(able, key=lambda look: (look.memory_mib, look.free))
-        return best.host, f"{best.host} has {best.free} free ({seen})"
+        return best, f"{best.host} has {best.free} free ({seen})"
     could = [look for look in looks if look.usable >= wanted]
     if could:
-        best = min(could, key=lambda look: (look.waiting, -look.usable))
-        return best.host, f"none is free; the queue of {best.host} is the shortest ({seen})"
-    quiet = min(hosts, key=lambda host: live_runs(hosts[host]))
-    return quiet, f"no server has {wanted} GPUs; {quiet} has the fewest runs ({seen})"
+        best = min(could, key=lambda look: (queue_of(look), -look.usable))
+        if best.waiting is None:
+            return best, f"none is free; it waits in Slurm's queue of {best.host} ({seen})"
+        return best, f"none is free; the queue of {best.host} is the shortest ({seen})"
+    quiet = min(looks, key=lambda look: look.live)
+    return quiet, f"no server has {wanted} GPUs; {quiet.host} has the fewest runs ({seen})"
+
+
+def queue_of(look: Look) -> float:
+    return 0.5 if look.waiting is None else look.waiting
 
 
 def live_runs(facts: Facts) -> int:

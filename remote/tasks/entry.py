@@ -48,6 +48,11 @@ class Work:
     def json(self) -> bool:
         return self.display.json_mode
 
+    def with_settings(self, **changes: Any) -> Work:
+        settings = dataclasses.replace(self.project.settings, **changes)
+        project = dataclasses.replace(self.project, settings=settings)
+        return dataclasses.replace(self, project=project)
+
     def tell_json(self, value: Any) -> None:
         """The answer for scripts, where it was asked for."""
         if self.json:

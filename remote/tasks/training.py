@@ -150,8 +150,10 @@ def start(work: Work, options: TrainOptions, first_free: bool = False) -> int:
         raise UsageError("--first-free chooses one host, --nodes takes all: give one of them")
     if not by_slurm and (options.nodes or (options.resume and len(work.targets) > 1)):
         return start_on_hosts(work, options)
-    several = first_free and not options.resume
-    target = choose_free(work, options) if several else work.only_target()
+    if first_free and not options.resume:
+        work, target = choose_free(work, options)
+    else:
+        target = work.only_target()
     with work.session(target) as session:
         if options.resume:
             run = resume_one(session, options.resume, options)
@@ -188,26 +190,29 @@ def start_on_hosts(work: Work, options: TrainOptions) -> int:
         return show_started(work, session, run, options)
 
 
-def choose_free(work: Work, options: TrainOptions) -> Target:
-    """Of the hosts that were given; says which, and why. A host that is down is left out."""
-    from remote.deploy.deploy import gpu_facts
-    from remote.runs.first_free import cut_off_at, first_free
+def choose_free(work: Work, options: TrainOptions) -> tuple[Work, Target]:
+    """Of the hosts that were given; says which, and why. A host that is down is left out. The work
+    is without Slurm where the host that was chosen has none."""
+    from remote.runs.first_free import cut_off_at, first_free, look_at, wanted_gpus
 
     targets = {target.spec: target for target in work.targets}
     earlier = cut_off_at(work.project, list(targets), options)
     if earlier is not None:
         work.display.line(f"{earlier}: an earlier call was cut off there; it is the same start")
-        return targets[earlier]
-    answers = work.on_all(gpu_facts)
+        return work, targets[earlier]
+    answers = work.on_all(look_at)
     for target, _, error in answers:
         if error:
             work.display.note(f"{target.spec}: left out: {error.message}")
-    hosts = {target.spec: facts for target, facts, error in answers if not error}
-    if not hosts:
+    looks = [look for _, look, error in answers if not error]
+    if not looks:
         raise next(error for _, _, error in answers if error)
-    host, why = first_free(hosts, options.gpus or 1)
+    look, why = first_free(looks, wanted_gpus(work.project, options))
     work.display.line(why)
-    return targets[host]
+    by_slurm = work.project.settings.launcher == "slurm"
+    if by_slurm and look.waiting is not None:
+        work = work.with_settings(launcher="auto")
+    return work, targets[look.host]
 
 
 @task(auto_shortflags=False, help={"run": "latest, or a run's id, its beginning or its name"})

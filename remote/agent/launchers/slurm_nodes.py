@@ -15,7 +15,8 @@ NOW_S = 10
 """A node that is not free within this time is not waited for."""
 KEPT_S, BUSY_S = 30 * 86400.0, 600.0
 """For how long what a node showed is taken to be so, and that none was free."""
-COLUMNS = "NodeList:|,Partition:|,StateLong:|,Gres:|,GresUsed:|"
+COLUMNS = "NodeList:80|,Partition:40|,StateLong:20|,Gres:200|,GresUsed:200|,Available:10|"
+"""With widths: what is longer than 20 would be cut."""
 SCRIPT = 'uname -n; cat /proc/sys/kernel/random/boot_id; exec nvidia-smi "$@"'
 
 
@@ -79,8 +80,9 @@ def ask_node(options: List[str]) -> Dict[str, Any]:
 
 
 @operation("slurm_nodes")
-def slurm_nodes(call: Call, root: str, partition: str = "") -> Dict[str, Any]:
-    """The partition's nodes with their GPUs, and who waits for them."""
+def slurm_nodes(call: Call, root: str, partition: str = "", waiting: bool = True) -> Dict[str, Any]:
+    """The partition's nodes with their GPUs, and who waits for them: a question each to the
+    controller, the second one only where `waiting` is wanted."""
     resolve_root(root)
     chosen = [f"--partition={partition}"] if partition else []
     told = ask("sinfo", ["-h", "-N", *chosen, "-O", COLUMNS])
@@ -88,12 +90,10 @@ def slurm_nodes(call: Call, root: str, partition: str = "") -> Dict[str, Any]:
         raise Refusal("ServerUnfit", f"sinfo: {told.words}", "log in to the cluster's login node")
     rows = [[cell.strip() for cell in line.split("|")] for line in told.out.splitlines()]
     default = [] if partition else [row for row in rows if row[1:2] and row[1].endswith("*")]
-    waiting = ask("squeue", ["-h", *chosen, "-t", "PENDING", "-o", "%u"]).out.split()
+    asked = ["-h", *chosen, "-t", "PENDING", "-o", "%u"]
+    users = ask("squeue", asked).out.split() if waiting else []
+    names = ("node", "partition", "state", "gpus", "used", "available")
     return {
-        "nodes": [
-            dict(zip(("node", "partition", "state", "gpus", "used"), row))
-            for row in default or rows
-            if len(row) > 5
-        ],
-        "waiting": {user: waiting.count(user) for user in sorted(set(waiting))},
+        "nodes": [dict(zip(names, row)) for row in default or rows if len(row) > len(names)],
+        "waiting": {user: users.count(user) for user in sorted(set(users))},
     }
