@@ -78,7 +78,8 @@ def train_on_hosts(sessions: Sequence[Session], options: TrainOptions) -> tuple[
 
             answer = start_all(launches, run, describe, ask)
             first.display.line(f"run {run}: {started_where(answer)} on {hosts.replace(',', ', ')}")
-            tell_plan(first, request.shutdown)
+            for session in sessions:
+                tell_plan(session, request.shutdown)
         first.together = typed_together([session.target for session in sessions])
         return first, watch(first, run, options.follows(first.display), pending)
     finally:
@@ -116,6 +117,8 @@ def resume_on_hosts(
     answer = start_all(launches, plan.run, describe, ask)
     assert isinstance(answer, Resumed)
     tell_resumed(launches[0], plan, answer, with_new_code)
+    for session in sessions[1:]:
+        tell_plan(session, plan.request.shutdown)
     first.together = typed_together([session.target for session in sessions])
     return first, watch(first, plan.run, following, pending)
 

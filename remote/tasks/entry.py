@@ -63,18 +63,20 @@ class Work:
 
         return Session(target, self.project, self.display)
 
-    def only_target(self) -> Target:
+    def only_target(self, options: str = "") -> Target:
+        """`options`: with which the task takes no more."""
         if len(self.targets) > 1:
-            text = f"{self.name} takes one host, {len(self.targets)} were given"
+            name = f"{self.name} {options}".strip()
+            text = f"{name} takes one host, {len(self.targets)} were given"
             together = "; all of them for one training: --nodes" if self.name == "train" else ""
-            remedy = f"fab -H {self.targets[0].typed} {self.name}{together}"
+            remedy = f"fab -H {self.targets[0].typed} {name}{together}"
             raise UsageError(text, remedy=remedy)
         return self.targets[0]
 
     def only_session(self) -> Session:
         return self.session(self.only_target())
 
-    def session_of(self, run: str) -> tuple[Session, str]:
+    def session_of(self, run: str, options: str = "") -> tuple[Session, str]:
         """The host to ask about a run, and the run's name there. Of several hosts that train it
         together, the first that answers, the one that leads before all others."""
         from remote.runs.listing import list_runs
@@ -92,7 +94,7 @@ class Work:
         newest = max((row[3] for row in found), default="")
         together = [row for row in found if row[3] == newest]
         if not together:
-            return self.session(self.only_target()), run
+            return self.session(self.only_target(options)), run
         _, _, target, name = min(together, key=lambda row: row[:2])
         session = self.session(target)
         session.together = typed_together(self.targets)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from invoke.context import Context
@@ -89,10 +89,14 @@ def fetch(work: Work, options: FetchOptions) -> int:
     from remote.tasks.run_tables import fetched_json, show_fetched
     from remote.transfer.fetch import fetch_run
 
-    watching, ask = options.watch or options.then_shutdown, not options.yes
-    dest = dest_of(work, options.dest)
+    dest, ask = dest_of(work, options.dest), not options.yes
+    if options.then_shutdown:
+        work.only_target("--then-shutdown")
+    if options.watch and len(work.targets) > 1:
+        options = watch_together(work, options, dest)
+    watching = options.watch or options.then_shutdown
     answers = []
-    for target in [work.only_target()] if watching else work.targets:
+    for target in work.targets:
         with work.session(target) as session:
             names = (
                 [run.run for run in list_runs(session)] if options.run == "all" else [options.run]
@@ -109,6 +113,17 @@ def fetch(work: Work, options: FetchOptions) -> int:
                 shut_down(session, dest, options.yes)
     work.tell_json(answers)
     return 0
+
+
+def watch_together(work: Work, options: FetchOptions, dest: Path) -> FetchOptions:
+    """Of a run that all hosts train, the first host's part is mirrored to the end; what is left to
+    fetch then. Raises UsageError where they have nothing in common."""
+    from remote.runs.watch import watch_run
+
+    session, run = work.session_of(options.run, "--watch")
+    with session:
+        watch_run(session, run, dest, not options.yes)
+    return replace(options, run=run, watch=False)
 
 
 @task(

@@ -15,6 +15,7 @@ import pytest
 
 from remote.errors import ConnectionLost
 from remote.link.session import Session
+from tests.server.test_planned_shutdown import QUICK as SHUTDOWN
 from tests.server.test_sweep import Two
 from tests.support.faults import Done, Lab, wait_until
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
@@ -78,6 +79,45 @@ def test_each_host_knows_its_place_and_all_logs_come_back(group: Group) -> None:
     assert (here / "train.log").read_text() == group.log(0)
     assert (here / "node-1" / "train.log").read_text() == group.log(1)
     assert all(row["fetched"] for row in group.both())
+
+
+def test_a_mirror_of_a_run_on_several_hosts_has_their_logs_at_the_end(group: Group) -> None:
+    assert group.train(f"sleep 3; {TELL}", follow=False).code == 0
+    done = group.on("ba", "fetch_results", watch=True)
+    assert done.code == 0, done
+    (here,) = group.results.glob("2*")
+    assert (here / "train.log").read_text() == group.log(0) != ""
+    assert (here / "node-1" / "train.log").read_text() == group.log(1)
+    assert all(row["fetched"] for row in group.both())
+    (group.project / "train.sh").write_text("echo alone\n")
+    assert group.on("a", "train").code == group.on("b", "train").code == 0
+    several = (
+        group.on("ab", "fetch_results", watch=True),
+        group.on("ab", "fetch_results", then_shutdown=True),
+    )
+    for refused, option in zip(several, ("--watch", "--then-shutdown"), strict=True):
+        assert refused.code == 2 and len(refused.error_lines) == 1, refused
+        assert f"fetch-results {option} takes one host, 2 were given" in refused.err
+
+
+def test_each_host_plans_its_own_end(make_server: MakeServer, tmp_path: Path) -> None:
+    group = Group(make_server(env=QUICK | SHUTDOWN), tmp_path)
+    group.others = [Lab(make_server(env=QUICK | SHUTDOWN), tmp_path / "second")]
+    group.settings = {"shutdown": "touch is-down"}
+    done = group.train(TELL, shutdown_after="1s", keep_unfetched="1s")
+    assert done.code == 0, done
+    for name in "ab":
+        assert f"{name} is shut down 1 s after its last run has ended" in done.err, done
+    wait_until(lambda: all((server.home / "is-down").exists() for server in group.servers))
+    assert group.on("ab", "keep").code == 0
+    # As a host that shares this one's disk would have left it.
+    plan = group.second.root / "shutdown.json"
+    plan.write_text(json.dumps({"host": "node-a", "grace_s": 60, "unfetched_s": 60}))
+    group.both()
+    refused = group.train(WAITS, shutdown_after=True)
+    assert refused.code == 7 and "node-a shares this disk" in refused.err, refused
+    assert group.ended()[0][0] == "stopped"
+    assert json.loads(plan.read_text())["host"] == "node-a"
 
 
 def test_a_process_that_fails_ends_all_with_its_reason(group: Group) -> None:

@@ -42,7 +42,7 @@ def run_start(
     directory = layout.run(run)
     prepare_root(layout, project, identity)
     if shutdown:
-        require_possible(str(shutdown.get("command") or ""))
+        require_possible(layout, str(shutdown.get("command") or ""))
     again = os.path.isdir(directory)
     if not again:
         with one_launch_at_a_time(layout):

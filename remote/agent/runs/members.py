@@ -34,7 +34,7 @@ def run_join(
     layout = Layout(resolve_root(root))
     prepare_root(layout, project, identity)
     if shutdown:
-        require_possible(str(shutdown.get("command") or ""))
+        require_possible(layout, str(shutdown.get("command") or ""))
     with one_launch_at_a_time(layout):
         directory = layout.run(run)
         known = read_json(os.path.join(directory, "run.json"))

@@ -29,8 +29,9 @@ GOING_S = float(os.environ.get("REMOTE_SHUTDOWN_GOING_S", "300"))
 STAYED = "the command was accepted, but the server is still there"
 
 Plan = Dict[str, Any]
-"""grace_s, unfetched_s, command, since, and its guard's pid and pid_started; waiting: why it is not
-shut down though its time has come; problem: what came of the last try; done: it was told to go."""
+"""grace_s, unfetched_s, command, since, and its guard's host, pid and pid_started; waiting: why it
+is not shut down though its time has come; problem: what came of the last try; done: it was told to
+go."""
 
 
 def read_plan(layout: Layout) -> Optional[Plan]:
@@ -72,17 +73,24 @@ def describe_plan(layout: Layout, runs: List[Dict[str, Any]]) -> Optional[Dict[s
 
 
 def look_after_plan(layout: Layout) -> None:
-    """A guard that was killed, or has gone with a boot, is started again; its grace begins anew."""
+    """A guard that was killed, or has gone with a boot, is started again; its grace begins anew.
+    That of a host which shares the disk is that host's own."""
     plan = read_plan(layout)
-    if plan is not None and not plan.get("done") and not has_guard(plan):
+    if plan is None or is_elsewhere(plan):
+        return
+    if not plan.get("done") and not has_guard(plan):
         with one_launch_at_a_time(layout):
             again = read_plan(layout)
             if again == plan:
                 start_guard(layout, plan)
 
 
-def require_possible(command: str) -> None:
+def require_possible(layout: Layout, command: str) -> None:
     """Raises Refusal where a shutdown could not be had, or could harm people nobody sees."""
+    known = read_plan(layout) or {}
+    if is_elsewhere(known) and not known.get("done"):
+        text = f"{known['host']} shares this disk, which holds one plan, and is to be shut down"
+        raise Refusal("ServerUnfit", text, "leave out --shutdown-after, or `keep` that one on")
     if not os.path.exists("/proc/1"):
         text = "this server hides other people's processes: it might be shut down under them"
         raise Refusal("ServerUnfit", text, "leave out --shutdown-after")
@@ -138,7 +146,8 @@ def start_guard(layout: Layout, plan: Plan) -> None:
     command = [sys.executable, "-I", "-S", keep_agent(layout), "guard", layout.root]
     pid = start_detached(command, layout.root, "shutdown.log")
     kept = {key: plan.get(key) for key in ("grace_s", "unfetched_s", "command")}
-    own = {"since": time.time(), "pid": pid, "pid_started": start_time(pid)}
+    host = os.uname().nodename
+    own = {"since": time.time(), "host": host, "pid": pid, "pid_started": start_time(pid)}
     write_json(layout.shutdown, {**kept, **own})
 
 
@@ -151,7 +160,11 @@ def end_guard(layout: Layout) -> None:
 
 
 def has_guard(plan: Plan) -> bool:
-    return is_same(plan.get("pid"), plan.get("pid_started"))
+    return not is_elsewhere(plan) and is_same(plan.get("pid"), plan.get("pid_started"))
+
+
+def is_elsewhere(plan: Plan) -> bool:
+    return plan.get("host") not in (None, os.uname().nodename)
 
 
 def guard(root: str) -> int:

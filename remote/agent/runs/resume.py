@@ -45,7 +45,7 @@ def run_resume(
     layout = Layout(resolve_root(root))
     prepare_root(layout, project, identity)
     if shutdown:
-        require_possible(str(shutdown.get("command") or ""))
+        require_possible(layout, str(shutdown.get("command") or ""))
     with one_launch_at_a_time(layout):
         found = find_run(layout, run)
         directory, state = found["path"], found["detail"]

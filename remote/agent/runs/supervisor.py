@@ -95,6 +95,8 @@ class Supervisor:
                 supervisor_started=start_time(os.getpid()),
                 launched=self.launched,
             )
+            # A stop from before had nobody to signal.
+            self.look_around()
             return self.supervise()
         except Superseded:
             return self.give_way()
@@ -263,12 +265,11 @@ class Supervisor:
     def look_around(self) -> None:
         """What other hosts may have written meanwhile; and that this one lives."""
         self.raise_if_superseded()
-        if self.launched == "slurm":
-            if os.path.exists(self.path("stop.json")):
-                self.stop.set()
-            if time.monotonic() - self.beat > HEARTBEAT_S:
-                self.beat = time.monotonic()
-                self.record(heartbeat=time.time())
+        if os.path.exists(self.path("stop.json")):
+            self.stop.set()
+        if self.launched == "slurm" and time.monotonic() - self.beat > HEARTBEAT_S:
+            self.beat = time.monotonic()
+            self.record(heartbeat=time.time())
 
     def look(self, process: Process) -> Ended:
         interrupted = process.was_interrupted()
