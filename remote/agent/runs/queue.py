@@ -5,7 +5,7 @@ import contextlib
 import os
 import threading
 import time
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from remote.agent.calls import Refusal
 from remote.agent.machine.gpus import query_gpus
@@ -82,16 +82,23 @@ def take_turn(
 ) -> bool:
     """On the processor one run after the other: wait until none goes that came before."""
     while not stop.is_set():
-        with one_launch_at_a_time(layout):
-            runs = live.look()
-            before = ahead_of(runs, run)
-            goes = [known for known in runs if known["state"] == "running" or not waits(known)]
-            if not goes and not before:
-                take([], [])
-                return True
-        tell(f"waits for its turn: {(before or goes)[0]['run']} is before it")
+        first = goes_before(live.look(), run)
+        if first is None:
+            with one_launch_at_a_time(layout):
+                first = goes_before(live.look(), run)
+                if first is None:
+                    take([], [])
+                    return True
+        tell(f"waits for its turn: {first} is before it")
         stop.wait(POLL_S)
     return False
+
+
+def goes_before(runs: List[Dict[str, Any]], run: str) -> Optional[str]:
+    """The run that has the processor, or has its turn before this one."""
+    goes = [known for known in runs if known["state"] == "running" or not waits(known)]
+    before = [*ahead_of(runs, run), *goes]
+    return str(before[0]["run"]) if before else None
 
 
 def demand(runs: List[Dict[str, Any]]) -> int:
