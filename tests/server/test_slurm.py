@@ -16,9 +16,7 @@ from remote.loopback import LoopbackServer
 from tests.support.faults import Lab, run_task, wait_until
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.proxy import Direction, Relay
-from tests.support.several import Several
 from tests.support.slurm import Cluster, missing
-from tests.support.sshd import MakeServer
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -346,42 +344,6 @@ def test_torch_is_tried_on_a_node(login: LoopbackServer, cluster: Cluster, tmp_p
     lab.settings = {**lab.settings, "slurm": {"partition": "closed"}}
     done = lab.task("deploy")
     assert done.code == 0 and "no node was free to try it on" in done.out, done.out
-
-
-def test_the_first_free_of_a_cluster_and_a_plain_host(
-    login: LoopbackServer, cluster: Cluster, make_server: MakeServer, tmp_path: Path
-) -> None:
-    one = lab_on(login, tmp_path, "echo up\n")
-    lab = Several(login, tmp_path, files=one.files, settings=one.settings)
-    lab.others = [Lab(make_server(), tmp_path / "second")]
-    asked = tmp_path / "asked"
-    for name in ("sinfo", "squeue"):
-        place = Path(login.path) / name
-        real = place.resolve()
-        place.unlink()
-        place.write_text(f'#!/bin/sh\necho {name} >> {asked}\nexec {real} "$@"\n')
-        place.chmod(0o755)
-    b = Path(lab.second.server.path) / "nvidia-smi"
-    write_nvidia_smi(b, [FakeGpu(memory_used="40960")])
-    done = lab.on("ab", "train", first_free=True, follow=True)
-    seen = "a: 4 of 4 GPUs idle in Slurm, 2 on one node; b: 0 of 1 GPUs free (no Slurm)"
-    assert done.code == 0 and f"a has 2 free ({seen})" in done.out, done
-    assert "submitted to Slurm as job" in done.out
-    script = tmp_path / "job.sh"
-    script.write_text("#!/bin/sh\nsleep 100\n")
-    for _ in cluster.nodes:
-        cluster.ask(f"sbatch --gres=gpu:2 -o /dev/null {script}")
-    wait_until(lambda: cluster.ask("squeue -h -t RUNNING -o %i").count("\n") == 1)
-    write_nvidia_smi(b, [FakeGpu()])
-    asked.unlink()
-    done = lab.on("ab", "train", first_free=True, follow=True)
-    assert done.code == 0 and "b has 1 free (a: 0 of 4 GPUs idle" in done.out, done
-    assert "tmux" in done.out and asked.read_text() == "sinfo\n", "one question"
-    write_nvidia_smi(b, [FakeGpu(memory_used="40960")])
-    assert lab.on("b", "train", first_free=True).code == 0, "it waits there"
-    done = lab.on("ab", "train", first_free=True)
-    assert done.code == 0 and "none is free; it waits in Slurm's queue of a" in done.out, done
-    assert lab.on("b", "stop").code == 0
 
 
 def test_slurm_is_proposed_where_it_is(login: LoopbackServer, tmp_path: Path) -> None:

@@ -16,7 +16,10 @@ from remote.loopback import LoopbackServer
 from tests.server.test_nodes import TELL, WAITS
 from tests.server.test_slurm import ended, lab_on, run_of, started
 from tests.support.faults import Lab, wait_until
+from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
+from tests.support.several import Several
 from tests.support.slurm import Cluster, missing
+from tests.support.sshd import MakeServer
 from tests.support.training import same_bits, weights_of
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -136,9 +139,10 @@ def test_a_time_limit_lets_all_nodes_save_and_the_next_job_goes_on(
     fields = [*TINY, "deterministic=true", "network=slow:network", "max_epochs=4", "batch_size=40"]
     asked: dict[str, Any] = {"set": fields, "data": "synthetic", "nodes": 2}
     mark.touch()
-    assert lab.task("train", time="1m", max_restarts=3, **asked).code == 0
+    # Slurm looks every 30 s, and may tell so much earlier than the minute that was asked for.
+    assert lab.task("train", time="2m", max_restarts=3, **asked).code == 0
     run = run_of(lab)
-    wait_until(lambda: lab.rows()[0]["attempts"], 120)
+    wait_until(lambda: lab.rows()[0]["attempts"], 150)
     mark.unlink()
     row = ended(lab, 180)
     assert row["state"] == "finished", (row, (run / "train.log").read_text())
@@ -163,3 +167,40 @@ def test_our_trainer_trains_on_two_nodes(
     done = lab.task("train", set=fields, data="synthetic", nodes=2, follow=True)
     assert done.code == 0 and "test accuracy" in done.out, (done.out, done.err)
     assert "on each of 2 hosts" in (run_of(lab) / "train.log").read_text()
+
+
+def test_the_first_free_of_a_cluster_and_a_plain_host(
+    login: LoopbackServer, cluster: Cluster, make_server: MakeServer, tmp_path: Path
+) -> None:
+    one = lab_on(login, tmp_path, "echo up\n")
+    lab = Several(login, tmp_path, files=one.files, settings=one.settings)
+    lab.others = [Lab(make_server(), tmp_path / "second")]
+    asked = tmp_path / "asked"
+    for name in ("sinfo", "squeue"):
+        place = Path(login.path) / name
+        real = place.resolve()
+        place.unlink()
+        place.write_text(f'#!/bin/sh\necho {name} >> {asked}\nexec {real} "$@"\n')
+        place.chmod(0o755)
+    b = Path(lab.second.server.path) / "nvidia-smi"
+    write_nvidia_smi(b, [FakeGpu(memory_used="40960")])
+    wait_until(lambda: cluster.ask("sinfo -h -N -p gpu -o %t").split() == ["idle"] * 2)
+    done = lab.on("ab", "train", first_free=True, follow=True)
+    seen = "a: 4 of 4 GPUs idle in Slurm, 2 on one node; b: 0 of 1 GPUs free (no Slurm)"
+    assert done.code == 0 and f"a has 2 free ({seen})" in done.out, done
+    assert "submitted to Slurm as job" in done.out
+    script = tmp_path / "job.sh"
+    script.write_text("#!/bin/sh\nsleep 100\n")
+    for _ in cluster.nodes:
+        cluster.ask(f"sbatch --gres=gpu:2 -o /dev/null {script}")
+    wait_until(lambda: cluster.ask("squeue -h -t RUNNING -o %i").count("\n") == 1)
+    write_nvidia_smi(b, [FakeGpu()])
+    asked.unlink()
+    done = lab.on("ab", "train", first_free=True, follow=True)
+    assert done.code == 0 and "b has 1 free (a: 0 of 4 GPUs idle" in done.out, done
+    assert "tmux" in done.out and asked.read_text() == "sinfo\n", "one question"
+    write_nvidia_smi(b, [FakeGpu(memory_used="40960")])
+    assert lab.on("b", "train", first_free=True).code == 0, "it waits there"
+    done = lab.on("ab", "train", first_free=True)
+    assert done.code == 0 and "none is free; it waits in Slurm's queue of a" in done.out, done
+    assert lab.on("b", "stop").code == 0
