@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from remote.agent.calls import Refusal
 from remote.agent.environments.gpu_check import has_kernels, judge
+from remote.agent.root.calls import Refusal
 
 CARDS = [{"uuid": "GPU-1", "name": "H100", "compute_cap": "9.0", "driver_version": "550.1"}]
 RAW = {"found": True, "gpus": {"exit": 0}}

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from remote.agent.calls import Refusal
+from remote.agent.root.calls import Refusal
 from remote.agent.root.paths import Layout
 from remote.agent.runs.records import find_run
 

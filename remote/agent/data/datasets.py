@@ -7,12 +7,12 @@ import secrets
 import shutil
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-from remote.agent.calls import Call, Refusal, operation
 from remote.agent.releases.contents import known_contents, partly_received, receive, write_tree
 from remote.agent.releases.releases import checked_manifest
-from remote.agent.root.disk import require_room
-from remote.agent.root.paths import HASH, Layout, read_json, resolve_root, write_json
-from remote.agent.root.roots import lock, prepare_root, unlock
+from remote.agent.root.calls import Call, Refusal, operation
+from remote.agent.root.disk import naming_disk, require_room
+from remote.agent.root.paths import HASH, Layout, read_json, write_json
+from remote.agent.root.roots import locked, prepare_root
 from remote.agent.shared.trees import Entry
 from remote.agent.shared.weights import find_weights, hub_of
 
@@ -73,12 +73,10 @@ def find_contents(layout: Layout, entries: List[Entry]) -> Dict[str, bytes]:
 
 
 @operation("data_missing")
-def data_missing(
-    call: Call, root: str, tree: str, manifest: List[Any], name: str
-) -> Dict[str, Any]:
+def data_missing(call: Call, tree: str, manifest: List[Any], name: str) -> Dict[str, Any]:
     """What of a set is not here. `missing` None: all of it. `named`: the name leads to it
     already."""
-    layout = Layout(resolve_root(root))
+    layout = call.layout
     entries = checked_manifest(tree, manifest)
     link = os.path.join(layout.data, checked_name(layout, name))
     exists = os.path.isdir(layout.set(tree))
@@ -118,25 +116,16 @@ def _leads_to(link: str, directory: str) -> bool:
 
 @operation("data_put")
 def data_put(
-    call: Call,
-    root: str,
-    project: str,
-    identity: Optional[str],
-    tree: str,
-    manifest: List[Any],
-    name: str,
-    single: bool,
-    who: str,
+    call: Call, tree: str, manifest: List[Any], name: str, single: bool, who: str
 ) -> Dict[str, Any]:
     """Receive what is missing, lay it out, and give it its name. `single`: it is one file, and the
     name leads to that."""
-    layout = Layout(resolve_root(root))
+    layout = call.layout
     entries = checked_manifest(tree, manifest)
-    prepare_root(layout, project, identity)
+    prepare_root(call)
     link = os.path.join(layout.data, checked_name(layout, name))
-    lock(call, layout.data_lock, who)
     received = 0
-    try:
+    with locked(call, layout.data_lock, who), naming_disk(layout.sets):
         if not os.path.isdir(layout.set(tree)):
             require_space(layout, entries)
             call.event(ready=True)
@@ -151,12 +140,6 @@ def data_put(
         aside = os.path.join(layout.data, f".{secrets.token_hex(6)}.tmp")
         os.symlink(target, aside)
         os.replace(aside, link)
-    except OSError as error:
-        if error.filename is None:
-            error.filename = layout.sets
-        raise
-    finally:
-        unlock(layout.data_lock)
     return {"path": link, "received": received}
 
 
@@ -211,13 +194,13 @@ def lay_out(layout: Layout, tree: str, entries: List[Entry]) -> None:
 
 
 @operation("reach")
-def reach(call: Call, root: str, url: str) -> Dict[str, Any]:
+def reach(call: Call, url: str) -> Dict[str, Any]:
     """Whether a training here could download from an address, by the proxies that it would use."""
     return try_address(os.environ.get("CIFAR10_URL", url))
 
 
 @operation("pretrained")
-def pretrained(call: Call, root: str, network: str) -> Dict[str, Any]:
+def pretrained(call: Call, network: str) -> Dict[str, Any]:
     """As `reach`, for a library's weights: those in its cache need no download."""
     if find_weights(network):
         return {"reached": True, "url": "", "problem": None}

@@ -12,7 +12,6 @@ import sys
 import time
 from typing import Any, Dict, List, Optional, Set
 
-from remote.agent.calls import Call, Refusal, operation
 from remote.agent.environments import (
     gpu_check,
     installers,
@@ -23,9 +22,10 @@ from remote.agent.environments import (
 from remote.agent.environments.builder import describe_plan
 from remote.agent.launchers.slurm_nodes import in_a_job, raise_if_refused
 from remote.agent.machine.processes import group_members, is_same, start_time
+from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.disk import require_room
 from remote.agent.root.locks import Lock
-from remote.agent.root.paths import HASH, Layout, read_json, resolve_root, write_json, write_whole
+from remote.agent.root.paths import HASH, Layout, read_json, write_json, write_whole
 from remote.agent.root.roots import keep_agent, prepare_root
 from remote.agent.shared.text import redact
 
@@ -80,11 +80,11 @@ def describe_environment(layout: Layout, key: str) -> Optional[Dict[str, Any]]:
 
 @operation("environment_inspect")
 def environment_inspect(
-    call: Call, root: str, configured: str = "", detail: Optional[List[str]] = None
+    call: Call, configured: str = "", detail: Optional[List[str]] = None
 ) -> Dict[str, Any]:
     """Interpreters with what is installed in them, uv, conda, pip's configuration (without
     passwords)."""
-    layout = Layout(resolve_root(root))
+    layout = call.layout
     found = interpreters.list_interpreters(layout, configured, python_places.login_path())
     usable = [entry for entry in found if not entry.get("problem")]
     call.event(
@@ -108,18 +108,16 @@ def environment_inspect(
 
 
 @operation("environment_prepare")
-def environment_prepare(
-    call: Call, root: str, project: str, identity: Optional[str], plan: Dict[str, Any]
-) -> Dict[str, Any]:
+def environment_prepare(call: Call, plan: Dict[str, Any]) -> Dict[str, Any]:
     """Carry out the laptop's plan; the same plan again finds its work done, or follows the build
     that is under way.
 
     Events: step, line, seconds, and amount ([bytes, of bytes]) while something is downloaded.
     Raises Refusal with kind EnvironmentFailed where it can't be made.
     """
-    layout = Layout(resolve_root(root))
+    layout = call.layout
     check_plan(plan)
-    prepare_root(layout, project, identity)
+    prepare_root(call)
     directory = layout.environment(plan["key"])
     os.makedirs(directory, mode=0o700, exist_ok=True)
     interpreters.remember(layout)

@@ -7,12 +7,12 @@ import subprocess
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
-from remote.agent.calls import Call, Refusal, operation
 from remote.agent.environments.python_places import plain_environment
 from remote.agent.launchers.slurm_nodes import node_report, on_a_node
 from remote.agent.machine import gpus
 from remote.agent.machine.processes import boot_id
-from remote.agent.root.paths import Layout, read_json, resolve_root, write_json
+from remote.agent.root.calls import Call, Refusal, operation
+from remote.agent.root.paths import read_json, write_json
 from remote.agent.shared import gpu_choice
 
 PROVE_TIMEOUT_S = 300.0
@@ -73,16 +73,14 @@ tell()
 
 
 @operation("environment_prove")
-def environment_prove(
-    call: Call, root: str, key: str, slurm: Optional[List[str]] = None
-) -> Dict[str, Any]:
+def environment_prove(call: Call, key: str, slurm: Optional[List[str]] = None) -> Dict[str, Any]:
     """Import the environment's torch and compute on every GPU. Returns and keeps the proof.
 
     ok: nothing speaks against training here; gpu: some GPU computed; reason: what to know beside
     it. Raises Refusal (EnvironmentFailed, GpuUnfit) where torch and GPUs don't work together.
     `slurm`: it is done on a node that these options of srun choose. Events: step, line, seconds.
     """
-    layout = Layout(resolve_root(root))
+    layout = call.layout
     directory = layout.environment(key)
     record: Optional[Dict[str, Any]] = read_json(os.path.join(directory, "env.json"))
     if record is None or not os.path.exists(os.path.join(directory, "ready")):

@@ -8,13 +8,12 @@ import tempfile
 import time
 from typing import Any, Dict, List, Optional
 
-from remote.agent.calls import Call, operation
 from remote.agent.environments import installers
 from remote.agent.environments.build_failures import Place, classify, contradicts, depends_on_python
 from remote.agent.environments.commands import Commands
 from remote.agent.environments.environments import check_lines
 from remote.agent.environments.interpreters import build_environment, describe
-from remote.agent.root.paths import Layout, resolve_root
+from remote.agent.root.calls import Call, operation
 
 LIMIT_S = 900.0
 """For one command: an index without metadata is read wheel by wheel."""
@@ -23,7 +22,7 @@ LEFT_AFTER_S = 86400.0
 
 
 @operation("environment_resolve")
-def environment_resolve(call: Call, root: str, plan: Dict[str, Any]) -> Dict[str, Any]:
+def environment_resolve(call: Call, plan: Dict[str, Any]) -> Dict[str, Any]:
     """`plan`: pythons, the first choice first; install, constraints, options, helpers. That of an
     overlay: what its python has stays.
 
@@ -32,7 +31,7 @@ def environment_resolve(call: Call, root: str, plan: Dict[str, Any]) -> Dict[str
     `packages` is null where nothing could be told: the build will say why.
     """
     check_lines(plan)
-    layout = Layout(resolve_root(root))
+    layout = call.layout
     _remove_leftovers(layout.root)
     beside = layout.root if os.path.isdir(layout.root) else None
     directory = tempfile.mkdtemp(prefix=".resolve-", dir=beside)

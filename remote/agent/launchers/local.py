@@ -8,10 +8,10 @@ import subprocess
 import time
 from typing import Any, Dict, List, Optional
 
-from remote.agent.calls import Refusal
 from remote.agent.launchers.seam import Job, Launched, State
 from remote.agent.machine.account import kills_at_logout
 from remote.agent.machine.processes import boot_id, is_same, start_time
+from remote.agent.root.calls import Refusal
 from remote.agent.shared.names import session_name, socket_name
 
 NEVER_STARTED_S = 60.0

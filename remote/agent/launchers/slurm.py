@@ -11,10 +11,10 @@ import shlex
 import time
 from typing import Any, Dict, Optional, Tuple
 
-from remote.agent.calls import Refusal
 from remote.agent.launchers.seam import Job, Launched, State, claim, mark_path
 from remote.agent.launchers.slurm_queue import PREFIX, ask, ask_about, find, forget, look_up, queue
 from remote.agent.launchers.slurm_words import SUBMITTED_S, Seen, tell, tell_end, tell_signal
+from remote.agent.root.calls import Refusal
 from remote.agent.root.paths import read_json, write_json, write_whole
 from remote.agent.shared.states import LIVE
 

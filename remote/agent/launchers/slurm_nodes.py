@@ -6,10 +6,10 @@ import re
 import time
 from typing import Any, Dict, List, Optional
 
-from remote.agent.calls import Call, Refusal, operation
 from remote.agent.launchers.slurm_queue import ask, find
 from remote.agent.machine.gpus import APP_FIELDS, FORMAT, GPU_FIELDS
-from remote.agent.root.paths import read_json, resolve_root, write_json
+from remote.agent.root.calls import Call, Refusal, operation
+from remote.agent.root.paths import read_json, write_json
 
 NOW_S = 10
 """A node that is not free within this time is not waited for."""
@@ -80,10 +80,9 @@ def ask_node(options: List[str]) -> Dict[str, Any]:
 
 
 @operation("slurm_nodes")
-def slurm_nodes(call: Call, root: str, partition: str = "", waiting: bool = True) -> Dict[str, Any]:
+def slurm_nodes(call: Call, partition: str = "", waiting: bool = True) -> Dict[str, Any]:
     """The partition's nodes with their GPUs, and who waits for them: a question each to the
     controller, the second one only where `waiting` is wanted."""
-    resolve_root(root)
     chosen = [f"--partition={partition}"] if partition else []
     told = ask("sinfo", ["-h", "-N", *chosen, "-O", COLUMNS])
     if told.code:

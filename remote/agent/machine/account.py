@@ -5,7 +5,7 @@ import os
 import re
 from typing import Any, Dict
 
-from remote.agent.calls import Call, Refusal, operation
+from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import write_whole
 
 KEY = re.compile(
@@ -15,7 +15,7 @@ KEY = re.compile(
 
 
 @operation("key_add")
-def key_add(call: Call, root: str, key: str) -> Dict[str, Any]:
+def key_add(call: Call, key: str) -> Dict[str, Any]:
     """Add a line to ~/.ssh/authorized_keys, with the rights that sshd insists on; a key that is
     there already stays as it is."""
     if not KEY.match(key):

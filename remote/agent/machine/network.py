@@ -8,7 +8,7 @@ import struct
 import threading
 from typing import Any, Dict, List, Optional
 
-from remote.agent.calls import Call, Refusal, operation
+from remote.agent.root.calls import Call, Refusal, operation
 
 FLAGS, ADDRESS, NETMASK, MTU = 0x8913, 0x8915, 0x891B, 0x8921
 """Linux' SIOCGIF… numbers."""
@@ -67,14 +67,14 @@ def interface_of(address: str) -> Optional[str]:
 
 
 @operation("network_addresses")
-def network_addresses(call: Call, root: str) -> Dict[str, Any]:
+def network_addresses(call: Call) -> Dict[str, Any]:
     """`ssh`: at which address this login has come in."""
     came = os.environ.get("SSH_CONNECTION", "").split()
     return {"addresses": list_addresses(), "ssh": came[2] if len(came) == 4 else None}
 
 
 @operation("network_listen")
-def network_listen(call: Call, root: str, address: str, token: str) -> Dict[str, Any]:
+def network_listen(call: Call, address: str, token: str) -> Dict[str, Any]:
     """Answer `network_connect` of other hosts from now on, until `network_close`."""
     try:
         server = socket.create_server((address, 0))
@@ -86,7 +86,7 @@ def network_listen(call: Call, root: str, address: str, token: str) -> Dict[str,
 
 
 @operation("network_close")
-def network_close(call: Call, root: str, token: str) -> Dict[str, Any]:
+def network_close(call: Call, token: str) -> Dict[str, Any]:
     server = LISTENING.pop(token, None)
     if server is not None:
         server.shutdown(socket.SHUT_RDWR)
@@ -127,9 +127,7 @@ def _hear(stream: Any) -> None:
 
 
 @operation("network_connect")
-def network_connect(
-    call: Call, root: str, source: str, address: str, port: int, token: str
-) -> Dict[str, Any]:
+def network_connect(call: Call, source: str, address: str, port: int, token: str) -> Dict[str, Any]:
     """Exchange a little, then much, with a host that listens. `failed`: at what: port (no
     connection), host (another one answers), out or back (much does not arrive); None: it went."""
     stage = "port"

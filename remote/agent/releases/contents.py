@@ -8,8 +8,8 @@ import secrets
 import stat
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Set, Tuple
 
-from remote.agent.calls import Call, Refusal, operation
-from remote.agent.root.paths import HASH, Layout, resolve_root
+from remote.agent.root.calls import Call, Refusal, operation
+from remote.agent.root.paths import HASH
 from remote.agent.shared import protocol
 from remote.agent.shared.trees import SYMLINK, Entry
 
@@ -99,12 +99,10 @@ def receive(call: Call, incoming: str, sizes: Dict[str, int]) -> int:
 
 
 @operation("content_piece")
-def content_piece(
-    call: Call, root: str, into: str, sha256: str, at: int, length: int
-) -> Dict[str, Any]:
+def content_piece(call: Call, into: str, sha256: str, at: int, length: int) -> Dict[str, Any]:
     """Store a piece of a large content beside other channels, for `receive` to put in its place.
     Asks for the bytes only where the piece isn't there. `into`: data or releases."""
-    layout = Layout(resolve_root(root))
+    layout = call.layout
     if not HASH.match(sha256) or not (at >= 0 and 0 < length <= protocol.PIECE):
         raise Refusal("ProtocolError", "a wrong piece of a file")
     incoming = layout.data_incoming if into == "data" else layout.incoming

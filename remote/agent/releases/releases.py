@@ -5,11 +5,11 @@ import secrets
 import shutil
 from typing import Any, Dict, List, Optional, Set, Tuple
 
-from remote.agent.calls import Call, Refusal, operation
 from remote.agent.releases.contents import known_contents, partly_received, receive, write_tree
-from remote.agent.root.disk import require_room
-from remote.agent.root.paths import HASH, Layout, read_json, resolve_root, write_json
-from remote.agent.root.roots import lock, prepare_root, unlock
+from remote.agent.root.calls import Call, Refusal, operation
+from remote.agent.root.disk import naming_disk, require_room
+from remote.agent.root.paths import HASH, Layout, read_json, write_json
+from remote.agent.root.roots import locked, prepare_root
 from remote.agent.shared.trees import SYMLINK, Entry, tree_hash
 
 KEEP_RELEASES = 10
@@ -100,31 +100,23 @@ def missing_contents(layout: Layout, tree: str, manifest: List[Any]) -> List[str
 
 
 @operation("release_missing")
-def release_missing(call: Call, root: str, tree: str, manifest: List[Any]) -> Dict[str, Any]:
+def release_missing(call: Call, tree: str, manifest: List[Any]) -> Dict[str, Any]:
     """For a manifest too large to go with the first call."""
-    layout = Layout(resolve_root(root))
+    layout = call.layout
     missing = missing_contents(layout, tree, manifest)
     return {"missing": missing, "partial": partly_received(layout.incoming, missing)}
 
 
 @operation("release_put")
 def release_put(
-    call: Call,
-    root: str,
-    project: str,
-    identity: Optional[str],
-    tree: str,
-    manifest: List[Any],
-    origin: str,
-    who: str,
+    call: Call, tree: str, manifest: List[Any], origin: str, who: str
 ) -> Dict[str, Any]:
     """Receive the missing contents, assemble the release, make it current. Repeating it is
     harmless."""
-    layout = Layout(resolve_root(root))
+    layout = call.layout
     entries = checked_manifest(tree, manifest)
-    prepare_root(layout, project, identity)
-    lock(call, layout.lock, who)
-    try:
+    prepare_root(call)
+    with locked(call, layout.lock, who), naming_disk(layout.releases):
         require_space(layout, entries)
         call.event(ready=True)
         sizes = {sha256: size for _, _, size, sha256 in entries}
@@ -135,32 +127,18 @@ def release_put(
         make_current(layout, tree)
         shutil.rmtree(layout.incoming, ignore_errors=True)
         removed = _prune(layout)
-        os.utime(
-            layout.manifest(tree)
-        )  # what was linked until now is untouched since it was verified
-    except OSError as error:
-        if error.filename is None:
-            error.filename = (
-                layout.releases
-            )  # a write names no file, and people want to know which disk
-        raise
-    finally:
-        unlock(layout.lock)
+        # What was linked until now is untouched since it was verified.
+        os.utime(layout.manifest(tree))
     return {"received": received, "removed": removed, "path": layout.release(tree)}
 
 
 @operation("release_use")
-def release_use(
-    call: Call, root: str, project: str, identity: Optional[str], tree: str, who: str
-) -> Dict[str, Any]:
+def release_use(call: Call, tree: str, who: str) -> Dict[str, Any]:
     """Make a release that is already here the current one."""
-    layout = Layout(resolve_root(root))
-    prepare_root(layout, project, identity)
-    lock(call, layout.lock, who)
-    try:
+    layout = call.layout
+    prepare_root(call)
+    with locked(call, layout.lock, who):
         make_current(layout, tree)
-    finally:
-        unlock(layout.lock)
     return {}
 
 

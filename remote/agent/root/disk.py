@@ -1,10 +1,11 @@
 """The disk under a path: where it is mounted, and what is free on it. Asked here alone."""
 
+import contextlib
 import os
 import re
-from typing import NamedTuple, Optional
+from typing import Iterator, NamedTuple, Optional
 
-from remote.agent.calls import Refusal
+from remote.agent.root.calls import Refusal
 
 
 class Disk(NamedTuple):
@@ -84,3 +85,14 @@ def require_room(path: str, need: int, files: int, what: str, kind: str = "Serve
             f"{what}{lack}",
             "free some space (fab … clean), or set remote.root to another disk",
         )
+
+
+@contextlib.contextmanager
+def naming_disk(place: str) -> Iterator[None]:
+    """A failed write names no file, and people want to know which disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = place
+        raise

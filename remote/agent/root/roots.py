@@ -1,11 +1,12 @@
 """Whose root it is, its making, and the lock of a deploy."""
 
+import contextlib
 import os
 import time
-from typing import Dict, Optional
+from typing import Dict, Iterator, Optional
 
-from remote.agent.calls import Call, Refusal
 from remote.agent.root import program
+from remote.agent.root.calls import Call, Refusal
 from remote.agent.root.disk import disk_of
 from remote.agent.root.locks import Lock
 from remote.agent.root.paths import Layout, read_json, write_json, write_whole
@@ -13,13 +14,12 @@ from remote.agent.root.paths import Layout, read_json, write_json, write_whole
 Problem = Dict[str, str]
 ELSEWHERE = "set remote.root in fabric.yaml to another place"
 YOUR_OWN = "set remote.root to a directory of your own"
-_held: Dict[str, Lock] = {}
 
 
-def root_problem(layout: Layout, project: str, identity: Optional[str]) -> Optional[Problem]:
+def root_problem(call: Call) -> Optional[Problem]:
     """Why the root can't be used for this project, with the remedy; None if it can. Writes
     nothing."""
-    root = layout.root
+    root = call.layout.root
     if os.path.lexists(root) and not os.path.isdir(root):
         return {"message": f"{root} is a file, not a directory", "remedy": ELSEWHERE}
     if problem := _noexec(root):
@@ -29,7 +29,7 @@ def root_problem(layout: Layout, project: str, identity: Optional[str]) -> Optio
             return {"message": f"{root} belongs to another user", "remedy": YOUR_OWN}
         if not os.access(root, os.W_OK | os.X_OK):
             return {"message": f"{root} is not writable", "remedy": YOUR_OWN}
-        return _owner_problem(layout, project, identity)
+        return _owner_problem(call)
     parent = os.path.dirname(root)
     while not os.path.lexists(parent):
         parent = os.path.dirname(parent)
@@ -51,7 +51,8 @@ def _noexec(root: str) -> Optional[Problem]:
     return {"message": message, "remedy": remedy}
 
 
-def _owner_problem(layout: Layout, project: str, identity: Optional[str]) -> Optional[Problem]:
+def _owner_problem(call: Call) -> Optional[Problem]:
+    layout, (project, identity) = call.layout, call.owner
     owner = read_json(layout.project)
     if owner is None:
         if os.path.lexists(layout.project):
@@ -79,10 +80,11 @@ def _owner_problem(layout: Layout, project: str, identity: Optional[str]) -> Opt
     return {"message": message, "remedy": remedy}
 
 
-def prepare_root(layout: Layout, project: str, identity: Optional[str]) -> None:
+def prepare_root(call: Call) -> None:
     """Make the root, private to its user, and keep the agent in it. Raises Refusal where it is not
     ours to use."""
-    problem = root_problem(layout, project, identity)
+    layout, (project, identity) = call.layout, call.owner
+    problem = root_problem(call)
     if problem:
         raise Refusal("ServerUnfit", problem["message"], problem["remedy"])
     os.makedirs(layout.root, exist_ok=True)
@@ -110,35 +112,34 @@ def keep_agent(layout: Layout) -> str:
     return path
 
 
-def lock(call: Call, path: str, who: str) -> None:
+@contextlib.contextmanager
+def locked(call: Call, path: str, who: str) -> Iterator[None]:
     """One at a time: waits for another one, telling whom for; it is free once its holder's process
     has ended."""
-    if path in _held:
-        return
     wanted, told = Lock(path), 0.0
-    while not wanted.take():
-        if time.monotonic() - told > 5:
-            call.event(waiting=wanted.holder())
-            told = time.monotonic()
-        if not call.alive():
-            wanted.close()
-            raise BrokenPipeError
-        time.sleep(0.2)
-    wanted.sign(who)
-    _held[path] = wanted
+    try:
+        while not wanted.take():
+            if time.monotonic() - told > 5:
+                call.event(waiting=wanted.holder())
+                told = time.monotonic()
+            if not call.alive():
+                raise BrokenPipeError
+            time.sleep(0.2)
+        wanted.sign(who)
+        yield
+    finally:
+        wanted.close()
 
 
-def try_lock(path: str) -> bool:
-    """The same without waiting; False where somebody has it."""
+@contextlib.contextmanager
+def locked_if_free(path: str) -> Iterator[bool]:
+    """The same without waiting; False where somebody has it. Where nobody ever had it nothing is
+    written."""
+    if not os.path.exists(path):
+        yield True
+        return
     wanted = Lock(path)
-    if wanted.take():
-        _held[path] = wanted
-        return True
-    wanted.close()
-    return False
-
-
-def unlock(path: str) -> None:
-    held = _held.pop(path, None)
-    if held is not None:
-        held.close()
+    try:
+        yield wanted.take()
+    finally:
+        wanted.close()

@@ -7,11 +7,11 @@ import shutil
 import time
 from typing import Any, Dict, List, Optional, Sequence, Set
 
-from remote.agent.calls import Call, Refusal, operation
 from remote.agent.environments.environments import describe_environment
 from remote.agent.releases.releases import current_release, release_of
-from remote.agent.root.paths import HASH, RUN_ID, Layout, resolve_root, write_json
-from remote.agent.root.roots import lock, prepare_root, try_lock, unlock
+from remote.agent.root.calls import Call, Refusal, operation
+from remote.agent.root.paths import HASH, RUN_ID, Layout, write_json
+from remote.agent.root.roots import locked, locked_if_free, prepare_root
 from remote.agent.runs.outputs import find_outputs
 from remote.agent.runs.records import FETCHED, describe_run, find_run, list_runs, read_mark
 from remote.agent.shared.states import FINAL
@@ -24,21 +24,14 @@ UPLOAD_S = 24 * 3600.0
 
 @operation("fetch_done")
 def fetch_done(
-    call: Call,
-    root: str,
-    run: str,
-    ended: Any,
-    files: int,
-    who: str,
-    seen: str,
-    narrowed: bool = False,
+    call: Call, run: str, ended: Any, files: int, who: str, seen: str, narrowed: bool = False
 ) -> Dict[str, Any]:
     """The laptop has every file, verified, of a run that had ended (at `ended`) when its files were
     listed, as `seen`.
 
     `narrowed`: but for what remote.results leaves here.
     """
-    layout = Layout(resolve_root(root))
+    layout = call.layout
     found = find_run(layout, run)
     if found["state"] not in FINAL or found["detail"].get("ended") != ended:
         return {"marked": False}
@@ -72,14 +65,7 @@ def why_not_fetched(
 
 @operation("clean")
 def clean(
-    call: Call,
-    root: str,
-    project: str,
-    identity: Optional[str],
-    who: str,
-    environment: str = "",
-    named: Sequence[str] = (),
-    remove: bool = False,
+    call: Call, who: str, environment: str = "", named: Sequence[str] = (), remove: bool = False
 ) -> Dict[str, Any]:
     """List, and with `remove` also remove, what nothing needs. `environment`: the key of the one
     that the next deploy would keep.
@@ -88,24 +74,18 @@ def clean(
 
     Answers `items` (kind, name, bytes, why) and `kept` (the runs that stay, with why).
     """
-    layout = Layout(resolve_root(root))
+    layout = call.layout
     if not os.path.isdir(layout.root):
         return {"items": [], "kept": [], "removed": False}
-    prepare_root(layout, project, identity)
-    lock(call, layout.lock, who)
+    prepare_root(call)
     # Images that are being sent just now are left alone, with all that lies beside them.
-    has_data = try_lock(layout.data_lock) if os.path.exists(layout.data_lock) else True
-    try:
+    with locked(call, layout.lock, who), locked_if_free(layout.data_lock) as has_data:
         unwanted = {find_run(layout, name)["run"] for name in named}
         items, kept = find_unneeded(layout, environment, unwanted)
         items += find_unneeded_data(layout) if has_data else []
         if remove:
             for item in items:
                 _remove(layout, item)
-    finally:
-        unlock(layout.lock)
-        if has_data:
-            unlock(layout.data_lock)
     told = [{key: item[key] for key in ("kind", "name", "bytes", "why")} for item in items]
     return {"items": told, "kept": kept, "removed": remove}
 

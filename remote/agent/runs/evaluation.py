@@ -9,9 +9,9 @@ import tempfile
 import time
 from typing import Any, Dict, List
 
-from remote.agent.calls import Call, Refusal, operation
 from remote.agent.data.datasets import find_data
-from remote.agent.root.paths import HASH, Layout, resolve_root
+from remote.agent.root.calls import Call, Refusal, operation
+from remote.agent.root.paths import HASH, Layout
 from remote.agent.runs.queue import free_gpus
 from remote.agent.runs.records import find_run
 from remote.agent.shared.states import FINAL
@@ -20,10 +20,10 @@ TOLD_EVERY_S = 2.0
 
 
 @operation("evaluate")
-def evaluate(call: Call, root: str, run: str, weights_sha256: str, data: str) -> Dict[str, Any]:
+def evaluate(call: Call, run: str, weights_sha256: str, data: str) -> Dict[str, Any]:
     """What `trainer.evaluate`, as the run's release has it, prints for weights.pt. On a free GPU,
     else on the processor."""
-    layout = Layout(resolve_root(root))
+    layout = call.layout
     found = find_run(layout, run)
     weights, tree = os.path.join(found["path"], "weights.pt"), str(found["release"])
     if found["state"] not in FINAL or not os.path.exists(weights):

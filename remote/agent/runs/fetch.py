@@ -5,9 +5,9 @@ import io
 import os
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from remote.agent.calls import Call, Refusal, operation
 from remote.agent.releases.releases import release_of
-from remote.agent.root.paths import Layout, resolve_root
+from remote.agent.root.calls import Call, Refusal, operation
+from remote.agent.root.paths import Layout
 from remote.agent.runs.outputs import find_outputs, link_target, narrow, told
 from remote.agent.runs.records import describe_run, find_run, read_mark
 from remote.agent.shared import protocol
@@ -16,9 +16,7 @@ SOURCE = "source/"
 
 
 @operation("fetch_manifest")
-def fetch_manifest(
-    call: Call, root: str, run: str, results: Optional[List[str]] = None
-) -> Dict[str, Any]:
+def fetch_manifest(call: Call, run: str, results: Optional[List[str]] = None) -> Dict[str, Any]:
     """What the run has made, as it stands: path, size, mode, and for the release's files their hash
     (else None).
 
@@ -26,7 +24,7 @@ def fetch_manifest(
     hash over what was there, for `fetch_done`; `marked`: what a laptop has of exactly that
     (complete, narrowed, None).
     """
-    layout = Layout(resolve_root(root))
+    layout = call.layout
     described = describe_run(layout, find_run(layout, run)["run"])
     release = release_of(layout, described)
     outputs = find_outputs(described["path"], release)
@@ -42,14 +40,14 @@ def fetch_manifest(
 
 
 @operation("fetch_read")
-def fetch_read(call: Call, root: str, run: str, ranges: List[Any]) -> Dict[str, Any]:
+def fetch_read(call: Call, run: str, ranges: List[Any]) -> Dict[str, Any]:
     """Send ranges [path, have, hash of the first `have` bytes or None, end].
 
     For each: an event `file` with `offset` (`have` if those bytes are the same here, else 0), the
     bytes up to `end` as blobs of events, and `done` with the hash over all of [0, end), or with
     None if the file is gone or shorter by now.
     """
-    layout = Layout(resolve_root(root))
+    layout = call.layout
     described = describe_run(layout, find_run(layout, run)["run"])
     sent = 0
     for path, have, have_sha256, end in ranges:
@@ -73,7 +71,7 @@ def fetch_read(call: Call, root: str, run: str, ranges: List[Any]) -> Dict[str, 
 
 @operation("fetch_lane")
 def fetch_lane(
-    call: Call, root: str, run: str, path: str, start: int, end: int, unit: int, step: int
+    call: Call, run: str, path: str, start: int, end: int, unit: int, step: int
 ) -> Dict[str, Any]:
     """Send every `step`-th piece of `unit` bytes of [start, end): an event `at` with its place, and
     the bytes.
@@ -82,7 +80,7 @@ def fetch_lane(
     """
     if not 0 < unit <= protocol.CHUNK or step < 1:
         raise Refusal("ProtocolError", "a wrong piece of a file")
-    with _open_for(root, run, path) as file:
+    with _open_for(call.layout, run, path) as file:
         for position in range(start, end, unit * step):
             file.seek(position)
             data = _read(file, min(unit, end - position))
@@ -93,11 +91,11 @@ def fetch_lane(
 
 
 @operation("fetch_hash")
-def fetch_hash(call: Call, root: str, run: str, path: str, end: int) -> Dict[str, Any]:
+def fetch_hash(call: Call, run: str, path: str, end: int) -> Dict[str, Any]:
     """The hash over the bytes [0, end) of a file; None if it is gone, or shorter by now."""
     digest, position = hashlib.sha256(), 0
     try:
-        file = _open_for(root, run, path)
+        file = _open_for(call.layout, run, path)
     except OSError:
         return {"sha256": None}
     with file:
@@ -110,8 +108,7 @@ def fetch_hash(call: Call, root: str, run: str, path: str, end: int) -> Dict[str
     return {"sha256": digest.hexdigest()}
 
 
-def _open_for(root: str, run: str, path: str) -> Any:
-    layout = Layout(resolve_root(root))
+def _open_for(layout: Layout, run: str, path: str) -> Any:
     return _open(layout, describe_run(layout, find_run(layout, run)["run"]), path)
 
 

@@ -6,8 +6,7 @@ import os
 import time
 from typing import Any, Dict, List, Optional, Sequence
 
-from remote.agent.calls import Call, operation
-from remote.agent.root.paths import Layout, resolve_root
+from remote.agent.root.calls import Call, operation
 from remote.agent.runs.gpu_usage import last_sample
 from remote.agent.runs.listing import look_after
 from remote.agent.runs.records import describe_run, find_run
@@ -24,7 +23,6 @@ trains, unless its images take longer to arrive."""
 @operation("follow")
 def follow(
     call: Call,
-    root: str,
     run: str,
     offset: int = 0,
     tail: Optional[int] = None,
@@ -38,7 +36,7 @@ def follow(
     there is and returns; `started` returns once the run has shown a sign of life or has ended;
     `end` when it has ended and all is told. `wait_s` > 0 bounds the wait.
     """
-    layout = Layout(resolve_root(root))
+    layout = call.layout
     run = look_after(layout, find_run(layout, run))["run"]
     directory = layout.run(run)
     log = os.path.join(directory, "train.log")

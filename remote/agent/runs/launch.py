@@ -8,12 +8,12 @@ import sys
 import time
 from typing import Any, Dict, Iterator, Optional
 
-from remote.agent.calls import Call, Refusal, operation
 from remote.agent.launchers.choice import launcher_of
 from remote.agent.launchers.seam import Job, Launched
 from remote.agent.releases.contents import write_tree
 from remote.agent.releases.releases import read_manifest
-from remote.agent.root.paths import Layout, read_json, resolve_root, write_json
+from remote.agent.root.calls import Call, Refusal, operation
+from remote.agent.root.paths import Layout, read_json, write_json
 from remote.agent.root.roots import keep_agent, prepare_root
 from remote.agent.runs.attempts import queued_state
 from remote.agent.runs.outputs import mark_copied
@@ -27,9 +27,6 @@ from remote.agent.shared.states import FINAL
 @operation("run_start")
 def run_start(
     call: Call,
-    root: str,
-    project: str,
-    identity: Optional[str],
     run: str,
     asked: Dict[str, Any],
     notify: str = "",
@@ -38,9 +35,9 @@ def run_start(
 ) -> Dict[str, Any]:
     """Create the run and launch its supervisor. The id makes it the same start when it is
     repeated."""
-    layout = Layout(resolve_root(root))
+    layout = call.layout
     directory = layout.run(run)
-    prepare_root(layout, project, identity)
+    prepare_root(call)
     if shutdown:
         require_possible(layout, str(shutdown.get("command") or ""))
     again = os.path.isdir(directory)
@@ -131,9 +128,9 @@ def launch(layout: Layout, directory: str) -> Launched:
 
 
 @operation("run_stop")
-def run_stop(call: Call, root: str, run: str, who: str) -> Dict[str, Any]:
+def run_stop(call: Call, run: str, who: str) -> Dict[str, Any]:
     """Ask the supervisor to stop the run; it gives the trainer 60 s to save. Returns at once."""
-    layout = Layout(resolve_root(root))
+    layout = call.layout
     found = find_run(layout, run)
     state = found["detail"]
     if found["state"] in FINAL:
@@ -145,9 +142,9 @@ def run_stop(call: Call, root: str, run: str, who: str) -> Dict[str, Any]:
 
 
 @operation("run_attach")
-def run_attach(call: Call, root: str, run: str) -> Dict[str, Any]:
+def run_attach(call: Call, run: str) -> Dict[str, Any]:
     """The line for the login shell that leads into a run."""
-    found = find_run(Layout(resolve_root(root)), run)
+    found = find_run(call.layout, run)
     if found["state"] != "running" or found["detail"].get("elsewhere"):
         raise Refusal(
             "RunFailed",

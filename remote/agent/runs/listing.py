@@ -3,9 +3,9 @@
 import os
 from typing import Any, Dict, Optional
 
-from remote.agent.calls import Call, Refusal, operation
 from remote.agent.launchers.slurm import job_of
-from remote.agent.root.paths import Layout, resolve_root, write_json
+from remote.agent.root.calls import Call, Refusal, operation
+from remote.agent.root.paths import Layout, write_json
 from remote.agent.runs.launch import launch
 from remote.agent.runs.planned_shutdown import describe_plan, look_after_plan
 from remote.agent.runs.records import describe_run, find_run, list_runs
@@ -14,8 +14,8 @@ LATER = "waits to be submitted"
 
 
 @operation("runs")
-def runs(call: Call, root: str, run: Optional[str] = None) -> Dict[str, Any]:
-    layout = Layout(resolve_root(root))
+def runs(call: Call, run: Optional[str] = None) -> Dict[str, Any]:
+    layout = call.layout
     found = [look_after(layout, known) for known in list_runs(layout)]
     look_after_plan(layout)
     shutdown = describe_plan(layout, found)

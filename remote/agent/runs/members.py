@@ -4,9 +4,9 @@ disk, or with a folder in the run's directory where they share one."""
 import os
 from typing import Any, Dict, Optional, Tuple
 
-from remote.agent.calls import Call, Refusal, operation
 from remote.agent.launchers.seam import Launched
-from remote.agent.root.paths import Layout, read_json, resolve_root, write_json
+from remote.agent.root.calls import Call, Refusal, operation
+from remote.agent.root.paths import read_json, write_json
 from remote.agent.root.roots import prepare_root
 from remote.agent.runs.attempts import queued_state
 from remote.agent.runs.launch import launch, new_run
@@ -21,9 +21,6 @@ from remote.agent.shared.states import FINAL
 @operation("run_join")
 def run_join(
     call: Call,
-    root: str,
-    project: str,
-    identity: Optional[str],
     run: str,
     asked: Dict[str, Any],
     env: Optional[Dict[str, str]] = None,
@@ -31,8 +28,8 @@ def run_join(
 ) -> Dict[str, Any]:
     """Launch this host's part of an attempt, which `asked["nodes"]["key"]` names: the same start
     when it is repeated."""
-    layout = Layout(resolve_root(root))
-    prepare_root(layout, project, identity)
+    layout = call.layout
+    prepare_root(call)
     if shutdown:
         require_possible(layout, str(shutdown.get("command") or ""))
     with one_launch_at_a_time(layout):

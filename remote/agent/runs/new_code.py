@@ -4,8 +4,8 @@ import os
 import shutil
 from typing import Dict, Tuple
 
-from remote.agent.calls import Refusal
 from remote.agent.releases.releases import read_manifest
+from remote.agent.root.calls import Refusal
 from remote.agent.root.paths import Layout
 from remote.agent.runs.outputs import is_unchanged
 

@@ -10,11 +10,11 @@ import time
 import traceback
 from typing import Any, Dict, List, Optional, Tuple
 
-from remote.agent.calls import Call, Refusal, operation
 from remote.agent.launchers.local import start_detached
 from remote.agent.machine.others import at_work, own_processes, roots_of
 from remote.agent.machine.processes import is_same, start_time
-from remote.agent.root.paths import Layout, read_json, resolve_root, write_json
+from remote.agent.root.calls import Call, Refusal, operation
+from remote.agent.root.paths import Layout, read_json, write_json
 from remote.agent.root.roots import keep_agent
 from remote.agent.runs.queue import one_launch_at_a_time
 from remote.agent.runs.records import list_runs, read_mark
@@ -49,9 +49,9 @@ def plan_shutdown(layout: Layout, asked: Dict[str, Any]) -> None:
 
 
 @operation("keep")
-def keep(call: Call, root: str) -> Dict[str, Any]:
+def keep(call: Call) -> Dict[str, Any]:
     """Answers the plan that was given up, as `describe_plan` tells it; None: there was none."""
-    layout = Layout(resolve_root(root))
+    layout = call.layout
     if not os.path.isdir(layout.runs):
         return {"cancelled": None}
     with one_launch_at_a_time(layout):

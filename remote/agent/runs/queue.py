@@ -7,8 +7,8 @@ import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from remote.agent.calls import Refusal
 from remote.agent.machine.gpus import query_gpus
+from remote.agent.root.calls import Refusal
 from remote.agent.root.locks import Lock
 from remote.agent.root.paths import Layout
 from remote.agent.runs.records import LiveRuns

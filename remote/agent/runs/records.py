@@ -4,8 +4,8 @@ processes are gone is corrected."""
 import os
 from typing import Any, Dict, List, Optional, Tuple
 
-from remote.agent.calls import Refusal
 from remote.agent.launchers.choice import launcher_of
+from remote.agent.root.calls import Refusal
 from remote.agent.root.paths import RUN_ID, Layout, read_json
 from remote.agent.runs.attempts import settle
 from remote.agent.runs.outputs import STEP

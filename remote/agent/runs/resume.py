@@ -7,11 +7,11 @@ import shutil
 import time
 from typing import Any, Dict, List, Optional
 
-from remote.agent.calls import Call, Refusal, operation
 from remote.agent.releases.contents import receive, write_tree
 from remote.agent.releases.releases import assemble, checked_manifest, known, require_space
-from remote.agent.root.paths import Layout, resolve_root, write_json
-from remote.agent.root.roots import lock, prepare_root, unlock
+from remote.agent.root.calls import Call, Refusal, operation
+from remote.agent.root.paths import Layout, write_json
+from remote.agent.root.roots import locked, prepare_root
 from remote.agent.runs.attempts import MOVED, past_attempts, queued_state
 from remote.agent.runs.launch import launch, new_run, refuse_elsewhere
 from remote.agent.runs.new_code import take_new_code
@@ -31,9 +31,6 @@ OWN = ("run.json", "state.json", "progress.json")
 @operation("run_resume")
 def run_resume(
     call: Call,
-    root: str,
-    project: str,
-    identity: Optional[str],
     run: str,
     asked: Dict[str, Any],
     notify: str = "",
@@ -42,8 +39,8 @@ def run_resume(
 ) -> Dict[str, Any]:
     """Launch the next attempt of a run that has ended. `asked`: what differs from the attempt
     before. One that runs is left alone."""
-    layout = Layout(resolve_root(root))
-    prepare_root(layout, project, identity)
+    layout = call.layout
+    prepare_root(call)
     if shutdown:
         require_possible(layout, str(shutdown.get("command") or ""))
     with one_launch_at_a_time(layout):
@@ -98,9 +95,6 @@ def begin_attempt(layout: Layout, found: Dict[str, Any], asked: Dict[str, Any]) 
 @operation("run_import")
 def run_import(
     call: Call,
-    root: str,
-    project: str,
-    identity: Optional[str],
     run: str,
     tree: str,
     manifest: List[Any],
@@ -110,7 +104,7 @@ def run_import(
 ) -> Dict[str, Any]:
     """Receive a run as a laptop has fetched it, source/ included. It appears whole, as one that has
     stopped."""
-    layout = Layout(resolve_root(root))
+    layout = call.layout
     entries = checked_manifest(tree, manifest)
     source = [
         (path[len(SOURCE) :], mode, size, sha256)
@@ -118,9 +112,8 @@ def run_import(
         if path.startswith(SOURCE)
     ]
     rest = [entry for entry in entries if not entry[0].startswith(SOURCE) and entry[0] not in OWN]
-    prepare_root(layout, project, identity)
-    lock(call, layout.lock, who)
-    try:
+    prepare_root(call)
+    with locked(call, layout.lock, who):
         if os.path.isdir(layout.run(run)):
             return {"run": run, "exists": True}
         require_space(layout, entries)
@@ -149,6 +142,4 @@ def run_import(
                 {**queued_state(attempts=past_attempts(state)), **moved},
             )
         shutil.rmtree(layout.incoming, ignore_errors=True)
-    finally:
-        unlock(layout.lock)
     return {"run": run, "exists": False}

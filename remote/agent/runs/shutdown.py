@@ -4,9 +4,8 @@ import os
 import subprocess
 from typing import Any, Dict
 
-from remote.agent.calls import Call, Refusal, operation
 from remote.agent.machine.others import other_people
-from remote.agent.root.paths import Layout, resolve_root
+from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.runs.clean import why_not_fetched
 from remote.agent.runs.queue import one_launch_at_a_time
 from remote.agent.runs.records import list_runs
@@ -16,10 +15,10 @@ COMMAND_S = 30.0
 
 
 @operation("shutdown")
-def shutdown(call: Call, root: str, command: str, really: bool) -> Dict[str, Any]:
+def shutdown(call: Call, command: str, really: bool) -> Dict[str, Any]:
     """Refuses while a run of ours has not ended or has not been fetched. Without `really` it only
     tells what would be done."""
-    layout = Layout(resolve_root(root))
+    layout = call.layout
     chosen = command or default_command()
     with one_launch_at_a_time(layout):
         for run in list_runs(layout):

@@ -8,11 +8,11 @@ import threading
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
-from remote.agent.calls import Refusal
 from remote.agent.launchers import slurm
 from remote.agent.launchers.seam import Job, claim, mark_path
 from remote.agent.launchers.slurm_words import AGAIN
 from remote.agent.machine.processes import boot_id, start_time
+from remote.agent.root.calls import Refusal
 from remote.agent.root.disk import mount_of
 from remote.agent.root.paths import Layout, read_json, write_json
 from remote.agent.runs import notify

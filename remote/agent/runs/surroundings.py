@@ -5,8 +5,8 @@ import os
 import re
 from typing import Any, Dict, Iterable, List, Optional
 
-from remote.agent.calls import Refusal
 from remote.agent.releases.releases import release_of
+from remote.agent.root.calls import Refusal
 from remote.agent.root.paths import Layout, write_whole
 from remote.agent.runs.outputs import find_outputs
 from remote.agent.runs.private import read_variables

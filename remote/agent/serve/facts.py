@@ -9,7 +9,6 @@ import threading
 import time
 from typing import Any, Dict, List, Optional
 
-from remote.agent.calls import Call, operation
 from remote.agent.data import datasets
 from remote.agent.environments import environments, interpreters
 from remote.agent.launchers.slurm_nodes import NOW_S, node_report
@@ -19,8 +18,8 @@ from remote.agent.machine.account import kills_at_logout, user_name
 from remote.agent.machine.processes import boot_id
 from remote.agent.releases import releases
 from remote.agent.releases.contents import partly_received
+from remote.agent.root.calls import Call, operation
 from remote.agent.root.disk import disk_of
-from remote.agent.root.paths import Layout, resolve_root
 from remote.agent.root.roots import root_problem
 from remote.agent.runs import records
 from remote.agent.shared.states import FINAL
@@ -33,9 +32,6 @@ def host_name() -> str:
 @operation("facts")
 def facts(
     call: Call,
-    root: str,
-    project: str,
-    identity: Optional[str] = None,
     python: str = "",
     tree: Optional[str] = None,
     manifest: Optional[List[Any]] = None,
@@ -46,7 +42,7 @@ def facts(
     """`tree` and `manifest` are the release that the laptop holds: the answer tells what of it is
     missing here."""
     # `slurm`: sbatch's options for a node whose GPUs are told in place of this machine's.
-    layout = Layout(resolve_root(root))
+    layout = call.layout
     found: Dict[str, Any] = {"found": None}
 
     def ask_gpus() -> None:
@@ -60,7 +56,7 @@ def facts(
         thread.start()
     answer: Dict[str, Any] = {
         "system": system_facts(),
-        "root": root_facts(layout, project, identity),
+        "root": root_facts(call),
         "tmux": shutil.which("tmux"),
         "sbatch": find("sbatch"),
         "environments": environments.list_environments(layout),
@@ -84,9 +80,9 @@ def facts(
 
 
 @operation("overview")
-def overview(call: Call, root: str) -> Dict[str, Any]:
+def overview(call: Call) -> Dict[str, Any]:
     """GPUs and the runs that have not ended: what changes from one second to the next."""
-    runs = records.list_runs(Layout(resolve_root(root)))
+    runs = records.list_runs(call.layout)
     live = [run for run in runs if run["state"] not in FINAL]
     return {"gpu": gpus.query_gpus(), "runs": live}
 
@@ -119,11 +115,11 @@ def system_facts() -> Dict[str, Any]:
     }
 
 
-def root_facts(layout: Layout, project: str, identity: Optional[str]) -> Dict[str, Any]:
-    disk = disk_of(layout.root)
+def root_facts(call: Call) -> Dict[str, Any]:
+    disk = disk_of(call.layout.root)
     return {
-        "path": layout.root,
-        "problem": root_problem(layout, project, identity),
+        "path": call.layout.root,
+        "problem": root_problem(call),
         "free_mib": disk and disk.free_mib,
         "inodes_free": disk and disk.inodes,
         "mount": disk and disk.mount,

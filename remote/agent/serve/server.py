@@ -8,8 +8,9 @@ import time
 import traceback
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-from remote.agent.calls import OPERATIONS, Call, Refusal
 from remote.agent.root import program
+from remote.agent.root.calls import OPERATIONS, Call, Owner, Refusal
+from remote.agent.root.paths import Layout, resolve_root
 from remote.agent.shared import protocol
 
 ALIVE_EVERY_S = 5.0
@@ -107,7 +108,10 @@ class Server:
             function = OPERATIONS.get(name) if isinstance(name, str) else None
             if function is None:
                 raise Refusal("ProtocolError", f"the agent knows no operation {name!r:.60}")
-            result = function(call, **message.get("args", {}))
+            args = dict(message["args"])
+            call.layout = Layout(resolve_root(args.pop("root")))
+            call.owner = Owner(args.pop("project", ""), args.pop("identity", None))
+            result = function(call, **args)
             self.send({"id": call.id, "result": result})
         except (BrokenPipeError, EOFError):
             self.gone.set()

@@ -1,6 +1,8 @@
 """What an operation of the agent sees: the call it serves, and the way to refuse it."""
 
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Tuple
+
+from remote.agent.root.paths import Layout
 
 Operation = Callable[..., Dict[str, Any]]
 OPERATIONS: Dict[str, Operation] = {}
@@ -20,9 +22,19 @@ class Refusal(Exception):
         self.details = details
 
 
+class Owner(NamedTuple):
+    """Whose root it must be; asked of what writes there."""
+
+    project: str
+    identity: Optional[str]
+
+
 class Call:
-    """One request being served. Operations write to the laptop through `event` alone; stdout is the
-    protocol's."""
+    """One request being served, about the root `layout`. Operations write to the laptop through
+    `event` alone; stdout is the protocol's."""
+
+    layout: Layout
+    owner: Owner
 
     def event(self, blob: bytes = b"", **fields: Any) -> None:
         """Send an intermediate message; raises BrokenPipeError when the laptop is gone."""
