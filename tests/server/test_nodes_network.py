@@ -62,6 +62,25 @@ def test_a_cut_link_is_told(group: Group, hosts: Hosts) -> None:
         assert done.code == 10 and f"nothing was heard of {other} for 4 s" in done.out, done
 
 
+def test_a_cut_between_two_that_both_reach_the_first_is_told(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    """Neither the first host nor torch would notice it for half an hour."""
+    with Hosts(tmp_path / "hosts", "abc", make_server, QUICK) as hosts:
+        group = Group(hosts.servers["a"], tmp_path)
+        group.others = [Lab(hosts.servers[name], tmp_path / name) for name in "bc"]
+        (group.project / "train.sh").write_text(WAITS)
+        assert group.on("abc", "train", nodes=3, follow=False).code == 0
+        for name, number in (("b", 3), ("c", 2)):
+            hosts.on(name, f"ip route add blackhole 10.77.0.{number}/32")
+        began = time.monotonic()
+        done = group.on("a", "wait")
+        assert done.code == 10 and re.search(r"([bc]) heard nothing of [bc] for 4 s", done.out), (
+            done
+        )
+        assert time.monotonic() - began < 15
+
+
 def test_packets_that_are_too_large_for_the_way_are_named_before_it_starts(
     group: Group, hosts: Hosts
 ) -> None:

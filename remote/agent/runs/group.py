@@ -15,6 +15,7 @@ from typing import Any, Callable, Dict, List, NoReturn, Optional
 
 from remote.agent.launchers.slurm_queue import find
 from remote.agent.machine.network import interface_of, list_addresses
+from remote.agent.runs.neighbours import Neighbours
 from remote.agent.runs.peers import (
     HOST_LOST,
     SCHEDULED,
@@ -159,6 +160,8 @@ class First(Group):
     def begin(self) -> None:
         super().begin()
         self.reports: Dict[int, Report] = {}
+        # Where the others find each other: address and port by rank.
+        self.doors: Dict[str, List[Any]] = {}
 
     def join(self, stopped: Stopped) -> None:
         try:
@@ -179,7 +182,7 @@ class First(Group):
         self.set_variables(address, port, address)
         for rank, peer in self.peers.items():
             go = {"address": address, "port": port, "names": self.names, "attempt": self.attempt}
-            peer.try_to_send(go=go)
+            peer.try_to_send(go=dict(go, doors=self.doors))
             self.run_aside(self.listen, rank, peer)
 
     def let_in(self, stopped: Stopped) -> None:
@@ -240,6 +243,7 @@ class First(Group):
             self.names[rank] = str(message.get("host"))
         peer.send(here=True)
         self.peers[rank] = peer
+        self.doors[str(rank)] = [connection.getpeername()[0], message["door"]]
 
     def hand_over(self, peer: Peer, offered: List[List[Any]]) -> None:
         """The newest checkpoint, where the other host lacks it."""
@@ -327,6 +331,8 @@ class Member(Group):
         self.names, self.attempt = [str(name) for name in go["names"]], int(go["attempt"])
         self.set_variables(str(go["address"]), int(go["port"]), peer.own_address)
         self.run_aside(self.listen, peer)
+        meeting = (self.rank, dict(go["doors"]))
+        threading.Thread(target=self.neighbours.meet, args=meeting, daemon=True).start()
 
     def connect(self, stopped: Stopped) -> Peer:
         addresses = str(self.nodes["address"]).split(",")
@@ -339,8 +345,9 @@ class Member(Group):
                 try:
                     place = (address, int(self.nodes["port"]))
                     peer = Peer(socket.create_connection(place, GREET_S))
-                    host = os.uname().nodename
-                    peer.send(join=self.rank, key=str(self.nodes["key"]), host=host)
+                    key, host = str(self.nodes["key"]), os.uname().nodename
+                    self.neighbours = Neighbours(peer.own_address, key, self.peers, self.miss)
+                    peer.send(join=self.rank, key=key, host=host, door=self.neighbours.port)
                     if "here" in peer.receive():
                         return peer
                 except (OSError, ValueError) as error:
@@ -363,6 +370,12 @@ class Member(Group):
         with self.news:
             self.verdict = verdict
             self.news.notify_all()
+
+    def miss(self, rank: int) -> None:
+        """Another of the further hosts, of which the first one may still hear."""
+        own, other = self.names[self.rank], self.names[rank]
+        why = f"{own} heard nothing of {other} for {SILENCE_S:.0f} s: the network between them"
+        self.tell(Report("failed", why, HOST_LOST, again=True))
 
     def tell(self, report: Report) -> None:
         self.end(report)
