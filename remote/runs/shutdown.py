@@ -70,7 +70,7 @@ def has_gone(session: Session) -> bool:
     while time.monotonic() < deadline:
         session.display.doing(f"waiting until {session.host} answers no more")
         try:
-            session.open()
+            session.log_in()
         except (Unreachable, ConnectionLost):
             return True
         except RemoteError:

@@ -72,6 +72,7 @@ def test_a_run_has_a_terminal_that_takes_answers(tmp_path: Path, server: Loopbac
     read_until(leader, b"(Pdb)")
     os.write(leader, b"p 6 * 7\r")
     read_until(leader, b"42")
+    read_until(leader, b"(Pdb)")
     os.write(leader, b"c\r")
     process.wait(20)
     os.close(leader)

@@ -137,6 +137,16 @@ def test_it_comes_back_by_itself(lab: Lab, photos: Path, monkeypatch: pytest.Mon
     assert visible(lab.root / "data" / "photos") == visible(photos)
 
 
+def test_a_server_that_is_not_there_is_told_at_once(
+    server: LoopbackServer, tmp_path: Path, photos: Path
+) -> None:
+    with Relay(server.host, server.port) as relay:
+        relay.refuse = True
+        lab = Lab(server, tmp_path, relay)
+        done = lab.task("upload_data", path=str(photos))
+    assert done.code == 3 and "Trying again" not in done.err, done
+
+
 def test_a_part_that_was_changed_on_the_server_is_not_trusted(lab: Lab, photos: Path) -> None:
     (photos / "big").write_bytes(os.urandom(3_000_000))
     lab.task("deploy")
