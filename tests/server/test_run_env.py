@@ -11,10 +11,12 @@ import pytest
 
 from remote.loopback import LoopbackServer
 from remote.project.run_env import read_env
-from tests.server.test_secrets import SECRET, Listing, holds
+from tests.server.test_secrets import Listing, holds
 from tests.support.faults import Lab, wait_until
 from tests.support.hostile import recording
 
+SECRET = "swordfish-Zq9"
+"""Nobody else's: all processes of the machine are looked at, other tests' too."""
 PRINTS = (
     'echo "key $API_KEY, file $FROM_FILE, quoted $QUOTED"; echo "$API_KEY" | tail -c 5;'
     ' printf "no end yet $API_KEY"; while [ -e ../wait ]; do sleep 0.1; done; echo;'
@@ -44,9 +46,11 @@ def test_a_run_gets_them_and_nothing_else_does(lab: Lab) -> None:
     (run,) = (lab.root / "runs").glob("2*")
     line = 'key ***, file ***, quoted a "b\n-Zq9\nno end yet ***\n'
     assert (run / "train.log").read_text() == line * 2
-    assert holds(lab.server.home) == [str(run / ".env.json")]
+    assert holds(lab.server.home, SECRET) == [str(run / ".env.json")]
     assert (run / ".env.json").stat().st_mode & 0o077 == 0
-    assert holds(lab.results) == [] and not any(SECRET.encode() in row for row in listing.seen)
+    assert holds(lab.results, SECRET) == [] and not any(
+        SECRET.encode() in row for row in listing.seen
+    )
     asked = json.loads((run / "run.json").read_text())
     assert asked["env"] == ["API_KEY", "FROM_FILE", "QUOTED"]
     said = "".join(done.out + done.err for done in (first, again, fetched))
