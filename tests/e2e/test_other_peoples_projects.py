@@ -71,8 +71,8 @@ def test_a_run_has_a_terminal_that_takes_answers(tmp_path: Path, server: Loopbac
     os.write(leader, b"me\r")
     read_until(leader, b"(Pdb)")
     os.write(leader, b"p 6 * 7\r")
-    read_until(leader, b"42")
-    read_until(leader, b"(Pdb)")
+    if b"(Pdb)" not in read_until(leader, b"42").rpartition(b"42")[2]:
+        read_until(leader, b"(Pdb)")
     os.write(leader, b"c\r")
     process.wait(20)
     os.close(leader)
