@@ -26,7 +26,7 @@ from remote.agent.runs.peers import (
     describe_file,
     lacking,
 )
-from remote.agent.runs.surroundings import newest_checkpoint
+from remote.agent.runs.surroundings import checkpoints_of
 
 JOIN_S = float(os.environ.get("REMOTE_JOIN_S", "120"))
 BEAT_S = SILENCE_S / 12
@@ -166,7 +166,7 @@ class First(Group):
     def join(self, stopped: Stopped) -> None:
         try:
             self.let_in(stopped)
-            paths = checkpoints(self.home, self.asked)
+            paths = checkpoints_of(self.home, self.asked)
             offered = list(filter(None, [describe_file(self.home, path) for path in paths]))
             for rank, peer in sorted(self.peers.items()):
                 try:
@@ -387,20 +387,3 @@ class Member(Group):
         assert self.verdict is not None
         own_fault = self.alone and own.state == "failed" and not own.echo
         return own._replace(again=False) if own_fault else self.verdict
-
-
-def checkpoints(home: str, asked: Dict[str, Any]) -> List[str]:
-    """Below the run's directory: those of our trainer, or what a command of one's own goes on
-    from."""
-    if asked.get("finish") == "summary":
-        folder = os.path.join(home, "checkpoints")
-        names = os.listdir(folder) if os.path.isdir(folder) else []
-        return [f"checkpoints/{name}" for name in sorted(names) if name.endswith(".ckpt")]
-    newest = newest_checkpoint(home, asked)
-    if newest is None or os.path.isfile(newest):
-        return [os.path.relpath(newest, home)] if newest else []
-    return sorted(
-        os.path.relpath(os.path.join(place, name), home)
-        for place, _, names in os.walk(newest)
-        for name in names
-    )

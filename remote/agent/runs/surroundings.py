@@ -168,3 +168,20 @@ def newest_checkpoint(directory: str, asked: Dict[str, Any]) -> Optional[str]:
     path = max(dated)[1]
     folder = os.path.dirname(path)
     return os.path.join(directory, folder if f"{folder}/trainer_state.json" in names else path)
+
+
+def checkpoints_of(home: str, asked: Dict[str, Any]) -> List[str]:
+    """Below the run's directory: those of our trainer, or what a command of one's own goes on
+    from."""
+    if asked.get("finish") == "summary":
+        folder = os.path.join(home, "checkpoints")
+        names = os.listdir(folder) if os.path.isdir(folder) else []
+        return [f"checkpoints/{name}" for name in sorted(names) if name.endswith(".ckpt")]
+    newest = newest_checkpoint(home, asked)
+    if newest is None or os.path.isfile(newest):
+        return [os.path.relpath(newest, home)] if newest else []
+    return sorted(
+        os.path.relpath(os.path.join(place, name), home)
+        for place, _, names in os.walk(newest)
+        for name in names
+    )
