@@ -245,6 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # their workspace.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # DDP warns, once the last layer is trained alone no more, that no weight waits any longer.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         options, config, start = parse(arguments)
         if options.print_config:

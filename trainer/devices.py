@@ -86,8 +86,9 @@ def limit_note(config: TrainConfig, devices: Devices) -> str | None:
 def describe_devices(devices: Devices) -> list[str]:
     where = f" on each of {devices.hosts} hosts" if devices.hosts > 1 else ""
     if devices.indices is None:
-        threads = torch.get_num_threads()
-        return [f"CPU, {devices.count} process(es){where}, {threads} threads each"]
+        if devices.count > 1:  # Lightning shares the cores among them
+            return [f"CPU, {devices.count} processes{where}"]
+        return [f"CPU, {torch.get_num_threads()} threads{where}"]
     lines = [f"{devices.count} GPU(s){where}"]
     for index in devices.indices:
         about = torch.cuda.get_device_properties(index)
