@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from remote.screen.text import duration, percent
 from remote.submission.secret_scan import Finding, search, without_home
 
 SUMS, README, RECIPE, EVALUATION = "SHA256SUMS", "README.md", "recipe.yaml", "evaluation.json"
+README_TEMPLATE = Path(__file__).with_name("bundle_readme.md")
 TEXTS = ("train.log", "metrics.csv", "summary.json", "report.md", "gpu.csv")
 PICTURES = ("curves.png", "confusion.png", "mistakes.png")
 MOST_BYTES = 100 * 1000 * 1000
@@ -227,96 +229,31 @@ def recipe_text(summary: Mapping[str, Any]) -> str:
 
 
 def readme(claim: Claim, evaluation: Mapping[str, Any], left_out: list[str]) -> str:
-    """What a reader of the repository sees first. The accuracy stands in its title."""
-    summary = claim.summary
-    data, config, versions = (
-        dict(summary.get(name) or {}) for name in ("data", "config", "versions")
+    """What a reader of the repository sees first. The accuracy stands in its title. What the
+    summary does not tell stands there as None."""
+    parts = ("data", "config", "versions", "per_class")
+    data, config, versions, classes = (dict(claim.summary.get(part) or {}) for part in parts)
+    summary = defaultdict(lambda: None, claim.summary)
+    about, warning = "Image classification", ""
+    needed = "a CIFAR-10 archive or directory, or a folder of images as in training"
+    if data.get("kind") == "synthetic":
+        about, needed = "Synthetic images", "`synthetic`"
+        warning = "The images are synthetic: the accuracy says nothing about real ones.\n\n"
+    return README_TEMPLATE.read_text(encoding="utf-8").format(
+        about=about,
+        warning=warning,
+        needed=needed,
+        accuracy=percent(claim.accuracy),
+        measured=percent(evaluation["test_accuracy"]),
+        where=", on the server that had trained it" if evaluation.get("where") else "",
+        images=claim.images,
+        summary=summary,
+        data=defaultdict(lambda: None, data),
+        recipe=config.get("recipe", "?"),
+        took=duration(summary["seconds"]),
+        best=summary["best_epoch"] or "the last",
+        devices="".join(f"- {line.strip()}\n" for line in summary["devices"] or ()),
+        versions=", ".join(f"{name} {value}" for name, value in versions.items()),
+        classes="".join(f"| {name} | {percent(value)} |\n" for name, value in classes.items()),
+        left_out="".join(f"Left out: {item}.\n" for item in left_out),
     )
-    needed = (
-        "`synthetic`"
-        if data.get("kind") == "synthetic"
-        else "a CIFAR-10 archive or directory, or a folder of images as in training"
-    )
-    accuracy = percent(claim.accuracy)
-    synthetic = data.get("kind") == "synthetic"
-    lines = [
-        (
-            f"# {'Synthetic images' if synthetic else 'Image classification'}: {accuracy} accuracy"
-            " on the test set"
-        ),
-        "",
-        (
-            f"Measured on {claim.images} test images, read once at the end of the training;"
-            " measured again from `weights.pt` before this was handed"
-            f" in{', on the server that had trained it' if evaluation.get('where') else ''}:"
-            f" {percent(evaluation['test_accuracy'])}."
-        ),
-        "",
-    ]
-    if synthetic:
-        lines += ["The images are synthetic: the accuracy says nothing about real ones.", ""]
-    lines += [
-        "## How it was trained",
-        "",
-        (
-            f"- recipe `{config.get('recipe', '?')}`: {summary.get('epochs')} of"
-            f" {summary.get('max_epochs')} epochs in {duration(summary.get('seconds'))}, best epoch"
-            f" {summary.get('best_epoch') or 'the last'}"
-        ),
-        (
-            f"- effective batch {summary.get('effective_batch')}, peak learning rate"
-            f" {summary.get('learning_rate')}, seed {summary.get('seed')}"
-        ),
-        (
-            f"- data: {data.get('train')} images to train on, {data.get('validation')} to validate,"
-            f" {data.get('test')} to test; sha256 `{data.get('sha256')}`"
-        ),
-        *(f"- {line.strip()}" for line in summary.get("devices") or ()),
-        f"- {', '.join(f'{name} {value}' for name, value in versions.items())}",
-        "",
-        "![loss and accuracy over the epochs](curves.png)",
-        "",
-        "## Per class",
-        "",
-        "| class | accuracy |",
-        "|---|--:|",
-        *(
-            f"| {name} | {percent(value)} |"
-            for name, value in dict(summary.get("per_class") or {}).items()
-        ),
-        "",
-        "![confusion matrix](confusion.png)",
-        "",
-        "## What is here",
-        "",
-        (
-            "`source/` is the exact code that made it; `train.log`, `metrics.csv` and `logs/`"
-            " (TensorBoard) are what the training told;"
-        ),
-        (
-            f"`weights.pt` are the evaluated weights; `{RECIPE}` holds every field of the recipe;"
-            f" `{SUMS}` covers every file."
-        ),
-        *(f"Left out: {item}." for item in left_out),
-        "",
-        "## Reproduce and verify",
-        "",
-        "    python3 -m venv .venv && .venv/bin/pip install -r source/trainer/requirements.txt",
-        f"    sha256sum -c {SUMS}                      # macOS: shasum -a 256 -c {SUMS}",
-        "    cd source",
-        "    ../.venv/bin/python -m trainer.evaluate --checkpoint ../weights.pt --data DATA",
-        f"    ../.venv/bin/python -m trainer.train --recipe ../{RECIPE} --data DATA",
-        "",
-        f"`DATA` is {needed}.",
-        "",
-        "## Use the weights",
-        "",
-        "    from trainer import load      # in source/",
-        '    model = load("../weights.pt")',
-        '    print(model.predict("photo.jpg"))',
-        "",
-        "`python -m trainer.predict --checkpoint ../weights.pt PATH…` lists whole folders,"
-        " `python -m trainer.export` writes ONNX.",
-        "",
-    ]
-    return "\n".join(lines)
