@@ -4,16 +4,18 @@ watches."""
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 from remote.deploy.deploy import Deployed, deploy
 from remote.deploy.shown import show_steps
 from remote.errors import RunFailed
 from remote.link.answers import Resumed, Started
-from remote.link.session import Session
+from remote.link.session import Session, who_am_i
 from remote.project.command import label_of
 from remote.records import Run
 from remote.runs.follow import Follower, LeaveWanted, StopWanted
+from remote.runs.limits import limits_of
 from remote.runs.listing import raise_if_failed
 from remote.runs.placement import (
     Launch,
@@ -28,7 +30,6 @@ from remote.runs.request import (
     Place,
     TrainOptions,
     TrainRequest,
-    describe_request,
     new_run_id,
     parse_request,
     plan_argv,
@@ -102,20 +103,51 @@ def start_new(launch: Launch, run: str) -> Started:
 def asked_for(launch: Launch, run: str, placement: Placement) -> dict[str, Any]:
     """run.json of a new run."""
     project, request, deployed = launch.session.project, launch.request, launch.deployed
-    made = deployed.environment
-    there = Place(made.python, f"{launch.root}/runs/{run}", launch.images, placement.devices)
+    settings, own = project.settings, project.has_own_trainer
+    there = place_of(launch, run, placement)
     plain = dataclasses.replace(request, fields=())
     return {
-        **describe_request(request, project),
-        "release": deployed.release.tree,
-        "origin": deployed.release.origin,
+        **attempt_of(launch, placement),
+        "name": request.name,
+        "recipe": request.recipe or settings.recipe if own else None,
+        "fields": dict(request.fields),
+        "command": settings.command,
+        "created": time.time(),
+        "finish": "summary" if own else "exit",
+        **code_of(deployed),
+        "argv": plan_argv(project, request, there),
+        "resume_argv": resumed_argv(project, settings.command, plain, there),
+    }
+
+
+def place_of(launch: Launch, run: str, placement: Placement) -> Place:
+    made = launch.deployed.environment
+    return Place(made.python, f"{launch.root}/runs/{run}", launch.images, placement.devices)
+
+
+def code_of(deployed: Deployed) -> dict[str, Any]:
+    release = deployed.release
+    return {"release": release.tree, "origin": release.origin, "local": list(deployed.local)}
+
+
+def attempt_of(launch: Launch, placement: Placement) -> dict[str, Any]:
+    """What run.json says of an attempt, the first or a later one."""
+    request, made = launch.request, launch.deployed.environment
+    launcher = launch.session.project.settings.launcher
+    return {
+        "data": request.data,
+        "data_path": launch.images,
+        "devices": request.devices,
+        "arguments": list(request.arguments or ()),
+        "env": sorted(request.env),
         "environment_key": made.key,
         "python": made.python,
         "prefix": made.prefix,
-        "local": list(deployed.local),
-        "data_path": launch.images,
-        "argv": plan_argv(project, request, there),
-        "resume_argv": resumed_argv(project, project.settings.command, plain, there),
+        "who": who_am_i(),
+        "max_restarts": request.max_restarts,
+        **limits_of(request, launcher),
+        "launcher": launcher,
+        "nodes": {"count": request.nodes, "rank": 0} if request.nodes else None,
         **placement.as_asked(),
     }
 

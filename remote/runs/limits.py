@@ -3,23 +3,23 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from remote.project.slurm import parse_duration, parse_time
 from remote.records import Settings
 
 if TYPE_CHECKING:
-    from remote.runs.request import TrainOptions
+    from remote.runs.request import Wishes
 
 GRACE, UNFETCHED = "30m", "24h"
 
 
-def limits_of(time: str | None, stop_if_idle: str | None, launcher: str) -> dict[str, int]:
+def limits_of(wishes: Wishes, launcher: str) -> dict[str, int]:
     """For run.json, in seconds; Slurm holds a job's time limit itself. Raises ValueError that names
     the option."""
     limits: dict[str, int] = {}
-    for name, option, text in (("limit_s", "time", time), ("idle_s", "stop-if-idle", stop_if_idle)):
+    asked = (("limit_s", "time", wishes.time), ("idle_s", "stop-if-idle", wishes.stop_if_idle))
+    for name, option, text in asked:
         by_slurm = launcher == "slurm" and name == "limit_s"
         if text:
             seconds = _seconds(option, text, by_slurm)
@@ -50,23 +50,3 @@ def _seconds(option: str, text: str, by_slurm: bool = False) -> int:
         return parse_time(text) if by_slurm else parse_duration(text)
     except ValueError as error:
         raise ValueError(f"--{option}: {error}") from None
-
-
-def launcher_errors(settings: Settings, options: TrainOptions) -> list[str]:
-    """Options that only Slurm knows, and that Slurm does not know."""
-    errors = []
-    for check in (
-        partial(limits_of, options.time, options.stop_if_idle, settings.launcher),
-        partial(shutdown_of, options.shutdown_after, options.keep_unfetched, settings),
-    ):
-        try:
-            check()
-        except ValueError as error:
-            errors.append(str(error))
-    if settings.launcher != "slurm":
-        return errors
-    if options.devices != "auto":
-        errors.append("--devices: Slurm chooses the GPUs; ask for a number: --gpus 2")
-    if options.now:
-        errors.append("--now: Slurm's queue gives no such answer; leave it out")
-    return errors

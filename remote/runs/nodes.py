@@ -157,7 +157,7 @@ def require_variables(sessions: Sequence[Session], plan: Resumption) -> None:
 
 def require_devices(session: Session, request: TrainRequest) -> None:
     project = session.project
-    most = effective_config(project.directory, request, project.settings).max_devices
+    most = effective_config(project, request).max_devices
     if most:
         recipe = request.recipe or project.settings.recipe
         text = f"recipe {recipe} uses {most} device{'s' if most > 1 else ''}, --nodes more"

@@ -83,7 +83,7 @@ def prepare_launch(
     facts = deployed.facts
     launch = Launch(session, request, deployed, pending, facts.data_path or request.data)
     if session.project.has_own_trainer:
-        config = effective_config(session.project.directory, request, session.project.settings)
+        config = effective_config(session.project, request)
         require_gpu(config, launch.by_slurm or bool(facts.gpus.gpus), session.host)
         launch = dataclasses.replace(
             launch, wants_gpu=config.accelerator != "cpu", most_gpus=config.max_devices
@@ -122,7 +122,7 @@ def with_weights(launch: Launch) -> Launch:
     session, request = launch.session, launch.request
     if not session.project.has_own_trainer:
         return launch
-    config = effective_config(session.project.directory, request, session.project.settings)
+    config = effective_config(session.project, request)
     if getattr(config, "pretrained", "") != "true" or "HF_ENDPOINT" in request.env:
         return launch
     path = provide_weights(session, launch.deployed.facts, config.network)

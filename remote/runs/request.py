@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -10,24 +11,25 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from remote.errors import GpuUnfit, UsageError
 from remote.link.answers import Started
-from remote.link.session import Project, Session, who_am_i
+from remote.link.session import Project, Session
 from remote.project.command import plan_words
 from remote.project.own_trainer import load_config_module, runs_own_trainer
 from remote.project.run_env import read_env
 from remote.project.settings import listed
 from remote.records import Settings
-from remote.runs.limits import launcher_errors, limits_of, shutdown_of
+from remote.runs.limits import limits_of, shutdown_of
 
 if TYPE_CHECKING:
     from remote.screen.display import Display
 
+T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}\Z")
 OWN_OPTIONS = {
     "data": "give it as --data",
@@ -41,11 +43,10 @@ PENDING_S = 24 * 3600.0
 
 
 @dataclass(frozen=True)
-class TrainRequest:
-    """What the user asked for on the command line."""
+class Wishes:
+    """What is asked for just as it is typed."""
 
     recipe: str | None = None
-    fields: tuple[tuple[str, str], ...] = ()
     data: str | None = None
     devices: str = "auto"
     name: str | None = None
@@ -53,22 +54,29 @@ class TrainRequest:
     gpus: int | None = None
     # Refuse rather than wait for a GPU.
     now: bool = False
-    # Slurm's time limit for this run.
+    # It is told to save, and ended, after so long; on Slurm the job's own time limit.
     time: str | None = None
+    # The same after so long without its GPUs being used.
+    stop_if_idle: str | None = None
     # The supervisor goes on by itself after a crash, so often.
     max_restarts: int = 0
+    # One training on so many hosts, or nodes of a cluster.
+    nodes: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainRequest(Wishes):
+    """What the user asked for on the command line, read and checked."""
+
+    fields: tuple[tuple[str, str], ...] = ()
     # A webhook, told when the run has ended. A secret: in no record, log or error.
     notify: str = field(default="", repr=False)
     # What follows `--`, for a command of one's own; None: nothing was given.
     arguments: tuple[str, ...] | None = None
     # Variables for the run. Their values are secrets, as `notify` is.
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
-    # Stopped after so long without its GPUs being used.
-    stop_if_idle: str | None = None
     # The plan to shut the server down after its last run.
     shutdown: Mapping[str, Any] | None = None
-    # One training on so many hosts, or nodes of a cluster.
-    nodes: int | None = None
 
     @property
     def beside(self) -> dict[str, Any]:
@@ -77,20 +85,12 @@ class TrainRequest:
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(Wishes):
     """The options of `fab train` as they were typed; remote/tasks/training.py explains them.
     `follow` None: on a terminal."""
 
-    recipe: str | None = None
     fields: Sequence[str] = ()
-    data: str | None = None
-    devices: str = "auto"
-    name: str | None = None
     resume: str | None = None
-    gpus: int | None = None
-    now: bool = False
-    time: str | None = None
-    max_restarts: int = 0
     notify: str | None = field(default=None, repr=False)
     follow: bool | None = None
     arguments: Sequence[str] | None = None
@@ -99,11 +99,9 @@ class TrainOptions:
     with_new_code: bool = False
     # Go into its terminal at once.
     interactive: bool = False
-    stop_if_idle: str | None = None
     # True: the option alone.
     shutdown_after: str | bool | None = None
     keep_unfetched: str | None = None
-    nodes: int | None = None
 
     def follows(self, display: Display) -> bool:
         """Whether to stay and show the training."""
@@ -116,85 +114,94 @@ class TrainOptions:
 
 def parse_request(project: Project, options: TrainOptions) -> TrainRequest:
     """Raises UsageError with every mistake at once; nothing has been sent by then."""
-    name, devices, data, gpus = options.name, options.devices, options.data, options.gpus
     errors: list[str] = []
-    pairs = []
-    arguments = tuple(options.arguments) if options.arguments else None
-    fields = [*options.fields]
-    if arguments and project.has_own_trainer:
-        fields, arguments = [*fields, *as_fields(arguments, errors)], None
-    for item in fields:
-        key, sign, value = item.partition("=")
-        if not sign or not key:
-            errors.append(f"--set needs field=value, not {item!r:.80}")
-        elif key in OWN_OPTIONS:
-            errors.append(f"--set {key}=…: {OWN_OPTIONS[key]}")
-        else:
-            pairs.append((key, value))
-    if name is not None and not NAME.match(name):
-        errors.append(f"--name may hold letters, digits, - and _, 40 at most, not {name!r:.80}")
-    if not re.fullmatch(r"auto|\d+(,\d+)*", devices):
-        errors.append(f"--devices must be auto or indices such as 0,1, not {devices!r:.80}")
-    if data is not None and (not data.strip() or "\0" in data or "\n" in data):
-        errors.append(f"--data must be a path on the server, on one line, not {data!r:.80}")
-    if gpus is not None and (gpus < 1 or devices != "auto"):
-        errors.append("--gpus is a number from 1 on, and goes with --devices auto alone")
-    if options.with_new_code and not options.resume:
-        errors.append("--with-new-code belongs to --resume: a new run has today's code")
-    if options.interactive and not (sys.stdin.isatty() and sys.stdout.isatty()):
-        errors.append("--interactive needs a terminal here")
-    if options.nodes is not None and options.nodes < 2:
-        errors.append("--nodes is a number from 2 on")
-    if options.max_restarts < 0:
-        errors.append("--max-restarts must not be negative")
-    errors += launcher_errors(project.settings, options)
-    address, env = "", {}
-    try:
-        address = read_address(options.notify)
-        env = read_env(listed(project.settings.env), "remote.env", project.directory)
-        env |= read_env(options.env, "--env", project.directory)
-    except ValueError as error:
-        errors.append(str(error))
+    settings, typed, arguments = project.settings, options.fields, options.arguments
+    if project.has_own_trainer and arguments:
+        typed, arguments = [*typed, *as_fields(arguments, errors)], None
+    fields = read_fields(typed, errors)
+    errors += option_errors(options, settings.launcher == "slurm")
+
+    def attempt(read: Callable[..., T], *given: Any) -> T | None:
+        try:
+            return read(*given)
+        except ValueError as error:
+            errors.append(str(error))
+            return None
+
+    attempt(limits_of, options, settings.launcher)
+    shutdown = attempt(shutdown_of, options.shutdown_after, options.keep_unfetched, settings)
+    address = attempt(read_address, options.notify)
+    always = attempt(read_env, listed(settings.env), "remote.env", project.directory)
+    given = attempt(read_env, options.env, "--env", project.directory)
     request = TrainRequest(
-        options.recipe,
-        tuple(pairs),
-        data,
-        devices,
-        name,
-        gpus,
-        options.now,
-        options.time,
-        options.max_restarts,
-        address,
-        arguments,
-        env,
-        options.stop_if_idle,
-        None
-        if errors
-        else shutdown_of(options.shutdown_after, options.keep_unfetched, project.settings),
-        options.nodes,
+        **{wish.name: getattr(options, wish.name) for wish in dataclasses.fields(Wishes)},
+        fields=fields,
+        notify=address or "",
+        arguments=tuple(arguments) if arguments else None,
+        env={**(always or {}), **(given or {})},
+        shutdown=shutdown,
     )
-    if project.has_own_trainer:
-        errors += config_errors(project.directory, request, project.settings)
-    elif (
-        project.settings.command == Settings.command
-        and not (project.directory / "trainer").is_dir()
-    ):
-        errors.append(
-            f"remote.command is `{Settings.command}`, and there is no trainer here: `python -m"
-            " remote init` sets yours"
-        )
-    elif options.recipe or pairs:
-        errors.append(
-            "--recipe and --set belong to our trainer; the arguments of a command of one's own"
-            " follow `--`"
-        )
+    errors += command_errors(project, request)
     if errors:
         remedy = "fab train --help tells what can be given"
         if any("unknown field" in error for error in errors):
             remedy = "python -m trainer.train --print_config shows every field"
         raise UsageError("; ".join(errors), step="train", remedy=remedy)
     return request
+
+
+def option_errors(options: TrainOptions, by_slurm: bool) -> list[str]:
+    name, devices, data, gpus = options.name, options.devices, options.data, options.gpus
+    wrong = {
+        f"--name may hold letters, digits, - and _, 40 at most, not {name!r:.80}": (
+            name is not None and not NAME.match(name)
+        ),
+        f"--devices must be auto or indices such as 0,1, not {devices!r:.80}": (
+            not re.fullmatch(r"auto|\d+(,\d+)*", devices)
+        ),
+        f"--data must be a path on the server, on one line, not {data!r:.80}": (
+            data is not None and (not data.strip() or "\0" in data or "\n" in data)
+        ),
+        "--gpus is a number from 1 on, and goes with --devices auto alone": (
+            gpus is not None and (gpus < 1 or devices != "auto")
+        ),
+        "--with-new-code belongs to --resume: a new run has today's code": (
+            options.with_new_code and not options.resume
+        ),
+        "--interactive needs a terminal here": (
+            options.interactive and not (sys.stdin.isatty() and sys.stdout.isatty())
+        ),
+        "--nodes is a number from 2 on": options.nodes is not None and options.nodes < 2,
+        "--max-restarts must not be negative": options.max_restarts < 0,
+        "--devices: Slurm chooses the GPUs; ask for a number: --gpus 2": (
+            by_slurm and devices != "auto"
+        ),
+        "--now: Slurm's queue gives no such answer; leave it out": by_slurm and options.now,
+    }
+    return [text for text, is_wrong in wrong.items() if is_wrong]
+
+
+def command_errors(project: Project, request: TrainRequest) -> list[str]:
+    """What our trainer does not take, or what only our trainer would."""
+    if project.has_own_trainer:
+        try:
+            effective_config(project, request)
+        except load_config_module(project.directory).ConfigError as error:
+            return list(error.errors)
+    elif (
+        project.settings.command == Settings.command
+        and not (project.directory / "trainer").is_dir()
+    ):
+        return [
+            f"remote.command is `{Settings.command}`, and there is no trainer here: `python -m"
+            " remote init` sets yours"
+        ]
+    elif request.recipe or request.fields:
+        return [
+            "--recipe and --set belong to our trainer; the arguments of a command of one's own"
+            " follow `--`"
+        ]
+    return []
 
 
 def read_address(given: str | None) -> str:
@@ -225,20 +232,24 @@ def as_fields(arguments: Sequence[str], errors: list[str]) -> list[str]:
     return fields
 
 
-def config_errors(project: Path, request: TrainRequest, settings: Settings) -> list[str]:
-    module = load_config_module(project)
-    overrides: dict[str, object] = dict(request.fields)
-    try:
-        module.load_config(request.recipe or settings.recipe, overrides)
-    except module.ConfigError as error:
-        return list(error.errors)
-    return []
+def read_fields(typed: Iterable[str], errors: list[str]) -> tuple[tuple[str, str], ...]:
+    """Of --set; what is no field of a recipe goes to `errors`."""
+    pairs = []
+    for item in typed:
+        key, sign, value = item.partition("=")
+        if not sign or not key:
+            errors.append(f"--set needs field=value, not {item!r:.80}")
+        elif key in OWN_OPTIONS:
+            errors.append(f"--set {key}=…: {OWN_OPTIONS[key]}")
+        else:
+            pairs.append((key, value))
+    return tuple(pairs)
 
 
-def effective_config(project: Path, request: TrainRequest, settings: Settings) -> Any:
-    module = load_config_module(project)
-    overrides: dict[str, object] = dict(request.fields)
-    return module.load_config(request.recipe or settings.recipe, overrides)
+def effective_config(project: Project, request: TrainRequest) -> Any:
+    """The trainer's own; raises its ConfigError."""
+    recipe = request.recipe or project.settings.recipe
+    return load_config_module(project.directory).load_config(recipe, dict(request.fields))
 
 
 def new_run_id(label: str) -> str:
@@ -375,24 +386,3 @@ def start_run(
 ) -> Started:
     """Create and launch; the agent does it once for an id, however often it is asked."""
     return session.ask_as_owner(Started, run=run, asked=dict(asked), **beside)
-
-
-def describe_request(request: TrainRequest, project: Project) -> dict[str, Any]:
-    settings, own = project.settings, project.has_own_trainer
-    return {
-        "name": request.name,
-        "recipe": request.recipe or settings.recipe if own else None,
-        "fields": dict(request.fields),
-        "data": request.data,
-        "devices": request.devices,
-        "command": settings.command,
-        "arguments": list(request.arguments or ()),
-        "env": sorted(request.env),
-        "who": who_am_i(),
-        "created": time.time(),
-        "finish": "summary" if own else "exit",
-        "max_restarts": request.max_restarts,
-        **limits_of(request.time, request.stop_if_idle, settings.launcher),
-        "launcher": settings.launcher,
-        "nodes": {"count": request.nodes, "rank": 0} if request.nodes else None,
-    }

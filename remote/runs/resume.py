@@ -21,18 +21,10 @@ from remote.link.session import Session, who_am_i
 from remote.project.release import entry_of
 from remote.project.results import find_run, read_mapping
 from remote.records import Asked, FileEntry, Run
-from remote.runs.launch import started_where, watch
-from remote.runs.limits import limits_of
+from remote.runs.launch import attempt_of, code_of, place_of, started_where, watch
 from remote.runs.listing import list_runs
 from remote.runs.placement import Launch, Placement, launch_on_free_gpus, place_run, prepare_launch
-from remote.runs.request import (
-    Pending,
-    Place,
-    TrainOptions,
-    TrainRequest,
-    parse_request,
-    resumed_argv,
-)
+from remote.runs.request import Pending, TrainOptions, TrainRequest, parse_request, resumed_argv
 from remote.runs.shutdown import tell_plan
 from remote.screen.text import show, size
 from remote.transfer.manifest import PARTS
@@ -136,34 +128,15 @@ def changes_for(
 ) -> dict[str, Any]:
     """What run.json says of the next attempt: the run's own command, its own code or today's, on
     today's environment and GPUs."""
-    session, request, made = launch.session, launch.request, launch.deployed.environment
-    settings = session.project.settings
-    code = {
-        "release": launch.deployed.release.tree,
-        "origin": launch.deployed.release.origin,
-        "local": list(launch.deployed.local),
-    }
-    there = Place(made.python, f"{launch.root}/runs/{plan.run}", launch.images, placement.devices)
-    command = plan.asked.command or settings.command
-    argv = resumed_argv(session.project, command, request, there)
+    request, project = launch.request, launch.session.project
+    command = plan.asked.command or project.settings.command
+    argv = resumed_argv(project, command, request, place_of(launch, plan.run, placement))
     return {
-        **placement.as_asked(),
-        **(code if with_new_code else {}),
-        "data": request.data,
-        "data_path": launch.images,
+        **attempt_of(launch, placement),
+        **(code_of(launch.deployed) if with_new_code else {}),
         "env": sorted({*plan.asked.env, *request.env}),
-        "environment_key": made.key,
-        "python": made.python,
-        "prefix": made.prefix,
-        "devices": request.devices,
-        "who": who_am_i(),
         "argv": argv,
         "resume_argv": argv,
-        "max_restarts": request.max_restarts,
-        **limits_of(request.time, request.stop_if_idle, settings.launcher),
-        "launcher": settings.launcher,
-        "arguments": list(request.arguments or ()),
-        "nodes": {"count": request.nodes, "rank": 0} if request.nodes else None,
     }
 
 
