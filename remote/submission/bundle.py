@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,15 +99,18 @@ def files_of(folder: Path) -> list[str]:
     return sorted(found)
 
 
+def summed_files(folder: Path) -> list[str]:
+    return [path for path in files_of(folder) if path != SUMS and not (folder / path).is_symlink()]
+
+
 def sums_of(folder: Path) -> str:
     """A line per file as `sha256sum` writes and reads it: a name with a newline or backslash is
     escaped, and its line begins with one."""
     lines = []
-    for path in files_of(folder):
-        if path != SUMS and not (folder / path).is_symlink():
-            escaped = path.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
-            mark = "" if escaped == path else "\\"
-            lines.append(f"{mark}{digest(folder / path)}  {escaped}\n")
+    for path in summed_files(folder):
+        escaped = path.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+        mark = "" if escaped == path else "\\"
+        lines.append(f"{mark}{digest(folder / path)}  {escaped}\n")
     return "".join(lines)
 
 
@@ -126,18 +129,10 @@ def parse_sums(text: str) -> dict[str, str]:
 
 
 def digest(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return (
-            hashlib.file_digest(stream, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _digest(stream)
-        )
-
-
-def _digest(stream: Any) -> str:
     found = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        found.update(block)
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 20):
+            found.update(block)
     return found.hexdigest()
 
 
@@ -150,38 +145,35 @@ def problems_of(folder: Path) -> list[str]:
             f"{folder} is no bundle: it has no {SUMS}",
             remedy="name a folder that fab submit has made",
         ) from None
-    present = {
-        path for path in files_of(folder) if path != SUMS and not (folder / path).is_symlink()
-    }
-    problems = [f"{path}: listed, but not here" for path in sorted(listed.keys() - present)]
-    problems += [f"{path}: here, but not in {SUMS}" for path in sorted(present - listed.keys())]
-    problems += [
-        f"{path}: changed"
-        for path in sorted(present & listed.keys())
-        if digest(folder / path) != listed[path]
-    ]
-    problems += [
-        f"{path}: too large for GitHub"
-        for path in sorted(present)
-        if (folder / path).stat().st_size >= MOST_BYTES
-    ]
-    claim = read_claim(folder)
+    problems = [*file_problems(folder, listed)]
+    claimed = read_claim(folder).accuracy
     shown = re.search(r"^# .*?([0-9.]+%)", _text(folder / README), re.MULTILINE)
-    if not shown or shown.group(1) != percent(claim.accuracy):
-        problems.append(f"{README}: its accuracy is not the summary's {percent(claim.accuracy)}")
+    if not shown or shown.group(1) != percent(claimed):
+        problems.append(f"{README}: its accuracy is not the summary's {percent(claimed)}")
     checked: dict[str, Any] = {}
     try:
         checked = json.loads(_text(folder / EVALUATION) or "{}")
         if checked.get("weights_sha256") != listed.get("weights.pt"):
             problems.append(f"{EVALUATION}: it is about other weights")
-        elif not agrees(float(checked["test_accuracy"]), claim.accuracy):
-            problems.append(
-                f"{EVALUATION}: {percent(checked['test_accuracy'])} instead of"
-                f" {percent(claim.accuracy)}"
-            )
+        elif not agrees(measured := float(checked["test_accuracy"]), claimed):
+            problems.append(f"{EVALUATION}: {percent(measured)} instead of {percent(claimed)}")
     except (ValueError, KeyError, TypeError, AttributeError):
         problems.append(f"{EVALUATION}: it tells no accuracy")
     return [*problems, *map(str, findings_in(folder, tuple(checked.get("accepted") or ())))]
+
+
+def file_problems(folder: Path, listed: Mapping[str, str]) -> Iterator[str]:
+    present = set(summed_files(folder))
+    for path in sorted(listed.keys() - present):
+        yield f"{path}: listed, but not here"
+    for path in sorted(present - listed.keys()):
+        yield f"{path}: here, but not in {SUMS}"
+    for path in sorted(present & listed.keys()):
+        if digest(folder / path) != listed[path]:
+            yield f"{path}: changed"
+    for path in sorted(present):
+        if (folder / path).stat().st_size >= MOST_BYTES:
+            yield f"{path}: too large for GitHub"
 
 
 def _text(file: Path) -> str:
@@ -220,12 +212,10 @@ def findings_in(folder: Path, accepted: tuple[str, ...] = ()) -> list[Finding]:
 
 def recipe_text(summary: Mapping[str, Any]) -> str:
     """Every field of the run but the machine's, as a recipe file that the trainer takes."""
-    config = {
-        name: value
-        for name, value in dict(summary.get("config") or {}).items()
-        if name not in ELSEWHERE
-    }
-    return "".join(f"{name}: {json.dumps(value)}\n" for name, value in config.items())
+    config = dict(summary.get("config") or {})
+    return "".join(
+        f"{name}: {json.dumps(value)}\n" for name, value in config.items() if name not in ELSEWHERE
+    )
 
 
 def readme(claim: Claim, evaluation: Mapping[str, Any], left_out: list[str]) -> str:

@@ -43,12 +43,9 @@ def evaluate_here(project: Project, place: Path, data: str) -> Mapping[str, Any]
     here.
     """
     if importlib.util.find_spec("torch") is None:
+        text = "evaluating the weights needs torch, which is not installed here"
         remedy = "fab -H … submit has it done on the server, or: pip install -r requirements.txt"
-        raise UsageError(
-            "evaluating the weights needs torch, which is not installed here",
-            step="submit",
-            remedy=remedy,
-        )
+        raise UsageError(text, step="submit", remedy=remedy)
     where = data if data == "synthetic" else str(Path(data).expanduser().absolute())
     weights = str((place / "weights.pt").absolute())
     words = ["trainer.evaluate", "--checkpoint", weights, "--data", where, "--json"]
@@ -68,10 +65,7 @@ def evaluate_here(project: Project, place: Path, data: str) -> Mapping[str, Any]
             **{key: told.get(key) for key in ("test_images", "data_sha256")},
         }
     except (IndexError, ValueError, KeyError, TypeError):
-        last = next(
-            (line for line in reversed(done.stderr.splitlines()) if line.strip()),
-            f"exit code {done.returncode}",
-        )
+        last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
         text = one_line(last.removeprefix("error: "), 300)
         raise TransferFailed(
             f"the weights can't be evaluated: {text}", step="submit", remedy="look at --data"

@@ -36,6 +36,17 @@ class SubmitOptions:
     yes: bool = False
 
 
+@dataclass(frozen=True)
+class Made:
+    """What a bundle holds: of which run, what that claims, what its weights gave again, and which
+    files are too large."""
+
+    source: Path
+    claim: bundle.Claim
+    evaluation: Mapping[str, Any]
+    left_out: list[str]
+
+
 def submit(
     project: Project, display: Display, session: Session | None, options: SubmitOptions
 ) -> int:
@@ -60,23 +71,37 @@ def submit(
         else:
             evaluation = evaluate_here(project, draft, options.data or default_data(claim))
         bundle.check_evaluation(claim, evaluation)
-        write_own_files(draft, claim, evaluation, left_out, options.accept)
+        made = Made(source, claim, evaluation, left_out)
+        write_own_files(draft, made, options.accept)
         commit = make_repository(draft, f"{percent(claim.accuracy)} on the test set")
         if place.exists():
             shutil.rmtree(place)
         os.rename(draft, place)
+    tell_made(display, place, made, commit)
+    again = f"fab -H {session.typed} submit" if session else "fab submit"
+    hand_over(display, place, commit, options, again)
+    return 0
+
+
+def tell_made(display: Display, place: Path, made: Made, commit: str | None) -> None:
+    """`commit` None: there is no git here."""
+    if commit:
+        display.line(f"{place}: ready, one commit on main ({commit})")
+    else:
+        display.line(f"{place}: ready (no git here: not a repository)")
+    display.line(f"  run            {made.source.name}")
     display.line(
-        f"{place}: ready, one commit on main ({commit})"
-        if commit
-        else f"{place}: ready (no git here: not a repository)"
+        f"  test accuracy  {percent(made.claim.accuracy)}; from weights.pt again"
+        f" {percent(made.evaluation['test_accuracy'])}"
     )
-    display.line(f"  run            {source.name}")
-    display.line(
-        f"  test accuracy  {percent(claim.accuracy)}; from weights.pt again"
-        f" {percent(evaluation['test_accuracy'])}"
-    )
-    for item in left_out:
+    for item in made.left_out:
         display.line(f"  left out       {item}")
+
+
+def hand_over(
+    display: Display, place: Path, commit: str | None, options: SubmitOptions, again: str
+) -> None:
+    """Push it where that is asked for, else tell how. `again`: what was typed."""
     if not commit and (options.push or options.github):
         raise UsageError(
             "nothing can be pushed without git",
@@ -88,12 +113,10 @@ def submit(
     elif options.github:
         publish(place, options.github, display, options.yes)
     else:
-        again = f"fab -H {session.typed} submit" if session else "fab submit"
         display.line("push it by one of these; the last one makes a public repository:")
         for command in (f"git -C {place} push URL main", f"{again} --push URL"):
             display.line(f"  {command}")
         display.line(f"  {again} --github NAME")
-    return 0
 
 
 def verify(project: Project, display: Display, folder: str, data: str | None) -> int:
@@ -157,28 +180,20 @@ def refuse_findings(draft: Path, accepted: tuple[str, ...]) -> None:
         )
 
 
-def write_own_files(
-    draft: Path,
-    claim: bundle.Claim,
-    evaluation: Mapping[str, Any],
-    left_out: list[str],
-    accept: Sequence[str],
-) -> None:
+def write_own_files(draft: Path, made: Made, accept: Sequence[str]) -> None:
     own = {
-        **evaluation,
+        **made.evaluation,
         "weights_sha256": bundle.digest(draft / "weights.pt"),
         "time": time.strftime("%Y-%m-%d"),
         "accepted": list(accept),
     }
-    (draft / bundle.EVALUATION).write_text(
-        json.dumps(own, indent=1) + "\n", encoding="utf-8", newline=""
-    )
-    (draft / bundle.RECIPE).write_text(
-        bundle.recipe_text(claim.summary), encoding="utf-8", newline=""
-    )
-    (draft / bundle.README).write_text(
-        bundle.readme(claim, evaluation, left_out), encoding="utf-8", newline=""
-    )
-    # Byte for byte, whatever the clone's settings say about line ends.
-    (draft / ".gitattributes").write_text("* -text\n", encoding="utf-8", newline="")
+    texts = {
+        bundle.EVALUATION: json.dumps(own, indent=1) + "\n",
+        bundle.RECIPE: bundle.recipe_text(made.claim.summary),
+        bundle.README: bundle.readme(made.claim, made.evaluation, made.left_out),
+        # Byte for byte, whatever the clone's settings say about line ends.
+        ".gitattributes": "* -text\n",
+    }
+    for name, text in texts.items():
+        (draft / name).write_text(text, encoding="utf-8", newline="")
     (draft / bundle.SUMS).write_text(bundle.sums_of(draft), encoding="utf-8", newline="")
