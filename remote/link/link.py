@@ -180,26 +180,32 @@ class Link:
             if eager and upload is not None:
                 self._upload(number, upload)
                 upload = None
-            while True:
-                message, blob = self._receive()
-                if message.get("id") != number:
-                    continue
-                if "result" in message:
-                    log.debug(ANSWERED, self.host, op, time.monotonic() - began)
-                    return _dict(message["result"])
-                if "error" in message:
-                    self._refuse(op, _dict(message["error"]))
-                event = _dict(message.get("event"))
-                if event.get("ready") is True:
-                    if upload is not None:
-                        self._upload(number, upload)
-                elif on_event is not None:
-                    on_event(event, blob)
+            result = self._hear_result(number, op, on_event, upload)
         except RemoteError as error:
             # Neither arguments nor answers: they may hold a webhook's address.
             log.debug(ENDED, self.host, op, time.monotonic() - began, type(error).__name__)
             error.host = error.host or self.host
             raise
+        log.debug(ANSWERED, self.host, op, time.monotonic() - began)
+        return result
+
+    def _hear_result(
+        self, number: int, op: str, on_event: OnEvent | None, upload: Upload | None
+    ) -> dict[str, Any]:
+        while True:
+            message, blob = self._receive()
+            if message.get("id") != number:
+                continue
+            if "result" in message:
+                return _dict(message["result"])
+            if "error" in message:
+                self._refuse(op, _dict(message["error"]))
+            event = _dict(message.get("event"))
+            if event.get("ready") is True:
+                if upload is not None:
+                    self._upload(number, upload)
+            elif on_event is not None:
+                on_event(event, blob)
 
     def _upload(self, number: int, upload: Upload) -> None:
         for header, blob in upload:

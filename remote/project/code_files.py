@@ -8,6 +8,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from remote.errors import UsageError
@@ -61,6 +62,7 @@ NO_SECRETS = (".env.example", ".env.sample", ".env.template", ".env.dist")
 PRIVATE_KEY = re.compile(
     rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----|^PuTTY-User-Key-File", re.MULTILINE
 )
+LONGER_THAN_KEYS = 32 << 10
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 OVER_LIMIT = "over the limit"
 LEFT_BY_PIP = "left by pip install"
@@ -130,55 +132,60 @@ def find_included(project: Path, patterns: list[str], own: str) -> list[str]:
     return found
 
 
-def list_files(project: Path) -> tuple[set[str], list[str], dict[str, int], list[tuple[str, str]]]:
-    """Tracked paths, all paths to consider (relative, with `/`), modes from the index where the
-    file system has none, and folders left out, with the reason. Raises UsageError for submodules
-    that have no content here.
-    """
+@dataclass
+class Listing:
+    """Files of a project, relative and with `/`. `modes`: from git's index, where the file system
+    has none; `left_out`: folders, with the reason."""
+
+    tracked: set[str] = field(default_factory=set)
+    paths: list[str] = field(default_factory=list)
+    modes: dict[str, int] = field(default_factory=dict)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+
+def list_files(project: Path) -> Listing:
+    """All to consider. Raises UsageError for submodules that have no content here."""
     if run_git(project, "rev-parse", "--is-inside-work-tree") is None:
-        left: list[tuple[str, str]] = []
-        return set(), list(_walk(project, set(), left)), {}, left
-    tracked, everything, modes, empty = set(), [], {}, []
+        found = Listing()
+        found.paths += _walk(project, set(), found.left_out)
+        return found
+    found = _read_index(project)
+    others = run_git(project, "ls-files", "-z", "--others", "--exclude-standard")
+    for path in [*found.tracked, *zero_separated(others or b"")]:
+        place = project / path
+        if not path.endswith("/") and (place.is_symlink() or not place.is_dir()):
+            found.paths.append(path)
+            continue
+        # A submodule or a repository inside this one: its own git knows its files. Without its
+        # .git, git would tell of ours.
+        own = (place / ".git").exists()
+        inner = list_files(place) if own else Listing(paths=[*_walk(place, set(), [])])
+        prefix = path.rstrip("/") + "/"
+        if path in found.tracked:
+            found.tracked |= {prefix + name for name in inner.tracked}
+        found.paths += [prefix + name for name in inner.paths]
+        found.modes |= {prefix + name: mode for name, mode in inner.modes.items()}
+    return found
+
+
+def _read_index(project: Path) -> Listing:
+    found, empty = Listing(), []
     for line in zero_separated(run_git(project, "ls-files", "-z", "--stage") or b""):
         info, _, path = line.partition("\t")
-        tracked.add(path)
+        found.tracked.add(path)
         if os.name == "nt" and info.startswith("100755"):
-            modes[path] = 0o755
-        if (
-            info.startswith("160000")
-            and not (project / path / ".git").exists()
-            and not _holds_files(project / path)
-        ):
+            found.modes[path] = 0o755
+        submodule = project / path if info.startswith("160000") else None
+        if submodule and not (submodule / ".git").exists() and not _holds_files(submodule):
             empty.append(path)
     if empty:
-        names, them = (
-            ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if empty[5:] else ""),
-            "s" * (len(empty) > 1),
-        )
+        names = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if empty[5:] else "")
         raise UsageError(
-            f"the submodule{them} {names}: no content here",
+            f"the submodule{'s' * (len(empty) > 1)} {names}: no content here",
             step="release",
             remedy="git submodule update --init --recursive",
         )
-    untracked = zero_separated(
-        run_git(project, "ls-files", "-z", "--others", "--exclude-standard") or b""
-    )
-    for path in [*tracked, *untracked]:
-        place = project / path
-        if path.endswith("/") or (place.is_dir() and not place.is_symlink()):
-            # A submodule or a repository inside this one: its own git knows its files. Without its
-            # .git, git would tell of ours.
-            own = (place / ".git").exists()
-            inner_tracked, inner, inner_modes, _ = (
-                list_files(place) if own else (set(), list(_walk(place, set(), [])), {}, [])
-            )
-            prefix = path.rstrip("/") + "/"
-            tracked |= {prefix + name for name in inner_tracked} if path in tracked else set()
-            everything += [prefix + name for name in inner]
-            modes |= {prefix + name: mode for name, mode in inner_modes.items()}
-        else:
-            everything.append(path)
-    return tracked, everything, modes, []
+    return found
 
 
 def _holds_files(folder: Path) -> bool:
@@ -255,11 +262,8 @@ def reason_to_leave(
 def is_private_key(path: str, head: bytes) -> bool:
     """A certificate chain may hold a key anywhere; elsewhere a key begins the file, and a mention
     of one is harmless."""
-    return bool(
-        PRIVATE_KEY.search(head)
-        if path.lower().endswith(".pem")
-        else PRIVATE_KEY.match(head.lstrip())
-    )
+    chain = path.lower().endswith(".pem")
+    return bool(PRIVATE_KEY.search(head) if chain else PRIVATE_KEY.match(head.lstrip()))
 
 
 def is_included(path: str, patterns: list[str]) -> bool:

@@ -63,6 +63,16 @@ OTHER_PACKAGES = {
 TRAINS = re.compile(r"\bTrainer\(|\.fit\(|optimizer\.step\(")
 NO_TRAINING = ("fabfile.py", "setup.py", "conftest.py", "run_progress.py")
 PROGRESS = "run_progress.py"
+HINTS = {
+    "fabfile.py": (
+        ": add to it `from remote.tasks import tasks` and `ns ="
+        " tasks(Path(__file__).resolve().parent)`"
+    ),
+    "fabric.yaml": (
+        ": add to it `load_ssh_configs: false` and a section `remote:`; fab --help and the README"
+        " name its keys"
+    ),
+}
 
 
 def find_packages(directory: Path) -> list[str]:
@@ -84,14 +94,29 @@ def init(directory: Path, command: str, results: str, display: Display) -> int:
         raise UsageError(f"{directory}: no such folder", step="init")
     command, others = (command, []) if command else guess_command(directory)
     packages = find_packages(directory) or ["none"]
-    requirements = packages[0]
     settings = SETTINGS.format(
-        command=quoted(command), requirements=requirements, results=quoted(results)
+        command=quoted(command), requirements=packages[0], results=quoted(results)
     )
+    write_missing(directory, settings, display)
+    if problem := import_problem(directory):
+        display.note(f"warning: {problem}")
+    tell_packages(directory, packages, display)
+    for name in others[:5]:
+        display.note(f"{name} may be a training, too: --command says which is meant")
+    display.line(f"the training: {command} (remote.command in fabric.yaml). Next:")
+    for task in ("doctor", "train", "fetch-results"):
+        display.line(f"    fab -H user@host:port {task}")
+    display.line(
+        f"`status` and `follow` show its epochs and accuracy once it tells them: see {PROGRESS}"
+    )
+    return 0
+
+
+def write_missing(directory: Path, settings: str, display: Display) -> None:
     texts = {
         "fabfile.py": FABFILE,
         "fabric.yaml": settings,
-        PROGRESS: (Path(__file__).with_name(PROGRESS)).read_text(encoding="utf-8"),
+        PROGRESS: Path(__file__).with_name(PROGRESS).read_text(encoding="utf-8"),
     }
     for name, text in texts.items():
         if (directory / name).exists():
@@ -99,42 +124,18 @@ def init(directory: Path, command: str, results: str, display: Display) -> int:
         else:
             (directory / name).write_text(text, encoding="utf-8", newline="")
             display.line(f"wrote {name}")
-    if problem := import_problem(directory):
-        display.note(f"warning: {problem}")
-    if requirements == "none":
-        found = [
-            f"{name}: {how}" for name, how in OTHER_PACKAGES.items() if (directory / name).exists()
-        ]
-        told = "; ".join(found) or "name them in a requirements.txt, and that in fabric.yaml"
+
+
+def tell_packages(directory: Path, packages: list[str], display: Display) -> None:
+    if packages[1:]:
+        display.note(f"packages: {packages[0]}; there are {', '.join(packages[1:4])}, too")
+    elif packages == ["none"]:
+        there = [name for name in OTHER_PACKAGES if (directory / name).exists()]
+        told = "; ".join(f"{name}: {OTHER_PACKAGES[name]}" for name in there)
+        told = told or "name them in a requirements.txt, and that in fabric.yaml"
         display.note(
             f"warning: nothing that names the packages was found, so none go there. {told}"
         )
-    elif packages[1:]:
-        display.note(f"packages: {requirements}; there are {', '.join(packages[1:4])}, too")
-    for name in others[:5]:
-        display.note(f"{name} may be a training, too: --command says which is meant")
-    display.line(f"the training: {command} (remote.command in fabric.yaml). Next:")
-    display.line(
-        "    fab -H user@host:port doctor\n"
-        "    fab -H user@host:port train\n"
-        "    fab -H user@host:port fetch-results"
-    )
-    display.line(
-        f"`status` and `follow` show its epochs and accuracy once it tells them: see {PROGRESS}"
-    )
-    return 0
-
-
-HINTS = {
-    "fabfile.py": (
-        ": add to it `from remote.tasks import tasks` and `ns ="
-        " tasks(Path(__file__).resolve().parent)`"
-    ),
-    "fabric.yaml": (
-        ": add to it `load_ssh_configs: false` and a section `remote:`; fab --help and the README"
-        " name its keys"
-    ),
-}
 
 
 def quoted(text: str) -> str:

@@ -15,6 +15,7 @@ from remote.errors import UsageError
 from remote.project.code_files import (
     FETCHED_RUNS,
     LFS_POINTER,
+    LONGER_THAN_KEYS,
     NO_CODE,
     OVER_LIMIT,
     find_included,
@@ -27,6 +28,7 @@ from remote.project.code_files import (
     why_nothing,
 )
 from remote.project.git import describe_origin
+from remote.project.settings import listed
 from remote.records import FileEntry, Release
 
 SMALL_MANIFEST = 600
@@ -42,37 +44,30 @@ def build_release(
 ) -> Release:
     """List and hash the project's files. Raises UsageError for an unreadable one or for an empty
     project."""
-    included = [pattern.strip() for pattern in include.split(",") if pattern.strip()]
-    entries: list[FileEntry] = []
-    own = os.path.normpath(dest).replace(os.sep, "/")
-    tracked, listed, modes, left_out = list_files(project)
-    listed += find_included(project, included, own)
-    made = folders_made(project, [path for path in listed if path not in tracked])
-    left_out += sorted(made.items())
-    if (f"{own}/", NO_CODE) in left_out or any(
-        path not in tracked and is_fetched(path, own) for path in listed
-    ):
+    included, own = listed(include), os.path.normpath(dest).replace(os.sep, "/")
+    found = list_files(project)
+    found.paths += find_included(project, included, own)
+    untracked = {path for path in found.paths if path not in found.tracked}
+    made = folders_made(project, untracked)
+    fetched = {path for path in untracked if is_fetched(path, own)}
+    left_out = found.left_out + sorted(made.items())
+    if fetched or (f"{own}/", NO_CODE) in left_out:
         left_out = [row for row in left_out if row[0] != f"{own}/"] + [(f"{own}/", FETCHED_RUNS)]
-    too_large: list[tuple[int, str, str]] = []
+    skipped = fetched | {path for path in untracked if path.startswith(tuple(made))}
+    entries: list[FileEntry] = []
     pointers: list[str] = []
-    for path in sorted(set(listed), key=lambda name: name.encode("utf-8", "surrogateescape")):
-        if path not in tracked and (is_fetched(path, own) or path.startswith(tuple(made))):
-            continue
+    too_large: dict[str, int] = {}
+    wanted = {*found.paths} - skipped
+    for path in sorted(wanted, key=lambda name: name.encode("utf-8", "surrogateescape")):
         reason = reason_to_leave(project, path, max_file_mib, included)
-        if reason and reason.startswith(OVER_LIMIT):
-            too_large.append((-os.lstat(project / path).st_size, path, reason))
-            continue
+        entry, head = (None, b"") if reason else entry_of(project, path, found.modes.get(path))
+        small = entry is not None and entry.size < LONGER_THAN_KEYS
+        if small and is_private_key(path, head) and not is_included(path, included):
+            reason = "holds a private key"
         if reason:
             left_out.append((path, reason))
-            continue
-        entry, head = entry_of(project, path, modes.get(path))
-        if (
-            entry
-            and entry.size < 32 << 10
-            and is_private_key(path, head)
-            and not is_included(path, included)
-        ):
-            left_out.append((path, "holds a private key"))
+            if reason.startswith(OVER_LIMIT):
+                too_large[path] = os.lstat(project / path).st_size
         elif entry:
             entries.append(entry)
             pointers += [path] if head.startswith(LFS_POINTER) else []
@@ -80,7 +75,7 @@ def build_release(
         why, remedy = why_nothing(project)
         raise UsageError(f"no files to send in {project}{why}", step="release", remedy=remedy)
     rows = ((entry.path, entry.mode, entry.size, entry.sha256) for entry in entries)
-    left_out = [(path, reason) for _, path, reason in sorted(too_large)] + left_out
+    left_out.sort(key=lambda row: -too_large.get(row[0], 0))  # the largest is told first
     origin = describe_origin(project)
     return Release(tree_hash(rows), tuple(entries), tuple(left_out), tuple(pointers), origin)
 

@@ -38,6 +38,7 @@ ACCURACIES = (
     "accuracy/val",
     "acc/val",
 )
+TEST_ACCURACIES = ("test_accuracy", "test_acc", "test/accuracy", "test/acc")
 
 _state: dict[str, Any] = {"told": 0.0, "epoch": None, "best": None, "begun": None}
 
@@ -125,49 +126,48 @@ def _write(path: str, values: dict[str, Any]) -> None:
 def lightning_callback(loss: str = "", accuracy: str = "") -> Any:
     """A callback for the Lightning that is in use. `loss`, `accuracy`: names that you log; empty:
     the usual ones are looked for."""
-    lightning: Any = sys.modules.get("lightning.pytorch") or sys.modules.get("pytorch_lightning")
-    if lightning is None:
-        name = (
-            "pytorch_lightning"
-            if importlib.util.find_spec("pytorch_lightning")
-            else "lightning.pytorch"
-        )
-        lightning = importlib.import_module(name)
+    names = ([loss] if loss else LOSSES, [accuracy] if accuracy else ACCURACIES)
 
-    def pick(metrics: Any, names: Any) -> float | None:
-        return next((float(metrics[name]) for name in names if name in metrics), None)
-
-    class RunProgress(lightning.Callback):  # type: ignore[misc]
-        def report(self, trainer: Any, phase: str = "fitting") -> None:
-            if trainer.is_global_zero and not trainer.sanity_checking:
-                total, most, metrics = (
-                    trainer.estimated_stepping_batches,
-                    trainer.max_epochs,
-                    trainer.callback_metrics,
-                )
-                tell(
-                    epoch=trainer.current_epoch + 1,
-                    max_epochs=most if most and most > 0 else None,
-                    step=trainer.global_step,
-                    total_steps=int(total) if total != float("inf") else None,
-                    phase=phase,
-                    train_loss=pick(metrics, [loss] if loss else LOSSES),
-                    val_accuracy=pick(metrics, [accuracy] if accuracy else ACCURACIES),
-                )
-
+    class RunProgress(_lightning().Callback):  # type: ignore[misc]
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-            self.report(trainer)
+            _tell_place(trainer, "fitting", *names)
 
         def on_validation_end(self, trainer: Any, *_: Any) -> None:
             if trainer.state.fn == "fit":
-                self.report(trainer, "validating")
+                _tell_place(trainer, "validating", *names)
 
         def on_test_end(self, trainer: Any, *_: Any) -> None:
             if trainer.is_global_zero:
-                found = pick(
-                    trainer.callback_metrics,
-                    ("test_accuracy", "test_acc", "test/accuracy", "test/acc"),
-                )
+                found = _pick(trainer, TEST_ACCURACIES)
                 finish(test_accuracy=found, epochs=trainer.current_epoch)
 
     return RunProgress()
+
+
+def _lightning() -> Any:
+    """The one that was imported, or else is installed: there are two packages of it."""
+    names = ("lightning.pytorch", "pytorch_lightning")
+    for name in names:
+        if name in sys.modules:
+            return sys.modules[name]
+    older = importlib.util.find_spec("pytorch_lightning")
+    return importlib.import_module(names[1] if older else names[0])
+
+
+def _tell_place(trainer: Any, phase: str, losses: Any, accuracies: Any) -> None:
+    if trainer.is_global_zero and not trainer.sanity_checking:
+        total, most = trainer.estimated_stepping_batches, trainer.max_epochs
+        tell(
+            epoch=trainer.current_epoch + 1,
+            max_epochs=most if most and most > 0 else None,
+            step=trainer.global_step,
+            total_steps=int(total) if total != float("inf") else None,
+            phase=phase,
+            train_loss=_pick(trainer, losses),
+            val_accuracy=_pick(trainer, accuracies),
+        )
+
+
+def _pick(trainer: Any, names: Any) -> float | None:
+    metrics = trainer.callback_metrics
+    return next((float(metrics[name]) for name in names if name in metrics), None)

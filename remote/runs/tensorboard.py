@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 import webbrowser
 from pathlib import Path
@@ -61,47 +60,35 @@ def start(logs: Path, run: str, port: int) -> tuple[subprocess.Popen[bytes], str
     """The process and its address. Raises UsageError where it does not come up."""
     port = port or free_port()
     logs.mkdir(parents=True, exist_ok=True)
-    argv = [
-        sys.executable,
-        "-m",
-        "tensorboard.main",
-        *logs_option(logs, run),
-        "--window_title",
-        run,
-        "--host",
-        HOST,
-        "--port",
-        str(port),
-        "--reload_interval",
-        "5",
-    ]
+    options = [*logs_option(logs, run), "--window_title", run]
+    options += ["--host", HOST, "--port", str(port), "--reload_interval", "5"]
     # A session of its own: Ctrl-C is for us, and we end it.
     board = subprocess.Popen(
-        argv,
+        [sys.executable, "-m", "tensorboard.main", *options],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    address, deadline = f"http://{HOST}:{port}/", time.monotonic() + START_S
+    address = f"http://{HOST}:{port}/"
+    if answers(board, address):
+        return board, address
+    end(board)
+    said = (board.stderr.read() if board.stderr else b"").decode("utf-8", "replace").strip()
+    last = said.splitlines()[-1][:300] if said else "it said nothing"
+    raise UsageError(f"tensorboard did not start: {last}", step="tensorboard", remedy="--port N")
+
+
+def answers(board: subprocess.Popen[bytes], address: str) -> bool:
+    """Waits for its first answer."""
+    deadline = time.monotonic() + START_S
     while board.poll() is None and time.monotonic() < deadline:
         try:
             with urllib.request.urlopen(address, timeout=5):
-                return board, address
-        except (urllib.error.URLError, OSError):
+                return True
+        except OSError:
             time.sleep(0.2)
-    end(board)
-    said = (
-        (board.stderr.read() if board.stderr else b"")
-        .decode("utf-8", "replace")
-        .strip()
-        .splitlines()
-    )
-    raise UsageError(
-        f"tensorboard did not start: {said[-1][:300] if said else 'it said nothing'}",
-        step="tensorboard",
-        remedy="--port N",
-    )
+    return False
 
 
 def logs_option(logs: Path, run: str) -> list[str]:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,33 +50,7 @@ def take_over(groups: Mapping[str, Sequence[str]]) -> None:
     core = getattr(program, "core", None)
     if not core:
         return
-    read_tasks, list_tasks, no_tasks = (
-        program.parse_tasks,
-        program.list_tasks,
-        program.no_tasks_given,
-    )
-
-    def parse_tasks() -> None:
-        words, arguments = list(core.unparsed), core[0].args
-        if words and {"-h", "--help"} & set(words[1:]):
-            # Else a task's first word would be taken for what it needs.
-            arguments.help.value, core.unparsed = words[0], []
-        try:
-            read_tasks()
-        except ParseError as error:
-            names = [*program.collection.task_names]
-            told = f"error: {explain(str(error), error.context, words, names)}"
-            raise Exit(translate(told), 2) from None
-        for context in program.tasks:
-            if bare := bare_option(context, words):
-                tells = f"fab {context.name} --help tells its options"
-                raise Exit(translate(f"error: {bare} needs a value — {tells}"), 2)
-        late = [sign for name, sign in FIRST.items() if program.core_via_tasks.args[name].got_value]
-        if late:
-            line = " ".join([*(f"{sign} …" for sign in late), words[0]])
-            if hosts := program.core_via_tasks.args.hosts.value:
-                line = line.replace("-H …", f"-H {hosts}")
-            raise Exit(translate(f"error: {late[0]} goes before the task: fab {line}"), 2)
+    list_tasks, no_tasks = program.list_tasks, program.no_tasks_given
 
     def show_list() -> None:
         if program.list_format == "flat" and not program.list_root:
@@ -90,12 +65,38 @@ def take_over(groups: Mapping[str, Sequence[str]]) -> None:
             show_tasks(program.collection, groups)
             raise Exit
 
-    program.parse_tasks = parse_tasks
+    program.parse_tasks = partial(parse_tasks, program, program.parse_tasks)
     program.list_tasks = show_list
     program.no_tasks_given = show_list_or_run
     ours = {name for names in groups.values() for name in names}
     if core.unparsed and _dashed(core.unparsed[0]) in ours:
         take_hosts(program)
+
+
+def parse_tasks(program: Any, read_tasks: Callable[[], None]) -> None:
+    """As Fabric does it, with a line of ours for what it can't read, or would misunderstand."""
+    words, arguments = list(program.core.unparsed), program.core[0].args
+    if words and {"-h", "--help"} & set(words[1:]):
+        # Else a task's first word would be taken for what it needs.
+        arguments.help.value, program.core.unparsed = words[0], []
+    try:
+        read_tasks()
+    except ParseError as error:
+        names = [*program.collection.task_names]
+        raise refusal(explain(str(error), error.context, words, names)) from None
+    for context in program.tasks:
+        if bare := bare_option(context, words):
+            raise refusal(needs_value(bare, context.name))
+    given = program.core_via_tasks.args
+    if late := [sign for name, sign in FIRST.items() if given[name].got_value]:
+        line = " ".join([*(f"{sign} …" for sign in late), words[0]])
+        if hosts := given.hosts.value:
+            line = line.replace("-H …", f"-H {hosts}")
+        raise refusal(f"{late[0]} goes before the task: fab {line}")
+
+
+def refusal(problem: str) -> Exit:
+    return Exit(translate(f"error: {problem}"), 2)
 
 
 def take_hosts(program: Any) -> None:
@@ -139,8 +140,12 @@ def bare_option(context: Any, words: Sequence[str]) -> str | None:
         sign = f"--{_dashed(argument.name)}"
         given = sum(word == sign or word.startswith(f"{sign}=") for word in words)
         if argument.kind is list and given > len(argument.value or ()):
-            return sign
+            return str(argument.name)
     return None
+
+
+def needs_value(option: str, task: str) -> str:
+    return f"--{_dashed(option)} needs a value — fab {task} --help tells its options"
 
 
 def explain(said: str, context: Any, words: Sequence[str], names: Sequence[str]) -> str:
@@ -155,7 +160,7 @@ def explain(said: str, context: Any, words: Sequence[str], names: Sequence[str])
             return f"{missing[1]} needs {wanted}: fab -H {hosts} {missing[1]} {wanted}"
         bare = re.fullmatch(r"Flag <Argument: (\w+)[^>]*> needed value and was not .*", said)
         if bare:
-            said = f"--{_dashed(bare[1])} needs a value"
+            return needs_value(bare[1], task or "TASK")
         return f"{said} — fab {task or 'TASK'} --help tells its options"
     word = unknown[1]
     if task and word.startswith("-"):

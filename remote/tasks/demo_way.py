@@ -3,7 +3,6 @@ own, the real agent."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -33,7 +32,7 @@ def demo(project: Project, display: Display, data: str | None, keep: bool) -> in
             "the demo's server needs Linux or macOS",
             remedy="on Windows run it in WSL, or deploy to a real server",
         )
-    where = data_path(data)
+    options = TrainOptions("demo", data=data_path(data), follow=True)
     from remote.loopback import LoopbackServer, Serving
 
     directory = Path(tempfile.mkdtemp(prefix="demo-server-"))
@@ -45,42 +44,42 @@ def demo(project: Project, display: Display, data: str | None, keep: bool) -> in
                 f"demo: an SSH server ({server.kind}) on {server.host}:{server.port}, its home in"
                 f" {home}"
             )
-            settings = dataclasses.replace(
-                project.settings,
-                python=sys.executable,
-                root="~/projects/" + project.settings.project,
-            )
-            own = dataclasses.replace(project, settings=settings)
-            target = Target(
-                "loopback",
-                ssh_config=str(server.ssh_config),
-                interactive=False,
-                timeout_s=settings.timeout_s,
-            )
-            work = Work("demo", own, [target], (), display)
-            steps: dict[str, Callable[[], int]] = {
-                "deploy": lambda: deploy_all(work, refresh=False),
-                f"train --recipe demo --data {data or 'synthetic'}": lambda: start(
-                    work, TrainOptions("demo", data=where, follow=True)
-                ),
-                "fetch-results": lambda: fetch(work, FetchOptions()),
-            }
-            for words, step in steps.items():
-                display.line()
-                display.line(f"$ fab -H {target.spec} {words}")
-                if code := step():
-                    return code
+            code = play(work_on(project, display, str(server.ssh_config)), data, options)
     finally:
         end_runs(home)
         if keep:
             display.note(f"the demo's server directory is kept: {directory}")
         else:
             shutil.rmtree(directory, ignore_errors=True)
-    display.line()
-    display.line(
-        "That was the whole way. With a server of your own: fab -H user@host deploy, train,"
-        " fetch-results"
-    )
+    if not code:
+        display.line()
+        display.line(
+            "That was the whole way. With a server of your own: fab -H user@host deploy, train,"
+            " fetch-results"
+        )
+    return code
+
+
+def work_on(project: Project, display: Display, ssh_config: str) -> Work:
+    """For the server here: a directory of its own, this python."""
+    timeout_s = project.settings.timeout_s
+    target = Target("loopback", ssh_config=ssh_config, interactive=False, timeout_s=timeout_s)
+    root = f"~/projects/{project.settings.project}"
+    work = Work("demo", project, [target], (), display)
+    return work.with_settings(python=sys.executable, root=root)
+
+
+def play(work: Work, data: str | None, options: TrainOptions) -> int:
+    steps: dict[str, Callable[[], int]] = {
+        "deploy": lambda: deploy_all(work, refresh=False),
+        f"train --recipe demo --data {data or 'synthetic'}": lambda: start(work, options),
+        "fetch-results": lambda: fetch(work, FetchOptions()),
+    }
+    for words, step in steps.items():
+        work.display.line()
+        work.display.line(f"$ fab -H {work.targets[0].spec} {words}")
+        if code := step():
+            return code
     return 0
 
 
