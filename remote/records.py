@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from remote.agent.shared.gpu_choice import Gpu, GpuProcess, GpuReport
 from remote.agent.shared.states import FINAL, Finish, State
@@ -100,10 +100,9 @@ class Settings:
     slurm: SlurmSettings = field(default_factory=SlurmSettings)
 
 
-@dataclass(frozen=True)
-class FileEntry:
-    """One file of a release: path with `/`, mode 0o644, 0o755 or 0o120000 (symlink), hash of its
-    bytes or of its target."""
+class FileEntry(NamedTuple):
+    """One file of a release, a row of its manifest: path with `/`, mode 0o644, 0o755 or 0o120000
+    (symlink), hash of its bytes or of its target."""
 
     path: str
     mode: int

@@ -10,7 +10,6 @@ from remote.link.answers import ReleaseMissing, ReleasePut, ReleaseUse
 from remote.link.facts import Facts, Root
 from remote.link.sending import Sending, waiting_note
 from remote.link.session import Session, who_am_i
-from remote.project.release import manifest_rows
 from remote.records import Release, Step
 from remote.screen.text import show, size
 
@@ -72,10 +71,9 @@ def require_room(session: Session, root: Root, release: Release) -> None:
 
 def send_release(session: Session, facts: Facts, release: Release, plan: ReleasePlan) -> str:
     """Send what is missing; returns how much that was."""
-    rows = manifest_rows(release)
     missing, partial = plan.missing, facts.partial
     if missing is None:
-        answer = session.ask(ReleaseMissing, tree=release.tree, manifest=rows)
+        answer = session.ask(ReleaseMissing, tree=release.tree, manifest=release.entries)
         missing, partial = frozenset(answer.missing), answer.partial
     started = time.monotonic()
     sending = Sending(session.project.directory, release.entries, missing, partial)
@@ -85,7 +83,7 @@ def send_release(session: Session, facts: Facts, release: Release, plan: Release
         sending.frames(session),
         eager=sending.total <= EAGER_BYTES,
         tree=release.tree,
-        manifest=rows,
+        manifest=release.entries,
         origin=release.origin,
         who=who_am_i(),
     )

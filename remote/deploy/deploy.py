@@ -20,7 +20,7 @@ from remote.link.link import OnEvent
 from remote.link.session import Session
 from remote.project.command import describe_command
 from remote.project.own_trainer import require_whole_trainer
-from remote.project.release import SMALL_MANIFEST, build_release, manifest_rows
+from remote.project.release import SMALL_MANIFEST
 from remote.project.slurm import build_options, node_options
 from remote.records import EnvironmentPlan, Release, Step
 from remote.requirements import reading
@@ -70,15 +70,8 @@ def deploy(session: Session, data: str | None = None, refresh: bool = False) -> 
 
 def build_release_while_opening(session: Session) -> Release:
     """Listing and hashing go on while the login waits for the network."""
-    settings = session.project.settings
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(
-            build_release,
-            session.project.directory,
-            settings.max_file_mib,
-            settings.include,
-            settings.dest,
-        )
+        future = pool.submit(session.project.build_release)
         session.open()
         return future.result()
 
@@ -92,14 +85,14 @@ def read_requirements(session: Session) -> str:
     )
 
 
-def ask_facts(session: Session, release: Release | None, data: str | None = None) -> Facts:
+def ask_facts(session: Session, release: Release | None = None, data: str | None = None) -> Facts:
     """Everything about the server in one call; with a small release, also what of it is missing
     there."""
     arguments: dict[str, Any] = {"python": session.project.settings.python}
     if release is not None:
         arguments["tree"] = release.tree
         if len(release.entries) <= SMALL_MANIFEST:
-            arguments["manifest"] = manifest_rows(release)
+            arguments["manifest"] = release.entries
     if data is not None and data != "synthetic":
         arguments["data"] = data
     arguments |= on_a_node(session)
@@ -189,7 +182,3 @@ def show_steps(session: Session) -> OnEvent:
         session.display.doing("  ".join(filter(None, parts)), step)
 
     return heard(StepEvent, show)
-
-
-def gpu_facts(session: Session) -> Facts:
-    return ask_facts(session, None)

@@ -26,7 +26,6 @@ from remote.link.answers import Reach, Runs
 from remote.link.facts import Facts
 from remote.link.session import Project, Session
 from remote.project.own_trainer import ARCHIVE, load_data_modules
-from remote.project.release import build_release
 from remote.screen.display import Display
 from remote.screen.text import show, size
 
@@ -131,9 +130,7 @@ def project_checks(project: Project) -> Iterator[Check]:
             "mend fabric.yaml",
         )
     try:
-        release = build_release(
-            project.directory, settings.max_file_mib, settings.include, settings.dest
-        )
+        release = project.build_release()
     except UsageError as error:
         yield here("code", PROBLEM, error.message, error.remedy or "")
         return
@@ -207,7 +204,7 @@ def server_checks(session: Session) -> Iterator[Check]:
 
     begun = time.monotonic()
     try:
-        facts = ask_facts(session, None)
+        facts = ask_facts(session)
         answered = time.monotonic()
         runs = session.ask(Runs).runs
         round_trip = time.monotonic() - answered

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from remote.agent.shared.gpu_choice import busy_reason, describe_mib, describe_process
 from remote.deploy import proofs
-from remote.deploy.deploy import Deployed, gpu_facts
+from remote.deploy.deploy import Deployed, ask_facts
 from remote.errors import RemoteError
 from remote.link.answers import Nodes
 from remote.link.facts import Facts
@@ -125,7 +125,7 @@ class GpuLook:
 
 
 def look_at_gpus(session: Session) -> GpuLook:
-    settings, facts = session.project.settings, gpu_facts(session)
+    settings, facts = session.project.settings, ask_facts(session)
     if settings.launcher != "slurm":
         return GpuLook(facts, None)
     return GpuLook(facts, session.ask(Nodes, partition=settings.slurm.partition))

@@ -265,22 +265,14 @@ class Started(Answer):
 
 
 @dataclass(frozen=True)
-class Joined(Answer):
+class Joined(Started):
     OP = "run_join"
-
-    launched: str = ""
-    note: str | None = None
 
 
 @dataclass(frozen=True)
-class Resumed(Answer):
+class Resumed(Started):
     OP = "run_resume"
 
-    launched: str = ""
-    note: str | None = None
-    # Slurm's number of it.
-    job: str | None = None
-    again: bool = False
     attempt: int | None = None
 
 

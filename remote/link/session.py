@@ -19,7 +19,8 @@ from remote.link.answer import A
 from remote.link.answers import Runs
 from remote.link.link import Link, OnEvent, Upload
 from remote.project.own_trainer import runs_own_trainer
-from remote.records import Settings
+from remote.project.release import build_release
+from remote.records import Release, Settings
 from remote.screen.display import Display
 from remote.ssh.connection import Connection, connect
 from remote.ssh.target import Target
@@ -55,6 +56,12 @@ class Project:
     @property
     def dest(self) -> Path:
         return self.directory / self.settings.dest
+
+    def build_release(self) -> Release:
+        """Raises UsageError."""
+        settings = self.settings
+        limit, include = settings.max_file_mib, settings.include
+        return build_release(self.directory, limit, include, settings.dest)
 
 
 class Session:

@@ -35,10 +35,6 @@ SMALL_MANIFEST = 600
 """A manifest of so many files goes with the first call; a longer one only when it is needed."""
 
 
-def manifest_rows(release: Release) -> list[list[Any]]:
-    return [[entry.path, entry.mode, entry.size, entry.sha256] for entry in release.entries]
-
-
 def build_release(
     project: Path, max_file_mib: float, include: str = "", dest: str = "results"
 ) -> Release:
@@ -74,10 +70,9 @@ def build_release(
     if not entries:
         why, remedy = why_nothing(project)
         raise UsageError(f"no files to send in {project}{why}", step="release", remedy=remedy)
-    rows = ((entry.path, entry.mode, entry.size, entry.sha256) for entry in entries)
     left_out.sort(key=lambda row: -too_large.get(row[0], 0))  # the largest is told first
     origin = describe_origin(project)
-    return Release(tree_hash(rows), tuple(entries), tuple(left_out), tuple(pointers), origin)
+    return Release(tree_hash(entries), tuple(entries), tuple(left_out), tuple(pointers), origin)
 
 
 def entry_of(

@@ -43,7 +43,7 @@ def clean_one(session: Session, remove: bool, named: Sequence[str]) -> Cleaned:
 def needed_environment(session: Session) -> str:
     """The key of what the next deploy of this project would keep; empty where it would make another
     one."""
-    facts = ask_facts(session, None)
+    facts = ask_facts(session)
     try:
         plan = environment.plan_environment(
             Known(facts), session.project.settings, read_requirements(session)

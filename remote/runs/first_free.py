@@ -11,7 +11,6 @@ from remote.agent.shared.gpu_choice import choose_gpus, unusable_reason
 from remote.link.answers import Node, Nodes
 from remote.link.facts import Facts
 from remote.link.session import Project, Session
-from remote.project.release import build_release
 from remote.project.slurm import gres_of
 from remote.runs.request import Pending, TrainOptions, parse_request
 
@@ -117,12 +116,8 @@ def live_runs(facts: Facts) -> int:
 def cut_off_at(project: Project, hosts: Sequence[str], options: TrainOptions) -> str | None:
     """The host where an earlier call of the same command was cut off: it is the same start, and
     must not become a second one elsewhere."""
-    settings = project.settings
-    release = build_release(
-        project.directory, settings.max_file_mib, settings.include, settings.dest
-    )
-    request = parse_request(project, options)
-    return next(
-        (host for host in hosts if Pending(project, host, request, release.tree).is_remembered()),
-        None,
-    )
+    tree, request = project.build_release().tree, parse_request(project, options)
+    for host in hosts:
+        if Pending(project, host, request, tree).is_remembered():
+            return host
+    return None

@@ -10,9 +10,8 @@ from typing import Any
 from remote.deploy.deploy import Deployed, deploy
 from remote.deploy.shown import show_steps
 from remote.errors import RunFailed
-from remote.link.answers import Resumed, Started
+from remote.link.answers import Started
 from remote.link.session import Session, who_am_i
-from remote.project.command import label_of
 from remote.records import Run
 from remote.runs.follow import Follower, LeaveWanted, StopWanted
 from remote.runs.limits import limits_of
@@ -30,7 +29,7 @@ from remote.runs.request import (
     Place,
     TrainOptions,
     TrainRequest,
-    new_run_id,
+    name_run,
     parse_request,
     plan_argv,
     resumed_argv,
@@ -63,9 +62,7 @@ def start_once(
     session: Session, request: TrainRequest, deployed: Deployed, pending: Pending
 ) -> str:
     """Under an id that an earlier call, cut off, may have chosen already."""
-    settings = session.project.settings
-    own = settings.recipe if session.project.has_own_trainer else label_of(settings.command)
-    run = pending.take() or new_run_id(request.name or request.recipe or own)
+    run = pending.take() or name_run(session.project, request)
     pending.write(run)
     if any(known.run == run for known in deployed.facts.runs):
         plan = {"shutdown": request.shutdown}
@@ -86,7 +83,7 @@ def start_once(
     return run
 
 
-def started_where(answer: Started | Resumed) -> str:
+def started_where(answer: Started) -> str:
     if answer.launched == "slurm":
         return f"submitted to Slurm{f' as job {answer.job}' if answer.job else ''}"
     return f"started {'in tmux' if answer.launched == 'tmux' else 'without tmux (setsid)'}"

@@ -22,7 +22,6 @@ from remote.errors import (
 )
 from remote.link.answers import Joined, Resumed, Started, Stopping
 from remote.link.session import Session, who_am_i
-from remote.project.command import label_of
 from remote.records import Run
 from remote.runs.launch import asked_for, started_where, watch
 from remote.runs.network import find_network
@@ -32,7 +31,7 @@ from remote.runs.request import (
     TrainOptions,
     TrainRequest,
     effective_config,
-    new_run_id,
+    name_run,
     parse_request,
     start_run,
 )
@@ -48,16 +47,15 @@ from remote.runs.shutdown import tell_plan
 from remote.ssh.target import typed_together
 
 Describe = Callable[[Launch, Placement], Mapping[str, Any]]
-AskFirst = Callable[[dict[str, Any]], Started | Resumed]
+AskFirst = Callable[[dict[str, Any]], Started]
 SHOWN = 3
 
 
 def train_on_hosts(sessions: Sequence[Session], options: TrainOptions) -> tuple[Session, Run]:
     """Start one training on all hosts; the session with the one that leads, the first."""
-    first, settings = sessions[0], sessions[0].project.settings
-    own = first.project.has_own_trainer
+    first = sessions[0]
     request = parse_request(first.project, options)
-    if own:
+    if first.project.has_own_trainer:
         require_devices(first, request)
     deployed = deploy_on(sessions, options.data)
     hosts = ",".join(session.host for session in sessions)
@@ -65,8 +63,7 @@ def train_on_hosts(sessions: Sequence[Session], options: TrainOptions) -> tuple[
     try:
         run = pending.take()
         if run is None or not is_started(sessions, run):
-            label = settings.recipe if own else label_of(settings.command)
-            run = new_run_id(request.name or request.recipe or label)
+            run = name_run(first.project, request)
             pending.write(run)
             launches = prepare_launches(sessions, request, deployed, pending)
 
@@ -142,14 +139,11 @@ def in_order(sessions: Sequence[Session], name: str) -> tuple[list[Session], str
 
 def require_variables(sessions: Sequence[Session], plan: Resumption) -> None:
     """A host that lacks the run knows none of the values that it was given."""
-    lost = sorted({*plan.asked.env} - {*plan.request.env})
-    for session in sessions if lost else ():
+    for session in sessions if plan.lost else ():
         if find_there(session, plan.run) is None:
-            raise UsageError(
-                f"{plan.run} was given {', '.join(lost)}, which {session.host} does not know",
-                step="train",
-                remedy=" ".join(["give them again:", *(f"--env {name}" for name in lost)]),
-            )
+            lost = ", ".join(plan.lost)
+            text = f"{plan.run} was given {lost}, which {session.host} does not know"
+            raise UsageError(text, step="train", remedy=plan.give_again)
 
 
 # -- the hosts, made ready
@@ -260,7 +254,7 @@ def is_started(sessions: Sequence[Session], run: str) -> bool:
 
 def start_all(
     launches: Sequence[Launch], run: str, describe: Describe, ask_first: AskFirst
-) -> Started | Resumed:
+) -> Started:
     """On the first host, which the others then join. Where one can't, those before it are
     stopped."""
     first, sessions = launches[0].session, [launch.session for launch in launches]
@@ -276,7 +270,7 @@ def start_all(
         "address": network.addresses[0].address,
         "port": network.port,
     }
-    answer: Started | Resumed | None = None
+    answer: Started | None = None
     started: list[Session] = []
     try:
         for rank, (launch, placement) in enumerate(zip(launches, placements, strict=True)):

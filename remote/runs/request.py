@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 from remote.errors import GpuUnfit, UsageError
 from remote.link.answers import Started
 from remote.link.session import Project, Session
-from remote.project.command import plan_words
+from remote.project.command import label_of, plan_words
 from remote.project.own_trainer import load_config_module, runs_own_trainer
 from remote.project.run_env import read_env
 from remote.project.settings import listed
@@ -250,6 +250,12 @@ def effective_config(project: Project, request: TrainRequest) -> Any:
     """The trainer's own; raises its ConfigError."""
     recipe = request.recipe or project.settings.recipe
     return load_config_module(project.directory).load_config(recipe, dict(request.fields))
+
+
+def name_run(project: Project, request: TrainRequest) -> str:
+    settings = project.settings
+    own = settings.recipe if project.has_own_trainer else label_of(settings.command)
+    return new_run_id(request.name or request.recipe or own)
 
 
 def new_run_id(label: str) -> str:

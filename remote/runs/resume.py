@@ -41,6 +41,15 @@ class Resumption:
     kept: Run | None
     here: Path | None
 
+    @property
+    def lost(self) -> list[str]:
+        """Variables whose values only a server that has the run may know."""
+        return sorted({*self.asked.env} - {*self.request.env})
+
+    @property
+    def give_again(self) -> str:
+        return " ".join(["give them again:", *(f"--env {name}" for name in self.lost)])
+
 
 def resume_one(session: Session, run: str, options: TrainOptions) -> Run:
     """Find the run there or here, deploy, and start its next attempt; one that still runs is
@@ -97,14 +106,11 @@ def plan_resumption(session: Session, run: str, options: TrainOptions) -> Resump
         raise UsageError(
             f"{identifier} has finished", step="train", remedy="train again without --resume"
         )
-    lost = sorted({*asked.env} - {*request.env}) if here else []
-    if lost:
-        raise UsageError(
-            f"{identifier} was given {', '.join(lost)}; values are never fetched",
-            step="train",
-            remedy=" ".join(["give them again:", *(f"--env {name}" for name in lost)]),
-        )
-    return Resumption(identifier, asked, request, kept, here)
+    plan = Resumption(identifier, asked, request, kept, here)
+    if here and plan.lost:
+        text = f"{identifier} was given {', '.join(plan.lost)}; values are never fetched"
+        raise UsageError(text, step="train", remedy=plan.give_again)
+    return plan
 
 
 def tell_resumed(launch: Launch, plan: Resumption, answer: Resumed, with_new_code: bool) -> None:
@@ -182,9 +188,8 @@ def send_run(session: Session, run: Path) -> None:
             remedy="train again without --resume",
         )
     entries = list(entries_of(run))
-    rows = [[entry.path, entry.mode, entry.size, entry.sha256] for entry in entries]
-    tree = tree_hash((entry.path, entry.mode, entry.size, entry.sha256) for entry in entries)
-    answer = session.ask(ReleaseMissing, tree=tree, manifest=rows)
+    tree = tree_hash(entries)
+    answer = session.ask(ReleaseMissing, tree=tree, manifest=entries)
     sending = Sending(run, entries, frozenset(answer.missing), answer.partial)
     session.display.note(
         f"{run.name} is not on {session.host}: sending what was fetched of it,"
@@ -196,7 +201,7 @@ def send_run(session: Session, run: Path) -> None:
         sending.frames(session),
         run=run.name,
         tree=tree,
-        manifest=rows,
+        manifest=entries,
         asked=read_mapping(run, "run.json"),
         state=read_mapping(run, "state.json"),
         who=who_am_i(),

@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from remote.agent.shared.gpu_choice import unusable_reason
@@ -254,7 +253,3 @@ def check_name(name: str) -> str:
             f"--name may hold letters, digits, - and _, 32 at most, not {name!r:.80}", step="sweep"
         )
     return name
-
-
-def results_of(project: Project, name: str) -> Path:
-    return project.dest / "sweeps" / name

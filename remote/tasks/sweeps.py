@@ -86,7 +86,7 @@ def sweep(
 
 
 def start(work: Work, options: TrainOptions, grid: Sequence[str], name: str | None) -> int:
-    from remote.deploy.deploy import gpu_facts
+    from remote.deploy.deploy import ask_facts
     from remote.runs import sweep as sweeps
 
     values = sweeps.parse_grid(grid)
@@ -95,7 +95,7 @@ def start(work: Work, options: TrainOptions, grid: Sequence[str], name: str | No
     chosen = sweeps.check_name(name or sweeps.default_name(work.project, options, grid))
     book = sweeps.Book(work.project, chosen)
     book.add(values)
-    answers = work.on_all(gpu_facts)
+    answers = work.on_all(ask_facts)
     hosts = {target.spec: facts for target, facts, error in answers if not error}
     for target, _, error in answers:
         if error:

@@ -37,12 +37,8 @@ class DataSet:
     is_file: bool
 
     @functools.cached_property
-    def manifest(self) -> list[list[Any]]:
-        return [[entry.path, entry.mode, entry.size, entry.sha256] for entry in self.entries]
-
-    @functools.cached_property
     def tree(self) -> str:
-        return tree_hash((path, mode, size, sha256) for path, mode, size, sha256 in self.manifest)
+        return tree_hash(self.entries)
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ def upload_data(session: Session, given: str, name: str | None = None) -> Upload
 
 def send(session: Session, data: DataSet) -> int | None:
     """Bytes sent; None where all was there under this name already."""
-    asked: dict[str, Any] = {"tree": data.tree, "manifest": data.manifest, "name": data.name}
+    asked: dict[str, Any] = {"tree": data.tree, "manifest": data.entries, "name": data.name}
     answer = session.ask(DataMissing, **asked)
     if answer.named:
         return None

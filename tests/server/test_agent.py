@@ -17,7 +17,7 @@ import pytest
 from remote.agent.machine.processes import start_time
 from remote.errors import NotFound, ServerUnfit, TransferFailed
 from remote.loopback import LoopbackServer
-from remote.project.release import build_release, manifest_rows, upload_frames
+from remote.project.release import build_release, upload_frames
 from tests.support.agent import OWNER, ROOT, agent, facts, follow, put, start
 from tests.support.project import HOSTILE, make_tree, snapshot
 from tests.support.sshd import USUAL, MakeServer, base_python, sparse_path
@@ -127,7 +127,7 @@ def test_contents_that_changed_on_their_way_are_refused(
                 frames,
                 root=ROOT,
                 tree=release.tree,
-                manifest=manifest_rows(release),
+                manifest=release.entries,
                 origin="",
                 who="x",
                 **OWNER,
@@ -159,7 +159,7 @@ def test_a_second_deploy_waits_for_the_first_and_takes_over(
                 slow_frames(),
                 root=ROOT,
                 tree=release.tree,
-                manifest=manifest_rows(release),
+                manifest=release.entries,
                 origin="",
                 who="anna",
                 **OWNER,

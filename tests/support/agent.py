@@ -13,7 +13,7 @@ from remote.link.decoding import decode
 from remote.link.facts import Facts
 from remote.link.link import Link
 from remote.loopback import LoopbackServer, Route
-from remote.project.release import build_release, manifest_rows, upload_frames
+from remote.project.release import build_release, upload_frames
 from remote.records import Release
 from remote.ssh.connection import connect
 from remote.ssh.target import Target
@@ -45,7 +45,7 @@ def agent(
 
 def facts(link: Link, release: Release | None = None, **options: Any) -> dict[str, Any]:
     if release is not None:
-        options |= {"tree": release.tree, "manifest": manifest_rows(release)}
+        options |= {"tree": release.tree, "manifest": release.entries}
     return link.call("facts", root=link.root, **(OWNER | options))
 
 
@@ -61,7 +61,7 @@ def put(link: Link, project: Path) -> Release:
             frames,
             root=link.root,
             tree=release.tree,
-            manifest=manifest_rows(release),
+            manifest=release.entries,
             origin="",
             who="test",
             **OWNER,
