@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,13 @@ def read_mapping(run: Path | None, name: str) -> dict[str, Any]:
     except (OSError, ValueError):
         value = {}
     return value if isinstance(value, dict) else {}
+
+
+def room_at(place: Path) -> tuple[Path, int]:
+    """The nearest folder that is there already, and the bytes that are free at it."""
+    while not place.exists():
+        place = place.parent
+    return place, shutil.disk_usage(place).free
 
 
 def _named(run: Path) -> str | None:

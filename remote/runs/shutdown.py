@@ -4,48 +4,43 @@ is here, verified; and what is told of the server's own plan, by `train --shutdo
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from remote.errors import ConnectionLost, RemoteError, RunFailed, Unreachable, UsageError
 from remote.link.answers import Kept, PlannedShutdown, Shutdown
 from remote.link.session import Session
+from remote.records import Run
 from remote.runs.listing import list_runs
 from remote.screen.text import duration, one_line, size
 from remote.transfer.fetch import fetch_run
 
 GONE_S = 60.0
 LOOK_EVERY_S = 3.0
+STILL_THERE = (
+    f"the command was accepted, but it still answers after {GONE_S:.0f} s: look at your provider's"
+    " page, the bill may go on"
+)
 
 
 def shut_down(session: Session, dest: Path, yes: bool) -> None:
     """Fetch every other run, too, then ask and shut down. Raises RunFailed where something there
     has not ended, and changes nothing."""
     runs = list_runs(session)
-    left: list[str] = []
-    for run in runs:
-        if not run.has_ended and not run.detail.elsewhere:
-            text = f"{run.run} is {run.state}: the server was not shut down"
-            raise RunFailed(
-                text, host=session.host, remedy="the same command with --run of that one"
-            )
-        fetched = fetch_run(session, run.run, dest, ask=False)
-        left += [f"{run.run}/{row.path} ({size(row.size)})" for row in fetched.left if row.lost]
+    left = fetch_others(session, runs, dest)
     command = session.project.settings.shutdown
     told = session.ask(Shutdown, command=command, really=False)
-    people = (
-        f" Other people work on it: {one_line(', '.join(told.others), 200)}." if told.others else ""
-    )
     kept = (
         f"{len(runs)} {'run is' if len(runs) == 1 else 'runs are'} here in {dest}, verified by"
         " sha256."
     )
     if left:
         kept += f" Not here, by remote.results: {one_line(', '.join(left), 400)}."
-    agreed = yes or session.display.confirm(
-        f"{kept}{people} Shut {session.host} down (`{one_line(told.command, 200)}`)?"
-    )
+    others = one_line(", ".join(told.others), 200)
+    people = f" Other people work on it: {others}." if others else ""
+    question = f"{kept}{people} Shut {session.host} down (`{one_line(told.command, 200)}`)?"
+    agreed = yes or session.display.confirm(question)
     if agreed is None:
         text = "a server is shut down only after a confirmation; everything is here"
         raise UsageError(text, step="shutdown", remedy="--yes says so beforehand")
@@ -59,9 +54,21 @@ def shut_down(session: Session, dest: Path, yes: bool) -> None:
     except ConnectionLost:
         pass  # it was quicker than its answer
     session.close()
-    session.display.line(
-        f"{session.host}: {'shut down' if has_gone(session) else still_there(session)}"
-    )
+    came = "shut down" if has_gone(session) else STILL_THERE
+    session.display.line(f"{session.host}: {came}")
+
+
+def fetch_others(session: Session, runs: Sequence[Run], dest: Path) -> list[str]:
+    """What of them does not come by remote.results."""
+    left: list[str] = []
+    for run in runs:
+        if not run.has_ended and not run.detail.elsewhere:
+            text = f"{run.run} is {run.state}: the server was not shut down"
+            remedy = "the same command with --run of that one"
+            raise RunFailed(text, host=session.host, remedy=remedy)
+        fetched = fetch_run(session, run.run, dest, ask=False)
+        left += [f"{run.run}/{row.path} ({size(row.size)})" for row in fetched.left if row.lost]
+    return left
 
 
 def has_gone(session: Session) -> bool:
@@ -79,13 +86,6 @@ def has_gone(session: Session) -> bool:
             session.close()
         time.sleep(LOOK_EVERY_S)
     return False
-
-
-def still_there(session: Session) -> str:
-    return (
-        f"the command was accepted, but it still answers after {GONE_S:.0f} s: look at your"
-        " provider's page, the bill may go on"
-    )
 
 
 def tell_plan(session: Session, asked: Mapping[str, Any] | None) -> None:

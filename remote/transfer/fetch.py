@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from remote.agent.shared.trees import SYMLINK
@@ -13,7 +13,9 @@ from remote.errors import ProtocolError, RemoteError, TransferFailed, UsageError
 from remote.link.answers import FetchDone, FetchManifest, FetchRead
 from remote.link.lanes import Lanes
 from remote.link.session import Session, who_am_i
-from remote.project.results import read_mapping
+from remote.project.results import read_mapping, room_at
+from remote.project.settings import listed
+from remote.records import Run
 from remote.screen.text import size
 from remote.transfer.manifest import (
     PARTS,
@@ -46,23 +48,14 @@ def fetch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetch
     the answer is no, and TransferFailed where this disk has no room or a file can't be had
     unchanged.
     """
-    started = time.monotonic()
-    results = [part.strip() for part in session.project.settings.results.split(",") if part.strip()]
+    results = listed(session.project.settings.results)
     answer = session.ask(FetchManifest, run=run, results=results)
-    name = answer.run.run
-    plain = safe_path(name) and holds_name(name, "win32") and "/" not in name
-    if not plain or name.startswith("."):
-        raise ProtocolError("the server names no run", host=session.host)
+    directory = directory_of(session, dest, answer.run)
     files, unheld = checked_manifest(answer.files)
-    rank, directory = answer.run.asked.nodes.rank, dest / name
-    refuse_links(dest, directory)
-    if rank:
-        # Of a host that trains along: its log and records, beside what the first one has.
-        directory, files = directory / f"node-{rank}", without_source(files)
-        refuse_links(directory.parent, directory)
-    fetched = Fetched(
-        directory, answer.run, files=len(files), left=unheld + parse_left(answer.left)
-    )
+    if answer.run.asked.nodes.rank:
+        files = [file for file in files if not file.path.startswith(SOURCE)]
+    left = unheld + parse_left(answer.left)
+    fetched = Fetched(directory, answer.run, files=len(files), left=left)
     try:
         remove_stale_links(directory, files)
         link_known_source(dest, directory, files, answer.run.release)
@@ -70,23 +63,30 @@ def fetch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetch
         if (directory / PARTS).is_dir() and not any((directory / PARTS).iterdir()):
             (directory / PARTS).rmdir()
     except OSError as error:
-        raise TransferFailed(
-            f"{directory} can't be written: {error.strerror or error}",
-            host=session.host,
-            remedy=(
-                "free some space or give another place with --dest, then run the same command again"
-            ),
-        ) from None
+        text = f"{directory} can't be written: {error.strerror or error}"
+        remedy = (
+            "free some space or give another place with --dest, then run the same command again"
+        )
+        raise TransferFailed(text, host=session.host, remedy=remedy) from None
     fetched.known_complete = answer.marked == "complete"
     came = "narrowed" if any(row.lost for row in fetched.left) else "complete"
     if not fetched.known_complete and answer.marked != came:
         tell_fetched(session, fetched, answer.seen, bool(results))
-    fetched.seconds = time.monotonic() - started
     return fetched
 
 
-def without_source(files: Iterable[RemoteFile]) -> list[RemoteFile]:
-    return [file for file in files if not file.path.startswith(SOURCE)]
+def directory_of(session: Session, dest: Path, run: Run) -> Path:
+    """Where a run goes here; of a host that trains along its log and records, beside what the
+    first one has."""
+    name, rank = run.run, run.asked.nodes.rank
+    plain = safe_path(name) and holds_name(name, "win32") and "/" not in name
+    if not plain or name.startswith("."):
+        raise ProtocolError("the server names no run", host=session.host)
+    refuse_links(dest, dest / name)
+    if not rank:
+        return dest / name
+    refuse_links(dest / name, dest / name / f"node-{rank}")
+    return dest / name / f"node-{rank}"
 
 
 def tell_fetched(session: Session, fetched: Fetched, seen: str | None, narrowed: bool) -> None:
@@ -133,12 +133,9 @@ def link_known_source(
     source = [file for file in files if file.path.startswith(SOURCE) and file.mode != SYMLINK]
     if release is None or (source and (directory / source[-1].path).exists()):
         return
-    others = (
-        other for other in dest.glob("2*") if other != directory and (other / SOURCE).is_dir()
-    )
-    other = next(
-        (one for one in others if read_mapping(one, "run.json").get("release") == release), None
-    )
+    others = [one for one in dest.glob("2*") if one != directory and (one / SOURCE).is_dir()]
+    same = (one for one in others if read_mapping(one, "run.json").get("release") == release)
+    other = next(same, None)
     if other is None:
         return
     for file in source:
@@ -160,9 +157,8 @@ def _fetch_files(
         _require_space(session, directory, plan)
         if ask and not count:
             _agree(session, plan)
-        receiver = Receiver(
-            directory, plan, fetched, lambda done, total: _show(session, done, total)
-        )
+        show = partial(session.display.transfer, "fetching")
+        receiver = Receiver(directory, plan, fetched, show)
         try:
             _receive(session, fetched.run.run, plan, receiver)
         finally:
@@ -227,11 +223,6 @@ def _agree(session: Session, plan: FetchPlan) -> None:
         )
 
 
-def _show(session: Session, done: int, total: int) -> None:
-    if total:
-        session.display.transfer("fetching", done, total)
-
-
 def _require_space(session: Session, directory: Path, plan: FetchPlan) -> None:
     # A file that grew is written anew beside its old self, so it needs all its bytes.
     need = sum(
@@ -239,13 +230,10 @@ def _require_space(session: Session, directory: Path, plan: FetchPlan) -> None:
         for file, have in plan.wanted
         if not (have and have.is_whole(file))
     )
-    existing = directory
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    place, free = room_at(directory)
     if need + SPARE_BYTES > free:
         raise TransferFailed(
-            f"{need / 2**20:.0f} MiB to fetch, {free / 2**20:.0f} MiB free at {existing}",
+            f"{need / 2**20:.0f} MiB to fetch, {free / 2**20:.0f} MiB free at {place}",
             host=session.host,
             remedy="free some space here, or give another place with --dest",
         )

@@ -56,7 +56,6 @@ class Fetched:
     # What stays on the server by remote.results, or since it can't be had: the size counts what
     # would be lost with the run.
     left: list[Left] = field(default_factory=list)
-    seconds: float = 0.0
     # An earlier fetch has brought all of it, as it is there now.
     known_complete: bool = False
 
@@ -173,7 +172,8 @@ class Receiver:
         self.position += len(blob)
         self.fetched.received += len(blob)
         self.done += len(blob)
-        self.show(self.done, self.total)
+        if self.total:
+            self.show(self.done, self.total)
 
     def _open_part(self, file: RemoteFile, have: LocalBytes | None) -> IO[bytes]:
         place = self._place(file)
