@@ -11,9 +11,8 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from remote.agent.shared.gpu_choice import busy_reason, choose_gpus
 from remote.deploy import proofs
@@ -21,22 +20,24 @@ from remote.deploy.deploy import ask_facts, choose_environment, read_requirement
 from remote.deploy.setup_key import PREFERRED
 from remote.deploy.shown import show_check
 from remote.deploy.torch_builds import torch_build_for
-from remote.errors import EnvironmentFailed, GpuUnfit, RemoteError, ServerUnfit, UsageError
+from remote.errors import GpuUnfit, RemoteError, ServerUnfit, UsageError
 from remote.link.answers import Reach, Runs
-from remote.link.facts import Facts
+from remote.link.facts import Facts, Root
 from remote.link.session import Project, Session
 from remote.project.own_trainer import ARCHIVE, load_data_modules
+from remote.project.results import room_at
 from remote.screen.display import Display
 from remote.screen.text import show, size
 
 OK, WARNING, PROBLEM, HERE = "ok", "warning", "problem", "here"
 LEAST_HERE_MIB, LEAST_THERE_MIB, LEAST_INODES = 2048, 8192, 20_000
+MUCH_CODE = 200 << 20
 SLOW_S, CLOCK_S = 0.5, 120.0
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line. `code`: the exit code of a problem."""
+    """One line. `where`: here, or a host; `code`: the exit code of a problem."""
 
     where: str
     what: str
@@ -44,6 +45,22 @@ class Check:
     text: str
     remedy: str = ""
     code: int = 0
+
+
+def fine(what: str, text: str) -> Check:
+    return Check(HERE, what, OK, text)
+
+
+def warning(what: str, text: str, remedy: str) -> Check:
+    return Check(HERE, what, WARNING, text, remedy)
+
+
+def problem(what: str, text: str, remedy: str, kind: type[RemoteError]) -> Check:
+    return Check(HERE, what, PROBLEM, text, remedy, kind.exit_code)
+
+
+def failed(what: str, error: RemoteError) -> Check:
+    return problem(what, error.message, error.remedy or "", type(error))
 
 
 def examine(project: Project, sessions: Sequence[Session], display: Display) -> int:
@@ -55,13 +72,13 @@ def examine(project: Project, sessions: Sequence[Session], display: Display) -> 
         checks.append(check)
     if display.json_mode:
         display.json([asdict(check) for check in checks])
-    found = {level: sum(check.level == level for check in checks) for level in (WARNING, PROBLEM)}
+    found = {level: sum(check.level == level for check in checks) for level in (PROBLEM, WARNING)}
     if not sessions:
         display.note("a server is checked with: fab -H user@host doctor")
     counted = [
         f"{count} {level}{'s' if count > 1 else ''}" for level, count in found.items() if count
     ]
-    display.note(", ".join(reversed(counted)) if counted else "all is well")
+    display.note(", ".join(counted) or "all is well")
     return next((check.code for check in checks if check.level == PROBLEM), 0)
 
 
@@ -71,7 +88,8 @@ def all_checks(project: Project, sessions: Sequence[Session]) -> Iterator[Check]
         yield key_check()
     for session in sessions:
         with session:
-            yield from server_checks(session)
+            for check in server_checks(session):
+                yield replace(check, where=session.host)
 
 
 # This computer
@@ -81,114 +99,78 @@ def laptop_checks(project: Project) -> Iterator[Check]:
     yield tools_check()
     yield from programs_checks()
     yield from project_checks(project)
-    yield from room_checks(project.dest)
+    yield room_check(project.dest)
     yield torch_check()
-
-
-def here(what: str, level: str, text: str, remedy: str = "") -> Check:
-    return Check(HERE, what, level, text, remedy, UsageError.exit_code if level == PROBLEM else 0)
 
 
 def tools_check() -> Check:
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("fabric", "paramiko")]
-    return here("python", OK, ", ".join([f"Python {platform.python_version()}", *versions]))
+    return fine("python", ", ".join([f"Python {platform.python_version()}", *versions]))
 
 
 def programs_checks() -> Iterator[Check]:
     if shutil.which("git"):
-        yield here("git", OK, "decides which files are sent")
+        yield fine("git", "decides which files are sent")
     else:
-        yield here("git", WARNING, "not found: every file of the project is sent", "install git")
+        yield warning("git", "not found: every file of the project is sent", "install git")
     if shutil.which("ssh"):
-        yield here("ssh", OK, "logs in, by your ~/.ssh/config")
+        yield fine("ssh", "logs in, by your ~/.ssh/config")
     else:
-        yield here(
-            "ssh",
-            WARNING,
-            "not found: paramiko logs in, once for each command, without host certificates",
-            "install the OpenSSH client",
-        )
+        text = "not found: paramiko logs in, once for each command, without host certificates"
+        yield warning("ssh", text, "install the OpenSSH client")
     encoding = (sys.stdout.encoding or "ascii").lower().replace("-", "")
     if encoding != "utf8":
-        yield here(
-            "terminal",
-            WARNING,
-            f"shows {sys.stdout.encoding} only: some signs become ?",
-            "set PYTHONUTF8=1",
-        )
+        text = f"shows {sys.stdout.encoding} only: some signs become ?"
+        yield warning("terminal", text, "set PYTHONUTF8=1")
 
 
 def project_checks(project: Project) -> Iterator[Check]:
     settings = project.settings
-    yield here("settings", OK, f"project {settings.project}, on the server in {settings.root}")
+    yield fine("settings", f"project {settings.project}, on the server in {settings.root}")
     name = settings.requirements
     if name not in ("", "none") and not (project.directory / name).exists():
-        yield here(
-            "packages",
-            PROBLEM,
-            f"remote.requirements names {name}, which is not here",
-            "mend fabric.yaml",
-        )
+        text = f"remote.requirements names {name}, which is not here"
+        yield problem("packages", text, "mend fabric.yaml", UsageError)
     try:
         release = project.build_release()
     except UsageError as error:
-        yield here("code", PROBLEM, error.message, error.remedy or "")
+        yield failed("code", error)
         return
     left = [f"{path} ({reason})" for path, reason in release.left_out[:3]]
     more = f" and {len(release.left_out) - 3} more" if len(release.left_out) > 3 else ""
     text = f"{len(release.entries)} files, {size(release.size)}"
     if left:
-        yield here(
-            "code",
-            WARNING,
-            f"{text}; not sent: {', '.join(left)}{more}",
-            "name what is to be sent in remote.include",
-        )
-    elif release.size > 200 << 20:
-        yield here(
-            "code",
-            WARNING,
-            f"{text}: much for code",
-            "put data into .gitignore, and send it once with upload-data",
-        )
+        text = f"{text}; not sent: {', '.join(left)}{more}"
+        yield warning("code", text, "name what is to be sent in remote.include")
+    elif release.size > MUCH_CODE:
+        remedy = "put data into .gitignore, and send it once with upload-data"
+        yield warning("code", f"{text}: much for code", remedy)
     else:
-        yield here("code", OK, text)
+        yield fine("code", text)
 
 
-def room_checks(dest: Path) -> Iterator[Check]:
-    place = dest
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free >> 20
+def room_check(dest: Path) -> Check:
+    free = room_at(dest)[1] >> 20
     if free < LEAST_HERE_MIB:
-        yield here(
-            "results",
-            WARNING,
-            f"{free} MiB free for {dest}",
-            "free some space, or set remote.dest to another disk",
-        )
-    else:
-        yield here("results", OK, f"{free >> 10} GiB free for {dest}")
+        remedy = "free some space, or set remote.dest to another disk"
+        return warning("results", f"{free} MiB free for {dest}", remedy)
+    return fine("results", f"{free >> 10} GiB free for {dest}")
 
 
 def torch_check() -> Check:
     if importlib.util.find_spec("torch") is None:
-        return here("torch", OK, "not here, and not needed: submit with -H evaluates on the server")
-    return here("torch", OK, f"{importlib.metadata.version('torch')}: fab submit can evaluate here")
+        return fine("torch", "not here, and not needed: submit with -H evaluates on the server")
+    return fine("torch", f"{importlib.metadata.version('torch')}: fab submit can evaluate here")
 
 
 def key_check() -> Check:
     keys = [name for name in PREFERRED if (Path.home() / ".ssh" / name).exists()]
     if keys:
-        return here("key", OK, f"~/.ssh/{keys[0]}")
+        return fine("key", f"~/.ssh/{keys[0]}")
     if os.environ.get("SSH_AUTH_SOCK"):
-        return here("key", OK, "none in ~/.ssh, but an SSH agent is at hand")
-    return here(
-        "key",
-        WARNING,
-        "none in ~/.ssh: servers will ask for a password",
-        "fab -H user@host setup-key makes one",
-    )
+        return fine("key", "none in ~/.ssh, but an SSH agent is at hand")
+    text = "none in ~/.ssh: servers will ask for a password"
+    return warning("key", text, "fab -H user@host setup-key makes one")
 
 
 # The server
@@ -196,12 +178,6 @@ def key_check() -> Check:
 
 def server_checks(session: Session) -> Iterator[Check]:
     """From the login on; a step that fails ends them, for the rest leans on it."""
-
-    def there(
-        what: str, level: str, text: str, remedy: str = "", code: int = ServerUnfit.exit_code
-    ) -> Check:
-        return Check(session.host, what, level, text, remedy, code if level == PROBLEM else 0)
-
     begun = time.monotonic()
     try:
         facts = ask_facts(session)
@@ -209,188 +185,140 @@ def server_checks(session: Session) -> Iterator[Check]:
         runs = session.ask(Runs).runs
         round_trip = time.monotonic() - answered
     except RemoteError as error:
-        yield there("login", PROBLEM, error.message, error.remedy or "", error.exit_code)
+        yield failed("login", error)
         return
-    yield from login_checks(session, there, answered - begun, round_trip)
-    yield from machine_checks(facts, there)
+    yield from login_checks(session, answered - begun, round_trip)
+    yield from machine_checks(facts)
     if session.project.settings.launcher == "slurm":
-        yield slurm_check(facts, there)
+        yield slurm_check(facts)
     else:
-        yield from staying_checks(facts, there)
-    yield from gpu_checks(session.project, facts, there)
-    yield from environment_checks(session, facts, there)
-    yield from data_checks(session, facts, there)
+        yield from staying_checks(facts)
+    yield from gpu_checks(session.project, facts)
+    yield from environment_checks(session, facts)
+    yield from data_checks(session, facts)
     states = [run.state for run in runs]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    yield there("runs", OK, counted or "none yet")
+    yield fine("runs", counted or "none yet")
 
 
-def login_checks(
-    session: Session, there: Any, seconds: float, round_trip: float
-) -> Iterator[Check]:
+def login_checks(session: Session, seconds: float, round_trip: float) -> Iterator[Check]:
     assert session.connection is not None
-    host = session.connection.host
+    host, method = session.connection.host, session.connection.method
     text = f"{host.user}@{host.hostname}:{host.port} in {seconds:.1f} s"
-    method = session.connection.method
     if "password" in method or "keyboard" in method:
-        yield there("login", WARNING, f"{text}, by {method}", f"fab -H {session.typed} setup-key")
+        yield warning("login", f"{text}, by {method}", f"fab -H {session.typed} setup-key")
     else:
-        yield there(
-            "login",
-            OK,
-            f"{text}, {'by key' if method else 'over the login that is kept (remote.stay_s)'}",
-        )
+        how = "by key" if method else "over the login that is kept (remote.stay_s)"
+        yield fine("login", f"{text}, {how}")
     text = f"an answer takes {1000 * round_trip:.0f} ms"
     if round_trip > SLOW_S:
-        yield there("link", WARNING, text, "a slow link: every command goes on after a cut")
+        yield warning("link", text, "a slow link: every command goes on after a cut")
     else:
-        yield there("link", OK, text)
+        yield fine("link", text)
 
 
-def machine_checks(facts: Facts, there: Any) -> Iterator[Check]:
-    system, root = facts.system, facts.root
-    yield there(
+def machine_checks(facts: Facts) -> Iterator[Check]:
+    system = facts.system
+    yield fine(
         "system",
-        OK,
         f"{show(system.host)}: {show(system.system)} {show(system.machine)}, {show(system.cores)}"
         f" cores, python {show(system.python)}",
     )
     wrong_s = abs(system.time - time.time()) if system.time is not None else 0.0
     if wrong_s > CLOCK_S:
         text = f"differs from this computer's by {wrong_s:.0f} s"
-        yield there("clock", WARNING, text, "downloads may fail; set the clock there")
+        yield warning("clock", text, "downloads may fail; set the clock there")
+    yield disk_check(facts.root)
+
+
+def disk_check(root: Root) -> Check:
     free, inodes = root.free_mib, root.inodes_free
     if root.problem is not None:
-        yield there("root", PROBLEM, root.problem.message, root.problem.remedy or "")
-    elif free is not None and free < LEAST_THERE_MIB:
+        return problem("root", root.problem.message, root.problem.remedy or "", ServerUnfit)
+    if free is not None and free < LEAST_THERE_MIB:
+        text = f"{free} MiB free at {show(root.mount)} for {show(root.path)}"
         remedy = (
             "fab … clean, or set remote.root to a data disk; a build of torch takes up to 8 GiB"
         )
-        yield there(
-            "disk", WARNING, f"{free} MiB free at {show(root.mount)} for {show(root.path)}", remedy
-        )
-    elif inodes is not None and inodes < LEAST_INODES:
-        yield there(
-            "disk",
-            WARNING,
-            f"only {inodes} more files fit at {show(root.mount)}",
-            "fab … clean removes what nothing needs",
-        )
-    else:
-        yield there(
-            "disk", OK, f"{'–' if free is None else free >> 10} GiB free for {show(root.path)}"
-        )
+        return warning("disk", text, remedy)
+    if inodes is not None and inodes < LEAST_INODES:
+        text = f"only {inodes} more files fit at {show(root.mount)}"
+        return warning("disk", text, "fab … clean removes what nothing needs")
+    return fine("disk", f"{'–' if free is None else free >> 10} GiB free for {show(root.path)}")
 
 
-def slurm_check(facts: Facts, there: Any) -> Check:
+def slurm_check(facts: Facts) -> Check:
     if facts.sbatch:
-        found: Check = there("slurm", OK, f"{facts.sbatch}: trainings become jobs")
-        return found
-    missing: Check = there(
-        "slurm",
-        PROBLEM,
-        "remote.launcher is slurm, and there is no sbatch",
-        "log in to the cluster's login node",
-    )
-    return missing
+        return fine("slurm", f"{facts.sbatch}: trainings become jobs")
+    text = "remote.launcher is slurm, and there is no sbatch"
+    return problem("slurm", text, "log in to the cluster's login node", ServerUnfit)
 
 
-def staying_checks(facts: Facts, there: Any) -> Iterator[Check]:
+def staying_checks(facts: Facts) -> Iterator[Check]:
     """What keeps a training there after the login."""
     if facts.tmux:
-        yield there("tmux", OK, "found")
+        yield fine("tmux", "found")
     else:
-        yield there(
-            "tmux",
-            WARNING,
-            "not found: trainings start with setsid, and `attach` has nothing to show",
-            "apt install tmux",
-        )
+        text = "not found: trainings start with setsid, and `attach` has nothing to show"
+        yield warning("tmux", text, "apt install tmux")
     if facts.system.kills_at_logout:
-        yield there(
-            "logout",
-            PROBLEM,
-            "this server kills what you leave running",
-            "ask its administrator for `loginctl enable-linger`",
-        )
+        text = "this server kills what you leave running"
+        remedy = "ask its administrator for `loginctl enable-linger`"
+        yield problem("logout", text, remedy, ServerUnfit)
 
 
-def gpu_checks(project: Project, facts: Facts, there: Any) -> Iterator[Check]:
+def gpu_checks(project: Project, facts: Facts) -> Iterator[Check]:
     report = facts.gpus
     if not report.gpus:
-        cpu = (
-            "train with --set accelerator=cpu"
-            if project.has_own_trainer
-            else "fine where the command trains on a processor"
-        )
-        yield there("gpu", WARNING, report.problem or "nvidia-smi shows none", report.remedy or cpu)
+        remedy = "fine where the command trains on a processor"
+        if project.has_own_trainer:
+            remedy = "train with --set accelerator=cpu"
+        text = report.problem or "nvidia-smi shows none"
+        yield warning("gpu", text, report.remedy or remedy)
         return
-    choice = choose_gpus(report.gpus, held=facts.held)
+    free = len(choose_gpus(report.gpus, held=facts.held).gpus)
     names = ", ".join(dict.fromkeys(show(item.name) for item in report.gpus))
-    text = (
-        f"{len(report.gpus)} × {names}, driver {show(report.driver_version)}, {len(choice.gpus)}"
-        " free"
-    )
-    if choice.gpus:
-        yield there("gpu", OK, text)
+    text = f"{len(report.gpus)} × {names}, driver {show(report.driver_version)}, {free} free"
+    if free:
+        yield fine("gpu", text)
     else:
         busy = {gpu.index: busy_reason(gpu, facts.held) for gpu in report.gpus}
         users = "; ".join(f"gpu {index}: {why}" for index, why in busy.items() if why)
-        yield there(
-            "gpu",
-            WARNING,
-            f"{text}{f' ({users})' if users else ''}",
-            "train waits for one in the queue",
-        )
+        text = f"{text}{f' ({users})' if users else ''}"
+        yield warning("gpu", text, "train waits for one in the queue")
     build = torch_build_for(report, facts.system.machine)
     if build.problem:
-        yield there(
-            "driver",
-            PROBLEM,
-            build.problem,
-            "a newer driver, or another server",
-            GpuUnfit.exit_code,
-        )
+        yield problem("driver", build.problem, "a newer driver, or another server", GpuUnfit)
 
 
-def environment_checks(session: Session, facts: Facts, there: Any) -> Iterator[Check]:
+def environment_checks(session: Session, facts: Facts) -> Iterator[Check]:
     try:
         plan = choose_environment(session, facts, read_requirements(session))
     except RemoteError as error:
-        yield there(
-            "environment",
-            PROBLEM,
-            error.message,
-            error.remedy or "",
-            error.exit_code or EnvironmentFailed.exit_code,
-        )
+        yield failed("environment", error)
         return
-    if plan.kind == "keep":
-        for line in proofs.describe_proofs(facts):
-            level = WARNING if "warning:" in line else OK
-            yield there("environment", level, line.replace("warning: ", ""))
-    else:
-        yield there("environment", OK, f"the next deploy makes it: {plan.why}")
+    if plan.kind != "keep":
+        yield fine("environment", f"the next deploy makes it: {plan.why}")
+        return
+    for line in proofs.describe_proofs(facts):
+        level = WARNING if "warning:" in line else OK
+        yield Check(HERE, "environment", level, line.replace("warning: ", ""))
 
 
-def data_checks(session: Session, facts: Facts, there: Any) -> Iterator[Check]:
-    names = facts.datasets.names
+def data_checks(session: Session, facts: Facts) -> Iterator[Check]:
+    names = ", ".join(map(show, facts.datasets.names[:8]))
     if not session.project.has_own_trainer:
         if names:
-            yield there("data", OK, ", ".join(map(show, names[:8])))
+            yield fine("data", names)
         return
-    others = f"; also {', '.join(map(show, names[:8]))}" if names else ""
     if facts.datasets.cifar10:
-        yield there("data", OK, f"CIFAR-10 is there ({show(facts.datasets.cifar10)})")
+        yield fine("data", f"CIFAR-10 is there ({show(facts.datasets.cifar10)})")
         return
+    others = f"; also {names}" if names else ""
     answer = session.ask(Reach, url=load_data_modules(session.project.directory)[0].ARCHIVE_URL)
     if answer.reached:
-        yield there("data", OK, f"CIFAR-10 can be downloaded there{others}")
+        yield fine("data", f"CIFAR-10 can be downloaded there{others}")
     else:
-        remedy = f"fab -H {session.typed} upload-data {ARCHIVE}"
-        yield there(
-            "data",
-            WARNING,
-            f"CIFAR-10 is not there, and can't be downloaded ({show(answer.problem)}){others}",
-            remedy,
-        )
+        why = show(answer.problem)
+        text = f"CIFAR-10 is not there, and can't be downloaded ({why}){others}"
+        yield warning("data", text, f"fab -H {session.typed} upload-data {ARCHIVE}")

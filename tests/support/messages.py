@@ -93,7 +93,8 @@ def messages(node: ast.AST) -> Iterator[str]:
             yield TITLE + str(word)
             return
         case ast.Call(
-            func=ast.Name(id="here" | "there"), args=[ast.Constant(value=word), ast.Name(), *rest]
+            func=ast.Name(id="fine" | "warning" | "problem" | "failed"),
+            args=[ast.Constant(value=word), *rest],
         ):
             yield TITLE + str(word)
             for one in rest:
