@@ -117,6 +117,25 @@ class Work:
         with ThreadPoolExecutor(min(16, len(quiet))) as pool:
             return list(pool.map(one, quiet))
 
+    def in_turn(self, act: Callable[[Session], Any]) -> int:
+        """Host after host. What `act` returns of each is the answer for scripts."""
+        answers = []
+        for target in self.targets:
+            with self.session(target) as session:
+                answers.append(act(session))
+        self.tell_json(answers)
+        return 0
+
+    def those_up(self, answers: Answers, otherwise: str) -> list[tuple[Target, Any]]:
+        """The hosts that have answered; of each other one is told what happens `otherwise`. Raises
+        the first one's error where none has."""
+        errors = [(target, error) for target, _, error in answers if error]
+        for target, error in errors:
+            self.display.note(f"{target.spec}: {error.message}; {otherwise}")
+        if len(errors) == len(answers):
+            raise errors[0][1]
+        return [(target, answer) for target, answer, error in answers if not error]
+
     @staticmethod
     def first_failure(answers: Answers) -> int:
         return next((error.exit_code for _, _, error in answers if error), 0)

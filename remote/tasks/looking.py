@@ -154,13 +154,12 @@ def show_log(work: Work, run: str, follow: bool, lines: int) -> int:
         with session:
             work.tell_json(log_of(work, session, run, follow, lines))
         return 0
-    told = []
-    for target in work.targets:
-        with work.session(target) as session:
-            work.display.note(f"{target.spec}:")
-            told.append(log_of(work, session, run, follow, lines))
-    work.tell_json(told)
-    return 0
+
+    def show(session: Session) -> dict[str, object]:
+        work.display.note(f"{session.host}:")
+        return log_of(work, session, run, follow, lines)
+
+    return work.in_turn(show)
 
 
 def log_of(work: Work, session: Session, run: str, follow: bool, lines: int) -> dict[str, object]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING, Any
 
 from invoke.context import Context
 from invoke.tasks import task
 
 from remote.tasks.entry import Work, carry_out
+
+if TYPE_CHECKING:
+    from remote.link.session import Session
 
 
 @task(
@@ -37,14 +41,12 @@ def deploy_all(work: Work, refresh: bool) -> int:
     from remote.deploy.deploy import deploy as deploy_one
     from remote.deploy.shown import deploy_json, show_summary
 
-    answers = []
-    for target in work.targets:
-        with work.session(target) as session:
-            deployed = deploy_one(session, refresh=refresh)
-            show_summary(session, deployed)
-            answers.append(deploy_json(session, deployed))
-    work.tell_json(answers)
-    return 0
+    def deploy_to(session: Session) -> dict[str, Any]:
+        deployed = deploy_one(session, refresh=refresh)
+        show_summary(session, deployed)
+        return deploy_json(session, deployed)
+
+    return work.in_turn(deploy_to)
 
 
 @task(auto_shortflags=False, help={"json": "print only JSON on stdout"})
@@ -87,10 +89,7 @@ def setup_key(c: Context) -> None:
 def _setup_key(work: Work) -> int:
     from remote.deploy.setup_key import setup_key as setup_one
 
-    for target in work.targets:
-        with work.session(target) as session:
-            setup_one(session)
-    return 0
+    return work.in_turn(setup_one)
 
 
 @task(auto_shortflags=False)
@@ -173,14 +172,12 @@ def upload_data(c: Context, path: str, name: str | None = None, json: bool = Fal
         from remote.transfer.upload import show_uploaded
         from remote.transfer.upload import upload_data as upload_to
 
-        answers = []
-        for target in work.targets:
-            with work.session(target) as session:
-                done = upload_to(session, path, name)
-                show_uploaded(session, done)
-                answers.append({"host": session.host} | dataclasses.asdict(done))
-        work.tell_json(answers)
-        return 0
+        def upload(session: Session) -> dict[str, Any]:
+            done = upload_to(session, path, name)
+            show_uploaded(session, done)
+            return {"host": session.host} | dataclasses.asdict(done)
+
+        return work.in_turn(upload)
 
     carry_out(c, "upload-data", body, json=json)
 
@@ -210,14 +207,12 @@ def clean(c: Context, yes: bool = False, run: list[str] | None = None, json: boo
     def body(work: Work) -> int:
         from remote.runs.clean import clean_one, show_cleaned
 
-        answers = []
-        for target in work.targets:
-            with work.session(target) as session:
-                answer = clean_one(session, yes, run or [])
-                if not json:
-                    show_cleaned(session, answer, yes)
-                answers.append({"host": session.host} | dataclasses.asdict(answer))
-        work.tell_json(answers)
-        return 0
+        def clean_there(session: Session) -> dict[str, Any]:
+            answer = clean_one(session, yes, run or [])
+            if not json:
+                show_cleaned(session, answer, yes)
+            return {"host": session.host} | dataclasses.asdict(answer)
+
+        return work.in_turn(clean_there)
 
     carry_out(c, "clean", body, json=json)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from remote.errors import RemoteError
 from remote.link.answers import PlannedShutdown
 from remote.records import Run, Summary
 from remote.runs.listing import run_json
@@ -18,8 +17,9 @@ from remote.screen.text import brief, duration, moment, one_line, percent, show,
 from remote.ssh.target import Target, typed_together
 from remote.transfer.receiving import Fetched
 
-# Per host what came of a question to it, or why nothing did.
-Answers = Sequence[tuple[Target, Any, RemoteError | None]]
+if TYPE_CHECKING:
+    from remote.tasks.entry import Answers
+
 LONGEST_COMMAND = 36
 REMARKS = 5
 """So many are told below a table that is too narrow for them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +14,12 @@ from remote.ssh.target import typed_together
 from remote.tasks.entry import Work, carry_out
 
 if TYPE_CHECKING:
+    from remote.records import Run
     from remote.runs.request import TrainOptions
     from remote.runs.sweep import Book, Point
     from remote.runs.sweep_table import Row
-    from remote.tasks.run_tables import Answers
+    from remote.ssh.target import Target
+    from remote.tasks.entry import Answers
 
 
 @task(
@@ -95,22 +97,17 @@ def start(work: Work, options: TrainOptions, grid: Sequence[str], name: str | No
     chosen = sweeps.check_name(name or sweeps.default_name(work.project, options, grid))
     book = sweeps.Book(work.project, chosen)
     book.add(values)
-    answers = work.on_all(ask_facts)
-    hosts = {target.spec: facts for target, facts, error in answers if not error}
-    for target, _, error in answers:
-        if error:
-            work.display.note(f"{target.spec}: {error.message}; its part goes to the others")
-    if not hosts:
-        raise next(error for _, _, error in answers if error)
+    up = work.those_up(work.on_all(ask_facts), "its part goes to the others")
+    targets = {target.spec: target for target, _ in up}
+    hosts = {target.spec: facts for target, facts in up}
 
     def options_of(point: Point) -> TrainOptions:
         return sweeps.options_of(options, point.values, own)
 
     failed: list[RemoteError] = []
     for host, points in sweeps.assign(book.points, hosts).items():
-        target = next(target for target in work.targets if target.spec == host)
         try:
-            with work.session(target) as session:
+            with work.session(targets[host]) as session:
                 started = sweeps.start_points(session, book, points, options_of)
             work.display.line(f"{host}: {started} runs started, {len(points)} points in all")
         except RemoteError as error:
@@ -142,12 +139,7 @@ def rows_of(work: Work, name: str, answers: Answers) -> list[Row]:
     from remote.runs.sweep_table import Row
 
     book = Book(work.project, check_name(name))
-    told = {
-        run.run: (target.spec, run)
-        for target, runs, _ in answers
-        for run in runs or []
-        if run.asked.sweep == name
-    }
+    told = {run.run: (target.spec, run) for target, runs in runs_of(name, answers) for run in runs}
     down = {target.spec: error.message for target, _, error in answers if error}
     rows = []
     for point in book.points:
@@ -162,6 +154,14 @@ def rows_of(work: Work, name: str, answers: Answers) -> list[Row]:
             f"no sweep {name!r:.80} here or on {hosts}", remedy="fab -H … status lists all runs"
         )
     return rows
+
+
+def runs_of(name: str, answers: Answers) -> Iterator[tuple[Target, list[Run]]]:
+    """Host by host, the sweep's runs that are on it."""
+    for target, runs, _ in answers:
+        mine = [run for run in runs or [] if run.asked.sweep == name]
+        if mine:
+            yield target, mine
 
 
 def status_of_sweep(work: Work, name: str) -> int:
@@ -188,8 +188,8 @@ def stop_sweep(work: Work, name: str) -> int:
 
     answers, ended = work.on_all(list_runs), []
     rows_of(work, name, answers)
-    for target, runs, _ in answers:
-        live = [run for run in runs or [] if run.asked.sweep == name and run.goes_on]
+    for target, runs in runs_of(name, answers):
+        live = [run for run in runs if run.goes_on]
         if not live:
             continue
         with work.session(target) as session:
@@ -214,17 +214,11 @@ def fetch_sweep(work: Work, name: str, dest: Path) -> int:
 
     answers = work.on_all(list_runs)
     rows = rows_of(work, name, answers)
-    for target, runs, _ in answers:
-        mine = [run for run in runs or [] if run.asked.sweep == name]
-        if not mine:
-            continue
+    for target, runs in runs_of(name, answers):
         with work.session(target) as session:
-            received = 0
-            for run in mine:
-                fetched = fetch_run(session, run.run, dest, ask=False)
-                received += fetched.received
-            size = f"{received / 2**20:.1f} MiB"
-            work.display.line(f"{target.spec}: {len(mine)} runs, {size} received, all verified")
+            received = sum(fetch_run(session, run.run, dest, ask=False).received for run in runs)
+        size = f"{received / 2**20:.1f} MiB"
+        work.display.line(f"{target.spec}: {len(runs)} runs, {size} received, all verified")
     work.tell_json(sweep_json(name, rows))
     if not work.json:
         show_sweep(work.display, name, rows)

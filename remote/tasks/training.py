@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from remote.runs.request import TrainOptions
     from remote.ssh.target import Target
 
-FOLLOWED_LINES = 40
-"""Of the log, where one begins to follow."""
-
 
 @task(
     auto_shortflags=False,
@@ -200,13 +197,7 @@ def choose_free(work: Work, options: TrainOptions) -> tuple[Work, Target]:
     if earlier is not None:
         work.display.line(f"{earlier}: an earlier call was cut off there; it is the same start")
         return work, targets[earlier]
-    answers = work.on_all(look_at)
-    for target, _, error in answers:
-        if error:
-            work.display.note(f"{target.spec}: left out: {error.message}")
-    looks = [look for _, look, error in answers if not error]
-    if not looks:
-        raise next(error for _, _, error in answers if error)
+    looks = [look for _, look in work.those_up(work.on_all(look_at), "it is left out")]
     look, why = first_free(looks, wanted_gpus(work.project, options))
     work.display.line(why)
     by_slurm = work.project.settings.launcher == "slurm"
