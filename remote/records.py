@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from remote.agent.shared.gpu_choice import Gpu, GpuProcess, GpuReport
 from remote.agent.shared.states import FINAL, Finish, State
@@ -137,10 +137,14 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Nodes:
-    """The hosts of one training, in order of rank, as they were typed; empty: Slurm's nodes."""
+class Lenient:
+    """Made of what people's own programs have written: a part of another type is as if it were not
+    there."""
 
-    LENIENT: ClassVar[bool] = True
+
+@dataclass(frozen=True)
+class Nodes(Lenient):
+    """The hosts of one training, in order of rank, as they were typed; empty: Slurm's nodes."""
 
     count: int = 1
     # This host's.
@@ -149,11 +153,9 @@ class Nodes:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Asked(Lenient):
     """run.json: what was asked for, by the laptop that started the run, and perhaps another one's
     version of this program."""
-
-    LENIENT: ClassVar[bool] = True
 
     name: str | None = None
     recipe: str | None = None
@@ -180,10 +182,8 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Metrics:
+class Metrics(Lenient):
     """The newest values; losses are per image, accuracies fractions."""
-
-    LENIENT: ClassVar[bool] = True
 
     train_loss: float | None = None
     val_accuracy: float | None = None
@@ -191,10 +191,8 @@ class Metrics:
 
 
 @dataclass(frozen=True)
-class Progress:
+class Progress(Lenient):
     """progress.json, as the training writes it about itself."""
-
-    LENIENT: ClassVar[bool] = True
 
     phase: str = ""
     # Seconds since 1970, when it was written.
@@ -214,10 +212,8 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class GpuUse:
+class GpuUse(Lenient):
     """One row of gpu.csv."""
-
-    LENIENT: ClassVar[bool] = True
 
     utilization_percent: float | None = None
     memory_used_mib: float | None = None
@@ -226,30 +222,23 @@ class GpuUse:
 
 
 @dataclass(frozen=True)
-class SummaryData:
-    LENIENT: ClassVar[bool] = True
-
+class SummaryData(Lenient):
     kind: str = ""
     sha256: str = ""
 
 
 @dataclass(frozen=True)
-class SummaryMacro:
+class SummaryMacro(Lenient):
     """In the mean over the classes, each counting the same."""
-
-    LENIENT: ClassVar[bool] = True
 
     recall: float | None = None
 
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(Lenient):
     """summary.json, as the training writes it at its end."""
 
-    LENIENT: ClassVar[bool] = True
-
     test_accuracy: float | None = None
-    test_images: int = 0
     epochs: float | None = None
     max_epochs: float | None = None
     # 0: the last one's weights were taken.
@@ -268,10 +257,8 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class RunDetail:
+class RunDetail(Lenient):
     """state.json as the server tells it now. Times are its own clock's, in seconds since 1970."""
-
-    LENIENT: ClassVar[bool] = True
 
     cause: str | None = None
     exit_code: int | None = None

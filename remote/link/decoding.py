@@ -10,6 +10,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from remote.records import Lenient
+
 T = TypeVar("T")
 
 
@@ -18,11 +20,7 @@ class WrongForm(ValueError):
 
 
 def decode(kind: type[T], value: object, place: str = "") -> T:
-    """`value` as a dataclass, or as any type that stands in one. Raises WrongForm with the place.
-
-    A record with LENIENT is made of what people's own programs have written: a part of another type
-    is as if it were not there.
-    """
+    """`value` as a dataclass, or as any type that stands in one. Raises WrongForm."""
     return typing.cast(T, _decode(kind, value, place))
 
 
@@ -64,7 +62,7 @@ def _record(kind: type, value: Any, place: str) -> Any:
             try:
                 given[name] = _decode(hint, found, inner)
             except WrongForm:
-                if not getattr(kind, "LENIENT", False):
+                if not issubclass(kind, Lenient):
                     raise
         elif needed:
             raise WrongForm(inner)

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 from remote.link.decoding import decode
 from remote.link.link import OnEvent
-from remote.records import GpuUse, Progress
+from remote.records import GpuUse, Lenient, Progress
 
 E = TypeVar("E")
 
@@ -25,10 +25,8 @@ class RunNews:
 
 
 @dataclass(frozen=True)
-class FollowEvent:
+class FollowEvent(Lenient):
     """What is None has not changed."""
-
-    LENIENT: ClassVar[bool] = True
 
     # Where in the log the bytes beside this begin.
     log: int | None = None
@@ -43,10 +41,8 @@ class FollowEvent:
 
 
 @dataclass(frozen=True)
-class StepEvent:
+class StepEvent(Lenient):
     """Of a long operation: what it does, for how long, and what the program that does it says."""
-
-    LENIENT: ClassVar[bool] = True
 
     step: str = ""
     line: str = ""

@@ -85,7 +85,6 @@ class Environment:
     ready: bool = False
     # False: what it was made from has changed, as `changed` says.
     valid: bool = False
-    building: bool = False
     changed: str | None = None
     kind: str = ""
     python: str = ""
@@ -121,7 +120,6 @@ class Interpreter:
     has_venv: bool = False
     has_virtualenv: bool = False
     is_venv: bool = False
-    is_conda: bool = False
     sites: tuple[str, ...] = ()
     markers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     packages: Mapping[str, str] = dataclasses.field(default_factory=dict)

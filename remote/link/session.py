@@ -102,10 +102,7 @@ class Session:
         self.connection.open()
         log.debug("%s: settings read after %.3f s", self.host, time.monotonic() - began)
         try:
-            settings = self.project.settings
-            self.link = Link(
-                self.connection, settings.root, settings.python, new_there=not self._keeps_agent()
-            )
+            self.link = self._agent(new_there=not self._keeps_agent())
             self.link.__enter__()
         except BaseException:
             self.close()
@@ -123,10 +120,12 @@ class Session:
 
     def lane(self) -> Link:
         """One more agent over the login that stands, for what goes side by side."""
+        return self._agent(beside=True)
+
+    def _agent(self, **how: bool) -> Link:
         assert self.connection is not None
-        return Link(
-            self.connection, self.project.settings.root, self.project.settings.python, beside=True
-        )
+        settings = self.project.settings
+        return Link(self.connection, settings.root, settings.python, **how)
 
     @property
     def _memory(self) -> Path:

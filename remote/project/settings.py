@@ -19,7 +19,11 @@ SEVERAL = ("results", "include", "env", "data")
 """Keys that hold several things: separated by commas, or as a list."""
 PROJECT_NAME = re.compile(r"[^\s/\\\x00-\x1f\x7f-\x9f][^/\\\x00-\x1f\x7f-\x9f]{0,99}\Z")
 
-LAUNCHERS = ("auto", "tmux", "setsid", "slurm")
+CHOICES = {
+    "launcher": ("auto", "tmux", "setsid", "slurm"),
+    "ssh": ("auto", "openssh", "paramiko"),
+    "language": ("auto", "en", "zh"),
+}
 LINES = ("extra", "preamble")
 """Settings of Slurm that may be lists of lines."""
 
@@ -116,15 +120,10 @@ def _problems(settings: Settings, project: str) -> list[str]:
         errors.append("remote.timeout_s must be between 0 and 3600 seconds")
     if not 0 <= settings.stay_s <= 86400:
         errors.append("remote.stay_s must be between 0 and 86400 seconds")
-    if settings.launcher not in LAUNCHERS:
-        errors.append(
-            f"remote.launcher must be {', '.join(LAUNCHERS)}, not {settings.launcher!r:.40}"
-        )
     errors += slurm_problems(settings.slurm)
-    if settings.ssh not in ("auto", "openssh", "paramiko"):
-        errors.append(f"remote.ssh must be auto, openssh or paramiko, not {settings.ssh!r:.40}")
-    if settings.language not in ("auto", "en", "zh"):
-        errors.append(f"remote.language must be auto, en or zh, not {settings.language!r:.40}")
+    for key, known in CHOICES.items():
+        if (given := getattr(settings, key)) not in known:
+            errors.append(f"remote.{key} must be {', '.join(known)}, not {given!r:.40}")
     for key in ("max_file_mib", "ask_above_mib"):
         if getattr(settings, key) <= 0:
             errors.append(f"remote.{key} must be above 0")

@@ -83,7 +83,7 @@ def parse_tasks(program: Any, read_tasks: Callable[[], None]) -> None:
         read_tasks()
     except ParseError as error:
         names = [*program.collection.task_names]
-        raise refusal(explain(str(error), error.context, words, names)) from None
+        raise refusal(explain(str(error), error.context, names)) from None
     for context in program.tasks:
         if bare := bare_option(context, words):
             raise refusal(needs_value(bare, context.name))
@@ -148,7 +148,7 @@ def needs_value(option: str, task: str) -> str:
     return f"--{_dashed(option)} needs a value — fab {task} --help tells its options"
 
 
-def explain(said: str, context: Any, words: Sequence[str], names: Sequence[str]) -> str:
+def explain(said: str, context: Any, names: Sequence[str]) -> str:
     """One line for what the parser can't read: what it is, and what was probably meant."""
     task = getattr(context, "name", None)
     unknown = re.fullmatch(r"No idea what '(.*)' is!", said)

@@ -143,7 +143,7 @@ def test_an_error_says_in_chinese_what_where_and_what_to_type_next(
     chinese: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes = io.StringIO()
-    said = explain("No idea what 'trian' is!", None, ["trian"], ["train"])
+    said = explain("No idea what 'trian' is!", None, ["train"])
     remedy = "run the same command again"
     error = UsageError(f"no option --x; {said}", host="login", step="login", remedy=remedy)
     Display(notes=notes).error(error)
