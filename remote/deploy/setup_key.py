@@ -39,25 +39,19 @@ def setup_key(session: Session) -> None:
                 " writable by others"
             ),
         ) from None
-    session.display.line(
-        "logged in with it: later commands ask for no password"
-        if not is_encrypted(key)
-        else "logged in with it"
-    )
+    if is_encrypted(key):
+        session.display.line("logged in with it")
+    else:
+        session.display.line("logged in with it: later commands ask for no password")
 
 
 def choose_key(session: Session) -> Path:
     """The private key of -i, that of ssh_config, the first usual one, or a new one."""
     given = [Path(name).expanduser() for name in session.target.identities]
-    configured = identity_files(session.target)
+    order = {name: place for place, name in enumerate(PREFERRED)}
+    configured = sorted(identity_files(session.target), key=lambda key: order.get(key.name, -1))
     usual = [Path.home() / ".ssh" / name for name in PREFERRED]
-    for key in [
-        *given,
-        *sorted(
-            configured, key=lambda key: PREFERRED.index(key.name) if key.name in PREFERRED else -1
-        ),
-        *usual,
-    ]:
+    for key in [*given, *configured, *usual]:
         if key.exists() or key.with_name(key.name + ".pub").exists():
             return key
     if given:
@@ -91,16 +85,13 @@ def read_public(key: Path) -> str:
     beside = key.with_name(key.name + ".pub")
     if beside.exists():
         return beside.read_text(encoding="utf-8", errors="replace").strip()
-    done = (
-        subprocess.run(["ssh-keygen", "-y", "-f", str(key)], capture_output=True, text=True)
-        if shutil.which("ssh-keygen")
-        else None
-    )
-    if done is None or done.returncode:
-        raise UsageError(
-            f"{beside} is missing", step="setup-key", remedy=f"ssh-keygen -y -f {key} > {beside}"
-        )
-    return done.stdout.strip()
+    if shutil.which("ssh-keygen"):
+        argv = ["ssh-keygen", "-y", "-f", str(key)]
+        done = subprocess.run(argv, capture_output=True, text=True)
+        if not done.returncode:
+            return done.stdout.strip()
+    remedy = f"ssh-keygen -y -f {key} > {beside}"
+    raise UsageError(f"{beside} is missing", step="setup-key", remedy=remedy)
 
 
 def is_encrypted(key: Path) -> bool:

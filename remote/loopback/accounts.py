@@ -176,20 +176,16 @@ def make_key(path: Path, key_type: str = "ed25519") -> Path:
 def render_ssh_config(route: Route) -> str:
     """A client configuration of one host, named `loopback`, that asks nothing and trusts exactly
     one key."""
-    return "".join(
-        f"{line}\n"
-        for line in (
-            "Host loopback",
-            f"    HostName {route.host}",
-            f"    Port {route.port}",
-            f"    User {route.user}",
-            f"    IdentityFile {quote(route.identity, percent=True)}",
-            "    IdentitiesOnly yes",
-            f"    UserKnownHostsFile {quote(route.known_hosts, percent=True)}",
-            "    GlobalKnownHostsFile /dev/null",
-            "    StrictHostKeyChecking yes",
-        )
-    )
+    return f"""Host loopback
+    HostName {route.host}
+    Port {route.port}
+    User {route.user}
+    IdentityFile {quote(route.identity, percent=True)}
+    IdentitiesOnly yes
+    UserKnownHostsFile {quote(route.known_hosts, percent=True)}
+    GlobalKnownHostsFile /dev/null
+    StrictHostKeyChecking yes
+"""
 
 
 def quote(value: object, percent: bool = False) -> str:

@@ -95,16 +95,9 @@ def is_fetched(path: str, own: str) -> bool:
 def why_nothing(project: Path) -> tuple[str, str]:
     """Where every file is ignored by a repository that lies around the project: that, and what to
     do."""
-    top = (
-        (run_git(project, "rev-parse", "--show-toplevel") or b"")
-        .decode("utf-8", "surrogateescape")
-        .strip()
-    )
-    if (
-        top
-        and Path(top).resolve() != project.resolve()
-        and run_git(project, "check-ignore", "-q", ".") is not None
-    ):
+    top = os.fsdecode(run_git(project, "rev-parse", "--show-toplevel") or b"").strip()
+    is_around = top and Path(top).resolve() != project.resolve()
+    if is_around and run_git(project, "check-ignore", "-q", ".") is not None:
         return (
             f": the repository {top} around it ignores them",
             "`git init` here makes it a project of its own",
@@ -209,11 +202,8 @@ def _walk(project: Path, also: set[str], left: list[tuple[str, str]]) -> Iterato
                 left.append((f"{prefix}{name}/", "a virtual environment"))
             elif name in PRUNED:
                 names.remove(name)
-                left += (
-                    [(f"{prefix}{name}/", "a cache or a tool's own")]
-                    if not name.startswith((".git", "__pycache__"))
-                    else []
-                )
+                if not name.startswith((".git", "__pycache__")):
+                    left.append((f"{prefix}{name}/", "a cache or a tool's own"))
             elif name in DATA_NAMES - also and not _holds_code(place):
                 names.remove(name)
                 left.append((f"{prefix}{name}/", NO_CODE))

@@ -92,9 +92,6 @@ def label_of(line: str) -> str:
     words = [word for word in shlex.split(line) if not ASSIGNMENT.match(word)]
     script = next((word for word in words if word.endswith(SCRIPTS)), "")
     module = next((after for word, after in itertools.pairwise(words) if word == "-m"), "")
-    name = (
-        Path(script).stem
-        if script
-        else module.rpartition(".")[2] or Path(words[0] if words else "run").name
-    )
+    program = Path(words[0] if words else "run").name
+    name = Path(script).stem or module.rpartition(".")[2] or program
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:24].strip("-") or "run"

@@ -30,12 +30,7 @@ def run_git(project: Path, *arguments: str) -> bytes | None:
     if done.returncode == 0:
         return done.stdout
     error = done.stderr.decode("utf-8", "replace").strip()
-    if "not a git repository" in error or arguments[0] in (
-        "log",
-        "symbolic-ref",
-        "status",
-        "check-ignore",
-    ):
+    if "not a git repository" in error or arguments[0] in ("log", "check-ignore"):
         return None
     raise UsageError(
         f"git can't list the files: {error.splitlines()[0] if error else done.returncode}",
@@ -50,10 +45,8 @@ def zero_separated(output: bytes) -> list[str]:
 def describe_origin(project: Path) -> str:
     """Branch, commit and whether there were changes; empty without git or before the first
     commit."""
-    commit = (
-        (run_git(project, "log", "-1", "--format=%h %s") or b"").decode("utf-8", "replace").strip()
-    )
-    return commit[:200]
+    commit = run_git(project, "log", "-1", "--format=%h %s") or b""
+    return commit.decode("utf-8", "replace").strip()[:200]
 
 
 def project_identity(project: Path) -> str | None:
