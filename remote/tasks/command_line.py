@@ -145,7 +145,11 @@ def bare_option(context: Any, words: Sequence[str]) -> str | None:
 
 
 def needs_value(option: str, task: str) -> str:
-    return f"--{_dashed(option)} needs a value — fab {task} --help tells its options"
+    return with_help(f"--{_dashed(option)} needs a value", task)
+
+
+def with_help(said: str, task: str) -> str:
+    return f"{said} — fab {task} --help tells its options"
 
 
 def explain(said: str, context: Any, names: Sequence[str]) -> str:
@@ -161,7 +165,7 @@ def explain(said: str, context: Any, names: Sequence[str]) -> str:
         bare = re.fullmatch(r"Flag <Argument: (\w+)[^>]*> needed value and was not .*", said)
         if bare:
             return needs_value(bare[1], task or "TASK")
-        return f"{said} — fab {task or 'TASK'} --help tells its options"
+        return with_help(said, task or "TASK")
     word = unknown[1]
     if task and word.startswith("-"):
         near = _near(word, list(context.flags))
