@@ -143,11 +143,9 @@ def _plan_configured(needs: Needs, item: Candidate) -> EnvironmentPlan:
         return as_is(needs, item, why)
     if item.torch_problem and needs.settings.torch == "auto":
         gpus = needs.report.gpus
-        has = (
-            ""
-            if item.torch.cuda
-            else f", but the server has {len(gpus)} GPU(s) ({gpus[0].name or '–'})"
-        )
+        has = ""
+        if not item.torch.cuda:
+            has = f", but the server has {len(gpus)} GPU(s) ({gpus[0].name or '–'})"
         raise EnvironmentFailed(
             f"{item.path}: {item.torch_problem}{has}",
             step="environment",

@@ -234,11 +234,8 @@ def reason_to_leave(
     except OSError:
         return None
     if stat.S_ISLNK(status.st_mode):
-        return (
-            None
-            if _inside(path, os.readlink(project / path))
-            else "a link that leads out of the project"
-        )
+        inside = _inside(path, os.readlink(project / path))
+        return None if inside else "a link that leads out of the project"
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file"
     lower = path.rsplit("/", 1)[-1].lower()

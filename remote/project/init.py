@@ -140,11 +140,9 @@ def tell_packages(directory: Path, packages: list[str], display: Display) -> Non
 
 def quoted(text: str) -> str:
     """As YAML takes it, whatever is in it."""
-    return (
-        text
-        if re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./ ,=-]*", text)
-        else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    )
+    if re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./ ,=-]*", text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def guess_command(directory: Path) -> tuple[str, list[str]]:

@@ -94,19 +94,13 @@ def fetch(work: Work, options: FetchOptions) -> int:
         work.only_target("--then-shutdown")
     if options.watch and len(work.targets) > 1:
         options = watch_together(work, options, dest)
-    watching = options.watch or options.then_shutdown
+    bring = watch_run if options.watch or options.then_shutdown else fetch_run
     answers = []
     for target in work.targets:
         with work.session(target) as session:
-            names = (
-                [run.run for run in list_runs(session)] if options.run == "all" else [options.run]
-            )
-            for name in names:
-                fetched = (
-                    watch_run(session, name, dest, ask)
-                    if watching
-                    else fetch_run(session, name, dest, ask)
-                )
+            every = [run.run for run in list_runs(session)] if options.run == "all" else None
+            for name in [options.run] if every is None else every:
+                fetched = bring(session, name, dest, ask)
                 show_fetched(work.display, fetched)
                 answers.append(fetched_json(fetched, session.host))
             if options.then_shutdown:

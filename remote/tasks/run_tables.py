@@ -213,11 +213,10 @@ def show_fetched(display: Display, fetched: Fetched) -> None:
         display.line("fetch again when it has ended; only what is new will be transferred")
     else:
         for path, why in list(fetched.gone.items())[:5]:
-            display.note(
-                f"{path} can't be read on the server: {why}"
-                if why
-                else f"{path} vanished on the server meanwhile; fetch again"
-            )
+            if why:
+                display.note(f"{path} can't be read on the server: {why}")
+            else:
+                display.note(f"{path} vanished on the server meanwhile; fetch again")
     show_left(display, fetched)
 
 

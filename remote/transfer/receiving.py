@@ -239,11 +239,9 @@ class Receiver:
             place = self._place(file)
             target = content.decode("utf-8", "surrogateescape")
             reached = os.path.normpath(os.path.join(os.path.dirname(file.path), target))
-            leaves = (
-                not (reached + "/").startswith(SOURCE)
-                if file.path.startswith(SOURCE)
-                else reached.split("/")[0] == ".."
-            )
+            leaves = reached.split("/")[0] == ".."
+            if file.path.startswith(SOURCE):
+                leaves = not (reached + "/").startswith(SOURCE)
             if os.path.isabs(target) or leaves or "\0" in target:
                 raise ProtocolError(
                     f"the server sends a link that leads out of the run: {file.path!r:.120}"
