@@ -19,9 +19,9 @@ class WrongForm(ValueError):
     """Its text is the place, made of our own names and numbers only; empty for the whole."""
 
 
-def decode(kind: type[T], value: object, place: str = "") -> T:
+def decode(kind: type[T], value: object) -> T:
     """`value` as a dataclass, or as any type that stands in one. Raises WrongForm."""
-    return typing.cast(T, _decode(kind, value, place))
+    return typing.cast(T, _decode(kind, value, ""))
 
 
 def _decode(kind: Any, value: Any, place: str) -> Any:

@@ -123,11 +123,11 @@ class LoopbackServer:
         finally:
             backend.thaw()
 
-    def log_tail(self, lines: int = 40) -> str:
+    def log_tail(self) -> str:
         """The end of the server's log, for error messages and failed tests."""
         if not self.log.exists():
             return ""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
 
     def _open(self) -> Backend:
         if self._backend is None:

@@ -145,26 +145,18 @@ def _is_locked(name: str) -> bool:
     return any(line.startswith(f"{name}:!") for line in lines)
 
 
-def make_keys(directory: Path, host_type: str = "ed25519", user_type: str = "ed25519") -> Keys:
-    """Generate a host key and a user key (`ed25519`, `rsa` or `ecdsa`) below `directory`."""
+def make_keys(directory: Path) -> Keys:
+    """Generate a host key and a user key below `directory`."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return Keys(
-        make_key(directory / "host_key", host_type), make_key(directory / "user_key", user_type)
-    )
+    return Keys(make_key(directory / "host_key"), make_key(directory / "user_key"))
 
 
-def make_key(path: Path, key_type: str = "ed25519") -> Path:
+def make_key(path: Path) -> Path:
     """Write a fresh private key to `path` (0600) and its public half to `path`.pub."""
     from cryptography.hazmat.primitives import serialization as form
-    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    key: ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
-    if key_type == "rsa":
-        key = rsa.generate_private_key(65537, 2048)
-    elif key_type == "ecdsa":
-        key = ec.generate_private_key(ec.SECP256R1())
-    else:
-        key = ed25519.Ed25519PrivateKey.generate()
+    key = Ed25519PrivateKey.generate()
     private = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.OpenSSH, form.NoEncryption())
     public = key.public_key().public_bytes(form.Encoding.OpenSSH, form.PublicFormat.OpenSSH)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:

@@ -40,14 +40,13 @@ class Follower:
         self,
         session: Session,
         run: str,
-        offset: int = 0,
         show_log: bool = True,
         sink: Callable[[str], None] | None = None,
     ) -> None:
         """`sink` takes the log's lines in place of the screen."""
         self.session = session
         self.run = run
-        self.offset = offset
+        self.offset = 0
         self.show_log = show_log
         self.view = TrainingView(run, session.host)
         self.lines = LineBuffer(sink or session.display.log)

@@ -7,7 +7,7 @@ import dataclasses
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from remote.deploy.deploy import Deployed, deploy
 from remote.deploy.shown import show_steps
@@ -46,8 +46,9 @@ from remote.runs.resume import (
 from remote.runs.shutdown import tell_plan
 from remote.ssh.target import typed_together
 
+Asked = dict[str, Any]
 Describe = Callable[[Launch, Placement], Mapping[str, Any]]
-AskFirst = Callable[[dict[str, Any]], Started]
+S = TypeVar("S", bound=Started)
 SHOWN = 3
 
 
@@ -112,7 +113,6 @@ def resume_on_hosts(
         return first.ask_as_owner(Resumed, run=plan.run, asked=asked, **plan.request.beside)
 
     answer = start_all(launches, plan.run, describe, ask)
-    assert isinstance(answer, Resumed)
     tell_resumed(launches[0], plan, answer, with_new_code)
     for session in sessions[1:]:
         tell_plan(session, plan.request.shutdown)
@@ -253,8 +253,8 @@ def is_started(sessions: Sequence[Session], run: str) -> bool:
 
 
 def start_all(
-    launches: Sequence[Launch], run: str, describe: Describe, ask_first: AskFirst
-) -> Started:
+    launches: Sequence[Launch], run: str, describe: Describe, ask_first: Callable[[Asked], S]
+) -> S:
     """On the first host, which the others then join. Where one can't, those before it are
     stopped."""
     first, sessions = launches[0].session, [launch.session for launch in launches]
@@ -270,17 +270,17 @@ def start_all(
         "address": network.addresses[0].address,
         "port": network.port,
     }
-    answer: Started | None = None
+    asked = [
+        {**describe(launch, placement), "nodes": nodes | {"rank": rank}}
+        for rank, (launch, placement) in enumerate(zip(launches, placements, strict=True))
+    ]
     started: list[Session] = []
     try:
-        for rank, (launch, placement) in enumerate(zip(launches, placements, strict=True)):
-            session = launch.session
-            asked = {**describe(launch, placement), "nodes": nodes | {"rank": rank}}
-            if rank == 0:
-                answer = start_patiently(session, partial(ask_first, asked))
-            else:
-                join(session, run, asked, launch.request.beside)
-            started.append(session)
+        answer = start_patiently(first, partial(ask_first, asked[0]))
+        started.append(first)
+        for launch, theirs in zip(launches[1:], asked[1:], strict=True):
+            join(launch.session, run, theirs, launch.request.beside)
+            started.append(launch.session)
     except (ConnectionLost, Unreachable):
         raise  # the same command finds out how far it has come
     except RemoteError:
@@ -288,7 +288,6 @@ def start_all(
         for session in started:
             session.ask(Stopping, run=run, who=who_am_i())
         raise
-    assert answer is not None
     return answer
 
 
