@@ -147,11 +147,10 @@ def _key(needs: Needs, parts: Sequence[Any]) -> str:
     using it."""
     facts = needs.known.facts
     made = {one.key: one for one in facts.environments}
-    runs_live = any(run.state in ("queued", "running") for run in facts.runs)
     parts = [needs.requirements_hash, *parts]
     while True:
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         found = made.get(key)
-        if not runs_live or found is None or not found.ready or found.valid:
+        if not facts.live or found is None or not found.ready or found.valid:
             return key
         parts = [*parts, "again"]

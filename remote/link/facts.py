@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from remote.agent.shared.gpu_choice import GpuReport, parse_gpus
+from remote.agent.shared.gpu_choice import Gpu, GpuReport, parse_gpus, unusable_reason
 from remote.link.answer import Answer
 
 
@@ -175,7 +175,21 @@ class Facts(Answer):
         return (node.get("boot_id"), node.get("host")) if node else here
 
     @property
+    def usable(self) -> list[Gpu]:
+        """GPUs that a run could ever have."""
+        return [gpu for gpu in self.gpus.gpus if not unusable_reason(gpu)]
+
+    @property
+    def live(self) -> list[KnownRun]:
+        """Runs that have not ended."""
+        return [run for run in self.runs if run.state in ("queued", "running")]
+
+    @property
+    def waiting(self) -> int:
+        """Runs in the server's queue for GPUs."""
+        return sum(run.state == "queued" and run.queue for run in self.runs)
+
+    @property
     def held(self) -> dict[str, str]:
         """GPU → run, for the runs that have not ended."""
-        live = [run for run in self.runs if run.state in ("queued", "running")]
-        return {uuid: run.run for run in live for uuid in run.gpus or ()}
+        return {uuid: run.run for run in self.live for uuid in run.gpus or ()}

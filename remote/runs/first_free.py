@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from remote.agent.shared.gpu_choice import choose_gpus, unusable_reason
+from remote.agent.shared.gpu_choice import choose_gpus
 from remote.link.answers import Node, Nodes
 from remote.link.facts import Facts
 from remote.link.session import Project, Session
@@ -43,19 +43,18 @@ def look_at(session: Session) -> Look:
     if facts.sbatch is None:
         return look_at_server(session.host, facts, " (no Slurm)")
     nodes = session.ask(Nodes, partition=settings.slurm.partition, waiting=False)
-    live = live_runs(facts)
-    return look_at_cluster(session.host, nodes.nodes, gres_of(settings.slurm, None), live)
+    gres, live = gres_of(settings.slurm, None), len(facts.live)
+    return look_at_cluster(session.host, nodes.nodes, gres, live)
 
 
 def look_at_server(host: str, facts: Facts, remark: str = "") -> Look:
     gpus = facts.gpus.gpus
     free = choose_gpus(gpus, "auto", limit=0, held=facts.held).gpus
-    waiting = sum(run.state == "queued" and run.queue for run in facts.runs)
+    waiting, usable = facts.waiting, len(facts.usable)
     memory = min((gpu.memory_total_mib or 0 for gpu in free), default=0)
-    usable = sum(not unusable_reason(gpu) for gpu in gpus)
     able, queue = 0 if waiting else len(free), f", {waiting} runs wait" if waiting else ""
     seen = f"{host}: {able} of {usable} GPUs free{queue}{remark}"
-    return Look(host, seen, able, usable, waiting, memory, live_runs(facts))
+    return Look(host, seen, able, usable, waiting, memory, len(facts.live))
 
 
 def look_at_cluster(host: str, nodes: Sequence[Node], gres: str, live: int = 0) -> Look:
@@ -107,10 +106,6 @@ def first_free(looks: Sequence[Look], wanted: int) -> tuple[Look, str]:
 
 def queue_of(look: Look) -> float:
     return 0.5 if look.waiting is None else look.waiting
-
-
-def live_runs(facts: Facts) -> int:
-    return sum(run.state in ("queued", "running") for run in facts.runs)
 
 
 def cut_off_at(project: Project, hosts: Sequence[str], options: TrainOptions) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from remote.agent.shared.gpu_choice import choose_gpus, unusable_reason
+from remote.agent.shared.gpu_choice import choose_gpus
 from remote.deploy.deploy import Deployed
 from remote.errors import ConnectionLost, GpuUnfit, NotFound, RemoteError, Unreachable
 from remote.link.session import Session
@@ -146,7 +146,8 @@ def require_so_many(launch: Launch, there: int | None) -> None:
 def place_run(launch: Launch, held: Mapping[str, str]) -> Placement:
     """GPUs that are free now, or a place in the server's queue. Raises GpuUnfit where that can't
     help, or with --now."""
-    request, gpus = launch.request, launch.deployed.facts.gpus.gpus
+    request, facts = launch.request, launch.deployed.facts
+    gpus = facts.gpus.gpus
     most, host = launch.most_gpus, launch.session.host
     if launch.by_slurm:
         require_so_many(launch, None)
@@ -159,11 +160,9 @@ def place_run(launch: Launch, held: Mapping[str, str]) -> Placement:
         return Placement((), devices=request.devices)
     require_so_many(launch, len(gpus))
     choice = choose_gpus(gpus, request.devices, limit=request.gpus or most, held=held)
-    runs = launch.deployed.facts.runs
-    waiting = sum(run.state == "queued" and run.queue for run in runs)
+    waiting = facts.waiting
     enough = len(choice.gpus) >= (request.gpus or 1) and not waiting
-    hopeless = all(unusable_reason(gpu) for gpu in gpus)
-    if request.devices == "auto" and not enough and not request.now and not hopeless:
+    if request.devices == "auto" and not enough and not request.now and facts.usable:
         return Placement((), queue=True, wanted=request.gpus or 1)
     if choice.problem is not None:
         step = "choose GPUs"

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from remote.agent.shared.gpu_choice import unusable_reason
 from remote.deploy.deploy import deploy
 from remote.deploy.shown import show_steps
 from remote.errors import RemoteError, UsageError
@@ -160,15 +159,13 @@ def default_name(project: Project, options: TrainOptions, grid: Sequence[str]) -
 
 def capacity(facts: Facts) -> int:
     """Runs that go at once there: one for each GPU that can be used, else one on the processor."""
-    return max(1, sum(not unusable_reason(gpu) for gpu in facts.gpus.gpus))
+    return max(1, len(facts.usable))
 
 
 def assign(points: Sequence[Point], hosts: Mapping[str, Facts]) -> dict[str, list[Point]]:
     """Points by host. Those that may have been started stay where they are; others go where the
     shortest queue is, for the GPUs there."""
-    loads = {
-        host: sum(r.state in ("queued", "running") for r in f.runs) for host, f in hosts.items()
-    }
+    loads = {host: len(facts.live) for host, facts in hosts.items()}
     given: dict[str, list[Point]] = {host: [] for host in hosts}
     for point in points:
         if point.sent:

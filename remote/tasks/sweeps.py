@@ -210,6 +210,7 @@ def fetch_sweep(work: Work, name: str, dest: Path) -> int:
     """All of its runs, each as `fetch-results` does, and the comparison."""
     from remote.runs.listing import list_runs
     from remote.runs.sweep_table import show_sweep, sweep_json, tell_files
+    from remote.screen.text import size
     from remote.transfer.fetch import fetch_run
 
     answers = work.on_all(list_runs)
@@ -217,8 +218,8 @@ def fetch_sweep(work: Work, name: str, dest: Path) -> int:
     for target, runs in runs_of(name, answers):
         with work.session(target) as session:
             received = sum(fetch_run(session, run.run, dest, ask=False).received for run in runs)
-        size = f"{received / 2**20:.1f} MiB"
-        work.display.line(f"{target.spec}: {len(runs)} runs, {size} received, all verified")
+        came = size(received)
+        work.display.line(f"{target.spec}: {len(runs)} runs, {came} received, all verified")
     work.tell_json(sweep_json(name, rows))
     if not work.json:
         show_sweep(work.display, name, rows)
