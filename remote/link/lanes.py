@@ -9,6 +9,8 @@ from remote.errors import RemoteError
 from remote.link.link import Link
 from remote.link.session import Session
 
+LARGE = 32 << 20
+"""Bytes of a file for several; below that one channel is done before others have begun."""
 MOST = 7
 """With the first channel they are 8 of the 10 sessions that sshd allows by default."""
 

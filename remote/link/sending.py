@@ -17,14 +17,13 @@ from typing import Any
 
 from remote.agent.shared.protocol import PIECE
 from remote.link.answers import ContentPiece
-from remote.link.lanes import MOST, Lanes
+from remote.link.lanes import LARGE, MOST, Lanes
 from remote.link.link import Link
 from remote.link.session import Session
 from remote.project.release import content_of, frame_of, upload_frames
 from remote.records import FileEntry
 from remote.screen.text import duration, show
 
-LARGE = 32 << 20
 PROBE = 2 * PIECE
 """How fast one channel is, is measured with the beginning of the first large file."""
 NARROW, FAST = 8e6, 150e6

@@ -238,12 +238,16 @@ def reason_to_leave(
         return None if inside else "a link that leads out of the project"
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file"
-    lower = path.rsplit("/", 1)[-1].lower()
-    if lower not in NO_SECRETS and SECRET.match(lower):
+    if is_for_secrets(path.rsplit("/", 1)[-1]):
         return "looks like a secret"
     if status.st_size > max_file_mib * 2**20:
         return f"{OVER_LIMIT} of {max_file_mib:g} MiB: {status.st_size / 2**20:.0f} MiB"
     return None
+
+
+def is_for_secrets(name: str) -> bool:
+    lower = name.lower()
+    return lower not in NO_SECRETS and bool(SECRET.match(lower))
 
 
 def is_private_key(path: str, head: bytes) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from remote.project.code_files import is_for_secrets
+
 SECRETS = {
     "private key": re.compile(
         r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:\\n|\s)+[A-Za-z0-9+/=:, -]{30}"
@@ -36,10 +38,6 @@ HOME = re.compile(
     r"(?:/home|/Users|/mnt/[a-z]/Users|[A-Za-z]:[\\/]{1,2}Users)[\\/]{1,2}[^\\/\s'\"<>:,;)]+"
 )
 SETTINGS = {".yaml", ".yml", ".json", ".toml", ".ini", ".cfg", ".conf", ".env", ".sh"}
-NAMES = re.compile(
-    r"(?:\.env(?:\..+)?|id_(?:rsa|dsa|ecdsa|ed25519)|.+\.(?:pem|p12|pfx|ppk|key)|\.netrc|\.pypirc|\.git-credentials)\Z"
-)
-EXAMPLES = re.compile(r"\.env\.(?:example|sample|template)\Z")
 MOST_BYTES = 8 << 20
 
 
@@ -64,7 +62,7 @@ def search(root: Path, paths: list[str]) -> list[Finding]:
 
 def _search_file(file: Path, path: str) -> Iterator[Finding]:
     name = PurePosixPath(path).name
-    if NAMES.match(name) and not EXAMPLES.match(name):
+    if is_for_secrets(name) or name.endswith(".pem"):
         yield Finding(path, 0, "a file for secrets, by its name")
     if file.is_symlink() or file.stat().st_size > MOST_BYTES:
         return

@@ -11,7 +11,7 @@ from typing import Any
 from remote.agent.shared.trees import SYMLINK
 from remote.errors import ConnectionLost, ProtocolError
 from remote.link.answers import FetchHash, FetchLane
-from remote.link.lanes import Lanes
+from remote.link.lanes import LARGE, Lanes
 from remote.link.link import Link
 from remote.link.session import Session
 from remote.transfer.manifest import RemoteFile
@@ -20,8 +20,6 @@ from remote.transfer.receiving import LocalBytes
 UNIT = 512 << 10
 AHEAD = 24 << 20
 """Bytes that may wait here in memory for those before them."""
-LARGE = 32 << 20
-"""Below that one channel is done before others have begun."""
 
 Wanted = tuple[RemoteFile, "LocalBytes | None"]
 Event = Callable[[dict[str, Any], bytes], None]
