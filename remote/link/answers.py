@@ -66,11 +66,6 @@ class Listening(Answer):
 
 
 @dataclass(frozen=True)
-class ListenedEnough(Answer):
-    OP = "network_close"
-
-
-@dataclass(frozen=True)
 class Exchanged(Answer):
     """`failed`: at the connection, at who answers, or at much data that way or back."""
 
@@ -192,21 +187,6 @@ class ReleaseMissing(Answer):
 
 
 @dataclass(frozen=True)
-class ReleasePut(Answer):
-    OP = "release_put"
-
-
-@dataclass(frozen=True)
-class ReleaseUse(Answer):
-    OP = "release_use"
-
-
-@dataclass(frozen=True)
-class ContentPiece(Answer):
-    OP = "content_piece"
-
-
-@dataclass(frozen=True)
 class DataMissing(Answer):
     OP = "data_missing"
 
@@ -274,11 +254,6 @@ class Resumed(Started):
     OP = "run_resume"
 
     attempt: int | None = None
-
-
-@dataclass(frozen=True)
-class Imported(Answer):
-    OP = "run_import"
 
 
 @dataclass(frozen=True)
@@ -367,11 +342,6 @@ class FetchManifest(Answer):
 
 
 @dataclass(frozen=True)
-class FetchRead(Answer):
-    OP = "fetch_read"
-
-
-@dataclass(frozen=True)
 class FetchLane(Answer):
     OP = "fetch_lane"
 
@@ -387,6 +357,22 @@ class FetchHash(Answer):
     sha256: str | None = None
 
 
-@dataclass(frozen=True)
-class FetchDone(Answer):
-    OP = "fetch_done"
+# -- without anything to read
+
+
+def done(op: str) -> type[Answer]:
+    """Of an operation that tells nothing but that it is done."""
+
+    class Done(Answer):
+        OP = op
+
+    return Done
+
+
+ListenedEnough = done("network_close")
+ReleasePut = done("release_put")
+ReleaseUse = done("release_use")
+ContentPiece = done("content_piece")
+Imported = done("run_import")
+FetchRead = done("fetch_read")
+FetchDone = done("fetch_done")
