@@ -25,6 +25,7 @@ from remote.runs.placement import (
     with_weights,
 )
 from remote.runs.request import (
+    GO_ON,
     Pending,
     Place,
     TrainOptions,
@@ -32,7 +33,6 @@ from remote.runs.request import (
     name_run,
     parse_request,
     plan_argv,
-    resumed_argv,
     start_run,
 )
 from remote.runs.shutdown import tell_plan
@@ -101,19 +101,20 @@ def asked_for(launch: Launch, run: str, placement: Placement) -> dict[str, Any]:
     """run.json of a new run."""
     project, request, deployed = launch.session.project, launch.request, launch.deployed
     settings, own = project.settings, project.has_own_trainer
-    there = place_of(launch, run, placement)
+    there, command = place_of(launch, run, placement), settings.command
+    recipe = request.recipe or settings.recipe
     plain = dataclasses.replace(request, fields=())
     return {
         **attempt_of(launch, placement),
         "name": request.name,
-        "recipe": request.recipe or settings.recipe if own else None,
+        "recipe": recipe if own else None,
         "fields": dict(request.fields),
-        "command": settings.command,
+        "command": command,
         "created": time.time(),
         "finish": "summary" if own else "exit",
         **code_of(deployed),
-        "argv": plan_argv(project, request, there),
-        "resume_argv": resumed_argv(project, settings.command, plain, there),
+        "argv": plan_argv(project, command, request, there, ("--recipe", recipe)),
+        "resume_argv": plan_argv(project, command, plain, there, GO_ON),
     }
 
 

@@ -37,6 +37,8 @@ OWN_OPTIONS = {
     "recipe": "give it as --recipe",
     "run_dir": "the run's directory is chosen here",
 }
+GO_ON = ("--resume", "auto")
+"""To our trainer: from its newest checkpoint, with its own values."""
 MOST_AT_ONCE = 16
 PENDING_S = 24 * 3600.0
 """A launch whose answer was lost is taken up again within this time."""
@@ -280,21 +282,14 @@ class Place:
         ]
 
 
-def plan_argv(project: Project, request: TrainRequest, there: Place) -> list[str]:
-    """The command's words, with what was asked for."""
-    words: Sequence[str] = request.arguments or ()
-    if project.has_own_trainer:
-        recipe = request.recipe or project.settings.recipe
-        words = ["--recipe", recipe, *there.trainer_words(request)]
-    return plan_words(project.settings.command, words, there.python)
-
-
-def resumed_argv(project: Project, command: str, request: TrainRequest, there: Place) -> list[str]:
-    """The trainer goes on from its newest checkpoint with its own values; a command of one's own is
-    run again as it was."""
+def plan_argv(
+    project: Project, command: str, request: TrainRequest, there: Place, first: Sequence[str]
+) -> list[str]:
+    """The command's words. `first`: what our trainer is told before all else that was asked for; a
+    command of one's own gets what was typed for it."""
     words: Sequence[str] = request.arguments or ()
     if runs_own_trainer(command, project.directory):
-        words = ["--resume", "auto", *there.trainer_words(request)]
+        words = [*first, *there.trainer_words(request)]
     return plan_words(command, words, there.python)
 
 

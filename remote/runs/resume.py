@@ -24,7 +24,7 @@ from remote.records import Asked, FileEntry, Run
 from remote.runs.launch import attempt_of, code_of, place_of, started_where, watch
 from remote.runs.listing import list_runs
 from remote.runs.placement import Launch, Placement, launch_on_free_gpus, place_run, prepare_launch
-from remote.runs.request import Pending, TrainOptions, TrainRequest, parse_request, resumed_argv
+from remote.runs.request import GO_ON, Pending, TrainOptions, TrainRequest, parse_request, plan_argv
 from remote.runs.shutdown import tell_plan
 from remote.screen.text import show, size
 from remote.transfer.manifest import PARTS
@@ -136,7 +136,7 @@ def changes_for(
     today's environment and GPUs."""
     request, project = launch.request, launch.session.project
     command = plan.asked.command or project.settings.command
-    argv = resumed_argv(project, command, request, place_of(launch, plan.run, placement))
+    argv = plan_argv(project, command, request, place_of(launch, plan.run, placement), GO_ON)
     return {
         **attempt_of(launch, placement),
         **(code_of(launch.deployed) if with_new_code else {}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from remote.link.answers import PlannedShutdown
@@ -236,8 +237,5 @@ def fetched_json(fetched: Fetched, host: str) -> dict[str, Any]:
         "files": fetched.files,
         "changed": fetched.changed,
         "received": fetched.received,
-        "left": [
-            {"path": row.path, "size": row.size, "why": row.why, "lost": row.lost}
-            for row in fetched.left
-        ],
+        "left": list(map(asdict, fetched.left)),
     }
