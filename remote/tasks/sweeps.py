@@ -97,8 +97,8 @@ def start(work: Work, options: TrainOptions, grid: Sequence[str], name: str | No
     chosen = sweeps.check_name(name or sweeps.default_name(work.project, options, grid))
     book = sweeps.Book(work.project, chosen)
     book.add(values)
+    targets = {target.spec: target for target in work.targets}
     up = work.those_up(work.on_all(ask_facts), "its part goes to the others")
-    targets = {target.spec: target for target, _ in up}
     hosts = {target.spec: facts for target, facts in up}
 
     def options_of(point: Point) -> TrainOptions:
