@@ -5,7 +5,7 @@ import os
 import re
 import secrets
 import shutil
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from remote.agent.releases.contents import known_contents, partly_received, receive, write_tree
 from remote.agent.releases.releases import checked_manifest
@@ -114,18 +114,25 @@ def _leads_to(link: str, directory: str) -> bool:
     return (os.path.realpath(link) + os.sep).startswith(os.path.realpath(directory) + os.sep)
 
 
-@operation("data_put")
-def data_put(
-    call: Call, tree: str, manifest: List[Any], name: str, single: bool, who: str
-) -> Dict[str, Any]:
-    """Receive what is missing, lay it out, and give it its name. `single`: it is one file, and the
-    name leads to that."""
-    layout = call.layout
-    entries = checked_manifest(tree, manifest)
+class Sent(NamedTuple):
+    """`single`: it is one file, and the name leads to that."""
+
+    tree: str
+    manifest: List[Any]
+    name: str
+    single: bool
+    who: str
+
+
+@operation("data_put", takes=Sent)
+def data_put(call: Call, sent: Sent) -> Dict[str, Any]:
+    """Receive what is missing, lay it out, and give it its name."""
+    layout, tree = call.layout, sent.tree
+    entries = checked_manifest(tree, sent.manifest)
     prepare_root(call)
-    link = os.path.join(layout.data, checked_name(layout, name))
+    link = os.path.join(layout.data, checked_name(layout, sent.name))
     received = 0
-    with locked(call, layout.data_lock, who), naming_disk(layout.sets):
+    with locked(call, layout.data_lock, sent.who), naming_disk(layout.sets):
         if not os.path.isdir(layout.set(tree)):
             require_space(layout, entries)
             call.event(ready=True)
@@ -135,7 +142,7 @@ def data_put(
             lay_out(layout, tree, entries)
             shutil.rmtree(layout.data_incoming, ignore_errors=True)
         target = os.path.join(
-            os.path.basename(layout.sets), tree, *([entries[0][0]] if single else [])
+            os.path.basename(layout.sets), tree, *([entries[0][0]] if sent.single else [])
         )
         aside = os.path.join(layout.data, f".{secrets.token_hex(6)}.tmp")
         os.symlink(target, aside)

@@ -50,11 +50,16 @@ class Call:
         raise NotImplementedError
 
 
-def operation(name: str) -> Callable[[Operation], Operation]:
-    """Register `function(call, **args) -> result` under a name."""
+def operation(
+    name: str, takes: Optional[Callable[..., Any]] = None
+) -> Callable[[Operation], Operation]:
+    """Register `function(call, **args) -> result` under a name; with `takes`, a record's class,
+    `function(call, record)`: the arguments are its fields."""
 
     def register(function: Operation) -> Operation:
         OPERATIONS[name] = function
+        if takes is not None:
+            OPERATIONS[name] = lambda call, **args: function(call, takes(**args))
         return function
 
     return register

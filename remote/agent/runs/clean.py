@@ -5,7 +5,7 @@ import os
 import secrets
 import shutil
 import time
-from typing import Any, Dict, List, Optional, Sequence, Set
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set
 
 from remote.agent.environments.environments import describe_environment
 from remote.agent.releases.releases import current_release, release_of
@@ -22,27 +22,24 @@ LEFTOVER_S = 3600.0
 UPLOAD_S = 24 * 3600.0
 
 
-@operation("fetch_done")
-def fetch_done(
-    call: Call, run: str, ended: Any, files: int, who: str, seen: str, narrowed: bool = False
-) -> Dict[str, Any]:
-    """The laptop has every file, verified, of a run that had ended (at `ended`) when its files were
-    listed, as `seen`.
+class Fetched(NamedTuple):
+    """A laptop has every file, verified, of a run that had ended (at `ended`) when its files were
+    listed, as `seen`; `narrowed`: but for what remote.results leaves here."""
 
-    `narrowed`: but for what remote.results leaves here.
-    """
-    layout = call.layout
-    found = find_run(layout, run)
-    if found["state"] not in FINAL or found["detail"].get("ended") != ended:
+    run: str
+    ended: Any
+    files: int
+    who: str
+    seen: str
+    narrowed: bool = False
+
+
+@operation("fetch_done", takes=Fetched)
+def fetch_done(call: Call, fetched: Fetched) -> Dict[str, Any]:
+    found = find_run(call.layout, fetched.run)
+    if found["state"] not in FINAL or found["detail"].get("ended") != fetched.ended:
         return {"marked": False}
-    mark = {
-        "ended": ended,
-        "files": files,
-        "who": who,
-        "time": time.time(),
-        "seen": seen,
-        "narrowed": narrowed,
-    }
+    mark = dict(fetched._asdict(), time=time.time())
     write_json(os.path.join(found["path"], FETCHED), mark)
     return {"marked": True}
 

@@ -69,22 +69,29 @@ def fetch_read(call: Call, run: str, ranges: List[Any]) -> Dict[str, Any]:
     return {"sent": sent}
 
 
-@operation("fetch_lane")
-def fetch_lane(
-    call: Call, run: str, path: str, start: int, end: int, unit: int, step: int
-) -> Dict[str, Any]:
-    """Send every `step`-th piece of `unit` bytes of [start, end): an event `at` with its place, and
-    the bytes.
+class Lane(NamedTuple):
+    """Of [start, end) of a file every `step`-th piece of `unit` bytes."""
 
-    Ends early, with `short`, where the file has become shorter.
-    """
-    if not 0 < unit <= protocol.CHUNK or step < 1:
+    run: str
+    path: str
+    start: int
+    end: int
+    unit: int
+    step: int
+
+
+@operation("fetch_lane", takes=Lane)
+def fetch_lane(call: Call, lane: Lane) -> Dict[str, Any]:
+    """Send them: of each an event `at` with its place, and the bytes. Ends early, with `short`,
+    where the file has become shorter."""
+    if not 0 < lane.unit <= protocol.CHUNK or lane.step < 1:
         raise Refusal("ProtocolError", "a wrong piece of a file")
-    with _open_for(call.layout, run, path) as file:
-        for position in range(start, end, unit * step):
+    with _open_for(call.layout, lane.run, lane.path) as file:
+        for position in range(lane.start, lane.end, lane.unit * lane.step):
+            wanted = min(lane.unit, lane.end - position)
             file.seek(position)
-            data = _read(file, min(unit, end - position))
-            if len(data) < min(unit, end - position):
+            data = _read(file, wanted)
+            if len(data) < wanted:
                 return {"short": True}
             call.event(data, at=position)
     return {}

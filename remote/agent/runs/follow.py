@@ -4,7 +4,7 @@ ends."""
 import csv
 import os
 import time
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 from remote.agent.root.calls import Call, operation
 from remote.agent.runs.gpu_usage import last_sample
@@ -20,66 +20,92 @@ SETTLE_S, SETTLE_TRAINER_S = 1.0, 20.0
 trains, unless its images take longer to arrive."""
 
 
-@operation("follow")
-def follow(
-    call: Call,
-    run: str,
-    offset: int = 0,
-    tail: Optional[int] = None,
-    until: str = "end",
-    wait_s: float = 0.0,
-) -> Dict[str, Any]:
-    """Events: `log` (its offset; the bytes are the blob), `progress`, `gpu`, `state`, `line`,
-    `curves`.
+class Wish(NamedTuple):
+    """`tail`: start so many bytes before the log's end instead of at `offset`. `until`: `now` tells
+    what there is and returns; `started` returns once the run has shown a sign of life or has ended;
+    `end` when it has ended and all is told. `wait_s` > 0 bounds the wait."""
 
-    `tail`: start so many bytes before the end instead of at `offset`. `until`: `now` tells what
-    there is and returns; `started` returns once the run has shown a sign of life or has ended;
-    `end` when it has ended and all is told. `wait_s` > 0 bounds the wait.
-    """
+    run: str
+    offset: int = 0
+    tail: Optional[int] = None
+    until: str = "end"
+    wait_s: float = 0.0
+
+
+@operation("follow", takes=Wish)
+def follow(call: Call, wish: Wish) -> Dict[str, Any]:
+    """Events: `log` (its offset; the bytes are the blob), `progress`, `gpu`, `state`, `line`,
+    `curves`."""
     layout = call.layout
-    run = look_after(layout, find_run(layout, run))["run"]
-    directory = layout.run(run)
-    log = os.path.join(directory, "train.log")
-    if tail is not None:
-        offset = start_of_line(log, max(0, _size(log) - tail))
-        # Said before there is anything to tell: after a cut the laptop goes on from here, not from
-        # a new tail.
-        call.event(log=offset)
-    told: Dict[str, Any] = {"line": ""}
-    curves = Curves(directory)
-    deadline = time.monotonic() + wait_s if wait_s > 0 else None
+    run = look_after(layout, find_run(layout, wish.run))["run"]
+    teller = Teller(call, layout.run(run))
+    teller.begin(wish.offset, wish.tail)
+    deadline = time.monotonic() + wish.wait_s if wish.wait_s > 0 else float("inf")
     while True:
         described = describe_run(layout, run)
+        teller.tell(described)
         final = described["state"] in FINAL
-        offset = _tell_log(call, log, offset)
-        for key, value in (
-            ("progress", described["progress"]),
-            ("gpu", last_sample(directory)),
-            ("state", _state(described)),
-            ("line", described["detail"].get("line") or ""),
-            ("curves", curves.read()),
-        ):
-            if value != told.get(key) and (value or key == "line"):
-                told[key] = value
-                news: Dict[str, Any] = {key: value}
-                call.event(**news)
-        wrote = _size(log) > 0 or bool(described["detail"].get("line"))
-        waits = described["state"] == "queued" and bool(described["detail"].get("waiting"))
-        started = (
-            final or waits or (described["state"] == "running" and has_started(described, wrote))
-        )
-        late = deadline is not None and time.monotonic() > deadline
-        if until == "now" or final or late or (until == "started" and started):
-            return {
-                "run": run,
-                "offset": offset,
-                "started": started,
-                "late": late,
-                "described": described,
-            }
+        started = final or shows_life(described, teller.wrote(described))
+        late = time.monotonic() > deadline
+        if wish.until == "now" or final or late or (wish.until == "started" and started):
+            answer = {"run": run, "offset": teller.offset, "started": started, "late": late}
+            return dict(answer, described=described)
         if not call.alive():
             raise BrokenPipeError
         time.sleep(POLL_S)
+
+
+class Teller:
+    """Tells of a run what is new since it told before."""
+
+    def __init__(self, call: Call, directory: str) -> None:
+        self.call = call
+        self.directory = directory
+        self.log = os.path.join(directory, "train.log")
+        self.offset = 0
+        self.told: Dict[str, Any] = {"line": ""}
+        self.curves = Curves(directory)
+
+    def begin(self, offset: int, tail: Optional[int]) -> None:
+        self.offset = offset
+        if tail is not None:
+            self.offset = start_of_line(self.log, max(0, _size(self.log) - tail))
+            # Said before there is anything to tell: after a cut the laptop goes on from here, not
+            # from a new tail.
+            self.call.event(log=self.offset)
+
+    def wrote(self, described: Dict[str, Any]) -> bool:
+        return _size(self.log) > 0 or bool(described["detail"].get("line"))
+
+    def tell(self, described: Dict[str, Any]) -> None:
+        self._tell_log()
+        found = {
+            "progress": described["progress"],
+            "gpu": last_sample(self.directory),
+            "state": _state(described),
+            "line": described["detail"].get("line") or "",
+            "curves": self.curves.read(),
+        }
+        for key, value in found.items():
+            if value != self.told.get(key) and (value or key == "line"):
+                self.told[key] = value
+                self.call.event(**{key: value})
+
+    def _tell_log(self) -> None:
+        if _size(self.log) <= self.offset:
+            return
+        with open(self.log, "rb") as file:
+            file.seek(self.offset)
+            for data in iter(lambda: file.read(BATCH), b""):
+                self.call.event(data, log=self.offset)
+                self.offset += len(data)
+
+
+def shows_life(described: Dict[str, Any], wrote: bool) -> bool:
+    """It waits for GPUs, which may take days, or has started."""
+    if described["state"] == "queued":
+        return bool(described["detail"].get("waiting"))
+    return described["state"] == "running" and has_started(described, wrote)
 
 
 def has_started(described: Dict[str, Any], wrote: bool) -> bool:
@@ -107,19 +133,6 @@ def _size(path: str) -> int:
         return os.stat(path).st_size
     except OSError:
         return 0
-
-
-def _tell_log(call: Call, log: str, offset: int) -> int:
-    if _size(log) <= offset:
-        return offset
-    with open(log, "rb") as file:
-        file.seek(offset)
-        while True:
-            data = file.read(BATCH)
-            if not data:
-                return offset
-            call.event(data, log=offset)
-            offset += len(data)
 
 
 def start_of_line(path: str, offset: int) -> int:

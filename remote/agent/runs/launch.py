@@ -6,7 +6,7 @@ import secrets
 import shutil
 import sys
 import time
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Dict, Iterator, NamedTuple, Optional
 
 from remote.agent.launchers.choice import launcher_of
 from remote.agent.launchers.seam import Job, Launched
@@ -24,43 +24,49 @@ from remote.agent.runs.records import find_run
 from remote.agent.shared.states import FINAL
 
 
-@operation("run_start")
-def run_start(
-    call: Call,
-    run: str,
-    asked: Dict[str, Any],
-    notify: str = "",
-    env: Optional[Dict[str, str]] = None,
-    shutdown: Optional[Dict[str, Any]] = None,
-) -> Dict[str, Any]:
+class Start(NamedTuple):
+    """An attempt that is to be launched. `asked`: for run.json; of a run that goes on, what differs
+    from its attempt before."""
+
+    run: str
+    asked: Dict[str, Any]
+    # For nobody else to see: a webhook's address, and variables.
+    notify: str = ""
+    env: Optional[Dict[str, str]] = None
+    # What `--shutdown-after` plans.
+    shutdown: Optional[Dict[str, Any]] = None
+
+
+@operation("run_start", takes=Start)
+def run_start(call: Call, start: Start) -> Dict[str, Any]:
     """Create the run and launch its supervisor. The id makes it the same start when it is
     repeated."""
     layout = call.layout
-    directory = layout.run(run)
+    directory = layout.run(start.run)
     prepare_root(call)
-    if shutdown:
-        require_possible(layout, str(shutdown.get("command") or ""))
+    require_possible(layout, start.shutdown)
     again = os.path.isdir(directory)
     if not again:
         with one_launch_at_a_time(layout):
-            require_free_gpus(layout, asked)
-            with new_run(layout, run, asked) as aside:
-                write_json(os.path.join(aside, "state.json"), queued_state())
-                keep_private(aside, notify, env or {})
-    state = read_json(os.path.join(directory, "state.json")) or {}
-    launched = Launched(str(state.get("launched") or "already"))
-    if state.get("state") == "queued" and not state.get("supervisor_pid"):
-        try:
-            launched = launch(layout, directory)
-        except Refusal as refusal:
-            if not (asked.get("later") and refusal.details.get("limited")):
-                # What the launcher refuses is no run.
-                remove_run(layout, run)
-                raise
-            launched = Launched("slurm", f"it is submitted later ({refusal.message})")
-    if shutdown:
-        plan_shutdown(layout, shutdown)
-    return {"run": run, "path": directory, "again": again, **launched._asdict()}
+            create_run(layout, start)
+    try:
+        launched = launch_once(layout, directory)
+    except Refusal as refusal:
+        if not (start.asked.get("later") and refusal.details.get("limited")):
+            # What the launcher refuses is no run.
+            remove_run(layout, start.run)
+            raise
+        launched = Launched("slurm", f"it is submitted later ({refusal.message})")
+    plan_shutdown(layout, start.shutdown)
+    return {"run": start.run, "path": directory, "again": again, **launched._asdict()}
+
+
+def create_run(layout: Layout, start: Start) -> None:
+    """It waits to be launched then. Under the lock of launches."""
+    require_free_gpus(layout, start.asked)
+    with new_run(layout, start.run, start.asked) as aside:
+        write_json(os.path.join(aside, "state.json"), queued_state())
+        keep_private(aside, start.notify, start.env)
 
 
 def remove_run(layout: Layout, run: str) -> None:
@@ -111,6 +117,18 @@ def new_run(layout: Layout, run: str, asked: Dict[str, Any]) -> Iterator[str]:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def launch_once(layout: Layout, directory: str) -> Launched:
+    """`launch`, where no call before has done it."""
+    state = read_json(os.path.join(directory, "state.json")) or {}
+    if state.get("state") == "queued" and not state.get("supervisor_pid"):
+        return launch(layout, directory)
+    return launched_before(state)
+
+
+def launched_before(state: Dict[str, Any]) -> Launched:
+    return Launched(str(state.get("launched") or "already"))
 
 
 def launch(layout: Layout, directory: str) -> Launched:

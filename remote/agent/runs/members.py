@@ -2,14 +2,13 @@
 disk, or with a folder in the run's directory where they share one."""
 
 import os
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Tuple
 
-from remote.agent.launchers.seam import Launched
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import read_json, write_json
 from remote.agent.root.roots import prepare_root
 from remote.agent.runs.attempts import queued_state
-from remote.agent.runs.launch import launch, new_run
+from remote.agent.runs.launch import Start, create_run, launch_once
 from remote.agent.runs.planned_shutdown import plan_shutdown, require_possible
 from remote.agent.runs.private import keep_private, read_variables
 from remote.agent.runs.queue import one_launch_at_a_time, require_free_gpus
@@ -18,28 +17,18 @@ from remote.agent.runs.resume import begin_attempt
 from remote.agent.shared.states import FINAL
 
 
-@operation("run_join")
-def run_join(
-    call: Call,
-    run: str,
-    asked: Dict[str, Any],
-    env: Optional[Dict[str, str]] = None,
-    shutdown: Optional[Dict[str, Any]] = None,
-) -> Dict[str, Any]:
+@operation("run_join", takes=Start)
+def run_join(call: Call, start: Start) -> Dict[str, Any]:
     """Launch this host's part of an attempt, which `asked["nodes"]["key"]` names: the same start
     when it is repeated."""
-    layout = call.layout
+    layout, run, asked = call.layout, start.run, start.asked
     prepare_root(call)
-    if shutdown:
-        require_possible(layout, str(shutdown.get("command") or ""))
+    require_possible(layout, start.shutdown)
     with one_launch_at_a_time(layout):
         directory = layout.run(run)
         known = read_json(os.path.join(directory, "run.json"))
         if known is None:
-            require_free_gpus(layout, asked)
-            with new_run(layout, run, asked) as aside:
-                write_json(os.path.join(aside, "state.json"), queued_state())
-                keep_private(aside, "", env or {})
+            create_run(layout, start)
         elif nodes_of(known).get("rank") == 0:
             require_free_gpus(layout, asked)
             directory = prepare_folder(directory, asked)
@@ -48,13 +37,9 @@ def run_join(
             if found["state"] not in FINAL:
                 raise Refusal("RunFailed", f"{run} is {found['state']} here still", "stop it first")
             begin_attempt(layout, found, asked)
-            keep_private(directory, "", env or {})
-    state = read_json(os.path.join(directory, "state.json")) or {}
-    launched = Launched(str(state.get("launched") or "already"))
-    if state.get("state") == "queued" and not state.get("supervisor_pid"):
-        launched = launch(layout, directory)
-    if shutdown:
-        plan_shutdown(layout, shutdown)
+            keep_private(directory, start.notify, start.env)
+    launched = launch_once(layout, directory)
+    plan_shutdown(layout, start.shutdown)
     return {"run": run, **launched._asdict()}
 
 

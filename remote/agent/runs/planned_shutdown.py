@@ -41,11 +41,12 @@ def read_plan(layout: Layout) -> Optional[Plan]:
 # -- for the laptop
 
 
-def plan_shutdown(layout: Layout, asked: Dict[str, Any]) -> None:
-    """In place of any plan before; `require_possible` has been asked."""
-    with one_launch_at_a_time(layout):
-        end_guard(layout)
-        start_guard(layout, asked)
+def plan_shutdown(layout: Layout, asked: Optional[Plan]) -> None:
+    """In place of any plan before; `require_possible` has been asked. None: it stays as it is."""
+    if asked:
+        with one_launch_at_a_time(layout):
+            end_guard(layout)
+            start_guard(layout, asked)
 
 
 @operation("keep")
@@ -85,8 +86,11 @@ def look_after_plan(layout: Layout) -> None:
                 start_guard(layout, plan)
 
 
-def require_possible(layout: Layout, command: str) -> None:
-    """Raises Refusal where a shutdown could not be had, or could harm people nobody sees."""
+def require_possible(layout: Layout, asked: Optional[Plan]) -> None:
+    """Raises Refusal where a shutdown that is asked for could not be had, or could harm people
+    nobody sees."""
+    if not asked:
+        return
     known = read_plan(layout) or {}
     if is_elsewhere(known) and not known.get("done"):
         text = f"{known['host']} shares this disk, which holds one plan, and is to be shut down"
@@ -94,14 +98,14 @@ def require_possible(layout: Layout, command: str) -> None:
     if not os.path.exists("/proc/1"):
         text = "this server hides other people's processes: it might be shut down under them"
         raise Refusal("ServerUnfit", text, "leave out --shutdown-after")
-    if command:
+    if asked.get("command"):
         return
     remedy = "set remote.shutdown in fabric.yaml to the command that your provider names"
     words = default_command().split()
     problem = None if shutil.which(words[0]) else f"there is no `{words[0]}` on the server"
     if not problem and words[0] == "sudo":
-        asked = ["sudo", "-n", "-l", *words[2:]]
-        done = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+        may = ["sudo", "-n", "-l", *words[2:]]
+        done = subprocess.run(may, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
         problem = "sudo asks for a password there" if done.returncode else None
     if problem:
         raise Refusal("ServerUnfit", f"--shutdown-after: {problem}", remedy)

@@ -4,7 +4,7 @@ them. In hidden files of mode 0600, never fetched, in no record."""
 import json
 import os
 import re
-from typing import Callable, Dict
+from typing import Callable, Dict, Optional
 
 from remote.agent.root.paths import read_json, write_whole
 
@@ -14,7 +14,7 @@ SHORTEST = 6
 """A value of fewer characters is no key, and would black out half of a log."""
 
 
-def keep_private(directory: str, address: str, variables: Dict[str, str]) -> None:
+def keep_private(directory: str, address: str, variables: Optional[Dict[str, str]]) -> None:
     """Variables that an attempt before was given stay, where none of the same name is given."""
     if address:
         write_whole(os.path.join(directory, ADDRESS), address.encode() + b"\n")

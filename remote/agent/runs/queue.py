@@ -18,90 +18,97 @@ POLL_S = float(os.environ.get("REMOTE_QUEUE_POLL_S", "5"))
 APART_S = float(os.environ.get("REMOTE_QUEUE_APART_S", "2"))
 """A GPU must be seen to be free twice, so far apart: between two batches a training of somebody
 else may seem idle."""
+Runs = List[Dict[str, Any]]
+Gpu = Tuple[str, str]
+"""Its uuid and its index."""
 
 
-def take_gpus(
-    directory: str,
-    wanted: int,
-    stop: threading.Event,
-    tell: Callable[[str], None],
-    take: Callable[[List[str], List[str]], None],
-) -> bool:
-    """Wait until there are `wanted` free GPUs beyond those that runs before this one want, and
-    `take` them (uuids, indices).
+class Waiting:
+    """A run that waits for its turn. `tell`: why it does; `take`: what is its own then (uuids and
+    indices of GPUs), called before others may choose."""
 
-    `take` is called before others may choose. `tell`: why it waits. False where it was stopped
-    meanwhile.
-    """
-    run, layout = os.path.basename(directory), Layout(os.path.dirname(os.path.dirname(directory)))
-    live = LiveRuns(layout)
-    if not wanted:
-        return take_turn(layout, live, run, stop, tell, take)
-    there = None
-    while not stop.is_set():
-        runs = live.look()
-        before = ahead_of(runs, run)
-        reason = ""
+    def __init__(
+        self,
+        directory: str,
+        stop: threading.Event,
+        tell: Callable[[str], None],
+        take: Callable[[List[str], List[str]], None],
+    ) -> None:
+        self.run = os.path.basename(directory)
+        self.layout = Layout(os.path.dirname(os.path.dirname(directory)))
+        self.live = LiveRuns(self.layout)
+        self.stop, self.tell, self.take = stop, tell, take
+        # GPUs of this host; unknown before the first look.
+        self.there: Optional[int] = None
+
+    def wait(self, wanted: int) -> bool:
+        """Until there are `wanted` free GPUs beyond those that runs before this one want; without
+        any, until no run goes that came before. False where it was stopped meanwhile."""
+        while not self.stop.is_set():
+            reason = self._try_gpus(wanted) if wanted else self._try_turn()
+            if reason is None:
+                return True
+            self.tell(reason)
+            self.stop.wait(POLL_S)
+        return False
+
+    def _try_gpus(self, wanted: int) -> Optional[str]:
+        """Take them, or say why not."""
+        runs = self.live.look()
+        before = ahead_of(runs, self.run)
+        reason: Optional[str] = ""
+        needed, held = wanted + demand(before), len(held_gpus(runs))
         # Those far behind don't ask: each start of nvidia-smi may initialise every GPU.
-        if not before or there is None or there - len(held_gpus(runs)) >= wanted + demand(before):
+        if not before or self.there is None or self.there - held >= needed:
             report = parse_gpus(query_gpus())
-            there = len(report.gpus)
-            first, reason = choose_free(report, runs, run)
-            if len(first) >= wanted + demand(before) and not stop.wait(APART_S):
-                with one_launch_at_a_time(layout):
-                    runs = live.look()
-                    second, reason = choose_free(parse_gpus(query_gpus()), runs, run)
-                    before = ahead_of(runs, run)
-                    seen_twice = [gpu for gpu in second if gpu in first]
-                    chosen = seen_twice[demand(before) :][:wanted]
-                    if len(chosen) == wanted:
-                        take([uuid for uuid, _ in chosen], [index for _, index in chosen])
-                        return True
-        tell(
-            f"waits for {'a GPU' if wanted == 1 else f'{wanted} GPUs'}:"
-            f" {who_is_before(before) or reason or 'too few are free'}"
-        )
-        stop.wait(POLL_S)
-    return False
+            self.there = len(report.gpus)
+            seen, reason = choose_free(report, runs, self.run)
+            if len(seen) >= needed and not self.stop.wait(APART_S):
+                before, reason = self._take_seen_twice(wanted, seen)
+                if reason is None:
+                    return None
+        gpus = "a GPU" if wanted == 1 else f"{wanted} GPUs"
+        return f"waits for {gpus}: {who_is_before(before) or reason or 'too few are free'}"
+
+    def _take_seen_twice(self, wanted: int, seen: List[Gpu]) -> Tuple[Runs, Optional[str]]:
+        """The runs before it, and why others than those were not free; None: it has its GPUs."""
+        with one_launch_at_a_time(self.layout):
+            runs = self.live.look()
+            free, reason = choose_free(parse_gpus(query_gpus()), runs, self.run)
+            before = ahead_of(runs, self.run)
+            chosen = [gpu for gpu in free if gpu in seen][demand(before) :][:wanted]
+            if len(chosen) < wanted:
+                return before, reason
+            self.take([uuid for uuid, _ in chosen], [index for _, index in chosen])
+            return before, None
+
+    def _try_turn(self) -> Optional[str]:
+        """On the processor one run goes after the other."""
+        first = goes_before(self.live.look(), self.run)
+        if first is None:
+            with one_launch_at_a_time(self.layout):
+                first = goes_before(self.live.look(), self.run)
+                if first is None:
+                    self.take([], [])
+                    return None
+        return f"waits for its turn: {first} is before it"
 
 
-def who_is_before(before: List[Dict[str, Any]]) -> str:
+def who_is_before(before: Runs) -> str:
     names = [known["run"] for known in before]
     if len(names) > 1:
         return f"{len(names)} runs are before it, next is {names[0]}"
     return f"{names[0]} is before it" if names else ""
 
 
-def take_turn(
-    layout: Layout,
-    live: LiveRuns,
-    run: str,
-    stop: threading.Event,
-    tell: Callable[[str], None],
-    take: Callable[[List[str], List[str]], None],
-) -> bool:
-    """On the processor one run after the other: wait until none goes that came before."""
-    while not stop.is_set():
-        first = goes_before(live.look(), run)
-        if first is None:
-            with one_launch_at_a_time(layout):
-                first = goes_before(live.look(), run)
-                if first is None:
-                    take([], [])
-                    return True
-        tell(f"waits for its turn: {first} is before it")
-        stop.wait(POLL_S)
-    return False
-
-
-def goes_before(runs: List[Dict[str, Any]], run: str) -> Optional[str]:
+def goes_before(runs: Runs, run: str) -> Optional[str]:
     """The run that has the processor, or has its turn before this one."""
     goes = [known for known in runs if known["state"] == "running" or not waits(known)]
     before = [*ahead_of(runs, run), *goes]
     return str(before[0]["run"]) if before else None
 
 
-def demand(runs: List[Dict[str, Any]]) -> int:
+def demand(runs: Runs) -> int:
     return sum(wanted_by(known["asked"]) for known in runs)
 
 
@@ -114,7 +121,7 @@ def waits(known: Dict[str, Any]) -> bool:
     return known["state"] == "queued" and bool(known["asked"].get("queue"))
 
 
-def ahead_of(runs: List[Dict[str, Any]], run: str) -> List[Dict[str, Any]]:
+def ahead_of(runs: Runs, run: str) -> Runs:
     """Of `runs` those that wait and were there before, the next one first."""
     waiting = [known for known in runs if waits(known)]
     mine = next((place(known) for known in waiting if known["run"] == run), (time.time(), run))
@@ -126,14 +133,12 @@ def place(known: Dict[str, Any]) -> Tuple[float, str]:
     return (float(since) if isinstance(since, (int, float)) else 0.0, known["run"])
 
 
-def free_gpus(layout: Layout) -> Tuple[List[Tuple[str, str]], str]:
-    """(uuid, index) of every GPU that nobody uses or was given; and why the others are not free."""
+def free_gpus(layout: Layout) -> Tuple[List[Gpu], str]:
+    """Every GPU that nobody uses or was given; and why the others are not free."""
     return choose_free(parse_gpus(query_gpus()), LiveRuns(layout).look(), "")
 
 
-def choose_free(
-    report: GpuReport, runs: List[Dict[str, Any]], run: str
-) -> Tuple[List[Tuple[str, str]], str]:
+def choose_free(report: GpuReport, runs: Runs, run: str) -> Tuple[List[Gpu], str]:
     """The same, of what was seen; what `run` itself was given is free for it."""
     if not report.gpus:
         return [], report.problem or "the server shows no GPU"
@@ -163,22 +168,11 @@ def require_free_gpus(layout: Layout, asked: Dict[str, Any]) -> None:
         return
     held = held_gpus(LiveRuns(layout).look())
     taken = {uuid: run for uuid, run in held.items() if uuid in wanted}
+    problem = f"the GPUs were given to {', '.join(sorted(set(taken.values())))} just now"
     if not taken:
         free, reason = free_gpus(layout)
         known = [uuid for uuid, _ in free]
         taken = {uuid: "somebody" for uuid in wanted if uuid not in known}
-        if taken:
-            raise Refusal(
-                "GpuUnfit",
-                f"the GPUs are in use by now: {reason}",
-                "wait, or name one: --devices 0",
-                taken=taken,
-            )
+        problem = f"the GPUs are in use by now: {reason}"
     if taken:
-        holders = ", ".join(sorted(set(taken.values())))
-        raise Refusal(
-            "GpuUnfit",
-            f"the GPUs were given to {holders} just now",
-            "wait, or name one: --devices 0",
-            taken=taken,
-        )
+        raise Refusal("GpuUnfit", problem, "wait, or name one: --devices 0", taken=taken)

@@ -5,7 +5,7 @@ import glob
 import os
 import shutil
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, NamedTuple
 
 from remote.agent.releases.contents import receive, write_tree
 from remote.agent.releases.releases import assemble, checked_manifest, known, require_space
@@ -13,7 +13,7 @@ from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import Layout, write_json
 from remote.agent.root.roots import locked, prepare_root
 from remote.agent.runs.attempts import MOVED, past_attempts, queued_state
-from remote.agent.runs.launch import launch, new_run, refuse_elsewhere
+from remote.agent.runs.launch import Start, launch, launched_before, new_run, refuse_elsewhere
 from remote.agent.runs.new_code import take_new_code
 from remote.agent.runs.outputs import STEP
 from remote.agent.runs.planned_shutdown import plan_shutdown, require_possible
@@ -21,58 +21,43 @@ from remote.agent.runs.private import keep_private
 from remote.agent.runs.queue import one_launch_at_a_time, require_free_gpus
 from remote.agent.runs.records import find_run
 from remote.agent.shared.states import FINAL
-from remote.agent.shared.trees import tree_hash
+from remote.agent.shared.trees import Entry, tree_hash
 
 SOURCE = "source/"
 OWN = ("run.json", "state.json", "progress.json")
 """Written anew where a run moves to another host."""
 
 
-@operation("run_resume")
-def run_resume(
-    call: Call,
-    run: str,
-    asked: Dict[str, Any],
-    notify: str = "",
-    env: Optional[Dict[str, str]] = None,
-    shutdown: Optional[Dict[str, Any]] = None,
-) -> Dict[str, Any]:
-    """Launch the next attempt of a run that has ended. `asked`: what differs from the attempt
-    before. One that runs is left alone."""
+@operation("run_resume", takes=Start)
+def run_resume(call: Call, start: Start) -> Dict[str, Any]:
+    """Launch the next attempt of a run that has ended. One that runs is left alone."""
     layout = call.layout
     prepare_root(call)
-    if shutdown:
-        require_possible(layout, str(shutdown.get("command") or ""))
+    require_possible(layout, start.shutdown)
     with one_launch_at_a_time(layout):
-        found = find_run(layout, run)
-        directory, state = found["path"], found["detail"]
+        found = find_run(layout, start.run)
         if found["state"] not in FINAL:
             refuse_elsewhere(found, "ask that host")
-            return {
-                "run": found["run"],
-                "again": True,
-                "launched": str(state.get("launched") or "already"),
-                "note": None,
-            }
-        if found["state"] == "finished":
-            raise Refusal(
-                "UsageError", f"{found['run']} has finished", "train again without --resume"
-            )
-        if found["asked"].get("finish") == "summary" and not glob.glob(
-            os.path.join(glob.escape(directory), "checkpoints", "*.ckpt")
-        ):
-            raise Refusal(
-                "NotFound",
-                f"{found['run']} has saved no checkpoint to go on from",
-                "train again without --resume",
-            )
-        attempts = begin_attempt(layout, found, asked)
-        keep_private(directory, notify, env or {})
-    launched = launch(layout, directory)
-    if shutdown:
-        plan_shutdown(layout, shutdown)
+            launched = launched_before(found["detail"])
+            return {"run": found["run"], "again": True, **launched._asdict()}
+        require_something_to_do(found)
+        attempts = begin_attempt(layout, found, start.asked)
+        keep_private(found["path"], start.notify, start.env)
+    launched = launch(layout, found["path"])
+    plan_shutdown(layout, start.shutdown)
     attempt = len(attempts) + 1
     return {"run": found["run"], "again": False, "attempt": attempt, **launched._asdict()}
+
+
+def require_something_to_do(found: Dict[str, Any]) -> None:
+    """Raises Refusal for a run that has finished, or has nothing to go on from."""
+    remedy = "train again without --resume"
+    if found["state"] == "finished":
+        raise Refusal("UsageError", f"{found['run']} has finished", remedy)
+    saved = os.path.join(glob.escape(found["path"]), "checkpoints", "*.ckpt")
+    if found["asked"].get("finish") == "summary" and not glob.glob(saved):
+        text = f"{found['run']} has saved no checkpoint to go on from"
+        raise Refusal("NotFound", text, remedy)
 
 
 def begin_attempt(layout: Layout, found: Dict[str, Any], asked: Dict[str, Any]) -> List[Any]:
@@ -92,54 +77,54 @@ def begin_attempt(layout: Layout, found: Dict[str, Any], asked: Dict[str, Any]) 
     return attempts
 
 
-@operation("run_import")
-def run_import(
-    call: Call,
-    run: str,
-    tree: str,
-    manifest: List[Any],
-    asked: Dict[str, Any],
-    state: Dict[str, Any],
-    who: str,
-) -> Dict[str, Any]:
-    """Receive a run as a laptop has fetched it, source/ included. It appears whole, as one that has
-    stopped."""
+class Moving(NamedTuple):
+    """A run that comes from another host, as a laptop has fetched it, source/ included."""
+
+    run: str
+    tree: str
+    manifest: List[Any]
+    # Its run.json and state.json.
+    asked: Dict[str, Any]
+    state: Dict[str, Any]
+    who: str
+
+
+@operation("run_import", takes=Moving)
+def run_import(call: Call, moving: Moving) -> Dict[str, Any]:
+    """Receive it. It appears whole, as one that has stopped."""
     layout = call.layout
-    entries = checked_manifest(tree, manifest)
-    source = [
-        (path[len(SOURCE) :], mode, size, sha256)
-        for path, mode, size, sha256 in entries
-        if path.startswith(SOURCE)
-    ]
-    rest = [entry for entry in entries if not entry[0].startswith(SOURCE) and entry[0] not in OWN]
+    entries = checked_manifest(moving.tree, moving.manifest)
     prepare_root(call)
-    with locked(call, layout.lock, who):
-        if os.path.isdir(layout.run(run)):
-            return {"run": run, "exists": True}
+    with locked(call, layout.lock, moving.who):
+        if os.path.isdir(layout.run(moving.run)):
+            return {"run": moving.run, "exists": True}
         require_space(layout, entries)
         call.event(ready=True)
         receive(call, layout.incoming, {sha256: size for _, _, size, sha256 in entries})
-        release = tree_hash(source)
-        if not os.path.isdir(layout.release(release)):
-            assemble(layout, release, source, str(asked.get("origin") or ""))
-        # Looked up afterwards: assembling has moved what it used.
-        places = known(layout, {sha256 for _, _, _, sha256 in rest})
-        lost = [path for path, _, _, sha256 in rest if sha256 not in places]
-        if lost:
-            raise Refusal(
-                "TransferFailed", f"{lost[0]} has not arrived", "run the same command again"
-            )
-        moved = {
-            "state": "stopped",
-            "cause": MOVED,
-            "reason": f"moved here from {state.get('host')}",
-            "ended": time.time(),
-        }
-        with new_run(layout, run, dict(asked, release=release)) as place:
-            write_tree(place, rest, lambda sha256: (places[sha256], "copy"))
-            write_json(
-                os.path.join(place, "state.json"),
-                {**queued_state(attempts=past_attempts(state)), **moved},
-            )
+        lay_out(layout, moving, entries)
         shutil.rmtree(layout.incoming, ignore_errors=True)
-    return {"run": run, "exists": False}
+    return {"run": moving.run, "exists": False}
+
+
+def lay_out(layout: Layout, moving: Moving, entries: List[Entry]) -> None:
+    """Its code as a release, and the rest, which has arrived, as the run."""
+    code = [(entry[0][len(SOURCE) :], *entry[1:]) for entry in entries if is_code(entry)]
+    rest = [entry for entry in entries if not is_code(entry) and entry[0] not in OWN]
+    release = tree_hash(code)
+    if not os.path.isdir(layout.release(release)):
+        assemble(layout, release, code, str(moving.asked.get("origin") or ""))
+    # Looked up afterwards: assembling has moved what it used.
+    places = known(layout, {sha256 for _, _, _, sha256 in rest})
+    lost = [path for path, _, _, sha256 in rest if sha256 not in places]
+    if lost:
+        raise Refusal("TransferFailed", f"{lost[0]} has not arrived", "run the same command again")
+    state = queued_state(attempts=past_attempts(moving.state))
+    reason = f"moved here from {moving.state.get('host')}"
+    state.update(state="stopped", cause=MOVED, reason=reason, ended=time.time())
+    with new_run(layout, moving.run, dict(moving.asked, release=release)) as place:
+        write_tree(place, rest, lambda sha256: (places[sha256], "copy"))
+        write_json(os.path.join(place, "state.json"), state)
+
+
+def is_code(entry: Entry) -> bool:
+    return entry[0].startswith(SOURCE)

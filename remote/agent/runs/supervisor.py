@@ -33,7 +33,7 @@ from remote.agent.runs.outcome import Ended, Outcome, may_restart, tell_outcome
 from remote.agent.runs.peers import ECHO, Report
 from remote.agent.runs.private import ADDRESS
 from remote.agent.runs.process import Process
-from remote.agent.runs.queue import take_gpus, wanted_by
+from remote.agent.runs.queue import Waiting, wanted_by
 from remote.agent.runs.records import read_step
 from remote.agent.shared.states import FINAL
 
@@ -361,8 +361,7 @@ class Supervisor:
             write_json(self.path("run.json"), self.asked)
             self.record(waiting=None)
 
-        wanted = wanted_by(self.asked)
-        return take_gpus(self.directory, wanted, self.stop, tell, take)
+        return Waiting(self.directory, self.stop, tell, take).wait(wanted_by(self.asked))
 
     def who_stopped(self) -> str:
         who = (read_json(self.path("stop.json")) or {}).get("who")

@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 from remote.agent.data import datasets
 from remote.agent.environments import environments, interpreters
@@ -20,6 +20,7 @@ from remote.agent.releases import releases
 from remote.agent.releases.contents import partly_received
 from remote.agent.root.calls import Call, operation
 from remote.agent.root.disk import disk_of
+from remote.agent.root.paths import Layout
 from remote.agent.root.roots import root_problem
 from remote.agent.runs import records
 from remote.agent.shared.states import FINAL
@@ -29,54 +30,74 @@ def host_name() -> str:
     return socket.gethostname()
 
 
-@operation("facts")
-def facts(
-    call: Call,
-    python: str = "",
-    tree: Optional[str] = None,
-    manifest: Optional[List[Any]] = None,
-    gpu: bool = True,
-    data: Optional[str] = None,
-    slurm: Optional[List[str]] = None,
-) -> Dict[str, Any]:
+class Wish(NamedTuple):
     """`tree` and `manifest` are the release that the laptop holds: the answer tells what of it is
     missing here."""
-    # `slurm`: sbatch's options for a node whose GPUs are told in place of this machine's.
+
+    python: str = ""
+    tree: Optional[str] = None
+    manifest: Optional[List[Any]] = None
+    gpu: bool = True
+    data: Optional[str] = None
+    # sbatch's options for a node whose GPUs are told in place of this machine's.
+    slurm: Optional[List[str]] = None
+
+
+@operation("facts", takes=Wish)
+def facts(call: Call, wish: Wish) -> Dict[str, Any]:
     layout = call.layout
-    found: Dict[str, Any] = {"found": None}
-
-    def ask_gpus() -> None:
-        if slurm is None:
-            found.update(gpus.query_gpus())
-        else:
-            found.update(node_report(layout.root, slurm) if slurm else {"found": False})
-
-    thread = threading.Thread(target=ask_gpus, daemon=True)
-    if gpu:
-        thread.start()
+    asked_gpus = GpuQuestion(layout, wish.slurm) if wish.gpu else None
     answer: Dict[str, Any] = {
         "system": system_facts(),
         "root": root_facts(call),
         "tmux": shutil.which("tmux"),
         "sbatch": find("sbatch"),
         "environments": environments.list_environments(layout),
-        "interpreters": interpreters.list_interpreters(layout, python),
+        "interpreters": interpreters.list_interpreters(layout, wish.python),
         "releases": releases.list_releases(layout),
         "current": releases.current_release(layout),
         "runs": [brief(run) for run in records.list_runs(layout)],
         "datasets": datasets.describe_datasets(layout),
     }
-    if tree is not None:
-        answer["release_exists"] = os.path.isdir(layout.release(tree))
-        if manifest is not None and not answer["release_exists"]:
-            answer["missing"] = releases.missing_contents(layout, tree, manifest)
-            answer["partial"] = partly_received(layout.incoming, answer["missing"])
-    if data is not None:
-        answer["data_path"] = datasets.find_data(layout, data)
-    if gpu:
-        thread.join(15 if slurm is None else NOW_S + 60)
-        answer["gpu"] = dict(found)
+    if wish.tree is not None:
+        answer.update(release_facts(layout, wish.tree, wish.manifest))
+    if wish.data is not None:
+        answer["data_path"] = datasets.find_data(layout, wish.data)
+    if asked_gpus is not None:
+        answer["gpu"] = asked_gpus.answer()
     return answer
+
+
+class GpuQuestion:
+    """Answered while the rest is looked at: this machine's GPUs, or those of a node of Slurm's."""
+
+    def __init__(self, layout: Layout, slurm: Optional[List[str]]) -> None:
+        self.layout = layout
+        self.slurm = slurm
+        self.found: Dict[str, Any] = {"found": None}
+        self.thread = threading.Thread(target=self._ask, daemon=True)
+        self.thread.start()
+
+    def _ask(self) -> None:
+        if self.slurm is None:
+            self.found = gpus.query_gpus()
+        elif self.slurm:
+            self.found = node_report(self.layout.root, self.slurm)
+        else:
+            self.found = {"found": False}
+
+    def answer(self) -> Dict[str, Any]:
+        self.thread.join(15 if self.slurm is None else NOW_S + 60)
+        return self.found
+
+
+def release_facts(layout: Layout, tree: str, manifest: Optional[List[Any]]) -> Dict[str, Any]:
+    exists = os.path.isdir(layout.release(tree))
+    if exists or manifest is None:
+        return {"release_exists": exists}
+    missing = releases.missing_contents(layout, tree, manifest)
+    partial = partly_received(layout.incoming, missing)
+    return {"release_exists": False, "missing": missing, "partial": partial}
 
 
 @operation("overview")
