@@ -3,15 +3,29 @@ to them."""
 
 import os
 import re
-import secrets
 import shutil
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from remote.agent.releases.contents import known_contents, partly_received, receive, write_tree
-from remote.agent.releases.releases import checked_manifest
+from remote.agent.releases.contents import (
+    known_contents,
+    partly_received,
+    receive,
+    require_all,
+    write_tree,
+)
+from remote.agent.releases.releases import checked_manifest, stored_entries
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.disk import naming_disk, require_room
-from remote.agent.root.paths import HASH, Layout, read_json, write_json
+from remote.agent.root.paths import (
+    HASH,
+    Layout,
+    list_names,
+    new_directory,
+    place_in,
+    remove_leftovers,
+    write_json,
+    write_link,
+)
 from remote.agent.root.roots import locked, prepare_root
 from remote.agent.shared.trees import Entry
 from remote.agent.shared.weights import find_weights, hub_of
@@ -26,10 +40,7 @@ SPARE_BYTES = 64 << 20
 
 def describe_datasets(layout: Layout) -> Dict[str, Any]:
     """`names` in data/, and `cifar10`: the path of CIFAR-10 among them, None where it isn't."""
-    try:
-        names = sorted(name for name in os.listdir(layout.data) if not name.startswith("."))
-    except OSError:
-        names = []
+    names = sorted(name for name in list_names(layout.data) if not name.startswith("."))
     places = (
         os.path.join(layout.data, name)
         for name in (ARCHIVE, BATCHES, os.path.join(DOWNLOADED, ARCHIVE))
@@ -54,16 +65,8 @@ def find_data(layout: Layout, data: str) -> Optional[str]:
 
 def sets_of(layout: Layout) -> Iterator[Tuple[str, List[Entry]]]:
     """Every set that is here whole: its directory and its manifest."""
-    try:
-        trees = [name for name in os.listdir(layout.sets) if HASH.match(name)]
-    except OSError:
-        return
-    for tree in trees:
-        stored = (read_json(layout.set_manifest(tree)) or {}).get("entries")
-        yield (
-            layout.set(tree),
-            [(e[0], e[1], e[2], e[3]) for e in stored] if isinstance(stored, list) else [],
-        )
+    for tree in filter(HASH.match, list_names(layout.sets)):
+        yield layout.set(tree), stored_entries(layout.set_manifest(tree))
 
 
 def find_contents(layout: Layout, entries: List[Entry]) -> Dict[str, bytes]:
@@ -144,9 +147,7 @@ def data_put(call: Call, sent: Sent) -> Dict[str, Any]:
         target = os.path.join(
             os.path.basename(layout.sets), tree, *([entries[0][0]] if sent.single else [])
         )
-        aside = os.path.join(layout.data, f".{secrets.token_hex(6)}.tmp")
-        os.symlink(target, aside)
-        os.replace(aside, link)
+        write_link(link, target)
     return {"path": link, "received": received}
 
 
@@ -164,40 +165,23 @@ def require_space(layout: Layout, entries: List[Entry]) -> None:
 def lay_out(layout: Layout, tree: str, entries: List[Entry]) -> None:
     """The set appears whole. What another set has already takes no room twice."""
     places = find_contents(layout, entries)
+    require_all(places, entries, "the data is not complete on the server")
     incoming = os.fsencode(layout.data_incoming)
     os.makedirs(layout.sets, mode=0o700, exist_ok=True)
-    for left in os.listdir(layout.sets):
-        if left.startswith(".staging-"):
-            shutil.rmtree(os.path.join(layout.sets, left), ignore_errors=True)
-    aside = os.path.join(layout.sets, f".staging-{secrets.token_hex(6)}")
-    os.mkdir(aside, 0o700)
+    remove_leftovers(layout.sets)
+    with new_directory(layout.set(tree)) as aside:
+        # The first of each content, where a second one finds it.
+        first = {sha256: place_in(aside, path) for path, _, _, sha256 in reversed(entries)}
 
-    def source(sha256: str) -> Tuple[bytes, str]:
-        if sha256 not in places:
-            raise Refusal(
-                "TransferFailed",
-                "the data is not complete on the server",
-                "run the same command again",
-            )
-        place = places[sha256]
-        if not place.startswith(incoming):
-            return place, "link"
-        # A second file of the same content finds the first one.
-        places[sha256] = os.path.join(
-            os.fsencode(aside), first[sha256].encode("utf-8", "surrogateescape")
-        )
-        return place, "move"
+        def source(sha256: str) -> Tuple[bytes, str]:
+            place = places[sha256]
+            if not place.startswith(incoming):
+                return place, "link"
+            places[sha256] = first[sha256]
+            return place, "move"
 
-    first: Dict[str, str] = {}
-    for path, _, _, sha256 in entries:
-        first.setdefault(sha256, path)
-    try:
         write_tree(aside, entries, source)
         write_json(layout.set_manifest(tree), {"entries": entries})
-        os.rename(aside, layout.set(tree))
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
 
 
 @operation("reach")

@@ -9,6 +9,7 @@ import subprocess
 import time
 from typing import Callable, Dict, List, Optional
 
+from remote.agent.root.paths import read_end
 from remote.agent.shared.text import redact
 
 Hear = Callable[[Optional[str], Optional[List[int]]], None]
@@ -84,9 +85,7 @@ class Commands:
 
     def output(self, start: int = 0, limit: int = 256 << 10) -> str:
         """The end of the log, from `start` on at the earliest."""
-        with open(self.log, "rb") as log:
-            log.seek(max(start, os.fstat(log.fileno()).st_size - limit))
-            return log.read().decode("utf-8", "replace")
+        return read_end(self.log, limit, start)
 
     @property
     def written(self) -> int:

@@ -25,7 +25,7 @@ from remote.agent.machine.processes import group_members, is_same, start_time
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.disk import require_room
 from remote.agent.root.locks import Lock
-from remote.agent.root.paths import HASH, Layout, read_json, write_json, write_whole
+from remote.agent.root.paths import HASH, Layout, list_names, read_json, write_json, write_whole
 from remote.agent.root.roots import keep_agent, prepare_root
 from remote.agent.shared.text import redact
 
@@ -47,13 +47,8 @@ ADDRESS = re.compile(r"(?:(?:https?|file):/)?/[\w./:@%+~-]+\Z")
 def list_environments(layout: Layout) -> List[Dict[str, Any]]:
     """Every environment with a record: `ready`, and `valid` or what `changed`, told without
     starting a python."""
-    try:
-        keys = sorted(name for name in os.listdir(layout.environments) if HASH.match(name))
-    except OSError:
-        return []
-    return [
-        found for found in (describe_environment(layout, key) for key in keys) if found is not None
-    ]
+    keys = sorted(filter(HASH.match, list_names(layout.environments)))
+    return [found for found in (describe_environment(layout, key) for key in keys) if found]
 
 
 def describe_environment(layout: Layout, key: str) -> Optional[Dict[str, Any]]:

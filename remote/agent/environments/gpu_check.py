@@ -3,7 +3,6 @@ result."""
 
 import json
 import os
-import subprocess
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -11,6 +10,7 @@ from remote.agent.environments.python_places import plain_environment
 from remote.agent.launchers.slurm_nodes import node_report, on_a_node
 from remote.agent.machine import gpus
 from remote.agent.machine.processes import boot_id
+from remote.agent.machine.programs import begin, watch
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import read_json, write_json
 from remote.agent.shared import gpu_choice
@@ -80,44 +80,18 @@ def environment_prove(call: Call, key: str, slurm: Optional[List[str]] = None) -
     it. Raises Refusal (EnvironmentFailed, GpuUnfit) where torch and GPUs don't work together.
     `slurm`: it is done on a node that these options of srun choose. Events: step, line, seconds.
     """
-    layout = call.layout
-    directory = layout.environment(key)
-    record: Optional[Dict[str, Any]] = read_json(os.path.join(directory, "env.json"))
-    if record is None or not os.path.exists(os.path.join(directory, "ready")):
-        raise Refusal(
-            "NotFound",
-            f"there is no environment {key[:12]} on the server",
-            "deploy first: fab -H … deploy",
-        )
+    directory = call.layout.environment(key)
+    record = ready_record(directory, key)
     if not record.get("needs_torch"):
-        return {
-            "proof": {
-                "ok": True,
-                "gpu": None,
-                "reason": "the requirements name no torch: nothing to prove on a GPU",
-            }
-        }
-    raw = node_report(layout.root, slurm) if slurm else gpus.query_gpus()
+        reason = "the requirements name no torch: nothing to prove on a GPU"
+        return {"proof": {"ok": True, "gpu": None, "reason": reason}}
+    raw = node_report(call.layout.root, slurm) if slurm else gpus.query_gpus()
     if slurm and not raw.get("node"):
         return not_tried(str(raw.get("problem") or "no srun"))
-    node = raw.get("node") or {"host": os.uname().nodename, "boot_id": boot_id()}
-    driver, cards = cards_of(raw)
-    proof: Dict[str, Any] = {
-        "driver": driver,
-        "gpu_uuids": sorted(card["uuid"] for card in cards),
-        "boot_id": node["boot_id"],
-        "host": node["host"],
-        "time": time.time(),
-    }
+    proof, cards = begin_proof(raw)
     started = time.monotonic()
     try:
-        proof.update(
-            _run(
-                call,
-                [*(on_a_node(slurm) or [] if slurm else []), str(record["python"])],
-                [str(name) for name in record.get("imports") or ["torch"]],
-            )
-        )
+        proof.update(run_script(call, (on_a_node(slurm) or []) if slurm else [], record))
         proof.update(judge(proof, raw, cards, record))
     except Refusal as refusal:
         if slurm and "Unable to allocate" in refusal.message:
@@ -129,6 +103,23 @@ def environment_prove(call: Call, key: str, slurm: Optional[List[str]] = None) -
         if "ok" in proof:
             _keep(directory, proof)
     return {"proof": proof}
+
+
+def ready_record(directory: str, key: str) -> Dict[str, Any]:
+    record = read_json(os.path.join(directory, "env.json"))
+    if record is None or not os.path.exists(os.path.join(directory, "ready")):
+        problem = f"there is no environment {key[:12]} on the server"
+        raise Refusal("NotFound", problem, "deploy first: fab -H … deploy")
+    return record
+
+
+def begin_proof(raw: Dict[str, Any]) -> Tuple[Dict[str, Any], List[Dict[str, str]]]:
+    """Of which machine it is, as nvidia-smi and the kernel tell it; and the GPUs' cells."""
+    node = raw.get("node") or {"host": os.uname().nodename, "boot_id": boot_id()}
+    driver, cards = cards_of(raw)
+    uuids = sorted(card["uuid"] for card in cards)
+    own = {"boot_id": node["boot_id"], "host": node["host"], "time": time.time()}
+    return {"driver": driver, "gpu_uuids": uuids, **own}, cards
 
 
 def not_tried(why: str) -> Dict[str, Any]:
@@ -159,20 +150,8 @@ def judge(
 ) -> Dict[str, Any]:
     """ok, gpu and reason from what torch did and what nvidia-smi shows. Raises Refusal where they
     don't fit. Pure."""
-    failed = proof.get("failed")
-    if failed:
-        what = (
-            "torch and torchvision are of different builds: "
-            if "torchvision::nms" in failed[1]
-            else ""
-        )
-        base = record.get("base") or record.get("python")
-        remedy = f"look at {base} there, or set remote.torch"
-        if record.get("kind") == "as-is":
-            remedy = "set remote.python to another interpreter"
-        raise Refusal(
-            "EnvironmentFailed", f"{what}{failed[0]} can't be imported ({failed[1]})", remedy
-        )
+    if proof.get("failed"):
+        raise _not_imported(proof["failed"], record)
     working = [device for device in proof["devices"] if device.get("ok")]
     busy = [device for device in proof["devices"] if device.get("busy")]
     broken = [
@@ -181,13 +160,9 @@ def judge(
     version = f"torch {proof.get('torch')}"
     if not cards and not proof["devices"]:
         shown = (raw.get("gpus") or {}).get("exit")
-        hidden = raw.get("found") and shown not in (0, 6)
-        reason = (
-            "nvidia-smi fails, and torch sees no GPU"
-            if hidden
-            else "no GPU: training will run on the CPU"
-        )
-        return {"ok": not hidden, "gpu": False, "reason": reason}
+        if raw.get("found") and shown not in (0, 6):
+            return _without_gpu(False, "nvidia-smi fails, and torch sees no GPU")
+        return _without_gpu(True, "no GPU: training will run on the CPU")
     if cards and not proof.get("cuda") and not proof.get("hip"):
         return _without_cuda(version, cards, proof.get("driver"), record)
     if not proof.get("available"):
@@ -195,25 +170,34 @@ def judge(
     if broken:
         raise _broken(version, proof, broken[0], cards)
     if not working:
-        return {
-            "ok": False,
-            "gpu": False,
-            "reason": f"every GPU is full or reserved ({busy[0]['problem']})" if busy else "no GPU",
-        }
+        full = f"every GPU is full or reserved ({busy[0]['problem']})" if busy else "no GPU"
+        return _without_gpu(False, full)
     notes = [f"gpu {device['number']} could not be tried: {device['problem']}" for device in busy]
     if len(proof["devices"]) < len(cards):
         notes.append(f"torch sees {len(proof['devices'])} of {len(cards)} GPUs")
     return {"ok": True, "gpu": True, "reason": "; ".join(notes) or None}
 
 
+def _without_gpu(ok: bool, reason: str) -> Dict[str, Any]:
+    return {"ok": ok, "gpu": False, "reason": reason}
+
+
+def _not_imported(failed: List[str], record: Dict[str, Any]) -> Refusal:
+    module, error = failed
+    mixed = "torch and torchvision are of different builds: " if "torchvision::nms" in error else ""
+    remedy = f"look at {record.get('base') or record.get('python')} there, or set remote.torch"
+    if record.get("kind") == "as-is":
+        remedy = "set remote.python to another interpreter"
+    return Refusal("EnvironmentFailed", f"{mixed}{module} can't be imported ({error})", remedy)
+
+
 def _without_cuda(
     version: str, cards: List[Dict[str, str]], driver: Optional[str], record: Dict[str, Any]
 ) -> Dict[str, Any]:
     if dict(record.get("wanted") or {}).get("torch") == "cpu":
-        return {"ok": True, "gpu": False, "reason": "remote.torch is cpu: the GPUs are not used"}
-    own = record.get("kind") == "as-is" or record.get("kind") == "overlay"
+        return _without_gpu(True, "remote.torch is cpu: the GPUs are not used")
     remedy = _torch_remedy(driver, cards)
-    if own:
+    if record.get("kind") in ("as-is", "overlay"):
         remedy = (
             "choose an interpreter with a CUDA build (remote.python), or let one be built:"
             f" {remedy}"
@@ -294,57 +278,28 @@ def _capability(cell: Optional[str]) -> Optional[float]:
         return None
 
 
-def _run(call: Call, python: List[str], modules: List[str]) -> Dict[str, Any]:
-    """The script's answer. Ends within the limit, also where a GPU hangs in the driver."""
+def run_script(call: Call, on_node: List[str], record: Dict[str, Any]) -> Dict[str, Any]:
+    """Its answer. Ends within the limit, also where a GPU hangs in the driver."""
     environment = dict(plain_environment(), CUDA_DEVICE_ORDER="PCI_BUS_ID")
     # Every GPU is tried, whatever this login hides from itself.
     environment.pop("CUDA_VISIBLE_DEVICES", None)
-    child = subprocess.Popen(
-        [*python, "-c", SCRIPT, *modules],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        cwd="/",
-    )
-    started = time.monotonic()
-    output = errors = b""
-    try:
-        while True:
-            call.event(
-                step="prove",
-                line=f"importing {', '.join(modules)} and computing on each GPU",
-                seconds=_since(started),
-            )
-            try:
-                output, errors = child.communicate(timeout=1.0)
-                break
-            except subprocess.TimeoutExpired:
-                if time.monotonic() - started > PROVE_TIMEOUT_S:
-                    message = f"torch gave no answer within {PROVE_TIMEOUT_S:.0f} s"
-                    raise Refusal(
-                        "GpuUnfit",
-                        message,
-                        "a GPU may hang: try python -c 'import torch' and nvidia-smi there",
-                    ) from None
-    finally:
-        if child.poll() is None:
-            child.kill()
-    try:
-        value = json.loads(output.decode("utf-8", "replace").rpartition("\x1e")[2])
-    except ValueError:
-        lines = errors.decode("utf-8", "replace").strip().splitlines()
-        said = lines[-1][:300] if lines else f"exit code {child.returncode}"
+    python, modules = str(record["python"]), [str(x) for x in record.get("imports") or ["torch"]]
+    child = begin([*on_node, python, "-c", SCRIPT, *modules], environment, "/")
+    line = f"importing {', '.join(modules)} and computing on each GPU"
+    said = watch(call, child, PROVE_TIMEOUT_S, step="prove", line=line)
+    if said.late:
         raise Refusal(
-            "EnvironmentFailed",
-            f"torch can't be tried in {python[-1]}: {said}",
-            "run it there by hand",
-        ) from None
-    return dict(value)
-
-
-def _since(started: float) -> float:
-    return round(time.monotonic() - started, 1)
+            "GpuUnfit",
+            f"torch gave no answer within {PROVE_TIMEOUT_S:.0f} s",
+            "a GPU may hang: try python -c 'import torch' and nvidia-smi there",
+        )
+    try:
+        return dict(json.loads(said.out.rpartition("\x1e")[2]))
+    except ValueError:
+        lines = said.err.strip().splitlines()
+        words = lines[-1][:300] if lines else f"exit code {said.code}"
+        problem = f"torch can't be tried in {python}: {words}"
+        raise Refusal("EnvironmentFailed", problem, "run it there by hand") from None
 
 
 def read_proofs(directory: str) -> List[Dict[str, Any]]:

@@ -6,13 +6,12 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from remote.agent.environments import pip_settings
 from remote.agent.environments.build_failures import missing_module
 from remote.agent.environments.commands import Commands
-from remote.agent.environments.python_places import CONDA_PLACES, plain_environment
+from remote.agent.environments.python_places import CONDA_PLACES, ask_plainly
 from remote.agent.root.disk import disk_of
 from remote.agent.root.paths import write_whole
 from remote.agent.shared.names import canonical
@@ -294,16 +293,5 @@ def _pip_version(python: str) -> Optional[Tuple[int, int]]:
 
 def _ask(argv: List[str]) -> Optional[str]:
     """stdout, or None where the command fails."""
-    try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=60,
-            env=plain_environment(),
-            cwd="/",
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
+    said = ask_plainly(argv, 60)
+    return said.out if said.code == 0 else None

@@ -4,12 +4,12 @@ time and size."""
 import hashlib
 import json
 import os
-import subprocess
 import threading
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
-from remote.agent.environments.python_places import candidates, plain_environment
+from remote.agent.environments.python_places import ask_plainly, candidates, plain_environment
 from remote.agent.machine.account import user_name
+from remote.agent.machine.programs import NO_ANSWER
 from remote.agent.root.paths import Layout, read_json, write_json
 
 Interpreter = Dict[str, Any]
@@ -17,7 +17,6 @@ DESCRIBE_TIMEOUT_S = 15.0
 INSPECT_TIMEOUT_S = 60.0
 MAX_WORKERS = 8
 CACHE_VERSION = 1
-NO_ANSWER = "no answer"
 
 NOTHING: Dict[str, Any] = {
     name: {} for name in ("packages", "requires", "urls", "torch", "commits")
@@ -218,27 +217,14 @@ def run_python(
     python: str, script: str, timeout_s: float, arguments: Iterable[str] = ()
 ) -> Tuple[Optional[Dict[str, Any]], str]:
     """The JSON object that a script printed after a record mark, or None and why not."""
+    said = ask_plainly([python, "-c", script, *arguments], timeout_s)
     try:
-        done = subprocess.run(
-            [python, "-c", script, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout_s,
-            env=plain_environment(),
-            cwd="/",
-        )
-    except subprocess.TimeoutExpired:
-        return None, f"{NO_ANSWER} within {timeout_s:.0f} s"
-    except (OSError, ValueError) as error:
-        return None, getattr(error, "strerror", None) or str(error)
-    text = done.stdout.decode("utf-8", "replace").rpartition("\x1e")[2]
-    try:
-        value = json.loads(text)
+        value = json.loads(said.out.rpartition("\x1e")[2])
     except (ValueError, RecursionError):
         value = None
-    if done.returncode != 0 or not isinstance(value, dict):
-        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        return None, (lines[-1][:200] if lines else f"exit code {done.returncode}")
+    if said.code != 0 or not isinstance(value, dict):
+        lines = said.err.strip().splitlines()
+        return None, (lines[-1][:200] if lines else f"exit code {said.code}")
     return value, ""
 
 

@@ -4,8 +4,10 @@ and their like use."""
 import glob
 import os
 import shutil
-import subprocess
 from typing import Dict, List, Optional
+
+from remote.agent.machine.programs import Said, ask
+from remote.agent.root.paths import read_text
 
 NAMES = ("python3", *(f"python3.{minor}" for minor in range(15, 7, -1)), "python")
 CONDA_PLACES = (
@@ -63,29 +65,21 @@ def _pythons_at(place: str) -> List[str]:
 
 def _listed_by_conda() -> List[str]:
     """Environments made with --prefix, wherever they lie."""
-    try:
-        with open(os.path.expanduser("~/.conda/environments.txt"), encoding="utf-8") as file:
-            return [line.strip() for line in file if os.path.isabs(line.strip())]
-    except (OSError, ValueError):
-        return []
+    lines = read_text(os.path.expanduser("~/.conda/environments.txt")).splitlines()
+    return [line.strip() for line in lines if os.path.isabs(line.strip())]
 
 
 def login_path() -> Optional[str]:
     """The PATH that a login shell sets, which a command over ssh has not; None where it does not
     say."""
     shell = os.environ.get("SHELL") or "/bin/sh"
-    try:
-        done = subprocess.run(
-            [shell, "-lc", "printf '\\036%s' \"$PATH\""],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=LOGIN_TIMEOUT_S,
-            env=plain_environment(),
-            cwd="/",
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return os.fsdecode(done.stdout.rpartition(b"\x1e")[2]) or None
+    said = ask_plainly([shell, "-lc", "printf '\\036%s' \"$PATH\""], LOGIN_TIMEOUT_S)
+    return said.out.rpartition("\x1e")[2] or None
+
+
+def ask_plainly(argv: List[str], timeout_s: float) -> Said:
+    """As somebody who stands nowhere in particular."""
+    return ask(argv, timeout_s, plain_environment(), "/")
 
 
 def plain_environment() -> Dict[str, str]:

@@ -4,10 +4,10 @@ root's runs, at most every 15 s, kept in a file for all who look."""
 import os
 import re
 import shutil
-import subprocess
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
+from remote.agent.machine.programs import ask as ask_program
 from remote.agent.root.paths import read_json, write_json
 
 EVERY_S = float(os.environ.get("REMOTE_SLURM_EVERY_S", "15"))
@@ -75,18 +75,11 @@ def ask(program: str, arguments: List[str], timeout_s: float = ASK_S) -> Said:
     if path is None:
         return Said(127, "", f"{program} is not installed here")
     environment = dict(os.environ, LC_ALL="C", SLURM_TIME_FORMAT="%s")
-    try:
-        done = subprocess.run(
-            [path, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env=environment,
-            timeout=timeout_s,
-        )
-    except subprocess.TimeoutExpired:
-        return Said(124, "", f"{program} did not answer within {timeout_s:.0f} s", True)
-    out, err = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))
-    return Said(done.returncode, out, err, done.returncode != 0 and bool(AWAY.search(err)))
+    told = ask_program([path, *arguments], timeout_s, environment)
+    if told.late:
+        return Said(told.code, "", f"{program} did not answer within {timeout_s:.0f} s", True)
+    lost = told.code != 0 and bool(AWAY.search(told.err))
+    return Said(told.code, told.out, told.err, lost)
 
 
 def parse_squeue(text: str) -> Dict[str, JobRow]:

@@ -2,11 +2,12 @@
 
 import getpass
 import os
+import pwd
 import re
 from typing import Any, Dict
 
 from remote.agent.root.calls import Call, Refusal, operation
-from remote.agent.root.paths import write_whole
+from remote.agent.root.paths import read_text, write_whole
 
 KEY = re.compile(
     r"(?:ssh-(?:ed25519|rsa)|ecdsa-sha2-nistp\d+|sk-[a-z0-9@.-]+) [A-Za-z0-9+/]+={0,3}(?:"
@@ -51,17 +52,19 @@ def user_name() -> str:
         return str(os.getuid())
 
 
+def name_of(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)
+
+
 def kills_at_logout() -> bool:
     """True where systemd-logind is told to kill what a user leaves behind, and lingering is off for
     this user."""
     setting = False
-    for path in ("/etc/systemd/logind.conf",):
-        try:
-            with open(path) as file:
-                for line in file:
-                    name, _, value = line.partition("=")
-                    if name.strip() == "KillUserProcesses":
-                        setting = value.strip().lower() in ("yes", "true", "1", "on")
-        except OSError:
-            continue
+    for line in read_text("/etc/systemd/logind.conf").splitlines():
+        name, _, value = line.partition("=")
+        if name.strip() == "KillUserProcesses":
+            setting = value.strip().lower() in ("yes", "true", "1", "on")
     return setting and not os.path.exists(os.path.join("/var/lib/systemd/linger", user_name()))

@@ -1,11 +1,14 @@
 """What nvidia-smi says, unparsed: gpu_choice.py reads it, on either end."""
 
 import os
-import pwd
 import shutil
 import subprocess
 import time
 from typing import Any, Dict, List, Optional, Sequence
+
+from remote.agent.machine.account import name_of
+from remote.agent.machine.processes import child_start_time
+from remote.agent.root.paths import read_text
 
 GPU_FIELDS = (
     "index",
@@ -165,18 +168,14 @@ def _describe_pids(output: str) -> Dict[str, Dict[str, Any]]:
 
 def _describe_pid(pid: str) -> Dict[str, Any]:
     try:
-        uid = os.stat(f"/proc/{pid}").st_uid
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            ticks = int(file.read().rpartition(b")")[2].split()[19])
-        with open("/proc/uptime") as file:
-            uptime_s = float(file.read().split()[0])
-    except (OSError, ValueError, IndexError):
+        user = name_of(os.stat(f"/proc/{pid}").st_uid)
+    except OSError:
         return {}
-    try:
-        user = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        user = str(uid)
-    return {"user": user, "age_s": max(0, round(uptime_s - ticks / os.sysconf("SC_CLK_TCK")))}
+    ticks, uptime = child_start_time(int(pid)), read_text("/proc/uptime").split()
+    if ticks is None or not uptime:
+        return {}
+    age_s = float(uptime[0]) - ticks / os.sysconf("SC_CLK_TCK")
+    return {"user": user, "age_s": max(0, round(age_s))}
 
 
 def _whole(cell: str) -> Optional[int]:

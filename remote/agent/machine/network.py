@@ -9,6 +9,7 @@ import threading
 from typing import Any, Dict, List, Optional
 
 from remote.agent.root.calls import Call, Refusal, operation
+from remote.agent.root.paths import read_text
 
 FLAGS, ADDRESS, NETMASK, MTU = 0x8913, 0x8915, 0x891B, 0x8921
 """Linux' SIOCGIF… numbers."""
@@ -53,11 +54,8 @@ def _look_at(asked: socket.socket, name: str) -> Optional[Dict[str, Any]]:
 
 def _speed(name: str) -> int:
     """Mbit/s, 0 where it is not told."""
-    try:
-        with open(f"/sys/class/net/{name}/speed") as file:
-            return max(0, int(file.read()))
-    except (OSError, ValueError):
-        return 0
+    told = read_text(f"/sys/class/net/{name}/speed").strip()
+    return int(told) if told.isdigit() else 0
 
 
 def interface_of(address: str) -> Optional[str]:

@@ -1,11 +1,12 @@
 """Who else is at work on this machine: other people, and what goes on under this very login."""
 
 import os
-import pwd
 import time
 from typing import Iterator, List, NamedTuple, Tuple
 
+from remote.agent.machine.account import name_of
 from remote.agent.machine.gpus import query_gpus
+from remote.agent.root.paths import read_bytes
 from remote.agent.shared.gpu_choice import parse_gpus
 
 FIRST_PERSON, NOBODY = int(os.environ.get("REMOTE_FIRST_PERSON", "1000")), 65534
@@ -23,7 +24,7 @@ def other_people() -> List[str]:
     """Names of other people whose processes run here."""
     users = {user for _, user in _processes()}
     return sorted(
-        _name(user) for user in users if FIRST_PERSON <= user < NOBODY and user != os.getuid()
+        name_of(user) for user in users if FIRST_PERSON <= user < NOBODY and user != os.getuid()
     )
 
 
@@ -32,7 +33,7 @@ def own_processes() -> List[Process]:
     found = []
     for pid, user in _processes():
         if user == os.getuid() and pid != os.getpid() and _home_of(pid) == os.environ.get("HOME"):
-            found.append(Process(pid, _read(pid, "cmdline").split(b"\0")))
+            found.append(Process(pid, read_bytes(f"/proc/{pid}/cmdline").split(b"\0")))
     return found
 
 
@@ -95,22 +96,7 @@ def _processes() -> Iterator[Tuple[int, int]]:
 
 
 def _home_of(pid: int) -> "str | None":
-    for variable in _read(pid, "environ").split(b"\0"):
+    for variable in read_bytes(f"/proc/{pid}/environ").split(b"\0"):
         if variable.startswith(b"HOME="):
             return os.fsdecode(variable[len(b"HOME=") :])
     return None
-
-
-def _read(pid: int, name: str) -> bytes:
-    try:
-        with open(f"/proc/{pid}/{name}", "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
-
-
-def _name(user: int) -> str:
-    try:
-        return pwd.getpwuid(user).pw_name
-    except KeyError:
-        return str(user)

@@ -2,9 +2,12 @@
 to another."""
 
 import os
+import re
 import subprocess
 import time
 from typing import Dict, Iterator, List, Optional, Tuple
+
+from remote.agent.root.paths import read_bytes, read_text
 
 HAS_PROC = os.path.isdir("/proc/self")
 """Linux; elsewhere `ps` is asked, whose seconds serve as clock ticks."""
@@ -14,11 +17,7 @@ STARTED = 19
 
 def boot_id() -> str:
     """Changes with every boot; empty where the system does not tell."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
+    return read_text("/proc/sys/kernel/random/boot_id").strip()
 
 
 def start_time(pid: int) -> Optional[int]:
@@ -39,11 +38,7 @@ def _stat(pid: int) -> Optional[List[bytes]]:
     """The fields from the state on."""
     if not HAS_PROC:
         return _by_ps().get(pid)
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
+    return read_bytes(f"/proc/{pid}/stat").rpartition(b")")[2].split() or None
 
 
 def is_same(pid: object, started: object) -> bool:
@@ -117,27 +112,16 @@ def kernel_kills() -> Optional[int]:
 def _memory_groups() -> List[str]:
     """The files that may count the kills of our own group, for both versions of control groups."""
     places = []
-    try:
-        with open("/proc/self/cgroup") as file:
-            for line in file:
-                _, controllers, path = line.rstrip("\n").split(":", 2)
-                if not controllers:
-                    places.append(f"/sys/fs/cgroup{path}/memory.events")
-                elif "memory" in controllers.split(","):
-                    places.insert(0, f"/sys/fs/cgroup/memory{path}/memory.oom_control")
-    except (OSError, ValueError):
-        pass
+    for line in read_text("/proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            places.append(f"/sys/fs/cgroup{path}/memory.events")
+        elif "memory" in controllers.split(","):
+            places.insert(0, f"/sys/fs/cgroup/memory{path}/memory.oom_control")
     # A container's own view begins at its group.
     return [*places, "/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"]
 
 
 def _counter(path: str) -> Optional[int]:
-    try:
-        with open(path) as file:
-            for line in file:
-                name, _, value = line.partition(" ")
-                if name == "oom_kill":
-                    return int(value)
-    except (OSError, ValueError):
-        pass
-    return None
+    found = re.search(r"^oom_kill (\d+)$", read_text(path), re.MULTILINE)
+    return int(found[1]) if found else None

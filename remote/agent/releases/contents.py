@@ -6,10 +6,10 @@ import hashlib
 import os
 import secrets
 import stat
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Set, Tuple
 
 from remote.agent.root.calls import Call, Refusal, operation
-from remote.agent.root.paths import HASH
+from remote.agent.root.paths import HASH, hash_file, list_names, place_in
 from remote.agent.shared import protocol
 from remote.agent.shared.trees import SYMLINK, Entry
 
@@ -24,21 +24,23 @@ def known_contents(
     """Where wanted contents already lie on this server, hash → path: in `incoming`, or in `trees`
     of (directory, manifest)."""
     found: Dict[str, bytes] = {}
-    folder = os.fsencode(incoming)
-    if os.path.isdir(folder):
-        for name in os.listdir(folder):
-            if name.decode("ascii", "replace") in wanted:
-                found[name.decode()] = os.path.join(folder, name)
+    for name in wanted.intersection(list_names(incoming)):
+        found[name] = place_in(incoming, name)
     for directory, manifest in trees:
         if len(found) == len(wanted):
             break
-        base = os.fsencode(directory)
         for path, mode, size, sha256 in manifest:
             if sha256 in wanted and sha256 not in found and mode != SYMLINK:
-                place = os.path.join(base, path.encode("utf-8", "surrogateescape"))
+                place = place_in(directory, path)
                 if _is_file_of(place, size):
                     found[sha256] = place
     return found
+
+
+def require_all(places: Dict[str, bytes], entries: List[Entry], problem: str) -> None:
+    """Raises Refusal where a content lies nowhere though all were sent."""
+    if any(sha256 not in places for _, _, _, sha256 in entries):
+        raise Refusal("TransferFailed", problem, "run the same command again")
 
 
 def _is_file_of(path: bytes, size: int) -> bool:
@@ -230,7 +232,7 @@ def write_tree(
     base = os.fsencode(target)
     made = {base}
     for path, mode, _, sha256 in entries:
-        place = os.path.join(base, path.encode("utf-8", "surrogateescape"))
+        place = place_in(base, path)
         directory = os.path.dirname(place)
         if directory not in made:
             os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -273,7 +275,7 @@ def _link_inside(base: bytes, place: bytes, target: bytes) -> None:
 def copy_verified(origin: bytes, place: bytes, sha256: str) -> None:
     digest = hashlib.sha256()
     with open(origin, "rb") as reader, open(place, "wb") as writer:
-        for data in _chunks(reader):
+        for data in iter(lambda: reader.read(1 << 20), b""):
             digest.update(data)
             writer.write(data)
     _require(origin, digest.hexdigest() == sha256)
@@ -282,11 +284,7 @@ def copy_verified(origin: bytes, place: bytes, sha256: str) -> None:
 def link_verified(origin: bytes, place: bytes, sha256: str) -> None:
     """The same file under another name: for what nobody changes. A file system without such links
     gets a copy."""
-    digest = hashlib.sha256()
-    with open(origin, "rb") as reader:
-        for data in _chunks(reader):
-            digest.update(data)
-    _require(origin, digest.hexdigest() == sha256)
+    _require(origin, hash_file(origin) == sha256)
     try:
         os.link(origin, place)
     except OSError:
@@ -297,11 +295,3 @@ def _require(origin: bytes, right: bool) -> None:
     if not right:
         text = f"{os.fsdecode(origin)} on the server is not what was sent"
         raise Refusal("TransferFailed", text, "remove that file, then the same command again")
-
-
-def _chunks(reader: Any) -> Iterator[bytes]:
-    while True:
-        data = reader.read(1 << 20)
-        if not data:
-            return
-        yield data

@@ -1,14 +1,30 @@
 """Releases: immutable trees named by their hash, assembled aside and renamed into place."""
 
+import collections
 import os
-import secrets
 import shutil
 from typing import Any, Dict, List, Optional, Set, Tuple
 
-from remote.agent.releases.contents import known_contents, partly_received, receive, write_tree
+from remote.agent.releases.contents import (
+    known_contents,
+    partly_received,
+    receive,
+    require_all,
+    write_tree,
+)
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.disk import naming_disk, require_room
-from remote.agent.root.paths import HASH, Layout, read_json, write_json
+from remote.agent.root.paths import (
+    HASH,
+    Layout,
+    list_names,
+    new_directory,
+    read_json,
+    remove_directory,
+    remove_leftovers,
+    write_json,
+    write_link,
+)
 from remote.agent.root.roots import locked, prepare_root
 from remote.agent.shared.trees import SYMLINK, Entry, tree_hash
 
@@ -44,20 +60,13 @@ def checked_manifest(tree: str, manifest: List[Any]) -> List[Entry]:
 
 
 def list_releases(layout: Layout) -> List[Dict[str, Any]]:
-    """Newest first: tree, bytes, time."""
-    found = []
-    for tree, when in _by_age(layout):
-        found.append({"tree": tree, "time": when})
-    return found
+    """Newest first: tree, time."""
+    return [{"tree": tree, "time": when} for tree, when in _by_age(layout)]
 
 
 def _by_age(layout: Layout) -> List[Tuple[str, float]]:
-    try:
-        names = [name for name in os.listdir(layout.releases) if HASH.match(name)]
-    except OSError:
-        return []
     dated = []
-    for name in names:
+    for name in filter(HASH.match, list_names(layout.releases)):
         try:
             dated.append((name, os.stat(layout.manifest(name)).st_mtime))
         except OSError:
@@ -73,8 +82,12 @@ def current_release(layout: Layout) -> Optional[str]:
 
 
 def read_manifest(layout: Layout, tree: str) -> List[Entry]:
-    stored = read_json(layout.manifest(tree)) or {}
-    entries = stored.get("entries")
+    return stored_entries(layout.manifest(tree))
+
+
+def stored_entries(path: str) -> List[Entry]:
+    """Of a release or a set of images; empty where they are not known."""
+    entries = (read_json(path) or {}).get("entries")
     return [(e[0], e[1], e[2], e[3]) for e in entries] if isinstance(entries, list) else []
 
 
@@ -122,7 +135,7 @@ def release_put(
         sizes = {sha256: size for _, _, size, sha256 in entries}
         received = receive(call, layout.incoming, sizes)
         if not os.path.isdir(layout.release(tree)):
-            _remove_leftovers(layout)
+            remove_leftovers(layout.releases)
             assemble(layout, tree, entries, origin)
         make_current(layout, tree)
         shutil.rmtree(layout.incoming, ignore_errors=True)
@@ -143,11 +156,8 @@ def release_use(call: Call, tree: str, who: str) -> Dict[str, Any]:
 
 
 def make_current(layout: Layout, tree: str) -> None:
-    if current_release(layout) == tree:
-        return
-    aside = f"{layout.current}.{secrets.token_hex(4)}.tmp"
-    os.symlink(os.path.join("releases", tree), aside)
-    os.replace(aside, layout.current)
+    if current_release(layout) != tree:
+        write_link(layout.current, os.path.join("releases", tree))
 
 
 def require_space(layout: Layout, entries: List[Entry]) -> None:
@@ -156,68 +166,39 @@ def require_space(layout: Layout, entries: List[Entry]) -> None:
 
 
 def assemble(layout: Layout, tree: str, entries: List[Entry], origin: str) -> None:
-    places = known(layout, {sha256 for _, _, _, sha256 in entries})
+    uses = collections.Counter(sha256 for _, _, _, sha256 in entries)
+    places = known(layout, set(uses))
+    require_all(places, entries, "the release is not complete on the server")
     incoming = os.fsencode(layout.incoming)
-    uses: Dict[str, int] = {}
-    releases, stamps = os.fsencode(layout.releases) + b"/", {}  # type: Tuple[bytes, Dict[str, int]]
-    for _, _, _, sha256 in entries:
-        uses[sha256] = uses.get(sha256, 0) + 1
-    aside = os.path.join(layout.releases, f".staging-{secrets.token_hex(6)}")
-    os.mkdir(aside, 0o700)
 
     def source(sha256: str) -> Tuple[bytes, str]:
-        if sha256 not in places:
-            raise Refusal(
-                "TransferFailed",
-                "the release is not complete on the server",
-                "run the same command again",
-            )
         uses[sha256] -= 1
         place = places[sha256]
         if place.startswith(incoming):
             return place, "copy" if uses[sha256] else "move"
-        return place, "share" if _untouched(place) else "copy"
+        return place, "share" if _untouched(layout, place) else "copy"
 
-    def _untouched(place: bytes) -> bool:
-        """Since its release was complete: its status changes with every write, and with every new
-        name."""
-        name = os.fsdecode(place[len(releases) :]).split("/", 1)[0]
-        if name not in stamps:
-            stamps[name] = os.stat(layout.manifest(name)).st_mtime_ns
-        return os.lstat(place).st_ctime_ns <= stamps[name]
-
-    try:
+    with new_directory(layout.release(tree)) as aside:
         write_tree(aside, entries, source)
         write_json(layout.manifest(tree), {"entries": entries, "origin": origin})
-        os.rename(aside, layout.release(tree))
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
 
 
-def _remove_leftovers(layout: Layout) -> None:
-    """What a killed deploy left; only called under the lock."""
-    for name in os.listdir(layout.releases):
-        if name.startswith(".staging-"):
-            shutil.rmtree(os.path.join(layout.releases, name), ignore_errors=True)
+def _untouched(layout: Layout, place: bytes) -> bool:
+    """Since its release was complete: a file's status changes with every write, and with every new
+    name."""
+    tree = os.path.relpath(os.fsdecode(place), layout.releases).split("/", 1)[0]
+    return os.lstat(place).st_ctime_ns <= os.stat(layout.manifest(tree)).st_mtime_ns
 
 
 def _prune(layout: Layout) -> List[str]:
     """Remove old releases that no run was made from."""
-    used = {current_release(layout)}
     try:
-        for run in os.listdir(layout.runs):
-            used.add(
-                str((read_json(os.path.join(layout.runs, run, "run.json")) or {}).get("release"))
-            )
+        runs = [os.path.join(layout.runs, name, "run.json") for name in os.listdir(layout.runs)]
     except OSError:
         return []
-    removed = []
-    for tree, _ in _by_age(layout)[KEEP_RELEASES:]:
-        if tree not in used:
-            aside = os.path.join(layout.releases, f".staging-{secrets.token_hex(6)}")
-            os.rename(layout.release(tree), aside)
-            os.unlink(layout.manifest(tree))
-            shutil.rmtree(aside, ignore_errors=True)
-            removed.append(tree)
+    used = {current_release(layout), *(str((read_json(run) or {}).get("release")) for run in runs)}
+    removed = [tree for tree, _ in _by_age(layout)[KEEP_RELEASES:] if tree not in used]
+    for tree in removed:
+        remove_directory(layout.release(tree))
+        os.unlink(layout.manifest(tree))
     return removed

@@ -1,13 +1,19 @@
-"""Owns every path on the server, and the two ways to write there: whole files, and directories that
-appear by renaming."""
+"""Owns every path on the server, and how it is read and written there: a file that may be missing,
+whole files, and directories that appear by renaming."""
 
+import contextlib
+import hashlib
 import json
 import os
 import re
 import secrets
+import shutil
+from typing import Iterator, List, Union
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}\Z")
 HASH = re.compile(r"[0-9a-f]{8,64}\Z")
+ASIDE = ".staging-"
+"""Begins the name of a directory that is being made, or removed."""
 
 
 class Layout:
@@ -57,6 +63,11 @@ def _checked(pattern: "re.Pattern[str]", name: str) -> str:
     return name
 
 
+def place_in(directory: Union[str, bytes], path: str) -> bytes:
+    """Of a path as manifests have it, whatever this login's language says of file names."""
+    return os.path.join(os.fsencode(directory), path.encode("utf-8", "surrogateescape"))
+
+
 def resolve_root(text: str) -> str:
     """`~` and relative paths start at the home directory."""
     home = os.path.expanduser("~")
@@ -81,6 +92,41 @@ def write_whole(path: str, data: bytes, mode: int = 0o600) -> None:
         raise
 
 
+def write_link(path: str, target: str) -> None:
+    """Lets `path` lead to another place; it is there all the while."""
+    aside = os.path.join(os.path.dirname(path), f".{secrets.token_hex(6)}.tmp")
+    os.symlink(target, aside)
+    os.replace(aside, path)
+
+
+@contextlib.contextmanager
+def new_directory(path: str, aside: str = ASIDE) -> Iterator[str]:
+    """One beside it, named `aside` and something, which becomes `path` once the block has filled
+    it; nothing of it stays where that fails."""
+    made = os.path.join(os.path.dirname(path), aside + secrets.token_hex(6))
+    os.mkdir(made, 0o700)
+    try:
+        yield made
+        os.rename(made, path)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
+def remove_leftovers(directory: str) -> None:
+    """What `new_directory` made and a kill has left. Under the lock of those who make them."""
+    for name in list_names(directory):
+        if name.startswith(ASIDE):
+            shutil.rmtree(os.path.join(directory, name), ignore_errors=True)
+
+
+def remove_directory(path: str, aside: str = ASIDE) -> None:
+    """Out of sight first: nobody sees half of it."""
+    moved = os.path.join(os.path.dirname(path), aside + secrets.token_hex(6))
+    os.rename(path, moved)
+    shutil.rmtree(moved, ignore_errors=True)
+
+
 def write_json(path: str, value: object) -> None:
     write_whole(
         path, json.dumps(value, ensure_ascii=True, indent=1, sort_keys=True).encode() + b"\n"
@@ -95,3 +141,42 @@ def read_json(path: str) -> "dict[str, object] | None":
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def read_bytes(path: str) -> bytes:
+    """Empty where the file is missing or unreadable."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def read_text(path: str) -> str:
+    return read_bytes(path).decode("utf-8", "replace")
+
+
+def read_end(path: str, most: int, start: int = 0) -> str:
+    """The last `most` bytes, from `start` on at the earliest; empty where there is nothing."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(start, os.fstat(file.fileno()).st_size - most))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def list_names(directory: str) -> List[str]:
+    """Empty where the directory is missing or unreadable."""
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
+
+
+def hash_file(path: Union[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for data in iter(lambda: file.read(1 << 20), b""):
+            digest.update(data)
+    return digest.hexdigest()

@@ -10,7 +10,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set
 from remote.agent.environments.environments import describe_environment
 from remote.agent.releases.releases import current_release, release_of
 from remote.agent.root.calls import Call, Refusal, operation
-from remote.agent.root.paths import HASH, RUN_ID, Layout, write_json
+from remote.agent.root.paths import HASH, RUN_ID, Layout, list_names, write_json
 from remote.agent.root.roots import locked, locked_if_free, prepare_root
 from remote.agent.runs.outputs import find_outputs
 from remote.agent.runs.records import FETCHED, describe_run, find_run, list_runs, read_mark
@@ -132,7 +132,7 @@ def find_unneeded(layout: Layout, environment: str, unwanted: Set[str]) -> Any:
 def find_unneeded_data(layout: Layout) -> List[Dict[str, Any]]:
     """Sets to which no name in data/ leads any more, and what was left of an upload that nobody has
     gone on with for a day."""
-    named = {os.path.realpath(os.path.join(layout.data, name)) for name in _listed(layout.data)}
+    named = {os.path.realpath(os.path.join(layout.data, name)) for name in list_names(layout.data)}
     live = " ".join(
         str(run["asked"].get("argv")) for run in list_runs(layout) if run["state"] not in FINAL
     )
@@ -144,7 +144,7 @@ def find_unneeded_data(layout: Layout) -> List[Dict[str, Any]]:
         ):
             paths = [layout.set(tree), layout.set_manifest(tree)]
             items.append(_item("images", tree, paths, "no name in data/ leads to them any more"))
-    parts = [os.path.join(layout.data_incoming, name) for name in _listed(layout.data_incoming)]
+    parts = [os.path.join(layout.data_incoming, name) for name in list_names(layout.data_incoming)]
     if parts and time.time() - max(map(_changed, parts)) > UPLOAD_S:
         items.append(
             _item(
@@ -174,7 +174,7 @@ def _leftovers(layout: Layout) -> List[Dict[str, Any]]:
         (layout.environments, (GONE,)),
     )
     for directory, prefixes in places:
-        for name in _listed(directory):
+        for name in list_names(directory):
             path = os.path.join(directory, name)
             old = time.time() - _changed(path) > LEFTOVER_S
             if name.startswith(prefixes) and (old or not name.startswith(".new-")):
@@ -185,16 +185,9 @@ def _leftovers(layout: Layout) -> List[Dict[str, Any]]:
 def _names(directory: str, pattern: Any) -> List[str]:
     return sorted(
         name
-        for name in _listed(directory)
+        for name in list_names(directory)
         if pattern.match(name) and os.path.isdir(os.path.join(directory, name))
     )
-
-
-def _listed(directory: str) -> List[str]:
-    try:
-        return os.listdir(directory)
-    except OSError:
-        return []
 
 
 def _changed(path: str) -> float:

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 from remote.agent.releases.releases import release_of
 from remote.agent.root.calls import Call, Refusal, operation
-from remote.agent.root.paths import Layout
+from remote.agent.root.paths import Layout, place_in
 from remote.agent.runs.outputs import find_outputs, link_target, narrow, told
 from remote.agent.runs.records import describe_run, find_run, read_mark
 from remote.agent.shared import protocol
@@ -127,7 +127,7 @@ def _open(layout: Layout, described: Dict[str, Any], path: str) -> Any:
     base = described["path"]
     if path.startswith(SOURCE):
         base, path = layout.release(str(described["release"])), path[len(SOURCE) :]
-    place = os.path.join(os.fsencode(base), path.encode("utf-8", "surrogateescape"))
+    place = place_in(base, path)
     if not (os.path.realpath(os.path.dirname(place)) + b"/").startswith(
         os.path.realpath(os.fsencode(base)) + b"/"
     ):

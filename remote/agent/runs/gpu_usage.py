@@ -7,6 +7,7 @@ import time
 from typing import Any, Dict, List, Optional
 
 from remote.agent.machine import gpus
+from remote.agent.root.paths import read_end
 
 EVERY_S = float(os.environ.get("REMOTE_SAMPLE_S", "10"))
 IDLE_PERCENT = 5
@@ -56,14 +57,8 @@ class Sampler:
 
 def last_sample(directory: str) -> Optional[Dict[str, Any]]:
     """The newest row for each GPU; None where there is none."""
-    try:
-        with open(os.path.join(directory, "gpu.csv"), "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-            lines = file.read().decode("ascii", "replace").splitlines()
-    except OSError:
-        return None
     newest: Dict[str, Any] = {}
-    for line in lines:
+    for line in read_end(os.path.join(directory, "gpu.csv"), 4096).splitlines():
         # A run that an older version began has no watts.
         cells = line.split(",")
         if len(cells) >= len(HEAD) - 1 and cells[0][:1].isdigit():

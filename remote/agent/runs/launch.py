@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import secrets
-import shutil
 import sys
 import time
 from typing import Any, Dict, Iterator, NamedTuple, Optional
@@ -13,7 +11,14 @@ from remote.agent.launchers.seam import Job, Launched
 from remote.agent.releases.contents import write_tree
 from remote.agent.releases.releases import read_manifest
 from remote.agent.root.calls import Call, Refusal, operation
-from remote.agent.root.paths import Layout, read_json, write_json
+from remote.agent.root.paths import (
+    Layout,
+    new_directory,
+    place_in,
+    read_json,
+    remove_directory,
+    write_json,
+)
 from remote.agent.root.roots import keep_agent, prepare_root
 from remote.agent.runs.attempts import queued_state
 from remote.agent.runs.outputs import mark_copied
@@ -22,6 +27,10 @@ from remote.agent.runs.private import keep_private
 from remote.agent.runs.queue import one_launch_at_a_time, require_free_gpus
 from remote.agent.runs.records import find_run
 from remote.agent.shared.states import FINAL
+from remote.agent.shared.trees import SYMLINK
+
+ASIDE = ".new-"
+"""Begins the name of a run's directory that is being made, or removed."""
 
 
 class Start(NamedTuple):
@@ -54,7 +63,7 @@ def run_start(call: Call, start: Start) -> Dict[str, Any]:
     except Refusal as refusal:
         if not (start.asked.get("later") and refusal.details.get("limited")):
             # What the launcher refuses is no run.
-            remove_run(layout, start.run)
+            remove_directory(directory, ASIDE)
             raise
         launched = Launched("slurm", f"it is submitted later ({refusal.message})")
     plan_shutdown(layout, start.shutdown)
@@ -69,13 +78,6 @@ def create_run(layout: Layout, start: Start) -> None:
         keep_private(aside, start.notify, start.env)
 
 
-def remove_run(layout: Layout, run: str) -> None:
-    """Out of sight first: nobody sees half a run."""
-    aside = os.path.join(layout.runs, f".new-{secrets.token_hex(6)}")
-    os.rename(layout.run(run), aside)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
 @contextlib.contextmanager
 def new_run(layout: Layout, run: str, asked: Dict[str, Any]) -> Iterator[str]:
     """The directory of a run with its own copy of the release; it has its name once the block has
@@ -87,36 +89,27 @@ def new_run(layout: Layout, run: str, asked: Dict[str, Any]) -> Iterator[str]:
             f"the release {tree[:12]} is not on the server",
             "deploy first: fab -H … deploy",
         )
-    aside = os.path.join(layout.runs, f".new-{secrets.token_hex(6)}")
-    work = os.path.join(aside, "work")
-    os.makedirs(work, mode=0o700)
-    begin_ns = os.stat(work).st_ctime_ns
-    try:
-        base = os.fsencode(layout.release(tree))
-        entries = read_manifest(layout, tree)
-        by_hash = {
-            sha256: os.path.join(base, path.encode("utf-8", "surrogateescape"))
-            for path, mode, _, sha256 in entries
-        }
-        links = [entry for entry in entries if entry[1] == 0o120000]
-        write_tree(
-            work,
-            [entry for entry in entries if entry[1] != 0o120000],
-            lambda sha256: (by_hash[sha256], "copy"),
-        )
-        for path, _, _, _ in links:
-            place = os.path.join(os.fsencode(work), path.encode("utf-8", "surrogateescape"))
-            os.makedirs(os.path.dirname(place), exist_ok=True)
-            os.symlink(
-                os.readlink(os.path.join(base, path.encode("utf-8", "surrogateescape"))), place
-            )
-        mark_copied(aside, begin_ns)
+    with new_directory(layout.run(run), ASIDE) as aside:
+        copy_code(layout, tree, aside)
         write_json(os.path.join(aside, "run.json"), asked)
         yield aside
-        os.rename(aside, layout.run(run))
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+
+
+def copy_code(layout: Layout, tree: str, directory: str) -> None:
+    """The run's own, which it may change."""
+    work, base = os.path.join(directory, "work"), layout.release(tree)
+    os.mkdir(work, 0o700)
+    begin_ns = os.stat(work).st_ctime_ns
+    entries = read_manifest(layout, tree)
+    links = [entry for entry in entries if entry[1] == SYMLINK]
+    files = [entry for entry in entries if entry[1] != SYMLINK]
+    by_hash = {sha256: place_in(base, path) for path, _, _, sha256 in files}
+    write_tree(work, files, lambda sha256: (by_hash[sha256], "copy"))
+    for path, _, _, _ in links:
+        place = place_in(work, path)
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        os.symlink(os.readlink(place_in(base, path)), place)
+    mark_copied(directory, begin_ns)
 
 
 def launch_once(layout: Layout, directory: str) -> Launched:

@@ -6,7 +6,7 @@ from typing import Dict, Tuple
 
 from remote.agent.releases.releases import read_manifest
 from remote.agent.root.calls import Refusal
-from remote.agent.root.paths import Layout
+from remote.agent.root.paths import Layout, place_in
 from remote.agent.runs.outputs import is_unchanged
 
 Code = Dict[str, Tuple[int, int, str]]
@@ -24,23 +24,19 @@ def take_new_code(layout: Layout, directory: str, before: str, tree: str, attemp
         raise Refusal("NotFound", problem, "deploy first: fab -H … deploy")
     keep_source(layout, directory, before, attempt)
     changed = [path for path in {*old, *new} if old.get(path) != new.get(path)]
-    work = os.fsencode(os.path.join(directory, "work"))
+    work = os.path.join(directory, "work")
     for path in changed:
-        make_way(os.path.join(work, encoded(path)), path, (old, new), attempt)
+        make_way(place_in(work, path), path, (old, new), attempt)
     for path in sorted(new.keys() & set(changed)):
-        place = os.path.join(work, encoded(path))
+        place = place_in(work, path)
         if not os.path.lexists(place):
             os.makedirs(os.path.dirname(place), exist_ok=True)
-            source = os.path.join(os.fsencode(layout.release(tree)), encoded(path))
+            source = place_in(layout.release(tree), path)
             shutil.copy2(source, place, follow_symlinks=False)
 
 
 def code_of(layout: Layout, tree: str) -> Code:
     return {path: (mode, size, sha256) for path, mode, size, sha256 in read_manifest(layout, tree)}
-
-
-def encoded(path: str) -> bytes:
-    return path.encode("utf-8", "surrogateescape")
 
 
 def keep_source(layout: Layout, directory: str, before: str, attempt: int) -> None:

@@ -7,7 +7,7 @@ import re
 import stat
 from typing import Any, Dict, Iterator, List, Tuple
 
-from remote.agent.root.paths import read_json, write_json
+from remote.agent.root.paths import hash_file, place_in, read_json, write_json
 from remote.agent.runs.private import ADDRESS, VARIABLES
 from remote.agent.shared.trees import SYMLINK, Entry
 
@@ -169,11 +169,7 @@ def is_unchanged(
     try:
         if mode == SYMLINK:
             return hashlib.sha256(os.fsencode(os.readlink(place))).hexdigest() == sha256
-        digest = hashlib.sha256()
-        with open(place, "rb") as file:
-            for data in iter(lambda: file.read(1 << 20), b""):
-                digest.update(data)
-        return digest.hexdigest() == sha256
+        return hash_file(place) == sha256
     except OSError:
         return False
 
@@ -185,7 +181,7 @@ def link_target(directory: str, path: str, known_as: str = "") -> Tuple[bytes, b
     Raises OSError where it is gone.
     """
     base = os.fsencode(directory)
-    place = os.path.join(base, path.encode("utf-8", "surrogateescape"))
+    place = place_in(base, path)
     target = os.readlink(place)
     folder = os.path.dirname(place)
     if os.path.isabs(target):

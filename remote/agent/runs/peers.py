@@ -1,7 +1,6 @@
 """What the supervisors of one training on several hosts say to each other: a line of JSON each,
 behind some of them a file's bytes."""
 
-import hashlib
 import json
 import os
 import re
@@ -9,6 +8,8 @@ import secrets
 import socket
 import threading
 from typing import Any, Dict, List, NamedTuple, Optional
+
+from remote.agent.root.paths import hash_file
 
 SILENCE_S = float(os.environ.get("REMOTE_SILENCE_S", "60"))
 """A network may be away for some seconds, and a training bears it; after so long it is over."""
@@ -123,15 +124,11 @@ class Peer:
 
 def describe_file(directory: str, path: str) -> Optional[List[Any]]:
     """Path, size and hash; None where there is no such file."""
-    digest, size = hashlib.sha256(), 0
+    place = os.path.join(directory, path)
     try:
-        with open(os.path.join(directory, path), "rb") as file:
-            for data in iter(lambda: file.read(1 << 20), b""):
-                digest.update(data)
-                size += len(data)
+        return [path, os.path.getsize(place), hash_file(place)]
     except OSError:
         return None
-    return [path, size, digest.hexdigest()]
 
 
 def lacking(directory: str, offered: List[List[Any]]) -> List[str]:

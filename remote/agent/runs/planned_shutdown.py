@@ -4,7 +4,6 @@ process of its own waits for that; shutdown.json holds the plan, and `keep` ends
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -13,6 +12,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from remote.agent.launchers.local import start_detached
 from remote.agent.machine.others import at_work, own_processes, roots_of
 from remote.agent.machine.processes import is_same, start_time
+from remote.agent.machine.programs import ask
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import Layout, read_json, write_json
 from remote.agent.root.roots import keep_agent
@@ -104,9 +104,8 @@ def require_possible(layout: Layout, asked: Optional[Plan]) -> None:
     words = default_command().split()
     problem = None if shutil.which(words[0]) else f"there is no `{words[0]}` on the server"
     if not problem and words[0] == "sudo":
-        may = ["sudo", "-n", "-l", *words[2:]]
-        done = subprocess.run(may, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
-        problem = "sudo asks for a password there" if done.returncode else None
+        said = ask(["sudo", "-n", "-l", *words[2:]], 60)
+        problem = "sudo asks for a password there" if said.code else None
     if problem:
         raise Refusal("ServerUnfit", f"--shutdown-after: {problem}", remedy)
 

@@ -13,6 +13,7 @@ from remote.agent.machine.processes import (
     kernel_kills,
     reads_pipe,
 )
+from remote.agent.root.paths import read_end
 from remote.agent.runs import terminal
 from remote.agent.runs.surroundings import run_environment
 
@@ -146,9 +147,4 @@ class Process:
 
     def log_tail(self) -> str:
         """What an attempt before has written is not this one's."""
-        try:
-            with open(self.log, "rb") as file:
-                file.seek(max(self.log_from, os.fstat(file.fileno()).st_size - TAIL))
-                return file.read().decode("utf-8", "replace")
-        except OSError:
-            return ""
+        return read_end(self.log, TAIL, self.log_from)

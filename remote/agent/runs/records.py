@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from remote.agent.launchers.choice import launcher_of
 from remote.agent.root.calls import Refusal
-from remote.agent.root.paths import RUN_ID, Layout, read_json
+from remote.agent.root.paths import RUN_ID, Layout, list_names, read_json, read_text
 from remote.agent.runs.attempts import settle
 from remote.agent.runs.outputs import STEP
 from remote.agent.runs.terminal import read_shown
@@ -18,17 +18,14 @@ FETCHED = ".fetched.json"
 
 def list_runs(layout: Layout) -> List[Dict[str, Any]]:
     """Newest first, each as `describe_run` tells it."""
-    runs = [describe_run(layout, name) for name in _names(layout)]
+    runs = [describe_run(layout, name) for name in run_ids(layout)]
     return sorted(
         runs, key=lambda run: (_number(run["detail"].get("since")), run["run"]), reverse=True
     )
 
 
-def _names(layout: Layout) -> List[str]:
-    try:
-        return [name for name in os.listdir(layout.runs) if RUN_ID.match(name)]
-    except OSError:
-        return []
+def run_ids(layout: Layout) -> List[str]:
+    return [name for name in list_names(layout.runs) if RUN_ID.match(name)]
 
 
 class LiveRuns:
@@ -42,7 +39,7 @@ class LiveRuns:
     def look(self) -> List[Dict[str, Any]]:
         """Of each what `describe_run` tells of its place: run, state, asked, detail, gpus."""
         found = []
-        for run in _names(self.layout):
+        for run in run_ids(self.layout):
             directory = self.layout.run(run)
             recorded = self._read(os.path.join(directory, "state.json"))
             if recorded.get("state") not in LIVE:
@@ -100,11 +97,7 @@ def describe_run(layout: Layout, run: str) -> Dict[str, Any]:
 
 def read_step(directory: str) -> Optional[str]:
     """The line that is being run of a command of several; None for any other one."""
-    try:
-        with open(os.path.join(directory, STEP), encoding="utf-8", errors="replace") as file:
-            return " ".join(file.read(400).split()) or None
-    except OSError:
-        return None
+    return " ".join(read_text(os.path.join(directory, STEP))[:400].split()) or None
 
 
 def newest_checkpoint(directory: str) -> Optional[float]:

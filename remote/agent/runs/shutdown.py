@@ -1,10 +1,10 @@
 """Ends a rented server's bill, once nothing on it is needed any more."""
 
 import os
-import subprocess
 from typing import Any, Dict
 
 from remote.agent.machine.others import other_people
+from remote.agent.machine.programs import ask
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.runs.clean import why_not_fetched
 from remote.agent.runs.queue import one_launch_at_a_time
@@ -44,23 +44,12 @@ def default_command() -> str:
 
 
 def carry_out(command: str) -> None:
-    try:
-        done = subprocess.run(
-            ["sh", "-c", command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=COMMAND_S,
-            cwd=os.path.expanduser("~"),
-        )
-    except subprocess.TimeoutExpired:
-        return  # it may well be on its way down
-    if done.returncode:
-        said = " ".join(done.stdout.decode("utf-8", "replace").split())[-200:]
-        remedy = (
-            "set remote.shutdown in fabric.yaml to the command that your provider names, or stop it"
-            " on the provider's page"
-        )
-        raise Refusal(
-            "ServerUnfit", f"`{command}` failed (exit code {done.returncode}): {said}", remedy
-        )
+    said = ask(["sh", "-c", command], COMMAND_S, directory=os.path.expanduser("~"))
+    if said.code == 0 or said.late:  # it may well be on its way down
+        return
+    words = " ".join((said.out + said.err).split())[-200:]
+    remedy = (
+        "set remote.shutdown in fabric.yaml to the command that your provider names, or stop it"
+        " on the provider's page"
+    )
+    raise Refusal("ServerUnfit", f"`{command}` failed (exit code {said.code}): {words}", remedy)

@@ -1,6 +1,7 @@
 """Stands beside one training on the server: starts it, records what happens, and is the only one
 who tells how it ended."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from remote.agent.launchers.slurm_words import AGAIN
 from remote.agent.machine.processes import boot_id, start_time
 from remote.agent.root.calls import Refusal
 from remote.agent.root.disk import mount_of
-from remote.agent.root.paths import Layout, read_json, write_json
+from remote.agent.root.paths import Layout, read_json, read_text, write_json
 from remote.agent.runs import notify
 from remote.agent.runs.attempts import (
     next_attempt,
@@ -325,16 +326,13 @@ class Supervisor:
         """Post to the address that it was given, if there is one, once the run has ended."""
         if self.state.get("state") not in FINAL:
             return
-        try:
-            with open(self.path(ADDRESS)) as file:
-                address = file.read().strip()
-            summary = read_json(self.path("summary.json")) or {}
-            facts = notify.facts_of(
-                os.path.basename(self.directory), self.asked, self.state, summary
-            )
+        address = read_text(self.path(ADDRESS)).strip()
+        if not address:
+            return
+        summary = read_json(self.path("summary.json")) or {}
+        facts = notify.facts_of(os.path.basename(self.directory), self.asked, self.state, summary)
+        with contextlib.suppress(OSError):
             self.record(notified=notify.post(address, facts))
-        except OSError:
-            pass
 
     def submit_others(self) -> None:
         """A place in the site's count of jobs may be free now. Never harms this run, which is
