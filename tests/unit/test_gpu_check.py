@@ -9,8 +9,15 @@ import pytest
 from remote.agent.environments.gpu_check import has_kernels, judge
 from remote.agent.root.calls import Refusal
 
-CARDS = [{"uuid": "GPU-1", "name": "H100", "compute_cap": "9.0", "driver_version": "550.1"}]
-RAW = {"found": True, "gpus": {"exit": 0}}
+FIELDS = ["index", "uuid", "name", "compute_cap", "driver_version"]
+
+
+def smi(gpus: int) -> dict[str, Any]:
+    rows = "".join(f"{index}, GPU-{index}, H100, 9.0, 550.1\n" for index in range(gpus))
+    return {"found": True, "gpus": {"exit": 0, "fields": FIELDS, "output": rows}}
+
+
+RAW = smi(1)
 GOOD: dict[str, Any] = {"number": 0, "name": "H100", "capability": "9.0", "ok": True}
 
 
@@ -28,13 +35,12 @@ def proof(*devices: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("proved", "raw", "cards", "ok", "gpu", "reason"),
+    ("proved", "raw", "ok", "gpu", "reason"),
     [
-        (proof(GOOD), RAW, CARDS, True, True, None),
+        (proof(GOOD), RAW, True, True, None),
         (
             proof(available=False),
             {"found": False},
-            [],
             True,
             False,
             "no GPU: training will run on the CPU",
@@ -42,16 +48,14 @@ def proof(*devices: dict[str, Any], **more: Any) -> dict[str, Any]:
         (
             proof(available=False),
             {"found": True, "gpus": {"exit": 18}},
-            [],
             False,
             False,
             "nvidia-smi fails",
         ),
-        (proof(GOOD), RAW, CARDS * 2, True, True, "torch sees 1 of 2 GPUs"),
+        (proof(GOOD), smi(2), True, True, "torch sees 1 of 2 GPUs"),
         (
             proof(GOOD | {"ok": False, "busy": True, "problem": "CUDA out of memory"}),
             RAW,
-            CARDS,
             False,
             False,
             "full or reserved",
@@ -59,14 +63,9 @@ def proof(*devices: dict[str, Any], **more: Any) -> dict[str, Any]:
     ],
 )
 def test_what_a_trial_means(
-    proved: dict[str, Any],
-    raw: dict[str, Any],
-    cards: list[dict[str, str]],
-    ok: bool,
-    gpu: bool,
-    reason: str | None,
+    proved: dict[str, Any], raw: dict[str, Any], ok: bool, gpu: bool, reason: str | None
 ) -> None:
-    told = judge(proved, raw, cards, {})
+    told = judge(proved, raw, {})
     assert (told["ok"], told["gpu"]) == (ok, gpu) and (
         told["reason"] is None if reason is None else reason in told["reason"]
     )
@@ -112,16 +111,13 @@ def test_what_does_not_work_together_is_an_error_with_its_remedy(
 ) -> None:
     with pytest.raises(Refusal, match=message) as caught:
         judge(
-            proved,
-            RAW,
-            CARDS,
-            {"kind": "venv", "base": "/usr/bin/python3", "wanted": {"torch": "auto"}},
+            proved, RAW, {"kind": "venv", "base": "/usr/bin/python3", "wanted": {"torch": "auto"}}
         )
     assert remedy in str(caught.value.remedy)
 
 
 def test_a_cpu_build_that_was_asked_for_is_no_error() -> None:
-    told = judge(proof(cuda=None, available=False), RAW, CARDS, {"wanted": {"torch": "cpu"}})
+    told = judge(proof(cuda=None, available=False), RAW, {"wanted": {"torch": "cpu"}})
     assert told["ok"] and "remote.torch is cpu" in told["reason"]
 
 

@@ -26,7 +26,7 @@ from remote.agent.environments.interpreters import (
 from remote.agent.machine.processes import start_time
 from remote.agent.root.disk import disk_of
 from remote.agent.root.locks import held
-from remote.agent.root.paths import read_json, write_json, write_whole
+from remote.agent.root.paths import read_json, remove_file, write_json, write_whole
 from remote.agent.shared.text import redact
 
 LIMIT_S = 3 * 3600.0
@@ -149,8 +149,7 @@ class Builder:
         finally:
             # These may hold the passwords of indexes.
             for name in ("install.txt", "constraints.txt", "environment.yml", "plan.json"):
-                if os.path.exists(self.path(name)):
-                    os.unlink(self.path(name))
+                remove_file(self.path(name))
             shutil.rmtree(temporary, ignore_errors=True)
         write_whole(self.path("ready"), b"")
 

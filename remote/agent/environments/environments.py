@@ -4,11 +4,9 @@ laptop decides which."""
 import os
 import re
 import secrets
-import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from typing import Any, Dict, List, Optional, Set
 
@@ -22,11 +20,20 @@ from remote.agent.environments import (
 from remote.agent.environments.builder import describe_plan
 from remote.agent.launchers.slurm_nodes import in_a_job, raise_if_refused
 from remote.agent.machine.processes import group_members, is_same, start_time
+from remote.agent.root import program
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.disk import require_room
 from remote.agent.root.locks import Lock
-from remote.agent.root.paths import HASH, Layout, list_names, read_json, write_json, write_whole
-from remote.agent.root.roots import keep_agent, prepare_root
+from remote.agent.root.paths import (
+    HASH,
+    Layout,
+    list_names,
+    read_json,
+    remove_file,
+    write_json,
+    write_whole,
+)
+from remote.agent.root.roots import keep_agent, portable_agent, prepare_root
 from remote.agent.shared.text import redact
 
 POLL_S = 0.1
@@ -182,26 +189,19 @@ def _record_as_is(directory: str, plan: Dict[str, Any]) -> None:
         built=time.time(),
         signature=interpreters.signature(described["path"], described["sites"]),
     )
-    gpu_check.forget_proofs(directory)
+    remove_file(os.path.join(directory, gpu_check.PROOFS))
     write_json(os.path.join(directory, "env.json"), record)
     write_whole(os.path.join(directory, "ready"), b"")
 
 
 def _python_by_name(directory: str, path: str) -> str:
     """The interpreter, if its directory has it as `python` too, so that a run's `python` is this
-    one.
-
-    Else a two-line script that has: a link from elsewhere would lose a venv's packages.
-    """
+    one; else what leads to it."""
     by_name = os.path.join(os.path.dirname(path), "python")
     if os.path.realpath(by_name) == os.path.realpath(path):
         return by_name
     place = os.path.join(directory, "bin")
-    os.makedirs(place, mode=0o700, exist_ok=True)
-    for name in ("python", "python3"):
-        write_whole(
-            os.path.join(place, name), f'#!/bin/sh\nexec {shlex.quote(path)} "$@"\n'.encode(), 0o700
-        )
+    python_places.lead_to(path, place, ("python", "python3"))
     return os.path.join(place, "python")
 
 
@@ -277,30 +277,18 @@ def _start_builder(
 ) -> str:
     """Clear what a dead builder left, and start one that holds `lock`. Returns the build's id."""
     _end_leftovers(last)
-    need = plan.get("need_mib")
-    if isinstance(need, int):
-        files = MANY_FILES if need > 1000 else 0
-        require_room(
-            directory, need << 20, files, "the environment needs about", "EnvironmentFailed"
-        )
-    for name in ("ready", "env.json", "build.json", "build.log"):
-        if os.path.exists(os.path.join(directory, name)):
-            os.unlink(os.path.join(directory, name))
-    gpu_check.forget_proofs(directory)
-    shutil.rmtree(os.path.join(directory, "venv"), ignore_errors=True)
+    _make_room(directory, plan.get("need_mib"))
     build = secrets.token_hex(8)
     write_json(os.path.join(directory, "plan.json"), plan)
     state = {"id": build, "phase": "running", "started": time.time(), "host": os.uname().nodename}
     in_job = plan.get("job") is not None
     state.update(directory=directory, step="venv", line="waits for a node of Slurm's" * in_job)
     write_json(os.path.join(directory, "build.json"), state)
-    python, own = [sys.executable, "-I", "-S"], [str(lock.file), lock.record]
-    words = [*python, keep_agent(layout), "build", directory, *own]
+    kept, own = keep_agent(layout), [str(lock.file), lock.record]
+    words = program.command(kept, "build", directory, *own)
     if in_job:
-        # A node's interpreter may refuse what is compiled for ours.
-        portable = layout.agent(os.environ["REMOTE_AGENT_HASH"])
-        inside = [*in_a_job(directory, plan["job"]), *python, portable, "build", directory]
-        words = [*python, keep_agent(layout), "hold", *own, *inside]
+        inside = program.command(portable_agent(layout), "build", directory)
+        words = program.command(kept, "hold", *own, *in_a_job(directory, plan["job"]), *inside)
     with open(os.path.join(directory, "build.log"), "ab") as log:
         # A session of its own: neither the end of this login nor Ctrl-C reaches it.
         subprocess.Popen(
@@ -313,6 +301,16 @@ def _start_builder(
             cwd=directory,
         )
     return build
+
+
+def _make_room(directory: str, need_mib: Any) -> None:
+    """Raises Refusal where there is not enough of it; nothing of a build before is there then."""
+    if isinstance(need_mib, int):
+        files, what = MANY_FILES if need_mib > 1000 else 0, "the environment needs about"
+        require_room(directory, need_mib << 20, files, what, "EnvironmentFailed")
+    for name in ("ready", "env.json", "build.json", "build.log", gpu_check.PROOFS):
+        remove_file(os.path.join(directory, name))
+    shutil.rmtree(os.path.join(directory, "venv"), ignore_errors=True)
 
 
 def _end_leftovers(state: Dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ result."""
 import json
 import os
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
 from remote.agent.environments.python_places import plain_environment
 from remote.agent.launchers.slurm_nodes import node_report, on_a_node
@@ -14,9 +14,11 @@ from remote.agent.machine.programs import begin, watch
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import read_json, write_json
 from remote.agent.shared import gpu_choice
+from remote.agent.shared.gpu_choice import GpuReport
 
 PROVE_TIMEOUT_S = 300.0
 """Importing torch from a cold network disk takes minutes at times."""
+PROOFS = "proofs.json"
 KEPT = 16
 """Proofs kept: homes may be shared between hosts, each with GPUs of its own."""
 
@@ -88,11 +90,11 @@ def environment_prove(call: Call, key: str, slurm: Optional[List[str]] = None) -
     raw = node_report(call.layout.root, slurm) if slurm else gpus.query_gpus()
     if slurm and not raw.get("node"):
         return not_tried(str(raw.get("problem") or "no srun"))
-    proof, cards = begin_proof(raw)
+    proof = begin_proof(raw)
     started = time.monotonic()
     try:
         proof.update(run_script(call, (on_a_node(slurm) or []) if slurm else [], record))
-        proof.update(judge(proof, raw, cards, record))
+        proof.update(judge(proof, raw, record))
     except Refusal as refusal:
         if slurm and "Unable to allocate" in refusal.message:
             return not_tried(refusal.message)
@@ -113,13 +115,13 @@ def ready_record(directory: str, key: str) -> Dict[str, Any]:
     return record
 
 
-def begin_proof(raw: Dict[str, Any]) -> Tuple[Dict[str, Any], List[Dict[str, str]]]:
-    """Of which machine it is, as nvidia-smi and the kernel tell it; and the GPUs' cells."""
+def begin_proof(raw: Dict[str, Any]) -> Dict[str, Any]:
+    """Of which machine it is, as nvidia-smi and the kernel tell it."""
     node = raw.get("node") or {"host": os.uname().nodename, "boot_id": boot_id()}
-    driver, cards = cards_of(raw)
-    uuids = sorted(card["uuid"] for card in cards)
+    report = gpu_choice.parse_gpus(raw)
+    uuids = sorted(gpu.uuid for gpu in report.gpus)
     own = {"boot_id": node["boot_id"], "host": node["host"], "time": time.time()}
-    return {"driver": driver, "gpu_uuids": uuids, **own}, cards
+    return {"driver": report.driver_version, "gpu_uuids": uuids, **own}
 
 
 def not_tried(why: str) -> Dict[str, Any]:
@@ -129,27 +131,10 @@ def not_tried(why: str) -> Dict[str, Any]:
     return {"proof": {"ok": True, "gpu": None, "reason": reason}}
 
 
-def cards_of(raw: Dict[str, Any]) -> Tuple[Optional[str], List[Dict[str, str]]]:
-    """Driver and GPUs as nvidia-smi's cells; empty where it failed."""
-    answer = raw.get("gpus") or {}
-    if answer.get("exit") != 0:
-        return None, []
-    rows = [[cell.strip() for cell in line.split(",")] for line in answer["output"].splitlines()]
-    cards = [dict(zip(answer["fields"], row)) for row in rows if len(row) == len(answer["fields"])]
-    cards = [card for card in cards if card["uuid"].startswith(("GPU-", "MIG-"))]
-    drivers = [
-        card["driver_version"]
-        for card in cards
-        if gpu_choice.driver_major(card["driver_version"]) is not None
-    ]
-    return (drivers[0] if drivers else None), cards
-
-
-def judge(
-    proof: Dict[str, Any], raw: Dict[str, Any], cards: List[Dict[str, str]], record: Dict[str, Any]
-) -> Dict[str, Any]:
+def judge(proof: Dict[str, Any], raw: Dict[str, Any], record: Dict[str, Any]) -> Dict[str, Any]:
     """ok, gpu and reason from what torch did and what nvidia-smi shows. Raises Refusal where they
     don't fit. Pure."""
+    report = gpu_choice.parse_gpus(raw)
     if proof.get("failed"):
         raise _not_imported(proof["failed"], record)
     working = [device for device in proof["devices"] if device.get("ok")]
@@ -158,23 +143,23 @@ def judge(
         device for device in proof["devices"] if not device.get("ok") and not device.get("busy")
     ]
     version = f"torch {proof.get('torch')}"
-    if not cards and not proof["devices"]:
+    if not report.gpus and not proof["devices"]:
         shown = (raw.get("gpus") or {}).get("exit")
         if raw.get("found") and shown not in (0, 6):
             return _without_gpu(False, "nvidia-smi fails, and torch sees no GPU")
         return _without_gpu(True, "no GPU: training will run on the CPU")
-    if cards and not proof.get("cuda") and not proof.get("hip"):
-        return _without_cuda(version, cards, proof.get("driver"), record)
+    if report.gpus and not proof.get("cuda") and not proof.get("hip"):
+        return _without_cuda(version, report, record)
     if not proof.get("available"):
-        raise _no_cuda(version, proof, cards)
+        raise _no_cuda(version, proof, report)
     if broken:
-        raise _broken(version, proof, broken[0], cards)
+        raise _broken(version, proof, broken[0], report)
     if not working:
         full = f"every GPU is full or reserved ({busy[0]['problem']})" if busy else "no GPU"
         return _without_gpu(False, full)
     notes = [f"gpu {device['number']} could not be tried: {device['problem']}" for device in busy]
-    if len(proof["devices"]) < len(cards):
-        notes.append(f"torch sees {len(proof['devices'])} of {len(cards)} GPUs")
+    if len(proof["devices"]) < len(report.gpus):
+        notes.append(f"torch sees {len(proof['devices'])} of {len(report.gpus)} GPUs")
     return {"ok": True, "gpu": True, "reason": "; ".join(notes) or None}
 
 
@@ -191,32 +176,30 @@ def _not_imported(failed: List[str], record: Dict[str, Any]) -> Refusal:
     return Refusal("EnvironmentFailed", f"{mixed}{module} can't be imported ({error})", remedy)
 
 
-def _without_cuda(
-    version: str, cards: List[Dict[str, str]], driver: Optional[str], record: Dict[str, Any]
-) -> Dict[str, Any]:
+def _without_cuda(version: str, report: GpuReport, record: Dict[str, Any]) -> Dict[str, Any]:
     if dict(record.get("wanted") or {}).get("torch") == "cpu":
         return _without_gpu(True, "remote.torch is cpu: the GPUs are not used")
-    remedy = _torch_remedy(driver, cards)
+    remedy = _torch_remedy(report)
     if record.get("kind") in ("as-is", "overlay"):
         remedy = (
             "choose an interpreter with a CUDA build (remote.python), or let one be built:"
             f" {remedy}"
         )
     message = (
-        f"{version} is a build for the CPU, but the server has {len(cards)} GPU(s)"
-        f" ({cards[0].get('name')})"
+        f"{version} is a build for the CPU, but the server has {len(report.gpus)} GPU(s)"
+        f" ({report.gpus[0].name})"
     )
     raise Refusal("EnvironmentFailed", message, remedy)
 
 
-def _no_cuda(version: str, proof: Dict[str, Any], cards: List[Dict[str, str]]) -> Refusal:
+def _no_cuda(version: str, proof: Dict[str, Any], report: GpuReport) -> Refusal:
     said = "; ".join(proof.get("warnings") or []) or "torch gives no reason"
-    driver, cuda = proof.get("driver"), str(proof.get("cuda"))
+    driver, cuda = report.driver_version, str(proof.get("cuda"))
     lowest = {"13": 580, "12": 525, "11": 450}.get(cuda.split(".")[0])
     major = gpu_choice.driver_major(driver)
     if lowest is not None and major is not None and major < lowest:
         message = f"{version} (CUDA {cuda}) needs driver ≥ {lowest}; this is {driver}"
-        return Refusal("GpuUnfit", message, _torch_remedy(driver, cards))
+        return Refusal("GpuUnfit", message, _torch_remedy(report))
     return Refusal(
         "GpuUnfit",
         f"{version} (CUDA {cuda}) can't use the GPU: {said}",
@@ -225,7 +208,7 @@ def _no_cuda(version: str, proof: Dict[str, Any], cards: List[Dict[str, str]]) -
 
 
 def _broken(
-    version: str, proof: Dict[str, Any], device: Dict[str, Any], cards: List[Dict[str, str]]
+    version: str, proof: Dict[str, Any], device: Dict[str, Any], report: GpuReport
 ) -> Refusal:
     name, cap = device.get("name"), str(device.get("capability") or "")
     arch = "sm_" + cap.replace(".", "")
@@ -236,7 +219,7 @@ def _broken(
             f"{version} has no kernels for {name} ({arch}); it has"
             f" {', '.join(proof.get('arch') or [])}"
         )
-        return Refusal("GpuUnfit", message, _torch_remedy(proof.get("driver"), cards))
+        return Refusal("GpuUnfit", message, _torch_remedy(report))
     return Refusal(
         "GpuUnfit",
         f"gpu {device['number']} ({name}) fails in {version}: {device['problem']}",
@@ -262,20 +245,12 @@ def has_kernels(capability: str, arch: List[str]) -> bool:
     return False
 
 
-def _torch_remedy(driver: Optional[str], cards: List[Dict[str, str]]) -> str:
-    build = gpu_choice.fitting_build(
-        driver, [_capability(card.get("compute_cap")) for card in cards]
-    )
+def _torch_remedy(report: GpuReport) -> str:
+    driver = report.driver_version
+    build = gpu_choice.fitting_build(driver, [gpu.compute_capability for gpu in report.gpus])
     if build is None:
         return f"no torch build fits driver {driver} and these GPUs: ask for a newer driver"
     return f"set remote.torch: {build} in fabric.yaml and deploy again"
-
-
-def _capability(cell: Optional[str]) -> Optional[float]:
-    try:
-        return float(cell or "")
-    except ValueError:
-        return None
 
 
 def run_script(call: Call, on_node: List[str], record: Dict[str, Any]) -> Dict[str, Any]:
@@ -303,15 +278,8 @@ def run_script(call: Call, on_node: List[str], record: Dict[str, Any]) -> Dict[s
 
 
 def read_proofs(directory: str) -> List[Dict[str, Any]]:
-    kept = (read_json(os.path.join(directory, "proofs.json")) or {}).get("proofs")
+    kept = (read_json(os.path.join(directory, PROOFS)) or {}).get("proofs")
     return [proof for proof in kept if isinstance(proof, dict)] if isinstance(kept, list) else []
-
-
-def forget_proofs(directory: str) -> None:
-    try:
-        os.unlink(os.path.join(directory, "proofs.json"))
-    except OSError:
-        pass
 
 
 def _keep(directory: str, proof: Dict[str, Any]) -> None:
@@ -331,4 +299,4 @@ def _keep(directory: str, proof: Dict[str, Any]) -> None:
     )
     others = [old for old in read_proofs(directory) if old.get("boot_id") != proof["boot_id"]]
     kept = [*others, {name: proof.get(name) for name in names}]
-    write_json(os.path.join(directory, "proofs.json"), {"proofs": kept[-KEPT:]})
+    write_json(os.path.join(directory, PROOFS), {"proofs": kept[-KEPT:]})

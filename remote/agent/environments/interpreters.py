@@ -4,7 +4,6 @@ time and size."""
 import hashlib
 import json
 import os
-import threading
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from remote.agent.environments.python_places import ask_plainly, candidates, plain_environment
@@ -329,23 +328,10 @@ def _read_cache(layout: Layout) -> Dict[str, Interpreter]:
 
 def in_threads(function: Any, items: Sequence[str]) -> List[Any]:
     """Results in order. Interpreters start slowly from a cold disk, so several start at once."""
-    results: List[Any] = [None] * len(items)
-    numbers = iter(range(len(items)))
-    lock = threading.Lock()
+    if not items:
+        return []
+    # Loaded where it is needed: a login that knows all interpreters starts sooner.
+    from concurrent.futures import ThreadPoolExecutor
 
-    def work() -> None:
-        while True:
-            with lock:
-                number = next(numbers, None)
-            if number is None:
-                return
-            results[number] = function(items[number])
-
-    threads = [
-        threading.Thread(target=work, daemon=True) for _ in range(min(MAX_WORKERS, len(items)))
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
+    with ThreadPoolExecutor(MAX_WORKERS) as pool:
+        return list(pool.map(function, items))

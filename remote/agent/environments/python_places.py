@@ -3,11 +3,12 @@ and their like use."""
 
 import glob
 import os
+import shlex
 import shutil
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Sequence
 
 from remote.agent.machine.programs import Said, ask
-from remote.agent.root.paths import read_text
+from remote.agent.root.paths import read_text, write_whole
 
 NAMES = ("python3", *(f"python3.{minor}" for minor in range(15, 7, -1)), "python")
 CONDA_PLACES = (
@@ -80,6 +81,15 @@ def login_path() -> Optional[str]:
 def ask_plainly(argv: List[str], timeout_s: float) -> Said:
     """As somebody who stands nowhere in particular."""
     return ask(argv, timeout_s, plain_environment(), "/")
+
+
+def lead_to(python: str, folder: str, names: Sequence[str]) -> None:
+    """Programs in `folder` that start this interpreter: a link from elsewhere would lose the
+    packages of its environment."""
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    script = f'#!/bin/sh\nexec {shlex.quote(python)} "$@"\n'.encode("utf-8", "surrogateescape")
+    for name in names:
+        write_whole(os.path.join(folder, name), script, 0o700)
 
 
 def plain_environment() -> Dict[str, str]:

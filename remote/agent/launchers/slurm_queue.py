@@ -114,7 +114,7 @@ def queue(runs: str, fresh: bool = True) -> Queue:
     """As it is kept in the runs' folder, asked anew where that is too old."""
     place = os.path.join(runs, ".slurm.json")
     kept: Dict[str, Any] = read_json(place) or {}
-    if fresh and not 0 <= time.time() - _time(kept.get("asked")) < EVERY_S:
+    if fresh and not 0 <= time.time() - float(kept.get("asked") or 0) < EVERY_S:
         # Written before it is asked: others who look meanwhile don't ask too.
         write_json(place, dict(kept, asked=time.time()))
         said = ask("squeue", ["-h", "--me", "-t", "all", "-o", FORMAT])
@@ -132,10 +132,6 @@ def forget(runs: str) -> None:
     """What is kept is no longer so: the next look asks."""
     place = os.path.join(runs, ".slurm.json")
     write_json(place, dict(read_json(place) or {}, asked=0.0))
-
-
-def _time(value: object) -> float:
-    return float(value) if isinstance(value, (int, float)) else 0.0
 
 
 def base_state(values: Dict[str, str]) -> str:

@@ -9,7 +9,7 @@ import stat
 from typing import Any, Callable, Dict, Iterable, List, Set, Tuple
 
 from remote.agent.root.calls import Call, Refusal, operation
-from remote.agent.root.paths import HASH, hash_file, list_names, place_in
+from remote.agent.root.paths import HASH, hash_file, list_names, place_in, remove_file
 from remote.agent.shared import protocol
 from remote.agent.shared.trees import SYMLINK, Entry
 
@@ -200,10 +200,7 @@ class _Partial:
 
     def drop(self) -> None:
         self.file.close()
-        try:
-            os.unlink(self.temporary)
-        except OSError:
-            pass
+        remove_file(self.temporary)
 
 
 class _Unneeded(_Partial):

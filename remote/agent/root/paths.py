@@ -113,6 +113,11 @@ def new_directory(path: str, aside: str = ASIDE) -> Iterator[str]:
         raise
 
 
+def remove_file(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
 def remove_leftovers(directory: str) -> None:
     """What `new_directory` made and a kill has left. Under the lock of those who make them."""
     for name in list_names(directory):

@@ -5,7 +5,7 @@ import importlib.util
 import io
 import marshal
 import sys
-from typing import Set
+from typing import List, Set
 
 from remote.agent.root.paths import write_whole
 
@@ -14,6 +14,11 @@ CONTENT = b""
 _wanted: Set[str] = set()
 UNCHECKED = (1).to_bytes(4, "little")
 """PEP 552: a pyc that is valid whatever became of its source; ours has none beside it."""
+
+
+def command(program: str, *arguments: str) -> List[str]:
+    """What starts the agent anew, for work that outlives this login."""
+    return [sys.executable, "-I", "-S", program, *arguments]
 
 
 def compile_later(path: str) -> None:

@@ -112,6 +112,12 @@ def keep_agent(layout: Layout) -> str:
     return path
 
 
+def portable_agent(layout: Layout) -> str:
+    """For a compute node, whose interpreter may be another version: it refuses what is compiled for
+    ours."""
+    return layout.agent(os.environ["REMOTE_AGENT_HASH"])
+
+
 @contextlib.contextmanager
 def locked(call: Call, path: str, who: str) -> Iterator[None]:
     """One at a time: waits for another one, telling whom for; it is free once its holder's process

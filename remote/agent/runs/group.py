@@ -15,6 +15,7 @@ from typing import Any, Callable, Dict, List, NoReturn, Optional
 
 from remote.agent.launchers.slurm_queue import find
 from remote.agent.machine.network import interface_of, list_addresses
+from remote.agent.root import program
 from remote.agent.runs.neighbours import Neighbours
 from remote.agent.runs.peers import (
     HOST_LOST,
@@ -220,8 +221,8 @@ class First(Group):
         words += ["--ntasks-per-node=1", "--relative=1", "--kill-on-bad-exit=0", "--wait=0"]
         if "SLURM_CPUS_PER_TASK" in os.environ:
             words.append(f"--cpus-per-task={os.environ['SLURM_CPUS_PER_TASK']}")
-        words += [sys.executable, "-I", "-S", sys.argv[0], "supervise", self.home, self.token]
-        words += [",".join(addresses), str(self.port)]
+        own = ["supervise", self.home, self.token, ",".join(addresses), str(self.port)]
+        words += program.command(sys.argv[0], *own)
         self.srun = subprocess.Popen(words, stdin=subprocess.DEVNULL)
 
     def greet(self, connection: socket.socket) -> None:

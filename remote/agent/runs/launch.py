@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 import time
 from typing import Any, Dict, Iterator, NamedTuple, Optional
 
@@ -10,6 +9,7 @@ from remote.agent.launchers.choice import launcher_of
 from remote.agent.launchers.seam import Job, Launched
 from remote.agent.releases.contents import write_tree
 from remote.agent.releases.releases import read_manifest
+from remote.agent.root import program
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import (
     Layout,
@@ -19,7 +19,7 @@ from remote.agent.root.paths import (
     remove_directory,
     write_json,
 )
-from remote.agent.root.roots import keep_agent, prepare_root
+from remote.agent.root.roots import keep_agent, portable_agent, prepare_root
 from remote.agent.runs.attempts import queued_state
 from remote.agent.runs.outputs import mark_copied
 from remote.agent.runs.planned_shutdown import plan_shutdown, require_possible
@@ -126,15 +126,13 @@ def launched_before(state: Dict[str, Any]) -> Launched:
 
 def launch(layout: Layout, directory: str) -> Launched:
     """Start the supervisor of the attempt that waits, by the launcher that was asked for."""
-    program = keep_agent(layout)
+    kept = keep_agent(layout)
     asked = read_json(os.path.join(directory, "run.json")) or {}
     state = read_json(os.path.join(directory, "state.json")) or {}
     token = str(state.get("token") or "")
-    # A compute node's interpreter may be another version, which refuses what is compiled for ours.
-    portable = layout.agent(os.environ["REMOTE_AGENT_HASH"])
-    if asked.get("launcher") == "slurm" and os.path.exists(portable):
-        program = portable
-    command = [sys.executable, "-I", "-S", program, "supervise", directory, token]
+    if asked.get("launcher") == "slurm" and os.path.exists(portable_agent(layout)):
+        kept = portable_agent(layout)
+    command = program.command(kept, "supervise", directory, token)
     return launcher_of(asked).start(Job(directory, command, asked, token))
 
 

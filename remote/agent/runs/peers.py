@@ -9,7 +9,7 @@ import socket
 import threading
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from remote.agent.root.paths import hash_file
+from remote.agent.root.paths import hash_file, remove_file
 
 SILENCE_S = float(os.environ.get("REMOTE_SILENCE_S", "60"))
 """A network may be away for some seconds, and a training bears it; after so long it is over."""
@@ -106,8 +106,7 @@ class Peer:
                     size -= len(data)
             os.replace(temporary, place)
         except BaseException:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+            remove_file(temporary)
             raise
 
     def end(self) -> None:

@@ -4,7 +4,6 @@ process of its own waits for that; shutdown.json holds the plan, and `keep` ends
 import os
 import shutil
 import signal
-import sys
 import time
 import traceback
 from typing import Any, Dict, List, Optional, Tuple
@@ -13,6 +12,7 @@ from remote.agent.launchers.local import start_detached
 from remote.agent.machine.others import at_work, own_processes, roots_of
 from remote.agent.machine.processes import is_same, start_time
 from remote.agent.machine.programs import ask
+from remote.agent.root import program
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import Layout, read_json, write_json
 from remote.agent.root.roots import keep_agent
@@ -146,7 +146,7 @@ def ended_at(run: Dict[str, Any]) -> float:
 
 def start_guard(layout: Layout, plan: Plan) -> None:
     """Under the lock of launches, so that its first look finds itself in the plan."""
-    command = [sys.executable, "-I", "-S", keep_agent(layout), "guard", layout.root]
+    command = program.command(keep_agent(layout), "guard", layout.root)
     pid = start_detached(command, layout.root, "shutdown.log")
     kept = {key: plan.get(key) for key in ("grace_s", "unfetched_s", "command")}
     host = os.uname().nodename

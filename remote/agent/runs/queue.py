@@ -11,7 +11,7 @@ from remote.agent.machine.gpus import query_gpus
 from remote.agent.root.calls import Refusal
 from remote.agent.root.locks import Lock
 from remote.agent.root.paths import Layout
-from remote.agent.runs.records import LiveRuns
+from remote.agent.runs.records import LiveRuns, since
 from remote.agent.shared.gpu_choice import GpuReport, choose_gpus, held_gpus, parse_gpus
 
 POLL_S = float(os.environ.get("REMOTE_QUEUE_POLL_S", "5"))
@@ -124,13 +124,8 @@ def waits(known: Dict[str, Any]) -> bool:
 def ahead_of(runs: Runs, run: str) -> Runs:
     """Of `runs` those that wait and were there before, the next one first."""
     waiting = [known for known in runs if waits(known)]
-    mine = next((place(known) for known in waiting if known["run"] == run), (time.time(), run))
-    return [known for known in sorted(waiting, key=place) if place(known) < mine]
-
-
-def place(known: Dict[str, Any]) -> Tuple[float, str]:
-    since = known["detail"].get("since")
-    return (float(since) if isinstance(since, (int, float)) else 0.0, known["run"])
+    mine = next((since(known) for known in waiting if known["run"] == run), (time.time(), run))
+    return [known for known in sorted(waiting, key=since) if since(known) < mine]
 
 
 def free_gpus(layout: Layout) -> Tuple[List[Gpu], str]:

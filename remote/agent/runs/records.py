@@ -19,9 +19,7 @@ FETCHED = ".fetched.json"
 def list_runs(layout: Layout) -> List[Dict[str, Any]]:
     """Newest first, each as `describe_run` tells it."""
     runs = [describe_run(layout, name) for name in run_ids(layout)]
-    return sorted(
-        runs, key=lambda run: (_number(run["detail"].get("since")), run["run"]), reverse=True
-    )
+    return sorted(runs, key=since, reverse=True)
 
 
 def run_ids(layout: Layout) -> List[str]:
@@ -63,10 +61,11 @@ class LiveRuns:
         return self.files[path][1]
 
 
-def _number(value: object) -> float:
-    """`since` is this server's own clock: laptops' clocks may be years apart, and would choose a
-    wrong `latest`."""
-    return float(value) if isinstance(value, (int, float)) else 0.0
+def since(run: Dict[str, Any]) -> Tuple[float, str]:
+    """When it was queued, by this server's own clock: laptops' clocks may be years apart, and would
+    choose a wrong `latest`."""
+    when = run["detail"].get("since")
+    return (float(when) if isinstance(when, (int, float)) else 0.0, run["run"])
 
 
 def describe_run(layout: Layout, run: str) -> Dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Dict, List, NamedTuple
 from remote.agent.releases.contents import receive, write_tree
 from remote.agent.releases.releases import assemble, checked_manifest, known, require_space
 from remote.agent.root.calls import Call, Refusal, operation
-from remote.agent.root.paths import Layout, write_json
+from remote.agent.root.paths import Layout, remove_file, write_json
 from remote.agent.root.roots import locked, prepare_root
 from remote.agent.runs.attempts import MOVED, past_attempts, queued_state
 from remote.agent.runs.launch import Start, launch, launched_before, new_run, refuse_elsewhere
@@ -70,8 +70,7 @@ def begin_attempt(layout: Layout, found: Dict[str, Any], asked: Dict[str, Any]) 
         take_new_code(layout, directory, str(before), asked["release"], len(attempts))
         asked["former_releases"] = [*found["asked"].get("former_releases", ()), before]
     for name in ("stop.json", "progress.json", STEP):
-        if os.path.exists(os.path.join(directory, name)):
-            os.unlink(os.path.join(directory, name))
+        remove_file(os.path.join(directory, name))
     write_json(os.path.join(directory, "run.json"), dict(found["asked"], **asked))
     write_json(os.path.join(directory, "state.json"), queued_state(attempts=attempts))
     return attempts

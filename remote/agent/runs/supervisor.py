@@ -13,6 +13,7 @@ from remote.agent.launchers import slurm
 from remote.agent.launchers.seam import Job, claim, mark_path
 from remote.agent.launchers.slurm_words import AGAIN
 from remote.agent.machine.processes import boot_id, start_time
+from remote.agent.root import program
 from remote.agent.root.calls import Refusal
 from remote.agent.root.disk import mount_of
 from remote.agent.root.paths import Layout, read_json, read_text, write_json
@@ -316,7 +317,7 @@ class Supervisor:
         asked = after_job(self.asked)
         self.state = next_attempt(self.directory, ended, asked)
         token = str(self.state["token"])
-        words = [sys.executable, "-I", "-S", sys.argv[0], "supervise", self.directory, token]
+        words = program.command(sys.argv[0], "supervise", self.directory, token)
         try:
             slurm.start(Job(self.directory, words, asked, token))
         except (Refusal, OSError) as problem:

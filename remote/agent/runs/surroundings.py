@@ -5,9 +5,10 @@ import os
 import re
 from typing import Any, Dict, Iterable, List, Optional
 
+from remote.agent.environments.python_places import lead_to
 from remote.agent.releases.releases import release_of
 from remote.agent.root.calls import Refusal
-from remote.agent.root.paths import Layout, write_whole
+from remote.agent.root.paths import Layout, read_text
 from remote.agent.runs.outputs import find_outputs
 from remote.agent.runs.private import read_variables
 from remote.agent.runs.terminal import COLUMNS, LINES
@@ -18,6 +19,8 @@ is called."""
 PROGRESS = "run_progress.py"
 CHECKPOINTS = (".ckpt", ".pt", ".pth", ".safetensors")
 HIDDEN = ("TMUX", "REMOTE_AGENT_", "PYTHONHOME")
+TASKS = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE")
+"""One process is started here; Lightning takes these for srun's and waits for the others."""
 
 
 def run_environment(directory: str, asked: Dict[str, Any], attempt: int) -> Dict[str, str]:
@@ -27,84 +30,71 @@ def run_environment(directory: str, asked: Dict[str, Any], attempt: int) -> Dict
     # Of a training on several hosts; what a person gives counts more.
     values.update({str(key): str(value) for key, value in asked.get("variables", {}).items()})
     values.update(read_variables(directory))
+    values.update(own_variables(directory, asked, attempt))
+    values.update(python_variables(directory, asked, values))
+    if "srun" not in " ".join(str(word) for word in asked.get("argv") or ()):
+        for name in TASKS:
+            values.pop(name, None)
+    return values
+
+
+def own_variables(directory: str, asked: Dict[str, Any], attempt: int) -> Dict[str, str]:
     # Made before the start: torch stages checkpoints in TMPDIR, and a rename between file systems
     # shows half a file.
     temporary = os.path.join(directory, "tmp")
     os.makedirs(temporary, mode=0o700, exist_ok=True)
-    data = os.path.join(os.path.dirname(os.path.dirname(directory)), "data")
-    values.update(
-        PYTHONUNBUFFERED="1", REMOTE_RUN_DIR=directory, REMOTE_DATA_DIR=data, TMPDIR=temporary
-    )
-    values.update(
-        COLUMNS=str(COLUMNS),
-        LINES=str(LINES),
-        TERM=os.environ.get("TERM", "xterm") if "TMUX" in os.environ else "xterm",
-    )
-    python, prefix, uuids = (
-        str(asked.get("python") or ""),
-        str(asked.get("prefix") or ""),
-        asked.get("gpus"),
-    )
-    if python:
-        places = [
-            *_python_wrapper(directory, python),
-            os.path.dirname(python),
-            *base_programs(python),
-        ]
-        values["PATH"] = os.pathsep.join([*places, values.get("PATH", os.defpath)])
-    modules = module_places(directory, asked.get("local") or ())
-    if modules:
-        values["PYTHONPATH"] = os.pathsep.join(
-            [*modules, *filter(None, [values.get("PYTHONPATH")])]
-        )
-    if prefix:
-        values["VIRTUAL_ENV"] = prefix
-    values["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    own = {
+        "COLUMNS": str(COLUMNS),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "LINES": str(LINES),
+        "PYTHONUNBUFFERED": "1",
+        "REMOTE_ATTEMPT": str(attempt),
+        "REMOTE_DATA_DIR": os.path.join(os.path.dirname(os.path.dirname(directory)), "data"),
+        "REMOTE_RUN_DIR": directory,
+        "TERM": os.environ.get("TERM", "xterm") if "TMUX" in os.environ else "xterm",
+        "TMPDIR": temporary,
+    }
     if asked.get("data_path"):
-        values["REMOTE_DATA"] = str(asked["data_path"])
-    if isinstance(uuids, list):
-        values["CUDA_VISIBLE_DEVICES"] = ",".join(str(uuid) for uuid in uuids)
-    if "srun" not in " ".join(str(word) for word in asked.get("argv") or ()):
-        # One process is started here; Lightning takes these for srun's and waits for the others.
-        for name in ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE"):
-            values.pop(name, None)
-    values["REMOTE_ATTEMPT"] = str(attempt)
+        own["REMOTE_DATA"] = str(asked["data_path"])
+    if isinstance(asked.get("gpus"), list):
+        own["CUDA_VISIBLE_DEVICES"] = ",".join(str(uuid) for uuid in asked["gpus"])
     checkpoint = newest_checkpoint(directory, asked) if attempt > 1 else None
     if checkpoint:
-        values["REMOTE_CHECKPOINT"] = checkpoint
-    return values
+        own["REMOTE_CHECKPOINT"] = checkpoint
+    return own
+
+
+def python_variables(
+    directory: str, asked: Dict[str, Any], known: Dict[str, str]
+) -> Dict[str, str]:
+    """Its programs stand before those of `known`, and its modules too."""
+    own, python = {}, str(asked.get("python") or "")
+    if python:
+        places = [os.path.dirname(python), *base_programs(python), known.get("PATH", os.defpath)]
+        own["PATH"] = os.pathsep.join([*_python_wrapper(directory, python), *places])
+    modules = module_places(directory, asked.get("local") or ())
+    if modules:
+        own["PYTHONPATH"] = os.pathsep.join([*modules, *filter(None, [known.get("PYTHONPATH")])])
+    if asked.get("prefix"):
+        own["VIRTUAL_ENV"] = str(asked["prefix"])
+    return own
 
 
 def base_programs(python: str) -> List[str]:
     """Where the programs of the interpreter lie that an environment was laid upon; empty for one
     that stands alone."""
-    try:
-        with open(
-            os.path.join(os.path.dirname(os.path.dirname(python)), "pyvenv.cfg"), encoding="utf-8"
-        ) as file:
-            lines = dict(re.findall(r"^\s*([\w-]+)\s*=\s*(.*?)\s*$", file.read(), re.MULTILINE))
-    except (OSError, ValueError):
-        return []
-    return (
-        [lines["home"]]
-        if lines.get("include-system-site-packages", "").lower() == "true" and lines.get("home")
-        else []
-    )
+    text = read_text(os.path.join(os.path.dirname(os.path.dirname(python)), "pyvenv.cfg"))
+    lines = dict(re.findall(r"^\s*([\w-]+)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
+    inherits = lines.get("include-system-site-packages", "").lower() == "true"
+    return [lines["home"]] if inherits and lines.get("home") else []
 
 
 def _python_wrapper(directory: str, python: str) -> List[str]:
-    """A folder with a `python`, for those whose interpreter has another name; a link would lose the
-    environment around it."""
+    """A folder with a `python`, for those whose interpreter has another name."""
     if os.path.exists(os.path.join(os.path.dirname(python), "python")):
         return []
     folder = os.path.join(directory, MODULES, "bin")
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    quoted = "'" + python.replace("'", "'\\''") + "'"
-    write_whole(
-        os.path.join(folder, "python"),
-        f'#!/bin/sh\nexec {quoted} "$@"\n'.encode("utf-8", "surrogateescape"),
-        0o700,
-    )
+    lead_to(python, folder, ("python",))
     return [folder]
 
 

@@ -18,7 +18,7 @@ import tty
 from typing import Any, Dict, List, Optional, Tuple
 
 from remote.agent.machine.processes import group_members
-from remote.agent.root.paths import read_json, write_json
+from remote.agent.root.paths import read_json, remove_file, write_json
 from remote.agent.runs.private import hider
 
 COLUMNS, LINES = 120, 40
@@ -207,8 +207,8 @@ class Terminal:
                 termios.tcsetattr(0, termios.TCSANOW, before)
             if self.interrupted:
                 write_json(os.path.join(self.directory, SHOWN), {"interrupted": True})
-            elif os.path.exists(os.path.join(self.directory, SHOWN)):
-                os.unlink(os.path.join(self.directory, SHOWN))
+            else:
+                remove_file(os.path.join(self.directory, SHOWN))
         return 0
 
     def _end(self, *_: Any) -> None:

@@ -26,10 +26,6 @@ from remote.agent.runs import records
 from remote.agent.shared.states import FINAL
 
 
-def host_name() -> str:
-    return socket.gethostname()
-
-
 class Wish(NamedTuple):
     """`tree` and `manifest` are the release that the laptop holds: the answer tells what of it is
     missing here."""
@@ -115,7 +111,7 @@ def brief(run: Dict[str, Any]) -> Dict[str, Any]:
 
 def system_facts() -> Dict[str, Any]:
     return {
-        "host": host_name(),
+        "host": socket.gethostname(),
         "user": user_name(),
         "uid": os.getuid(),
         "system": platform.system(),

@@ -1,6 +1,7 @@
 """Serves one laptop over stdin and stdout: reads requests, runs operations one at a time, ends when
 the laptop is gone."""
 
+import errno
 import os
 import queue
 import threading
@@ -10,6 +11,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from remote.agent.root import program
 from remote.agent.root.calls import OPERATIONS, Call, Owner, Refusal
+from remote.agent.root.disk import mount_of
 from remote.agent.root.paths import Layout, resolve_root
 from remote.agent.shared import protocol
 
@@ -173,20 +175,13 @@ class ServedCall(Call):
 
 
 def describe_os_error(error: OSError) -> Dict[str, Any]:
-    import errno
-
     where = f": {error.filename}" if error.filename else ""
     if error.errno == errno.EDQUOT:
-        return {
-            "kind": "ServerUnfit",
-            "message": (
-                f"your quota on the server's disk is used up{where}{_on_mount(error.filename)}"
-            ),
-            "remedy": (
-                "quota -s there tells it; free some space of yours, or set remote.root to another"
-                " disk"
-            ),
-        }
+        message = f"your quota on the server's disk is used up{where}{_on_mount(error.filename)}"
+        remedy = (
+            "quota -s there tells it; free some space of yours, or set remote.root to another disk"
+        )
+        return {"kind": "ServerUnfit", "message": message, "remedy": remedy}
     if error.errno == errno.ENOSPC:
         return {
             "kind": "ServerUnfit",
@@ -197,13 +192,9 @@ def describe_os_error(error: OSError) -> Dict[str, Any]:
 
 
 def _on_mount(name: Any) -> str:
-    from remote.agent.root.disk import mount_of
-
-    return (
-        f" (the disk at {mount_of(os.path.dirname(os.fsdecode(name)))})"
-        if isinstance(name, (str, bytes))
-        else ""
-    )
+    if not isinstance(name, (str, bytes)):
+        return ""
+    return f" (the disk at {mount_of(os.path.dirname(os.fsdecode(name)))})"
 
 
 def main(hello: Dict[str, Any], waiting: List[protocol.Frame]) -> None:

@@ -7,24 +7,3 @@ LIVE = ("queued", "running")
 FINAL = ("finished", "failed", "stopped")
 Finish = Literal["summary", "exit"]
 """By what a run counts as finished: our trainer's summary.json, or exit code 0."""
-Cause = Literal[
-    "stopped",
-    "not started",
-    "no summary",
-    "exit code",
-    "diverged",
-    "gpu memory",
-    "host memory",
-    "disk full",
-    "killed",
-    "pid reused",
-    "rebooted",
-    "supervisor",
-    "moved",
-    "time limit",
-    "preempted",
-    "node failed",
-    "cancelled",
-    "scheduler",
-    "host lost",
-]
