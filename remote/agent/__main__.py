@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     command, arguments = sys.argv[1], sys.argv[2:]
     if command == "supervise":
-        from remote.agent.runs import supervisor
+        from remote.agent.supervisor import supervisor
 
         sys.exit(supervisor.main(arguments))
     if command == "build":

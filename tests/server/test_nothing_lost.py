@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from remote.agent.runs import outputs
 from remote.agent.runs.outputs import CACHE_TAG, find_outputs, is_aside, mark_copied, matches
-from remote.agent.runs.surroundings import newest_checkpoint
 from remote.agent.shared.trees import SYMLINK
+from remote.agent.supervisor.surroundings import newest_checkpoint
 from remote.loopback import LoopbackServer
 from tests.support.faults import Lab, short_pauses, wait_until
 from tests.support.project import Content, Link, make_tree

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from remote.agent.runs import notify
+from remote.agent.supervisor import notify
 from remote.loopback import LoopbackServer
 from tests.support.faults import Lab, wait_until
 from tests.support.sshd import MakeServer

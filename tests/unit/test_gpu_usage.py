@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from remote.agent.runs import gpu_usage
+from remote.agent.supervisor import gpu_usage
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 
 GPUS = [FakeGpu(uuid=f"GPU-{number}") for number in range(3)]

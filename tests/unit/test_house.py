@@ -34,6 +34,7 @@ AGENT = (
     "data",
     "environments",
     "runs",
+    "supervisor",
     "serve",
 )
 """Each may import from those before it, and none from those behind it."""

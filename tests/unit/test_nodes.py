@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from remote.agent.runs.peers import HOST_LOST, Report, choose_verdict, lacking
+from remote.agent.supervisor.peers import HOST_LOST, Report, choose_verdict, lacking
 from remote.deploy.deploy import Deployed
 from remote.errors import EnvironmentFailed, ServerUnfit
 from remote.link.answers import Address, Addresses, Exchanged

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from remote.agent.runs.outcome import Ended, may_restart, tell_outcome
+from remote.agent.supervisor.outcome import Ended, may_restart, tell_outcome
 
 OOM = "Traceback\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remote.agent.runs.terminal import LINES, Screen
+from remote.agent.supervisor.terminal import LINES, Screen
 
 
 def log_of(*pieces: bytes) -> bytes:

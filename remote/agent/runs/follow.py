@@ -6,8 +6,9 @@ import os
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
+from remote.agent.machine.gpus import USAGE_COLUMNS
 from remote.agent.root.calls import Call, operation
-from remote.agent.runs.gpu_usage import last_sample
+from remote.agent.root.paths import read_end
 from remote.agent.runs.listing import look_after
 from remote.agent.runs.records import describe_run, find_run
 from remote.agent.shared.states import FINAL
@@ -171,3 +172,22 @@ class Curves:
 
 def _column(rows: Sequence[Dict[str, str]], name: str) -> List[float]:
     return [float(row[name]) for row in rows if row.get(name)]
+
+
+def last_sample(directory: str) -> Optional[Dict[str, Any]]:
+    """The newest row for each GPU; None where there is none."""
+    newest: Dict[str, Any] = {}
+    for line in read_end(os.path.join(directory, "gpu.csv"), 4096).splitlines():
+        # A run that an older version began has no watts.
+        cells = line.split(",")
+        if len(cells) >= len(USAGE_COLUMNS) and cells[0][:1].isdigit():
+            newest[cells[1]] = dict(zip(USAGE_COLUMNS[2:], map(_figure, cells[3:])))
+    return newest or None
+
+
+def _figure(cell: str) -> Optional[float]:
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if 0 <= value < 1e9 else None

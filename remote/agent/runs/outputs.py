@@ -16,17 +16,10 @@ COPIED = ".copied.json"
 file is as it was copied."""
 STEP = ".step"
 """In a run's directory: which of its command's lines is being run, as it stands there."""
-OWN = (
-    ".attempts",
-    ".spare",
-    ADDRESS,
-    STEP,
-    VARIABLES,
-    ".fetched.json",
-    ".terminal.json",
-    ".modules",
-    COPIED,
-)
+SHOWN = ".terminal.json"
+"""In a run's directory: the line of its terminal that is not finished yet, and whether it waits for
+somebody's answer."""
+OWN = (".attempts", ".spare", ADDRESS, STEP, VARIABLES, ".fetched.json", SHOWN, ".modules", COPIED)
 """Ours, not the run's; among them what is secret."""
 LATE = ("state.json", "supervisor.log", "slurm.log")
 """Our own records that may change for a moment after a run's end; they come with it, and do not
@@ -45,7 +38,7 @@ UNFINISHED = re.compile(r".+\.[0-9a-f]{8}\.tmp\Z")
 """A record of ours that is being written."""
 CLOCK_NS = 2_000_000_000
 """File systems' clocks are as coarse as this."""
-SHOWN = 40
+MOST = 40
 NODE = re.compile(r"node-\d+\Z")
 """In a run's directory: the log and the records of another host that trains along."""
 
@@ -246,8 +239,8 @@ def is_aside(directory: str) -> bool:
 def told(outputs: Outputs) -> List[List[Any]]:
     """`left` for a person: what would be lost first, the rest after so many summed up."""
     rows = sorted(outputs.left, key=lambda row: (not row[3], -row[1], row[0]))
-    answer: List[List[Any]] = [list(row) for row in rows[:SHOWN]]
-    if rows[SHOWN:]:
-        size, lost = sum(row[1] for row in rows[SHOWN:]), any(row[3] for row in rows[SHOWN:])
-        answer.append([f"{len(rows) - SHOWN} more", size, "of the same kinds", lost])
+    answer: List[List[Any]] = [list(row) for row in rows[:MOST]]
+    if rows[MOST:]:
+        size, lost = sum(row[1] for row in rows[MOST:]), any(row[3] for row in rows[MOST:])
+        answer.append([f"{len(rows) - MOST} more", size, "of the same kinds", lost])
     return answer

@@ -8,8 +8,7 @@ from remote.agent.launchers.choice import launcher_of
 from remote.agent.root.calls import Refusal
 from remote.agent.root.paths import RUN_ID, Layout, list_names, read_json, read_text
 from remote.agent.runs.attempts import settle
-from remote.agent.runs.outputs import STEP
-from remote.agent.runs.terminal import read_shown
+from remote.agent.runs.outputs import SHOWN, STEP
 from remote.agent.shared.states import LIVE
 
 FETCHED = ".fetched.json"
@@ -92,6 +91,11 @@ def describe_run(layout: Layout, run: str) -> Dict[str, Any]:
         "summary": read_json(os.path.join(directory, "summary.json")) or {},
         "path": directory,
     }
+
+
+def read_shown(directory: str) -> Dict[str, Any]:
+    """What its terminal shows and waits for; empty where it tells nothing."""
+    return read_json(os.path.join(directory, SHOWN)) or {}
 
 
 def read_step(directory: str) -> Optional[str]:

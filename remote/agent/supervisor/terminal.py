@@ -18,13 +18,11 @@ import tty
 from typing import Any, Dict, List, Optional, Tuple
 
 from remote.agent.machine.processes import group_members
-from remote.agent.root.paths import read_json, remove_file, write_json
+from remote.agent.root.paths import remove_file, write_json
+from remote.agent.runs.outputs import SHOWN
 from remote.agent.runs.private import hider
 
 COLUMNS, LINES = 120, 40
-SHOWN = ".terminal.json"
-"""In the run's directory: the line that is not finished yet, and whether it waits for somebody's
-answer."""
 SAY_EVERY_S = 0.5
 QUIET_S = 1.0
 """Lines that could still be drawn anew become the log's after so long."""
@@ -324,11 +322,6 @@ def reads_terminal(pid: int) -> bool:
         )
     except (OSError, ValueError):
         return False
-
-
-def read_shown(directory: str) -> Dict[str, Any]:
-    """What its terminal shows and waits for; empty where it tells nothing."""
-    return read_json(os.path.join(directory, SHOWN)) or {}
 
 
 def attach_program() -> None:

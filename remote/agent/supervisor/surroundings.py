@@ -11,7 +11,7 @@ from remote.agent.root.calls import Refusal
 from remote.agent.root.paths import Layout, read_text
 from remote.agent.runs.outputs import find_outputs
 from remote.agent.runs.private import read_variables
-from remote.agent.runs.terminal import COLUMNS, LINES
+from remote.agent.supervisor.terminal import COLUMNS, LINES
 
 MODULES = ".modules"
 """In the run's directory: what is to be found wherever a script lies, and whatever an interpreter

@@ -16,8 +16,8 @@ from typing import Any, Callable, Dict, List, NoReturn, Optional
 from remote.agent.launchers.slurm_queue import find
 from remote.agent.machine.network import interface_of, list_addresses
 from remote.agent.root import program
-from remote.agent.runs.neighbours import Neighbours
-from remote.agent.runs.peers import (
+from remote.agent.supervisor.neighbours import Neighbours
+from remote.agent.supervisor.peers import (
     HOST_LOST,
     SCHEDULED,
     SILENCE_S,
@@ -27,7 +27,7 @@ from remote.agent.runs.peers import (
     describe_file,
     lacking,
 )
-from remote.agent.runs.surroundings import checkpoints_of
+from remote.agent.supervisor.surroundings import checkpoints_of
 
 JOIN_S = float(os.environ.get("REMOTE_JOIN_S", "120"))
 BEAT_S = SILENCE_S / 12

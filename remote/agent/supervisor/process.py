@@ -14,8 +14,9 @@ from remote.agent.machine.processes import (
     reads_pipe,
 )
 from remote.agent.root.paths import read_end
-from remote.agent.runs import terminal
-from remote.agent.runs.surroundings import run_environment
+from remote.agent.runs.records import read_shown
+from remote.agent.supervisor import terminal
+from remote.agent.supervisor.surroundings import run_environment
 
 STOP_S = 60.0
 """From SIGTERM to SIGKILL: the time a trainer has to save."""
@@ -139,7 +140,7 @@ class Process:
         """By Ctrl-C in its terminal. Waits for what the terminal has still to write."""
         if not terminal.wait(self.terminal):
             return False
-        return terminal.read_shown(self.directory).get("interrupted") is True
+        return read_shown(self.directory).get("interrupted") is True
 
     def kernel_killed(self) -> bool:
         kills = kernel_kills()

@@ -4,15 +4,13 @@ import csv
 import os
 import threading
 import time
-from typing import Any, Dict, List, Optional
+from typing import List, Optional
 
 from remote.agent.machine import gpus
-from remote.agent.root.paths import read_end
 
 EVERY_S = float(os.environ.get("REMOTE_SAMPLE_S", "10"))
 IDLE_PERCENT = 5
 """Of what nvidia-smi calls utilization; below it nobody trains."""
-HEAD = ["time", *gpus.USAGE_COLUMNS]
 
 
 class Sampler:
@@ -50,25 +48,6 @@ class Sampler:
                     return
                 writer = csv.writer(file)
                 if not file.tell():
-                    writer.writerow(HEAD)
+                    writer.writerow(["time", *gpus.USAGE_COLUMNS])
                 writer.writerows([round(time.time(), 1), *row] for row in rows)
             time.sleep(EVERY_S)
-
-
-def last_sample(directory: str) -> Optional[Dict[str, Any]]:
-    """The newest row for each GPU; None where there is none."""
-    newest: Dict[str, Any] = {}
-    for line in read_end(os.path.join(directory, "gpu.csv"), 4096).splitlines():
-        # A run that an older version began has no watts.
-        cells = line.split(",")
-        if len(cells) >= len(HEAD) - 1 and cells[0][:1].isdigit():
-            newest[cells[1]] = dict(zip(HEAD[3:], map(_figure, cells[3:])))
-    return newest or None
-
-
-def _figure(cell: str) -> Optional[float]:
-    try:
-        value = float(cell)
-    except ValueError:
-        return None
-    return value if 0 <= value < 1e9 else None

@@ -17,7 +17,6 @@ from remote.agent.root import program
 from remote.agent.root.calls import Refusal
 from remote.agent.root.disk import mount_of
 from remote.agent.root.paths import Layout, read_json, read_text, write_json
-from remote.agent.runs import notify
 from remote.agent.runs.attempts import (
     next_attempt,
     past_attempts,
@@ -25,19 +24,20 @@ from remote.agent.runs.attempts import (
     resumed,
     tell_restart,
 )
-from remote.agent.runs.disk_guard import DiskGuard
-from remote.agent.runs.gpu_usage import Sampler
-from remote.agent.runs.group import First, Group, Member, NotTogether
-from remote.agent.runs.limits import Limits
 from remote.agent.runs.listing import submit_waiting
 from remote.agent.runs.members import node_of_job, nodes_of
-from remote.agent.runs.outcome import Ended, Outcome, may_restart, tell_outcome
-from remote.agent.runs.peers import ECHO, Report
 from remote.agent.runs.private import ADDRESS
-from remote.agent.runs.process import Process
 from remote.agent.runs.queue import Waiting, wanted_by
 from remote.agent.runs.records import read_step
 from remote.agent.shared.states import FINAL
+from remote.agent.supervisor import notify
+from remote.agent.supervisor.disk_guard import DiskGuard
+from remote.agent.supervisor.gpu_usage import Sampler
+from remote.agent.supervisor.group import First, Group, Member, NotTogether
+from remote.agent.supervisor.limits import Limits
+from remote.agent.supervisor.outcome import Ended, Outcome, may_restart, tell_outcome
+from remote.agent.supervisor.peers import ECHO, Report
+from remote.agent.supervisor.process import Process
 
 DISK_EVERY_S = 1.0
 HEARTBEAT_S = 30.0

@@ -3,7 +3,7 @@
 import time
 from typing import Any, Dict, Optional, Tuple
 
-from remote.agent.runs.gpu_usage import Sampler
+from remote.agent.supervisor.gpu_usage import Sampler
 
 
 class Limits:

@@ -1,0 +1,1 @@
+"""The process that stands beside one training on the server, and what it needs for that."""
