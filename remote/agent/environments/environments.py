@@ -1,6 +1,7 @@
 """Environments on the server: what is there, making one, following one that is being made. The
 laptop decides which."""
 
+import contextlib
 import os
 import re
 import secrets
@@ -353,8 +354,5 @@ def _lock_path(layout: Layout, key: str) -> str:
 def _is_building(layout: Layout, key: str) -> bool:
     if not os.path.exists(_lock_path(layout, key)):
         return False
-    lock = Lock(_lock_path(layout, key))
-    try:
+    with contextlib.closing(Lock(_lock_path(layout, key))) as lock:
         return not lock.is_free()
-    finally:
-        lock.close()

@@ -61,18 +61,13 @@ def query_gpus(timeout_s: float = 10.0) -> Dict[str, Any]:
         return {"found": False}
     end = time.monotonic() + timeout_s
     # Both at once: without persistence mode each start of nvidia-smi initialises every GPU.
-    asked = _Question([path, "--query-gpu=" + ",".join(GPU_FIELDS), FORMAT], GPU_FIELDS)
-    asked_apps = _Question(
-        [path, "--query-compute-apps=" + ",".join(APP_FIELDS), FORMAT], APP_FIELDS
-    )
+    asked, asked_apps = _Question(path, GPU_FIELDS), _Question(path, APP_FIELDS, "compute-apps")
     gpus = asked.answer(end)
     if (
         gpus["exit"] not in (0, 6, 9, 15, 18, None)
         and "not a valid field" in gpus["output"] + gpus["error"]
     ):
-        gpus = _Question(
-            [path, "--query-gpu=" + ",".join(OLD_GPU_FIELDS), FORMAT], OLD_GPU_FIELDS
-        ).answer(end)
+        gpus = _Question(path, OLD_GPU_FIELDS).answer(end)
     apps = asked_apps.answer(end)
     return {
         "found": True,
@@ -94,8 +89,7 @@ def sample_usage(
     path = find_nvidia_smi()
     if path is None:
         return None
-    question = _Question([path, "--query-gpu=" + ",".join(USAGE_FIELDS), FORMAT], USAGE_FIELDS)
-    answer = question.answer(time.monotonic() + timeout_s)
+    answer = _Question(path, USAGE_FIELDS).answer(time.monotonic() + timeout_s)
     if answer["exit"] in (6, 9):
         return None
     if answer["exit"] != 0:
@@ -112,7 +106,7 @@ def sample_usage(
 class _Question:
     """One nvidia-smi, started at once and answered later."""
 
-    def __init__(self, argv: List[str], fields: Sequence[str]) -> None:
+    def __init__(self, path: str, fields: Sequence[str], about: str = "gpu") -> None:
         self.fields = list(fields)
         self.started = time.monotonic()
         self.process: Optional[subprocess.Popen[bytes]] = None
@@ -120,7 +114,7 @@ class _Question:
         environment = dict(os.environ, LC_ALL="C")
         try:
             self.process = subprocess.Popen(
-                argv,
+                [path, f"--query-{about}={','.join(fields)}", FORMAT],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -122,8 +122,8 @@ def portable_agent(layout: Layout) -> str:
 def locked(call: Call, path: str, who: str) -> Iterator[None]:
     """One at a time: waits for another one, telling whom for; it is free once its holder's process
     has ended."""
-    wanted, told = Lock(path), 0.0
-    try:
+    told = 0.0
+    with contextlib.closing(Lock(path)) as wanted:
         while not wanted.take():
             if time.monotonic() - told > 5:
                 call.event(waiting=wanted.holder())
@@ -133,8 +133,6 @@ def locked(call: Call, path: str, who: str) -> Iterator[None]:
             time.sleep(0.2)
         wanted.sign(who)
         yield
-    finally:
-        wanted.close()
 
 
 @contextlib.contextmanager
@@ -144,8 +142,5 @@ def locked_if_free(path: str) -> Iterator[bool]:
     if not os.path.exists(path):
         yield True
         return
-    wanted = Lock(path)
-    try:
+    with contextlib.closing(Lock(path)) as wanted:
         yield wanted.take()
-    finally:
-        wanted.close()

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import os
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from remote.agent.releases.releases import release_of
 from remote.agent.root.calls import Call, Refusal, operation
@@ -90,7 +90,7 @@ def fetch_lane(call: Call, lane: Lane) -> Dict[str, Any]:
         for position in range(lane.start, lane.end, lane.unit * lane.step):
             wanted = min(lane.unit, lane.end - position)
             file.seek(position)
-            data = _read(file, wanted)
+            data = file.read(wanted)
             if len(data) < wanted:
                 return {"short": True}
             call.event(data, at=position)
@@ -100,19 +100,13 @@ def fetch_lane(call: Call, lane: Lane) -> Dict[str, Any]:
 @operation("fetch_hash")
 def fetch_hash(call: Call, run: str, path: str, end: int) -> Dict[str, Any]:
     """The hash over the bytes [0, end) of a file; None if it is gone, or shorter by now."""
-    digest, position = hashlib.sha256(), 0
     try:
         file = _open_for(call.layout, run, path)
     except OSError:
         return {"sha256": None}
     with file:
-        while position < end:
-            data = _read(file, min(protocol.CHUNK, end - position))
-            if not data:
-                return {"sha256": None}
-            digest.update(data)
-            position += len(data)
-    return {"sha256": digest.hexdigest()}
+        length, digest = _hash_start(file, end)
+    return {"sha256": digest.hexdigest() if length == end else None}
 
 
 def _open_for(layout: Layout, run: str, path: str) -> Any:
@@ -134,7 +128,7 @@ def _open(layout: Layout, described: Dict[str, Any], path: str) -> Any:
         raise Refusal("ProtocolError", f"not a path inside the run: {path!r:.80}")
     if os.path.islink(place):
         return io.BytesIO(link_target(base, path)[0])
-    return open(place, "rb", buffering=0)
+    return open(place, "rb")
 
 
 class Range(NamedTuple):
@@ -147,52 +141,41 @@ class Range(NamedTuple):
 
 
 def _send_file(call: Call, file: Any, asked: Range) -> int:
-    path, have, have_sha256, end = asked
+    """Returns how many bytes were sent."""
+    sent = 0
     with file:
-        digest, offset = hashlib.sha256(), 0
-        if have and have_sha256:
-            offset = _skip(file, digest, have)
-            if offset != have or digest.hexdigest() != have_sha256:
-                digest, offset = hashlib.sha256(), 0
-                file.seek(0)
-        first = _read(file, min(protocol.CHUNK, end - offset))
-        digest.update(first)
-        start, offset = offset, offset + len(first)
-        if offset == end:
-            call.event(first, file=path, offset=start, done=digest.hexdigest())
-            return len(first)
-        call.event(first, file=path, offset=start)
-        sent = len(first)
-        while offset < end:
-            data = _read(file, min(protocol.CHUNK, end - offset))
-            if not data:
-                call.event(done=None)
-                return sent
+        offset, digest = _skip_known(file, asked)
+        fields: Dict[str, Any] = {"file": asked.path, "offset": offset}
+        while True:
+            data = file.read(min(protocol.CHUNK, asked.end - offset))
             digest.update(data)
-            call.event(data)
-            offset += len(data)
-            sent += len(data)
-        call.event(done=digest.hexdigest())
-        return sent
+            offset, sent = offset + len(data), sent + len(data)
+            if offset == asked.end or not data:
+                whole = offset == asked.end
+                call.event(data, **fields, done=digest.hexdigest() if whole else None)
+                return sent
+            call.event(data, **fields)
+            fields = {}
 
 
-def _read(file: Any, count: int) -> bytes:
-    data = file.read(count)
-    while data and len(data) < count:
-        more = file.read(count - len(data))
-        if not more:
-            break
-        data += more
-    return bytes(data)
+def _skip_known(file: Any, asked: Range) -> Tuple[int, Any]:
+    """Behind what the laptop has where that is the same here, else at the beginning; with the hash
+    of what lies before."""
+    if asked.have and asked.have_sha256:
+        length, digest = _hash_start(file, asked.have)
+        if length == asked.have and digest.hexdigest() == asked.have_sha256:
+            return length, digest
+        file.seek(0)
+    return 0, hashlib.sha256()
 
 
-def _skip(file: Any, digest: Any, count: int) -> int:
-    """Hash the first `count` bytes; returns how many there were."""
-    done = 0
+def _hash_start(file: Any, count: int) -> Tuple[int, Any]:
+    """The hash of the first `count` bytes, and how many there were."""
+    digest, done = hashlib.sha256(), 0
     while done < count:
         data = file.read(min(1 << 20, count - done))
         if not data:
             break
         digest.update(data)
         done += len(data)
-    return done
+    return done, digest

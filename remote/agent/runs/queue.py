@@ -144,12 +144,9 @@ def choose_free(report: GpuReport, runs: Runs, run: str) -> Tuple[List[Gpu], str
 
 @contextlib.contextmanager
 def one_launch_at_a_time(layout: Layout) -> Iterator[None]:
-    lock = Lock(os.path.join(layout.runs, ".launch.lock"))
-    try:
+    with contextlib.closing(Lock(os.path.join(layout.runs, ".launch.lock"))) as lock:
         lock.wait()
         yield
-    finally:
-        lock.close()
 
 
 def require_free_gpus(layout: Layout, asked: Dict[str, Any]) -> None:

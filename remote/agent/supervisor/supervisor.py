@@ -250,10 +250,13 @@ class Supervisor:
             process.patience_s = self.group.patience_s or process.patience_s
 
     def end(self, outcome: Outcome, **more: Any) -> None:
+        self.wind_up()
+        self.record_end(outcome, **more)
+
+    def wind_up(self) -> None:
         self.disk.free_spare()
         if self.sampler is not None:
             self.sampler.end()
-        self.record_end(outcome, **more)
 
     def must_end(self) -> bool:
         if time.monotonic() - self.disk_seen > DISK_EVERY_S:
@@ -310,9 +313,7 @@ class Supervisor:
     def submit_next(self, ended: Dict[str, Any]) -> None:
         """The next attempt is a job of its own, behind this one. Where nodes may not submit, the
         next `status` does."""
-        self.disk.free_spare()
-        if self.sampler is not None:
-            self.sampler.end()
+        self.wind_up()
         self.raise_if_superseded()
         asked = after_job(self.asked)
         self.state = next_attempt(self.directory, ended, asked)
