@@ -22,6 +22,7 @@ from tests.support.project import make_tree
 PLACE = Place(
     *("/r/env/k/build.log", "/data", 900, 7168, "3.10.4", "2.31"),
     constraint="/etc/pip/constraint.txt",
+    exit_code=1,
 )
 FAILURES = [
     (
@@ -154,7 +155,7 @@ FAILURES = [
 
 @pytest.mark.parametrize(("output", "message"), FAILURES, ids=range(len(FAILURES)))
 def test_why_an_installation_failed(output: str, message: str) -> None:
-    failure = classify(output, PLACE, 1)
+    failure = classify(output, PLACE)
     assert message in failure.message and "/r/env/k/build.log" in failure.remedy
     assert "\n" not in failure.message + failure.remedy and "pw" not in failure.message
 
@@ -174,18 +175,18 @@ def test_torch_that_came_along_unexpected_is_seen_afterwards() -> None:
 
 
 def test_an_older_interpreter_that_is_there_is_proposed() -> None:
-    failure = classify(NUMBA, PLACE._replace(older="/usr/bin/python3.9 (python 3.9.2)"), 1)
+    failure = classify(NUMBA, PLACE._replace(older="/usr/bin/python3.9 (python 3.9.2)"))
     assert failure.message.startswith("numba has no ready wheel")
     assert "set remote.python to /usr/bin/python3.9 (python 3.9.2)" in failure.remedy
 
 
 def test_a_killed_installer_points_to_memory() -> None:
-    assert "lack of memory" in classify("Collecting torch", PLACE, -9).message
+    assert "lack of memory" in classify("Collecting torch", PLACE._replace(exit_code=-9)).message
 
 
 @given(st.text())
 def test_any_output_gives_a_reason(output: str) -> None:
-    assert classify(output, PLACE, 1).message
+    assert classify(output, PLACE).message
 
 
 @pytest.mark.parametrize(

@@ -82,19 +82,12 @@ def data_missing(call: Call, tree: str, manifest: List[Any], name: str) -> Dict[
     layout = call.layout
     entries = checked_manifest(tree, manifest)
     link = os.path.join(layout.data, checked_name(layout, name))
-    exists = os.path.isdir(layout.set(tree))
-    answer = {
-        "exists": exists,
-        "named": exists and _leads_to(link, layout.set(tree)),
-        "missing": [],
-        "partial": {},
-    }
-    if not exists:
-        there = find_contents(layout, entries)
-        wanted = {sha256 for _, _, _, sha256 in entries}
-        answer["missing"] = sorted(wanted - set(there)) if there else None
-        answer["partial"] = partly_received(layout.data_incoming, wanted - set(there))
-    return answer
+    if os.path.isdir(layout.set(tree)):
+        return {"named": _leads_to(link, layout.set(tree)), "missing": []}
+    there = find_contents(layout, entries)
+    missing = sorted({sha256 for _, _, _, sha256 in entries} - set(there))
+    partial = partly_received(layout.data_incoming, missing)
+    return {"named": False, "missing": missing if there else None, "partial": partial}
 
 
 def checked_name(layout: Layout, name: str) -> str:
@@ -148,7 +141,7 @@ def data_put(call: Call, sent: Sent) -> Dict[str, Any]:
             os.path.basename(layout.sets), tree, *([entries[0][0]] if sent.single else [])
         )
         write_link(link, target)
-    return {"path": link, "received": received}
+    return {"received": received}
 
 
 def require_space(layout: Layout, entries: List[Entry]) -> None:
@@ -194,7 +187,7 @@ def reach(call: Call, url: str) -> Dict[str, Any]:
 def pretrained(call: Call, network: str) -> Dict[str, Any]:
     """As `reach`, for a library's weights: those in its cache need no download."""
     if find_weights(network):
-        return {"reached": True, "url": "", "problem": None}
+        return {"reached": True, "problem": None}
     return try_address(hub_of(network))
 
 
@@ -204,7 +197,7 @@ def try_address(url: str) -> Dict[str, Any]:
 
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_S):
-            return {"reached": True, "url": url, "problem": None}
+            return {"reached": True, "problem": None}
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         problem = (
@@ -213,4 +206,4 @@ def try_address(url: str) -> Dict[str, Any]:
         )
         # Some servers don't speak HEAD, but they are there.
         there = isinstance(error, urllib.error.HTTPError) and error.code == 405
-        return {"reached": there, "url": url, "problem": problem[:200]}
+        return {"reached": there, "problem": problem[:200]}

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from typing import Any, List, NamedTuple, Optional, Pattern, Tuple
+from typing import List, NamedTuple, Optional, Pattern, Tuple
 
 from remote.agent.shared.names import canonical
 
@@ -27,6 +27,8 @@ class Place(NamedTuple):
     constraint: str = ""
     # Another interpreter there, of an older python.
     older: str = ""
+    # The installer's.
+    exit_code: Optional[int] = None
 
 
 MIRROR_REMEDY = (
@@ -78,7 +80,7 @@ NO_COMPILER = re.compile(
 )
 
 
-def classify(text: str, place: Place, exit_code: Optional[int] = None) -> Failure:
+def classify(text: str, place: Place) -> Failure:
     """One line of cause and one of remedy; the remedy always names the log. `text` is the log's
     end."""
     for look in (
@@ -92,10 +94,12 @@ def classify(text: str, place: Place, exit_code: Optional[int] = None) -> Failur
         _not_compiled,
         _forbidden,
     ):
-        failure = look(text, place, exit_code)
+        failure = look(text, place)
         if failure is not None:
             return _with_log(failure, place)
-    return _with_log(Failure(f"the installation failed: {last_error(text, exit_code)}", ""), place)
+    return _with_log(
+        Failure(f"the installation failed: {last_error(text, place.exit_code)}", ""), place
+    )
 
 
 def missing_module(text: str) -> Optional[Tuple[str, str]]:
@@ -143,7 +147,7 @@ def _with_log(failure: Failure, place: Place) -> Failure:
     return Failure(failure.message, f"{failure.remedy}; {log}" if failure.remedy else log)
 
 
-def _disk_full(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
+def _disk_full(text: str, place: Place) -> Optional[Failure]:
     if not DISK_FULL.search(text):
         return None
     need = f", about {_gib(place.need_mib)} are needed" if place.need_mib else ""
@@ -154,8 +158,8 @@ def _disk_full(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
     )
 
 
-def _killed(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
-    if exit_code != -9:
+def _killed(text: str, place: Place) -> Optional[Failure]:
+    if place.exit_code != -9:
         return None
     return Failure(
         "the installer was killed (SIGKILL), mostly for lack of memory",
@@ -163,7 +167,7 @@ def _killed(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
     )
 
 
-def _too_old(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
+def _too_old(text: str, place: Place) -> Optional[Failure]:
     """Every version was passed over because of the python, or because its wheels need a newer
     glibc."""
     missing = _missing(text)
@@ -196,7 +200,7 @@ def _too_old(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
     return None
 
 
-def _git(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
+def _git(text: str, place: Place) -> Optional[Failure]:
     """pip or uv could not bring a repository; git's own words say why."""
     if re.search(r"Cannot find command 'git'|Git executable not found", text):
         return Failure(
@@ -212,7 +216,7 @@ def _git(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
     )
 
 
-def _unreachable(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
+def _unreachable(text: str, place: Place) -> Optional[Failure]:
     found = UNREACHABLE.search(text)
     if not found or re.search(r"from versions: (?!none)\S", text):
         return None
@@ -231,7 +235,7 @@ def contradicts(text: str) -> bool:
     return bool(CONFLICT.search(text))
 
 
-def _conflict(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
+def _conflict(text: str, place: Place) -> Optional[Failure]:
     found = CONFLICT.search(text)
     if not found:
         return None
@@ -249,7 +253,7 @@ def _conflict(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
     )
 
 
-def _not_found(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
+def _not_found(text: str, place: Place) -> Optional[Failure]:
     missing = _missing(text)
     if missing:
         offered = re.search(r"from versions: ([^)]{1,400})\)", text)
@@ -274,7 +278,7 @@ def _not_found(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
     )
 
 
-def _not_compiled(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
+def _not_compiled(text: str, place: Place) -> Optional[Failure]:
     name = _unbuilt(text)
     if name is None and "subprocess-exited-with-error" not in text:
         return None
@@ -301,7 +305,7 @@ def _not_compiled(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
     )
 
 
-def _forbidden(text: str, place: Place, exit_code: Any) -> Optional[Failure]:
+def _forbidden(text: str, place: Place) -> Optional[Failure]:
     found = re.search(r"Permission denied[:,]? '?([^'\n]{1,200})", text)
     return Failure(f"permission denied: {found.group(1)}", "check who owns it") if found else None
 

@@ -188,7 +188,7 @@ class Builder:
         values = pip_settings.pip_environment(self.environment, self.installer.config)
         values.update(CONDA_ALWAYS_YES="true", MAMBA_ALWAYS_YES="true")
         if self.commands.run(installers.conda_create(conda, self.venv, file), values) != 0:
-            failure = classify(self.commands.output(), self.place(), self.commands.exit_code)
+            failure = classify(self.commands.output(), self.place())
             raise BuildFailed(failure.message, failure.remedy)
         return os.path.basename(conda)
 
@@ -285,7 +285,7 @@ class Builder:
         except installers.Failed as failed:
             self.failed_from = failed.log_from
             text = self.commands.output(failed.log_from)
-            failure = classify(text, self.place(), self.commands.exit_code)
+            failure = classify(text, self.place())
             raise BuildFailed(failure.message, failure.remedy) from None
 
     def finish(self, made_by: str, installer: str, started: float) -> None:
@@ -330,6 +330,7 @@ class Builder:
         installer, disk = self.installer, disk_of(self.directory)
         return Place(
             log=self.path("build.log"),
+            exit_code=self.commands.exit_code,
             mount=disk.mount if disk else "",
             free_mib=disk.free_mib if disk else None,
             need_mib=self.plan.get("need_mib"),

@@ -38,20 +38,11 @@ def has(name):
         return importlib.util.find_spec(name) is not None
     except Exception:
         return False
-try:
-    import sysconfig
-    stdlib = sysconfig.get_paths()["stdlib"]
-    mark = os.path.join(stdlib, "EXTERNALLY-MANAGED")
-    d["externally_managed"] = d["prefix"] == d["base_prefix"] and os.path.exists(mark)
-    d["stdlib"] = stdlib
-except Exception:
-    d["externally_managed"] = None
 d["has_venv"] = has("venv") and has("ensurepip")
 d["has_pip"] = has("pip")
 d["has_virtualenv"] = has("virtualenv")
 d["is_conda"] = os.path.isdir(os.path.join(d["base_prefix"], "conda-meta"))
 d["is_venv"] = d["prefix"] != d["base_prefix"]
-d["base_executable"] = getattr(sys, "_base_executable", None) or sys.executable
 names = ("site-packages", "dist-packages")
 d["sites"] = [p for p in sys.path if os.path.basename(p) in names and os.path.isdir(p)]
 i = sys.implementation
@@ -172,7 +163,7 @@ def remember(layout: Layout) -> None:
 def describe(path: str) -> Interpreter:
     """What the interpreter says of itself, with the signature by which it is known again; `problem`
     where it says nothing."""
-    entry: Interpreter = {"candidate": path, "path": path, "stat": _stat(path)}
+    entry: Interpreter = {"path": path, "stat": _stat(path)}
     if not os.path.isabs(path):
         return dict(
             entry,
@@ -193,7 +184,6 @@ def describe(path: str) -> Interpreter:
     executable = answer.get("executable")
     if executable and _stat(executable) is not None and not _names_same(path, executable):
         entry["path"] = executable
-    entry["real"] = os.path.realpath(entry["path"])
     entry["real_stat"] = _stat(entry["path"])
     entry["version_info"] = [int(part) for part in entry["version"].split(".")]
     if entry["version_info"] < [3, 8]:

@@ -51,7 +51,7 @@ def find_nvidia_smi() -> Optional[str]:
 
 
 def query_gpus(timeout_s: float = 10.0) -> Dict[str, Any]:
-    """Raw answers: `{"found": False}`, or path, `gpus`, `apps` and `pids`.
+    """Raw answers: `{"found": False}`, or `gpus`, `apps` and `pids`.
 
     `gpus` and `apps`: fields, output, error, exit, seconds, timed_out. `pids`: pid → user and age_s
     of what is visible here. Ends within `timeout_s` and a second.
@@ -69,13 +69,7 @@ def query_gpus(timeout_s: float = 10.0) -> Dict[str, Any]:
     ):
         gpus = _Question(path, OLD_GPU_FIELDS).answer(end)
     apps = asked_apps.answer(end)
-    return {
-        "found": True,
-        "path": path,
-        "gpus": gpus,
-        "apps": apps,
-        "pids": _describe_pids(apps["output"]),
-    }
+    return {"found": True, "gpus": gpus, "apps": apps, "pids": _describe_pids(apps["output"])}
 
 
 def sample_usage(

@@ -133,16 +133,16 @@ def release_put(
         require_space(layout, entries)
         call.event(ready=True)
         sizes = {sha256: size for _, _, size, sha256 in entries}
-        received = receive(call, layout.incoming, sizes)
+        receive(call, layout.incoming, sizes)
         if not os.path.isdir(layout.release(tree)):
             remove_leftovers(layout.releases)
             assemble(layout, tree, entries, origin)
         make_current(layout, tree)
         shutil.rmtree(layout.incoming, ignore_errors=True)
-        removed = _prune(layout)
+        _prune(layout)
         # What was linked until now is untouched since it was verified.
         os.utime(layout.manifest(tree))
-    return {"received": received, "removed": removed, "path": layout.release(tree)}
+    return {}
 
 
 @operation("release_use")
@@ -190,15 +190,14 @@ def _untouched(layout: Layout, place: bytes) -> bool:
     return os.lstat(place).st_ctime_ns <= os.stat(layout.manifest(tree)).st_mtime_ns
 
 
-def _prune(layout: Layout) -> List[str]:
+def _prune(layout: Layout) -> None:
     """Remove old releases that no run was made from."""
     try:
         runs = [os.path.join(layout.runs, name, "run.json") for name in os.listdir(layout.runs)]
     except OSError:
-        return []
+        return
     used = {current_release(layout), *(str((read_json(run) or {}).get("release")) for run in runs)}
-    removed = [tree for tree, _ in _by_age(layout)[KEEP_RELEASES:] if tree not in used]
-    for tree in removed:
-        remove_directory(layout.release(tree))
-        os.unlink(layout.manifest(tree))
-    return removed
+    for tree, _ in _by_age(layout)[KEEP_RELEASES:]:
+        if tree not in used:
+            remove_directory(layout.release(tree))
+            os.unlink(layout.manifest(tree))

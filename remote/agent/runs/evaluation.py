@@ -44,7 +44,7 @@ def evaluate(call: Call, run: str, weights_sha256: str, data: str) -> Dict[str, 
         raise Refusal("NotFound", f"the images are not at {data} any more", "name them: --data")
     python = str(found["asked"].get("python") or "python3")
     argv = [python, "-m", "trainer.evaluate", "--checkpoint", weights, "--data", place, "--json"]
-    return {"run": found["run"], "told": last_json(measure(call, argv, layout.release(tree)))}
+    return {"told": last_json(measure(call, argv, layout.release(tree)))}
 
 
 def measure(call: Call, argv: List[str], code: str) -> str:

@@ -49,7 +49,6 @@ def fetch_read(call: Call, run: str, ranges: List[Any]) -> Dict[str, Any]:
     """
     layout = call.layout
     described = describe_run(layout, find_run(layout, run)["run"])
-    sent = 0
     for path, have, have_sha256, end in ranges:
         if (
             not isinstance(path, str)
@@ -65,8 +64,8 @@ def fetch_read(call: Call, run: str, ranges: List[Any]) -> Dict[str, Any]:
         except OSError as error:
             call.event(file=path, offset=0, done=None, why=error.strerror)
         else:
-            sent += _send_file(call, file, Range(path, have, have_sha256, end))
-    return {"sent": sent}
+            _send_file(call, file, Range(path, have, have_sha256, end))
+    return {}
 
 
 class Lane(NamedTuple):
@@ -140,20 +139,18 @@ class Range(NamedTuple):
     end: int
 
 
-def _send_file(call: Call, file: Any, asked: Range) -> int:
-    """Returns how many bytes were sent."""
-    sent = 0
+def _send_file(call: Call, file: Any, asked: Range) -> None:
     with file:
         offset, digest = _skip_known(file, asked)
         fields: Dict[str, Any] = {"file": asked.path, "offset": offset}
         while True:
             data = file.read(min(protocol.CHUNK, asked.end - offset))
             digest.update(data)
-            offset, sent = offset + len(data), sent + len(data)
+            offset += len(data)
             if offset == asked.end or not data:
                 whole = offset == asked.end
                 call.event(data, **fields, done=digest.hexdigest() if whole else None)
-                return sent
+                return
             call.event(data, **fields)
             fields = {}
 

@@ -67,7 +67,7 @@ def run_start(call: Call, start: Start) -> Dict[str, Any]:
             raise
         launched = Launched("slurm", f"it is submitted later ({refusal.message})")
     plan_shutdown(layout, start.shutdown)
-    return {"run": start.run, "path": directory, "again": again, **launched._asdict()}
+    return {"again": again, **launched._asdict()}
 
 
 def create_run(layout: Layout, start: Start) -> None:

@@ -21,7 +21,7 @@ def runs(call: Call, run: Optional[str] = None) -> Dict[str, Any]:
     shutdown = describe_plan(layout, found)
     if run is not None:
         found = [find_run(layout, run, found)]
-    return {"runs": found, "host": os.uname().nodename, "root": layout.root, "shutdown": shutdown}
+    return {"runs": found, "shutdown": shutdown}
 
 
 def look_after(layout: Layout, known: Dict[str, Any]) -> Dict[str, Any]:

@@ -40,7 +40,7 @@ def run_join(call: Call, start: Start) -> Dict[str, Any]:
             keep_private(directory, start.notify, start.env)
     launched = launch_once(layout, directory)
     plan_shutdown(layout, start.shutdown)
-    return {"run": run, **launched._asdict()}
+    return launched._asdict()
 
 
 def nodes_of(asked: Dict[str, Any]) -> Dict[str, Any]:

@@ -38,15 +38,13 @@ def run_resume(call: Call, start: Start) -> Dict[str, Any]:
         found = find_run(layout, start.run)
         if found["state"] not in FINAL:
             refuse_elsewhere(found, "ask that host")
-            launched = launched_before(found["detail"])
-            return {"run": found["run"], "again": True, **launched._asdict()}
+            return {"again": True, **launched_before(found["detail"])._asdict()}
         require_something_to_do(found)
         attempts = begin_attempt(layout, found, start.asked)
         keep_private(found["path"], start.notify, start.env)
     launched = launch(layout, found["path"])
     plan_shutdown(layout, start.shutdown)
-    attempt = len(attempts) + 1
-    return {"run": found["run"], "again": False, "attempt": attempt, **launched._asdict()}
+    return {"again": False, "attempt": len(attempts) + 1, **launched._asdict()}
 
 
 def require_something_to_do(found: Dict[str, Any]) -> None:
@@ -96,13 +94,13 @@ def run_import(call: Call, moving: Moving) -> Dict[str, Any]:
     prepare_root(call)
     with locked(call, layout.lock, moving.who):
         if os.path.isdir(layout.run(moving.run)):
-            return {"run": moving.run, "exists": True}
+            return {}
         require_space(layout, entries)
         call.event(ready=True)
         receive(call, layout.incoming, {sha256: size for _, _, size, sha256 in entries})
         lay_out(layout, moving, entries)
         shutil.rmtree(layout.incoming, ignore_errors=True)
-    return {"run": moving.run, "exists": False}
+    return {}
 
 
 def lay_out(layout: Layout, moving: Moving, entries: List[Entry]) -> None:

@@ -14,7 +14,7 @@ from remote.agent.environments import environments, interpreters
 from remote.agent.launchers.slurm_nodes import NOW_S, node_report
 from remote.agent.launchers.slurm_queue import find
 from remote.agent.machine import gpus
-from remote.agent.machine.account import kills_at_logout, user_name
+from remote.agent.machine.account import kills_at_logout
 from remote.agent.machine.processes import boot_id
 from remote.agent.releases import releases
 from remote.agent.releases.contents import partly_received
@@ -112,18 +112,12 @@ def brief(run: Dict[str, Any]) -> Dict[str, Any]:
 def system_facts() -> Dict[str, Any]:
     return {
         "host": socket.gethostname(),
-        "user": user_name(),
-        "uid": os.getuid(),
         "system": platform.system(),
         "machine": platform.machine(),
-        "kernel": platform.release(),
-        "glibc": platform.libc_ver()[1] or None,
         "python": platform.python_version(),
         "python_path": sys.executable,
         "boot_id": boot_id(),
         "time": time.time(),
-        "home": os.path.expanduser("~"),
-        "shell": os.environ.get("SHELL"),
         "pythonpath": os.environ.get("PYTHONPATH"),
         "cores": (
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
