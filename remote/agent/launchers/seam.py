@@ -1,4 +1,4 @@
-"""The one face of all launchers, and which of them a run has."""
+"""The one face of all launchers, and what a launch leaves behind."""
 
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Protocol

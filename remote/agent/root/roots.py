@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from typing import Dict, Iterator, Optional
+from typing import Iterator, NamedTuple, Optional
 
 from remote.agent.root import program
 from remote.agent.root.calls import Call, Refusal
@@ -11,7 +11,12 @@ from remote.agent.root.disk import disk_of
 from remote.agent.root.locks import Lock
 from remote.agent.root.paths import Layout, read_json, write_json, write_whole
 
-Problem = Dict[str, str]
+
+class Problem(NamedTuple):
+    message: str
+    remedy: str
+
+
 ELSEWHERE = "set remote.root in fabric.yaml to another place"
 YOUR_OWN = "set remote.root to a directory of your own"
 
@@ -21,23 +26,22 @@ def root_problem(call: Call) -> Optional[Problem]:
     nothing."""
     root = call.layout.root
     if os.path.lexists(root) and not os.path.isdir(root):
-        return {"message": f"{root} is a file, not a directory", "remedy": ELSEWHERE}
+        return Problem(f"{root} is a file, not a directory", ELSEWHERE)
     if problem := _noexec(root):
         return problem
     if os.path.isdir(root):
         if os.stat(root).st_uid != os.getuid():
-            return {"message": f"{root} belongs to another user", "remedy": YOUR_OWN}
+            return Problem(f"{root} belongs to another user", YOUR_OWN)
         if not os.access(root, os.W_OK | os.X_OK):
-            return {"message": f"{root} is not writable", "remedy": YOUR_OWN}
+            return Problem(f"{root} is not writable", YOUR_OWN)
         return _owner_problem(call)
     parent = os.path.dirname(root)
     while not os.path.lexists(parent):
         parent = os.path.dirname(parent)
     if not os.path.isdir(parent):
-        return {"message": f"{parent} is a file, so {root} can't be made", "remedy": ELSEWHERE}
+        return Problem(f"{parent} is a file, so {root} can't be made", ELSEWHERE)
     if not os.access(parent, os.W_OK | os.X_OK):
-        message = f"{root} can't be made: {parent} is not writable"
-        return {"message": message, "remedy": YOUR_OWN}
+        return Problem(f"{root} can't be made: {parent} is not writable", YOUR_OWN)
     return None
 
 
@@ -47,8 +51,7 @@ def _noexec(root: str) -> Optional[Problem]:
     if disk is None or not disk.noexec:
         return None
     message = f"the disk at {disk.mount} is mounted noexec: no program can be started from {root}"
-    remedy = "set remote.root to another disk, for example one of your group"
-    return {"message": message, "remedy": remedy}
+    return Problem(message, "set remote.root to another disk, for example one of your group")
 
 
 def _owner_problem(call: Call) -> Optional[Problem]:
@@ -56,19 +59,14 @@ def _owner_problem(call: Call) -> Optional[Problem]:
     owner = read_json(layout.project)
     if owner is None:
         if os.path.lexists(layout.project):
-            return {
-                "message": f"{layout.project} can't be read",
-                "remedy": "set remote.root to another place, or remove that file",
-            }
-        foreign = [name for name in os.listdir(layout.root) if not name.startswith(".")]
-        if foreign and sorted(foreign)[0] not in ("agent", "data"):
-            return {
-                "message": (
-                    f"{layout.root} holds something that is not a project of ours"
-                    f" ({sorted(foreign)[0]!r:.60} …)"
-                ),
-                "remedy": "set remote.root in fabric.yaml to a new directory",
-            }
+            remedy = "set remote.root to another place, or remove that file"
+            return Problem(f"{layout.project} can't be read", remedy)
+        first = min((x for x in os.listdir(layout.root) if not x.startswith(".")), default="agent")
+        if first not in ("agent", "data"):
+            return Problem(
+                f"{layout.root} holds something that is not a project of ours ({first!r:.60} …)",
+                "set remote.root in fabric.yaml to a new directory",
+            )
         return None
     kept = owner.get("identity")
     if owner.get("project") == project and kept in (None, "", identity or kept):
@@ -77,7 +75,7 @@ def _owner_problem(call: Call) -> Optional[Problem]:
         f"{layout.root} belongs to the project {owner.get('project')!r:.80}, not to {project!r:.80}"
     )
     remedy = "set remote.root (or remote.project) in fabric.yaml to a value of this project's own"
-    return {"message": message, "remedy": remedy}
+    return Problem(message, remedy)
 
 
 def prepare_root(call: Call) -> None:
@@ -86,7 +84,7 @@ def prepare_root(call: Call) -> None:
     layout, (project, identity) = call.layout, call.owner
     problem = root_problem(call)
     if problem:
-        raise Refusal("ServerUnfit", problem["message"], problem["remedy"])
+        raise Refusal("ServerUnfit", *problem)
     os.makedirs(layout.root, exist_ok=True)
     os.chmod(layout.root, 0o700)
     folders = (layout.agents, layout.releases, layout.environments, layout.data, layout.runs)

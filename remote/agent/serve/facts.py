@@ -127,10 +127,10 @@ def system_facts() -> Dict[str, Any]:
 
 
 def root_facts(call: Call) -> Dict[str, Any]:
-    disk = disk_of(call.layout.root)
+    disk, problem = disk_of(call.layout.root), root_problem(call)
     return {
         "path": call.layout.root,
-        "problem": root_problem(call),
+        "problem": problem and problem._asdict(),
         "free_mib": disk and disk.free_mib,
         "inodes_free": disk and disk.inodes,
         "mount": disk and disk.mount,

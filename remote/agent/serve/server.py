@@ -118,20 +118,16 @@ class Server:
         except (BrokenPipeError, EOFError):
             self.gone.set()
         except Refusal as refusal:
-            error = {
-                "kind": refusal.kind,
-                "message": refusal.message,
-                "remedy": refusal.remedy,
-                "details": refusal.details,
-            }
-            self.send({"id": call.id, "error": error})
+            self._refuse(call, refusal)
         except OSError as error:
-            self.send({"id": call.id, "error": describe_os_error(error)})
+            self._refuse(call, refusal_for(error))
         except Exception:
-            self.send(
-                {"id": call.id, "error": {"kind": "bug", "message": traceback.format_exc(limit=-6)}}
-            )
+            self._refuse(call, Refusal("bug", traceback.format_exc(limit=-6)))
         call.drain()
+
+    def _refuse(self, call: "ServedCall", refusal: Refusal) -> None:
+        names = ("kind", "message", "remedy", "details")
+        self.send({"id": call.id, "error": {name: getattr(refusal, name) for name in names}})
 
 
 class ServedCall(Call):
@@ -174,21 +170,21 @@ class ServedCall(Call):
                 pass
 
 
-def describe_os_error(error: OSError) -> Dict[str, Any]:
+def refusal_for(error: OSError) -> Refusal:
     where = f": {error.filename}" if error.filename else ""
     if error.errno == errno.EDQUOT:
-        message = f"your quota on the server's disk is used up{where}{_on_mount(error.filename)}"
-        remedy = (
-            "quota -s there tells it; free some space of yours, or set remote.root to another disk"
+        return Refusal(
+            "ServerUnfit",
+            f"your quota on the server's disk is used up{where}{_on_mount(error.filename)}",
+            "quota -s there tells it; free some space of yours, or set remote.root to another disk",
         )
-        return {"kind": "ServerUnfit", "message": message, "remedy": remedy}
     if error.errno == errno.ENOSPC:
-        return {
-            "kind": "ServerUnfit",
-            "message": f"no space left on the server's disk{where}{_on_mount(error.filename)}",
-            "remedy": "free some space, or set remote.root to another disk",
-        }
-    return {"kind": "ServerUnfit", "message": f"{error.strerror or error}{where}", "remedy": None}
+        return Refusal(
+            "ServerUnfit",
+            f"no space left on the server's disk{where}{_on_mount(error.filename)}",
+            "free some space, or set remote.root to another disk",
+        )
+    return Refusal("ServerUnfit", f"{error.strerror or error}{where}")
 
 
 def _on_mount(name: Any) -> str:
