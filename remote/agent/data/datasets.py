@@ -7,6 +7,7 @@ import shutil
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from remote.agent.releases.contents import (
+    hashes,
     known_contents,
     partly_received,
     receive,
@@ -70,9 +71,7 @@ def sets_of(layout: Layout) -> Iterator[Tuple[str, List[Entry]]]:
 
 
 def find_contents(layout: Layout, entries: List[Entry]) -> Dict[str, bytes]:
-    return known_contents(
-        layout.data_incoming, sets_of(layout), {sha256 for _, _, _, sha256 in entries}
-    )
+    return known_contents(layout.data_incoming, sets_of(layout), entries)
 
 
 @operation("data_missing")
@@ -85,7 +84,7 @@ def data_missing(call: Call, tree: str, manifest: List[Any], name: str) -> Dict[
     if os.path.isdir(layout.set(tree)):
         return {"named": _leads_to(link, layout.set(tree)), "missing": []}
     there = find_contents(layout, entries)
-    missing = sorted({sha256 for _, _, _, sha256 in entries} - set(there))
+    missing = sorted(hashes(entries) - set(there))
     partial = partly_received(layout.data_incoming, missing)
     return {"named": False, "missing": missing if there else None, "partial": partial}
 
@@ -132,9 +131,7 @@ def data_put(call: Call, sent: Sent) -> Dict[str, Any]:
         if not os.path.isdir(layout.set(tree)):
             require_space(layout, entries)
             call.event(ready=True)
-            received = receive(
-                call, layout.data_incoming, {sha256: size for _, _, size, sha256 in entries}
-            )
+            received = receive(call, layout.data_incoming, entries)
             lay_out(layout, tree, entries)
             shutil.rmtree(layout.data_incoming, ignore_errors=True)
         target = os.path.join(

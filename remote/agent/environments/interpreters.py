@@ -124,15 +124,11 @@ def list_interpreters(
 
     Starts those alone that were not seen before: a second call on the same server starts none.
     """
-    known = dict(_read_cache(layout))
-    known.update(_seen)
+    known = {**_read_cache(layout), **_seen}
     wanted = os.path.expanduser(configured.strip())
     found: List[Interpreter] = []
-    todo: List[str] = []
     paths = candidates(wanted, path)
-    for path in paths:
-        if not _current(known.get(path), path):
-            todo.append(path)
+    todo = [path for path in paths if not _current(known.get(path), path)]
     for path, described in zip(todo, in_threads(describe, todo)):
         known[path] = described
         if not described.get("passing"):

@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from remote.agent.machine.account import name_of
 from remote.agent.machine.processes import child_start_time
+from remote.agent.machine.programs import begin
 from remote.agent.root.paths import read_text
 
 GPU_FIELDS = (
@@ -105,15 +106,9 @@ class _Question:
         self.started = time.monotonic()
         self.process: Optional[subprocess.Popen[bytes]] = None
         self.problem = ""
-        environment = dict(os.environ, LC_ALL="C")
+        argv = [path, f"--query-{about}={','.join(fields)}", FORMAT]
         try:
-            self.process = subprocess.Popen(
-                [path, f"--query-{about}={','.join(fields)}", FORMAT],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=environment,
-            )
+            self.process = begin(argv, dict(os.environ, LC_ALL="C"))
         except OSError as error:
             self.problem = str(error)
 

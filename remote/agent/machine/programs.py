@@ -43,9 +43,9 @@ def ask(
 
 
 def begin(
-    argv: List[str], environment: Dict[str, str], directory: str
+    argv: List[str], environment: Dict[str, str], directory: Optional[str] = None
 ) -> "subprocess.Popen[bytes]":
-    """For `watch`. Raises OSError where it can't be started."""
+    """A program whose words are read later. Raises OSError where it can't be started."""
     return subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,

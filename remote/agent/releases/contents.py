@@ -18,12 +18,17 @@ PART = ".part"
 there is."""
 
 
+def hashes(entries: List[Entry]) -> Set[str]:
+    return {sha256 for _, _, _, sha256 in entries}
+
+
 def known_contents(
-    incoming: str, trees: Iterable[Tuple[str, List[Entry]]], wanted: Set[str]
+    incoming: str, trees: Iterable[Tuple[str, List[Entry]]], entries: List[Entry]
 ) -> Dict[str, bytes]:
-    """Where wanted contents already lie on this server, hash → path: in `incoming`, or in `trees`
-    of (directory, manifest)."""
+    """Where contents of `entries` already lie on this server, hash → path: in `incoming`, or in
+    `trees` of (directory, manifest)."""
     found: Dict[str, bytes] = {}
+    wanted = hashes(entries)
     for name in wanted.intersection(list_names(incoming)):
         found[name] = place_in(incoming, name)
     for directory, manifest in trees:
@@ -62,15 +67,15 @@ def partly_received(incoming: str, wanted: Iterable[str]) -> Dict[str, int]:
     return found
 
 
-def receive(call: Call, incoming: str, sizes: Dict[str, int]) -> int:
-    """Store uploaded contents by hash. Each appears under its name only when its hash is right.
-    Returns the bytes that came.
+def receive(call: Call, incoming: str, entries: List[Entry]) -> int:
+    """Store uploaded contents of these by hash. Each appears under its name only when its hash is
+    right. Returns the bytes that came.
 
     A frame's pieces are [hash, length, whether it is the last one]; `from` tells behind how many
     bytes a content goes on. With `stored` the bytes came over another channel, as `content_piece`.
     """
     os.makedirs(incoming, mode=0o700, exist_ok=True)
-    total = 0
+    sizes, total = {sha256: size for _, _, size, sha256 in entries}, 0
     partial: Dict[str, _Partial] = {}
     try:
         for header, blob in call.blobs():

@@ -3,9 +3,10 @@
 import collections
 import os
 import shutil
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from remote.agent.releases.contents import (
+    hashes,
     known_contents,
     partly_received,
     receive,
@@ -97,19 +98,19 @@ def release_of(layout: Layout, described: Dict[str, Any]) -> List[Entry]:
     return read_manifest(layout, tree) if isinstance(tree, str) and HASH.match(tree) else []
 
 
-def known(layout: Layout, wanted: Set[str]) -> Dict[str, bytes]:
-    """Where wanted contents already lie: received by a deploy that was cut off, or part of a
+def known(layout: Layout, entries: List[Entry]) -> Dict[str, bytes]:
+    """Where their contents already lie: received by a deploy that was cut off, or part of a
     release."""
     trees = (
         (layout.release(tree), read_manifest(layout, tree))
         for tree, _ in _by_age(layout)[:SEARCHED_RELEASES]
     )
-    return known_contents(layout.incoming, trees, wanted)
+    return known_contents(layout.incoming, trees, entries)
 
 
 def missing_contents(layout: Layout, tree: str, manifest: List[Any]) -> List[str]:
-    wanted = {sha256 for _, _, _, sha256 in checked_manifest(tree, manifest)}
-    return sorted(wanted - set(known(layout, wanted)))
+    entries = checked_manifest(tree, manifest)
+    return sorted(hashes(entries) - set(known(layout, entries)))
 
 
 @operation("release_missing")
@@ -132,8 +133,7 @@ def release_put(
     with locked(call, layout.lock, who), naming_disk(layout.releases):
         require_space(layout, entries)
         call.event(ready=True)
-        sizes = {sha256: size for _, _, size, sha256 in entries}
-        receive(call, layout.incoming, sizes)
+        receive(call, layout.incoming, entries)
         if not os.path.isdir(layout.release(tree)):
             remove_leftovers(layout.releases)
             assemble(layout, tree, entries, origin)
@@ -167,7 +167,7 @@ def require_space(layout: Layout, entries: List[Entry]) -> None:
 
 def assemble(layout: Layout, tree: str, entries: List[Entry], origin: str) -> None:
     uses = collections.Counter(sha256 for _, _, _, sha256 in entries)
-    places = known(layout, set(uses))
+    places = known(layout, entries)
     require_all(places, entries, "the release is not complete on the server")
     incoming = os.fsencode(layout.incoming)
 

@@ -44,9 +44,7 @@ class Lock:
 
     def take(self) -> bool:
         """Without waiting; False where somebody has it."""
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not self._take_here():
             return False
         if self.turn is None or self.turn.take():
             return True
@@ -59,10 +57,16 @@ class Lock:
         while self.turn is not None and not self.turn.take():
             time.sleep(LOOK_S)
 
-    def is_free(self) -> bool:
+    def _take_here(self) -> bool:
+        """On this host."""
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            return False
+        return True
+
+    def is_free(self) -> bool:
+        if not self._take_here():
             return False
         free = self.turn is None or self.turn.is_free()
         fcntl.flock(self.file, fcntl.LOCK_UN)

@@ -1,5 +1,6 @@
 """The attempts of a run: a new one with a token of its own; what is kept of those that ended."""
 
+import glob
 import os
 import secrets
 import time
@@ -43,6 +44,10 @@ def past_attempts(state: Dict[str, Any]) -> List[Any]:
 
 def restarts_left(state: Dict[str, Any], asked: Dict[str, Any]) -> int:
     return int(asked.get("max_restarts") or 0) - int(state.get("restarts") or 0)
+
+
+def trainer_checkpoints(directory: str) -> List[str]:
+    return glob.glob(os.path.join(glob.escape(directory), "checkpoints", "*.ckpt"))
 
 
 def resumed(directory: str, asked: Dict[str, Any]) -> Dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from remote.agent.launchers.choice import launcher_of
 from remote.agent.root.calls import Refusal
 from remote.agent.root.paths import RUN_ID, Layout, list_names, read_json, read_text
-from remote.agent.runs.attempts import settle
+from remote.agent.runs.attempts import settle, trainer_checkpoints
 from remote.agent.runs.outputs import SHOWN, STEP
 from remote.agent.shared.states import LIVE
 
@@ -73,7 +73,7 @@ def describe_run(layout: Layout, run: str) -> Dict[str, Any]:
     asked = read_json(os.path.join(directory, "run.json")) or {}
     state = checked_state(directory, read_json(os.path.join(directory, "state.json")) or {}, asked)
     state["fetched"] = read_fetched(directory, state)
-    state["checkpointed"] = newest_checkpoint(directory)
+    state["checkpointed"] = checkpointed(directory)
     if state.get("state") == "running" and not state.get("elsewhere"):
         shown = read_shown(directory)
         state.update(line=shown.get("line"), asking=shown.get("asking") is True)
@@ -103,15 +103,11 @@ def read_step(directory: str) -> Optional[str]:
     return " ".join(read_text(os.path.join(directory, STEP))[:400].split()) or None
 
 
-def newest_checkpoint(directory: str) -> Optional[float]:
-    """When the newest of checkpoints/*.ckpt was written; None without one."""
+def checkpointed(directory: str) -> Optional[float]:
+    """When our trainer has saved last; None where it has not."""
     try:
-        with os.scandir(os.path.join(directory, "checkpoints")) as scan:
-            return max(
-                (entry.stat().st_mtime for entry in scan if entry.name.endswith(".ckpt")),
-                default=None,
-            )
-    except OSError:
+        return max(map(os.path.getmtime, trainer_checkpoints(directory)), default=None)
+    except OSError:  # it removes older ones meanwhile
         return None
 
 

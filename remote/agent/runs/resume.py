@@ -1,7 +1,6 @@
 """Going on with a run that has ended: as its next attempt here, or with what a laptop has kept of
 it, on another host."""
 
-import glob
 import os
 import shutil
 import time
@@ -12,7 +11,7 @@ from remote.agent.releases.releases import assemble, checked_manifest, known, re
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import Layout, remove_file, write_json
 from remote.agent.root.roots import locked, prepare_root
-from remote.agent.runs.attempts import MOVED, past_attempts, queued_state
+from remote.agent.runs.attempts import MOVED, past_attempts, queued_state, trainer_checkpoints
 from remote.agent.runs.launch import Start, launch, launched_before, new_run, refuse_elsewhere
 from remote.agent.runs.new_code import take_new_code
 from remote.agent.runs.outputs import STEP
@@ -52,8 +51,7 @@ def require_something_to_do(found: Dict[str, Any]) -> None:
     remedy = "train again without --resume"
     if found["state"] == "finished":
         raise Refusal("UsageError", f"{found['run']} has finished", remedy)
-    saved = os.path.join(glob.escape(found["path"]), "checkpoints", "*.ckpt")
-    if found["asked"].get("finish") == "summary" and not glob.glob(saved):
+    if found["asked"].get("finish") == "summary" and not trainer_checkpoints(found["path"]):
         text = f"{found['run']} has saved no checkpoint to go on from"
         raise Refusal("NotFound", text, remedy)
 
@@ -97,7 +95,7 @@ def run_import(call: Call, moving: Moving) -> Dict[str, Any]:
             return {}
         require_space(layout, entries)
         call.event(ready=True)
-        receive(call, layout.incoming, {sha256: size for _, _, size, sha256 in entries})
+        receive(call, layout.incoming, entries)
         lay_out(layout, moving, entries)
         shutil.rmtree(layout.incoming, ignore_errors=True)
     return {}
@@ -111,7 +109,7 @@ def lay_out(layout: Layout, moving: Moving, entries: List[Entry]) -> None:
     if not os.path.isdir(layout.release(release)):
         assemble(layout, release, code, str(moving.asked.get("origin") or ""))
     # Looked up afterwards: assembling has moved what it used.
-    places = known(layout, {sha256 for _, _, _, sha256 in rest})
+    places = known(layout, rest)
     lost = [path for path, _, _, sha256 in rest if sha256 not in places]
     if lost:
         raise Refusal("TransferFailed", f"{lost[0]} has not arrived", "run the same command again")

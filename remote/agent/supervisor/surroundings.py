@@ -9,6 +9,7 @@ from remote.agent.environments.python_places import lead_to
 from remote.agent.releases.releases import release_of
 from remote.agent.root.calls import Refusal
 from remote.agent.root.paths import Layout, read_text
+from remote.agent.runs.attempts import trainer_checkpoints
 from remote.agent.runs.outputs import find_outputs
 from remote.agent.runs.private import read_variables
 from remote.agent.supervisor.terminal import COLUMNS, LINES
@@ -164,9 +165,7 @@ def checkpoints_of(home: str, asked: Dict[str, Any]) -> List[str]:
     """Below the run's directory: those of our trainer, or what a command of one's own goes on
     from."""
     if asked.get("finish") == "summary":
-        folder = os.path.join(home, "checkpoints")
-        names = os.listdir(folder) if os.path.isdir(folder) else []
-        return [f"checkpoints/{name}" for name in sorted(names) if name.endswith(".ckpt")]
+        return sorted(os.path.relpath(path, home) for path in trainer_checkpoints(home))
     newest = newest_checkpoint(home, asked)
     if newest is None or os.path.isfile(newest):
         return [os.path.relpath(newest, home)] if newest else []
