@@ -82,7 +82,7 @@ def data_missing(call: Call, tree: str, manifest: List[Any], name: str) -> Dict[
     entries = checked_manifest(tree, manifest)
     link = os.path.join(layout.data, checked_name(layout, name))
     if os.path.isdir(layout.set(tree)):
-        return {"named": _leads_to(link, layout.set(tree)), "missing": []}
+        return {"named": leads_to(link, layout.set(tree)), "missing": []}
     there = find_contents(layout, entries)
     missing = sorted(hashes(entries) - set(there))
     partial = partly_received(layout.data_incoming, missing)
@@ -105,7 +105,7 @@ def checked_name(layout: Layout, name: str) -> str:
     return name
 
 
-def _leads_to(link: str, directory: str) -> bool:
+def leads_to(link: str, directory: str) -> bool:
     return (os.path.realpath(link) + os.sep).startswith(os.path.realpath(directory) + os.sep)
 
 

@@ -222,22 +222,17 @@ def _build(call: Call, layout: Layout, plan: Dict[str, Any], directory: str) -> 
                 return
             state = read_json(os.path.join(directory, "build.json")) or {}
             if state.get("id") in followed and state.get("phase") == "failed":
-                raise Refusal(
-                    "EnvironmentFailed", str(state.get("message")), str(state.get("remedy"))
-                )
+                message, remedy = str(state.get("message")), str(state.get("remedy"))
+                raise Refusal("EnvironmentFailed", message, remedy)
             if state.get("id") in followed and plan.get("job") is not None:
                 raise_if_refused(directory, state)
             if starts >= MAX_STARTS:
                 log = os.path.join(directory, "build.log")
-                raise Refusal(
-                    "EnvironmentFailed",
-                    "the builder was killed, twice",
-                    f"mostly for lack of memory; see {log} there",
-                )
+                remedy = f"mostly for lack of memory; see {log} there"
+                raise Refusal("EnvironmentFailed", "the builder was killed, twice", remedy)
             if state.get("phase") == "running":
-                call.event(
-                    step="venv", line="the last build was cut off; building again", seconds=0.0
-                )
+                line = "the last build was cut off; building again"
+                call.event(step="venv", line=line, seconds=0.0)
             followed.add(_start_builder(layout, plan, directory, state, lock))
             starts += 1
             # The builder has this lock now; ours must be another, or it would be free for us.

@@ -6,6 +6,7 @@ from typing import Iterator, List, NamedTuple, Tuple
 
 from remote.agent.machine.account import name_of
 from remote.agent.machine.gpus import query_gpus
+from remote.agent.machine.processes import process_ids
 from remote.agent.root.paths import read_bytes
 from remote.agent.shared.gpu_choice import parse_gpus
 
@@ -87,12 +88,11 @@ def _terminals(processes: List[Process]) -> Iterator[Tuple[str, float]]:
 
 def _processes() -> Iterator[Tuple[int, int]]:
     """(pid, uid) of all that are to be seen."""
-    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
-        if name.isdigit():
-            try:
-                yield int(name), os.stat(f"/proc/{name}").st_uid
-            except OSError:
-                continue
+    for pid in process_ids():
+        try:
+            yield pid, os.stat(f"/proc/{pid}").st_uid
+        except OSError:
+            continue
 
 
 def _home_of(pid: int) -> "str | None":

@@ -7,7 +7,7 @@ import subprocess
 import time
 from typing import Dict, Iterator, List, Optional, Tuple
 
-from remote.agent.root.paths import read_bytes, read_text
+from remote.agent.root.paths import list_names, read_bytes, read_text
 
 HAS_PROC = os.path.isdir("/proc/self")
 """Linux; elsewhere `ps` is asked, whose seconds serve as clock ticks."""
@@ -61,10 +61,14 @@ def children_of(parent: int) -> List[int]:
     return [pid for pid, fields in _living() if int(fields[1]) == parent]
 
 
+def process_ids() -> List[int]:
+    """All that are to be seen; none where there is no /proc."""
+    return [int(name) for name in list_names("/proc") if name.isdigit()]
+
+
 def _living() -> Iterator[Tuple[int, List[bytes]]]:
     """Every process but zombies, with its fields."""
-    numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()] if HAS_PROC else []
-    known = {pid: _stat(pid) for pid in numbers} if HAS_PROC else _by_ps()
+    known = {pid: _stat(pid) for pid in process_ids()} if HAS_PROC else _by_ps()
     for pid, fields in known.items():
         if fields and fields[0][:1] not in (b"Z", b"X"):
             yield pid, fields

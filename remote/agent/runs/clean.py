@@ -7,6 +7,7 @@ import shutil
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set
 
+from remote.agent.data.datasets import leads_to
 from remote.agent.environments.environments import describe_environment
 from remote.agent.releases.releases import current_release, release_of
 from remote.agent.root.calls import Call, Refusal, operation
@@ -91,19 +92,14 @@ def find_unneeded(layout: Layout, environment: str, unwanted: Set[str]) -> Any:
     """The items to remove, each with its `paths`; and the runs that stay."""
     items: List[Dict[str, Any]] = []
     kept: List[Dict[str, Any]] = []
-    releases: Set[str] = {current_release(layout) or ""}
-    environments: Set[str] = {environment}
+    releases, environments = {current_release(layout)}, {environment}
     for name in _names(layout.runs, RUN_ID):
         run = describe_run(layout, name)
         why = why_to_keep(layout, run, unwanted)
         if why is None:
             reason = "named by --run" if name in unwanted else "fetched completely"
-            items.append(
-                dict(
-                    _item("run", name, [run["path"]], f"{run['state']}, {reason}"),
-                    unwanted=name in unwanted,
-                )
-            )
+            item = _item("run", name, [run["path"]], f"{run['state']}, {reason}")
+            items.append(dict(item, unwanted=name in unwanted))
             continue
         kept.append({"run": name, "state": run["state"], "why": why})
         releases.add(str(run["release"]))
@@ -112,48 +108,33 @@ def find_unneeded(layout: Layout, environment: str, unwanted: Set[str]) -> Any:
     for tree in _names(layout.releases, HASH):
         if tree not in releases:
             paths = [layout.release(tree), layout.manifest(tree)]
-            items.append(
-                _item("release", tree, paths, "no run was made from it, and it is not current")
-            )
+            why = "no run was made from it, and it is not current"
+            items.append(_item("release", tree, paths, why))
     for key in _names(layout.environments, HASH):
         found = describe_environment(layout, key) or {}
         if key not in environments and not found.get("building"):
-            items.append(
-                _item(
-                    "environment",
-                    key,
-                    [layout.environment(key)],
-                    "neither this project's next deploy nor a live run uses it",
-                )
-            )
+            why = "neither this project's next deploy nor a live run uses it"
+            items.append(_item("environment", key, [layout.environment(key)], why))
     return items + _leftovers(layout), kept
 
 
 def find_unneeded_data(layout: Layout) -> List[Dict[str, Any]]:
     """Sets to which no name in data/ leads any more, and what was left of an upload that nobody has
     gone on with for a day."""
-    named = {os.path.realpath(os.path.join(layout.data, name)) for name in list_names(layout.data)}
+    names = [os.path.join(layout.data, name) for name in list_names(layout.data)]
     live = " ".join(
         str(run["asked"].get("argv")) for run in list_runs(layout) if run["state"] not in FINAL
     )
     items = []
     for tree in _names(layout.sets, HASH):
         place = os.path.realpath(layout.set(tree))
-        if place not in live and not any(
-            (name + os.sep).startswith(place + os.sep) for name in named
-        ):
+        if place not in live and not any(leads_to(name, place) for name in names):
             paths = [layout.set(tree), layout.set_manifest(tree)]
             items.append(_item("images", tree, paths, "no name in data/ leads to them any more"))
     parts = [os.path.join(layout.data_incoming, name) for name in list_names(layout.data_incoming)]
     if parts and time.time() - max(map(_changed, parts)) > UPLOAD_S:
-        items.append(
-            _item(
-                "leftover",
-                "images",
-                [layout.data_incoming],
-                "of an upload that was cut off more than a day ago",
-            )
-        )
+        why = "of an upload that was cut off more than a day ago"
+        items.append(_item("leftover", "images", [layout.data_incoming], why))
     return items
 
 
