@@ -82,6 +82,12 @@ def current_release(layout: Layout) -> Optional[str]:
         return None
 
 
+def require_release(layout: Layout, tree: str) -> None:
+    if not os.path.isdir(layout.release(tree)):
+        problem = f"the release {tree[:12]} is not on the server"
+        raise Refusal("NotFound", problem, "deploy first: fab -H … deploy")
+
+
 def read_manifest(layout: Layout, tree: str) -> List[Entry]:
     return stored_entries(layout.manifest(tree))
 

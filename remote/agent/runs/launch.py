@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterator, NamedTuple, Optional
 from remote.agent.launchers.choice import launcher_of
 from remote.agent.launchers.seam import Job, Launched
 from remote.agent.releases.contents import write_tree
-from remote.agent.releases.releases import read_manifest
+from remote.agent.releases.releases import read_manifest, require_release
 from remote.agent.root import program
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import (
@@ -83,12 +83,7 @@ def new_run(layout: Layout, run: str, asked: Dict[str, Any]) -> Iterator[str]:
     """The directory of a run with its own copy of the release; it has its name once the block has
     written the rest."""
     tree = str(asked["release"])
-    if not os.path.isdir(layout.release(tree)):
-        raise Refusal(
-            "NotFound",
-            f"the release {tree[:12]} is not on the server",
-            "deploy first: fab -H … deploy",
-        )
+    require_release(layout, tree)
     with new_directory(layout.run(run), ASIDE) as aside:
         copy_code(layout, tree, aside)
         write_json(os.path.join(aside, "run.json"), asked)

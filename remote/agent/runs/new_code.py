@@ -4,8 +4,7 @@ import os
 import shutil
 from typing import Dict, Tuple
 
-from remote.agent.releases.releases import read_manifest
-from remote.agent.root.calls import Refusal
+from remote.agent.releases.releases import read_manifest, require_release
 from remote.agent.root.paths import Layout, place_in
 from remote.agent.runs.outputs import is_unchanged
 
@@ -19,9 +18,7 @@ def take_new_code(layout: Layout, directory: str, before: str, tree: str, attemp
     Repeating it is harmless.
     """
     old, new = code_of(layout, before), code_of(layout, tree)
-    if not os.path.isdir(layout.release(tree)):
-        problem = f"the release {tree[:12]} is not on the server"
-        raise Refusal("NotFound", problem, "deploy first: fab -H … deploy")
+    require_release(layout, tree)
     keep_source(layout, directory, before, attempt)
     changed = [path for path in {*old, *new} if old.get(path) != new.get(path)]
     work = os.path.join(directory, "work")
