@@ -63,6 +63,11 @@ def _checked(pattern: "re.Pattern[str]", name: str) -> str:
     return name
 
 
+def layout_of(run_directory: str) -> Layout:
+    """The root that a run lies in."""
+    return Layout(os.path.dirname(os.path.dirname(run_directory)))
+
+
 def place_in(directory: Union[str, bytes], path: str) -> bytes:
     """Of a path as manifests have it, whatever this login's language says of file names."""
     return os.path.join(os.fsencode(directory), path.encode("utf-8", "surrogateescape"))

@@ -14,7 +14,7 @@ from remote.agent.machine.processes import is_same, start_time
 from remote.agent.machine.programs import ask
 from remote.agent.root import program
 from remote.agent.root.calls import Call, Refusal, operation
-from remote.agent.root.paths import Layout, read_json, write_json
+from remote.agent.root.paths import Layout, layout_of, read_json, write_json
 from remote.agent.root.roots import keep_agent
 from remote.agent.runs.queue import one_launch_at_a_time
 from remote.agent.runs.records import list_runs, read_mark
@@ -234,7 +234,7 @@ def who_is_there(layout: Layout, grace_s: float) -> str:
     """Whom a shutdown now would harm; empty: nobody."""
     processes = own_processes()
     for directory in roots_of(processes, b"supervise"):
-        root = os.path.dirname(os.path.dirname(directory))
+        root = layout_of(directory).root
         if root != layout.root:
             return f"a run of {root}"
     for root in roots_of(processes, b"guard"):

@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 from remote.agent.machine.gpus import query_gpus
 from remote.agent.root.calls import Refusal
 from remote.agent.root.locks import Lock
-from remote.agent.root.paths import Layout
+from remote.agent.root.paths import Layout, layout_of
 from remote.agent.runs.records import LiveRuns, since
 from remote.agent.shared.gpu_choice import GpuReport, choose_gpus, held_gpus, parse_gpus
 
@@ -35,7 +35,7 @@ class Waiting:
         take: Callable[[List[str], List[str]], None],
     ) -> None:
         self.run = os.path.basename(directory)
-        self.layout = Layout(os.path.dirname(os.path.dirname(directory)))
+        self.layout = layout_of(directory)
         self.live = LiveRuns(self.layout)
         self.stop, self.tell, self.take = stop, tell, take
         # GPUs of this host; unknown before the first look.

@@ -16,7 +16,7 @@ from remote.agent.machine.processes import boot_id, start_time
 from remote.agent.root import program
 from remote.agent.root.calls import Refusal
 from remote.agent.root.disk import mount_of
-from remote.agent.root.paths import Layout, read_json, read_text, write_json
+from remote.agent.root.paths import layout_of, read_json, read_text, write_json
 from remote.agent.runs.attempts import (
     next_attempt,
     past_attempts,
@@ -344,7 +344,7 @@ class Supervisor:
         try:
             name = os.path.basename(sys.argv[0])
             os.environ.setdefault("REMOTE_AGENT_HASH", name[: -len(".pyz")])
-            submit_waiting(Layout(os.path.dirname(os.path.dirname(self.directory))))
+            submit_waiting(layout_of(self.directory))
         except Exception as problem:
             sys.stderr.write(f"runs that wait were not submitted here: {problem}\n")
 

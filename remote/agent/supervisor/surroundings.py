@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterable, List, Optional
 from remote.agent.environments.python_places import lead_to
 from remote.agent.releases.releases import release_of
 from remote.agent.root.calls import Refusal
-from remote.agent.root.paths import Layout, read_text
+from remote.agent.root.paths import layout_of, read_text
 from remote.agent.runs.attempts import trainer_checkpoints
 from remote.agent.runs.outputs import find_outputs
 from remote.agent.runs.private import read_variables
@@ -50,7 +50,7 @@ def own_variables(directory: str, asked: Dict[str, Any], attempt: int) -> Dict[s
         "LINES": str(LINES),
         "PYTHONUNBUFFERED": "1",
         "REMOTE_ATTEMPT": str(attempt),
-        "REMOTE_DATA_DIR": os.path.join(os.path.dirname(os.path.dirname(directory)), "data"),
+        "REMOTE_DATA_DIR": layout_of(directory).data,
         "REMOTE_RUN_DIR": directory,
         "TERM": os.environ.get("TERM", "xterm") if "TMUX" in os.environ else "xterm",
         "TMPDIR": temporary,
@@ -148,8 +148,7 @@ def newest_checkpoint(directory: str, asked: Dict[str, Any]) -> Optional[str]:
     """Of all that the run wrote, the file that looks like a checkpoint and was written last; or its
     folder, where a trainer's state lies beside it (Hugging Face's form).
     """
-    layout = Layout(os.path.dirname(os.path.dirname(directory)))
-    found = find_outputs(directory, release_of(layout, asked)).files
+    found = find_outputs(directory, release_of(layout_of(directory), asked)).files
     names = {path for path, _, _, _ in found}
     dated = [
         (status.st_mtime_ns, path) for path, _, _, status in found if path.endswith(CHECKPOINTS)
