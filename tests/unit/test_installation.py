@@ -194,10 +194,9 @@ def test_any_output_gives_a_reason(output: str) -> None:
     [
         (["venv", "ensurepip"], None, False, "venv"),
         (["venv", "ensurepip"], "/uv", False, "uv"),
-        (["venv", "ensurepip"], "/uv", True, "venv"),
+        (["venv", "ensurepip"], None, True, "venv"),
         (["virtualenv"], None, True, "virtualenv"),
         (["venv"], None, False, "venv without pip"),
-        (["venv"], "/uv", True, "uv"),
     ],
 )
 def test_a_venv_is_made_in_whichever_way_there_is(

@@ -132,7 +132,7 @@ def _unbuilt(text: str) -> Optional[str]:
     return collected[-1] if collected else None
 
 
-def last_error(text: str, exit_code: Optional[int] = None) -> str:
+def last_error(text: str, exit_code: Optional[int]) -> str:
     """The last line that looks like an error, with what stands below it, indented."""
     lines = [line for line in text.splitlines() if line.strip()] or [f"exit code {exit_code}"]
     looks = [re.match(r"\s*((ERROR|error|fatal|×)[: ]|\w*(Error|Exception)\b)", x) for x in lines]

@@ -169,12 +169,9 @@ class Builder:
             # A venv made from a venv sees only the base interpreter: its parent's packages are
             # added by name.
             line = "import site; " + "; ".join(f"site.addsitedir({site!r})" for site in parents)
-            own = [
-                site
-                for site in describe(self.python).get("sites") or []
-                if site.startswith(self.venv)
-            ]
-            write_whole(os.path.join(own[0], "_parent.pth"), line.encode() + b"\n", 0o644)
+            sites = describe(self.python).get("sites") or []
+            own = next(site for site in sites if site.startswith(self.venv))
+            write_whole(os.path.join(own, "_parent.pth"), line.encode() + b"\n", 0o644)
         return made_by
 
     def make_by_conda(self) -> str:

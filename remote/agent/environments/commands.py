@@ -15,6 +15,8 @@ from remote.agent.shared.text import redact
 Hear = Callable[[Optional[str], Optional[List[int]]], None]
 """Takes a line of output, or the bytes that were downloaded and are to be."""
 ASK_EVERY_S = 0.5
+SHOWN = 256 << 10
+"""Bytes of a log in which an error is looked for."""
 
 
 class Commands:
@@ -83,9 +85,9 @@ class Commands:
         if self.child is not None and self.child.poll() is None:
             self.child.terminate()
 
-    def output(self, start: int = 0, limit: int = 256 << 10) -> str:
+    def output(self, start: int = 0) -> str:
         """The end of the log, from `start` on at the earliest."""
-        return read_end(self.log, limit, start)
+        return read_end(self.log, SHOWN, start)
 
     @property
     def written(self) -> int:

@@ -77,18 +77,16 @@ def conda_create(conda: str, target: str, file: str) -> List[str]:
 
 
 def make_venv(run: Run, python: str, target: str, inherit: bool, uv: Optional[str]) -> str:
-    """Make a venv of `python` at `target`; `inherit`: it sees the interpreter's own packages.
-    Returns how it was made."""
+    """Make a venv of `python` at `target`; `inherit`: it sees the interpreter's own packages, which
+    is asked for without `uv`. Returns how it was made."""
     flags = ["--system-site-packages"] if inherit else []
     ways: List[Tuple[str, List[str]]] = []
-    if uv and not inherit:
+    if uv:
         ways.append(("uv", [uv, "venv", "--python", python, target]))
     if _imports(python, "ensurepip") and _imports(python, "venv"):
         ways.append(("venv", [python, "-m", "venv", *flags, target]))
     if _imports(python, "virtualenv"):
         ways.append(("virtualenv", [python, "-m", "virtualenv", *flags, target]))
-    if uv and inherit:
-        ways.append(("uv", [uv, "venv", *flags, "--python", python, target]))
     if shutil.which("virtualenv"):
         ways.append(("virtualenv", ["virtualenv", "-p", python, *flags, target]))
     if _imports(python, "venv"):

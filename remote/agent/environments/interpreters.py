@@ -118,7 +118,7 @@ print("\x1e" + json.dumps(answer))
 
 
 def list_interpreters(
-    layout: Layout, configured: str = "", path: Optional[str] = None
+    layout: Layout, configured: str, path: Optional[str] = None
 ) -> List[Interpreter]:
     """Every interpreter once, the configured one first, with `problem` where it can't be used.
 

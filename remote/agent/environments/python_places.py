@@ -41,7 +41,7 @@ LOGIN_TIMEOUT_S = 10.0
 MAX_CANDIDATES = 60
 
 
-def candidates(configured: str, path: Optional[str] = None) -> List[str]:
+def candidates(configured: str, path: Optional[str]) -> List[str]:
     """`path`: a PATH to look at beside this login's."""
     paths: List[str] = [configured] if configured else []
     for place in ("$VIRTUAL_ENV", "$CONDA_PREFIX"):

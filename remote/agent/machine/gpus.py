@@ -41,6 +41,7 @@ USAGE_COLUMNS = (
 PLACES = ("/usr/bin", "/usr/local/nvidia/bin", "/usr/lib/wsl/lib")
 FORMAT = "--format=csv,noheader,nounits"
 OUTPUT_LIMIT = 200_000
+ANSWER_S = 10.0
 
 
 def find_nvidia_smi() -> Optional[str]:
@@ -51,16 +52,16 @@ def find_nvidia_smi() -> Optional[str]:
     return next((path for path in paths if os.access(path, os.X_OK)), None)
 
 
-def query_gpus(timeout_s: float = 10.0) -> Dict[str, Any]:
+def query_gpus() -> Dict[str, Any]:
     """Raw answers: `{"found": False}`, or `gpus`, `apps` and `pids`.
 
     `gpus` and `apps`: fields, output, error, exit, seconds, timed_out. `pids`: pid → user and age_s
-    of what is visible here. Ends within `timeout_s` and a second.
+    of what is visible here. Ends within `ANSWER_S` and a second.
     """
     path = find_nvidia_smi()
     if path is None:
         return {"found": False}
-    end = time.monotonic() + timeout_s
+    end = time.monotonic() + ANSWER_S
     # Both at once: without persistence mode each start of nvidia-smi initialises every GPU.
     asked, asked_apps = _Question(path, GPU_FIELDS), _Question(path, APP_FIELDS, "compute-apps")
     gpus = asked.answer(end)
@@ -73,9 +74,7 @@ def query_gpus(timeout_s: float = 10.0) -> Dict[str, Any]:
     return {"found": True, "gpus": gpus, "apps": apps, "pids": _describe_pids(apps["output"])}
 
 
-def sample_usage(
-    named: Optional[Sequence[str]], timeout_s: float = 10.0
-) -> Optional[List[List[Any]]]:
+def sample_usage(named: Optional[Sequence[str]]) -> Optional[List[List[Any]]]:
     """index, uuid, utilization in %, used and total MiB, watts of the GPUs with these indices or
     UUIDs (None: of all); unknown cells are None.
 
@@ -84,7 +83,7 @@ def sample_usage(
     path = find_nvidia_smi()
     if path is None:
         return None
-    answer = _Question(path, USAGE_FIELDS).answer(time.monotonic() + timeout_s)
+    answer = _Question(path, USAGE_FIELDS).answer(time.monotonic() + ANSWER_S)
     if answer["exit"] in (6, 9):
         return None
     if answer["exit"] != 0:

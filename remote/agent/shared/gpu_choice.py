@@ -165,11 +165,7 @@ def parse_processes(
 
 
 def choose_gpus(
-    gpus: Sequence[Gpu],
-    devices: str = "auto",
-    ignore_busy: bool = False,
-    limit: int = 0,
-    held: Mapping[str, str] = NOBODY,
+    gpus: Sequence[Gpu], devices: str = "auto", limit: int = 0, held: Mapping[str, str] = NOBODY
 ) -> Choice:
     """`auto`: every GPU that is seen to be free, at most `limit` (0: no limit).
 
@@ -180,10 +176,7 @@ def choose_gpus(
         return _choose_named(gpus, devices, held)
     if not gpus:
         return Choice(problem="the server has no GPU", remedy="see fab -H … check-gpu")
-    reasons = [
-        (gpu, unusable_reason(gpu) or (None if ignore_busy else busy_reason(gpu, held)))
-        for gpu in gpus
-    ]
+    reasons = [(gpu, unusable_reason(gpu) or busy_reason(gpu, held)) for gpu in gpus]
     free = tuple(gpu for gpu, reason in reasons if reason is None)
     notes = tuple(f"gpu {gpu.index}: {reason}" for gpu, reason in reasons if reason is not None)
     if free:

@@ -16,10 +16,8 @@ def printable(text: str) -> str:
     return plain.encode("utf-8", "replace").decode("utf-8")
 
 
-def one_line(text: str, limit: int, keep_newlines: bool = False) -> str:
-    plain = printable(text)
-    if not keep_newlines:
-        plain = " ".join(plain.split())
+def one_line(text: str, limit: int) -> str:
+    plain = " ".join(printable(text).split())
     return plain if len(plain) <= limit else plain[: limit - 1] + "…"
 
 

@@ -19,10 +19,10 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def post(address: str, facts: Dict[str, Any], pauses: Tuple[float, ...] = PAUSES_S) -> str:
+def post(address: str, facts: Dict[str, Any]) -> str:
     """`sent`, or why not, without the address."""
     problem = "no address"
-    for pause in pauses:
+    for pause in PAUSES_S:
         time.sleep(pause)
         try:
             body, headers = message_for(address, facts)

@@ -99,7 +99,7 @@ def _python_wrapper(directory: str, python: str) -> List[str]:
     return [folder]
 
 
-def module_places(directory: str, local: Iterable[Any] = ()) -> List[str]:
+def module_places(directory: str, local: Iterable[Any]) -> List[str]:
     """The run's own copy of a package that the project would install, and the folder with the
     progress file alone.
 
