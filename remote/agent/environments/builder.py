@@ -357,7 +357,6 @@ def describe_plan(plan: Dict[str, Any], found: Dict[str, Any]) -> Dict[str, Any]
     return dict(
         record,
         base=plan.get("python"),
-        torch_build=(plan.get("torch") or {}).get("build"),
         needs_torch=needs_torch,
         imports=list(plan.get("imports") or []) or (["torch"] if needs_torch else []),
         packages={name: found["packages"].get(name) for name in plan.get("names") or []},

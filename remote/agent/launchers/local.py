@@ -105,39 +105,30 @@ def look(directory: str, state: State, asked: Dict[str, Any]) -> State:
             elsewhere=True,
             reason=f"as recorded by {state.get('host')}, which alone can tell whether it lives",
         )
-    ended = dict(state, state="failed", corrected=True)
+
+    def failed(cause: str, reason: str) -> State:
+        return dict(state, state="failed", reason=reason, cause=cause)
+
     if state.get("boot_id") != boot_id():
-        return dict(ended, reason="the server was rebooted", cause="rebooted")
+        return failed("rebooted", "the server was rebooted")
     if state.get("state") == "queued" and not state.get("supervisor_pid"):
         if time.time() - float(state.get("since") or 0) < NEVER_STARTED_S:
             return state
-        return dict(
-            ended, reason="it was never started: the launch was cut off", cause="not started"
-        )
+        return failed("not started", "it was never started: the launch was cut off")
     if is_same(state.get("supervisor_pid"), state.get("supervisor_started")):
         return state
     if is_same(state.get("pid"), state.get("pid_started")):
-        return dict(
-            state, unsupervised=True, reason="its supervisor was killed; it trains on without one"
-        )
+        reason = "its supervisor was killed; it trains on without one"
+        return dict(state, unsupervised=True, reason=reason)
     if asked.get("finish") == "summary" and os.path.exists(os.path.join(directory, "summary.json")):
-        return dict(state, state="finished", corrected=True, reason=None)
-    if (
-        start_time(_pid(state, "pid")) is not None
-        or start_time(_pid(state, "supervisor_pid")) is not None
-    ):
-        return dict(
-            ended,
-            reason="killed from outside, its supervisor too; another process has its number by now",
-            cause="pid reused",
+        return dict(state, state="finished", reason=None)
+    # 0 is the number of no process.
+    if any(start_time(state.get(name) or 0) is not None for name in ("pid", "supervisor_pid")):
+        return failed(
+            "pid reused",
+            "killed from outside, its supervisor too; another process has its number by now",
         )
-    return dict(ended, reason="killed from outside, its supervisor too", cause="killed")
-
-
-def _pid(state: State, key: str) -> int:
-    """0, the number of no process, where none was recorded."""
-    value = state.get(key)
-    return value if isinstance(value, int) and value > 0 else 0
+    return failed("killed", "killed from outside, its supervisor too")
 
 
 def stop(directory: str, state: State) -> None:

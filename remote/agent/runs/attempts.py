@@ -83,7 +83,7 @@ def settle(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) -> Dict
     """Write down how an attempt ended whose supervisor can't do so any more, as `verdict` says, for
     the scheduler forgets it."""
     verdict = state.pop("verdict")
-    ended = dict(state, ended=time.time(), corrected=True, waiting=None, **verdict)
+    ended = dict(state, ended=time.time(), waiting=None, **verdict)
     if verdict["cause"] in AGAIN and restarts_left(state, asked) > 0:
         return next_attempt(directory, ended, asked)
     ended["token"] = new_token()
