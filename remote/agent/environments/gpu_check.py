@@ -271,9 +271,7 @@ def run_script(call: Call, on_node: List[str], record: Dict[str, Any]) -> Dict[s
     try:
         return dict(json.loads(said.out.rpartition("\x1e")[2]))
     except ValueError:
-        lines = said.err.strip().splitlines()
-        words = lines[-1][:300] if lines else f"exit code {said.code}"
-        problem = f"torch can't be tried in {python}: {words}"
+        problem = f"torch can't be tried in {python}: {said.last_line[:300]}"
         raise Refusal("EnvironmentFailed", problem, "run it there by hand") from None
 
 

@@ -208,8 +208,7 @@ def run_python(
     except (ValueError, RecursionError):
         value = None
     if said.code != 0 or not isinstance(value, dict):
-        lines = said.err.strip().splitlines()
-        return None, (lines[-1][:200] if lines else f"exit code {said.code}")
+        return None, said.last_line[:200]
     return value, ""
 
 

@@ -19,6 +19,12 @@ class Said(NamedTuple):
     err: str
     late: bool = False
 
+    @property
+    def last_line(self) -> str:
+        """Of its complaint; the exit code where it has none."""
+        lines = self.err.strip().splitlines()
+        return lines[-1] if lines else f"exit code {self.code}"
+
 
 def ask(
     argv: List[str],

@@ -66,8 +66,7 @@ def measure(call: Call, argv: List[str], code: str) -> str:
         ) from None
     said = watch(call, child, step=f"evaluating the weights on {where}")
     if said.code:
-        lines = [line for line in said.err.splitlines() if line.strip()]
-        text = (lines[-1] if lines else f"exit code {said.code}").replace("error: ", "", 1)
+        text = said.last_line.replace("error: ", "", 1)
         raise Refusal(
             "TransferFailed", f"the weights can't be evaluated: {text[:300]}", "look at --data"
         )
