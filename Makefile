@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
+# One more than cores: tests wait for much of their time.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
 UNIT = tests/unit --ignore-glob='*trainer*'
 BARE = $(UNIT) tests/e2e/test_three_commands.py tests/e2e/test_other_peoples_projects.py tests/server/test_support.py
 
@@ -24,7 +26,7 @@ demo: $(READY)
 	$(BIN)/fab demo $(if $(DATA),--data "$(DATA)")
 
 test: lint
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The orchestrator's unit tests alone.
 quick: $(READY)
@@ -32,7 +34,7 @@ quick: $(READY)
 
 # As on a machine with python3 and git alone: no OpenSSH, tmux and rsync.
 bare: $(READY)
-	$(BIN)/python -m tests.support.bare $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(or $(ARGS),$(BARE))
+	$(BIN)/python -m tests.support.bare $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(or $(ARGS),$(BARE))
 
 coverage: $(READY)
 	$(BIN)/python -m pytest $(UNIT) --cov --cov-report=term:skip-covered $(ARGS)
