@@ -133,8 +133,8 @@ def row_of(tool: str, seed: int, done: Training) -> Row:
 ALL = {
     "finetune": (
         "image_size=128",
-        "resolutions=24,32",
-        "max_epochs=2",
+        "resolutions=24,32,32",
+        "max_epochs=3",
         "crop_scale=1",
         "frozen_fraction=0.3",
     ),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import sys
 
 import torch
 
@@ -98,6 +100,16 @@ def describe_devices(devices: Devices) -> list[str]:
 
 def torch_device(devices: Devices) -> torch.device:
     return torch.device("cpu" if devices.indices is None else f"cuda:{devices.indices[0]}")
+
+
+def keep_freed_memory() -> None:
+    """glibc gives large blocks back when they are freed, and gets them anew, zeroed page by page,
+    at every step: up to a quarter of a training's time on a CPU."""
+    if sys.platform == "linux":
+        # mallopt(3): M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes; musl's libc has none.
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
+        mallopt(-1, 2**31 - 1)
+        mallopt(-3, 2**30)
 
 
 def compile_wanted(config: TrainConfig, device: torch.device) -> bool:

@@ -36,7 +36,7 @@ def train(
     from trainer import callbacks as ours
     from trainer.checkpoints import BEST, LAST, standing
     from trainer.data.data_module import ImageDataModule
-    from trainer.devices import choose_devices, compile_wanted, torch_device
+    from trainer.devices import choose_devices, compile_wanted, keep_freed_memory, torch_device
     from trainer.model import Classifier
     from trainer.report.summary import describe, write_summary
 
@@ -44,6 +44,8 @@ def train(
     first, checkpoints = is_first_process(), run_dir / "checkpoints"
     run_dir.mkdir(parents=True, exist_ok=True)
     devices = choose_devices(config)
+    if devices.indices is None:
+        keep_freed_memory()
     datamodule = ImageDataModule(data, config, torch_device(devices))
     steps, images = datamodule.steps_for(devices.world), datamodule.share * devices.world
     describe(config, devices, datamodule)
