@@ -23,14 +23,13 @@ NO_PYTHON, OLD_PYTHON = 97, 95
 
 @functools.cache
 def agent_program() -> bytes:
-    """The agent as a zipapp; the same files give the same bytes."""
+    """The agent as a zipapp; the same files give the same bytes. Not compressed: its hash is asked
+    for at every connection."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
 
         def add(name: str, text: bytes) -> None:
-            archive.writestr(
-                zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text, zipfile.ZIP_DEFLATED
-            )
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text)
 
         add("__main__.py", b"import remote.agent.__main__\n")
         add("remote/__init__.py", b"")

@@ -7,6 +7,7 @@ import re
 import secrets
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -122,7 +123,7 @@ class Link:
         hello = {"root": self.root, "agent": agent_hash(), "idle_s": IDLE_S}
         self._send(hello)
         if self._send_program:
-            self._send({"agent": True}, agent_program())
+            self._send({"agent": True}, zlib.compress(agent_program()))
         threading.Thread(target=self._ping, daemon=True).start()
         return self
 
@@ -272,7 +273,7 @@ class Link:
                 raise self._ended() from None
             if "need" in message:
                 if not self._send_program:
-                    self._send({"agent": True}, agent_program())
+                    self._send({"agent": True}, zlib.compress(agent_program()))
             elif "alive" not in message:
                 return message, blob
 
