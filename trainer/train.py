@@ -32,6 +32,7 @@ def train(
     Raises TrainError, and callbacks.Stopped where it was asked to stop.
     """
     import pytorch_lightning as pl
+    import torch
 
     from trainer import callbacks as ours
     from trainer.checkpoints import BEST, LAST, standing
@@ -87,11 +88,13 @@ def train(
     if trainer.should_stop:
         say(f"stopped early: no better validation accuracy for {config.patience} epochs")
 
-    # The first process tests alone, so that each image counts once and in its place.
+    # The first process tests alone, with all threads, so that each image counts once and in its
+    # place.
     leave_others()
     if not first:
         return {}
     if devices.world > 1:
+        torch.set_num_threads(torch.get_num_threads() * devices.count)
         trainer = make_trainer(config, devices.first(), run_dir, [tell, stop], None)
     chosen = checkpoints / (BEST if datamodule.validation is not None else LAST)
     trainer.test(model, datamodule=datamodule, ckpt_path=chosen, verbose=False)
