@@ -99,7 +99,7 @@ def _to_install(
 ) -> dict[str, Any]:
     """`helpers`: interpreters whose pip may install for another."""
     late = told.late if told else ()
-    pips = [one for one in needs.known.facts.interpreters if one.has_pip and not one.problem]
+    pips = [one for one in needs.known.interpreters if one.has_pip and not one.problem]
     return {
         "install": [line for line in lines if line not in late],
         "late": list(late),

@@ -88,7 +88,7 @@ def read_requirements(session: Session) -> str:
 def ask_facts(session: Session, release: Release | None = None, data: str | None = None) -> Facts:
     """Everything about the server in one call; with a small release, also what of it is missing
     there."""
-    arguments: dict[str, Any] = {"python": session.project.settings.python}
+    arguments: dict[str, Any] = {}
     if release is not None:
         arguments["tree"] = release.tree
         if len(release.entries) <= SMALL_MANIFEST:

@@ -38,8 +38,7 @@ def plan_environment(
     if kept is not None and not refresh:
         return EnvironmentPlan("keep", KEPT, kept.key, notes=tuple(notes))
     asked = parse_requirements(requirements_text)
-    asks_nothing = not (asked.lines or asked.unnamed or asked.conda)
-    if not asks_nothing and known.inspection is None:
+    if known.inspection is None:
         why = "looking at what the server's interpreters have"
         args = {"configured": settings.python, "detail": asked.names_with_extras}
         return EnvironmentPlan("inspect-first", why, args=args)
@@ -50,7 +49,7 @@ def plan_environment(
     else:
         found = usable(needs, notes)
         configured = next((item for item in found if item.configured), None)
-        if asks_nothing:
+        if not (asked.lines or asked.unnamed):
             best = configured or best_to_build(needs, found)[0]
             plan = as_is(needs, best, f"{best} is used as it is: no packages are asked for")
         elif configured is not None:

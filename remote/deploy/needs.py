@@ -36,7 +36,7 @@ class Known:
 
     @property
     def interpreters(self) -> tuple[Interpreter, ...]:
-        return (self.inspection or self.facts).interpreters
+        return self.inspection.interpreters if self.inspection else ()
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ class Needs:
     def names_torch_source(self) -> bool:
         """The requirements (or pip's settings there, which ask no index) say themselves which build
         of torch it is, or that it comes from an index of theirs."""
-        config = self.known.inspection.pip_config if self.known.inspection else {}
-        offline = config.get("no-index", "").lower() in ("1", "true", "yes", "on")
+        offline = bool(self.known.inspection and self.known.inspection.no_index)
         options = self.requirements.options
         own = any(re.match(r"--no-index|.*index-url .*(/whl/|pytorch)", one) for one in options)
         torch = [line for line in self.requirements.lines if canonical(line.name) == "torch"]

@@ -141,7 +141,8 @@ class Inspection(Answer):
     # conda, mamba or micromamba.
     conda: str | None = None
     # pip's settings, without passwords.
-    pip_config: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # pip there is set to ask no index.
+    no_index: bool = False
 
 
 @dataclass(frozen=True)

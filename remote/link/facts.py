@@ -150,7 +150,6 @@ class Facts(Answer):
     # What nvidia-smi said, for gpu_choice.parse_gpus.
     gpu: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     environments: tuple[Environment, ...] = ()
-    interpreters: tuple[Interpreter, ...] = ()
     releases: tuple[Mapping[str, Any], ...] = ()
     current: str | None = None
     release_exists: bool = False

@@ -131,6 +131,11 @@ def _problems(settings: Settings, project: str) -> list[str]:
         errors.append(
             f"remote.torch must be auto, cpu or a build such as cu126, not {settings.torch!r:.40}"
         )
+    if not re.fullmatch(r"(-f\s*)?\S*", settings.torch_index.strip()):
+        errors.append(
+            "remote.torch_index must be an address, or -f and a page or folder of wheels, not"
+            f" {settings.torch_index!r:.80}"
+        )
     for key in ("command", "results", "requirements", "python", "dest", "shutdown"):
         if "\0" in getattr(settings, key):
             errors.append(f"remote.{key} holds a NUL character")

@@ -149,7 +149,7 @@ def test_the_same_on_top_of_a_plain_interpreter_with_packages_of_the_users(scene
 
 def test_no_requirements_build_nothing(scene: Scene) -> None:
     deployed = scene.deploy("", requirements="none")
-    assert scene.requests == 3, "facts, code, record"
+    assert scene.requests == 4, "facts, code, interpreters, record"
     assert "no packages are asked for" in last_step(deployed)[1] and not list(
         scene.environments.glob("*/venv")
     )

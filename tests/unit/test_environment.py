@@ -140,11 +140,11 @@ def test_an_address_is_satisfied_by_what_was_installed_from_it() -> None:
     assert plan(interpreter("/p", packages={"demo": "1"}), text=text).kind == "venv"
 
 
-def test_without_requirements_nothing_is_built_or_asked() -> None:
-    found = plan(interpreter("/usr/bin/python3", "3.8.10"), text="", inspected=False)
+def test_without_requirements_nothing_is_built_or_resolved() -> None:
+    found = plan(interpreter("/usr/bin/python3", "3.8.10"), text="", resolution=None)
     assert (found.kind, found.args["needs_torch"], found.args["names"]) == ("as-is", False, [])
     with pytest.raises(EnvironmentFailed, match=r"no python >=3\.8 .*python 3\.7\.10"):
-        plan(interpreter("/usr/bin/python3", "3.7.10"), text="", inspected=False)
+        plan(interpreter("/usr/bin/python3", "3.7.10"), text="")
 
 
 # On top
@@ -182,7 +182,7 @@ def test_what_comes_on_top_of_an_images_torch_is_asked_before_it_is_installed() 
     why = "its torch 2.5.1+cu124 can't stay: ultralytics wants torch>=2.6"
     assert found.kind == "venv" and f"passed over /opt/conda/bin/python: {why}" in found.notes
     mine = Settings(python="/my/python")
-    facts["interpreters"] = facts["inspection"]["interpreters"] = [configured()]
+    facts["inspection"]["interpreters"] = [configured()]
     found = plan_told(facts, mine, text)
     assert (found.kind, found.args["python"]) == ("venv", "/my/python") and why in found.why
 

@@ -195,7 +195,7 @@ def test_what_bends_every_run_is_said() -> None:
 
 def test_a_server_whose_pip_asks_no_index_is_not_sent_to_one() -> None:
     facts = make_facts(interpreter("/p"), gpu=gpu_facts("550.1"))
-    facts["inspection"]["pip_config"] = {"no-index": "true", "find-links": "/wheels"}
+    facts["inspection"]["no_index"] = True
     assert "index" not in plan_told(facts, Settings(), TEXT).args["torch"]
 
 

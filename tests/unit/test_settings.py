@@ -22,6 +22,7 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
                 "rooot": "x",
                 "timeout_s": "soon",
                 "torch": "cuda",
+                "torch_index": "https://mirror/whl --pre",
                 "max_file_mib": -1,
                 "command": [1],
             },
@@ -31,7 +32,8 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
     parts = (
         "remote.rooot (did you mean root?)",
         "remote.timeout_s must be a number",
-        "remote.torch",
+        "remote.torch must be auto",
+        "remote.torch_index must be an address",
         "max_file_mib",
         "remote.command must be a text",
     )

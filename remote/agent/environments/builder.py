@@ -17,12 +17,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from remote.agent.environments import installers, pip_settings
 from remote.agent.environments.build_failures import TORCH_REMEDY, Place, classify
 from remote.agent.environments.commands import Commands
-from remote.agent.environments.interpreters import (
-    build_environment,
-    describe,
-    inspect_packages,
-    signature,
-)
+from remote.agent.environments.interpreters import build_environment, describe, signature
 from remote.agent.machine.processes import start_time
 from remote.agent.root.disk import disk_of
 from remote.agent.root.locks import held
@@ -266,7 +261,7 @@ class Builder:
             return pin
         lines = [f"--index-url {torch['index']}", *torch["requirements"]]
         self.install(lines, constraints, ["--no-deps"], own_index=True)
-        return f"torch=={inspect_packages(self.python)['packages'].get('torch')}"
+        return f"torch=={describe(self.python)['packages'].get('torch')}"
 
     def install(
         self,
@@ -288,13 +283,10 @@ class Builder:
     def finish(self, made_by: str, installer: str, started: float) -> None:
         """Look at what was installed, and write env.json."""
         self.say(step="check", line="looking at what was installed")
-        described = describe(self.python)
-        found = inspect_packages(self.python, list(self.plan.get("detail") or []))
-        problem = described.get("problem") or found.get("problem")
-        names = list(self.plan.get("names") or [])
-        missing = [name for name in names if name not in found["packages"]]
-        if not problem and missing:
-            problem = f"{', '.join(missing)} is missing in it"
+        found = describe(self.python, list(self.plan.get("detail") or []))
+        packages = found.get("packages") or {}
+        missing = [name for name in self.plan.get("names") or [] if name not in packages]
+        problem = found.get("problem") or (missing and f"{', '.join(missing)} is missing in it")
         if problem:
             raise BuildFailed(
                 f"the new environment does not work: {problem}",
@@ -304,12 +296,12 @@ class Builder:
             describe_plan(self.plan, found),
             python=self.python,
             prefix=self.venv,
-            version=described["version"],
+            version=found["version"],
             installer=installer,
             made_by=made_by,
             built=time.time(),
             seconds=round(time.time() - started, 1),
-            signature=signature(self.python, described["sites"]),
+            signature=signature(self.python, found["sites"]),
         )
         write_json(self.path("env.json"), record)
 

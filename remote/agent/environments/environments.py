@@ -3,7 +3,6 @@ laptop decides which."""
 
 import contextlib
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -35,7 +34,6 @@ from remote.agent.root.paths import (
     write_whole,
 )
 from remote.agent.root.roots import keep_agent, portable_agent, prepare_root
-from remote.agent.shared.text import redact
 
 POLL_S = 0.1
 EVENT_EVERY_S = 0.2
@@ -43,13 +41,6 @@ MAX_STARTS = 2
 """A builder that dies twice without a word is not started a third time."""
 MANY_FILES = 30_000
 """In an environment with torch."""
-KINDS = ("as-is", "overlay", "venv", "conda")
-OPTIONS = re.compile(
-    r"--(index-url|extra-index-url|find-links|trusted-host|only-binary|no-binary)"
-    r" \S+\Z|--(pre|no-index|prefer-binary)\Z"
-)
-
-ADDRESS = re.compile(r"(?:(?:https?|file):/)?/[\w./:@%+~-]+\Z")
 
 
 def list_environments(layout: Layout) -> List[Dict[str, Any]]:
@@ -85,28 +76,15 @@ def describe_environment(layout: Layout, key: str) -> Optional[Dict[str, Any]]:
 def environment_inspect(
     call: Call, configured: str = "", detail: Optional[List[str]] = None
 ) -> Dict[str, Any]:
-    """Interpreters with what is installed in them, uv, conda, pip's configuration (without
-    passwords)."""
-    layout = call.layout
-    found = interpreters.list_interpreters(layout, configured, python_places.login_path())
-    usable = [entry for entry in found if not entry.get("problem")]
-    call.event(
-        step="inspect",
-        line=f"looking into {len(usable)} interpreter{'s' * (len(usable) != 1)}",
-        seconds=0.0,
-    )
-    names = [str(name) for name in detail or []][:200]
-    packages = interpreters.in_threads(
-        lambda path: interpreters.inspect_packages(path, names), [e["path"] for e in usable]
-    )
-    for entry, answer in zip(usable, packages):
-        entry.update(answer)
-    interpreters.remember(layout)
+    """Interpreters with what is installed in them, uv, conda, and whether pip asks no index."""
+    line = "looking at what the server's interpreters have"
+    call.event(step="inspect", line=line, seconds=0.0)
+    path = python_places.login_path()
     return {
-        "interpreters": found,
+        "interpreters": interpreters.list_interpreters(configured, path, detail or []),
         "uv": installers.find_uv(),
         "conda": installers.find_conda(),
-        "pip_config": {name: redact(value) for name, value in pip_settings.pip_config().items()},
+        "no_index": pip_settings.is_on(pip_settings.pip_config(), "no-index"),
     }
 
 
@@ -119,11 +97,9 @@ def environment_prepare(call: Call, plan: Dict[str, Any]) -> Dict[str, Any]:
     Raises Refusal with kind EnvironmentFailed where it can't be made.
     """
     layout = call.layout
-    check_plan(plan)
     prepare_root(call)
     directory = layout.environment(plan["key"])
     os.makedirs(directory, mode=0o700, exist_ok=True)
-    interpreters.remember(layout)
     known = describe_environment(layout, plan["key"])
     if known is not None and known["ready"] and known["valid"]:
         return {"environment": known, "built": False}
@@ -134,40 +110,9 @@ def environment_prepare(call: Call, plan: Dict[str, Any]) -> Dict[str, Any]:
     return {"environment": describe_environment(layout, plan["key"]), "built": True}
 
 
-def check_plan(plan: Dict[str, Any]) -> None:
-    """Raises ValueError for what the laptop's planning never makes."""
-    if plan.get("kind") not in KINDS or not os.path.isabs(str(plan.get("python"))):
-        raise ValueError("a plan needs a kind and an absolute python")
-    check_lines(plan)
-    if not all(re.match(r"--[a-z-]+=\S+\Z", str(option)) for option in plan.get("job") or ()):
-        raise ValueError("a job's options are not srun's")
-    torch = plan.get("torch") or {}
-    for place in (torch.get("index"), torch.get("links")):
-        if place and not ADDRESS.match(str(place)):
-            raise ValueError("torch's source must be an address")
-
-
-def check_lines(plan: Dict[str, Any]) -> None:
-    """Raises ValueError where a list holds no lines, or an option stands among requirements."""
-    lists = ("names", "detail", "imports", "parent_sites", "helpers", "pythons", "options", "conda")
-    asked = ("install", "constraints", "late")
-    for name in (*lists, *asked):
-        values = plan.get(name) or []
-        if not isinstance(values, list) or not all(
-            isinstance(v, str) and not re.search(r"[\x00\r\n]", v) for v in values
-        ):
-            raise ValueError(f"{name} must be a list of lines")
-    lines = [line for name in asked for line in plan.get(name) or []]
-    lines += (plan.get("torch") or {}).get("requirements") or []
-    if any(line.lstrip().startswith("-") for line in lines) or not all(
-        map(OPTIONS.match, plan.get("options") or [])
-    ):
-        raise ValueError("an option stands among the requirements")
-
-
 def _record_as_is(directory: str, plan: Dict[str, Any]) -> None:
     """Nothing is built: the record points to the interpreter."""
-    described = interpreters.describe(plan["python"])
+    described = interpreters.describe(plan["python"], list(plan.get("detail") or []))
     if described.get("problem"):
         raise Refusal(
             "EnvironmentFailed",
@@ -175,13 +120,8 @@ def _record_as_is(directory: str, plan: Dict[str, Any]) -> None:
             "set remote.python to an interpreter that works",
         )
     python = _python_by_name(directory, described["path"])
-    found = (
-        interpreters.inspect_packages(described["path"], list(plan.get("detail") or []))
-        if plan.get("names")
-        else interpreters.NOTHING
-    )
     record = dict(
-        describe_plan(plan, found),
+        describe_plan(plan, described),
         python=python,
         real_python=described["path"],
         prefix=described["prefix"] if described["is_venv"] else None,

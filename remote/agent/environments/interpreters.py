@@ -1,65 +1,46 @@
-"""The server's Python interpreters: found by name and place, described once, remembered by path,
-time and size."""
+"""The server's Python interpreters: what they are and have, and whether they are as they were."""
 
 import hashlib
 import json
 import os
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence
 
 from remote.agent.environments.python_places import ask_plainly, candidates, plain_environment
 from remote.agent.machine.account import user_name
-from remote.agent.machine.programs import NO_ANSWER
-from remote.agent.root.paths import Layout, read_json, write_json
 
 Interpreter = Dict[str, Any]
-DESCRIBE_TIMEOUT_S = 15.0
-INSPECT_TIMEOUT_S = 60.0
+TIMEOUT_S = 60.0
 MAX_WORKERS = 8
-CACHE_VERSION = 1
-
-NOTHING: Dict[str, Any] = {
-    name: {} for name in ("packages", "requires", "urls", "torch", "commits")
-}
-"""Of an interpreter that nobody looked into."""
-
-_seen: Dict[str, Interpreter] = {}
-"""What this process has described; written to the root by `remember`, which may not exist when
-facts are asked."""
 
 # Runs on any python 3; sys.path[0] is the working directory there, and not what a script would see.
-DESCRIBE = r"""
-import json, os, platform, sys
+SCRIPT = r"""
+import json, os, platform, re, sys
 sys.path = [p for p in sys.path if p not in ("", os.getcwd())]
-d = {"executable": sys.executable, "version": "%d.%d.%d" % sys.version_info[:3],
-     "prefix": sys.prefix, "base_prefix": getattr(sys, "base_prefix", sys.prefix)}
+answer = {"executable": sys.executable, "version": "%d.%d.%d" % sys.version_info[:3],
+    "prefix": sys.prefix, "base_prefix": getattr(sys, "base_prefix", sys.prefix)}
 def has(name):
     try:
         import importlib.util
         return importlib.util.find_spec(name) is not None
     except Exception:
         return False
-d["has_venv"] = has("venv") and has("ensurepip")
-d["has_pip"] = has("pip")
-d["has_virtualenv"] = has("virtualenv")
-d["is_conda"] = os.path.isdir(os.path.join(d["base_prefix"], "conda-meta"))
-d["is_venv"] = d["prefix"] != d["base_prefix"]
+answer["has_venv"] = has("venv") and has("ensurepip")
+answer["has_pip"] = has("pip")
+answer["has_virtualenv"] = has("virtualenv")
+answer["is_venv"] = answer["prefix"] != answer["base_prefix"]
 names = ("site-packages", "dist-packages")
-d["sites"] = [p for p in sys.path if os.path.basename(p) in names and os.path.isdir(p)]
+answer["sites"] = [p for p in sys.path if os.path.basename(p) in names and os.path.isdir(p)]
 i = sys.implementation
 v = "%d.%d.%d" % i.version[:3]
 v += "" if i.version[3] == "final" else i.version[3][0] + str(i.version[4])
-d["markers"] = {"implementation_name": i.name, "implementation_version": v, "os_name": os.name,
+answer["markers"] = {"implementation_name": i.name, "implementation_version": v, "os_name": os.name,
     "platform_machine": platform.machine(), "platform_release": platform.release(),
     "platform_python_implementation": platform.python_implementation(),
     "platform_system": platform.system(), "platform_version": platform.version(),
     "python_full_version": platform.python_version(), "sys_platform": sys.platform,
     "python_version": ".".join(platform.python_version_tuple()[:2])}
-print("\x1e" + json.dumps(d))
-"""
-
-INSPECT = r"""
-import json, os, re, sys
-sys.path = [p for p in sys.path if p not in ("", os.getcwd())]
+if sys.version_info < (3, 8):
+    print("\x1e" + json.dumps(answer)); sys.exit(0)
 import importlib.metadata as metadata
 def canonical(name):
     return re.sub(r"[-_.]+", "-", name).lower()
@@ -111,105 +92,63 @@ for p in sys.path:
             m = re.search(r"^%s\b[^=\n]*=\s*(?:'([^']*)'|\"([^\"]*)\"|None)" % names, text, re.M)
             torch[key] = (m.group(1) or m.group(2)) if m else None
         break
-answer = {"packages": packages, "requires": requires, "urls": urls, "torch": torch,
-    "commits": commits}
+answer.update(packages=packages, requires=requires, urls=urls, torch=torch, commits=commits)
 print("\x1e" + json.dumps(answer))
 """
 
 
 def list_interpreters(
-    layout: Layout, configured: str, path: Optional[str] = None
+    configured: str, path: Optional[str], detail: Sequence[str]
 ) -> List[Interpreter]:
     """Every interpreter once, the configured one first, with `problem` where it can't be used.
-
-    Starts those alone that were not seen before: a second call on the same server starts none.
-    """
-    known = {**_read_cache(layout), **_seen}
+    `path`: a PATH to look at beside this login's."""
     wanted = os.path.expanduser(configured.strip())
-    found: List[Interpreter] = []
     paths = candidates(wanted, path)
-    todo = [path for path in paths if not _current(known.get(path), path)]
-    for path, described in zip(todo, in_threads(describe, todo)):
-        known[path] = described
-        if not described.get("passing"):
-            _seen[path] = described
-    prefixes = set()
-    for path in paths:
-        entry = dict(known[path], configured=path == wanted and bool(wanted))
+    # Loaded where it is needed: most logins start no interpreter. They start slowly from a cold
+    # disk, so several start at once.
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(MAX_WORKERS) as pool:
+        described = list(pool.map(lambda one: describe(one, detail), paths))
+    found: Dict[str, Interpreter] = {}
+    for one, entry in zip(paths, described):
+        entry["configured"] = one == wanted
         # One interpreter has many names; two venvs share a base, but never a prefix.
-        identity = entry.get("prefix") or path
-        if (entry.get("problem") and not entry["configured"]) or identity in prefixes:
-            continue
-        prefixes.add(identity)
-        found.append(entry)
-    return found
+        if entry["configured"] or not entry.get("problem"):
+            found.setdefault(entry.get("prefix") or one, entry)
+    return list(found.values())
 
 
-def remember(layout: Layout) -> None:
-    """Keep what was described in the root, so that the next login needs to start no interpreter."""
-    if _seen and os.path.isdir(layout.agents):
-        kept = {path: entry for path, entry in _read_cache(layout).items() if os.path.exists(path)}
-        kept.update(_seen)
-        write_json(
-            _cache_path(layout),
-            {"version": CACHE_VERSION, "host": os.uname().nodename, "interpreters": kept},
-        )
+def describe(path: str, detail: Sequence[str] = ()) -> Interpreter:
+    """What the interpreter says of itself, and what is installed in it; `problem` where it can't be
+    used.
 
-
-def describe(path: str) -> Interpreter:
-    """What the interpreter says of itself, with the signature by which it is known again; `problem`
-    where it says nothing."""
-    entry: Interpreter = {"path": path, "stat": _stat(path)}
+    packages: canonical name → version; torch: version, cuda, hip, read without importing it;
+    requires: what the packages named in `detail` (`name` or `name[extra,…]`) ask for, and what
+    these ask for, and so on; urls: where those came from that were installed from an address, with
+    the branch or tag; commits: [branch or tag, commit].
+    """
+    entry: Interpreter = {"path": path}
     if not os.path.isabs(path):
         return dict(
             entry,
             problem=f"remote.python must be an absolute path or begin with ~, not {path!r:.120}",
         )
-    if entry["stat"] is None:
+    if _stat(path) is None:
         return dict(entry, problem=why_missing(path))
-    answer, problem = run_python(path, DESCRIBE, DESCRIBE_TIMEOUT_S)
-    if answer is None:
-        # A slow answer says nothing about the next time, so it isn't remembered.
-        return dict(
-            entry,
-            problem=f"it does not run as python 3: {problem}",
-            passing=problem.startswith(NO_ANSWER),
-        )
-    entry.update(answer)
+    said = ask_plainly([path, "-c", SCRIPT, *detail], TIMEOUT_S)
+    try:
+        entry.update(json.loads(said.out.rpartition("\x1e")[2]))
+        version = [int(part) for part in entry["version"].split(".")]
+    except (KeyError, TypeError, ValueError):
+        return dict(entry, problem=f"it does not run as python 3: {said.last_line[:200]}")
     # pyenv's shims, `conda run` wrappers and the like: what they lead to is the interpreter.
-    executable = answer.get("executable")
+    executable = entry["executable"]
     if executable and _stat(executable) is not None and not _names_same(path, executable):
         entry["path"] = executable
-    entry["real_stat"] = _stat(entry["path"])
-    entry["version_info"] = [int(part) for part in entry["version"].split(".")]
-    if entry["version_info"] < [3, 8]:
+    if version < [3, 8]:
         entry["problem"] = f"it is python {entry['version']}; 3.8 is the oldest that works"
-    return entry
-
-
-def inspect_packages(python: str, detail: Sequence[str] = ()) -> Dict[str, Any]:
-    """packages: canonical name → version; torch: version, cuda, hip, read without importing it.
-
-    requires: what the packages named in `detail` (`name` or `name[extra,…]`) ask for, and what
-    these ask for, and so on; urls: where those came from that were installed from an address, with
-    the branch or tag; commits: [branch or tag, commit]. `problem` where it could not be told.
-    """
-    answer, problem = run_python(python, INSPECT, INSPECT_TIMEOUT_S, list(detail))
-    return dict(NOTHING, problem=problem) if answer is None else dict(NOTHING, **answer)
-
-
-def run_python(
-    python: str, script: str, timeout_s: float, arguments: Iterable[str] = ()
-) -> Tuple[Optional[Dict[str, Any]], str]:
-    """The JSON object that a script printed after a record mark, or None and why not."""
-    said = ask_plainly([python, "-c", script, *arguments], timeout_s)
-    try:
-        value = json.loads(said.out.rpartition("\x1e")[2])
-    except (ValueError, RecursionError):
-        value = None
-    if said.code != 0 or not isinstance(value, dict):
-        return None, said.last_line[:200]
-    return value, ""
+    return dict(entry, version_info=version)
 
 
 def build_environment(temporary: str) -> Dict[str, str]:
@@ -288,35 +227,3 @@ def _names_same(first: str, second: str) -> bool:
     """Two names in the same directory: `python` and `python3.11` of one venv; the shorter one is
     kept."""
     return os.path.realpath(os.path.dirname(first)) == os.path.realpath(os.path.dirname(second))
-
-
-def _current(entry: Optional[Interpreter], path: str) -> bool:
-    if not isinstance(entry, dict) or "path" not in entry or entry.get("stat") is None:
-        return False
-    return bool(entry["stat"] == _stat(path)) and (
-        "real_stat" not in entry or bool(entry["real_stat"] == _stat(str(entry["path"])))
-    )
-
-
-def _cache_path(layout: Layout) -> str:
-    return os.path.join(layout.agents, "interpreters.json")
-
-
-def _read_cache(layout: Layout) -> Dict[str, Interpreter]:
-    cache = read_json(_cache_path(layout)) or {}
-    # A home may be shared between hosts, whose /usr/bin is not.
-    if cache.get("version") != CACHE_VERSION or cache.get("host") != os.uname().nodename:
-        return {}
-    entries = cache.get("interpreters")
-    return entries if isinstance(entries, dict) else {}
-
-
-def in_threads(function: Any, items: Sequence[str]) -> List[Any]:
-    """Results in order. Interpreters start slowly from a cold disk, so several start at once."""
-    if not items:
-        return []
-    # Loaded where it is needed: a login that knows all interpreters starts sooner.
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(MAX_WORKERS) as pool:
-        return list(pool.map(function, items))

@@ -5,7 +5,7 @@ import glob
 import os
 import shlex
 import shutil
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from remote.agent.machine.programs import Said, ask
 from remote.agent.root.paths import read_text, write_whole
@@ -51,12 +51,14 @@ def candidates(configured: str, path: Optional[str]) -> List[str]:
             paths += [os.path.abspath(found)] if found else []
     for place in [*PLACES, *map(glob.escape, _listed_by_conda())]:
         paths += _pythons_at(place)
-    unique: Dict[str, None] = {}
+    unique: Dict[Tuple[str, str], str] = {}
     for python in paths:
         # A configured path is described even if it is missing, so that its problem can be told.
         if python == configured or os.access(python, os.X_OK):
-            unique.setdefault(python)
-    return list(unique)[:MAX_CANDIDATES]
+            # `python`, `python3` and `python3.11` of one folder are one.
+            names = os.path.realpath(os.path.dirname(python)), os.path.realpath(python)
+            unique.setdefault(names, python)
+    return list(unique.values())[:MAX_CANDIDATES]
 
 
 def _pythons_at(place: str) -> List[str]:

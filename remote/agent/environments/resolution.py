@@ -11,7 +11,6 @@ from typing import Any, Dict, List, Optional
 from remote.agent.environments import installers
 from remote.agent.environments.build_failures import Place, classify, contradicts, depends_on_python
 from remote.agent.environments.commands import Commands
-from remote.agent.environments.environments import check_lines
 from remote.agent.environments.interpreters import build_environment, describe
 from remote.agent.root.calls import Call, operation
 
@@ -30,7 +29,6 @@ def environment_resolve(call: Call, plan: Dict[str, Any]) -> Dict[str, Any]:
     lines that need another package to be built; failed: [python, why not] of those before it.
     `packages` is null where nothing could be told: the build will say why.
     """
-    check_lines(plan)
     layout = call.layout
     _remove_leftovers(layout.root)
     beside = layout.root if os.path.isdir(layout.root) else None

@@ -10,7 +10,7 @@ import time
 from typing import Any, Dict, List, NamedTuple, Optional
 
 from remote.agent.data import datasets
-from remote.agent.environments import environments, interpreters
+from remote.agent.environments import environments
 from remote.agent.launchers.slurm_nodes import NOW_S, node_report
 from remote.agent.launchers.slurm_queue import find
 from remote.agent.machine import gpus
@@ -30,7 +30,6 @@ class Wish(NamedTuple):
     """`tree` and `manifest` are the release that the laptop holds: the answer tells what of it is
     missing here."""
 
-    python: str = ""
     tree: Optional[str] = None
     manifest: Optional[List[Any]] = None
     gpu: bool = True
@@ -49,7 +48,6 @@ def facts(call: Call, wish: Wish) -> Dict[str, Any]:
         "tmux": shutil.which("tmux"),
         "sbatch": find("sbatch"),
         "environments": environments.list_environments(layout),
-        "interpreters": interpreters.list_interpreters(layout, wish.python),
         "releases": releases.list_releases(layout),
         "current": releases.current_release(layout),
         "runs": [brief(run) for run in records.list_runs(layout)],
