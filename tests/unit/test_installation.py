@@ -244,7 +244,6 @@ def test_what_pip_is_set_to_reaches_pip_and_uv_but_for_what_would_lead_them_away
     )
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr("glob.glob", lambda _: [])
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://extra/simple")
@@ -268,6 +267,32 @@ def test_what_pip_is_set_to_reaches_pip_and_uv_but_for_what_would_lead_them_away
         pip_settings.index_lines(alone, ["--index-url https://torch/whl"])
     )
     assert "PIP_INDEX_URL" not in pip_settings.pip_environment({}, alone)
+    torch = {
+        "UV_DEFAULT_INDEX": "https://m/simple",
+        "UV_TORCH_BACKEND": "auto",
+        "UV_CACHE_DIR": "/c",
+    }
+    assert pip_settings.uv_environment(torch, alone)["UV_DEFAULT_INDEX"] == "https://m/simple"
+    own = pip_settings.uv_environment(torch, alone, own_index=True)
+    assert set(own) - set(uv) == {"UV_CACHE_DIR", "UV_NO_CONFIG"}
+
+
+def test_what_pip_is_set_to_for_installing_goes_before_what_it_is_set_to_for_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whichever file is read last."""
+    first, last = ".pip/pip.conf", ".config/pip/pip.conf"
+    files = {
+        first: "[install]\nindex-url = https://one\n",
+        last: "[global]\nindex_url = https://two\n",
+    }
+    make_tree(tmp_path, files)
+    for name in [name for name in os.environ if name.startswith(("PIP_", "XDG_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert pip_settings.pip_config()["index-url"] == "https://one"
+    (tmp_path / first).write_text("[install")
+    assert pip_settings.pip_config()["index-url"] == "https://two"
 
 
 NUMBA = """Collecting numba==0.57

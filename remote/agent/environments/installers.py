@@ -151,7 +151,8 @@ class Installer:
             file = self._write("install.txt", pip_settings.index_lines(config, lines))
             argv = [self.uv, "pip", "install", "--python", python, "-r", file]
             argv += [*self._limits(limits), *flags, *self._cacheless("uv", flags)]
-            if self.commands.run(argv, pip_settings.uv_environment(self.environment, config)) == 0:
+            values = pip_settings.uv_environment(self.environment, config, own_index)
+            if self.commands.run(argv, values) == 0:
                 return "uv"
             if self.commands.exit_code is not None and self.commands.exit_code < 0:
                 raise Failed

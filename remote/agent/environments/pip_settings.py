@@ -2,7 +2,6 @@
 build: indexes, proxies and certificates hold, what would send packages elsewhere does not."""
 
 import configparser
-import glob
 import os
 from typing import Dict, List
 
@@ -62,45 +61,40 @@ HARMLESS = {
     "verbose",
     "yes",
 }
+# Where uv was told to look, by variables of its own.
+UV_SOURCES = (
+    "UV_DEFAULT_INDEX",
+    "UV_INDEX",
+    "UV_EXTRA_INDEX_URL",
+    "UV_FIND_LINKS",
+    "UV_NO_INDEX",
+    "UV_TORCH_BACKEND",
+)
 ON = ("1", "true", "yes", "on")
 
 
 def pip_config() -> Dict[str, str]:
     """What pip was configured to do on this server, files and environment, as pip itself reads
-    them. May hold secrets."""
-    environment_file = os.environ.get("PIP_CONFIG_FILE", "")
+    them: what is said for installing goes before what is said for all. May hold secrets."""
+    own = os.environ.get("PIP_CONFIG_FILE", "")
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    files = ["/etc/xdg/pip/pip.conf", "/etc/pip.conf", os.path.expanduser("~/.pip/pip.conf")]
+    files += [os.path.join(home, "pip", "pip.conf"), own]
+    parser = configparser.RawConfigParser()
+    for path in files if own != os.devnull else []:
+        try:
+            parser.read(path, encoding="utf-8")
+        except (ValueError, configparser.Error):
+            pass  # pip refuses to start with such a file
     found: Dict[str, str] = {}
-    if environment_file != os.devnull:
-        home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-        files = [
-            *glob.glob("/etc/xdg/pip/pip.conf"),
-            "/etc/pip.conf",
-            os.path.expanduser("~/.pip/pip.conf"),
-            os.path.join(home, "pip", "pip.conf"),
-            environment_file,
-        ]
-        for path in files:
-            found.update(_read_pip_conf(path) if path else {})
+    for section in ("global", "install"):
+        for key, value in parser.items(section) if parser.has_section(section) else ():
+            found[key.lower().replace("_", "-")] = value.strip()
     for key, value in os.environ.items():
         name = key[4:].lower().replace("_", "-")
         if key.startswith("PIP_") and value.strip() and name != "config-file":
             found[name] = value.strip()
     return found
-
-
-def _read_pip_conf(path: str) -> Dict[str, str]:
-    parser = configparser.RawConfigParser()
-    try:
-        with open(path, encoding="utf-8") as file:
-            parser.read_file(file)
-    except (OSError, ValueError, configparser.Error):
-        return {}
-    return {
-        key.lower().replace("_", "-"): value.strip()
-        for section in ("global", "install")
-        if parser.has_section(section)
-        for key, value in parser.items(section)
-    }
 
 
 def is_on(config: Dict[str, str], name: str) -> bool:
@@ -135,10 +129,18 @@ def pip_environment(base: Dict[str, str], config: Dict[str, str]) -> Dict[str, s
     )
 
 
-def uv_environment(base: Dict[str, str], config: Dict[str, str]) -> Dict[str, str]:
-    """pip's settings in uv's form. As with pip, the best version of all indexes wins."""
-    values = dict(
-        base, UV_INDEX_STRATEGY="unsafe-best-match", UV_PYTHON_DOWNLOADS="never", UV_NO_PROGRESS="1"
+def uv_environment(
+    base: Dict[str, str], config: Dict[str, str], own_index: bool = False
+) -> Dict[str, str]:
+    """pip's settings in uv's form. As with pip, the best version of all indexes wins.
+
+    `own_index`: that of the requirements is the only one. uv's own settings go before it else."""
+    values = dict(base)
+    if own_index:
+        values = {key: value for key, value in base.items() if not key.startswith(UV_SOURCES)}
+        values["UV_NO_CONFIG"] = "1"
+    values.update(
+        UV_INDEX_STRATEGY="unsafe-best-match", UV_PYTHON_DOWNLOADS="never", UV_NO_PROGRESS="1"
     )
     pairs = {
         "cert": "SSL_CERT_FILE",
