@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -260,6 +261,7 @@ def test_what_pip_is_set_to_reaches_pip_and_uv_but_for_what_would_lead_them_away
     assert (uv["UV_INSECURE_HOST"], uv["UV_HTTP_RETRIES"]) == ("mirror", "2")
     pip = pip_settings.pip_environment({"PIP_TARGET": "/x", "HOME": "/h"}, config)
     assert (pip["PIP_CONFIG_FILE"], pip["PIP_USER"], pip["PIP_RETRIES"]) == ("/dev/null", "0", "2")
+    assert pip["PIP_RESUME_RETRIES"] == "20"
     assert (pip["PIP_FIND_LINKS"], pip["PIP_TRUSTED_HOST"]) == ("/w", "mirror")
     assert not {"PIP_TARGET", "PIP_PREFIX", "PIP_DRY_RUN"} & set(pip)
     alone = pip_settings.without_indexes(config)
@@ -293,6 +295,37 @@ def test_what_pip_is_set_to_for_installing_goes_before_what_it_is_set_to_for_all
     assert pip_settings.pip_config()["index-url"] == "https://one"
     (tmp_path / first).write_text("[install")
     assert pip_settings.pip_config()["index-url"] == "https://two"
+
+
+@pytest.mark.parametrize(("there", "brought"), [("23.2", True), ("20.0", True), ("25.2", False)])
+def test_a_pip_that_begins_a_cut_download_anew_is_not_built_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, there: str, brought: bool
+) -> None:
+    """On a slow link the largest wheel of torch would never arrive."""
+
+    def ask(argv: list[str]) -> str:
+        return "pip 26.1 from" if str(tmp_path) in argv[1] else f"pip {there} from"
+
+    def run(argv: list[str], environment: dict[str, str]) -> int:
+        ran.append(argv)
+        if "--target" in argv:
+            (Path(argv[argv.index("--target") + 1]) / "pip").mkdir()
+        return 0
+
+    monkeypatch.setattr(installers, "_ask", ask)
+    monkeypatch.setattr(installers, "find_uv", lambda: None)
+    installers._pip_version.cache_clear()
+    ran: list[list[str]] = []
+    commands = SimpleNamespace(run=run, directory=str(tmp_path), written=0)
+    values = {"TMPDIR": str(tmp_path)}
+    installer = installers.Installer(commands, values, [])  # type: ignore[arg-type]
+    for _ in range(2):
+        assert installer.install("/venv/bin/python", ["demo"], []) == "pip"
+    installers._pip_version.cache_clear()
+    fetched = [argv for argv in ran if "--target" in argv]
+    assert len(fetched) == brought and len(ran) == 2 + brought
+    program = [str(tmp_path / "pip_venv_bin_python" / "pip")] if brought else ["-m", "pip"]
+    assert ran[-1][: 2 + len(program)] == ["/venv/bin/python", *program, "install"]
 
 
 NUMBA = """Collecting numba==0.57

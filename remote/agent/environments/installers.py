@@ -28,8 +28,9 @@ UV_PLACES = (
 )
 ROOMY_MIB = 20 << 10
 """Wheels are cached only where their disk has this much free: torch's alone take 3 GiB."""
-LAZY_PIP, REPORTING_PIP = (25, 1), (22, 2)
-"""From which version pip resolves without downloading, and reports what it resolved."""
+GOOD_PIP, REPORTING_PIP = (25, 2), (22, 2)
+"""From which version pip goes on with a download that was cut, and resolves without downloading;
+and from which it reports what it resolved."""
 LAZY = "--use-feature=fast-deps"
 """Where an index offers no metadata apart, they are read out of a wheel's end alone."""
 APT_REMEDY = "ask for `apt install python3-venv` there, or set remote.python to a conda python"
@@ -147,6 +148,7 @@ class Installer:
         left out, so that the one in `lines` decides. Raises Failed, or InstallerMissing."""
         config = pip_settings.without_indexes(self.config) if own_index else self.config
         limits = self._write("constraints.txt", constraints)
+        before = self.commands.written
         if self.uv:
             file = self._write("install.txt", pip_settings.index_lines(config, lines))
             argv = [self.uv, "pip", "install", "--python", python, "-r", file]
@@ -155,15 +157,17 @@ class Installer:
             if self.commands.run(argv, values) == 0:
                 return "uv"
             if self.commands.exit_code is not None and self.commands.exit_code < 0:
-                raise Failed
-        pip = find_pip(python, self.helpers)
+                raise Failed(before)
+        pip = self._good_pip(python)
+        if pip is None and self.uv:
+            raise Failed(before)
         if pip is None:
-            raise Failed if self.uv else InstallerMissing(f"no pip can install into {python}")
+            raise InstallerMissing(f"no pip can install into {python}")
         if self.uv:
             self.commands.hear("uv failed; trying pip", None)
         before = self.commands.written
         argv = [*pip, "install", "-r", self._write("install.txt", lines), "-c", limits, *flags]
-        argv += ["--progress-bar", "raw"] if (_pip_version(pip[0]) or (0, 0)) >= (24, 1) else []
+        argv += ["--progress-bar", "raw"] if _pip_version(*pip) >= (24, 1) else []
         argv += self._cacheless("pip", flags)
         if self.commands.run(argv, pip_settings.pip_environment(self.environment, config)) != 0:
             raise Failed(before)
@@ -184,8 +188,8 @@ class Installer:
                 with open(told, encoding="utf-8") as text:
                     found = re.findall(r"^([\w.-]+)(?:\[.*?\])?(?:==| @ )(\S+)", text.read(), re.M)
                 return {canonical(name): version for name, version in found}
-        pip = self._pip_that_tells(python)
-        if pip is None:
+        pip = self._good_pip(python)
+        if pip is None or _pip_version(*pip) < REPORTING_PIP:
             raise InstallerMissing(f"no pip of {python} tells beforehand what it would install")
         before = self.commands.written
         told = os.path.join(self.commands.directory, "report.json")
@@ -235,21 +239,22 @@ class Installer:
         keeps = disk and disk.free_mib >= ROOMY_MIB and "--no-build-isolation" not in flags
         return [] if keeps else [flag]
 
-    def _pip_that_tells(self, python: str) -> Optional[List[str]]:
-        """A pip that resolves from metadata alone, brought for the purpose if need be: older ones
-        download all that they resolve, several GB for torch."""
+    def _good_pip(self, python: str) -> Optional[List[str]]:
+        """A pip for `python`, brought for the purpose where the one there is older: that would
+        download all that it resolves, several GB for torch, and begin anew after each cut."""
         pip = find_pip(python, self.helpers)
-        if pip is None or (_pip_version(pip[0]) or (0, 0)) >= LAZY_PIP:
+        if pip is None or _pip_version(*pip) >= GOOD_PIP:
             return pip
-        place = os.path.join(self.commands.directory, "pip" + re.sub(r"\W", "_", python))
+        place = os.path.join(self.environment["TMPDIR"], "pip" + re.sub(r"\W", "_", python))
         if not os.path.isdir(place):
+            os.mkdir(place)
             argv = [*pip, "install", "--quiet", "--no-deps", "--target", place, "--retries", "0"]
-            argv += ["--timeout", "10", f"pip>={LAZY_PIP[0]}.{LAZY_PIP[1]}"]
+            argv += ["--timeout", "10", f"pip>={GOOD_PIP[0]}.{GOOD_PIP[1]}"]
             config = {name: value for name, value in self.config.items() if name != "constraint"}
             self.commands.run(argv, pip_settings.pip_environment(self.environment, config))
         if os.path.isdir(os.path.join(place, "pip")):
             return [pip[0], os.path.join(place, "pip"), *pip[3:]]
-        return pip if (_pip_version(pip[0]) or (0, 0)) >= REPORTING_PIP else None
+        return pip
 
     def _write(self, name: str, lines: Sequence[str]) -> str:
         path = os.path.join(self.commands.directory, name)
@@ -260,13 +265,12 @@ class Installer:
 def find_pip(python: str, helpers: Sequence[str]) -> Optional[List[str]]:
     """The start of a pip command that installs into `python`: its own pip, else that of another
     interpreter."""
-    if _pip_version(python) is not None:
-        return [python, "-m", "pip"]
-    for helper in helpers:
-        version = _pip_version(helper)
-        if version is not None and version >= (22, 3):
-            return [helper, "-m", "pip", "--python", python]
-    return None
+    own = [python, "-m", "pip"]
+    if _pip_version(*own):
+        return own
+    others = ([helper, "-m", "pip"] for helper in helpers)
+    able = next((pip for pip in others if _pip_version(*pip) >= (22, 3)), None)
+    return able and [*able, "--python", python]
 
 
 def source_option(torch: Dict[str, Any]) -> str:
@@ -285,9 +289,10 @@ def _imports(python: str, module: str) -> bool:
 
 
 @functools.lru_cache(maxsize=None)  # a python starts slowly
-def _pip_version(python: str) -> Optional[Tuple[int, int]]:
-    match = re.match(r"pip (\d+)\.(\d+)", _ask([python, "-m", "pip", "--version"]) or "")
-    return (int(match.group(1)), int(match.group(2))) if match else None
+def _pip_version(*pip: str) -> Tuple[int, ...]:
+    """Empty where it does not run."""
+    match = re.match(r"pip (\d+)\.(\d+)", _ask([*pip, "--version"]) or "")
+    return (int(match.group(1)), int(match.group(2))) if match else ()
 
 
 def _ask(argv: List[str]) -> Optional[str]:

@@ -117,6 +117,7 @@ def pip_environment(base: Dict[str, str], config: Dict[str, str]) -> Dict[str, s
     """The variables for a pip that follows `config` but for what would lead it away. Its files are
     not read again: an empty variable does not undo what stands in one."""
     values = {key: value for key, value in base.items() if not key.startswith("PIP_")}
+    values["PIP_RESUME_RETRIES"] = "20"  # a wheel of torch's is cut more often than pip's five
     for name, value in config.items():
         if name not in NOT_FOLLOWED:
             values["PIP_" + name.upper().replace("-", "_")] = " ".join(value.split())
