@@ -3,8 +3,12 @@ proof means."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remote.agent.environments import installers, pip_settings, python_places
+from remote.agent.environments import environments, installers, pip_settings, python_places
 from remote.agent.environments.build_failures import Place, classify
 from remote.agent.environments.builder import describe_plan
 from remote.agent.environments.resolution import Resolution
+from remote.agent.machine.processes import group_members
 from remote.agent.shared.text import redact
 from tests.support.project import make_tree
 
@@ -179,6 +184,41 @@ def test_an_older_interpreter_that_is_there_is_proposed() -> None:
     failure = classify(NUMBA, PLACE._replace(older="/usr/bin/python3.9 (python 3.9.2)"))
     assert failure.message.startswith("numba has no ready wheel")
     assert "set remote.python to /usr/bin/python3.9 (python 3.9.2)" in failure.remedy
+
+
+def test_what_a_killed_build_left_is_gone_before_room_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else it would stand in its own way for ever."""
+    left = {"venv/lib/torch.so": "x", "tmp/pip-unpack/torch.whl": "x", "build.json": "{}"}
+    make_tree(tmp_path, left | {"plan.json": "{}"})
+    asked: list[list[str]] = []
+
+    def require_room(path: str, need: int, *more: object) -> None:
+        asked.append(sorted(name.name for name in Path(path).iterdir()))
+
+    monkeypatch.setattr(environments, "require_room", require_room)
+    environments._make_room(str(tmp_path), 7168)
+    assert asked == [["plan.json"]]
+
+
+def test_what_a_killed_builder_started_is_ended(tmp_path: Path) -> None:
+    """Its installer, and what that has started elsewhere."""
+    program = "sleep 60 & cd / && sleep 60 & wait"
+    shell = subprocess.Popen(["sh", "-c", program], cwd=tmp_path, start_new_session=True)
+    told = {"host": os.uname().nodename, "directory": str(tmp_path), "pid_started": 1}
+    try:
+        while len(group_members(shell.pid)) < 3:
+            time.sleep(0.01)
+        environments._end_leftovers(told | {"pid": shell.pid, "directory": "/elsewhere"})
+        assert shell.poll() is None
+        environments._end_leftovers(told | {"pid": shell.pid})
+        assert shell.wait(10) == -signal.SIGKILL
+        while group_members(shell.pid):
+            time.sleep(0.01)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGKILL)
 
 
 def test_a_killed_installer_points_to_memory() -> None:

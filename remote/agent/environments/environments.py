@@ -19,7 +19,7 @@ from remote.agent.environments import (
 )
 from remote.agent.environments.builder import describe_plan
 from remote.agent.launchers.slurm_nodes import in_a_job, raise_if_refused
-from remote.agent.machine.processes import group_members, is_same, start_time
+from remote.agent.machine.processes import group_members, is_same
 from remote.agent.root import program
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.disk import require_room
@@ -240,13 +240,15 @@ def _start_builder(
 
 
 def _make_room(directory: str, need_mib: Any) -> None:
-    """Raises Refusal where there is not enough of it; nothing of a build before is there then."""
+    """Nothing of a build before is left: what a killed one had installed takes room. Raises Refusal
+    where there is not enough of it then."""
+    for name in ("ready", "env.json", "build.json", "build.log", gpu_check.PROOFS):
+        remove_file(os.path.join(directory, name))
+    for name in ("venv", "tmp"):
+        shutil.rmtree(os.path.join(directory, name), ignore_errors=True)
     if isinstance(need_mib, int):
         files, what = MANY_FILES if need_mib > 1000 else 0, "the environment needs about"
         require_room(directory, need_mib << 20, files, what, "EnvironmentFailed")
-    for name in ("ready", "env.json", "build.json", "build.log", gpu_check.PROOFS):
-        remove_file(os.path.join(directory, name))
-    shutil.rmtree(os.path.join(directory, "venv"), ignore_errors=True)
 
 
 def _end_leftovers(state: Dict[str, Any]) -> None:
@@ -255,23 +257,14 @@ def _end_leftovers(state: Dict[str, Any]) -> None:
     pid = state.get("pid")
     if not isinstance(pid, int) or pid <= 1 or state.get("host") != os.uname().nodename:
         return
-    started = state.get("pid_started")
-    if is_same(pid, started):
+    if is_same(pid, state.get("pid_started")):
         return
-    for member in group_members(pid):
-        born = start_time(member)
-        # A number given to a younger session is not ours: our members are of the builder's own boot
-        # and time.
-        if (
-            born is not None
-            and isinstance(started, int)
-            and started <= born
-            and _is_in_directory(member, state)
-        ):
-            try:
+    members = group_members(pid)
+    # Else the number was given to others since then, or all are gone.
+    if any(_is_in_directory(member, state) for member in members):
+        for member in members:
+            with contextlib.suppress(OSError):
                 os.kill(member, signal.SIGKILL)
-            except OSError:
-                pass
 
 
 def _is_in_directory(pid: int, state: Dict[str, Any]) -> bool:
