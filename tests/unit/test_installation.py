@@ -36,6 +36,10 @@ FAILURES = [
         "the disk is full at /data (0.9 GiB free",
     ),
     (
+        "ERROR: Could not install packages due to an OSError: [Errno 122] Disk quota exceeded",
+        "your quota on the disk at /data is used up",
+    ),
+    (
         (
             "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(':"
             " Failed to establish a new connection: [Errno -3] Temporary failure in name"

@@ -148,12 +148,20 @@ def _with_log(failure: Failure, place: Place) -> Failure:
 
 
 def _disk_full(text: str, place: Place) -> Optional[Failure]:
-    if not DISK_FULL.search(text):
+    found = DISK_FULL.search(text)
+    if not found:
         return None
+    where = place.mount or "the project"
+    if re.search("quota|122", found[0], re.I):
+        # Of others' room, which a quota leaves free, nothing is said.
+        return Failure(
+            f"your quota on the disk at {where} is used up",
+            "quota -s there tells it; free some space of yours, or set remote.root to another disk",
+        )
     need = f", about {_gib(place.need_mib)} are needed" if place.need_mib else ""
     free = f" ({_gib(place.free_mib)} free{need})" if place.free_mib is not None else ""
     return Failure(
-        f"the disk is full at {place.mount or 'the project'}{free}",
+        f"the disk is full at {where}{free}",
         "free some space (pip cache purge), or set remote.root to a larger disk",
     )
 
