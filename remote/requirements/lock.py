@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,14 @@ from remote.requirements.lines import LOCAL, wrong
 from remote.requirements.packages import read_toml
 
 Package = Mapping[str, Any]
+# What uv writes of extras that exclude each other, and what says the same to pip.
+EXCLUSIVE = re.compile(r"extra (==|!=) '(?:extra|project)-\d+-([^']*)'")
+ALWAYS, NEVER = "python_version >= '3'", "python_version < '3'"
 
 
 def lock_lines(path: Path, extras: Sequence[str]) -> Iterator[str]:
     """As `uv sync --frozen` would install them, without the group dev: pinned, each with its
-    hashes."""
+    hashes. The index that most come from is the server's own choice, the others are named."""
     packages = list(read_toml(path).get("package") or ())
     root = next((one for one in packages if _place(one) == "."), None)
     if root is None:
@@ -22,25 +27,44 @@ def lock_lines(path: Path, extras: Sequence[str]) -> Iterator[str]:
     for extra in extras:
         if extra not in (root.get("optional-dependencies") or {}):
             raise wrong(f"{path.name} has no extra {extra!r}", "correct remote.requirements")
-    seen: set[tuple[str, ...]] = set()
-    pending = [(root, "", tuple(extras))]
-    for package, marker, wanted in pending:
+    chosen = {f"{root['name']}-{extra}" for extra in extras}
+    usual = Counter(filter(None, map(_index, packages))).most_common(1)
+    indexes = {name for name, _ in usual}
+    seen: set[tuple[object, ...]] = set()
+    pending = [(root, frozenset[str](), tuple(extras))]
+    for package, markers, wanted in pending:
         optional = package.get("optional-dependencies") or {}
         more = [needed for extra in wanted for needed in optional.get(extra) or ()]
         for needed in (*(package.get("dependencies") or ()), *more):
             name, inner = str(needed.get("name")), tuple(needed.get("extra") or ())
-            both = _both(marker, str(needed.get("marker") or ""))
+            all_of = markers | set(filter(None, [_for_pip(needed.get("marker"), chosen)]))
             named = [one for one in packages if one.get("name") == name]
             found = [one for one in named if needed.get("version") in (None, one.get("version"))]
             if not found:
                 raise wrong(f"{path.name} does not hold {name}", "make it anew with uv lock")
             for one in found:
-                key = (name, str(one.get("version")), both, *inner)
+                key = (name, one.get("version"), all_of, inner)
                 if key not in seen:
                     seen.add(key)
-                    yield _line(one, both)
-                    pending.append((one, both, inner))
+                    yield _line(one, " and ".join(f"({marker})" for marker in sorted(all_of)))
+                    pending.append((one, all_of, inner))
+                index = _index(one)
+                if "://" in index and index not in indexes:
+                    indexes.add(index)
+                    is_page = index.endswith(".html")
+                    yield f"--{'find-links' if is_page else 'extra-index-url'} {index}"
     yield f"{LOCAL} ."
+
+
+def _index(package: Package) -> str:
+    return str((package.get("source") or {}).get("registry") or "")
+
+
+def _for_pip(marker: Any, chosen: set[str]) -> str:
+    return EXCLUSIVE.sub(
+        lambda found: ALWAYS if (found[2] in chosen) is (found[1] == "==") else NEVER,
+        str(marker or ""),
+    )
 
 
 def _line(package: Package, marker: str) -> str:
@@ -63,7 +87,3 @@ def _place(package: Package) -> str | None:
     source = package.get("source") or {}
     kinds = [kind for kind in ("editable", "virtual", "directory") if kind in source]
     return str(source[kinds[0]]) if kinds else None
-
-
-def _both(one: str, other: str) -> str:
-    return f"({one}) and ({other})" if one and other and one != other else one or other

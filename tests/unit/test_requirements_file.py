@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from remote.errors import UsageError
 from remote.project.init import find_packages
 from remote.requirements.lines import PLAIN, parse_options, requirements_hash, split_lines
-from remote.requirements.parsed import parse_requirements
+from remote.requirements.parsed import Requirements, applicable, parse_requirements
 from remote.requirements.reading import read_requirements
 from tests.support.project import REPOSITORY, make_tree
 
@@ -170,6 +170,64 @@ def test_a_lock_with_versions_for_several_pythons_keeps_the_hashes_of_each() -> 
     old = "a==1; python_version < '3.10' --hash=sha256:11\n"
     found = parse_requirements(old + "a==2; python_version >= '3.10' --hash=sha256:22\n")
     assert found.hashes == {"a": " --hash=sha256:11 --hash=sha256:22"} and len(found.lines) == 2
+
+
+PYPI, CU126 = "https://pypi.org/simple", "https://download.pytorch.org/whl/cu126"
+LOCK = f"""version = 1
+[[package]]
+name = "mine"
+source = {{ virtual = "." }}
+dependencies = [{{ name = "a" }}, {{ name = "b", marker = "sys_platform == 'linux'" }}]
+[package.optional-dependencies]
+cpu = [{{ name = "torch", version = "2.9.0" }}]
+cu126 = [{{ name = "torch", version = "2.9.0+cu126" }}]
+[[package]]
+name = "a"
+version = "1"
+source = {{ registry = "{PYPI}" }}
+dependencies = [
+    {{ name = "b", marker = "platform_machine == 'x86_64'" }},
+    {{ name = "torch", version = "2.9.0", marker = "extra != 'extra-4-mine-cu126'" }},
+    {{ name = "torch", version = "2.9.0+cu126", marker = "extra == 'extra-4-mine-cu126'" }},
+]
+[[package]]
+name = "b"
+version = "1"
+source = {{ registry = "{PYPI}" }}
+dependencies = [{{ name = "a", marker = "os_name == 'posix'" }}]
+[[package]]
+name = "torch"
+version = "2.9.0"
+source = {{ registry = "{PYPI}" }}
+[[package]]
+name = "torch"
+version = "2.9.0+cu126"
+source = {{ registry = "{CU126}" }}
+"""
+
+
+def lock_of(folder: Path, extra: str) -> Requirements:
+    (folder / "uv.lock").write_text(LOCK)
+    return parse_requirements(read_requirements(folder, "uv.lock" + extra))
+
+
+def test_a_lock_names_the_indexes_beside_the_usual_one(tmp_path: Path) -> None:
+    """As tool.uv.sources has it for torch; which mirror of PyPI is the server's business."""
+    assert lock_of(tmp_path, "[cu126]").options == (f"--extra-index-url {CU126}",)
+
+
+@pytest.mark.parametrize(
+    ("extra", "versions"), [("", {"2.9.0"}), ("[cpu]", {"2.9.0"}), ("[cu126]", {"2.9.0+cu126"})]
+)
+def test_extras_of_a_lock_that_exclude_each_other(
+    tmp_path: Path, extra: str, versions: set[str]
+) -> None:
+    found = applicable(lock_of(tmp_path, extra).lines, {"sys_platform": "linux"})
+    assert {str(one.specifier)[2:] for one in found if one.name == "torch"} == versions
+
+
+def test_packages_of_a_lock_that_need_each_other_are_read_to_an_end(tmp_path: Path) -> None:
+    assert set(lock_of(tmp_path, "").names) == {"a", "b", "torch"}
 
 
 def test_lines_are_read_as_pip_reads_them() -> None:
