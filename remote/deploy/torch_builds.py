@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from remote.agent.shared.gpu_choice import TORCH_BUILDS, driver_major, fitting_build
+from remote.agent.shared.gpu_choice import TORCH_BUILDS, driver_major, fitting_build, lowest_driver
 from remote.agent.shared.names import canonical
 from remote.deploy.needs import Needs
 from remote.errors import GpuUnfit
@@ -18,14 +18,9 @@ TORCH_INDEX = "https://download.pytorch.org/whl"
 CUDA_TORCH_MIB = 7 * 1024
 CPU_TORCH_MIB = 1500
 SMALL_MIB, PACKAGE_MIB = 200, 50
-# Where the driver is too old to tell the compute capability, the name does.
-OLD_NAMES = (
-    (r"\bV100|TITAN V\b|GV100", 7.0),
-    (r"\bP100\b|GP100", 6.0),
-    (r"\bP4\b|\bP40\b|GTX 10\d\d|TITAN Xp?\b|Quadro P", 6.1),
-    (r"\bM40\b|\bM60\b|GTX 9\d\d|GTX TITAN X", 5.2),
-    (r"\bK80\b", 3.7),
-)
+KEPLER = re.compile(r"\bK(10|20|40|80)[a-z]?\b")
+"""A driver too old to tell the compute capability carries no CUDA that other names are too old
+for."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,7 @@ class TorchBuild:
 def capability(gpu: Gpu) -> float | None:
     if gpu.compute_capability is not None:
         return gpu.compute_capability
-    return next((cap for pattern, cap in OLD_NAMES if re.search(pattern, gpu.name or "")), None)
+    return 3.7 if KEPLER.search(gpu.name or "") else None
 
 
 def torch_build_for(report: GpuReport, machine: str) -> TorchBuild:
@@ -71,11 +66,11 @@ def torch_build_for(report: GpuReport, machine: str) -> TorchBuild:
 def build_fits(cuda: str, report: GpuReport) -> bool:
     """Whether a torch with this CUDA version is likely to run here; unknown counts as fitting, the
     proof decides."""
-    major, driver = driver_major(cuda) or 0, driver_major(report.driver_version)
-    if driver is not None and driver < {13: 580, 12: 525, 11: 450}.get(major, 0):
+    major, lowest_major = cuda.partition(".")[0], lowest_driver(cuda)
+    if (driver_major(report.driver_version) or lowest_major) < lowest_major:
         return False
-    lowest = 7.5 if major == 13 else 0.0
-    highest = 9.9 if major == 11 or cuda in ("12.6", "12.4", "12.1") else 99.0
+    lowest = 7.5 if major == "13" else 0.0
+    highest = 9.9 if major == "11" or cuda in ("12.6", "12.4", "12.1") else 99.0
     caps = map(capability, report.gpus)
     return all(lowest <= cap <= highest for cap in caps if cap is not None)
 

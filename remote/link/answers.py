@@ -140,7 +140,6 @@ class Inspection(Answer):
     uv: str | None = None
     # conda, mamba or micromamba.
     conda: str | None = None
-    # pip's settings, without passwords.
     # pip there is set to ask no index.
     no_index: bool = False
 

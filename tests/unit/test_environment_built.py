@@ -205,6 +205,13 @@ def test_a_driver_too_old_for_any_torch_is_told_before_gigabytes_are_fetched() -
     assert "remote.torch: cpu" in str(caught.value.remedy)
 
 
+def test_a_gpu_too_old_for_any_torch_is_known_by_name_where_the_driver_does_not_tell() -> None:
+    with pytest.raises(GpuUnfit, match="no torch build has kernels for all of these GPUs"):
+        plan(interpreter("/p"), gpu=gpu_facts("470.1", cap="[N/A]", name="Tesla K80"))
+    found = plan(interpreter("/p"), gpu=gpu_facts("470.1", cap="[N/A]", name="Tesla V100"))
+    assert found.args["torch"]["build"] == "cu118"
+
+
 def test_torch_is_needed_though_only_lightning_is_named() -> None:
     found = plan(interpreter("/p"), text="lightning\n", gpu=gpu_facts("550.1"))
     assert found.args["needs_torch"] and found.args["torch"]["requirements"] == ["torch"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from remote.agent.environments.gpu_check import has_kernels, judge
+from remote.agent.environments.gpu_check import judge
 from remote.agent.root.calls import Refusal
 
 FIELDS = ["index", "uuid", "name", "compute_cap", "driver_version"]
@@ -119,17 +119,3 @@ def test_what_does_not_work_together_is_an_error_with_its_remedy(
 def test_a_cpu_build_that_was_asked_for_is_no_error() -> None:
     told = judge(proof(cuda=None, available=False), RAW, {"wanted": {"torch": "cpu"}})
     assert told["ok"] and "remote.torch is cpu" in told["reason"]
-
-
-@pytest.mark.parametrize(
-    ("capability", "arch", "has"),
-    [
-        ("8.6", ["sm_80"], True),
-        ("7.0", ["sm_75", "sm_80"], False),
-        ("12.0", ["sm_90"], False),
-        ("12.0", ["compute_90"], True),
-        ("9.0", ["sm_90a"], True),
-    ],
-)
-def test_which_kernels_run_where(capability: str, arch: list[str], has: bool) -> None:
-    assert has_kernels(capability, arch) is has

@@ -135,12 +135,13 @@ class Builder:
         try:
             self.installer = installers.Installer(self.commands, self.environment, helpers, on_top)
             if self.plan["kind"] == "conda":
-                made_by = installer = self.make_by_conda()
+                installer = self.make_by_conda()
             else:
-                made_by, installer = self.make_venv(), self.install_all()
+                self.make_venv()
+                installer = self.install_all()
             if on_top:
                 self.add_scripts()
-            self.finish(made_by, installer, started)
+            self.finish(installer, started)
         finally:
             # These may hold the passwords of indexes.
             for name in ("install.txt", "constraints.txt", "environment.yml", "plan.json"):
@@ -148,12 +149,12 @@ class Builder:
             shutil.rmtree(temporary, ignore_errors=True)
         write_whole(self.path("ready"), b"")
 
-    def make_venv(self) -> str:
+    def make_venv(self) -> None:
         base = str(self.plan["python"])
         self.say(step="venv", line=f"making a venv of {base}")
         overlay = self.plan["kind"] == "overlay"
         parents = list(self.plan.get("parent_sites") or []) if overlay else []
-        made_by = installers.make_venv(
+        installers.make_venv(
             lambda argv: self.commands.run(argv, self.environment),
             base,
             self.venv,
@@ -167,7 +168,6 @@ class Builder:
             sites = describe(self.python).get("sites") or []
             own = next(site for site in sites if site.startswith(self.venv))
             write_whole(os.path.join(own, "_parent.pth"), line.encode() + b"\n", 0o644)
-        return made_by
 
     def make_by_conda(self) -> str:
         """Returns the program's name."""
@@ -280,7 +280,7 @@ class Builder:
             failure = classify(text, self.place())
             raise BuildFailed(failure.message, failure.remedy) from None
 
-    def finish(self, made_by: str, installer: str, started: float) -> None:
+    def finish(self, installer: str, started: float) -> None:
         """Look at what was installed, and write env.json."""
         self.say(step="check", line="looking at what was installed")
         found = describe(self.python, list(self.plan.get("detail") or []))
@@ -298,7 +298,6 @@ class Builder:
             prefix=self.venv,
             version=found["version"],
             installer=installer,
-            made_by=made_by,
             built=time.time(),
             seconds=round(time.time() - started, 1),
             signature=signature(self.python, found["sites"]),

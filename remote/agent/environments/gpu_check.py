@@ -195,9 +195,8 @@ def _without_cuda(version: str, report: GpuReport, record: Dict[str, Any]) -> Di
 def _no_cuda(version: str, proof: Dict[str, Any], report: GpuReport) -> Refusal:
     said = "; ".join(proof.get("warnings") or []) or "torch gives no reason"
     driver, cuda = report.driver_version, str(proof.get("cuda"))
-    lowest = {"13": 580, "12": 525, "11": 450}.get(cuda.split(".")[0])
-    major = gpu_choice.driver_major(driver)
-    if lowest is not None and major is not None and major < lowest:
+    lowest = gpu_choice.lowest_driver(cuda)
+    if (gpu_choice.driver_major(driver) or lowest) < lowest:
         message = f"{version} (CUDA {cuda}) needs driver ≥ {lowest}; this is {driver}"
         return Refusal("GpuUnfit", message, _torch_remedy(report))
     return Refusal(
@@ -212,9 +211,7 @@ def _broken(
 ) -> Refusal:
     name, cap = device.get("name"), str(device.get("capability") or "")
     arch = "sm_" + cap.replace(".", "")
-    if "no kernel image" in device["problem"] or (
-        proof.get("arch") and not has_kernels(cap, proof["arch"])
-    ):
+    if "no kernel image" in device["problem"]:
         message = (
             f"{version} has no kernels for {name} ({arch}); it has"
             f" {', '.join(proof.get('arch') or [])}"
@@ -225,24 +222,6 @@ def _broken(
         f"gpu {device['number']} ({name}) fails in {version}: {device['problem']}",
         "choose another: --devices",
     )
-
-
-def has_kernels(capability: str, arch: List[str]) -> bool:
-    """Binary code runs on the same major and a later minor capability; PTX on any later one."""
-    major, _, minor = capability.partition(".")
-    if not (major.isdigit() and minor.isdigit()):
-        return True
-    mine = (int(major), int(minor))
-    for name in arch:
-        kind, _, digits = name.partition("_")
-        digits = digits.rstrip("af")
-        if digits.isdigit() and len(digits) >= 2:
-            other = (int(digits[:-1]), int(digits[-1]))
-            if (kind == "compute" and other <= mine) or (
-                kind == "sm" and other[0] == mine[0] and other[1] <= mine[1]
-            ):
-                return True
-    return False
 
 
 def _torch_remedy(report: GpuReport) -> str:

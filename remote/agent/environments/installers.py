@@ -77,25 +77,23 @@ def conda_create(conda: str, target: str, file: str) -> List[str]:
     return [conda, *start, "--prefix", target, "--file", file]
 
 
-def make_venv(run: Run, python: str, target: str, inherit: bool, uv: Optional[str]) -> str:
+def make_venv(run: Run, python: str, target: str, inherit: bool, uv: Optional[str]) -> None:
     """Make a venv of `python` at `target`; `inherit`: it sees the interpreter's own packages, which
-    is asked for without `uv`. Returns how it was made."""
-    flags = ["--system-site-packages"] if inherit else []
-    ways: List[Tuple[str, List[str]]] = []
-    if uv:
-        ways.append(("uv", [uv, "venv", "--python", python, target]))
+    is asked for without `uv`."""
+    options = [*(["--system-site-packages"] if inherit else []), target]
+    ways = [[uv, "venv", "--python", python, target]] if uv else []
     if _imports(python, "ensurepip") and _imports(python, "venv"):
-        ways.append(("venv", [python, "-m", "venv", *flags, target]))
+        ways.append([python, "-m", "venv", *options])
     if _imports(python, "virtualenv"):
-        ways.append(("virtualenv", [python, "-m", "virtualenv", *flags, target]))
+        ways.append([python, "-m", "virtualenv", *options])
     if shutil.which("virtualenv"):
-        ways.append(("virtualenv", ["virtualenv", "-p", python, *flags, target]))
+        ways.append(["virtualenv", "-p", python, *options])
     if _imports(python, "venv"):
-        ways.append(("venv without pip", [python, "-m", "venv", "--without-pip", *flags, target]))
-    for name, argv in ways:
+        ways.append([python, "-m", "venv", "--without-pip", *options])
+    for argv in ways:
         shutil.rmtree(target, ignore_errors=True)
         if run(argv) == 0 and os.access(os.path.join(target, "bin", "python"), os.X_OK):
-            return name
+            return
     raise InstallerMissing(f"{python} can't make a venv: the module venv or ensurepip is missing")
 
 

@@ -17,7 +17,7 @@ TORCH_BUILDS: Tuple[Tuple[str, int, float, float], ...] = (
     ("cu118", 450, 5.0, 9.0),
 )
 """Index name, lowest driver, lowest and highest compute capability. Newest first."""
-
+LOWEST_DRIVERS = {"13": 580, "12": 525, "11": 450}
 
 BUSY_MIB = 500
 """An idle GPU holds up to this much: the driver's own share, and a desktop's."""
@@ -284,6 +284,11 @@ def fitting_build(driver: str | None, capabilities: Sequence[float | None]) -> s
         ):
             return name
     return None
+
+
+def lowest_driver(cuda: str) -> int:
+    """The oldest that carries this version of CUDA; 0 where that is not known."""
+    return LOWEST_DRIVERS.get(cuda.partition(".")[0], 0)
 
 
 def driver_major(driver: str | None) -> int | None:
