@@ -127,7 +127,9 @@ def make_sdist(directory: Path, name: str, version: str, module: str) -> Path:
     return path
 
 
-def torch_wheel(directory: Path, version: str = "2.5.0", cuda: str | None = "12.4") -> Path:
+def torch_wheel(
+    directory: Path, version: str = "2.5.0", cuda: str | None = "12.4", requires: Sequence[str] = ()
+) -> Path:
     """A torch that gives the right answers to the proof, and works on a GPU unless it is a build
     for the CPU."""
     files = {
@@ -137,7 +139,7 @@ def torch_wheel(directory: Path, version: str = "2.5.0", cuda: str | None = "12.
         "torch/nn/__init__.py": "from torch.nn import functional\n",
         "torch/nn/functional.py": "",
     }
-    return make_wheel(directory, "torch", version, files)
+    return make_wheel(directory, "torch", version, files, requires)
 
 
 def fake_wheels(directory: Path) -> Path:

@@ -213,8 +213,11 @@ class Builder:
         # pip checks hashes of all lines or of none: those with hashes are a lock, complete by
         # itself.
         locked = [line for line in wanted if " --hash=" in line]
+        others = [line for line in wanted if line not in locked]
+        if locked and torch.get("requirements"):
+            others.append(constraints[-1])  # the lock has what another build of torch needs
         late = list(self.plan.get("late") or [])
-        for group, limits in ((locked, []), ([x for x in wanted if x not in locked], constraints)):
+        for group, limits in ((locked, []), (others, constraints)):
             while group:
                 try:
                     name = self.install([*options, *group], limits, _flags(group))
