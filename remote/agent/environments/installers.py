@@ -19,12 +19,9 @@ from remote.agent.shared.names import canonical
 Run = Callable[[List[str]], int]
 """`run(argv)`: the output goes to the build's log; returns the exit code."""
 
-UV_PLACES = (
-    "~/.local/bin/uv",
-    "~/.cargo/bin/uv",
-    "/usr/local/bin/uv",
-    "/opt/conda/bin/uv",
-    "~/miniconda3/bin/uv",
+BIN_PLACES = (
+    *("~/.local/bin", "~/.cargo/bin", "/usr/local/bin"),
+    *(f"{place}/bin" for place in CONDA_PLACES),
 )
 ROOMY_MIB = 20 << 10
 """Wheels are cached only where their disk has this much free: torch's alone take 3 GiB."""
@@ -57,19 +54,18 @@ class InstallerMissing(Exception):
 
 
 def find_uv() -> Optional[str]:
-    places = [shutil.which("uv"), *(os.path.expanduser(place) for place in UV_PLACES)]
-    return next((path for path in places if path and os.access(path, os.X_OK)), None)
+    return _find("uv")
 
 
 def find_conda() -> Optional[str]:
-    """mamba, micromamba or conda."""
-    for name in ("mamba", "micromamba", "conda"):
-        places = [shutil.which(name), os.path.expanduser(f"~/.local/bin/{name}")]
-        places += [os.path.join(os.path.expanduser(base), "bin", name) for base in CONDA_PLACES]
-        for path in places:
-            if path and os.access(path, os.X_OK):
-                return path
-    return None
+    return _find("mamba", "micromamba", "conda")
+
+
+def _find(*names: str) -> Optional[str]:
+    """The first of them on the PATH, or where uv and conda put themselves."""
+    places = [os.environ.get("PATH", os.defpath), *map(os.path.expanduser, BIN_PLACES)]
+    found = (shutil.which(name, path=os.pathsep.join(places)) for name in names)
+    return next(filter(None, found), None)
 
 
 def conda_create(conda: str, target: str, file: str) -> List[str]:

@@ -139,16 +139,14 @@ def describe(path: str, detail: Sequence[str] = ()) -> Interpreter:
     said = ask_plainly([path, "-c", SCRIPT, *detail], TIMEOUT_S)
     try:
         entry.update(json.loads(said.out.rpartition("\x1e")[2]))
-        version = [int(part) for part in entry["version"].split(".")]
+        entry["version_info"] = [int(part) for part in entry["version"].split(".")]
     except (KeyError, TypeError, ValueError):
         return dict(entry, problem=f"it does not run as python 3: {said.last_line[:200]}")
     # pyenv's shims, `conda run` wrappers and the like: what they lead to is the interpreter.
     executable = entry["executable"]
     if executable and _stat(executable) is not None and not _names_same(path, executable):
         entry["path"] = executable
-    if version < [3, 8]:
-        entry["problem"] = f"it is python {entry['version']}; 3.8 is the oldest that works"
-    return dict(entry, version_info=version)
+    return entry
 
 
 def build_environment(temporary: str) -> Dict[str, str]:
