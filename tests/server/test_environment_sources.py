@@ -167,7 +167,7 @@ def test_a_servers_constraints_hold_for_uv_beside_ours(
         return 0
 
     commands = SimpleNamespace(run=run, directory=str(tmp_path), written=0)
-    installer = installers.Installer(commands, {"TMPDIR": str(tmp_path)}, [])  # type: ignore[arg-type]
+    installer = installers.Installer(commands, dict(os.environ, TMPDIR=str(tmp_path)), [])  # type: ignore[arg-type]
     installer.install(sys.executable, ["demo"], ["demo<2"])
     assert installer.resolve(sys.executable, ["demo"], ["demo<2"]) == {"demo": "1"}
     for argv in ran:
@@ -273,7 +273,7 @@ def test_wheels_are_kept_where_the_disk_of_their_own_cache_has_room(
     for named in (False, True):
         if named:
             monkeypatch.setenv(variables[tool], str(tmp_path / "elsewhere" / "cache"))
-        installer = installers.Installer(commands, {"TMPDIR": str(tmp_path)}, [])  # type: ignore[arg-type]
+        installer = installers.Installer(commands, dict(os.environ, TMPDIR=str(tmp_path)), [])  # type: ignore[arg-type]
         assert installer.install(sys.executable, ["demo"], []) == tool
         assert (flag not in ran[-1]) is ((roomy == "elsewhere") is named)
         installer.install(sys.executable, ["demo"], [], ["--no-build-isolation"])

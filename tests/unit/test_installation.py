@@ -4,6 +4,7 @@ proof means."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -20,6 +21,8 @@ from hypothesis import strategies as st
 from remote.agent.environments import environments, installers, pip_settings, python_places
 from remote.agent.environments.build_failures import Place, classify
 from remote.agent.environments.builder import describe_plan
+from remote.agent.environments.commands import Commands
+from remote.agent.environments.interpreters import build_environment
 from remote.agent.environments.resolution import Resolution
 from remote.agent.machine.processes import group_members
 from remote.agent.shared.text import redact
@@ -225,6 +228,19 @@ def test_what_a_killed_builder_started_is_ended(tmp_path: Path) -> None:
             os.killpg(shell.pid, signal.SIGKILL)
 
 
+def test_an_installer_of_which_no_word_can_be_written_is_ended(tmp_path: Path) -> None:
+    """As on a full disk: it must not go on where the rest is being removed."""
+
+    def hear(line: str | None, amount: list[int] | None) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    commands = Commands(str(tmp_path), "log", hear, lambda: True, 60)
+    program = "import time; print('x', flush=True); time.sleep(60)"
+    with pytest.raises(OSError, match="No space"):
+        commands.run([sys.executable, "-c", program], dict(os.environ))
+    assert commands.child is not None and commands.child.wait(10) == -signal.SIGKILL
+
+
 def test_a_killed_installer_points_to_memory() -> None:
     assert "lack of memory" in classify("Collecting torch", PLACE._replace(exit_code=-9)).message
 
@@ -294,7 +310,7 @@ def test_what_pip_is_set_to_reaches_pip_and_uv_but_for_what_would_lead_them_away
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://extra/simple")
     monkeypatch.setenv("PIP_PREFIX", "/p")
-    config = pip_settings.pip_config()
+    config = pip_settings.pip_config(dict(os.environ))
     assert pip_settings.index_lines(config, ["a"]) == [
         "--index-url https://mirror/simple",
         "--extra-index-url https://extra/simple",
@@ -337,9 +353,9 @@ def test_what_pip_is_set_to_for_installing_goes_before_what_it_is_set_to_for_all
     for name in [name for name in os.environ if name.startswith(("PIP_", "XDG_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert pip_settings.pip_config()["index-url"] == "https://one"
+    assert pip_settings.pip_config(dict(os.environ))["index-url"] == "https://one"
     (tmp_path / first).write_text("[install")
-    assert pip_settings.pip_config()["index-url"] == "https://two"
+    assert pip_settings.pip_config(dict(os.environ))["index-url"] == "https://two"
 
 
 @pytest.mark.parametrize(("there", "brought"), [("23.2", True), ("20.0", True), ("25.2", False)])
@@ -464,6 +480,25 @@ def test_an_image_is_passed_over_for_what_lies_in_it_alone(
     assert found["packages"] is None and [told[0] for told in found["failed"]] == failed
 
 
+def test_packages_are_fetched_by_the_way_that_a_login_shell_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A command over ssh knows nothing of a proxy in ~/.profile; what it has itself goes first."""
+    says = "https_proxy=http://p:1 PIP_INDEX_URL=https://m/simple HTTP_PROXY=http://q:2 OTHER=x"
+    make_tree(tmp_path, {".profile": f"echo hello; export {says}\n"})
+    for name in ("https_proxy", "PIP_INDEX_URL", "OTHER"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (
+        ("HOME", str(tmp_path)),
+        ("SHELL", "/bin/sh"),
+        ("HTTP_PROXY", "http://own"),
+    ):
+        monkeypatch.setenv(name, value)
+    found = build_environment("/t")
+    assert (found["https_proxy"], found["PIP_INDEX_URL"]) == ("http://p:1", "https://m/simple")
+    assert found["HTTP_PROXY"] == "http://own" and "OTHER" not in found
+
+
 def test_interpreters_are_found_where_their_managers_put_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -498,7 +533,7 @@ def test_interpreters_are_found_where_their_managers_put_them(
         ("SHELL", "/bin/sh"),
     ):
         monkeypatch.setenv(name, str(value))
-    found = python_places.candidates("", python_places.login_path())
+    found = python_places.candidates("", python_places.login_environment()["PATH"])
     ours = [Path(python).parent for python in found if python.startswith(str(tmp_path))]
     assert sorted(ours) == sorted(python.parent for python in pythons), "each once"
 

@@ -7,7 +7,7 @@ import re
 import select
 import subprocess
 import time
-from typing import Callable, Dict, List, Optional
+from typing import BinaryIO, Callable, Dict, List, Optional
 
 from remote.agent.root.paths import read_end
 from remote.agent.shared.text import redact
@@ -48,25 +48,33 @@ class Commands:
                 env=environment,
                 cwd=self.directory,
             )
-            assert self.child.stdout is not None
-            decoder = codecs.getincrementaldecoder("utf-8")("replace")
-            rest = ""
-            while True:
-                ready = select.select([self.child.stdout], [], [], ASK_EVERY_S)[0]
-                if time.monotonic() > end or not self.goes_on():
-                    self.child.kill()
-                if not ready:
-                    continue
-                data = os.read(self.child.stdout.fileno(), 64 << 10)
-                lines = re.split(r"[\r\n]", rest + decoder.decode(data))
-                rest = lines.pop()[-10_000:] if data else ""
-                for line in lines:
-                    log.write(self._hear(line).encode("utf-8", "replace"))
-                log.flush()
-                if not data:
-                    break
+            try:
+                self._follow(self.child, log, end)
+            except BaseException:
+                self.child.kill()  # it must not go on where nobody waits for it
+                raise
             self.exit_code = self.child.wait()
         return self.exit_code
+
+    def _follow(self, child: "subprocess.Popen[bytes]", log: BinaryIO, end: float) -> None:
+        """Its output, line by line, until it ends."""
+        assert child.stdout is not None
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        rest = ""
+        while True:
+            ready = select.select([child.stdout], [], [], ASK_EVERY_S)[0]
+            if time.monotonic() > end or not self.goes_on():
+                child.kill()
+            if not ready:
+                continue
+            data = os.read(child.stdout.fileno(), 64 << 10)
+            lines = re.split(r"[\r\n]", rest + decoder.decode(data))
+            rest = lines.pop()[-10_000:] if data else ""
+            for line in lines:
+                log.write(self._hear(line).encode("utf-8", "replace"))
+            log.flush()
+            if not data:
+                return
 
     def _hear(self, line: str) -> str:
         """What of a line goes to the log."""

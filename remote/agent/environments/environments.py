@@ -79,12 +79,13 @@ def environment_inspect(
     """Interpreters with what is installed in them, uv, conda, and whether pip asks no index."""
     line = "looking at what the server's interpreters have"
     call.event(step="inspect", line=line, seconds=0.0)
-    path = python_places.login_path()
+    path = python_places.login_environment().get("PATH")
+    config = pip_settings.pip_config(python_places.plain_environment())
     return {
         "interpreters": interpreters.list_interpreters(configured, path, detail or []),
         "uv": installers.find_uv(),
         "conda": installers.find_conda(),
-        "no_index": pip_settings.is_on(pip_settings.pip_config(), "no-index"),
+        "no_index": pip_settings.is_on(config, "no-index"),
     }
 
 

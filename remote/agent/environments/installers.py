@@ -125,7 +125,7 @@ class Installer:
         self.commands = commands
         self.environment = environment
         self.helpers = helpers
-        self.config = pip_settings.pip_config()
+        self.config = pip_settings.pip_config(environment)
         self.on_top = on_top
         pip_alone = on_top or pip_settings.pip_only_options(self.config)
         self.uv = None if pip_alone else find_uv()
@@ -228,7 +228,7 @@ class Installer:
 
     def _cacheless(self, tool: str, flags: Sequence[str] = ()) -> List[str]:
         """What was built against one torch must not be found for another: it is never kept."""
-        disk = disk_of(pip_settings.cache_place(tool, self.config))
+        disk = disk_of(pip_settings.cache_place(tool, self.config, self.environment))
         flag = "--no-cache" if tool == "uv" else "--no-cache-dir"
         keeps = disk and disk.free_mib >= ROOMY_MIB and "--no-build-isolation" not in flags
         return [] if keeps else [flag]
@@ -242,7 +242,7 @@ class Installer:
         place = os.path.join(self.environment["TMPDIR"], "pip" + re.sub(r"\W", "_", python))
         if not os.path.isdir(place):
             os.mkdir(place)
-            argv = [*pip, "install", "--quiet", "--no-deps", "--target", place, "--retries", "0"]
+            argv = [*pip, "install", "-qqq", "--no-deps", "--target", place, "--retries", "0"]
             argv += ["--timeout", "10", f"pip>={GOOD_PIP[0]}.{GOOD_PIP[1]}"]
             config = {name: value for name, value in self.config.items() if name != "constraint"}
             self.commands.run(argv, pip_settings.pip_environment(self.environment, config))

@@ -5,7 +5,7 @@ import json
 import os
 from typing import Any, Dict, List, Optional, Sequence
 
-from remote.agent.environments.python_places import ask_plainly, candidates, plain_environment
+from remote.agent.environments.python_places import ask_plainly, candidates, network_environment
 from remote.agent.machine.account import user_name
 
 Interpreter = Dict[str, Any]
@@ -151,7 +151,7 @@ def describe(path: str, detail: Sequence[str] = ()) -> Interpreter:
 
 def build_environment(temporary: str) -> Dict[str, str]:
     """What an installer finds around it."""
-    values = dict(plain_environment(), TMPDIR=temporary, PYTHONUNBUFFERED="1")
+    values = dict(network_environment(), TMPDIR=temporary, PYTHONUNBUFFERED="1")
     values.pop("VIRTUAL_ENV", None)
     return values
 

@@ -73,11 +73,11 @@ UV_SOURCES = (
 ON = ("1", "true", "yes", "on")
 
 
-def pip_config() -> Dict[str, str]:
-    """What pip was configured to do on this server, files and environment, as pip itself reads
-    them: what is said for installing goes before what is said for all. May hold secrets."""
-    own = os.environ.get("PIP_CONFIG_FILE", "")
-    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+def pip_config(environment: Dict[str, str]) -> Dict[str, str]:
+    """What pip was configured to do on this server, files and variables, as pip itself reads them:
+    what is said for installing goes before what is said for all. May hold secrets."""
+    own = environment.get("PIP_CONFIG_FILE", "")
+    home = environment.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     files = ["/etc/xdg/pip/pip.conf", "/etc/pip.conf", os.path.expanduser("~/.pip/pip.conf")]
     files += [os.path.join(home, "pip", "pip.conf"), own]
     parser = configparser.RawConfigParser()
@@ -90,7 +90,7 @@ def pip_config() -> Dict[str, str]:
     for section in ("global", "install"):
         for key, value in parser.items(section) if parser.has_section(section) else ():
             found[key.lower().replace("_", "-")] = value.strip()
-    for key, value in os.environ.items():
+    for key, value in environment.items():
         name = key[4:].lower().replace("_", "-")
         if key.startswith("PIP_") and value.strip() and name != "config-file":
             found[name] = value.strip()
@@ -173,8 +173,8 @@ def index_lines(config: Dict[str, str], lines: List[str]) -> List[str]:
     return found + lines
 
 
-def cache_place(tool: str, config: Dict[str, str]) -> str:
+def cache_place(tool: str, config: Dict[str, str], environment: Dict[str, str]) -> str:
     """The folder that pip or uv keeps its wheels in, or one above it."""
-    named = config.get("cache-dir") if tool == "pip" else os.environ.get("UV_CACHE_DIR")
-    place = named or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    named = config.get("cache-dir") if tool == "pip" else environment.get("UV_CACHE_DIR")
+    place = named or environment.get("XDG_CACHE_HOME") or "~/.cache"
     return os.path.abspath(os.path.expanduser(place))

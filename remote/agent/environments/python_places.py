@@ -3,6 +3,7 @@ and their like use."""
 
 import glob
 import os
+import re
 import shlex
 import shutil
 from typing import Dict, List, Optional, Sequence, Tuple
@@ -37,6 +38,7 @@ PLACES = (
     "$WORKON_HOME/*",
 )
 """Folders, or patterns of folders, that have bin/python."""
+NETWORK = re.compile(r"(PIP|UV)_|(https?|all|no)_proxy$|SSL_CERT_|REQUESTS_CA_BUNDLE$", re.I)
 LOGIN_TIMEOUT_S = 10.0
 MAX_CANDIDATES = 60
 
@@ -72,12 +74,12 @@ def _listed_by_conda() -> List[str]:
     return [line.strip() for line in lines if os.path.isabs(line.strip())]
 
 
-def login_path() -> Optional[str]:
-    """The PATH that a login shell sets, which a command over ssh has not; None where it does not
-    say."""
+def login_environment() -> Dict[str, str]:
+    """What a login shell sets, which a command over ssh has not; empty where it does not say."""
     shell = os.environ.get("SHELL") or "/bin/sh"
-    said = ask_plainly([shell, "-lc", "printf '\\036%s' \"$PATH\""], LOGIN_TIMEOUT_S)
-    return said.out.rpartition("\x1e")[2] or None
+    said = ask_plainly([shell, "-lc", "printf '\\036'; env -0"], LOGIN_TIMEOUT_S)
+    pairs = (pair.partition("=") for pair in said.out.rpartition("\x1e")[2].split("\0"))
+    return {name: value for name, _, value in pairs if name}
 
 
 def ask_plainly(argv: List[str], timeout_s: float) -> Said:
@@ -92,6 +94,13 @@ def lead_to(python: str, folder: str, names: Sequence[str]) -> None:
     script = f'#!/bin/sh\nexec {shlex.quote(python)} "$@"\n'.encode("utf-8", "surrogateescape")
     for name in names:
         write_whole(os.path.join(folder, name), script, 0o700)
+
+
+def network_environment() -> Dict[str, str]:
+    """The plain one, and by what way a login shell reaches the packages: where pip works by hand it
+    shall work here."""
+    login = login_environment().items()
+    return {**{name: value for name, value in login if NETWORK.match(name)}, **plain_environment()}
 
 
 def plain_environment() -> Dict[str, str]:
