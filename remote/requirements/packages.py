@@ -20,6 +20,9 @@ from remote.errors import UsageError
 from remote.requirements.lines import LOCAL, read_text, wrong
 from remote.screen.text import one_line
 
+BOUNDS = re.compile(r"(,?((==|!=)\d+(\.\d+)*(\.\*)?|[<>]=?\d+(\.\d+)*|~=\d+(\.\d+)+))+")
+"""Of pythons, as `packaging` takes them; others bound nothing."""
+
 
 def split_extras(text: str) -> tuple[str, tuple[str, ...]]:
     """`pyproject.toml[train,dev]` → the name, and the extras."""
@@ -55,8 +58,7 @@ def python_bounds(project: Path) -> tuple[str, str]:
     except OSError:
         named = ""
     preferred = re.match(r"(?:cpython-?)?(3\.\d+(?:\.\d+)?)\s*$", named, re.MULTILINE)
-    is_bound = re.fullmatch(r"(,?([<>=!]=?|~=)\d+(\.\d+)*(\.\*)?)+", asked)
-    return asked if is_bound else "", preferred[1] if preferred else ""
+    return asked if BOUNDS.fullmatch(asked) else "", preferred[1] if preferred else ""
 
 
 def package_lines(project: Path, folder: Path, extras: Sequence[str]) -> Iterator[str]:

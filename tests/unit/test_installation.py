@@ -22,7 +22,7 @@ from remote.agent.environments import environments, installers, pip_settings, py
 from remote.agent.environments.build_failures import Place, classify
 from remote.agent.environments.builder import describe_plan
 from remote.agent.environments.commands import Commands
-from remote.agent.environments.interpreters import build_environment
+from remote.agent.environments.interpreters import build_environment, same_signature, signature
 from remote.agent.environments.resolution import Resolution
 from remote.agent.machine.processes import group_members
 from remote.agent.shared.text import redact
@@ -478,6 +478,22 @@ def test_an_image_is_passed_over_for_what_lies_in_it_alone(
     plan["torch"] = {"build": "cu124", "index": "https://t/cu124", "requirements": []}
     found = Resolution(Call(), str(tmp_path), plan).find()  # type: ignore[arg-type]
     assert found["packages"] is None and [told[0] for told in found["failed"]] == failed
+
+
+@pytest.mark.parametrize(
+    ("built_with", "changed"), [("3.10.4", None), ("3.10.12", None), ("3.9.12", "was replaced")]
+)
+def test_an_update_of_python_by_the_system_spoils_no_environment(
+    tmp_path: Path, built_with: str, changed: str | None
+) -> None:
+    """Gigabytes would be fetched again for each of its security updates."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\n")
+    made = signature(str(python), [])
+    python.write_text("#!/bin/sh\necho Python 3.10.12\n")
+    python.chmod(0o755)
+    told = same_signature(made, str(python), built_with)
+    assert told is None if changed is None else changed in str(told)
 
 
 def test_packages_are_fetched_by_the_way_that_a_login_shell_has(

@@ -150,6 +150,13 @@ def test_the_pythons_of_the_project_go_along(tmp_path: Path) -> None:
     assert read_requirements(tmp_path, "r.txt") == "a\n"
 
 
+@pytest.mark.parametrize("bound", [">=3.6.*", "=3.10", "^3.10", "~=3", "3.11"])
+def test_bounds_of_python_that_pip_would_not_take_bound_nothing(tmp_path: Path, bound: str) -> None:
+    make_tree(tmp_path, {"pyproject.toml": f'[project]\nname = "x"\nrequires-python = "{bound}"\n'})
+    (tmp_path / "r.txt").write_text("a\n")
+    assert parse_requirements(read_requirements(tmp_path, "r.txt")).python == ""
+
+
 def test_condas_lines_keep_their_places(tmp_path: Path) -> None:
     """A channel and a package may have one name."""
     lines = ["channels:", "  - pytorch", "dependencies:", "  - pytorch", "  - pip:", "    - a"]

@@ -60,7 +60,8 @@ def describe_environment(layout: Layout, key: str) -> Optional[Dict[str, Any]]:
     if record is None or not ready:
         return {"key": key, "ready": False, "valid": False, "building": _is_building(layout, key)}
     python = str(record.get("real_python") or record.get("python"))
-    changed = interpreters.same_signature(record.get("signature"), python)
+    version = str(record.get("version"))
+    changed = interpreters.same_signature(record.get("signature"), python, version)
     told = {name: value for name, value in record.items() if name != "signature"}
     return dict(
         told,

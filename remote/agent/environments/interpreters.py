@@ -161,15 +161,16 @@ def signature(python: str, sites: Sequence[str]) -> Dict[str, Any]:
     return {"python": _stat(python), "sites": {site: _site_signature(site) for site in sites}}
 
 
-def same_signature(old: Any, python: str) -> Optional[str]:
+def same_signature(old: Any, python: str, version: str) -> Optional[str]:
     """None if nothing changed, else what did: `python` is gone or replaced, or the packages
-    changed."""
+    changed. A system's update to it is no other python."""
     now = _stat(python)
     if now is None:
         return f"{python} is gone"
     if not isinstance(old, dict) or not isinstance(old.get("sites"), dict):
         return "it was recorded without a signature"
-    if old.get("python") != now:
+    minor = version.rpartition(".")[0]
+    if old.get("python") != now and f"Python {minor}." not in ask_plainly([python, "-V"], 15).out:
         return f"{python} was replaced"
     for site, recorded in old["sites"].items():
         if _site_signature(site, recorded) != recorded:
