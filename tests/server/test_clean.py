@@ -155,9 +155,11 @@ def test_old_code_environments_and_leftovers_go(lab: Lab) -> None:
         "releases/.gone-2",
         "runs/.new-3",
         "env/00112233445566",
+        ".resolve-5",
     ):
         (lab.root / leftover).mkdir()
-    os.utime(lab.root / "runs/.new-3", (0, 0))
+    for aside in ("runs/.new-3", ".resolve-5"):
+        os.utime(lab.root / aside, (0, 0))
     (lab.root / "runs/.new-4").mkdir()  # somebody's launch, just now
     lab.json = True
     told = json.loads(lab.task("clean", yes=True).out)[0]
@@ -167,7 +169,7 @@ def test_old_code_environments_and_leftovers_go(lab: Lab) -> None:
         "leftover",
     } and told["removed"] is True
     assert not names(lab, "releases") & kept[0] and names(lab, "env") == kept[1]
-    assert names(lab, "runs") == {".new-4"}
+    assert names(lab, "runs") == {".new-4"} and not (lab.root / ".resolve-5").exists()
 
 
 def test_nothing_to_remove_is_said_and_nothing_is_made(lab: Lab) -> None:

@@ -17,7 +17,7 @@ from remote.agent.root.calls import Call, operation
 LIMIT_S = 900.0
 """For one command: an index without metadata is read wheel by wheel."""
 MAX_PYTHONS = 4
-LEFT_AFTER_S = 86400.0
+ASIDE = ".resolve-"
 
 
 @operation("environment_resolve")
@@ -30,24 +30,12 @@ def environment_resolve(call: Call, plan: Dict[str, Any]) -> Dict[str, Any]:
     `packages` is null where nothing could be told: the build will say why.
     """
     layout = call.layout
-    _remove_leftovers(layout.root)
     beside = layout.root if os.path.isdir(layout.root) else None
-    directory = tempfile.mkdtemp(prefix=".resolve-", dir=beside)
+    directory = tempfile.mkdtemp(prefix=ASIDE, dir=beside)
     try:
         return Resolution(call, directory, plan).find()
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _remove_leftovers(root: str) -> None:
-    """Of a login that was cut off while it resolved."""
-    try:
-        old = [entry for entry in os.scandir(root) if entry.name.startswith(".resolve-")]
-        for entry in old:
-            if time.time() - entry.stat().st_mtime > LEFT_AFTER_S:
-                shutil.rmtree(entry.path, ignore_errors=True)
-    except OSError:
-        pass
 
 
 class Resolution:

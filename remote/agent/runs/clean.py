@@ -9,6 +9,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set
 
 from remote.agent.data.datasets import leads_to
 from remote.agent.environments.environments import describe_environment
+from remote.agent.environments.resolution import ASIDE
 from remote.agent.releases.releases import current_release, release_of
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import HASH, RUN_ID, Layout, list_names, write_json
@@ -19,7 +20,8 @@ from remote.agent.shared.states import FINAL
 
 GONE = ".gone-"
 LEFTOVER_S = 3600.0
-"""A launch makes its directory aside in seconds; what is older was left by one that was killed."""
+"""A launch makes its directory aside in seconds, and requirements are resolved in minutes; what is
+older was left by one that was killed."""
 UPLOAD_S = 24 * 3600.0
 
 
@@ -153,12 +155,13 @@ def _leftovers(layout: Layout) -> List[Dict[str, Any]]:
         (layout.releases, (".staging-", ".incoming", GONE)),
         (layout.runs, (".new-", GONE)),
         (layout.environments, (GONE,)),
+        (layout.root, (ASIDE,)),
     )
     for directory, prefixes in places:
         for name in list_names(directory):
             path = os.path.join(directory, name)
             old = time.time() - _changed(path) > LEFTOVER_S
-            if name.startswith(prefixes) and (old or not name.startswith(".new-")):
+            if name.startswith(prefixes) and (old or not name.startswith((".new-", ASIDE))):
                 found.append(_item("leftover", name, [path], "left by something that was cut off"))
     return found
 
