@@ -78,14 +78,10 @@ def make_venv(run: Run, python: str, target: str, inherit: bool, uv: Optional[st
     is asked for without `uv`."""
     options = [*(["--system-site-packages"] if inherit else []), target]
     ways = [[uv, "venv", "--python", python, target]] if uv else []
-    if _imports(python, "ensurepip") and _imports(python, "venv"):
-        ways.append([python, "-m", "venv", *options])
-    if _imports(python, "virtualenv"):
-        ways.append([python, "-m", "virtualenv", *options])
+    ways += [[python, "-m", module, *options] for module in ("venv", "virtualenv")]
     if shutil.which("virtualenv"):
         ways.append(["virtualenv", "-p", python, *options])
-    if _imports(python, "venv"):
-        ways.append([python, "-m", "venv", "--without-pip", *options])
+    ways.append([python, "-m", "venv", "--without-pip", *options])
     for argv in ways:
         shutil.rmtree(target, ignore_errors=True)
         if run(argv) == 0 and os.access(os.path.join(target, "bin", "python"), os.X_OK):
@@ -276,10 +272,6 @@ def name_of(line: str) -> str:
     """The package that a requirement names; empty for a bare address."""
     found = re.match(r"([A-Za-z0-9._-]+)(?!.*://)|([A-Za-z0-9._-]+)\s*@", line)
     return canonical(found.group(1) or found.group(2)) if found else ""
-
-
-def _imports(python: str, module: str) -> bool:
-    return _ask([python, "-c", f"import {module}"]) is not None
 
 
 @functools.lru_cache(maxsize=None)  # a python starts slowly
