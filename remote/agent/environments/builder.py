@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
+from functools import partial
 from typing import Any, Dict, List, Optional, Sequence
 
 from remote.agent.environments import installers, pip_settings
@@ -69,9 +70,8 @@ class Builder:
         self.plan: Dict[str, Any] = {}
         self.state: Dict[str, Any] = {}
         self.environment: Dict[str, str] = {}
+        self.installer: installers.Installer
         self.commands = Commands(directory, "build.log", self.hear, lambda: True, LIMIT_S)
-        self.installer: Optional[installers.Installer] = None
-        self.failed_from = 0
         self.said = 0.0
         self.venv = os.path.join(directory, "venv")
         self.python = os.path.join(self.venv, "bin", "python")
@@ -99,6 +99,9 @@ class Builder:
                 str(missing),
                 f"{installers.APT_REMEDY}; the whole output is in {self.path('build.log')} there",
             )
+        except installers.Failed as failed:
+            failure = classify(self.commands.output(failed.log_from), self.place())
+            return self.fail(failure.message, failure.remedy)
         except OSError as error:
             failure = classify(f"{error.strerror}: {error.filename}", self.place())
             return self.fail(failure.message, failure.remedy)
@@ -171,7 +174,6 @@ class Builder:
 
     def make_by_conda(self) -> str:
         """Returns the program's name."""
-        assert self.installer is not None
         conda = str(self.plan["python"])
         self.say(step="conda", line=f"{conda} makes the environment")
         file = self.path("environment.yml")
@@ -180,8 +182,7 @@ class Builder:
         values = pip_settings.pip_environment(self.environment, self.installer.config)
         values.update(CONDA_ALWAYS_YES="true", MAMBA_ALWAYS_YES="true")
         if self.commands.run(installers.conda_create(conda, self.venv, file), values) != 0:
-            failure = classify(self.commands.output(), self.place())
-            raise BuildFailed(failure.message, failure.remedy)
+            raise installers.Failed
         return os.path.basename(conda)
 
     def add_scripts(self) -> None:
@@ -210,32 +211,21 @@ class Builder:
         if wanted:
             text = f"installing {len(wanted)} package{'s' * (len(wanted) > 1)} and what they need"
             self.say(step="packages", line=text)
-        # pip checks hashes of all lines or of none: those with hashes are a lock, complete by
-        # itself.
+        # pip checks hashes of all lines or of none: those with hashes are a lock.
         locked = [line for line in wanted if " --hash=" in line]
         others = [line for line in wanted if line not in locked]
         if locked and torch.get("requirements"):
             others.append(constraints[-1])  # the lock has what another build of torch needs
         late = list(self.plan.get("late") or [])
         for group, limits in ((locked, []), (others, constraints)):
-            while group:
-                try:
-                    name = self.install([*options, *group], limits, _flags(group))
-                    break
-                except BuildFailed:
-                    moved = installers.needing_others(group, self.commands.output(self.failed_from))
-                    if not moved:
-                        raise
-                    group, late = [line for line in group if line not in moved], late + moved
+            name, moved = self.installer.apart(group, partial(self.install, options, limits, name))
+            late += moved
         if late:
             self.say(step="packages", line=f"building {', '.join(late)[:200]} with torch at hand")
-            try:
-                self.install([*options, "setuptools", "wheel", "ninja"], constraints)
-            except BuildFailed:
-                pass  # it may need none of them
+            with contextlib.suppress(installers.Failed):  # they may need none of these
+                self.install(options, constraints, name, ["setuptools", "wheel", "ninja"])
         for line in late:
-            flags = ["--no-build-isolation", *_flags([line])]
-            name = self.install([*options, line], constraints, flags)
+            name = self.install(options, constraints, name, [line], ["--no-build-isolation"])
         return name
 
     def install_torch(
@@ -244,7 +234,6 @@ class Builder:
         """The pin of the torch that has the build wanted; what it needs comes with the rest, from
         the index that pip is set to. Pages of wheels that pip knows are looked at first; `options`
         gets the source, for those of torch's family."""
-        assert self.installer is not None
         self.say(step="torch", line=f"installing torch ({torch['build']})")
         links = torch.get("links")
         known = [line.split(" ", 1)[1] for line in options if line.startswith("--find-links ")]
@@ -263,25 +252,23 @@ class Builder:
         if pin:
             return pin
         lines = [f"--index-url {torch['index']}", *torch["requirements"]]
-        self.install(lines, constraints, ["--no-deps"], own_index=True)
+        self.installer.install(self.python, lines, constraints, ["--no-deps"], own_index=True)
         return f"torch=={describe(self.python)['packages'].get('torch')}"
 
     def install(
         self,
+        options: List[str],
+        limits: List[str],
+        name: str,
         lines: List[str],
-        constraints: List[str],
         flags: Sequence[str] = (),
-        own_index: bool = False,
     ) -> str:
-        """Raises BuildFailed."""
-        assert self.installer is not None
-        try:
-            return self.installer.install(self.python, lines, constraints, flags, own_index)
-        except installers.Failed as failed:
-            self.failed_from = failed.log_from
-            text = self.commands.output(failed.log_from)
-            failure = classify(text, self.place())
-            raise BuildFailed(failure.message, failure.remedy) from None
+        """The installer's name; `name` where there is nothing to install. Raises Failed."""
+        if not lines:
+            return name
+        # A lock is complete by itself.
+        flags = [*flags, *(["--no-deps"] if any(" --hash=" in line for line in lines) else [])]
+        return self.installer.install(self.python, [*options, *lines], limits, flags)
 
     def finish(self, installer: str, started: float) -> None:
         """Look at what was installed, and write env.json."""
@@ -318,7 +305,7 @@ class Builder:
             write_json(self.path("build.json"), self.state)
 
     def place(self) -> Place:
-        installer, disk = self.installer, disk_of(self.directory)
+        disk = disk_of(self.directory)
         return Place(
             log=self.path("build.log"),
             exit_code=self.commands.exit_code,
@@ -328,17 +315,13 @@ class Builder:
             python=self.plan.get("version"),
             glibc=platform.libc_ver()[1] or None,
             torch_index=str((self.plan.get("torch") or {}).get("index") or ""),
-            constraint=installer.config.get("constraint", "") if installer else "",
+            constraint=pip_settings.pip_config(self.environment).get("constraint", ""),
             older=str(self.plan.get("older") or ""),
         )
 
     def _stop(self, *_: Any) -> None:
         self.commands.stop()
         raise BuildFailed("the build was stopped by a signal", "deploy again")
-
-
-def _flags(lines: List[str]) -> List[str]:
-    return ["--no-deps"] if any(" --hash=" in line for line in lines) else []
 
 
 def describe_plan(plan: Dict[str, Any], found: Dict[str, Any]) -> Dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
 
 from remote.agent.environments import pip_settings
 from remote.agent.environments.build_failures import missing_module
@@ -16,6 +16,7 @@ from remote.agent.root.disk import disk_of
 from remote.agent.root.paths import write_whole
 from remote.agent.shared.names import canonical
 
+T = TypeVar("T")
 Run = Callable[[List[str]], int]
 """`run(argv)`: the output goes to the build's log; returns the exit code."""
 
@@ -89,12 +90,6 @@ def make_venv(run: Run, python: str, target: str, inherit: bool, uv: Optional[st
     raise InstallerMissing(f"{python} can't make a venv: the module venv or ensurepip is missing")
 
 
-def needing_others(lines: Sequence[str], text: str) -> List[str]:
-    """Of `lines`, which could not be installed, what needs another package to be built."""
-    needing = missing_module(text)
-    return [line for line in lines if needing and name_of(line) == needing[0]]
-
-
 class Failed(Exception):
     """An installer failed; its words stand in the log from `log_from` on."""
 
@@ -162,6 +157,20 @@ class Installer:
         if self.commands.run(argv, pip_settings.pip_environment(self.environment, config)) != 0:
             raise Failed(before)
         return "pip"
+
+    def apart(self, lines: List[str], act: Callable[[List[str]], T]) -> Tuple[T, List[str]]:
+        """What `act` gives for `lines` but for those that need another package to be built, and
+        these. Raises Failed."""
+        late: List[str] = []
+        while True:
+            try:
+                return act(lines), late
+            except Failed as failure:
+                needing = missing_module(self.commands.output(failure.log_from))
+                moved = [line for line in lines if needing and name_of(line) == needing[0]]
+                if not moved:
+                    raise
+            lines, late = [line for line in lines if line not in moved], late + moved
 
     def resolve(self, python: str, lines: List[str], constraints: Sequence[str]) -> Dict[str, str]:
         """Canonical name → version of all that would be installed; nothing is. Raises Failed, or

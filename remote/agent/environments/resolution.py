@@ -6,7 +6,7 @@ import platform
 import shutil
 import tempfile
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 from remote.agent.environments import installers
 from remote.agent.environments.build_failures import Place, classify, contradicts, depends_on_python
@@ -49,7 +49,6 @@ class Resolution:
         self.installer = installers.Installer(
             self.commands, build_environment(directory), helpers, self.on_top
         )
-        self.late: List[str] = []
 
     def hear(self, line: Optional[str], amount: Optional[List[int]]) -> None:
         now = time.monotonic()
@@ -66,12 +65,13 @@ class Resolution:
         failed: List[List[str]] = []
         for python in list(self.plan.get("pythons") or [])[:MAX_PYTHONS]:
             try:
-                packages = self.resolve(python)
-                found = {"python": python, "packages": packages, "late": self.late}
-                return dict(found, failed=failed)
+                packages, late = self.resolve(python)
+                return {"python": python, "packages": packages, "late": late, "failed": failed}
             except installers.InstallerMissing as missing:
                 failed += [] if self.on_top else [[python, str(missing)]]
             except installers.Failed as failure:
+                if not self.call.alive():
+                    raise BrokenPipeError from None
                 text = self.commands.output(failure.log_from)
                 place = Place(
                     self.commands.log,
@@ -85,20 +85,13 @@ class Resolution:
                     break
         return {"python": None, "packages": None, "late": [], "failed": failed}
 
-    def resolve(self, python: str) -> Dict[str, str]:
-        """Without what can't be judged before another package is there: `late` gets it."""
+    def resolve(self, python: str) -> Tuple[Dict[str, str], List[str]]:
+        """The packages, and the lines that can't be judged before another one is there."""
         torch = self.plan.get("torch") or {}
         options = list(self.plan.get("options") or [])
         options += [installers.source_option(torch)] if self.on_top and torch else []
         limits = list(self.plan.get("constraints") or [])
-        lines, self.late = list(self.plan.get("install") or []), []
-        while True:
-            try:
-                return self.installer.resolve(python, [*options, *lines], limits)
-            except installers.Failed as failure:
-                if not self.call.alive():
-                    raise BrokenPipeError from None
-                moved = installers.needing_others(lines, self.commands.output(failure.log_from))
-                if not moved:
-                    raise
-            lines, self.late = [line for line in lines if line not in moved], self.late + moved
+        return self.installer.apart(
+            list(self.plan.get("install") or []),
+            lambda lines: self.installer.resolve(python, [*options, *lines], limits),
+        )
