@@ -33,11 +33,16 @@ class Candidate(Interpreter):
         return "torch" in self.requires
 
     @property
+    def unfit_torch(self) -> str | None:
+        """Why its torch can't stay."""
+        if self.torch_problem is None and "torch" in self.packages and "torch" in self.missing:
+            return f"its torch {self.packages['torch']} is not of the version required"
+        return self.torch_problem
+
+    @property
     def has_torch(self) -> bool:
         """A torch that can stay: of a version that is asked for, and fit for the GPUs."""
-        return (
-            self.torch_problem is None and "torch" in self.packages and "torch" not in self.missing
-        )
+        return "torch" in self.packages and self.unfit_torch is None
 
     @property
     def torch_label(self) -> str:
@@ -51,8 +56,8 @@ class Candidate(Interpreter):
 
 
 def usable(needs: Needs, notes: list[str]) -> list[Candidate]:
-    """The interpreters to choose from; `notes` gets why others are left out. Raises
-    EnvironmentFailed if there are none."""
+    """The interpreters to choose from, remote.python alone where it is set; `notes` gets why others
+    are left out. Raises EnvironmentFailed if there are none."""
     found: list[Candidate] = []
     left: list[str] = []
     for order, python in enumerate(needs.known.interpreters):
@@ -78,7 +83,7 @@ def usable(needs: Needs, notes: list[str]) -> list[Candidate]:
     if preferred and not any(prefers(needs, item) for item in found):
         left.append(f".python-version asks for python {preferred}, which is not there")
     notes += left[:MAX_NOTES]
-    return found
+    return [item for item in found if item.configured] or found
 
 
 def _version_problem(needs: Needs, python: Interpreter) -> str | None:

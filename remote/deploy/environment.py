@@ -48,14 +48,11 @@ def plan_environment(
         plan = conda(needs)
     else:
         found = usable(needs, notes)
-        configured = next((item for item in found if item.configured), None)
         if not (asked.lines or asked.unnamed):
-            best = configured or best_to_build(needs, found)[0]
+            best = best_to_build(needs, found)[0]
             plan = as_is(needs, best, f"{best} is used as it is: no packages are asked for")
-        elif configured is not None:
-            plan = _plan_configured(needs, configured)
         else:
-            plan = _plan_found(needs, found, notes)
+            plan = _plan_any(needs, found, notes)
     return replace(plan, notes=tuple(notes))
 
 
@@ -88,15 +85,16 @@ def find_kept(
     return None, changed
 
 
-def _plan_found(needs: Needs, found: Sequence[Candidate], notes: list[str]) -> EnvironmentPlan:
-    """No python is set: the best of all."""
+def _plan_any(needs: Needs, found: Sequence[Candidate], notes: list[str]) -> EnvironmentPlan:
+    """What one has is used; what it lacks is laid on a torch that can stay; else a venv is built."""
     ready = [item for item in found if not item.missing and not item.torch_problem]
     if ready:
         best = max(ready, key=lambda item: (item.version_info, -item.order))
         return as_is(needs, best, f"{best} has all that is required and is used as it is")
-    notes += [
-        f"passed over {item.path}: {item.torch_problem}" for item in found if item.torch_problem
-    ][:MAX_NOTES]
+    if found[0].configured and found[0].torch_problem and needs.settings.torch == "auto":
+        raise _unfit(needs, found[0])
+    unfit = [(item.path, item.unfit_torch) for item in found if item.unfit_torch]
+    notes += [f"passed over {path}: {why}" for path, why in unfit][:MAX_NOTES]
     bases = [item for item in found if needs.needs_torch and item.has_torch]
     if bases:
         best = min(
@@ -118,9 +116,12 @@ def _plan_found(needs: Needs, found: Sequence[Candidate], notes: list[str]) -> E
     chosen = next((item for item in builders if item.path == told.python), None)
     if chosen is not None:
         notes += [f"passed over {': '.join(one)}" for one in told.failed]
-    why = "no interpreter there has what is required"
-    plan = venv(needs, chosen or builders[0], why)
-    return plan if resolution else ask_first(plan, builders)
+    best = chosen or builders[0]
+    plan = venv(needs, best, "no interpreter there has what is required")
+    if resolution is None:
+        return ask_first(plan, builders)
+    has_none = not best.torch_problem and not (needs.needs_torch and "torch" in best.packages)
+    return overlay(needs, best) if best.configured and has_none else plan
 
 
 def _on_top(needs: Needs, item: Candidate) -> tuple[EnvironmentPlan | None, str]:
@@ -135,31 +136,17 @@ def _on_top(needs: Needs, item: Candidate) -> tuple[EnvironmentPlan | None, str]
     return plan, ""
 
 
-def _plan_configured(needs: Needs, item: Candidate) -> EnvironmentPlan:
-    """remote.python is always the base."""
-    if not item.missing and not item.torch_problem:
-        why = f"{item}, remote.python, has all that is required and is used as it is"
-        return as_is(needs, item, why)
-    if item.torch_problem and needs.settings.torch == "auto":
-        gpus = needs.report.gpus
-        has = ""
-        if not item.torch.cuda:
-            has = f", but the server has {len(gpus)} GPU(s) ({gpus[0].name or '–'})"
-        raise EnvironmentFailed(
-            f"{item.path}: {item.torch_problem}{has}",
-            step="environment",
-            remedy=(
-                "install a fitting torch into it, or empty remote.python so that an environment is"
-                " built, or set remote.torch: cpu to train on the CPU all the same"
-            ),
-        )
-    because = item.torch_problem
-    if needs.needs_torch and item.has_torch:
-        plan, because = _on_top(needs, item)
-        if plan is not None:
-            return plan
-    elif "torch" in item.packages and "torch" in item.missing:
-        because = because or f"its torch {item.packages['torch']} is not of the version required"
-    if needs.resolution is None:
-        return ask_first(venv(needs, item, ""), [item])
-    return venv(needs, item, because) if because else overlay(needs, item)
+def _unfit(needs: Needs, item: Candidate) -> EnvironmentFailed:
+    """Of remote.python: another torch in it is its owner's business."""
+    gpus = needs.report.gpus
+    has = ""
+    if not item.torch.cuda:
+        has = f", but the server has {len(gpus)} GPU(s) ({gpus[0].name or '–'})"
+    return EnvironmentFailed(
+        f"{item.path}: {item.torch_problem}{has}",
+        step="environment",
+        remedy=(
+            "install a fitting torch into it, or empty remote.python so that an environment is"
+            " built, or set remote.torch: cpu to train on the CPU all the same"
+        ),
+    )

@@ -184,7 +184,8 @@ def test_what_comes_on_top_of_an_images_torch_is_asked_before_it_is_installed() 
     mine = Settings(python="/my/python")
     facts["inspection"]["interpreters"] = [configured()]
     found = plan_told(facts, mine, text)
-    assert (found.kind, found.args["python"]) == ("venv", "/my/python") and why in found.why
+    assert (found.kind, found.args["python"]) == ("venv", "/my/python")
+    assert f"passed over /my/python: {why}" in found.notes
 
 
 def test_a_base_without_torch_is_asked_about_and_then_laid_upon() -> None:
@@ -241,6 +242,7 @@ def test_the_configured_one_is_always_the_base() -> None:
     )
     old = plan(configured(packages={**PACKAGES, "torch": "2.1"}), better, settings=MINE)
     assert (old.kind, old.args["python"]) == ("venv", "/my/python")
+    assert "passed over /my/python: its torch 2.1 is not of the version required" in old.notes
 
 
 def test_a_configured_cpu_build_on_a_gpu_server_is_an_error_with_its_remedy() -> None:
