@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from remote.agent.shared.names import canonical
 from remote.deploy.candidates import MAX_NOTES, Candidate, older_than
 from remote.deploy.needs import MODULES, TORCH_FAMILY, Needs
-from remote.deploy.torch_builds import choose_torch, need_mib, of_the_family, source
+from remote.deploy.torch_builds import choose_torch, need_mib, of_the_family, public, source
 from remote.errors import EnvironmentFailed
 from remote.link.answers import Resolution
 from remote.records import EnvironmentPlan
@@ -25,7 +25,7 @@ from remote.screen.text import one_line
 def ask_first(plan: EnvironmentPlan, items: Sequence[Candidate]) -> EnvironmentPlan:
     """pip or uv there resolves what the plan would install, for each python until one can have
     it."""
-    lines = [_public(split_hashes(line)[0]) for line in plan.args["install"]]
+    lines = [public(split_hashes(line)[0]) for line in plan.args["install"]]
     args = {**plan.args, "install": lines, "pythons": [item.path for item in items]}
     why = "resolving the requirements"
     return EnvironmentPlan("resolve-first", why, plan.key, args=args)
@@ -47,8 +47,8 @@ def overlay(needs: Needs, item: Candidate) -> EnvironmentPlan:
     elif build and any(name in comes for name in TORCH_FAMILY):
         torch = source(needs, build, [])
     kept = [name for name in TORCH_FAMILY if name in item.packages and name not in item.missing]
-    hashes = needs.requirements.hashes
-    lines = [line + hashes.get(name, "") for name, lines in item.missing.items() for line in lines]
+    asked = [(name, line) for name, lines in item.missing.items() for line in lines]
+    lines = [_line(needs, name, line, torch) for name, line in asked]
     args = _to_install(needs, item, lines, told) | {"torch": torch}
     args["constraints"] += [f"{name}=={item.packages[name]}" for name in kept]
     args["need_mib"] = need_mib(needs, torch, comes if "torch" in item.packages else None)
@@ -65,9 +65,8 @@ def overlay(needs: Needs, item: Candidate) -> EnvironmentPlan:
 
 def venv(needs: Needs, item: Candidate, because: str) -> EnvironmentPlan:
     torch = choose_torch(needs, item.markers)
-    hashes = needs.requirements.hashes
     found = needs.applicable(item.markers)
-    lines = [str(one) + hashes.get(canonical(one.name), "") for one in found]
+    lines = [_line(needs, canonical(one.name), str(one), torch) for one in found]
     args = _to_install(needs, item, [*lines, *needs.requirements.unnamed], needs.resolution)
     about = f"; torch: {torch['reason']}" if torch else ""
     why = f"building a venv of {item}: {because}{about}"
@@ -136,10 +135,11 @@ def _plan(
     return EnvironmentPlan(kind, why, args["key"], args=args)
 
 
-def _public(line: str) -> str:
-    """torch==2.7.1+cu118 stands on torch's own index alone; what it brings does not depend on the
-    build."""
-    return line if "@" in line else re.sub(r"(==[^,+]+)\+[^,\s]+", r"\1", line)
+def _line(needs: Needs, name: str, line: str, torch: Mapping[str, Any]) -> str:
+    """With its hashes; but a lock has those of one build of torch and its family."""
+    if name in TORCH_FAMILY and ("index" in torch or "links" in torch):
+        return public(line)
+    return line + needs.requirements.hashes.get(name, "")
 
 
 def _key(needs: Needs, parts: Sequence[Any]) -> str:

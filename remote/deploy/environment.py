@@ -86,7 +86,7 @@ def find_kept(
 
 
 def _plan_any(needs: Needs, found: Sequence[Candidate], notes: list[str]) -> EnvironmentPlan:
-    """What one has is used; what it lacks is laid on a torch that can stay; else a venv is built."""
+    """What one has is used; what it lacks is laid on a torch that can stay; else a venv is made."""
     ready = [item for item in found if not item.missing and not item.torch_problem]
     if ready:
         best = max(ready, key=lambda item: (item.version_info, -item.order))

@@ -110,11 +110,17 @@ def choose_torch(needs: Needs, markers: Mapping[str, str]) -> dict[str, Any]:
     if choice.name is None:
         return {"build": "default", "reason": choice.reason}
     own = [one for one in needs.applicable(markers) if canonical(one.name) == "torch"]
-    lines = [str(one) for one in own if not one.url] or ["torch"]
+    lines = [public(str(one)) for one in own if not one.url] or ["torch"]
     if "torch" in needs.comes and not needs.is_lock:
         # The newest that the other packages take: their index may hold one that they do not.
         lines.append(f"torch<={needs.comes['torch'].partition('+')[0]}")
     return source(needs, choice.name, lines) | {"reason": choice.reason}
+
+
+def public(line: str) -> str:
+    """torch==2.7.1+cu118 stands on torch's own index alone; what it brings does not depend on the
+    build."""
+    return line if "@" in line else re.sub(r"(==[^,+]+)\+[^,\s]+", r"\1", line)
 
 
 def source(needs: Needs, build: str, lines: Sequence[str]) -> dict[str, Any]:

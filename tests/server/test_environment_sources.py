@@ -207,22 +207,24 @@ def test_what_needs_torch_to_be_built_is_built_after_it(
     assert ("on top of" in last(deployed)) is (below == "image")
 
 
-def test_what_the_chosen_build_of_a_locked_torch_needs_comes_with_it(
+def test_what_belongs_to_the_chosen_build_of_a_locked_torch_comes_with_it(
     scene: Scene, tmp_path: Path
 ) -> None:
-    """The lock has the libraries of the default build."""
+    """The lock has the libraries and the torchvision of the default build."""
     for version in ("12.6", "13.0"):
         make_wheel(tmp_path / "mirror", "cuda-libs", version)
     torch_wheel(tmp_path / "mirror", "2.9.0", "13.0", ["cuda-libs==13.0"])
     torch_wheel(tmp_path / "own", "2.9.0+cu126", "12.6", ["cuda-libs==12.6"])
+    make_wheel(tmp_path / "mirror", "torchvision", "0.24.0", requires=["torch==2.9.0"])
+    make_wheel(tmp_path / "own", "torchvision", "0.24.0+cu126", requires=["torch==2.9.0"])
     scene.use_gpus(FakeGpu(), driver="535.54.03")
     scene.index.wheels = tmp_path / "mirror"
-    files = "torch-2.9.0-py3-none-any.whl", "cuda_libs-13.0-py3-none-any.whl"
+    files = [path.name for path in (tmp_path / "mirror").iterdir() if "12.6" not in path.name]
     with Index(tmp_path / "own") as torch:
         deployed = scene.deploy(locked(scene.index.wheels, *files), torch_index=torch.url)
     assert "torch 2.9.0+cu126, CUDA 12.6" in last(deployed)
-    site = site_of(Path(deployed.environment.python))
-    assert [found.name for found in site.glob("cuda_libs-*")] == ["cuda_libs-12.6.dist-info"]
+    has = {found.name for found in site_of(Path(deployed.environment.python)).glob("*.dist-info")}
+    assert {"cuda_libs-12.6.dist-info", "torchvision-0.24.0+cu126.dist-info"} <= has
 
 
 @pytest.mark.parametrize("configured", [False, True])

@@ -122,6 +122,22 @@ def test_builds_of_torch_come_from_a_mirror_of_theirs(
     assert chosen[place] == address and {"index", "links"} & set(chosen) == {place}
 
 
+@pytest.mark.parametrize(
+    ("driver", "setting", "local"), [("550.1", "auto", ""), ("580.1", "cu126", "+cpu")]
+)
+def test_a_lock_has_the_hashes_of_one_build_of_torch(driver: str, setting: str, local: str) -> None:
+    """Another one comes with its own torchvision, and its own libraries."""
+    hashes = {"torch": "11", "torchvision": "22", "demo": "33"}
+    text = "".join(
+        f"{name}==1{local if name != 'demo' else ''} --hash=sha256:{digest}\n"
+        for name, digest in hashes.items()
+    )
+    settings = Settings(torch=setting)
+    found = plan(interpreter("/p"), text=text, gpu=gpu_facts(driver), settings=settings).args
+    assert found["torch"]["requirements"] == ["torch==1"]
+    assert found["install"] == ["torch==1", "torchvision==1", "demo==1 --hash=sha256:33"]
+
+
 def test_torch_that_a_package_of_a_package_brings_is_chosen_and_counted_all_the_same() -> None:
     """As ultralytics, timm and transformers[torch] do."""
     facts = make_facts(interpreter("/p"), gpu=gpu_facts("535.1"))

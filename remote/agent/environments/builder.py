@@ -214,8 +214,6 @@ class Builder:
         # pip checks hashes of all lines or of none: those with hashes are a lock.
         locked = [line for line in wanted if " --hash=" in line]
         others = [line for line in wanted if line not in locked]
-        if locked and torch.get("requirements"):
-            others.append(constraints[-1])  # the lock has what another build of torch needs
         late = list(self.plan.get("late") or [])
         for group, limits in ((locked, []), (others, constraints)):
             name, moved = self.installer.apart(group, partial(self.install, options, limits, name))
