@@ -96,8 +96,8 @@ def classify(text: str, place: Place) -> Failure:
     ):
         failure = look(text, place)
         if failure is not None:
-            return _with_log(failure, place)
-    return _with_log(
+            return with_log(failure, place)
+    return with_log(
         Failure(f"the installation failed: {last_error(text, place.exit_code)}", ""), place
     )
 
@@ -142,7 +142,7 @@ def last_error(text: str, exit_code: Optional[int]) -> str:
     return re.sub(r"^(ERROR|error): ", "", told)[:300]
 
 
-def _with_log(failure: Failure, place: Place) -> Failure:
+def with_log(failure: Failure, place: Place) -> Failure:
     log = f"the whole output is in {place.log} there"
     return Failure(failure.message, f"{failure.remedy}; {log}" if failure.remedy else log)
 

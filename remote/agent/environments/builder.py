@@ -16,7 +16,13 @@ from functools import partial
 from typing import Any, Dict, List, Optional, Sequence
 
 from remote.agent.environments import installers, pip_settings
-from remote.agent.environments.build_failures import TORCH_REMEDY, Place, classify
+from remote.agent.environments.build_failures import (
+    TORCH_REMEDY,
+    Failure,
+    Place,
+    classify,
+    with_log,
+)
 from remote.agent.environments.commands import Commands
 from remote.agent.environments.interpreters import build_environment, describe, signature
 from remote.agent.machine.processes import start_time
@@ -48,12 +54,11 @@ for one in importlib.metadata.distributions():
 
 
 class BuildFailed(Exception):
-    """Ends the build; message and remedy are for the user."""
+    """Ends the build."""
 
-    def __init__(self, message: str, remedy: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.remedy = remedy
+    def __init__(self, failure: Failure) -> None:
+        super().__init__()
+        self.failure = failure
 
 
 def main(arguments: List[str]) -> int:
@@ -93,28 +98,22 @@ class Builder:
         try:
             self.build()
         except BuildFailed as failed:
-            return self.fail(failed.message, failed.remedy)
+            return self.fail(failed.failure)
         except installers.InstallerMissing as missing:
-            return self.fail(
-                str(missing),
-                f"{installers.APT_REMEDY}; the whole output is in {self.path('build.log')} there",
-            )
+            return self.fail(with_log(Failure(str(missing), installers.APT_REMEDY), self.place()))
         except installers.Failed as failed:
-            failure = classify(self.commands.output(failed.log_from), self.place())
-            return self.fail(failure.message, failure.remedy)
+            return self.fail(classify(self.commands.output(failed.log_from), self.place()))
         except OSError as error:
-            failure = classify(f"{error.strerror}: {error.filename}", self.place())
-            return self.fail(failure.message, failure.remedy)
+            return self.fail(classify(f"{error.strerror}: {error.filename}", self.place()))
         except Exception as error:
-            self.fail(
-                f"the builder failed: {type(error).__name__}: {error}",
-                "this is a mistake of ours: please report it",
-            )
+            message = f"the builder failed: {type(error).__name__}: {error}"
+            self.fail(Failure(message, "this is a mistake of ours: please report it"))
             raise
         self.say(phase="done", exit=0, line="ready")
         return 0
 
-    def fail(self, message: str, remedy: str) -> int:
+    def fail(self, failure: Failure) -> int:
+        message, remedy = failure
         if self.plan.get("job") is not None and "can't be reached" in message:
             remedy = f"this node is offline? remote.slurm.build: login builds there; or {remedy}"
         shutil.rmtree(self.venv, ignore_errors=True)
@@ -240,10 +239,8 @@ class Builder:
             self.python, pages, torch["build"], torch["requirements"]
         )
         if links and not pin:
-            raise BuildFailed(
-                f"{redact(links)} has no torch of the build {torch['build']} for this python",
-                f"{TORCH_REMEDY}; the whole output is in {self.path('build.log')} there",
-            )
+            message = f"{redact(links)} has no torch of the build {torch['build']} for this python"
+            raise BuildFailed(with_log(Failure(message, TORCH_REMEDY), self.place()))
         if pin and not links:
             return pin
         options.append(installers.source_option(torch))
@@ -276,10 +273,8 @@ class Builder:
         missing = [name for name in self.plan.get("names") or [] if name not in packages]
         problem = found.get("problem") or (missing and f"{', '.join(missing)} is missing in it")
         if problem:
-            raise BuildFailed(
-                f"the new environment does not work: {problem}",
-                f"see {self.path('build.log')} there",
-            )
+            message = f"the new environment does not work: {problem}"
+            raise BuildFailed(with_log(Failure(message, ""), self.place()))
         record = dict(
             describe_plan(self.plan, found),
             python=self.python,
@@ -319,7 +314,7 @@ class Builder:
 
     def _stop(self, *_: Any) -> None:
         self.commands.stop()
-        raise BuildFailed("the build was stopped by a signal", "deploy again")
+        raise BuildFailed(Failure("the build was stopped by a signal", "deploy again"))
 
 
 def describe_plan(plan: Dict[str, Any], found: Dict[str, Any]) -> Dict[str, Any]:

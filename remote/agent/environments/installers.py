@@ -199,8 +199,10 @@ class Installer:
         argv += [] if "retries" in self.config else ["--retries", "2"]
         environment = pip_settings.pip_environment(self.environment, self.config)
         if self.commands.run([*argv, LAZY], environment) != 0:
-            # Some indexes refuse the question for a file's size.
-            refused = re.search(r"\b[45]\d\d \w+ Error", self.commands.output(before))
+            # Some indexes refuse the question for a file's size, and a pip may not know of it.
+            refused = re.search(
+                r"\b[45]\d\d \w+ Error|invalid choice", self.commands.output(before)
+            )
             if not refused or self.commands.run(argv, environment) != 0:
                 raise Failed(before)
         with open(told, encoding="utf-8") as text:
