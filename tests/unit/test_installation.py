@@ -25,6 +25,7 @@ from remote.agent.environments.commands import Commands
 from remote.agent.environments.interpreters import build_environment, same_signature, signature
 from remote.agent.environments.resolution import Resolution
 from remote.agent.machine.processes import group_members
+from remote.agent.machine.programs import ENDED
 from remote.agent.shared.text import redact
 from tests.support.project import make_tree
 
@@ -228,6 +229,16 @@ def test_what_a_killed_builder_started_is_ended(tmp_path: Path) -> None:
             os.killpg(shell.pid, signal.SIGKILL)
 
 
+@pytest.mark.parametrize(("pauses", "code"), [([0.3] * 4, 0), ([60], ENDED)])
+def test_an_installer_has_time_as_long_as_it_says_something(
+    tmp_path: Path, pauses: list[float], code: int
+) -> None:
+    """On a slow link torch takes hours."""
+    commands = Commands(str(tmp_path), "log", lambda *_: None, lambda: True, 0.9)
+    program = f"import time\nfor pause in {pauses}: time.sleep(pause); print(pause, flush=True)"
+    assert commands.run([sys.executable, "-c", program], dict(os.environ)) == code
+
+
 def test_an_installer_of_which_no_word_can_be_written_is_ended(tmp_path: Path) -> None:
     """As on a full disk: it must not go on where the rest is being removed."""
 
@@ -243,6 +254,7 @@ def test_an_installer_of_which_no_word_can_be_written_is_ended(tmp_path: Path) -
 
 def test_a_killed_installer_points_to_memory() -> None:
     assert "lack of memory" in classify("Collecting torch", PLACE._replace(exit_code=-9)).message
+    assert "nothing for hours" in classify("Collecting", PLACE._replace(exit_code=ENDED)).message
 
 
 @given(st.text())

@@ -4,6 +4,7 @@ import itertools
 import re
 from typing import List, NamedTuple, Optional, Pattern, Tuple
 
+from remote.agent.machine.programs import ENDED
 from remote.agent.shared.names import canonical
 
 
@@ -167,6 +168,8 @@ def _disk_full(text: str, place: Place) -> Optional[Failure]:
 
 
 def _killed(text: str, place: Place) -> Optional[Failure]:
+    if place.exit_code == ENDED:
+        return Failure("the installer was ended: it had said nothing for hours", MIRROR_REMEDY)
     if place.exit_code != -9:
         return None
     return Failure(

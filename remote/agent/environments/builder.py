@@ -32,7 +32,7 @@ from remote.agent.root.paths import read_json, remove_file, write_json, write_wh
 from remote.agent.shared.text import redact
 
 LIMIT_S = 3 * 3600.0
-"""For one command: compiling a package for the GPU takes long, an installer that hangs longer."""
+"""Without a word: compiling a package for the GPU takes long, an installer that hangs longer."""
 SAY_EVERY_S = 0.4
 
 SCRIPTS = """

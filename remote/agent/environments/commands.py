@@ -9,6 +9,7 @@ import subprocess
 import time
 from typing import BinaryIO, Callable, Dict, List, Optional
 
+from remote.agent.machine.programs import ENDED
 from remote.agent.root.paths import read_end
 from remote.agent.shared.text import redact
 
@@ -20,8 +21,8 @@ SHOWN = 256 << 10
 
 
 class Commands:
-    """`goes_on` is asked while a command runs; a command is ended where it says no, and after
-    `limit_s`."""
+    """`goes_on` is asked while a command runs; a command is ended where it says no, and where it
+    says nothing itself for `limit_s`: a slow link takes its time."""
 
     def __init__(
         self, directory: str, log: str, hear: Hear, goes_on: Callable[[], bool], limit_s: float
@@ -35,8 +36,7 @@ class Commands:
         self.exit_code: Optional[int] = None
 
     def run(self, argv: List[str], environment: Dict[str, str]) -> int:
-        """The exit code."""
-        end = time.monotonic() + self.limit_s
+        """The exit code; ENDED where it said nothing for too long."""
         with open(self.log, "ab") as log:
             log.write(redact("$ " + " ".join(argv) + "\n").encode("utf-8", "replace"))
             log.flush()
@@ -49,24 +49,27 @@ class Commands:
                 cwd=self.directory,
             )
             try:
-                self._follow(self.child, log, end)
+                late = self._follow(self.child, log)
             except BaseException:
                 self.child.kill()  # it must not go on where nobody waits for it
                 raise
-            self.exit_code = self.child.wait()
+            self.exit_code = ENDED if late else self.child.wait()
         return self.exit_code
 
-    def _follow(self, child: "subprocess.Popen[bytes]", log: BinaryIO, end: float) -> None:
-        """Its output, line by line, until it ends."""
+    def _follow(self, child: "subprocess.Popen[bytes]", log: BinaryIO) -> bool:
+        """Its output, line by line, until it ends. Whether it was ended for its silence."""
         assert child.stdout is not None
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        rest = ""
+        rest, late = "", False
+        end = time.monotonic() + self.limit_s
         while True:
             ready = select.select([child.stdout], [], [], ASK_EVERY_S)[0]
-            if time.monotonic() > end or not self.goes_on():
+            late = late or time.monotonic() > end
+            if late or not self.goes_on():
                 child.kill()
             if not ready:
                 continue
+            end = time.monotonic() + self.limit_s
             data = os.read(child.stdout.fileno(), 64 << 10)
             lines = re.split(r"[\r\n]", rest + decoder.decode(data))
             rest = lines.pop()[-10_000:] if data else ""
@@ -74,7 +77,7 @@ class Commands:
                 log.write(self._hear(line).encode("utf-8", "replace"))
             log.flush()
             if not data:
-                return
+                return late
 
     def _hear(self, line: str) -> str:
         """What of a line goes to the log."""

@@ -15,7 +15,7 @@ from remote.agent.environments.interpreters import build_environment, describe
 from remote.agent.root.calls import Call, operation
 
 LIMIT_S = 900.0
-"""For one command: an index without metadata is read wheel by wheel."""
+"""Without a word: an index without metadata is read wheel by wheel."""
 MAX_PYTHONS = 4
 ASIDE = ".resolve-"
 
