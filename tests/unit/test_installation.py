@@ -252,6 +252,15 @@ def test_an_installer_of_which_no_word_can_be_written_is_ended(tmp_path: Path) -
     assert commands.child is not None and commands.child.wait(10) == -signal.SIGKILL
 
 
+def test_a_full_disk_that_is_not_the_projects_is_told_as_another() -> None:
+    """conda keeps its packages in the home, which is small on rented servers."""
+    text = "NoSpaceLeftError: No space left on devices."
+    assert "the disk is full at /data" in classify(text, PLACE).message
+    other = classify(text, PLACE._replace(free_mib=200_000))
+    assert "not that of the project (195.3 GiB free at /data)" in other.message
+    assert "conda clean" in other.remedy
+
+
 def test_a_killed_installer_points_to_memory() -> None:
     assert "lack of memory" in classify("Collecting torch", PLACE._replace(exit_code=-9)).message
     assert "nothing for hours" in classify("Collecting", PLACE._replace(exit_code=ENDED)).message

@@ -159,6 +159,12 @@ def _disk_full(text: str, place: Place) -> Optional[Failure]:
             f"your quota on the disk at {where} is used up",
             "quota -s there tells it; free some space of yours, or set remote.root to another disk",
         )
+    if place.free_mib is not None and place.free_mib > max(place.need_mib or 0, 2048):
+        return Failure(
+            f"a disk is full there, but not that of the project ({_gib(place.free_mib)} free at"
+            f" {where}): a cache lies on another, mostly in the home",
+            "free some space there: pip cache purge, or conda clean --all",
+        )
     need = f", about {_gib(place.need_mib)} are needed" if place.need_mib else ""
     free = f" ({_gib(place.free_mib)} free{need})" if place.free_mib is not None else ""
     return Failure(
