@@ -334,7 +334,6 @@ def test_what_pip_is_set_to_reaches_pip_and_uv_but_for_what_would_lead_them_away
         "--find-links /w",
         "a",
     ]
-    assert pip_settings.pip_only_options(config) == []
     uv = pip_settings.uv_environment({}, config)
     assert (uv["UV_INSECURE_HOST"], uv["UV_HTTP_RETRIES"]) == ("mirror", "2")
     pip = pip_settings.pip_environment({"PIP_TARGET": "/x", "HOME": "/h"}, config)
@@ -355,6 +354,20 @@ def test_what_pip_is_set_to_reaches_pip_and_uv_but_for_what_would_lead_them_away
     assert pip_settings.uv_environment(torch, alone)["UV_DEFAULT_INDEX"] == "https://m/simple"
     own = pip_settings.uv_environment(torch, alone, own_index=True)
     assert set(own) - set(uv) == {"UV_CACHE_DIR", "UV_NO_CONFIG"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "uv"),
+    [("PIP_INDEX_URL", True), ("PIP_USE_MIRRORS", True), ("PIP_REQUIRE_HASHES", False)],
+)
+def test_uv_installs_where_pip_is_set_to_nothing_that_it_can_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, uv: bool
+) -> None:
+    """Old instructions for mirrors have names that pip itself passes over."""
+    monkeypatch.setattr(installers, "find_uv", lambda: "/bin/uv")
+    values = {"PIP_CONFIG_FILE": os.devnull, variable: "1"}
+    commands = Commands(str(tmp_path), "log", lambda *_: None, lambda: True, 60)
+    assert (installers.Installer(commands, values, []).uv == "/bin/uv") is uv
 
 
 def test_what_pip_is_set_to_for_installing_goes_before_what_it_is_set_to_for_all(

@@ -118,7 +118,7 @@ class Installer:
         self.helpers = helpers
         self.config = pip_settings.pip_config(environment)
         self.on_top = on_top
-        pip_alone = on_top or pip_settings.pip_only_options(self.config)
+        pip_alone = on_top or pip_settings.PIP_ALONE & set(self.config)
         self.uv = None if pip_alone else find_uv()
 
     def install(

@@ -5,16 +5,6 @@ import configparser
 import os
 from typing import Dict, List
 
-INDEX_OPTIONS = (
-    "index-url",
-    "extra-index-url",
-    "find-links",
-    "no-index",
-    "only-binary",
-    "no-binary",
-    "prefer-binary",
-    "pre",
-)
 # A build must not be sent elsewhere, or made to do nothing, by what a user has set for other
 # purposes.
 NOT_FOLLOWED = (
@@ -30,36 +20,26 @@ NOT_FOLLOWED = (
     "ignore-installed",
     "no-build-isolation",
 )
-# What pip may be told that uv has in another form, or can do without.
-HARMLESS = {
-    *NOT_FOLLOWED,
-    "break-system-packages",
-    "cache-dir",
-    "cert",
-    "constraint",
-    "default-timeout",
-    "disable-pip-version-check",
-    "exists-action",
-    "keyring-provider",
-    "log",
-    "no-cache-dir",
-    "no-color",
-    "no-input",
-    "no-python-version-warning",
-    "no-warn-conflicts",
-    "no-warn-script-location",
-    "progress-bar",
-    "proxy",
-    "quiet",
-    "resume-retries",
-    "retries",
-    "root-user-action",
-    "timeout",
-    "trusted-host",
-    "upgrade-strategy",
-    "use-feature",
-    "verbose",
-    "yes",
+# What changes an installation and has no form in uv; pip heeds no names but its own either.
+PIP_ALONE = {
+    "abi",
+    "all-releases",
+    "build-constraint",
+    "client-cert",
+    "config-settings",
+    "global-option",
+    "group",
+    "ignore-requires-python",
+    "implementation",
+    "only-deps",
+    "only-final",
+    "platform",
+    "python-version",
+    "require-hashes",
+    "requirement",
+    "uploaded-prior-to",
+    "use-deprecated",
+    "use-pep517",
 }
 # Where uv was told to look, by variables of its own.
 UV_SOURCES = (
@@ -99,11 +79,6 @@ def pip_config(environment: Dict[str, str]) -> Dict[str, str]:
 
 def is_on(config: Dict[str, str], name: str) -> bool:
     return config.get(name, "").lower() in ON
-
-
-def pip_only_options(config: Dict[str, str]) -> List[str]:
-    """Settings that uv would ignore: with any of them, pip does the work."""
-    return sorted(name for name in config if name not in HARMLESS and name not in INDEX_OPTIONS)
 
 
 def without_indexes(config: Dict[str, str]) -> Dict[str, str]:
