@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 from remote.requirements.lines import LOCAL, wrong
 from remote.requirements.packages import read_toml
@@ -74,9 +75,13 @@ def _line(package: Package, marker: str) -> str:
         return f"{LOCAL} {place}"
     if "git" in source:
         address, _, commit = str(source["git"]).partition("#")
-        return f"{name} @ git+{address.split('?')[0]}@{commit}{behind}"
+        address, _, query = address.partition("?")
+        folder = "".join(f"#subdirectory={one}" for one in parse_qs(query).get("subdirectory", ()))
+        return f"{name} @ git+{address}@{commit}{folder}{behind}"
     if "url" in source:
         return f"{name} @ {source['url']}{behind}"
+    if "path" in source:
+        return str(source["path"])  # which is refused like any other path
     files = [*(package.get("wheels") or ()), package.get("sdist") or {}]
     hashes = "".join(f" --hash={file['hash']}" for file in files if file.get("hash"))
     return f"{name}=={package['version']}{behind}{hashes}"

@@ -233,6 +233,18 @@ def test_extras_of_a_lock_that_exclude_each_other(
     assert {str(one.specifier)[2:] for one in found if one.name == "torch"} == versions
 
 
+def test_a_package_of_a_lock_that_lies_in_a_folder_of_a_repository(tmp_path: Path) -> None:
+    source = "https://h/r.git?subdirectory=libs%2Fx&rev=main#" + 40 * "c"
+    text = LOCK.replace(f'{{ registry = "{CU126}" }}', f'{{ git = "{source}" }}')
+    (tmp_path / "uv.lock").write_text(text)
+    found = parse_requirements(read_requirements(tmp_path, "uv.lock[cu126]"))
+    wanted = f"git+https://h/r.git@{40 * 'c'}#subdirectory=libs/x"
+    assert wanted in [one.url for one in found.lines]
+    (tmp_path / "uv.lock").write_text(text.replace(f'git = "{source}"', 'path = "wheels/t.whl"'))
+    with pytest.raises(UsageError, match="a path of this computer"):
+        read_requirements(tmp_path, "uv.lock[cu126]")
+
+
 def test_packages_of_a_lock_that_need_each_other_are_read_to_an_end(tmp_path: Path) -> None:
     assert set(lock_of(tmp_path, "").names) == {"a", "b", "torch"}
 
