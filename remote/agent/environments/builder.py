@@ -78,6 +78,7 @@ class Builder:
         self.installer: installers.Installer
         self.commands = Commands(directory, "build.log", self.hear, lambda: True, LIMIT_S)
         self.said = 0.0
+        self.temporary = os.path.join(directory, "tmp")
         self.venv = os.path.join(directory, "venv")
         self.python = os.path.join(self.venv, "bin", "python")
 
@@ -117,6 +118,7 @@ class Builder:
         if self.plan.get("job") is not None and "can't be reached" in message:
             remedy = f"this node is offline? remote.slurm.build: login builds there; or {remedy}"
         shutil.rmtree(self.venv, ignore_errors=True)
+        self.clean()
         self.say(
             phase="failed",
             exit=self.commands.exit_code,
@@ -129,27 +131,27 @@ class Builder:
     def build(self) -> None:
         """Every step in order; with the last line the environment exists."""
         started = time.time()
-        temporary = self.path("tmp")
-        os.makedirs(temporary, mode=0o700, exist_ok=True)
-        self.environment = build_environment(temporary)
+        os.makedirs(self.temporary, mode=0o700, exist_ok=True)
+        self.environment = build_environment(self.temporary)
         helpers = list(self.plan.get("helpers") or [])
         on_top = self.plan["kind"] == "overlay"
-        try:
-            self.installer = installers.Installer(self.commands, self.environment, helpers, on_top)
-            if self.plan["kind"] == "conda":
-                installer = self.make_by_conda()
-            else:
-                self.make_venv()
-                installer = self.install_all()
-            if on_top:
-                self.add_scripts()
-            self.finish(installer, started)
-        finally:
-            # These may hold the passwords of indexes.
-            for name in ("install.txt", "constraints.txt", "environment.yml", "plan.json"):
-                remove_file(self.path(name))
-            shutil.rmtree(temporary, ignore_errors=True)
+        self.installer = installers.Installer(self.commands, self.environment, helpers, on_top)
+        if self.plan["kind"] == "conda":
+            installer = self.make_by_conda()
+        else:
+            self.make_venv()
+            installer = self.install_all()
+        if on_top:
+            self.add_scripts()
+        self.finish(installer, started)
+        self.clean()
         write_whole(self.path("ready"), b"")
+
+    def clean(self) -> None:
+        """What was needed to build. The files may hold the passwords of indexes."""
+        for name in ("install.txt", "constraints.txt", "environment.yml", "plan.json"):
+            remove_file(self.path(name))
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
     def make_venv(self) -> None:
         base = str(self.plan["python"])
