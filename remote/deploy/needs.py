@@ -72,14 +72,15 @@ class Needs:
         told = [one.packages or {} for one in (self.resolution, self.known.on_top) if one]
         return {name: version for packages in told for name, version in packages.items()}
 
-    @property
-    def names_torch_source(self) -> bool:
+    def names_torch_source(self, markers: Mapping[str, str]) -> bool:
         """The requirements (or pip's settings there, which ask no index) say themselves which build
-        of torch it is, or that it comes from an index of theirs."""
-        offline = bool(self.known.inspection and self.known.inspection.no_index)
-        options = self.requirements.options
-        own = any(re.match(r"--no-index|.*index-url .*(/whl/|pytorch)", one) for one in options)
-        torch = [line for line in self.requirements.lines if canonical(line.name) == "torch"]
+        of torch it is, or that it comes from an index of theirs. A lock says so by its version:
+        its indexes may be those of another system."""
+        inspection, options = self.known.inspection, self.requirements.options
+        offline = "--no-index" in options or bool(inspection and inspection.no_index)
+        own = any(re.match(r".*index-url .*(/whl/|pytorch)", one) for one in options)
+        own = own and not self.requirements.hashes
+        torch = [line for line in self.applicable(markers) if canonical(line.name) == "torch"]
         return offline or own or any(line.url or "+" in str(line.specifier) for line in torch)
 
     @property

@@ -99,7 +99,7 @@ def choose_torch(needs: Needs, markers: Mapping[str, str]) -> dict[str, Any]:
     wanted = needs.settings.torch
     if not needs.needs_torch:
         return {}
-    if wanted == "auto" and needs.names_torch_source:
+    if wanted == "auto" and needs.names_torch_source(markers):
         return {"build": "own", "reason": "from where the requirements or pip's settings say"}
     choice = TorchBuild(wanted, f"{wanted}, as remote.torch says")
     if wanted == "auto":

@@ -138,6 +138,19 @@ def test_a_lock_has_the_hashes_of_one_build_of_torch(driver: str, setting: str, 
     assert found["install"] == ["torch==1", "torchvision==1", "demo==1 --hash=sha256:33"]
 
 
+def test_what_a_lock_has_for_another_system_says_nothing_of_this_one() -> None:
+    text = (
+        "--extra-index-url https://download.pytorch.org/whl/cu130\n"
+        "torch==2.9.0+cu130; sys_platform == 'win32' --hash=sha256:11\n"
+        "torch==2.9.0; sys_platform == 'linux' --hash=sha256:22\n"
+    )
+    found = plan(interpreter("/p"), text=text, gpu=gpu_facts("550.1")).args
+    assert found["torch"]["build"] == "cu126" and found["install"] == ["torch==2.9.0"]
+    text = text.replace("'win32'", "'x'").replace("'linux'", "'win32'").replace("'x'", "'linux'")
+    found = plan(interpreter("/p"), text=text, gpu=gpu_facts("550.1")).args
+    assert found["torch"]["build"] == "own" and "--hash=sha256:11" in found["install"][0]
+
+
 def test_torch_that_a_package_of_a_package_brings_is_chosen_and_counted_all_the_same() -> None:
     """As ultralytics, timm and transformers[torch] do."""
     facts = make_facts(interpreter("/p"), gpu=gpu_facts("535.1"))
