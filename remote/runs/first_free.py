@@ -11,8 +11,9 @@ from remote.agent.shared.gpu_choice import choose_gpus
 from remote.link.answers import Node, Nodes
 from remote.link.facts import Facts
 from remote.link.session import Project, Session
+from remote.project.options import TrainOptions
 from remote.project.slurm import gres_of
-from remote.runs.request import Pending, TrainOptions, parse_request
+from remote.runs.request import Pending, parse_request
 
 UP = ("idle", "mixed", "allocated", "completing", "planned")
 """States of a node, in Slurm's words, in which jobs go there."""

@@ -12,6 +12,7 @@ from remote.deploy.shown import show_steps
 from remote.errors import RunFailed
 from remote.link.answers import Started
 from remote.link.session import Session, who_am_i
+from remote.project.options import TrainOptions
 from remote.records import Run
 from remote.runs.follow import Follower, LeaveWanted, StopWanted
 from remote.runs.limits import limits_of
@@ -28,7 +29,6 @@ from remote.runs.request import (
     GO_ON,
     Pending,
     Place,
-    TrainOptions,
     TrainRequest,
     name_run,
     parse_request,

@@ -3,13 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from remote.project.options import Wishes
 from remote.project.slurm import parse_duration, parse_time
 from remote.records import Settings
-
-if TYPE_CHECKING:
-    from remote.runs.request import Wishes
 
 GRACE, UNFETCHED = "30m", "24h"
 

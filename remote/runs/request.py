@@ -14,20 +14,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from remote.errors import GpuUnfit, UsageError
 from remote.link.answers import Started
 from remote.link.session import Project, Session
 from remote.project.command import label_of, plan_words
+from remote.project.options import TrainOptions, Wishes
 from remote.project.own_trainer import load_config_module, runs_own_trainer
 from remote.project.run_env import read_env
 from remote.project.settings import listed
 from remote.records import Settings
 from remote.runs.limits import limits_of, shutdown_of
-
-if TYPE_CHECKING:
-    from remote.screen.display import Display
 
 T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}\Z")
@@ -42,28 +40,6 @@ GO_ON = ("--resume", "auto")
 MOST_AT_ONCE = 16
 PENDING_S = 24 * 3600.0
 """A launch whose answer was lost is taken up again within this time."""
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What is asked for just as it is typed."""
-
-    recipe: str | None = None
-    data: str | None = None
-    devices: str = "auto"
-    name: str | None = None
-    # So many of the free GPUs; None: all that are free, or one after waiting.
-    gpus: int | None = None
-    # Refuse rather than wait for a GPU.
-    now: bool = False
-    # It is told to save, and ended, after so long; on Slurm the job's own time limit.
-    time: str | None = None
-    # The same after so long without its GPUs being used.
-    stop_if_idle: str | None = None
-    # The supervisor goes on by itself after a crash, so often.
-    max_restarts: int = 0
-    # One training on so many hosts, or nodes of a cluster.
-    nodes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,38 +62,10 @@ class TrainRequest(Wishes):
         return {"notify": self.notify, "env": dict(self.env), "shutdown": self.shutdown}
 
 
-@dataclass(frozen=True)
-class TrainOptions(Wishes):
-    """The options of `fab train` as they were typed; remote/tasks/training.py explains them.
-    `follow` None: on a terminal."""
-
-    fields: Sequence[str] = ()
-    resume: str | None = None
-    notify: str | None = field(default=None, repr=False)
-    follow: bool | None = None
-    arguments: Sequence[str] | None = None
-    env: Sequence[str] = ()
-    # A resumed run takes today's code in place of its own copy.
-    with_new_code: bool = False
-    # Go into its terminal at once.
-    interactive: bool = False
-    # True: the option alone.
-    shutdown_after: str | bool | None = None
-    keep_unfetched: str | None = None
-
-    def follows(self, display: Display) -> bool:
-        """Whether to stay and show the training."""
-        if self.interactive:
-            return False
-        if self.follow is None:
-            return display.live and not display.json_mode
-        return self.follow
-
-
 def parse_request(project: Project, options: TrainOptions) -> TrainRequest:
     """Raises UsageError with every mistake at once; nothing has been sent by then."""
     errors: list[str] = []
-    settings, typed, arguments = project.settings, options.fields, options.arguments
+    settings, typed, arguments = project.settings, options.set, options.arguments
     if project.has_own_trainer and arguments:
         typed, arguments = [*typed, *as_fields(arguments, errors)], None
     fields = read_fields(typed, errors)

@@ -20,6 +20,7 @@ from remote.deploy.shown import show_steps
 from remote.errors import RemoteError, UsageError
 from remote.link.facts import Facts
 from remote.link.session import Project, Session
+from remote.project.options import TrainOptions
 from remote.runs.launch import asked_for
 from remote.runs.listing import list_runs
 from remote.runs.placement import (
@@ -30,14 +31,7 @@ from remote.runs.placement import (
     start_patiently,
     with_weights,
 )
-from remote.runs.request import (
-    Pending,
-    TrainOptions,
-    TrainRequest,
-    new_run_id,
-    parse_request,
-    start_run,
-)
+from remote.runs.request import Pending, TrainRequest, new_run_id, parse_request, start_run
 from remote.runs.shutdown import tell_plan
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z")
@@ -88,8 +82,8 @@ def options_of(options: TrainOptions, values: Mapping[str, str], own: bool) -> T
     """A point's own options: fields of our trainer, or the words of a command of one's own with
     {key} in them replaced. Raises UsageError where a key or a {key} has no counterpart."""
     if own:
-        fields = [*options.fields, *(f"{key}={value}" for key, value in values.items())]
-        return dataclasses.replace(options, fields=fields)
+        fields = [*options.set, *(f"{key}={value}" for key, value in values.items())]
+        return dataclasses.replace(options, set=fields)
     words = list(options.arguments or ())
     named = {key for word in words for key in re.findall(r"\{([A-Za-z_][\w.-]*)\}", word)}
     if named != values.keys():

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,7 +206,7 @@ def check_evaluation(claim: Claim, evaluation: Mapping[str, Any]) -> None:
         )
 
 
-def findings_in(folder: Path, accepted: tuple[str, ...] = ()) -> list[Finding]:
+def findings_in(folder: Path, accepted: Sequence[str] = ()) -> list[Finding]:
     return [finding for finding in search(folder, files_of(folder)) if finding.path not in accepted]
 
 

@@ -15,25 +15,13 @@ from typing import Any
 
 from remote.errors import RemoteError, TransferFailed, UsageError
 from remote.link.session import Project, Session
+from remote.project.options import SubmitOptions
 from remote.project.results import find_run
 from remote.screen.display import Display
 from remote.screen.text import one_line, percent
 from remote.submission import bundle
 from remote.submission.evaluation import default_data, evaluate_here, evaluate_there
 from remote.submission.repository import git, make_repository, publish, push_to
-
-
-@dataclass(frozen=True)
-class SubmitOptions:
-    """The options of `fab submit` as they were typed."""
-
-    run: str = "latest"
-    dest: str = "submission"
-    data: str | None = None
-    push: str | None = None
-    github: str | None = None
-    accept: tuple[str, ...] = ()
-    yes: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,7 +154,7 @@ def require_free(place: Path) -> None:
         )
 
 
-def refuse_findings(draft: Path, accepted: tuple[str, ...]) -> None:
+def refuse_findings(draft: Path, accepted: Sequence[str]) -> None:
     found = bundle.findings_in(draft, accepted)
     if found:
         rest = f" and {len(found) - 8} more" if len(found) > 8 else ""

@@ -84,6 +84,9 @@ def parse_tasks(program: Any, read_tasks: Callable[[], None]) -> None:
     except ParseError as error:
         names = [*program.collection.task_names]
         raise refusal(explain(str(error), error.context, names)) from None
+    except ValueError as error:  # of int and float, which names what is none
+        given = str(error).rpartition(": ")[2]
+        raise refusal(with_help(f"{given} is no number", words[0])) from None
     for context in program.tasks:
         if bare := bare_option(context, words):
             raise refusal(needs_value(bare, context.name))

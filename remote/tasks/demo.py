@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from invoke.context import Context
-from invoke.tasks import task
-
-from remote.tasks.entry import Work, carry_out
+from remote.tasks.entry import Work, task
 
 
 @task(
-    auto_shortflags=False,
+    server=False,
     help={
         "data": "a CIFAR-10 archive or a folder of images; without it, synthetic images are made",
         "keep": "keep the demo's server directory",
     },
 )
-def demo(c: Context, data: str | None = None, keep: bool = False) -> None:
+def demo(work: Work, data: str | None = None, keep: bool = False) -> int:
     """
     Show the whole way on this computer, without any server.
 
@@ -23,10 +20,6 @@ def demo(c: Context, data: str | None = None, keep: bool = False) -> None:
 
     Exit codes: 0 done, else that of the command that failed.
     """
+    from remote.tasks.demo_way import demo as play
 
-    def body(work: Work) -> int:
-        from remote.tasks.demo_way import demo as play
-
-        return play(work.project, work.display, data, keep)
-
-    carry_out(c, "demo", body, server=False)
+    return play(work.project, work.display, data, keep)

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from remote.errors import ServerUnfit, UsageError
 from remote.link.session import Project
-from remote.runs.request import TrainOptions
+from remote.project.options import FetchOptions, TrainOptions
 from remote.screen.display import Display
 from remote.ssh.target import Target
 from remote.tasks.entry import Work
 from remote.tasks.prepare import deploy_all
-from remote.tasks.results import FetchOptions, fetch
+from remote.tasks.results import fetch
 from remote.tasks.training import start
 
 

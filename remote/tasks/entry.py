@@ -4,12 +4,16 @@ its exit code."""
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NoReturn
+
+import invoke.tasks
 
 from remote.errors import INTERRUPTED, RemoteError, UsageError
 from remote.tasks.command_line import LINE
@@ -94,6 +98,7 @@ class Work:
         newest = max((row[3] for row in found), default="")
         together = [row for row in found if row[3] == newest]
         if not together:
+            raise_if_silent(answers)
             return self.session(self.only_target(options)), run
         _, _, target, name = min(together, key=lambda row: row[:2])
         session = self.session(target)
@@ -132,20 +137,71 @@ class Work:
         errors = [(target, error) for target, _, error in answers if error]
         for target, error in errors:
             self.display.note(f"{target.spec}: {error.message}; {otherwise}")
-        if len(errors) == len(answers):
-            raise errors[0][1]
+        raise_if_silent(answers)
         return [(target, answer) for target, answer, error in answers if not error]
+
+    def tell_failures(self, answers: Answers) -> int:
+        """Why hosts gave no answer; the exit code."""
+        for _, _, error in answers:
+            if error:
+                self.display.error(error)
+        return self.first_failure(answers)
 
     @staticmethod
     def first_failure(answers: Answers) -> int:
         return next((error.exit_code for _, _, error in answers if error), 0)
 
 
-def carry_out(
-    context: Any, name: str, body: Callable[[Work], int], *, json: bool = False, server: bool = True
-) -> NoReturn:
-    """Run a task's body and exit with its code. `server`: it can't do without one."""
-    sys.exit(run(context, name, body, json, server))
+def raise_if_silent(answers: Answers) -> None:
+    """Raises the first host's error where none has answered."""
+    errors = [error for _, _, error in answers if error]
+    if len(errors) == len(answers):
+        raise errors[0]
+
+
+KINDS = {"int | None": int, "Sequence[str]": list}
+"""Kinds of options that their defaults don't tell."""
+
+
+class Task(invoke.tasks.Task[Any]):
+    def arg_opts(self, name: str, default: Any, taken_names: set[str]) -> dict[str, Any]:
+        made: dict[str, Any] = super().arg_opts(name, default, taken_names)
+        kind = KINDS.get(self.argspec(self.body).parameters[name].annotation)
+        return {**made, "kind": kind, "default": None} if kind else made
+
+
+def task(
+    help: Mapping[str, str] | None = None,
+    options: type | None = None,
+    optional: Sequence[str] = (),
+    server: bool = True,
+) -> Callable[[Callable[..., int]], Task]:
+    """A task of fab, which ends with the exit code that its body returns.
+
+    The body takes the Work, then the options that `help` explains: parameters of its own, and
+    `options`' fields as one record. `json` is the Work's. `server`: it can't do without one.
+    """
+    names = [name.replace("-", "_") for name in help or {}]
+    fields = inspect.signature(options).parameters if options else {}
+    json_option = inspect.Parameter("json", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False)
+
+    def make(body: Callable[..., int]) -> Task:
+        own = inspect.signature(body).parameters
+        known = {"json": json_option, **fields, **own}
+
+        @functools.wraps(body)
+        def called(c: Any, *, json: bool = False, **given: Any) -> NoReturn:
+            if options:
+                typed = {name: given.pop(name) for name in [*given] if name not in own}
+                given["options"] = options(**typed)
+            name = body.__name__.replace("_", "-")
+            sys.exit(run(c, name, functools.partial(body, **given), json, server))
+
+        shown = inspect.Signature([own["work"], *(known[name] for name in names)])
+        called.__signature__ = shown  # type: ignore[attr-defined]
+        return Task(called, help=dict(help or {}), optional=optional, auto_shortflags=False)
+
+    return make
 
 
 def run(context: Any, name: str, body: Callable[[Work], int], json: bool, server: bool) -> int:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from invoke.context import Context
-from invoke.tasks import task
-
 from remote.errors import INTERRUPTED, NotFound, RunFailed, UsageError
-from remote.tasks.entry import Work, carry_out
+from remote.tasks.entry import Work, task
 from remote.tasks.sweeps import only_one, status_of_sweep
 
 if TYPE_CHECKING:
@@ -20,13 +17,12 @@ FOLLOWED_LINES = 40
 
 
 @task(
-    auto_shortflags=False,
     help={
         "sweep": "compare the points of this sweep",
         "json": "print only JSON on stdout: a list, newest run first",
-    },
+    }
 )
-def status(c: Context, sweep: str | None = None, json: bool = False) -> None:
+def status(work: Work, sweep: str | None = None) -> int:
     """
     List all runs of this project on the server.
 
@@ -36,17 +32,11 @@ def status(c: Context, sweep: str | None = None, json: bool = False) -> None:
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused.
     A server that can't be reached is shown as unreachable, never as a failed run.
     """
-
-    def body(work: Work) -> int:
-        return status_of_sweep(work, sweep) if sweep else _status(work)
-
-    carry_out(c, "status", body, json=json)
-
-
-def _status(work: Work) -> int:
     from remote.link.answers import Runs
     from remote.tasks.run_tables import show_plans, show_status, status_json
 
+    if sweep:
+        return status_of_sweep(work, sweep)
     told = work.on_all(lambda session: session.ask(Runs))
     answers = [(target, list(runs.runs) if runs else None, error) for target, runs, error in told]
     plans = {target.spec: runs.shutdown for target, runs, _ in told if runs and runs.shutdown}
@@ -59,8 +49,8 @@ def _status(work: Work) -> int:
     return work.first_failure(answers)
 
 
-@task(auto_shortflags=False, help={"run": "latest, or a run's id, its beginning or its name"})
-def follow(c: Context, run: str = "latest") -> None:
+@task(help={"run": "latest, or a run's id, its beginning or its name"})
+def follow(work: Work, run: str = "latest") -> int:
     """
     Show a run live: progress, curves, GPUs and its log.
 
@@ -70,10 +60,6 @@ def follow(c: Context, run: str = "latest") -> None:
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 11
     no such run.
     """
-    carry_out(c, "follow", lambda work: follow_one(work, run))
-
-
-def follow_one(work: Work, run: str) -> int:
     from remote.runs.follow import Follower, LeaveWanted, StopWanted
     from remote.runs.stop import stop_one
 
@@ -100,13 +86,12 @@ def show_state(work: Work, run: Run) -> None:
 
 
 @task(
-    auto_shortflags=False,
     help={
         "json": "print only JSON on stdout, once: a list of hosts",
         "every": "seconds between two looks",
-    },
+    }
 )
-def watch(c: Context, every: float = 3.0, json: bool = False) -> None:
+def watch(work: Work, every: float = 3.0) -> int:
     """
     Show GPUs and runs of all hosts in one live table.
 
@@ -116,37 +101,26 @@ def watch(c: Context, every: float = 3.0, json: bool = False) -> None:
 
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused.
     """
+    from remote.tasks.overview import watch_hosts
 
-    def body(work: Work) -> int:
-        from remote.tasks.overview import watch_hosts
-
-        return watch_hosts(work, every)
-
-    carry_out(c, "watch", body, json=json)
+    return watch_hosts(work, every)
 
 
 @task(
-    auto_shortflags=False,
     help={
         "run": "latest, or a run's id, its beginning or its name",
         "follow": "stay and show new lines until the run ends",
         "lines": "how many of the last lines to begin with",
         "json": "print only JSON on stdout",
-    },
+    }
 )
-def logs(
-    c: Context, run: str = "latest", follow: bool = False, lines: int = 40, json: bool = False
-) -> None:
+def logs(work: Work, run: str = "latest", follow: bool = False, lines: int = 40) -> int:
     """
     Show the end of a run's log, or with --follow all to come.
 
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 11
     no such run.
     """
-    carry_out(c, "logs", lambda work: show_log(work, run, follow, lines), json=json)
-
-
-def show_log(work: Work, run: str, follow: bool, lines: int) -> int:
     if lines < 0:
         raise UsageError("--lines must not be negative")
     session, run = work.session_of(run)
@@ -178,14 +152,13 @@ def log_of(work: Work, session: Session, run: str, follow: bool, lines: int) -> 
 
 
 @task(
-    auto_shortflags=False,
     help={
         "run": "latest, or a run's id, its beginning or its name",
         "sweep": "every run of this sweep, on all hosts",
         "json": "print only JSON on stdout: a list of the runs, as status tells them",
-    },
+    }
 )
-def wait(c: Context, run: str = "latest", sweep: str | None = None, json: bool = False) -> None:
+def wait(work: Work, run: str = "latest", sweep: str | None = None) -> int:
     """
     Block until a run has ended; the exit code says how.
 
@@ -196,19 +169,11 @@ def wait(c: Context, run: str = "latest", sweep: str | None = None, json: bool =
     Exit codes: 0 it finished, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login
     refused, 10 it failed or was stopped, 11 no such run.
     """
-
-    def body(work: Work) -> int:
-        if sweep:
-            only_one(run, sweep)
-        return wait_for_all(work, run, sweep)
-
-    carry_out(c, "wait", body, json=json)
-
-
-def wait_for_all(work: Work, run: str, sweep: str | None) -> int:
     from remote.runs.listing import list_runs, run_json
     from remote.runs.wait import wait_for
 
+    if sweep:
+        only_one(run, sweep)
     ended = []
     one = None if sweep else work.session_of(run)
     sessions = [one[0]] if one else [work.session(target) for target in work.targets]

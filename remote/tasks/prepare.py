@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from invoke.context import Context
-from invoke.tasks import task
-
-from remote.tasks.entry import Work, carry_out
+from remote.tasks.entry import Work, task
 
 if TYPE_CHECKING:
     from remote.link.session import Session
 
 
 @task(
-    auto_shortflags=False,
     help={
         "json": "print only JSON on stdout",
         "refresh": "make the environment anew, with what branches like @main stand for today",
-    },
+    }
 )
-def deploy(c: Context, json: bool = False, refresh: bool = False) -> None:
+def deploy(work: Work, refresh: bool = False) -> int:
     """
     Put code and dependencies on the server, check its GPUs.
 
@@ -34,7 +31,7 @@ def deploy(c: Context, json: bool = False, refresh: bool = False) -> None:
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 7
     server, 8 environment, 9 GPU. All are in docs/reliability.md.
     """
-    carry_out(c, "deploy", lambda work: deploy_all(work, refresh), json=json)
+    return deploy_all(work, refresh)
 
 
 def deploy_all(work: Work, refresh: bool) -> int:
@@ -49,8 +46,8 @@ def deploy_all(work: Work, refresh: bool) -> int:
     return work.in_turn(deploy_to)
 
 
-@task(auto_shortflags=False, help={"json": "print only JSON on stdout"})
-def doctor(c: Context, json: bool = False) -> None:
+@task(help={"json": "print only JSON on stdout"}, server=False)
+def doctor(work: Work) -> int:
     """
     Check this computer, and with -H the server.
 
@@ -61,17 +58,13 @@ def doctor(c: Context, json: bool = False) -> None:
     Exit codes: 0 nothing worse than warnings, else that of the first problem: 2 this computer or
     the settings, 3 unreachable, 5 host key, 6 login refused, 7 server, 8 environment, 9 GPU.
     """
-    carry_out(c, "doctor", _doctor, json=json, server=False)
-
-
-def _doctor(work: Work) -> int:
     from remote.deploy.doctor import examine
 
     return examine(work.project, [work.session(target) for target in work.targets], work.display)
 
 
-@task(auto_shortflags=False)
-def setup_key(c: Context) -> None:
+@task()
+def setup_key(work: Work) -> int:
     """
     Log in without a password from now on.
 
@@ -83,17 +76,13 @@ def setup_key(c: Context) -> None:
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, also
     with the new key.
     """
-    carry_out(c, "setup-key", _setup_key)
-
-
-def _setup_key(work: Work) -> int:
     from remote.deploy.setup_key import setup_key as setup_one
 
     return work.in_turn(setup_one)
 
 
-@task(auto_shortflags=False)
-def logout(c: Context) -> None:
+@task()
+def logout(work: Work) -> int:
     """
     End the login that is kept for the next command.
 
@@ -103,10 +92,6 @@ def logout(c: Context) -> None:
     A ControlPath of your own in ~/.ssh/config is used and never ended. Exit codes: 0 also where
     none was kept, 2 usage.
     """
-    carry_out(c, "logout", _logout)
-
-
-def _logout(work: Work) -> int:
     from remote.ssh.openssh import log_out
 
     for target in work.targets:
@@ -116,8 +101,8 @@ def _logout(work: Work) -> int:
     return 0
 
 
-@task(auto_shortflags=False, help={"json": "print only JSON on stdout"})
-def check_gpu(c: Context, json: bool = False) -> None:
+@task(help={"json": "print only JSON on stdout"})
+def check_gpu(work: Work) -> int:
     """
     Show the server's GPUs, who uses them, and which are free.
 
@@ -126,10 +111,6 @@ def check_gpu(c: Context, json: bool = False) -> None:
 
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused.
     """
-    carry_out(c, "check-gpu", _check_gpu, json=json)
-
-
-def _check_gpu(work: Work) -> int:
     from remote.deploy.shown import gpu_json, look_at_gpus, show_gpus
 
     answers = work.on_all(look_at_gpus)
@@ -145,14 +126,13 @@ def _check_gpu(work: Work) -> int:
 
 
 @task(
-    auto_shortflags=False,
     help={
         "path": "here: any file or folder; for our trainer CIFAR-10's archive or images",
         "name": "its name there (default: that of the path)",
         "json": "print only JSON on stdout",
-    },
+    }
 )
-def upload_data(c: Context, path: str, name: str | None = None, json: bool = False) -> None:
+def upload_data(work: Work, path: str, name: str | None = None) -> int:
     """
     Send data to the server once, for all runs there.
 
@@ -167,31 +147,25 @@ def upload_data(c: Context, path: str, name: str | None = None, json: bool = Fal
     Exit codes: 0 done, 2 usage, or no images, 3 unreachable, 4 connection lost, 5 host key, 6 login
     refused, 7 no room there, 12 not verified. After 4 the same command goes on where it stopped.
     """
+    from remote.transfer.upload import show_uploaded
+    from remote.transfer.upload import upload_data as upload_to
 
-    def body(work: Work) -> int:
-        from remote.transfer.upload import show_uploaded
-        from remote.transfer.upload import upload_data as upload_to
+    def upload(session: Session) -> dict[str, Any]:
+        done = upload_to(session, path, name)
+        show_uploaded(session, done)
+        return {"host": session.host} | dataclasses.asdict(done)
 
-        def upload(session: Session) -> dict[str, Any]:
-            done = upload_to(session, path, name)
-            show_uploaded(session, done)
-            return {"host": session.host} | dataclasses.asdict(done)
-
-        return work.in_turn(upload)
-
-    carry_out(c, "upload-data", body, json=json)
+    return work.in_turn(upload)
 
 
 @task(
-    auto_shortflags=False,
-    iterable=["run"],
     help={
         "yes": "remove what is listed",
         "run": "a run that may go although not all of it was fetched; may be given several times",
         "json": "print only JSON on stdout",
-    },
+    }
 )
-def clean(c: Context, yes: bool = False, run: list[str] | None = None, json: bool = False) -> None:
+def clean(work: Work, yes: bool = False, run: Sequence[str] = ()) -> int:
     """
     List what nothing on the server needs; --yes removes it.
 
@@ -203,16 +177,12 @@ def clean(c: Context, yes: bool = False, run: list[str] | None = None, json: boo
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 7
     another project's root.
     """
+    from remote.runs.clean import clean_one, show_cleaned
 
-    def body(work: Work) -> int:
-        from remote.runs.clean import clean_one, show_cleaned
+    def clean_there(session: Session) -> dict[str, Any]:
+        answer = clean_one(session, yes, run)
+        if not work.json:
+            show_cleaned(session, answer, yes)
+        return {"host": session.host} | dataclasses.asdict(answer)
 
-        def clean_there(session: Session) -> dict[str, Any]:
-            answer = clean_one(session, yes, run or [])
-            if not json:
-                show_cleaned(session, answer, yes)
-            return {"host": session.host} | dataclasses.asdict(answer)
-
-        return work.in_turn(clean_there)
-
-    carry_out(c, "clean", body, json=json)
+    return work.in_turn(clean_there)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from invoke.context import Context
-from invoke.tasks import task
-
-from remote.tasks.entry import Work, carry_out
+from remote.project.options import FetchOptions, SubmitOptions
+from remote.tasks.entry import Work, task
 from remote.tasks.sweeps import fetch_sweep, only_one
 
 
 @task(
-    auto_shortflags=False,
+    options=FetchOptions,
     help={
         "run": "latest, all, or a run's id, its beginning or its name",
         "dest": "directory here (default: results/)",
@@ -30,16 +28,7 @@ from remote.tasks.sweeps import fetch_sweep, only_one
         "json": "print only JSON on stdout",
     },
 )
-def fetch_results(
-    c: Context,
-    run: str = "latest",
-    dest: str | None = None,
-    watch: bool = False,
-    then_shutdown: bool = False,
-    yes: bool = False,
-    sweep: str | None = None,
-    json: bool = False,
-) -> None:
+def fetch_results(work: Work, options: FetchOptions, sweep: str | None = None) -> int:
     """
     Fetch a run's results, every file verified.
 
@@ -56,30 +45,14 @@ def fetch_results(
     can't be shut down, 10 a run has not ended, 11 no such run, 12 not verified or no room here.
     After 4 the same command goes on where it stopped.
     """
-    options = FetchOptions(run, dest, watch, then_shutdown, yes)
-
-    def body(work: Work) -> int:
-        if sweep:
-            only_one(run, sweep)
-            return fetch_sweep(work, sweep, dest_of(work, dest))
-        return fetch(work, options)
-
-    carry_out(c, "fetch-results", body, json=json)
+    if sweep:
+        only_one(options.run, sweep)
+        return fetch_sweep(work, sweep, dest_of(work, options.dest))
+    return fetch(work, options)
 
 
 def dest_of(work: Work, dest: str | None) -> Path:
     return Path(dest).expanduser() if dest else work.project.dest
-
-
-@dataclass(frozen=True)
-class FetchOptions:
-    """The options of `fab fetch-results` as they were typed."""
-
-    run: str = "latest"
-    dest: str | None = None
-    watch: bool = False
-    then_shutdown: bool = False
-    yes: bool = False
 
 
 def fetch(work: Work, options: FetchOptions) -> int:
@@ -121,14 +94,13 @@ def watch_together(work: Work, options: FetchOptions, dest: Path) -> FetchOption
 
 
 @task(
-    auto_shortflags=False,
     help={
         "run": "latest, or a run's id, its beginning or its name",
         "port": "on this computer (default: a free one)",
         "browser": "open it in a browser (default on a terminal)",
-    },
+    }
 )
-def tensorboard(c: Context, run: str = "latest", port: int = 0, browser: bool = True) -> None:
+def tensorboard(work: Work, run: str = "latest", port: int = 0, browser: bool = True) -> int:
     """
     Show a run in TensorBoard on this computer, live.
 
@@ -140,19 +112,15 @@ def tensorboard(c: Context, run: str = "latest", port: int = 0, browser: bool = 
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 11
     no such run.
     """
+    from remote.runs.tensorboard import serve
 
-    def body(work: Work) -> int:
-        from remote.runs.tensorboard import serve
-
-        with work.only_session() as session:
-            return serve(session, run, work.project.dest, port, browser)
-
-    carry_out(c, "tensorboard", body)
+    with work.only_session() as session:
+        return serve(session, run, work.project.dest, port, browser)
 
 
 @task(
-    auto_shortflags=False,
-    iterable=["accept"],
+    options=SubmitOptions,
+    server=False,
     help={
         "run": (
             "a fetched run: latest (that has a result), its id, the beginning of it, its name, or a"
@@ -174,16 +142,7 @@ def tensorboard(c: Context, run: str = "latest", port: int = 0, browser: bool = 
         "yes": "don't ask before a public repository is created",
     },
 )
-def submit(
-    c: Context,
-    run: str = "latest",
-    dest: str = "submission",
-    data: str | None = None,
-    push: str | None = None,
-    github: str | None = None,
-    accept: list[str] | None = None,
-    yes: bool = False,
-) -> None:
+def submit(work: Work, options: SubmitOptions) -> int:
     """
     Make a fetched run into a repository to hand in.
 
@@ -199,28 +158,22 @@ def submit(
     again, or the push failed; with -H also 3 to 7 as everywhere, and 11 the server no longer has
     the run.
     """
+    from remote.submission.submit import submit as submit_one
 
-    def body(work: Work) -> int:
-        from remote.submission.submit import SubmitOptions
-        from remote.submission.submit import submit as submit_one
-
-        options = SubmitOptions(run, dest, data, push, github, tuple(accept or ()), yes)
-        if not work.targets:
-            return submit_one(work.project, work.display, None, options)
-        with work.only_session() as session:
-            return submit_one(work.project, work.display, session, options)
-
-    carry_out(c, "submit", body, server=False)
+    if not work.targets:
+        return submit_one(work.project, work.display, None, options)
+    with work.only_session() as session:
+        return submit_one(work.project, work.display, session, options)
 
 
 @task(
-    auto_shortflags=False,
+    server=False,
     help={
         "folder": "the bundle, as made by submit or as cloned",
         "data": "evaluate its weights on these images, too",
     },
 )
-def verify_submission(c: Context, folder: str = "submission", data: str | None = None) -> None:
+def verify_submission(work: Work, folder: str = "submission", data: str | None = None) -> int:
     """
     Check what was handed in: files, accuracy, secrets.
 
@@ -230,10 +183,6 @@ def verify_submission(c: Context, folder: str = "submission", data: str | None =
 
     Exit codes: 0 it is what it claims, 2 usage, 12 it is not.
     """
+    from remote.submission.submit import verify
 
-    def body(work: Work) -> int:
-        from remote.submission.submit import verify
-
-        return verify(work.project, work.display, folder, data)
-
-    carry_out(c, "verify-submission", body, server=False)
+    return verify(work.project, work.display, folder, data)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from invoke.context import Context
-from invoke.tasks import task
-
 from remote.errors import NotFound, RemoteError, UsageError
+from remote.project.options import TrainOptions
 from remote.ssh.target import typed_together
-from remote.tasks.entry import Work, carry_out
+from remote.tasks.entry import Work, raise_if_silent, task
 
 if TYPE_CHECKING:
     from remote.records import Run
-    from remote.runs.request import TrainOptions
     from remote.runs.sweep import Book, Point
     from remote.runs.sweep_table import Row
     from remote.ssh.target import Target
@@ -23,8 +21,7 @@ if TYPE_CHECKING:
 
 
 @task(
-    auto_shortflags=False,
-    iterable=["grid", "set", "env"],
+    options=TrainOptions,
     optional=["shutdown_after"],
     help={
         "grid": "key=value,value,…: a field of the recipe, or {key} behind --; several times",
@@ -40,18 +37,8 @@ if TYPE_CHECKING:
     },
 )
 def sweep(
-    c: Context,
-    grid: list[str] | None = None,
-    name: str | None = None,
-    recipe: str | None = None,
-    set: list[str] | None = None,
-    data: str | None = None,
-    gpus: int = 0,
-    max_restarts: int = 0,
-    env: list[str] | None = None,
-    shutdown_after: str | None = None,
-    keep_unfetched: str | None = None,
-) -> None:
+    work: Work, options: TrainOptions, grid: Sequence[str] = (), name: str | None = None
+) -> int:
     """
     Start a run for every combination of values, on all hosts.
 
@@ -68,29 +55,10 @@ def sweep(
     server, 8 environment, 9 GPU.
     """
 
-    def body(work: Work) -> int:
-        from remote.runs.request import TrainOptions
-
-        options = TrainOptions(
-            recipe=recipe,
-            fields=set or [],
-            data=data,
-            gpus=gpus or None,
-            max_restarts=max_restarts,
-            arguments=work.words or None,
-            env=env or [],
-            shutdown_after=shutdown_after,
-            keep_unfetched=keep_unfetched,
-        )
-        return start(work, options, grid or [], name)
-
-    carry_out(c, "sweep", body)
-
-
-def start(work: Work, options: TrainOptions, grid: Sequence[str], name: str | None) -> int:
     from remote.deploy.deploy import ask_facts
     from remote.runs import sweep as sweeps
 
+    options = dataclasses.replace(options, arguments=work.words or None)
     values = sweeps.parse_grid(grid)
     own = work.project.has_own_trainer
     sweeps.check_points(work.project, options, values)
@@ -149,6 +117,7 @@ def rows_of(work: Work, name: str, answers: Answers) -> list[Row]:
     found = sorted(told.values(), key=lambda pair: pair[1].run)
     rows += [Row(run.asked.point, host, run) for host, run in found]
     if not rows:
+        raise_if_silent(answers)
         hosts = ", ".join(target.spec for target in work.targets)
         raise NotFound(
             f"no sweep {name!r:.80} here or on {hosts}", remedy="fab -H … status lists all runs"
@@ -173,10 +142,7 @@ def status_of_sweep(work: Work, name: str) -> int:
     work.tell_json(sweep_json(name, rows))
     if not work.json:
         show_sweep(work.display, name, rows)
-    for target, _, error in answers:
-        if error:
-            work.display.note(f"{target.spec}: {error.message}")
-    return work.first_failure(answers)
+    return work.tell_failures(answers)
 
 
 def stop_sweep(work: Work, name: str) -> int:
@@ -203,7 +169,7 @@ def stop_sweep(work: Work, name: str) -> int:
             told = [run for run in list_runs(session) if run.run in names]
             ended += [run_json(run, target.spec) for run in told]
     work.tell_json(ended)
-    return work.first_failure(answers)
+    return work.tell_failures(answers)
 
 
 def fetch_sweep(work: Work, name: str, dest: Path) -> int:
@@ -224,7 +190,7 @@ def fetch_sweep(work: Work, name: str, dest: Path) -> int:
     if not work.json:
         show_sweep(work.display, name, rows)
     tell_files(work.display, dest / "sweeps" / name, name, rows)
-    return work.first_failure(answers)
+    return work.tell_failures(answers)
 
 
 def only_one(run: str, name: str) -> None:

@@ -6,23 +6,19 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING
 
-from invoke.context import Context
-from invoke.tasks import task
-
 from remote.errors import UsageError
-from remote.tasks.entry import Work, carry_out
+from remote.project.options import TrainOptions
+from remote.tasks.entry import Work, task
 from remote.tasks.sweeps import only_one, stop_sweep
 
 if TYPE_CHECKING:
     from remote.link.session import Session
     from remote.records import Run
-    from remote.runs.request import TrainOptions
     from remote.ssh.target import Target
 
 
 @task(
-    auto_shortflags=False,
-    iterable=["set", "env"],
+    options=TrainOptions,
     optional=["shutdown_after"],
     help={
         "recipe": "standard, demo or another of trainer/recipes (default: remote.recipe)",
@@ -67,31 +63,7 @@ if TYPE_CHECKING:
         "json": "print only JSON on stdout: the run, as status --json tells it; comes back at once",
     },
 )
-def train(
-    c: Context,
-    recipe: str | None = None,
-    set: list[str] | None = None,
-    data: str | None = None,
-    devices: str = "auto",
-    name: str | None = None,
-    resume: str | None = None,
-    gpus: int = 0,
-    now: bool = False,
-    time: str | None = None,
-    stop_if_idle: str | None = None,
-    shutdown_after: str | None = None,
-    keep_unfetched: str | None = None,
-    max_restarts: int = 0,
-    notify: str | None = None,
-    env: list[str] | None = None,
-    with_new_code: bool = False,
-    interactive: bool = False,
-    follow: bool = False,
-    no_follow: bool = False,
-    nodes: int = 0,
-    first_free: bool = False,
-    json: bool = False,
-) -> None:
+def train(work: Work, options: TrainOptions, first_free: bool = False) -> int:
     """
     Start a training on the server, which goes on without you.
 
@@ -107,35 +79,8 @@ def train(
     second run.
     """
 
-    def body(work: Work) -> int:
-        from remote.runs.request import TrainOptions
-
-        following = True if follow else False if no_follow else None
-        options = TrainOptions(
-            recipe=recipe,
-            fields=set or [],
-            data=data,
-            devices=devices,
-            name=name,
-            resume=resume,
-            gpus=gpus or None,
-            now=now,
-            time=time,
-            max_restarts=max_restarts,
-            notify=notify,
-            follow=following,
-            arguments=work.words or None,
-            env=env or [],
-            with_new_code=with_new_code,
-            interactive=interactive,
-            stop_if_idle=stop_if_idle,
-            shutdown_after=shutdown_after,
-            keep_unfetched=keep_unfetched,
-            nodes=nodes or None,
-        )
-        return start(work, options, first_free)
-
-    carry_out(c, "train", body, json=json)
+    options = dataclasses.replace(options, arguments=work.words or None)
+    return start(work, options, first_free)
 
 
 def start(work: Work, options: TrainOptions, first_free: bool = False) -> int:
@@ -206,8 +151,8 @@ def choose_free(work: Work, options: TrainOptions) -> tuple[Work, Target]:
     return work, targets[look.host]
 
 
-@task(auto_shortflags=False, help={"run": "latest, or a run's id, its beginning or its name"})
-def attach(c: Context, run: str = "latest") -> None:
+@task(help={"run": "latest, or a run's id, its beginning or its name"})
+def attach(work: Work, run: str = "latest") -> int:
     """
     Go into a run's terminal (tmux); Ctrl-b d comes back.
 
@@ -217,41 +162,34 @@ def attach(c: Context, run: str = "latest") -> None:
     10 it does not run in tmux, 11 no such run.
     """
 
-    def body(work: Work) -> int:
-        from remote.runs.attach import attach as attach_one
+    from remote.runs.attach import attach as attach_one
 
-        session, name = work.session_of(run)
-        with session:
-            return attach_one(session, name)
-
-    carry_out(c, "attach", body)
+    session, name = work.session_of(run)
+    with session:
+        return attach_one(session, name)
 
 
-@task(auto_shortflags=False)
-def keep(c: Context) -> None:
+@task()
+def keep(work: Work) -> int:
     """
     Keep a server on: cancels `train --shutdown-after`.
 
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused.
     """
 
-    def body(work: Work) -> int:
-        from remote.runs.shutdown import keep as keep_on
+    from remote.runs.shutdown import keep as keep_on
 
-        return work.first_failure(work.on_all(keep_on))
-
-    carry_out(c, "keep", body)
+    return work.tell_failures(work.on_all(keep_on))
 
 
 @task(
-    auto_shortflags=False,
     help={
         "run": "latest, or a run's id, its beginning or its name",
         "sweep": "every run of this sweep, on all hosts",
         "json": "print only JSON on stdout: a list of the runs, as they ended",
-    },
+    }
 )
-def stop(c: Context, run: str = "latest", sweep: str | None = None, json: bool = False) -> None:
+def stop(work: Work, run: str = "latest", sweep: str | None = None) -> int:
     """
     Stop a run politely: it has a minute to save its state.
 
@@ -259,19 +197,12 @@ def stop(c: Context, run: str = "latest", sweep: str | None = None, json: bool =
     it did not stop, 11 no such run.
     """
 
-    def body(work: Work) -> int:
-        if sweep:
-            only_one(run, sweep)
-            return stop_sweep(work, sweep)
-        return stop_run(work, run)
-
-    carry_out(c, "stop", body, json=json)
-
-
-def stop_run(work: Work, run: str) -> int:
     from remote.runs.listing import run_json
     from remote.runs.stop import stop_one
 
+    if sweep:
+        only_one(run, sweep)
+        return stop_sweep(work, sweep)
     session, name = work.session_of(run)
     with session:
         ended = stop_one(session, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -281,6 +282,7 @@ def test_tasks_of_one_s_own_are_listed_and_run(project: Path) -> None:
             ["sweep", "--grid", "a=1", "--set", "--name", "x"],
             "--set needs a value — fab sweep --help tells its options",
         ),
+        (["train", "--gpus", "two"], "'two' is no number — fab train --help tells its options"),
         (["-H", "gpu", "upload-data"], "upload-data needs PATH: fab -H gpu upload-data PATH"),
         (
             ["train", "--recpie", "x"],
@@ -290,6 +292,15 @@ def test_tasks_of_one_s_own_are_listed_and_run(project: Path) -> None:
 )
 def test_a_mistyped_line_is_one_line_and_exit_2(project: Path, words: list[str], said: str) -> None:
     assert alone(project, *words, code=2) == f"error: {said}\n"
+
+
+@pytest.mark.parametrize("words", ["keep", "stop --sweep x", "status --sweep x", "follow", "logs"])
+def test_a_server_that_is_down_is_told_by_every_task(project: Path, words: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    for hosts in (f"127.0.0.1:{port}", f"127.0.0.1:{port},127.0.0.1:{port}"):
+        shown = alone(project, "-H", hosts, *words.split(), code=3)
+        assert f"error: 127.0.0.1:{port}, connect: " in shown and "refuses connections" in shown
 
 
 def test_help_of_a_task_that_needs_a_path(project: Path) -> None:

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from remote.errors import UsageError
 from remote.link.session import Project
 from remote.project.command import describe_command, label_of, plan_words, shell_signs
+from remote.project.options import TrainOptions
 from remote.project.own_trainer import runs_own_trainer
 from remote.project.settings import parse_settings
 from remote.records import Settings
-from remote.runs.request import TrainOptions, parse_request
+from remote.runs.request import parse_request
 from tests.support.project import REPOSITORY, make_tree
 
 
@@ -119,7 +120,7 @@ def test_a_package_called_trainer_is_not_ours_by_its_name(tmp_path: Path) -> Non
         "0.1",
     )
     with pytest.raises(UsageError, match="follow `--`"):
-        parse_request(project, TrainOptions(fields=["a=b"]))
+        parse_request(project, TrainOptions(set=["a=b"]))
     with pytest.raises(UsageError, match="there is no trainer here"):
         parse_request(Project(tmp_path / "trainer", Settings(project="p")), TrainOptions())
 
@@ -132,6 +133,8 @@ def test_our_trainers_options_behind_the_dashes_are_fields() -> None:
     assert (
         request.fields == (("max_epochs", "3"), ("batch_size", "64")) and request.arguments is None
     )
+    with pytest.raises(UsageError, match="--gpus is a number from 1 on"):
+        parse_request(project, TrainOptions(gpus=0))
     with pytest.raises(UsageError, match="max_epocs"):
         parse_request(project, TrainOptions(arguments=["--max_epocs", "3"]))
     with pytest.raises(UsageError, match="an option such as --max_epochs 3"):

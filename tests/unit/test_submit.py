@@ -15,6 +15,7 @@ import pytest
 
 from remote.errors import RemoteError, TransferFailed, UsageError
 from remote.link.session import Project
+from remote.project.options import SubmitOptions
 from remote.project.results import find_run
 from remote.records import Settings
 from remote.screen.display import Display
@@ -93,7 +94,7 @@ class Desk:
                 self.project,
                 Display(out=out, notes=out),
                 None,
-                submit.SubmitOptions(**{**given, **options}),
+                SubmitOptions(**{**given, **options}),
             )
         finally:
             self.told = out.getvalue()
