@@ -75,6 +75,8 @@ class Session:
         self.connection: Connection | None = None
         self.link: Link | None = None
         self.requests = 0
+        # It has answered once: what is wrong now may mend itself.
+        self.was_there = False
         # Behind `fab -H`, where its host is one of several for the same run.
         self.together: str | None = None
 
@@ -162,7 +164,7 @@ class Session:
 
     def patiently(self, ask: Callable[[], T], stays: str, tries: int | None = None) -> T:
         """`ask()`, and again after each lost connection; `tries` bounds that, None: for as long as
-        it takes. `stays` is told each time.
+        it takes. `stays` is told each time. A server that was never there is told at once.
 
         What is asked must be the same when it is asked twice.
         """
@@ -173,8 +175,9 @@ class Session:
                 return ask()
             except (ConnectionLost, Unreachable) as error:
                 self.close()
+                self.was_there = self.was_there or isinstance(error, ConnectionLost)
                 failed = 1 if time.monotonic() - began > WORKED_S else failed + 1
-                if tries is not None and failed >= tries:
+                if not self.was_there or (tries is not None and failed >= tries):
                     raise
                 pause = PAUSES_S[min(failed, len(PAUSES_S)) - 1]
                 ends = "" if tries else " (Ctrl-C ends this, and nothing else)"
@@ -191,7 +194,10 @@ class Session:
         """Ask the agent about this project's root."""
         self.open()
         assert self.link is not None
-        return self.link.ask(kind, on_event, upload, root=self.project.settings.root, **args)
+        root = self.project.settings.root
+        answer = self.link.ask(kind, on_event, upload, root=root, **args)
+        self.was_there = True
+        return answer
 
     def ask_as_owner(
         self,

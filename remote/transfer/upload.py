@@ -67,7 +67,6 @@ def upload_data(session: Session, given: str, name: str | None = None) -> Upload
         raise UsageError(f"{given} holds no files", step="upload-data")
     data = DataSet(name or path.name, path.parent if is_file else path, entries, is_file)
     started = time.monotonic()
-    session.log_in()  # a server that can't be reached at all is told at once
     sent = session.patiently(lambda: send(session, data), "what has arrived stays", TRIES)
     total, seconds = sum(entry.size for entry in entries), time.monotonic() - started
     return Uploaded(data.name, len(entries), total, sent, seconds, data.tree)
