@@ -16,7 +16,7 @@ from remote.project.options import TrainOptions
 from remote.records import Run
 from remote.runs.follow import Follower, LeaveWanted, StopWanted
 from remote.runs.limits import limits_of
-from remote.runs.listing import raise_if_failed
+from remote.runs.listing import raise_if_failed, state_line, tell_resume
 from remote.runs.placement import (
     Launch,
     Placement,
@@ -215,7 +215,7 @@ def show_log_end(session: Session, run: str, follower: Follower) -> None:
         return
     session.display.line(f"the last lines of {run}'s log:")
     last = Follower(session, run)
-    last.tail = SHOWN_LOG_LINES * 120
+    last.tail = SHOWN_LOG_LINES
     last.now()
 
 
@@ -223,8 +223,8 @@ def show_end(session: Session, run: Run) -> None:
     """The result in one line; raises RunFailed for a failure."""
     raise_if_failed(run, session)
     if run.state == "stopped":
-        session.display.line(f"{run.run} was stopped: {run.reason or ''}; to go on:")
-        session.display.line(f"  fab -H {session.typed} train --resume {run.run}")
+        session.display.line(state_line(run))
+        tell_resume(session, run)
         return
     accuracy, epochs = run.summary.test_accuracy, run.summary.epochs
     beside = run.summary.beside_accuracy

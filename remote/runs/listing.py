@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from remote.errors import NotFound, RunFailed
+from remote.errors import RunFailed
 from remote.link.answers import Runs
 from remote.link.session import Session
 from remote.records import Run
@@ -68,8 +67,10 @@ def raise_if_failed(run: Run, session: Session) -> None:
         )
 
 
-def only_run(runs: Sequence[Run], session: Session) -> Run:
-    if not runs:
-        text, remedy = "no run of this project is on the server", f"fab -H {session.typed} train"
-        raise NotFound(text, host=session.host, remedy=f"start one: {remedy}")
-    return runs[0]
+def state_line(run: Run) -> str:
+    return f"{run.run}: {run.state}{f': {run.reason}' if run.reason else ''}"
+
+
+def tell_resume(session: Session, run: Run) -> None:
+    session.display.line("to go on:")
+    session.display.line(f"  fab -H {session.typed} train --resume {run.run}")

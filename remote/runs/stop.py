@@ -6,7 +6,7 @@ from remote.errors import RunFailed
 from remote.link.answers import Followed, Stopping
 from remote.link.session import Session, who_am_i
 from remote.records import Run
-from remote.runs.listing import list_runs, only_run
+from remote.runs.listing import state_line, tell_resume
 from remote.screen.text import show
 
 STOP_WAIT_S = 90.0
@@ -15,17 +15,17 @@ STOP_WAIT_S = 90.0
 def stop_one(session: Session, run: str) -> Run:
     """Ask for its end, and wait for it."""
     answer = session.ask(Stopping, run=run, who=who_am_i())
-    if not answer.asked:
-        session.display.line(f"{show(answer.run)} has ended already: {answer.state}")
-        return Run(answer.run, answer.state)
-    return wait_until_stopped(session, answer.run)
+    if answer.asked:
+        return wait_until_stopped(session, answer.run)
+    session.display.line(f"{show(answer.run)} has ended already: {answer.state}")
+    return session.ask(Followed, run=answer.run, until="now", tail=0).described
 
 
 def wait_until_stopped(session: Session, run: str) -> Run:
     """Show that it is being stopped, and how it ended."""
     session.display.doing(f"stopping {run}: it has 60 s to save its state", "stop")
     ended = session.ask(Followed, run=run, until="end", wait_s=STOP_WAIT_S, tail=0)
-    described = only_run(list_runs(session, run), session)
+    described = ended.described
     session.display.clear()
     if ended.late:
         raise RunFailed(
@@ -33,9 +33,7 @@ def wait_until_stopped(session: Session, run: str) -> Run:
             host=session.host,
             remedy=f"fab -H {session.typed} logs --run {described.run}",
         )
-    reason = f": {described.reason}" if described.reason else ""
-    session.display.line(f"{described.run}: {described.state}{reason}")
+    session.display.line(state_line(described))
     if described.state == "stopped":
-        session.display.line("to go on:")
-        session.display.line(f"  fab -H {session.typed} train --resume {described.run}")
+        tell_resume(session, described)
     return described

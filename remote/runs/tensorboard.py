@@ -7,6 +7,7 @@ import importlib.util
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 import webbrowser
@@ -62,19 +63,22 @@ def start(logs: Path, run: str, port: int) -> tuple[subprocess.Popen[bytes], str
     logs.mkdir(parents=True, exist_ok=True)
     options = [*logs_option(logs, run), "--window_title", run]
     options += ["--host", HOST, "--port", str(port), "--reload_interval", "5"]
-    # A session of its own: Ctrl-C is for us, and we end it.
-    board = subprocess.Popen(
-        [sys.executable, "-m", "tensorboard.main", *options],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    address = f"http://{HOST}:{port}/"
-    if answers(board, address):
-        return board, address
-    end(board)
-    said = (board.stderr.read() if board.stderr else b"").decode("utf-8", "replace").strip()
+    # A file, not a pipe: it warns for hours, and would stand still once a pipe is full.
+    with tempfile.TemporaryFile() as errors:
+        # A session of its own: Ctrl-C is for us, and we end it.
+        board = subprocess.Popen(
+            [sys.executable, "-m", "tensorboard.main", *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+        )
+        address = f"http://{HOST}:{port}/"
+        if answers(board, address):
+            return board, address
+        end(board)
+        errors.seek(0)
+        said = errors.read().decode("utf-8", "replace").strip()
     last = said.splitlines()[-1][:300] if said else "it said nothing"
     raise UsageError(f"tensorboard did not start: {last}", step="tensorboard", remedy="--port N")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import tempfile
 import time
@@ -66,9 +67,18 @@ def submit(
             shutil.rmtree(place)
         os.rename(draft, place)
     tell_made(display, place, made, commit)
-    again = f"fab -H {session.typed} submit" if session else "fab submit"
-    hand_over(display, place, commit, options, again)
+    fab = f"fab -H {session.typed}" if session else "fab"
+    hand_over(display, place, commit, options, f"{fab} {typed(options)}")
     return 0
+
+
+def typed(options: SubmitOptions) -> str:
+    """What makes the same bundle again."""
+    words = ["submit"]
+    for name, usual in (("run", "latest"), ("dest", "submission"), ("data", None)):
+        if (value := getattr(options, name)) != usual:
+            words += [f"--{name}", shlex.quote(value)]
+    return " ".join([*words, *(f"--accept {shlex.quote(path)}" for path in options.accept)])
 
 
 def tell_made(display: Display, place: Path, made: Made, commit: str | None) -> None:

@@ -10,7 +10,6 @@ from remote.tasks.sweeps import only_one, status_of_sweep
 
 if TYPE_CHECKING:
     from remote.link.session import Session
-    from remote.records import Run
 
 FOLLOWED_LINES = 40
 """Of the log, where one begins to follow."""
@@ -61,12 +60,13 @@ def follow(work: Work, run: str = "latest") -> int:
     no such run.
     """
     from remote.runs.follow import Follower, LeaveWanted, StopWanted
+    from remote.runs.listing import state_line
     from remote.runs.stop import stop_one
 
     session, run = work.session_of(run)
     with session:
         follower = Follower(session, run)
-        follower.tail = FOLLOWED_LINES * 200
+        follower.tail = FOLLOWED_LINES
         try:
             until_end = follower.until_end
             ended = follower.on_screen(until_end) if work.display.live else until_end()
@@ -76,13 +76,8 @@ def follow(work: Work, run: str = "latest") -> int:
         except (LeaveWanted, KeyboardInterrupt) as left:
             work.display.note(f"{follower.goes_on}; the same command shows it again")
             return INTERRUPTED if isinstance(left, KeyboardInterrupt) else 0
-        show_state(work, ended)
+        work.display.note(state_line(ended))
     return 0
-
-
-def show_state(work: Work, run: Run) -> None:
-    reason = f": {run.reason}" if run.reason else ""
-    work.display.note(f"{run.run}: {run.state}{reason}")
 
 
 @task(
@@ -139,16 +134,15 @@ def logs(work: Work, run: str = "latest", follow: bool = False, lines: int = 40)
 def log_of(work: Work, session: Session, run: str, follow: bool, lines: int) -> dict[str, object]:
     """Show it; for scripts the run with the lines of its log."""
     from remote.runs.follow import Follower
-    from remote.runs.listing import run_json
+    from remote.runs.listing import run_json, state_line
 
     text: list[str] = []
     follower = Follower(session, run, sink=text.append if work.json else None)
-    follower.tail = lines * 200
+    follower.tail = lines
     ended = follower.until_end() if follow else follower.now()
     if not work.json and ended.state != "running":
-        show_state(work, ended)
-    told = "".join(text).splitlines()[-lines:] if lines else []
-    return run_json(ended, session.host) | {"log": told}
+        work.display.note(state_line(ended))
+    return run_json(ended, session.host) | {"log": "".join(text).splitlines()}
 
 
 @task(
@@ -169,7 +163,7 @@ def wait(work: Work, run: str = "latest", sweep: str | None = None) -> int:
     Exit codes: 0 it finished, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login
     refused, 10 it failed or was stopped, 11 no such run.
     """
-    from remote.runs.listing import list_runs, run_json
+    from remote.runs.listing import list_runs, run_json, state_line
     from remote.runs.wait import wait_for
 
     if sweep:
@@ -184,8 +178,7 @@ def wait(work: Work, run: str = "latest", sweep: str | None = None) -> int:
                 names = [each.run for each in list_runs(session) if each.asked.sweep == sweep]
             for name in names:
                 found = wait_for(session, name)
-                why = f": {found.reason}" if found.reason else ""
-                work.display.line(f"{session.host}: {found.run} {found.state}{why}")
+                work.display.line(f"{session.host}: {state_line(found)}")
                 ended.append((session.host, found))
     if not ended:
         raise NotFound(f"no run of the sweep {sweep!r:.80} on these hosts", step="wait")

@@ -71,8 +71,12 @@ def fetch(work: Work, options: FetchOptions) -> int:
     answers = []
     for target in work.targets:
         with work.session(target) as session:
-            every = [run.run for run in list_runs(session)] if options.run == "all" else None
-            for name in [options.run] if every is None else every:
+            names = [options.run]
+            if options.run == "all":
+                names = [run.run for run in list_runs(session)]
+                if not names:
+                    work.display.line(f"{session.host}: no runs yet, so nothing to fetch")
+            for name in names:
                 fetched = bring(session, name, dest, ask)
                 show_fetched(work.display, fetched)
                 answers.append(fetched_json(fetched, session.host))

@@ -90,6 +90,10 @@ def start(work: Work, options: TrainOptions, first_free: bool = False) -> int:
     by_slurm = work.project.settings.launcher == "slurm"
     if first_free and options.nodes:
         raise UsageError("--first-free chooses one host, --nodes takes all: give one of them")
+    if first_free and options.resume and len(work.targets) > 1:
+        raise UsageError(
+            "--first-free chooses a host for a new run; to resume one, name its host alone"
+        )
     if not by_slurm and (options.nodes or (options.resume and len(work.targets) > 1)):
         return start_on_hosts(work, options)
     if first_free and not options.resume:

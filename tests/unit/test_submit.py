@@ -264,6 +264,12 @@ def test_a_finding_can_be_accepted_and_the_check_remembers_it(desk: Desk) -> Non
     assert desk.verify() == ""
 
 
+def test_what_pushes_the_bundle_makes_the_same_one(desk: Desk) -> None:
+    assert desk.submit(run="mine", accept=["a b"]) == 0
+    again = f"fab submit --run mine --dest {desk.dest} --data synthetic --accept 'a b'"
+    assert f"  {again} --push URL\n  {again} --github NAME\n" in desk.told
+
+
 def test_every_change_to_a_bundle_is_found(desk: Desk) -> None:
     desk.submit()
     for path, told in (

@@ -16,13 +16,14 @@ from remote.agent.shared.states import FINAL
 POLL_S = 0.25
 BATCH = 256 << 10
 CURVE_EPOCHS = 400
+MOST_TAIL = 1 << 20
 SETTLE_S, SETTLE_TRAINER_S = 1.0, 20.0
 """A command is taken for started so long after it began to write; the trainer tells itself when it
 trains, unless its images take longer to arrive."""
 
 
 class Wish(NamedTuple):
-    """`tail`: start so many bytes before the log's end instead of at `offset`. `until`: `now` tells
+    """`tail`: start with so many of the log's last lines, not at `offset`. `until`: `now` tells
     what there is and returns; `started` returns once the run has shown a sign of life or has ended;
     `end` when it has ended and all is told. `wait_s` > 0 bounds the wait."""
 
@@ -69,7 +70,7 @@ class Teller:
     def begin(self, offset: int, tail: Optional[int]) -> None:
         self.offset = offset
         if tail is not None:
-            self.offset = start_of_line(self.log, max(0, _size(self.log) - tail))
+            self.offset = start_of_last(self.log, tail)
             # Said before there is anything to tell: after a cut the laptop goes on from here, not
             # from a new tail.
             self.call.event(log=self.offset)
@@ -135,17 +136,21 @@ def _size(path: str) -> int:
         return 0
 
 
-def start_of_line(path: str, offset: int) -> int:
-    """The first line that begins at or after `offset`."""
-    if offset <= 0:
-        return 0
+def start_of_last(path: str, lines: int) -> int:
+    """Where the last so many lines begin, of those within the last MiB."""
+    begin = max(0, _size(path) - MOST_TAIL)
     try:
         with open(path, "rb") as file:
-            file.seek(offset - 1)
-            skipped = file.readline()
-            return offset - 1 + len(skipped)
+            file.seek(begin)
+            data = file.read()
     except OSError:
-        return offset
+        return 0
+    at = len(data) - 1
+    for _ in range(lines):
+        at = data.rfind(b"\n", 0, max(0, at))
+        if at < 0:
+            return begin + (data.find(b"\n") + 1 if begin else 0)
+    return begin + at + 1
 
 
 class Curves:
