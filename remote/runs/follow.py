@@ -15,7 +15,7 @@ from remote.link.session import Session
 from remote.records import Run
 from remote.screen.live import full_screen, has_keys, interrupt
 from remote.screen.text import one_line
-from remote.screen.training import TrainingView
+from remote.screen.training import TrainingView, describe_progress
 
 TRIES = 5
 LONGEST_LINE = 64 << 10
@@ -136,7 +136,9 @@ class Follower:
             arguments["tail"] = self.tail
         else:
             arguments["offset"] = self.offset
-        return self.session.ask(Followed, heard(FollowEvent, self._event), **arguments)
+        answer = self.session.ask(Followed, heard(FollowEvent, self._event), **arguments)
+        self.session.display.clear()
+        return answer
 
     def _event(self, event: FollowEvent, blob: bytes) -> None:
         if event.log is not None:
@@ -150,6 +152,9 @@ class Follower:
                 self.lines.write(blob)
         if event.progress is not None:
             self.view.tell(event.progress)
+            if not self.show_log:
+                told = describe_progress(event.progress)
+                self.session.display.doing(f"{self.view.run}: {told}")
         if event.curves is not None:
             self.view.curves = {name: list(values) for name, values in event.curves.items()}
         if event.gpu is not None:
@@ -161,7 +166,9 @@ class Follower:
 
     def _told(self, news: RunNews) -> None:
         display = self.session.display
-        self.view.run, self.view.state = one_line(news.run, 80), one_line(news.state, 20)
+        # Also after a cut it is this run, whatever is the latest by then.
+        self.run = self.view.run = one_line(news.run, 80)
+        self.view.state = one_line(news.state, 20)
         self.view.waiting = news.waiting or "it starts by itself"
         if news.state == "queued" and news.waiting and display.sink is None:
             leave = " (Ctrl-C leaves it in the queue)"

@@ -10,14 +10,14 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from remote.deploy.deploy import deploy
 from remote.deploy.shown import show_steps
-from remote.errors import RemoteError, UsageError
+from remote.errors import UsageError
 from remote.link.facts import Facts
 from remote.link.session import Project, Session
 from remote.project.options import TrainOptions
@@ -33,6 +33,7 @@ from remote.runs.placement import (
 )
 from remote.runs.request import Pending, TrainRequest, new_run_id, parse_request, start_run
 from remote.runs.shutdown import tell_plan
+from remote.runs.sweep_table import label_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z")
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
@@ -50,10 +51,6 @@ class Point:
     host: str | None = None
     sent: bool = False
     started: bool = False
-
-    @property
-    def label(self) -> str:
-        return " ".join(f"{key}={value}" for key, value in self.values.items())
 
 
 def parse_grid(given: Sequence[str]) -> list[dict[str, str]]:
@@ -76,6 +73,15 @@ def parse_grid(given: Sequence[str]) -> list[dict[str, str]]:
         what = f"{len(points)} points, {MOST} at most" if given else "--grid is missing"
         raise UsageError(f"a sweep needs a grid: {what}", step="sweep", remedy="--grid seed=1,2,3")
     return points
+
+
+def request_of(project: Project, options: TrainOptions, values: Mapping[str, str]) -> TrainRequest:
+    """A point's own. Raises UsageError that names the point."""
+    try:
+        return parse_request(project, options_of(options, values, project.has_own_trainer))
+    except UsageError as error:
+        error.message = f"{label_of(values)}: {error.message}"
+        raise
 
 
 def options_of(options: TrainOptions, values: Mapping[str, str], own: bool) -> TrainOptions:
@@ -176,13 +182,11 @@ def assign(points: Sequence[Point], hosts: Mapping[str, Facts]) -> dict[str, lis
 
 
 def start_points(
-    session: Session, book: Book, points: Sequence[Point], options: Callable[[Point], TrainOptions]
+    session: Session, book: Book, points: Sequence[Point], options: TrainOptions
 ) -> int:
     """Start those of the host's points that are not there yet; returns how many were."""
-    there = (
-        {run.run for run in list_runs(session)} if any(point.sent for point in points) else set()
-    )
-    waiting = []
+    known = list_runs(session) if any(point.sent for point in points) else []
+    there, waiting = {run.run for run in known}, []
     for point in points:
         if point.sent and point.run in there:
             book.change(point, started=True)
@@ -190,7 +194,7 @@ def start_points(
             waiting.append(point)
     if not waiting:
         return 0
-    asked = [(point, parse_request(session.project, options(point))) for point in waiting]
+    asked = [(point, request_of(session.project, options, point.values)) for point in waiting]
     deployed = deploy(session, data=asked[0][1].data)
     show_steps(session, deployed, only_changes=True)
     for number, (point, request) in enumerate(asked, 1):
@@ -223,19 +227,6 @@ def queued(launch: Launch, request: TrainRequest) -> Placement:
         return dataclasses.replace(place_run(launch, {}), later=True)
     has_gpu = bool(launch.deployed.facts.gpus.gpus) and launch.wants_gpu
     return Placement((), queue=True, wanted=(request.gpus or 1) if has_gpu else 0)
-
-
-def check_points(
-    project: Project, options: TrainOptions, values: Sequence[Mapping[str, str]]
-) -> None:
-    """Raises UsageError with the first point that can't be trained; nothing has been sent by
-    then."""
-    for point in values:
-        try:
-            parse_request(project, options_of(options, point, project.has_own_trainer))
-        except RemoteError as error:
-            error.message = f"{Point(point).label}: {error.message}"
-            raise
 
 
 def check_name(name: str) -> str:

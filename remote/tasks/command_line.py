@@ -22,7 +22,7 @@ from invoke.exceptions import Exit, ParseError
 from remote.errors import UsageError
 from remote.screen.language import translate
 from remote.screen.plain import say
-from remote.ssh.target import DEFAULT_TIMEOUT_S, Target, typed_together
+from remote.ssh.target import Target, typed_together
 
 FIRST = {"hosts": "-H", "identity": "-i", "ssh-config": "-S"}
 """fab's own options that have to stand before the task."""
@@ -116,17 +116,13 @@ def take_hosts(program: Any) -> None:
 
 
 def read_targets(program: Any) -> list[Target]:
-    """The hosts of `fab -H`, in order, with what -i, -S, -t and the two prompts gave."""
-    args, given = program.core[0].args, program.config.get("connect_kwargs", {})
-    timeout = args["connect-timeout"].value
+    """The hosts of `fab -H`, in order, with what -i and -S gave."""
+    args = program.core[0].args
     return [
         Target(
             spec=spec.strip(),
             identities=tuple(args["identity"].value or ()),
             ssh_config=args["ssh-config"].value,
-            password=given.get("password"),
-            passphrase=given.get("passphrase"),
-            timeout_s=float(timeout) if timeout else DEFAULT_TIMEOUT_S,
         )
         for spec in (args["hosts"].value or "").split(",")
         if spec.strip()

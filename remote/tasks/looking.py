@@ -163,8 +163,8 @@ def wait(work: Work, run: str = "latest", sweep: str | None = None) -> int:
     Exit codes: 0 it finished, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login
     refused, 10 it failed or was stopped, 11 no such run.
     """
+    from remote.runs.follow import Follower
     from remote.runs.listing import list_runs, run_json, state_line
-    from remote.runs.wait import wait_for
 
     if sweep:
         only_one(run, sweep)
@@ -177,7 +177,9 @@ def wait(work: Work, run: str = "latest", sweep: str | None = None) -> int:
             if sweep:
                 names = [each.run for each in list_runs(session) if each.asked.sweep == sweep]
             for name in names:
-                found = wait_for(session, name)
+                follower = Follower(session, name, show_log=False)
+                follower.tail = 0
+                found = follower.until_end()
                 work.display.line(f"{session.host}: {state_line(found)}")
                 ended.append((session.host, found))
     if not ended:

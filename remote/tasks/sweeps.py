@@ -14,7 +14,7 @@ from remote.tasks.entry import Work, raise_if_silent, task
 
 if TYPE_CHECKING:
     from remote.records import Run
-    from remote.runs.sweep import Book, Point
+    from remote.runs.sweep import Book
     from remote.runs.sweep_table import Row
     from remote.ssh.target import Target
     from remote.tasks.entry import Answers
@@ -54,32 +54,27 @@ def sweep(
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 7
     server, 8 environment, 9 GPU.
     """
-
     from remote.deploy.deploy import ask_facts
     from remote.runs import sweep as sweeps
 
     options = dataclasses.replace(options, arguments=work.words or None)
     values = sweeps.parse_grid(grid)
-    own = work.project.has_own_trainer
-    sweeps.check_points(work.project, options, values)
+    for point in values:  # what can't be trained is said before anything is sent
+        sweeps.request_of(work.project, options, point)
     chosen = sweeps.check_name(name or sweeps.default_name(work.project, options, grid))
     book = sweeps.Book(work.project, chosen)
     book.add(values)
     targets = {target.spec: target for target in work.targets}
     up = work.those_up(work.on_all(ask_facts), "its part goes to the others")
     hosts = {target.spec: facts for target, facts in up}
-
-    def options_of(point: Point) -> TrainOptions:
-        return sweeps.options_of(options, point.values, own)
-
     failed: list[RemoteError] = []
     for host, points in sweeps.assign(book.points, hosts).items():
         try:
             with work.session(targets[host]) as session:
-                started = sweeps.start_points(session, book, points, options_of)
+                started = sweeps.start_points(session, book, points, options)
             work.display.line(f"{host}: {started} runs started, {len(points)} points in all")
         except RemoteError as error:
-            work.display.note(f"{host}: {error.message}")
+            work.display.error(error)
             failed.append(error)
     return tell_started(work, book, failed)
 

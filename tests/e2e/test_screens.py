@@ -303,6 +303,11 @@ def test_a_server_that_is_down_is_told_by_every_task(project: Path, words: str) 
         assert f"error: 127.0.0.1:{port}, connect: " in shown and "refuses connections" in shown
 
 
+def test_the_demo_is_refused_at_once_where_there_is_nothing_to_train(project: Path) -> None:
+    shown = alone(project, "demo", code=2)
+    assert "there is none in this project" in shown and len(shown.splitlines()) == 1
+
+
 def test_help_of_a_task_that_needs_a_path(project: Path) -> None:
     shown = alone(project, "upload-data", "--help", code=0)
     assert "Send data to the server once" in shown and "--path" in shown
