@@ -84,7 +84,7 @@ def describe_command(line: str) -> str | None:
         "a variable before it" if sign == "=" else "its lines" if sign == "\n" else sign
         for sign in signs
     ]
-    return f"command: run by bash, for {' '.join(shown)}" if shown else None
+    return f"command: run by bash, because of {' '.join(shown)}" if shown else None
 
 
 def label_of(line: str) -> str:

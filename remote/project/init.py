@@ -134,7 +134,8 @@ def tell_packages(directory: Path, packages: list[str], display: Display) -> Non
         told = "; ".join(f"{name}: {OTHER_PACKAGES[name]}" for name in there)
         told = told or "name them in a requirements.txt, and that in fabric.yaml"
         display.note(
-            f"warning: nothing that names the packages was found, so none go there. {told}"
+            "warning: nothing that names the packages was found, so none are installed there."
+            f" {told}"
         )
 
 

@@ -34,7 +34,7 @@ def find_run(results: Path, name: str, having: str = "summary.json") -> Path:
         )
     if len(found) > 1 and name != "latest":
         raise UsageError(
-            f"{name} may be {', '.join(path.name for path in found[:4])}",
+            f"{name} fits several runs: {', '.join(path.name for path in found[:4])}",
             remedy="name one of them in full",
         )
     return found[0]

@@ -37,7 +37,7 @@ def read_env(given: Iterable[str], option: str, project: Path) -> dict[str, str]
             found[word] = os.environ[word]
     for name, value in found.items():
         if name.startswith(OURS):
-            raise ValueError(f"{option} {name}: a run is told that by us")
+            raise ValueError(f"{option} {name}: every run is given that by this program")
         if "\0" in value:
             raise ValueError(f"{option} {name}: its value holds a NUL character")
     return found

@@ -61,8 +61,8 @@ def show_cleaned(session: Session, answer: Cleaned, remove: bool) -> None:
         display.note(f"kept: {show(run.run)} ({run.state}): {show(run.why)}")
     if ended:
         fab = f"fab -H {session.typed}"
-        display.note(f"what is fetched completely may go: {fab} fetch-results --run all")
-        display.note(f"to remove one as it is: {fab} clean --run {show(ended[0].run)} --yes")
+        display.note(f"a run that was fetched completely may go: {fab} fetch-results --run all")
+        display.note(f"to remove one all the same: {fab} clean --run {show(ended[0].run)} --yes")
     if going := len(answer.kept) - len(ended):
         display.note(f"kept: {going} not ended yet")
     if not items:

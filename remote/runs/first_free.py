@@ -99,8 +99,8 @@ def first_free(looks: Sequence[Look], wanted: int) -> tuple[Look, str]:
     if could:
         best = min(could, key=lambda look: (queue_of(look), -look.usable))
         if best.waiting is None:
-            return best, f"none is free; it waits in Slurm's queue of {best.host} ({seen})"
-        return best, f"none is free; the queue of {best.host} is the shortest ({seen})"
+            return best, f"no GPU is free; the run waits in Slurm's queue on {best.host} ({seen})"
+        return best, f"no GPU is free; the queue of {best.host} is the shortest ({seen})"
     quiet = min(looks, key=lambda look: look.live)
     return quiet, f"no server has {wanted} GPUs; {quiet.host} has the fewest runs ({seen})"
 

@@ -74,8 +74,8 @@ def start_once(
         session.display.note(f"note: {answer.note}")
     if answer.again:
         session.display.line(
-            f"run {run}: a call whose answer was lost has started it on {session.host}; no second"
-            " one is started"
+            f"run {run}: an earlier call that was cut off has started it on {session.host}; no"
+            " second one is started"
         )
     else:
         session.display.line(f"run {run}: {started_where(answer)} on {session.host}")

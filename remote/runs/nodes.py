@@ -230,7 +230,7 @@ def place_alike(launches: Sequence[Launch]) -> list[Placement]:
     if len({*counts()}) > 1:
         hosts = [launch.session.host for launch in launches]
         text = ", ".join(f"{h} {count}" for h, count in zip(hosts, counts(), strict=True))
-        text = f"each host needs as many GPUs as the others: {text}"
+        text = f"all hosts need the same number of free GPUs: {text}"
         raise GpuUnfit(text, step="choose GPUs", remedy="name hosts with the same number")
     return placements
 
@@ -243,7 +243,7 @@ def is_started(sessions: Sequence[Session], run: str) -> bool:
     only, it is stopped there."""
     found = [(session, find_there(session, run)) for session in sessions]
     if all(known for _, known in found):
-        text = "a call whose answer was lost has started it; no second one is started"
+        text = "an earlier call that was cut off has started it; no second one is started"
         sessions[0].display.line(f"run {run}: {text}")
         return True
     for session, known in found:
@@ -262,7 +262,7 @@ def start_all(
     boots = {launch.deployed.facts.system.boot_id for launch in launches}
     network = find_network(sessions, one_machine=len(boots) == 1)
     shown = ", ".join(f"{a.address} ({a.interface})" for a in network.addresses)
-    first.display.line(f"network: {shown}; ports and large packets proved both ways")
+    first.display.line(f"network: {shown}; every host reaches every other, with large packets too")
     nodes = {
         "count": len(launches),
         "hosts": [session.host for session in sessions],

@@ -202,4 +202,4 @@ def launch_on_free_gpus(launch: Launch, start: Callable[[Placement], S]) -> S:
 
 def start_patiently(session: Session, start: Callable[[], S]) -> S:
     """A launch whose answer is lost is asked for again: its id makes it the same launch."""
-    return session.patiently(start, "its start is asked for again, and is the same start", TRIES)
+    return session.patiently(start, "asking again starts no second run", TRIES)

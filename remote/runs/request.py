@@ -126,7 +126,8 @@ def option_errors(options: TrainOptions, by_slurm: bool) -> list[str]:
         "--devices: Slurm chooses the GPUs; ask for a number: --gpus 2": (
             by_slurm and devices != "auto"
         ),
-        "--now: Slurm's queue gives no such answer; leave it out": by_slurm and options.now,
+        "--now: under Slurm every run goes through the queue; leave it out": by_slurm
+        and options.now,
     }
     return [text for text, is_wrong in wrong.items() if is_wrong]
 

@@ -66,7 +66,9 @@ def resume_one(session: Session, run: str, options: TrainOptions) -> Run:
         place_run(launch, deployed.facts.held)  # raises before anything is sent
         send_run(session, plan.here)
     if plan.asked.nodes.count > 1 and not request.nodes:
-        session.display.note(f"it was on {plan.asked.nodes.count} hosts; it goes on on this one")
+        session.display.note(
+            f"it was on {plan.asked.nodes.count} hosts, and goes on on this one alone"
+        )
 
     def start(placement: Placement) -> Resumed:
         changes = changes_for(launch, plan, placement, options.with_new_code)

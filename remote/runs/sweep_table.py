@@ -17,6 +17,7 @@ from remote.screen.tables import Column, state_style
 from remote.screen.text import percent, show
 
 SEED = "seed"
+NOT_STARTED = "not started"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Row:
             ),
             None,
         )
+
+    @property
+    def without_run(self) -> str:
+        """A point that was sent may train on a host that does not answer."""
+        return NOT_STARTED if self.remark == NOT_STARTED else "unknown"
 
     @property
     def kind(self) -> str:
@@ -103,7 +109,7 @@ def show_sweep(display: Display, name: str, rows: Sequence[Row]) -> None:
     columns = [Column("host", least=8, spare=1), Column("run", least=16)]
     columns += [Column("state", style=state_style), Column("accuracy", right=True)]
     display.table([*map(Column, keys), *columns], cells)
-    states = [row.run.state if row.run else "not started" for row in rows]
+    states = [row.run.state if row.run else row.without_run for row in rows]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     display.line(f"{name}: {len(rows)} points: {counted}")
     groups = group_rows(rows)

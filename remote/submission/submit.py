@@ -158,7 +158,7 @@ def require_free(place: Path) -> None:
         ours = False
     if not ours:
         raise UsageError(
-            f"{place} exists and is no unchanged bundle",
+            f"{place} exists, and is no bundle as submit made it",
             step="submit",
             remedy="move it away, or name another --dest",
         )

@@ -187,8 +187,7 @@ def show_fetched(display: Display, fetched: Fetched) -> None:
     files = f"{fetched.changed} of {fetched.files} files new or grown"
     amount = f"{size(fetched.received)} received, {files}"
     display.line(
-        f"{run.run}: {amount if fetched.changed else 'nothing to fetch, what is here is as there'};"
-        " verified by sha256"
+        f"{run.run}: {amount if fetched.changed else 'nothing new to fetch'}; verified by sha256"
     )
     summary = run.summary
     if summary != Summary():

@@ -83,9 +83,11 @@ def tell_started(work: Work, book: Book, failed: Sequence[RemoteError]) -> int:
     """What stands now, and what to type next."""
     missing = sum(not point.started for point in book.points)
     typed = typed_together(work.targets)
-    work.display.line(f"{book.name}: {len(book.points) - missing} of {len(book.points)} points")
+    work.display.line(
+        f"{book.name}: {len(book.points) - missing} of {len(book.points)} points are started"
+    )
     if missing:
-        work.display.note(f"{missing} points are not started; the same command starts them")
+        work.display.note(f"not started: {missing} points; the same command starts them")
     work.display.line("see them, and fetch them:")
     work.display.line(f"  fab -H {typed} status --sweep {book.name}")
     work.display.line(f"  fab -H {typed} fetch-results --sweep {book.name}")
@@ -99,7 +101,7 @@ def rows_of(work: Work, name: str, answers: Answers) -> list[Row]:
     """The sweep's points in its own order: what the hosts tell, and what only our own record
     knows. Raises NotFound where nobody knows the sweep."""
     from remote.runs.sweep import Book, check_name
-    from remote.runs.sweep_table import Row
+    from remote.runs.sweep_table import NOT_STARTED, Row
 
     book = Book(work.project, check_name(name))
     told = {run.run: (target.spec, run) for target, runs in runs_of(name, answers) for run in runs}
@@ -107,7 +109,7 @@ def rows_of(work: Work, name: str, answers: Answers) -> list[Row]:
     rows = []
     for point in book.points:
         host, run = told.pop(point.run or "", (point.host, None))
-        remark = down.get(host or "") or ("not started" if not point.sent else "not told")
+        remark = down.get(host or "") or ("not found" if point.sent else NOT_STARTED)
         rows.append(Row(point.values, host, run, remark))
     found = sorted(told.values(), key=lambda pair: pair[1].run)
     rows += [Row(run.asked.point, host, run) for host, run in found]

@@ -144,7 +144,7 @@ def choose_free(work: Work, options: TrainOptions) -> tuple[Work, Target]:
     targets = {target.spec: target for target in work.targets}
     earlier = cut_off_at(work.project, list(targets), options)
     if earlier is not None:
-        work.display.line(f"{earlier}: an earlier call was cut off there; it is the same start")
+        work.display.line(f"{earlier}: an earlier call was cut off there, and is taken up again")
         return work, targets[earlier]
     looks = [look for _, look in work.those_up(work.on_all(look_at), "it is left out")]
     look, why = first_free(looks, wanted_gpus(work.project, options))

@@ -248,7 +248,7 @@ def test_a_line_for_a_shell_is_run_by_bash(tmp_path: Path, server: LoopbackServe
         tmp_path / "project", {"a.py": "import os; print(os.environ['RATE'])"}, command
     )
     assert (
-        "command: run by bash, for && | a variable before it"
+        "command: run by bash, because of && | a variable before it"
         in fab(project, server, "deploy").stdout
     )
     assert finished(project, server) == "0.1\ndone\n"

@@ -183,7 +183,7 @@ def test_what_init_does_not_choose_it_names(tmp_path: Path) -> None:
     for name in ("src/train.py", "fit.py", "look.ipynb"):
         assert f"{name} may be a training, too: --command says which is meant" in done.stderr
     assert (
-        "nothing that names the packages was found, so none go there. Pipfile: pipenv"
+        "nothing that names the packages was found, so none are installed there. Pipfile: pipenv"
         in done.stderr
     )
     only = run_init(make_tree(tmp_path / "other", {"look.ipynb": "{}"}))

@@ -66,7 +66,9 @@ def group(make_server: MakeServer, tmp_path: Path) -> Group:
 
 def test_each_host_knows_its_place_and_all_logs_come_back(group: Group) -> None:
     done = group.train(TELL)
-    assert done.code == 0 and "ports and large packets proved both ways" in done.out, done
+    assert (
+        done.code == 0 and "every host reaches every other, with large packets too" in done.out
+    ), done
     assert [row["state"] for row in group.both()] == ["finished"] * 2
     assert [row["nodes"] for row in group.both()] == [["a", "b"]] * 2
     assert group.log(0).startswith("0 of 2 at 127.0.0.1:") and "by lo" in group.log(0)
@@ -233,7 +235,7 @@ def test_hosts_that_differ_are_refused_before_anything_starts(group: Group) -> N
     a, b = (Path(server.path) / "nvidia-smi" for server in group.servers)
     write_nvidia_smi(a, [FakeGpu(), FakeGpu()])
     done = group.train(TELL)
-    assert done.code == 9 and "each host needs as many GPUs as the others: a 2, b 0" in done.err
+    assert done.code == 9 and "all hosts need the same number of free GPUs: a 2, b 0" in done.err
     write_nvidia_smi(b, [FakeGpu()])
     done = group.train(TELL, gpus=2)
     assert done.code == 9 and "b, choose GPUs: --gpus 2: the server has 1" in done.err, done

@@ -85,7 +85,7 @@ def test_a_run_that_is_brought_elsewhere_asks_for_them_again(lab: Lab) -> None:
         (["two words"], "needs a variable's name or @FILE"),
         (["@nowhere"], "--env @nowhere: the file can't be read"),
         (["@bad"], "--env @bad: line 2 is not of the form NAME=value"),
-        (["@ours"], "--env REMOTE_RUN_DIR: a run is told that by us"),
+        (["@ours"], "--env REMOTE_RUN_DIR: every run is given that by this program"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_nothing_is_sent(

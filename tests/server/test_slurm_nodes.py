@@ -202,5 +202,7 @@ def test_the_first_free_of_a_cluster_and_a_plain_host(
     write_nvidia_smi(b, [FakeGpu(memory_used="40960")])
     assert lab.on("b", "train", first_free=True).code == 0, "it waits there"
     done = lab.on("ab", "train", first_free=True)
-    assert done.code == 0 and "none is free; it waits in Slurm's queue of a" in done.out, done
+    assert done.code == 0 and "no GPU is free; the run waits in Slurm's queue on a" in done.out, (
+        done
+    )
     assert lab.on("b", "stop").code == 0

@@ -42,7 +42,15 @@ WORDS = (
     *("diverged", "sent", "inspect", "resolve", "packages", "check", "prove", "CUDA {0}"),
     *("run", "release", "environment", "images", "leftover", "{0} s", "%d %b %H:%M"),
     *("{0} warning", "{0} warnings", "{0} problem", "{0} running", "{0} queued", "{0} finished"),
-    *("{0} failed", "{0} stopped", "{0} not started", "found", "since {0} h", "since {0} min"),
+    *(
+        "{0} failed",
+        "{0} stopped",
+        "{0} not started",
+        "{0} unknown",
+        "found",
+        "since {0} h",
+        "since {0} min",
+    ),
 )
 """Too short to be told from names in the code."""
 UNSEEN = ("loopback/accounts.py", "loopback/openssh.py", "link/agent_program.py", "__main__.py")

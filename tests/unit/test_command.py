@@ -62,7 +62,7 @@ def test_words_go_as_they_are_and_lines_to_bash() -> None:
         and subprocess.run(words, capture_output=True, text=True).stdout == "a\nb c $d\n"
     )
     assert (
-        describe_command("LR=1 a | b") == "command: run by bash, for | a variable before it"
+        describe_command("LR=1 a | b") == "command: run by bash, because of | a variable before it"
         and describe_command("a b") is None
     )
 

@@ -302,12 +302,12 @@ def test_an_unchanged_bundle_is_replaced_and_anything_else_is_left_alone(desk: D
     desk.submit()
     assert desk.submit() == 0
     (desk.dest / "notes.txt").write_text("my own work")
-    with pytest.raises(UsageError, match="no unchanged bundle"):
+    with pytest.raises(UsageError, match="no bundle as submit made it"):
         desk.submit()
     assert (desk.dest / "notes.txt").exists()
     other = desk.dest.parent / "other"
     make_tree(other, {"thesis.tex": "years"})
-    with pytest.raises(UsageError, match="no unchanged bundle"):
+    with pytest.raises(UsageError, match="no bundle as submit made it"):
         desk.submit(dest=str(other))
 
 
@@ -331,7 +331,7 @@ def test_runs_are_found_by_id_beginning_name_or_path(desk: Desk) -> None:
     assert find_run(desk.results, newer.name) == newer
     with pytest.raises(UsageError, match="no such run"):
         find_run(desk.results, "other")
-    with pytest.raises(UsageError, match="may be"):
+    with pytest.raises(UsageError, match="fits several runs"):
         find_run(desk.results, "2026")
     with pytest.raises(UsageError, match="has not finished"):
         desk.submit(run=newer.name)
