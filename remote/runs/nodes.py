@@ -94,8 +94,10 @@ def resume_on_hosts(
     plan = plan_resumption(first, run, options)
     pending = Pending(first.project, first.host, plan.request, plan.run)
     following = options.follows(first.display)
+    together = typed_together([session.target for session in sessions])
     require_variables(sessions, plan)
     if plan.kept and plan.kept.goes_on:
+        first.together = together
         return first, watch(first, plan.run, following, pending)
     deployed = deploy_on(sessions, plan.request.data)
     launches = prepare_launches(sessions, plan.request, deployed, pending)
@@ -116,7 +118,7 @@ def resume_on_hosts(
     tell_resumed(launches[0], plan, answer, with_new_code)
     for session in sessions[1:]:
         tell_plan(session, plan.request.shutdown)
-    first.together = typed_together([session.target for session in sessions])
+    first.together = together
     return first, watch(first, plan.run, following, pending)
 
 

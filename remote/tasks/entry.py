@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import invoke.tasks
 
@@ -176,7 +176,7 @@ def task(
     optional: Sequence[str] = (),
     server: bool = True,
 ) -> Callable[[Callable[..., int]], Task]:
-    """A task of fab, which ends with the exit code that its body returns.
+    """A task of fab; an exit code other than 0, which its body returns, ends fab.
 
     The body takes the Work, then the options that `help` explains: parameters of its own, and
     `options`' fields as one record. `json` is the Work's. `server`: it can't do without one.
@@ -190,12 +190,13 @@ def task(
         known = {"json": json_option, **fields, **own}
 
         @functools.wraps(body)
-        def called(c: Any, *, json: bool = False, **given: Any) -> NoReturn:
+        def called(c: Any, *, json: bool = False, **given: Any) -> None:
             if options:
                 typed = {name: given.pop(name) for name in [*given] if name not in own}
                 given["options"] = options(**typed)
             name = body.__name__.replace("_", "-")
-            sys.exit(run(c, name, functools.partial(body, **given), json, server))
+            if code := run(c, name, functools.partial(body, **given), json, server):
+                sys.exit(code)
 
         shown = inspect.Signature([own["work"], *(known[name] for name in names)])
         called.__signature__ = shown  # type: ignore[attr-defined]

@@ -53,8 +53,9 @@ class Board:
     def put(self, host: str, answer: Overview | RemoteError) -> None:
         self.told[host] = answer
         for gpu in () if isinstance(answer, RemoteError) else answer.gpus.gpus:
-            lately = self.uses.setdefault(gpu.uuid, deque(maxlen=KEPT))
-            lately.append(float(gpu.utilization_percent or 0))
+            if gpu.utilization_percent is not None:
+                lately = self.uses.setdefault(gpu.uuid, deque(maxlen=KEPT))
+                lately.append(gpu.utilization_percent)
 
     def rows(self) -> list[list[object]]:
         return [row for host in self.hosts for row in self.host_rows(host)]

@@ -303,6 +303,14 @@ def test_a_server_that_is_down_is_told_by_every_task(project: Path, words: str) 
         assert f"error: 127.0.0.1:{port}, connect: " in shown and "refuses connections" in shown
 
 
+def test_one_line_may_hold_several_tasks(project: Path) -> None:
+    """The next one begins where the one before it has ended well, and not after an error."""
+    hosts = ("-H", "127.0.0.1:1")
+    both = alone(project, *hosts, "logout", "keep", code=3)
+    assert "no login was kept" in both and "refuses connections" in both
+    assert "no login was kept" not in alone(project, *hosts, "keep", "logout", code=3)
+
+
 def test_the_demo_is_refused_at_once_where_there_is_nothing_to_train(project: Path) -> None:
     shown = alone(project, "demo", code=2)
     assert "there is none in this project" in shown and len(shown.splitlines()) == 1

@@ -197,6 +197,7 @@ def run_task(
         }
         if asked.get("follow"):
             asked.pop("no_follow", None)
+        code = 0
         try:
             TASKS[name].body(Context(), **asked)
         except SystemExit as ended:
