@@ -12,7 +12,6 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from remote.errors import ServerUnfit
@@ -25,7 +24,6 @@ from remote.loopback.accounts import (
     Route,
     Serving,
     Session,
-    find_sshd,
     make_key,
     make_keys,
     render_ssh_config,
@@ -34,7 +32,7 @@ from remote.loopback.accounts import (
 from remote.loopback.embedded import Embedded
 from remote.loopback.openssh import OpenSSH
 
-__all__ = ["Keys", "LoopbackServer", "Route", "Serving", "expected_kind", "make_key", "make_keys"]
+__all__ = ["Keys", "LoopbackServer", "Route", "Serving", "make_key", "make_keys"]
 
 
 class LoopbackServer:
@@ -61,7 +59,7 @@ class LoopbackServer:
         self.path = os.environ.get("PATH", os.defpath) if given is None else given
         self.log = self.directory / "log"
         self._keys = self.serving.keys
-        self._backend: Backend | None = None
+        self.backend: Backend | None = None
 
     def __enter__(self) -> LoopbackServer:
         self.open()
@@ -81,9 +79,9 @@ class LoopbackServer:
             self._admit(account)
         shell = self.serving.shell or account.shell
         session = Session(account, self.home, self.path, self.serving.env, shell)
-        self._backend = self._choose(session, self._keys)
+        self.backend = self._choose(session, self._keys)
         try:
-            self.kind, self.port, self.user = self._backend.kind, self._backend.open(), account.name
+            self.kind, self.port, self.user = self.backend.kind, self.backend.open(), account.name
             self.route = self._write_route(self.port, self.directory)
             self.known_hosts, self.ssh_config = self.route.known_hosts, self.route.ssh_config
             self.identity = self.route.identity
@@ -95,9 +93,8 @@ class LoopbackServer:
     def close(self) -> None:
         """Stop listening and end the sessions' sshd processes; what a session left running on
         purpose (tmux) lives."""
-        backend, self._backend = self._backend, None
+        backend, self.backend = self.backend, None
         if backend:
-            backend.thaw()
             backend.close()
 
     def via(self, port: int) -> Route:
@@ -107,32 +104,11 @@ class LoopbackServer:
         directory.mkdir(exist_ok=True)
         return self._write_route(port, directory)
 
-    def drop_connections(self) -> None:
-        """Kill the sessions' sshd processes, as a reboot of the server would; new logins are still
-        served."""
-        self._open().drop()
-
-    @contextlib.contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Within the block no open session makes progress (SIGSTOP): the connection stands and is
-        silent."""
-        backend = self._open()
-        backend.freeze()
-        try:
-            yield
-        finally:
-            backend.thaw()
-
     def log_tail(self) -> str:
         """The end of the server's log, for error messages and failed tests."""
         if not self.log.exists():
             return ""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
-
-    def _open(self) -> Backend:
-        if self._backend is None:
-            raise RuntimeError("this LoopbackServer is not open")
-        return self._backend
 
     def _choose(self, session: Session, keys: Keys) -> Backend:
         password, options = self.serving.password, self.serving.options
@@ -188,9 +164,3 @@ class LoopbackServer:
             host=HOST,
             step="loopback server",
         )
-
-
-def expected_kind(embedded: bool = False) -> str:
-    """Which server would serve this process's own account, with the reason if it is not sshd."""
-    reason = "asked for" if embedded else why_not_sshd(Account.find(None))
-    return f"embedded ({reason})" if reason else f"{OpenSSH.kind} ({find_sshd()})"

@@ -37,8 +37,6 @@ class Embedded:
         self._session, self._keys, self._log, self._password = session, keys, log, password
         self._connections: set[asyncssh.SSHServerConnection] = set()
         self._children: set[Process] = set()
-        self._thaw = threading.Event()
-        self._thaw.set()
 
     def open(self) -> int:
         try:
@@ -51,38 +49,28 @@ class Embedded:
                 remedy="pip install asyncssh",
             ) from None
         self._attach_log()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="loopback-embedded", daemon=True)
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._turn, name="loopback-embedded", daemon=True)
         self._thread.start()
-        self._acceptor = self._do(self._listen())
+        self._acceptor = self.run(self._listen())
         return int(self._acceptor.get_port())
 
     def close(self) -> None:
         if not hasattr(self, "_thread"):
             return
-        self._do(self._shut())
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.run(self._shut())
+        self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
-        self._loop.close()
+        self.loop.close()
         logging.getLogger("asyncssh").removeHandler(self._handler)
         self._handler.close()
 
-    def drop(self) -> None:
-        self._do(self._abort())
+    def _turn(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
 
-    def freeze(self) -> None:
-        self._thaw.clear()
-        self._loop.call_soon_threadsafe(self._thaw.wait)
-
-    def thaw(self) -> None:
-        self._thaw.set()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-
-    def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(START_TIMEOUT_S)
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(START_TIMEOUT_S)
 
     def _attach_log(self) -> None:
         self._handler = logging.FileHandler(self._log)
@@ -108,13 +96,13 @@ class Embedded:
             max_pktsize=64 * 1024,
         )
 
-    async def _abort(self) -> None:
+    async def abort(self) -> None:
         for connection in list(self._connections):
             connection.abort()
 
     async def _shut(self) -> None:
         self._acceptor.close()
-        await self._abort()
+        await self.abort()
         await self._acceptor.wait_closed()
         own = asyncio.current_task()
         rest = [task for task in asyncio.all_tasks() if task is not own]

@@ -86,7 +86,7 @@ class OpenSSH:
         with self._lock:
             self._children = [*(old for old in self._children if old.poll() is None), child]
 
-    def _signal(self, number: signal.Signals) -> list[subprocess.Popen[bytes]]:
+    def send(self, number: signal.Signals) -> list[subprocess.Popen[bytes]]:
         with self._lock:
             alive = [child for child in self._children if child.poll() is None]
         for child in alive:
@@ -95,14 +95,8 @@ class OpenSSH:
         return alive
 
     def drop(self) -> None:
-        for child in self._signal(signal.SIGKILL):
+        for child in self.send(signal.SIGKILL):
             child.wait()
-
-    def freeze(self) -> None:
-        self._signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        self._signal(signal.SIGCONT)
 
     def close(self) -> None:
         if not hasattr(self, "_thread"):
@@ -112,7 +106,7 @@ class OpenSSH:
         for end in (self._listener, self._wake, self._woken):
             end.close()
         deadline = time.monotonic() + 1.0
-        for child in self._signal(signal.SIGTERM):
+        for child in self.send(signal.SIGTERM):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(max(0.0, deadline - time.monotonic()))
         self.drop()

@@ -25,7 +25,7 @@ from tests.support.agent import agent
 from tests.support.environment_scene import Scene
 from tests.support.nvidia_smi import FakeGpu
 from tests.support.project import snapshot
-from tests.support.sshd import MakeServer
+from tests.support.sshd import MakeServer, drop_connections
 from tests.support.wheels import (
     LIGHTNING,
     Index,
@@ -238,7 +238,7 @@ class Cut:
         thread = threading.Thread(target=self._deploy, args=(scene, requirements))
         thread.start()
         assert scene.index.waiting.wait(90)
-        scene.server.drop_connections()
+        drop_connections(scene.server)
         thread.join(30)
         self.state = scene.build_state()
         self.builder = int(self.state["pid"])

@@ -25,6 +25,7 @@ from remote.screen.display import Display
 from tests.support.faults import LOST, UNREACHABLE, Lab, short_pauses, stalling, wait_until
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.proxy import Direction, Relay
+from tests.support.sshd import frozen
 from tests.support.sweeps import PHASES, Follow, Sweep
 
 pytestmark = pytest.mark.timeout(120)
@@ -148,7 +149,7 @@ class TestFrozen:
         self, server: LoopbackServer, relay: Relay, tmp_path: Path, task: str
     ) -> None:
         lab = finished_lab(server, relay, tmp_path, settings={"timeout_s": self.TIMEOUT_S})
-        with stalling(relay, 3500, "up"), server.frozen():
+        with stalling(relay, 3500, "up"), frozen(server):
             done = lab.task(task)
         assert done.code in (LOST, UNREACHABLE) and done.seconds < self.MOST_S, done
 
@@ -159,7 +160,7 @@ class TestFrozen:
         thread = threading.Thread(target=follow.to_end)
         thread.start()
         wait_until(lambda: follow.seen > 100)
-        with server.frozen():
+        with frozen(server):
             wait_until(lambda: follow.reconnects > 0)
         thread.join(60)
         assert follow.text() == follow.written()

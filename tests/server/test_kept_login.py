@@ -25,7 +25,7 @@ from tests.support.faults import wait_until
 from tests.support.login import logs_in, says, target, write_config
 from tests.support.project import make_project
 from tests.support.proxy import Relay
-from tests.support.sshd import MakeServer
+from tests.support.sshd import MakeServer, drop_connections
 from tests.support.terminal import fab_on_terminal, read_until
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.needs("ssh")]
@@ -142,7 +142,7 @@ def test_a_login_that_was_cut_is_replaced(server: LoopbackServer, tmp_path: Path
     goal = target(write_config(tmp_path, server), stay_s=60.0)
     for number in range(3):
         assert logs_in(goal) and logins(server) == number + 1
-        server.drop_connections()
+        drop_connections(server)
     log_out(goal)
 
 

@@ -20,7 +20,7 @@ from remote.loopback import LoopbackServer, Serving, make_key
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.project import HOSTILE, Executable, Link, make_project, make_tree, snapshot
 from tests.support.proxy import Relay
-from tests.support.sshd import MakeServer, sparse_path, ssh
+from tests.support.sshd import MakeServer, drop_connections, frozen, sparse_path, ssh
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.needs("ssh")]
 
@@ -108,7 +108,7 @@ class TestServer:
 
     def test_dropped_sessions_leave_a_server_that_serves(self, each_server: LoopbackServer) -> None:
         with _sleeping(each_server) as client:
-            each_server.drop_connections()
+            drop_connections(each_server)
             assert client.wait(5) == 255
         assert ssh(each_server, "echo again").stdout == b"again\n"
 
@@ -124,7 +124,7 @@ class TestServer:
             assert client.stdout.read(1) == b"a"
             answer: list[bytes] = []
             reader = threading.Thread(target=lambda: answer.append(client.stdout.read(1)))  # type: ignore[union-attr]
-            with each_server.frozen():
+            with frozen(each_server):
                 client.stdin.write(b"b")
                 reader.start()
                 reader.join(0.3)

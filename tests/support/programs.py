@@ -6,8 +6,7 @@ import shutil
 
 import pytest
 
-from remote.loopback import expected_kind
-from tests.support.sshd import EMBEDDED
+from tests.support.sshd import EMBEDDED, expected_kind
 
 PACKAGES = {
     "sshd": "openssh-server",

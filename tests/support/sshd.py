@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
-from remote.loopback import Keys, LoopbackServer, Route, Serving, expected_kind, make_keys
+from remote.loopback import Keys, LoopbackServer, Route, Serving, make_keys
+from remote.loopback.accounts import Account, find_sshd, why_not_sshd
+from remote.loopback.embedded import Embedded
+from remote.loopback.openssh import OpenSSH
 
 EMBEDDED = os.environ.get("TEST_SSH_SERVER") == "embedded"
 """Whether every server is the embedded one, by request."""
@@ -67,6 +72,37 @@ def sparse_path(directory: Path, names: Iterable[str] = USUAL, without: Iterable
 def base_python() -> str:
     """The interpreter that this environment was made from."""
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+
+
+def expected_kind(embedded: bool = False) -> str:
+    """Which server would serve this process's own account, with the reason if it is not sshd."""
+    reason = "asked for" if embedded else why_not_sshd(Account.find(None))
+    return f"embedded ({reason})" if reason else f"{OpenSSH.kind} ({find_sshd()})"
+
+
+def drop_connections(server: LoopbackServer) -> None:
+    """End the sessions as a reboot of the server would; new logins are still served."""
+    backend = server.backend
+    if isinstance(backend, OpenSSH):
+        backend.drop()
+    elif isinstance(backend, Embedded):
+        backend.run(backend.abort())
+
+
+@contextmanager
+def frozen(server: LoopbackServer) -> Iterator[None]:
+    """Within the block no open session makes progress: the connection stands and is silent."""
+    backend, over = server.backend, threading.Event()
+    if isinstance(backend, OpenSSH):
+        backend.send(signal.SIGSTOP)
+    elif isinstance(backend, Embedded):
+        backend.loop.call_soon_threadsafe(over.wait)
+    try:
+        yield
+    finally:
+        over.set()
+        if isinstance(backend, OpenSSH):
+            backend.send(signal.SIGCONT)
 
 
 def ssh(
