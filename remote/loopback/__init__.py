@@ -75,8 +75,6 @@ class LoopbackServer:
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._keys = self._keys or make_keys(self.directory / "keys")
-        if account.uid != os.geteuid():
-            self._admit(account)
         shell = self.serving.shell or account.shell
         session = Session(account, self.home, self.path, self.serving.env, shell)
         self.backend = self._choose(session, self._keys)
@@ -118,26 +116,6 @@ class LoopbackServer:
         if options:
             raise ValueError("the embedded SSH server knows no sshd_config options")
         return Embedded(session, keys, self.log, password)
-
-    def _admit(self, account: Account) -> None:
-        """Let another account reach its HOME and its session's files; it can't if a folder above is
-        closed to it."""
-        if os.geteuid() != 0:
-            raise ServerUnfit(
-                f"only root can serve logins as {account.name}", host=HOST, step="loopback server"
-            )
-        self.directory.chmod(0o711)
-        for root, folders, files in os.walk(self.home):
-            for entry in [root, *(os.path.join(root, name) for name in [*folders, *files])]:
-                os.chown(entry, account.uid, account.gid, follow_symlinks=False)
-        for parent in self.home.parents:
-            if not parent.stat().st_mode & 0o001:
-                raise ServerUnfit(
-                    f"{account.name} can't enter {parent}",
-                    host=HOST,
-                    step="loopback server",
-                    remedy="choose a directory that everybody may enter (mode 0711)",
-                )
 
     def _write_route(self, port: int, directory: Path) -> Route:
         assert self._keys is not None

@@ -38,7 +38,7 @@ class Serving:
     env: Mapping[str, str] = field(default_factory=dict)
     # None: the account's own.
     shell: str | None = None
-    # The account to log in as, where this process is root; the HOME becomes that account's.
+    # The account to log in as by sshd, where this process is root; the HOME must be that account's.
     user: str | None = None
     keys: Keys | None = None
     # Of sshd_config; they come before ours and so win. The embedded server refuses them.

@@ -163,17 +163,7 @@ class Embedded:
             env=environ,
             start_new_session=True,
             limit=CHUNK,
-            **_identity(session),
         )
-
-
-def _identity(session: Session) -> dict[str, Any]:
-    """Popen's arguments to become the session's account, if it isn't ours already."""
-    account = session.account
-    if account.uid == os.geteuid():
-        return {}
-    groups = os.getgrouplist(account.name, account.gid)
-    return {"user": account.uid, "group": account.gid, "extra_groups": groups}
 
 
 async def _feed(process: asyncssh.SSHServerProcess[bytes], child: Process) -> None:

@@ -25,7 +25,7 @@ from tests.e2e.test_three_commands import fab
 from tests.support.faults import Lab, run_task
 from tests.support.login import join, logs_in, refusal, says, target, write_config
 from tests.support.project import make_project
-from tests.support.sshd import MakeServer, sparse_path
+from tests.support.sshd import AccountServer, MakeServer, sparse_path
 from tests.support.terminal import fab_on_terminal, read_until
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.needs("ssh")]
@@ -140,7 +140,7 @@ class TestPasswordAndKey:
 
     def server(self, place: Path, account: str, methods: str) -> LoopbackServer:
         options = {"PasswordAuthentication": "yes", "AuthenticationMethods": methods}
-        return LoopbackServer(place / "s", Serving(user=account, options=options))
+        return AccountServer(place / "s", Serving(user=account, options=options))
 
     @pytest.mark.parametrize("methods", ["password,publickey", "publickey,password"])
     def test_both_are_wanted(self, place: Path, account: str, methods: str, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ class TestPasswordAndKey:
             parts=("fabfile.py", "remote"),
         )
         serving = Serving(user=account, options=options, path=str(path.parent))
-        with LoopbackServer(place / "s", serving) as server:
+        with AccountServer(place / "s", serving) as server:
             leader, process = fab_on_terminal(project, server, "deploy")
             seen = read_until(leader, b"password: ")
             os.write(leader, b"hunter2\n")

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from remote.loopback import LoopbackServer, Serving
+from remote.loopback import Serving
 from remote.loopback.accounts import find_sshd
 from tests.e2e.test_three_commands import fab
 from tests.support.login import logs_in, refusal, target, write_config
 from tests.support.project import make_project
-from tests.support.sshd import EMBEDDED, MakeServer, sparse_path
+from tests.support.sshd import EMBEDDED, AccountServer, MakeServer, sparse_path
 from tests.support.terminal import fab_on_terminal, read_until
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.needs("ssh")]
@@ -106,7 +106,7 @@ def test_a_server_that_is_closed_says_why(
     path = sparse_path(folder / "bin")
     try:
         serving = Serving(user=system_user, options=options, path=path)
-        with LoopbackServer(folder / "s", serving) as server:
+        with AccountServer(folder / "s", serving) as server:
             config = write_config(tmp_path, server)
             assert logs_in(target(config))
             notice.write_text("The cluster is closed until Friday.\n")

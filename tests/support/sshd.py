@@ -80,6 +80,19 @@ def expected_kind(embedded: bool = False) -> str:
     return f"embedded ({reason})" if reason else f"{OpenSSH.kind} ({find_sshd()})"
 
 
+class AccountServer(LoopbackServer):
+    """Lets the account that it serves enter its folder, and gives it its HOME."""
+
+    def open(self) -> None:
+        account = Account.find(self.serving.user)
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.directory.chmod(0o711)
+        for root, folders, files in os.walk(self.home):
+            for entry in [root, *(os.path.join(root, name) for name in [*folders, *files])]:
+                os.chown(entry, account.uid, account.gid, follow_symlinks=False)
+        super().open()
+
+
 def drop_connections(server: LoopbackServer) -> None:
     """End the sessions as a reboot of the server would; new logins are still served."""
     backend = server.backend
@@ -199,7 +212,7 @@ def unprivileged(request: pytest.FixtureRequest, server_keys: Keys) -> Iterator[
     directory.chmod(0o711)
     path = sparse_path(directory / "bin")
     serving = Serving(keys=server_keys, user=user, path=path, embedded=EMBEDDED)
-    server = LoopbackServer(directory, serving)
+    server = AccountServer(directory, serving)
     request.node.stash.setdefault(SERVERS, []).append(server)
     try:
         with server:
