@@ -29,9 +29,10 @@ def find_run(results: Path, name: str, having: str = "summary.json") -> Path:
             path for path in runs if path.name.startswith(name) or _named(path) == name
         ]
     if not found:
-        raise UsageError(
-            f"{name}: no such run in {results}", remedy="fetch it first: fab -H … fetch-results"
-        )
+        text = f"{name}: no such run in {results}"
+        if name == "latest":
+            text = f"there is no run in {results}"
+        raise UsageError(text, remedy="fetch it first: fab -H … fetch-results")
     if len(found) > 1 and name != "latest":
         raise UsageError(
             f"{name} fits several runs: {', '.join(path.name for path in found[:4])}",

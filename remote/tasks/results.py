@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from remote.errors import UsageError
 from remote.project.options import FetchOptions, SubmitOptions
 from remote.tasks.entry import Work, task
 from remote.tasks.sweeps import fetch_sweep, only_one
@@ -47,6 +48,10 @@ def fetch_results(work: Work, options: FetchOptions, sweep: str | None = None) -
     """
     if sweep:
         only_one(options.run, sweep)
+        if options.watch or options.then_shutdown:
+            raise UsageError(
+                "--sweep fetches what is there now: --watch and --then-shutdown go without it"
+            )
         return fetch_sweep(work, sweep, dest_of(work, options.dest))
     return fetch(work, options)
 

@@ -312,6 +312,12 @@ def test_one_line_may_hold_several_tasks(project: Path) -> None:
     assert "no login was kept" not in alone(project, *hosts, "keep", "logout", code=3)
 
 
+@pytest.mark.parametrize("option", ["--watch", "--then-shutdown"])
+def test_a_sweep_is_not_fetched_for_ever(project: Path, option: str) -> None:
+    words = ("-H", "gpu", "fetch-results", "--sweep", "rates", option)
+    assert "go without it" in alone(project, *words, code=2)
+
+
 def test_the_demo_is_refused_at_once_where_there_is_nothing_to_train(project: Path) -> None:
     shown = alone(project, "demo", code=2)
     assert "there is none in this project" in shown and len(shown.splitlines()) == 1
