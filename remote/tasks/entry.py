@@ -134,10 +134,10 @@ class Work:
     def those_up(self, answers: Answers, otherwise: str) -> list[tuple[Target, Any]]:
         """The hosts that have answered; of each other one is told what happens `otherwise`. Raises
         the first one's error where none has."""
-        errors = [(target, error) for target, _, error in answers if error]
-        for target, error in errors:
-            self.display.note(f"{target.spec}: {error.message}; {otherwise}")
         raise_if_silent(answers)
+        for target, _, error in answers:
+            if error:
+                self.display.note(f"{target.spec}: {error.message}; {otherwise}")
         return [(target, answer) for target, answer, error in answers if not error]
 
     def tell_failures(self, answers: Answers) -> int:

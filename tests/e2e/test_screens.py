@@ -295,13 +295,17 @@ def test_a_mistyped_line_is_one_line_and_exit_2(project: Path, words: list[str],
     assert alone(project, *words, code=2) == f"error: {said}\n"
 
 
-@pytest.mark.parametrize("words", ["keep", "stop --sweep x", "status --sweep x", "follow", "logs"])
+@pytest.mark.parametrize(
+    "words",
+    ["keep", "stop --sweep x", "status --sweep x", "follow", "logs", "sweep --grid a=1 -- {a}"],
+)
 def test_a_server_that_is_down_is_told_by_every_task(project: Path, words: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     for hosts in (f"127.0.0.1:{port}", f"127.0.0.1:{port},127.0.0.1:{port}"):
         shown = alone(project, "-H", hosts, *words.split(), code=3)
         assert f"error: 127.0.0.1:{port}, connect: " in shown and "refuses connections" in shown
+        assert "its part goes to the others" not in shown
 
 
 def test_one_line_may_hold_several_tasks(project: Path) -> None:
