@@ -23,7 +23,7 @@ HOST = (
     "give these hosts addresses of their own",
 )
 LARGE = (
-    "a little arrives {way}, 256 KiB do not ({why}): packets as large as the interfaces allow (MTU"
+    "small packets get {way}, 256 KiB do not ({why}): packets as large as the interfaces allow (MTU"
     " {mtu}) get lost on the way",
     "set one MTU on all of that network: ip link set INTERFACE mtu 1500",
 )
@@ -119,7 +119,7 @@ def raise_if_unfit(
     text, remedy = {"port": PORT, "host": HOST}.get(answer.failed, LARGE)
     ends = (here, there) if answer.failed == "out" else (there, here)
     mtu = " and ".join(str(size) for size in sorted({address.mtu for address in addresses}))
-    way = f"from {ends[0]} at {ends[1]}"
+    way = f"from {ends[0]} to {ends[1]}"
     why = answer.why or "nothing came"
     said = text.format(here=here, there=there, way=way, mtu=mtu, why=why)
     raise ServerUnfit(said, step="network", remedy=remedy)

@@ -144,7 +144,7 @@ def require_variables(sessions: Sequence[Session], plan: Resumption) -> None:
     for session in sessions if plan.lost else ():
         if find_there(session, plan.run) is None:
             lost = ", ".join(plan.lost)
-            text = f"{plan.run} was given {lost}, which {session.host} does not know"
+            text = f"{plan.run} was given {lost} by --env, unknown to {session.host}"
             raise UsageError(text, step="train", remedy=plan.give_again)
 
 

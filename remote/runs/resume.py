@@ -110,7 +110,7 @@ def plan_resumption(session: Session, run: str, options: TrainOptions) -> Resump
         )
     plan = Resumption(identifier, asked, request, kept, here)
     if here and plan.lost:
-        text = f"{identifier} was given {', '.join(plan.lost)}; values are never fetched"
+        text = f"{identifier} was given {', '.join(plan.lost)} by --env; values are never fetched"
         raise UsageError(text, step="train", remedy=plan.give_again)
     return plan
 

@@ -64,7 +64,7 @@ def fetch_others(session: Session, runs: Sequence[Run], dest: Path) -> list[str]
     for run in runs:
         if not run.has_ended and not run.detail.elsewhere:
             text = f"{run.run} is {run.state}: the server was not shut down"
-            remedy = "the same command with --run of that one"
+            remedy = f"to wait for it: the same command with --run {run.run}"
             raise RunFailed(text, host=session.host, remedy=remedy)
         fetched = fetch_run(session, run.run, dest, ask=False)
         left += [f"{run.run}/{row.path} ({size(row.size)})" for row in fetched.left if row.lost]

@@ -30,10 +30,12 @@ if TYPE_CHECKING:
         "set": "field=value for all points; may be given several times",
         "data": "where the data is on the servers",
         "gpus": "GPUs for each point (default: 1)",
-        "max-restarts": "after a crash or a kill the server itself goes on, so often",
+        "max-restarts": "how often the server itself goes on after a crash or a kill",
         "env": "a variable for every point, kept as a secret: NAME, or @FILE such as @.env",
-        "shutdown-after": "each server is shut down so long (default: 30m) after its last run",
-        "keep-unfetched": "the same while a run is not fetched completely (default: 24h)",
+        "shutdown-after": "shut each server down this long (default: 30m) after its last run",
+        "keep-unfetched": (
+            "with --shutdown-after: the wait while a run is not fetched completely (default: 24h)"
+        ),
     },
 )
 def sweep(

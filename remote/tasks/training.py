@@ -26,18 +26,23 @@ if TYPE_CHECKING:
         "data": "where the data is on the server: a path, or `synthetic`; default: the recipe's",
         "devices": "GPUs to use: auto takes the free ones, 0,1 are nvidia-smi's indices",
         "gpus": (
-            "so many of the free ones; where too few are free the run waits in the server's queue"
+            "how many of the free ones; where too few are free the run waits in the server's queue"
         ),
         "now": "refuse rather than wait for a GPU",
-        "time": "the run is told to save and ended after so long, 8h, 30m; on Slurm the job's own",
-        "stop-if-idle": "the same after its GPUs were idle (below 5%) for so long, such as 20m",
-        "shutdown-after": (
-            "the server is shut down so long (default: 30m) after the last run of the project has"
-            " ended; `keep` cancels that"
+        "time": "a limit, 8h or 30m: the run is told to save, then ended; on Slurm the job's own",
+        "stop-if-idle": (
+            "the run is told to save, then ended, once its GPUs were idle (below 5%) for this long,"
+            " such as 20m"
         ),
-        "keep-unfetched": "the same while a run is not fetched completely (default: 24h)",
+        "shutdown-after": (
+            "shut the server down this long (default: 30m) after the project's last run has ended;"
+            " `keep` cancels that"
+        ),
+        "keep-unfetched": (
+            "with --shutdown-after: the wait while a run is not fetched completely (default: 24h)"
+        ),
         "max-restarts": (
-            "after a crash or a kill the server itself goes on from the newest checkpoint, so often"
+            "how often the server itself goes on from the newest checkpoint after a crash or a kill"
         ),
         "notify": (
             "a webhook that is told when the run has ended (ntfy, Slack, Feishu, WeCom, …): its"
@@ -58,7 +63,7 @@ if TYPE_CHECKING:
             "stay and show the training (default on a terminal); the training goes on without you"
         ),
         "no-follow": "come back as soon as the training runs",
-        "nodes": "one training on so many hosts, -H a,b, or on so many nodes of the cluster",
+        "nodes": "one training on this many hosts (-H a,b), or nodes of the cluster",
         "first-free": "with -H a,b,c: on the server that has the GPUs free, looked at all at once",
         "json": "print only JSON on stdout: the run, as status --json tells it; comes back at once",
     },
@@ -125,7 +130,7 @@ def start_on_hosts(work: Work, options: TrainOptions) -> int:
     given = len(work.targets)
     options = dataclasses.replace(options, nodes=options.nodes or given)
     if options.nodes != given:
-        text = f"--nodes {options.nodes} needs so many hosts, {given} were given"
+        text = f"--nodes {options.nodes} needs {options.nodes} hosts, {given} were given"
         raise UsageError(text, step="train", remedy="fab -H a,b train --nodes 2")
     with contextlib.ExitStack() as stack:
         sessions = [stack.enter_context(work.session(target)) for target in work.targets]

@@ -87,7 +87,7 @@ def test_packets_that_are_too_large_for_the_way_are_named_before_it_starts(
     for name in "ab":
         hosts.on(name, "ip link set eth0 mtu 9000 gso_max_segs 1")
     done = group.train(TELL)
-    assert done.code == 7 and "a little arrives from" in done.err, done
+    assert done.code == 7 and "small packets get from" in done.err, done
     assert "(MTU 9000)" in done.err and group.both() == []
 
 

@@ -54,8 +54,8 @@ def test_where_none_is_common_the_addresses_of_the_logins_may_do() -> None:
     [
         ("port", "b (10.0.0.2) can't be reached from a (10.0.0.1) (timed out)"),
         ("host", "another machine answers at b (10.0.0.2) when a (10.0.0.1) asks"),
-        ("out", "a little arrives from a (10.0.0.1) at b (10.0.0.2), 256 KiB do not (timed out)"),
-        ("back", "a little arrives from b (10.0.0.2) at a (10.0.0.1), 256 KiB do not (timed out)"),
+        ("out", "small packets get from a (10.0.0.1) to b (10.0.0.2), 256 KiB do not (timed out)"),
+        ("back", "small packets get from b (10.0.0.2) to a (10.0.0.1), 256 KiB do not (timed out)"),
     ],
 )
 def test_the_pair_that_fails_is_named_with_its_direction(failed: Any, said: str) -> None:
