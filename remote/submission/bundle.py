@@ -65,9 +65,9 @@ def collect(run: Path, bundle: Path) -> list[str]:
             raise UsageError(
                 f"{run} has no {name}", remedy="fetch the whole run: fab -H … fetch-results"
             )
-    shutil.copytree(run / "source", bundle / "source", symlinks=True)
-    if (run / "logs").is_dir():
-        shutil.copytree(run / "logs", bundle / "logs")
+    for name in ("source", "logs"):
+        if (run / name).is_dir():
+            shutil.copytree(run / name, bundle / name, symlinks=True)
     for name in ("weights.pt", *PICTURES):
         if (run / name).exists():
             shutil.copyfile(run / name, bundle / name)

@@ -264,6 +264,12 @@ def test_a_finding_can_be_accepted_and_the_check_remembers_it(desk: Desk) -> Non
     assert desk.verify() == ""
 
 
+def test_a_link_that_leads_nowhere_is_taken_as_it_is(desk: Desk) -> None:
+    (desk.run / "logs" / "latest-run").symlink_to("gone")
+    assert desk.submit() == 0
+    assert os.readlink(desk.dest / "logs" / "latest-run") == "gone" and desk.verify() == ""
+
+
 def test_what_pushes_the_bundle_makes_the_same_one(desk: Desk) -> None:
     assert desk.submit(run="mine", accept=["a b"]) == 0
     again = f"fab submit --run mine --dest {desk.dest} --data synthetic --accept 'a b'"
