@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 from remote.deploy.deploy import Deployed, deploy
@@ -53,7 +54,7 @@ def train_one(session: Session, options: TrainOptions) -> Run:
     pending = Pending(session.project, session.host, request, deployed.release.tree)
     try:
         run = start_once(session, request, deployed, pending)
-        return watch(session, run, options.follows(session.display), pending)
+        return watch(session, run, options.follows(session.display), pending.clear)
     finally:
         pending.release()
 
@@ -69,7 +70,8 @@ def start_once(
         # An earlier call has made it, with GPUs of its own choice, which it may be using by now.
         answer = start_patiently(session, lambda: start_run(session, run, {}, plan))
     else:
-        answer = start_new(with_weights(prepare_launch(session, request, deployed, pending)), run)
+        with pending.launching():
+            answer = start_new(with_weights(prepare_launch(session, request, deployed)), run)
     if answer.note:
         session.display.note(f"note: {answer.note}")
     if answer.again:
@@ -150,12 +152,13 @@ def attempt_of(launch: Launch, placement: Placement) -> dict[str, Any]:
     }
 
 
-def watch(session: Session, run: str, follow: bool, pending: Pending) -> Run:
+def watch(
+    session: Session, run: str, follow: bool, forget: Callable[[], None] = lambda: None
+) -> Run:
     """Wait for the first sign of life, then show the training or leave it alone. Ctrl-C never harms
     it.
 
-    Only then is the launch forgotten: until the user was told of the run, the same command means
-    the same run.
+    `forget`: the launch. Until the user was told of the run, the same command means the same run.
     """
     follower, described = Follower(session, run, show_log=follow), Run(run)
     display = session.display
@@ -163,7 +166,7 @@ def watch(session: Session, run: str, follow: bool, pending: Pending) -> Run:
         display.note("following; Ctrl-C leaves the training alone")
 
     def look() -> Run:
-        started = wait_for_start(session, run, follower, pending)
+        started = wait_for_start(session, run, follower, forget)
         return follower.until_end() if follow else started
 
     try:
@@ -171,7 +174,7 @@ def watch(session: Session, run: str, follow: bool, pending: Pending) -> Run:
     except StopWanted:
         return stop_one(session, run)
     except (KeyboardInterrupt, LeaveWanted):
-        pending.clear()
+        forget()
         display.note(f"{follower.goes_on}. Come back with:")
         show_ways(session, f" --run {run}")
         return described
@@ -194,10 +197,12 @@ def show_ways(session: Session, run: str) -> None:
         session.display.line(f"  fab -H {session.typed} {task}")
 
 
-def wait_for_start(session: Session, run: str, follower: Follower, pending: Pending) -> Run:
+def wait_for_start(
+    session: Session, run: str, follower: Follower, forget: Callable[[], None]
+) -> Run:
     """Raises RunFailed, with the log's end shown, for what ended at once or shows nothing."""
     started, described = follower.until_started(START_WAIT_S)
-    pending.clear()
+    forget()
     if described.state == "failed":
         show_log_end(session, run, follower)
         raise_if_failed(described, session)

@@ -66,7 +66,7 @@ def train_on_hosts(sessions: Sequence[Session], options: TrainOptions) -> tuple[
         if run is None or not is_started(sessions, run):
             run = name_run(first.project, request)
             pending.write(run)
-            launches = prepare_launches(sessions, request, deployed, pending)
+            launches = prepare_launches(sessions, request, deployed)
 
             def describe(launch: Launch, placement: Placement) -> Mapping[str, Any]:
                 return asked_for(launch, run, placement)
@@ -74,12 +74,13 @@ def train_on_hosts(sessions: Sequence[Session], options: TrainOptions) -> tuple[
             def ask(asked: dict[str, Any]) -> Started:
                 return start_run(first, run, asked, request.beside)
 
-            answer = start_all(launches, run, describe, ask)
+            with pending.launching():
+                answer = start_all(launches, run, describe, ask)
             first.display.line(f"run {run}: {started_where(answer)} on {hosts.replace(',', ', ')}")
             for session in sessions:
                 tell_plan(session, request.shutdown)
         first.together = typed_together([session.target for session in sessions])
-        return first, watch(first, run, options.follows(first.display), pending)
+        return first, watch(first, run, options.follows(first.display), pending.clear)
     finally:
         pending.release()
 
@@ -92,15 +93,14 @@ def resume_on_hosts(
     sessions, run = in_order(sessions, name)
     first, with_new_code = sessions[0], options.with_new_code
     plan = plan_resumption(first, run, options)
-    pending = Pending(first.project, first.host, plan.request, plan.run)
     following = options.follows(first.display)
     together = typed_together([session.target for session in sessions])
     require_variables(sessions, plan)
     if plan.kept and plan.kept.goes_on:
         first.together = together
-        return first, watch(first, plan.run, following, pending)
+        return first, watch(first, plan.run, following)
     deployed = deploy_on(sessions, plan.request.data)
-    launches = prepare_launches(sessions, plan.request, deployed, pending)
+    launches = prepare_launches(sessions, plan.request, deployed)
     if plan.here:
         send_run(first, plan.here)
 
@@ -119,7 +119,7 @@ def resume_on_hosts(
     for session in sessions[1:]:
         tell_plan(session, plan.request.shutdown)
     first.together = together
-    return first, watch(first, plan.run, following, pending)
+    return first, watch(first, plan.run, following)
 
 
 def in_order(sessions: Sequence[Session], name: str) -> tuple[list[Session], str]:
@@ -201,13 +201,10 @@ def minor_version(deployed: Deployed) -> str | None:
 
 
 def prepare_launches(
-    sessions: Sequence[Session],
-    request: TrainRequest,
-    deployed: Sequence[Deployed],
-    pending: Pending,
+    sessions: Sequence[Session], request: TrainRequest, deployed: Sequence[Deployed]
 ) -> list[Launch]:
     pairs = zip(sessions, deployed, strict=True)
-    return [prepare_launch(session, request, made, pending) for session, made in pairs]
+    return [prepare_launch(session, request, made) for session, made in pairs]
 
 
 def place_alike(launches: Sequence[Launch]) -> list[Placement]:
@@ -286,7 +283,6 @@ def start_all(
     except (ConnectionLost, Unreachable):
         raise  # the same command finds out how far it has come
     except RemoteError:
-        launches[0].pending.clear()
         for session in started:
             session.ask(Stopping, run=run, who=who_am_i())
         raise

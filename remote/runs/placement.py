@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 from remote.agent.shared.gpu_choice import choose_gpus
 from remote.deploy.deploy import Deployed
-from remote.errors import ConnectionLost, GpuUnfit, NotFound, RemoteError, Unreachable
+from remote.errors import GpuUnfit, NotFound, RemoteError
 from remote.link.session import Session
 from remote.project.settings import listed
 from remote.project.slurm import job_request
 from remote.records import Gpu
-from remote.runs.request import Pending, TrainRequest, effective_config, require_gpu
+from remote.runs.request import TrainRequest, effective_config, require_gpu
 from remote.transfer.upload import provide_cifar10, provide_weights
 
 TRIES = 5
@@ -31,7 +31,6 @@ class Launch:
     session: Session
     request: TrainRequest
     deployed: Deployed
-    pending: Pending
     images: str | None = None
     # A training on the processor alone takes no GPU; 0 means any number of them.
     wants_gpu: bool = True
@@ -76,12 +75,10 @@ class Placement:
         return asked | {"wanted_gpus": self.wanted} if self.queue else asked
 
 
-def prepare_launch(
-    session: Session, request: TrainRequest, deployed: Deployed, pending: Pending
-) -> Launch:
+def prepare_launch(session: Session, request: TrainRequest, deployed: Deployed) -> Launch:
     """Raises GpuUnfit or NotFound for what can't be had there."""
     facts = deployed.facts
-    launch = Launch(session, request, deployed, pending, facts.data_path or request.data)
+    launch = Launch(session, request, deployed, facts.data_path or request.data)
     if session.project.has_own_trainer:
         config = effective_config(session.project, request)
         require_gpu(config, launch.by_slurm or bool(facts.gpus.gpus), session.host)
@@ -188,14 +185,11 @@ def launch_on_free_gpus(launch: Launch, start: Callable[[Placement], S]) -> S:
         try:
             placement = place_run(launch, held)
             return start_patiently(launch.session, partial(start, placement))
-        except (ConnectionLost, Unreachable):
-            raise  # the launch may well have happened: it stays remembered
         except RemoteError as error:
             taken = error.details.get("taken")
             known = {gpu.uuid for gpu in launch.deployed.facts.gpus.gpus}
             more = {u: str(run) for u, run in taken.items()} if isinstance(taken, dict) else {}
             if not known & more.keys() - held.keys():
-                launch.pending.clear()
                 raise
             held = held | more
 

@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -11,12 +12,20 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from remote.errors import GpuUnfit, UsageError
+from remote.errors import (
+    AuthenticationFailed,
+    ConnectionLost,
+    GpuUnfit,
+    HostKeyRefused,
+    RemoteError,
+    Unreachable,
+    UsageError,
+)
 from remote.link.answers import Started
 from remote.link.session import Project, Session
 from remote.project.command import label_of, plan_words
@@ -292,6 +301,17 @@ class Pending:
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps({"run": run, "time": time.time()}))
         os.replace(temporary, self.path)
+
+    @contextlib.contextmanager
+    def launching(self) -> Iterator[None]:
+        """What the server refuses is forgotten. What is lost on the way may well have happened."""
+        try:
+            yield
+        except (ConnectionLost, Unreachable, AuthenticationFailed, HostKeyRefused):
+            raise
+        except RemoteError:
+            self.clear()
+            raise
 
     def clear(self) -> None:
         self.path.unlink(missing_ok=True)

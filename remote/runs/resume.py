@@ -24,7 +24,7 @@ from remote.records import Asked, FileEntry, Run
 from remote.runs.launch import attempt_of, code_of, place_of, started_where, watch
 from remote.runs.listing import list_runs
 from remote.runs.placement import Launch, Placement, launch_on_free_gpus, place_run, prepare_launch
-from remote.runs.request import GO_ON, Pending, TrainRequest, parse_request, plan_argv
+from remote.runs.request import GO_ON, TrainRequest, parse_request, plan_argv
 from remote.runs.shutdown import tell_plan
 from remote.screen.text import show, size
 from remote.transfer.manifest import PARTS
@@ -56,12 +56,11 @@ def resume_one(session: Session, run: str, options: TrainOptions) -> Run:
     followed."""
     plan = plan_resumption(session, run, options)
     request, following = plan.request, options.follows(session.display)
-    pending = Pending(session.project, session.host, request, plan.run)
     if plan.kept and plan.kept.goes_on:
-        return watch(session, plan.run, following, pending)
+        return watch(session, plan.run, following)
     deployed = deploy(session, data=request.data)
     show_steps(session, deployed, only_changes=True)
-    launch = prepare_launch(session, request, deployed, pending)
+    launch = prepare_launch(session, request, deployed)
     if plan.here:
         place_run(launch, deployed.facts.held)  # raises before anything is sent
         send_run(session, plan.here)
@@ -76,7 +75,7 @@ def resume_one(session: Session, run: str, options: TrainOptions) -> Run:
 
     answer = launch_on_free_gpus(launch, start)
     tell_resumed(launch, plan, answer, options.with_new_code)
-    return watch(session, plan.run, following, pending)
+    return watch(session, plan.run, following)
 
 
 def plan_resumption(session: Session, run: str, options: TrainOptions) -> Resumption:

@@ -31,7 +31,7 @@ from remote.runs.placement import (
     start_patiently,
     with_weights,
 )
-from remote.runs.request import Pending, TrainRequest, new_run_id, parse_request, start_run
+from remote.runs.request import TrainRequest, new_run_id, parse_request, start_run
 from remote.runs.shutdown import tell_plan
 from remote.runs.sweep_table import label_of
 
@@ -198,8 +198,7 @@ def start_points(
     deployed = deploy(session, data=asked[0][1].data)
     show_steps(session, deployed, only_changes=True)
     for number, (point, request) in enumerate(asked, 1):
-        pending = Pending(session.project, session.host, request, book.name)
-        launch = with_weights(prepare_launch(session, request, deployed, pending))
+        launch = with_weights(prepare_launch(session, request, deployed))
         start_point(launch, book, point)
         session.display.doing(f"{session.host}: {number} of {len(asked)} points started")
     session.display.clear()

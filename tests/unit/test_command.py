@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remote.errors import UsageError
+from remote.errors import AuthenticationFailed, ConnectionLost, GpuUnfit, RemoteError, UsageError
 from remote.link.session import Project
 from remote.project.command import describe_command, label_of, plan_words, shell_signs
 from remote.project.options import TrainOptions
 from remote.project.own_trainer import runs_own_trainer
 from remote.project.settings import parse_settings
 from remote.records import Settings
-from remote.runs.request import parse_request
+from remote.runs.request import Pending, TrainRequest, parse_request
 from tests.support.project import REPOSITORY, make_tree
 
 
@@ -139,3 +139,21 @@ def test_our_trainers_options_behind_the_dashes_are_fields() -> None:
         parse_request(project, TrainOptions(arguments=["--max_epocs", "3"]))
     with pytest.raises(UsageError, match="an option such as --max_epochs 3"):
         parse_request(project, TrainOptions(arguments=["more"]))
+
+
+@pytest.mark.parametrize(
+    ("error", "remembered"),
+    [(GpuUnfit, False), (ConnectionLost, True), (AuthenticationFailed, True)],
+)
+def test_a_launch_is_forgotten_only_where_the_server_has_refused_it(
+    tmp_path: Path, error: type[RemoteError], remembered: bool
+) -> None:
+    """A login that fails while the lost answer is asked for again says nothing of the run."""
+    project = Project(tmp_path, Settings())
+    pending = Pending(project, "box", TrainRequest(), "tree")
+    pending.take()
+    pending.write("run")
+    with pytest.raises(error), pending.launching():
+        raise error("x")
+    pending.release()
+    assert pending.is_remembered() is remembered
