@@ -4,7 +4,7 @@ script. Pure."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from remote.records import SlurmSettings
@@ -14,7 +14,7 @@ OURS = re.compile(
     r"|dependency|test-only)\b|-[JoeDadW]\b"
 )
 """Options that we set ourselves, or that would make something else of one training."""
-PLAIN = ("partition", "account", "qos", "constraint", "nodes", "mem")
+PLACE = ("partition", "account", "qos", "constraint")
 UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
@@ -49,7 +49,7 @@ def extra_lines(text: str) -> list[str]:
 
 def slurm_problems(slurm: SlurmSettings) -> list[str]:
     errors = []
-    for name in (*PLAIN, "cpus", "gres"):
+    for name in (*PLACE, "nodes", "mem", "cpus", "gres"):
         value = getattr(slurm, name)
         if re.search(r"[\s\x00-\x1f'\"]", value):
             errors.append(f"remote.slurm.{name} holds a blank or a quote: {value!r:.40}")
@@ -80,17 +80,13 @@ def gres_of(slurm: SlurmSettings, gpus: int | None) -> str:
 def node_options(slurm: SlurmSettings) -> list[str]:
     """What chooses a node with such GPUs, for a look at it; empty where none is asked for."""
     gres = gres_of(slurm, None)
-    names = ("partition", "account", "qos", "constraint")
-    named = {name: getattr(slurm, name) for name in names}
-    return _options({**named, "gres": gres}.items()) if gres else []
+    return _options(slurm, {"gres": gres}) if gres else []
 
 
 def build_options(slurm: SlurmSettings) -> list[str]:
     """For a job that builds an environment where trainings run."""
-    names = ("partition", "account", "qos", "constraint", "mem")
-    named = {name: getattr(slurm, name) for name in names}
-    named |= {"cpus-per-task": slurm.cpus, "gres": gres_of(slurm, None)}
-    return _options(named.items())
+    more = {"mem": slurm.mem, "cpus-per-task": slurm.cpus, "gres": gres_of(slurm, None)}
+    return _options(slurm, more)
 
 
 def job_request(
@@ -103,19 +99,23 @@ def job_request(
     """For run.json: `options` for sbatch, `preamble` for the shell, `limit_s` where a time limit is
     set."""
     limit_s = parse_time(time or slurm.time) if time or slurm.time else None
-    gres = gres_of(slurm, gpus) if wants_gpu else ""
-    named = {name: getattr(slurm, name) for name in PLAIN}
-    named |= {"nodes": str(nodes)} if nodes else {}
-    named |= {"cpus-per-task": slurm.cpus, "gres": gres, "time": limit_s and clock(limit_s)}
+    more = {
+        "nodes": str(nodes) if nodes else slurm.nodes,
+        "mem": slurm.mem,
+        "cpus-per-task": slurm.cpus,
+        "gres": gres_of(slurm, gpus) if wants_gpu else "",
+        "time": clock(limit_s) if limit_s else "",
+    }
     return {
-        "options": [*_options(named.items()), *extra_lines(slurm.extra)],
+        "options": [*_options(slurm, more), *extra_lines(slurm.extra)],
         "preamble": slurm.preamble.splitlines(),
         "limit_s": limit_s,
     }
 
 
-def _options(named: Iterable[tuple[str, str]]) -> list[str]:
-    return [f"--{name}={value}" for name, value in named if value]
+def _options(slurm: SlurmSettings, more: Mapping[str, str]) -> list[str]:
+    named = {name: getattr(slurm, name) for name in PLACE} | dict(more)
+    return [f"--{name}={value}" for name, value in named.items() if value]
 
 
 def clock(seconds: int) -> str:
