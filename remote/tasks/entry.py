@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import invoke.tasks
 
 from remote.errors import INTERRUPTED, RemoteError, UsageError
+from remote.screen.plain import leave_pipe
 from remote.tasks.command_line import LINE
 
 if TYPE_CHECKING:  # loaded only once a task runs: `fab --list` is quick
@@ -235,8 +236,7 @@ def run(context: Any, name: str, body: Callable[[Work], int], json: bool, server
         display.note(f"interrupted{GOES_ON.get(name, '')}")
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone (`| head`); Python must not complain about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave_pipe()
         return 0
     finally:
         display.clear()

@@ -257,6 +257,14 @@ def test_the_list_of_tasks_is_grouped_and_fits(project: Path) -> None:
     )
 
 
+def test_whoever_reads_the_list_may_go_away(project: Path) -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*FAB, "--list"], cwd=project, stdout=pipe, stderr=pipe) as listing:
+        assert listing.stdout and listing.stderr
+        listing.stdout.close()
+        assert listing.stderr.read() == b"" and listing.wait(20) == 0
+
+
 def test_tasks_of_one_s_own_are_listed_and_run(project: Path) -> None:
     with open(project / "fabfile.py", "a") as fabfile:
         fabfile.write(
