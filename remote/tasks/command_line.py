@@ -170,8 +170,9 @@ def explain(said: str, context: Any, names: Sequence[str]) -> str:
         near = _near(word, list(context.flags))
         return f"{task} has no option {word}{near}; fab {task} --help lists them"
     near = _near(word, names)
-    if task and not near and "run" in context.args:
-        return f"there is no task {word}; a run is named by --run {word}"
+    option = "set" if "=" in word else "run"
+    if task and not near and option in context.args:
+        return f"there is no task {word}; is --{option} {word} meant?"
     return f"there is no task {word}{near}; fab --list shows them"
 
 
