@@ -19,6 +19,8 @@ from remote.screen.training import TrainingView, describe_progress
 
 TRIES = 5
 LONGEST_LINE = 64 << 10
+LAST_LINES = 40
+"""Of the log, where one begins to follow a run that has written before."""
 STAYS = 12
 """So many lines of the log are still there when the screen is left."""
 ASK = "stop the training? It saves its state first.  y stops it   any other key: no"

@@ -153,14 +153,20 @@ def attempt_of(launch: Launch, placement: Placement) -> dict[str, Any]:
 
 
 def watch(
-    session: Session, run: str, follow: bool, forget: Callable[[], None] = lambda: None
+    session: Session,
+    run: str,
+    follow: bool,
+    forget: Callable[[], None] = lambda: None,
+    tail: int | None = None,
 ) -> Run:
     """Wait for the first sign of life, then show the training or leave it alone. Ctrl-C never harms
     it.
 
     `forget`: the launch. Until the user was told of the run, the same command means the same run.
+    `tail`: so many lines of what it has written before.
     """
     follower, described = Follower(session, run, show_log=follow), Run(run)
+    follower.tail = tail if follow else 0
     display = session.display
     if follow and not display.live:
         display.note("following; Ctrl-C leaves the training alone")

@@ -24,6 +24,7 @@ from remote.link.answers import Joined, Resumed, Started, Stopping
 from remote.link.session import Session, who_am_i
 from remote.project.options import TrainOptions
 from remote.records import Run
+from remote.runs.follow import LAST_LINES
 from remote.runs.launch import asked_for, started_where, watch
 from remote.runs.network import find_network
 from remote.runs.placement import Launch, Placement, place_run, prepare_launch, start_patiently
@@ -98,7 +99,7 @@ def resume_on_hosts(
     require_variables(sessions, plan)
     if plan.kept and plan.kept.goes_on:
         first.together = together
-        return first, watch(first, plan.run, following)
+        return first, watch(first, plan.run, following, tail=LAST_LINES)
     deployed = deploy_on(sessions, plan.request.data)
     launches = prepare_launches(sessions, plan.request, deployed)
     if plan.here:
@@ -119,7 +120,7 @@ def resume_on_hosts(
     for session in sessions[1:]:
         tell_plan(session, plan.request.shutdown)
     first.together = together
-    return first, watch(first, plan.run, following)
+    return first, watch(first, plan.run, following, tail=LAST_LINES)
 
 
 def in_order(sessions: Sequence[Session], name: str) -> tuple[list[Session], str]:

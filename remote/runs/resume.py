@@ -21,6 +21,7 @@ from remote.project.options import TrainOptions
 from remote.project.release import entry_of
 from remote.project.results import files_of, find_run, read_mapping
 from remote.records import Asked, FileEntry, Run
+from remote.runs.follow import LAST_LINES
 from remote.runs.launch import attempt_of, code_of, place_of, started_where, watch
 from remote.runs.listing import list_runs
 from remote.runs.placement import Launch, Placement, launch_on_free_gpus, place_run, prepare_launch
@@ -57,7 +58,7 @@ def resume_one(session: Session, run: str, options: TrainOptions) -> Run:
     plan = plan_resumption(session, run, options)
     request, following = plan.request, options.follows(session.display)
     if plan.kept and plan.kept.goes_on:
-        return watch(session, plan.run, following)
+        return watch(session, plan.run, following, tail=LAST_LINES)
     deployed = deploy(session, data=request.data)
     show_steps(session, deployed, only_changes=True)
     launch = prepare_launch(session, request, deployed)
@@ -75,7 +76,7 @@ def resume_one(session: Session, run: str, options: TrainOptions) -> Run:
 
     answer = launch_on_free_gpus(launch, start)
     tell_resumed(launch, plan, answer, options.with_new_code)
-    return watch(session, plan.run, following)
+    return watch(session, plan.run, following, tail=LAST_LINES)
 
 
 def plan_resumption(session: Session, run: str, options: TrainOptions) -> Resumption:

@@ -11,9 +11,6 @@ from remote.tasks.sweeps import only_one, status_of_sweep
 if TYPE_CHECKING:
     from remote.link.session import Session
 
-FOLLOWED_LINES = 40
-"""Of the log, where one begins to follow."""
-
 
 @task(
     help={
@@ -59,14 +56,14 @@ def follow(work: Work, run: str = "latest") -> int:
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 11
     no such run.
     """
-    from remote.runs.follow import Follower, LeaveWanted, StopWanted
+    from remote.runs.follow import LAST_LINES, Follower, LeaveWanted, StopWanted
     from remote.runs.listing import state_line
     from remote.runs.stop import stop_one
 
     session, run = work.session_of(run)
     with session:
         follower = Follower(session, run)
-        follower.tail = FOLLOWED_LINES
+        follower.tail = LAST_LINES
         try:
             until_end = follower.until_end
             ended = follower.on_screen(until_end) if work.display.live else until_end()

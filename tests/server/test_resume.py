@@ -71,6 +71,16 @@ def test_the_next_attempt_goes_on_and_the_history_stays(lab: Lab) -> None:
     assert "attempt 2" in lab.task("status").out
 
 
+def test_what_was_written_before_is_not_shown_once_more(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
+    script = "[ -e seen ] && echo again && exit 0; touch seen; seq 300; exit 3\n"
+    lab = Lab(server, tmp_path, files={"train.sh": script})
+    fail_once(lab)
+    shown = resumed(lab).out.splitlines()
+    assert {"300", "again"} <= {*shown} and "200" not in shown, shown
+
+
 def test_status_says_what_an_end_has_cost(server: LoopbackServer, tmp_path: Path) -> None:
     script = """
 cd "$REMOTE_RUN_DIR"; mkdir -p checkpoints
