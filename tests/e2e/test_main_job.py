@@ -81,7 +81,7 @@ def test_the_main_job_through_a_cut(tmp_path: Path, server: LoopbackServer) -> N
         # The second time nothing is done, and that is said.
         again = fab(project, route, "deploy")
         assert "code kept: nothing changed" in again.stdout and "environment kept" in again.stdout
-        assert "nothing to fetch" in fab(project, route, "fetch-results").stdout
+        assert "nothing new to fetch" in fab(project, route, "fetch-results").stdout
     assert {path.name for path in run.iterdir()} == RUN_FILES
     assert snapshot(run / "source")["trainer/train.py"] == snapshot(project)["trainer/train.py"]
     state = json.loads((run / "state.json").read_text())

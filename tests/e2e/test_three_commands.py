@@ -66,7 +66,7 @@ def test_the_three_commands_twice(project: Path, server: LoopbackServer) -> None
     assert (run / "work/out/accuracy").read_text() == "0.5\n"
     assert snapshot(run / "source")["train.sh"] == snapshot(project)["train.sh"]
     assert str(run) in fetched.stdout
-    assert "nothing to fetch" in fab(project, server, "fetch-results").stdout
+    assert "nothing new to fetch" in fab(project, server, "fetch-results").stdout
 
 
 def test_a_deploy_that_changes_nothing_is_at_most_three_requests(
