@@ -50,18 +50,6 @@ def read_mapping(run: Path | None, name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def files_of(folder: Path) -> list[str]:
-    """Every file and link below, with `/`, sorted; without a repository's own."""
-    found = []
-    for place, folders, names in os.walk(folder):
-        here = Path(place).relative_to(folder)
-        if here == Path():
-            folders[:] = [name for name in folders if name != ".git"]
-        links = [name for name in folders if (Path(place) / name).is_symlink()]
-        found += [(here / name).as_posix() for name in [*names, *links]]
-    return sorted(found)
-
-
 def room_at(place: Path) -> tuple[Path, int]:
     """The nearest folder that is there already, and the bytes that are free at it."""
     while not place.exists():

@@ -4,6 +4,7 @@ what was fetched of it."""
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from remote.link.sending import Sending, waiting_note
 from remote.link.session import Session, who_am_i
 from remote.project.options import TrainOptions
 from remote.project.release import entry_of
-from remote.project.results import files_of, find_run, read_mapping
+from remote.project.results import find_run, read_mapping
 from remote.records import Asked, FileEntry, Run
 from remote.runs.follow import LAST_LINES
 from remote.runs.launch import attempt_of, code_of, place_of, started_where, watch
@@ -212,9 +213,15 @@ def send_run(session: Session, run: Path) -> None:
 
 
 def entries_of(run: Path) -> Iterator[FileEntry]:
-    """Every file and link of a fetched run, in order of path; not what a fetch that was cut has
-    left."""
-    for path in files_of(run):
-        entry, _ = entry_of(run, path, None)
-        if entry is not None and not path.startswith(PARTS + "/"):
-            yield entry
+    """Every file and link of a fetched run, a folder's own before what lies below it: of a
+    checkpoint and a link to it the checkpoint is the newer one there. Not what a fetch that was cut
+    has left."""
+    for place, folders, names in os.walk(run):
+        folders.sort()
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        for name in sorted([*names, *links]):
+            path = (Path(place) / name).relative_to(run).as_posix()
+            if not path.startswith(PARTS + "/"):
+                entry, _ = entry_of(run, path, None)
+                if entry is not None:
+                    yield entry

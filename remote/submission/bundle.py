@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections import defaultdict
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from remote.errors import TransferFailed, UsageError
-from remote.project.results import files_of
 from remote.screen.text import duration, percent
 from remote.submission.secret_scan import Finding, search, without_home
 
@@ -85,6 +85,18 @@ def collect(run: Path, bundle: Path) -> list[str]:
             f"weights.pt is too large to hand in: {left[0]}", remedy="train a narrower network"
         )
     return left
+
+
+def files_of(folder: Path) -> list[str]:
+    """Every file and link below, with `/`, sorted; without a repository's own."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        here = Path(place).relative_to(folder)
+        if here == Path():
+            folders[:] = [name for name in folders if name != ".git"]
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
+        found += [(here / name).as_posix() for name in [*names, *links]]
+    return sorted(found)
 
 
 def summed_files(folder: Path) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 from remote.errors import RemoteError, TransferFailed, UsageError
 from remote.link.session import Project, Session
 from remote.project.options import SubmitOptions
-from remote.project.results import files_of, find_run
+from remote.project.results import find_run
 from remote.screen.display import Display
 from remote.screen.text import one_line, percent
 from remote.submission import bundle
@@ -140,7 +140,7 @@ def verify(project: Project, display: Display, folder: str, data: str | None) ->
         "and the weights give it" if data else "the weights were not evaluated (--data would)"
     )
     display.line(
-        f"{folder}: {len(files_of(place))} files as listed; {percent(claim.accuracy)} is"
+        f"{folder}: {len(bundle.files_of(place))} files as listed; {percent(claim.accuracy)} is"
         f" claimed everywhere, {measured}"
     )
     return 0
