@@ -62,10 +62,10 @@ class WholeFiles(TorchCheckpointIO):
         self.flush()
 
     def flush(self) -> None:
-        """Write all that waits."""
-        while self.waiting:
-            path, checkpoint = self.waiting.popitem()
-            save_whole(checkpoint, Path(path))
+        """Write all that waits, in the order in which it came."""
+        for path in list(self.waiting):
+            save_whole(self.waiting[path], Path(path))
+            del self.waiting[path]
         self.written = time.monotonic()
 
 

@@ -117,9 +117,12 @@ def make_savers(config: TrainConfig, checkpoints: Path, judged: bool) -> list[pl
     last = ModelCheckpoint(
         checkpoints, Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False
     )
-    savers: list[pl.Callback] = [LearningRateMonitor(logging_interval="epoch"), last]
+    savers: list[pl.Callback] = [LearningRateMonitor(logging_interval="epoch")]
     if judged:
+        # Before the last one, which knows of it: a kill between the two must not leave a best epoch
+        # that is nowhere.
         savers.append(BestCheckpoint(checkpoints, Path(BEST).stem))
+    savers.append(last)
     if config.patience:
         savers.append(EarlyStopping("val_accuracy", config.min_delta, config.patience, mode="max"))
     return savers
