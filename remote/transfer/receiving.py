@@ -216,6 +216,8 @@ class Receiver:
         )
         is_here = have and have.is_whole(file) and have.digest.hexdigest() == sha256
         place, part = self._place(file), part_of(self.directory, file)
+        if file.mode != SYMLINK and not is_here:
+            is_right = is_right and _holds(part, file.size)
         if not is_right:
             self.wrong.append(file)
             part.unlink(missing_ok=True)
@@ -225,9 +227,6 @@ class Receiver:
         elif is_here:
             _set_mode(place, file.mode)
         else:
-            if not part.exists():
-                part.parent.mkdir(exist_ok=True)
-                part.touch()
             _set_mode(part, file.mode)
             refuse_directory(place)
             os.replace(part, place)
@@ -255,6 +254,15 @@ class Receiver:
                 place.write_bytes(content)
             self.fetched.changed += 1
         self.links = []
+
+
+def _holds(part: Path, length: int) -> bool:
+    """Whether what came lies there, and no more: the hash is of what came. Nothing comes of an
+    empty file, where a beginning of what it was before may lie."""
+    if not length:
+        part.parent.mkdir(exist_ok=True)
+        part.write_bytes(b"")
+    return part.is_file() and part.stat().st_size == length
 
 
 def refuse_directory(place: Path) -> None:

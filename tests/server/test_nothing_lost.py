@@ -10,6 +10,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from remote.agent.runs.outputs import CACHE_TAG, find_outputs, is_aside, mark_co
 from remote.agent.shared.trees import SYMLINK
 from remote.agent.supervisor.surroundings import newest_checkpoint
 from remote.loopback import LoopbackServer
+from remote.project.results import lock_file
 from tests.support.faults import Lab, short_pauses, wait_until
 from tests.support.project import Content, Link, make_tree
 from tests.support.proxy import Relay
@@ -157,6 +160,26 @@ def test_what_is_written_after_the_fetch_keeps_the_run(
     assert "changed since it was fetched" in done.err and late.exists()
     assert lab.task("fetch_results").code == 0 and (lab.results / run / "work/late").exists()
     assert lab.task("clean", yes=True).code == 0 and not late.exists()
+
+
+def test_two_fetches_of_a_run_come_one_after_the_other(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
+    """A mirror that is kept, and somebody who is impatient: they would write into each other's
+    parts."""
+    lab = Lab(server, tmp_path, files=CODE, settings={"results": ""})
+    run = finished(lab)
+    other = lock_file(lab.results / ".pending" / f"{run}.fetch")
+    assert other is not None
+    with ThreadPoolExecutor(1) as pool:
+        fetching = pool.submit(lab.task, "fetch_results")
+        with pytest.raises(NotYet):
+            fetching.result(3)
+        assert not (lab.results / run).exists()
+        other.close()
+        done = fetching.result(60)
+    assert done.code == 0 and f"another command fetches {lab.results / run} just now" in done.err
+    assert here(lab.results / run) > WROTE
 
 
 def test_what_can_not_be_read_keeps_the_run(unprivileged: LoopbackServer, tmp_path: Path) -> None:
