@@ -2,11 +2,10 @@
 it, on another host."""
 
 import os
-import shutil
 import time
 from typing import Any, Dict, List, NamedTuple
 
-from remote.agent.releases.contents import receive, write_tree
+from remote.agent.releases.contents import forget, receive, write_tree
 from remote.agent.releases.releases import assemble, checked_manifest, known, require_space
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import Layout, remove_file, write_json
@@ -97,7 +96,7 @@ def run_import(call: Call, moving: Moving) -> Dict[str, Any]:
         call.event(ready=True)
         receive(call, layout.incoming, entries)
         lay_out(layout, moving, entries)
-        shutil.rmtree(layout.incoming, ignore_errors=True)
+        forget(layout.incoming, entries)
     return {}
 
 
@@ -108,7 +107,7 @@ def lay_out(layout: Layout, moving: Moving, entries: List[Entry]) -> None:
     release = tree_hash(code)
     if not os.path.isdir(layout.release(release)):
         assemble(layout, release, code, str(moving.asked.get("origin") or ""))
-    # Looked up afterwards: assembling has moved what it used.
+    # Looked up afterwards: assembling may have moved what it used.
     places = known(layout, rest)
     lost = [path for path, _, _, sha256 in rest if sha256 not in places]
     if lost:
