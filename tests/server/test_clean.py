@@ -155,8 +155,9 @@ def test_old_code_environments_and_leftovers_go(lab: Lab) -> None:
         "releases/.gone-2",
         "runs/.new-3",
         "env/00112233445566",
+        "data/.sets/.gone-5",
     ):
-        (lab.root / leftover).mkdir()
+        (lab.root / leftover).mkdir(parents=True)
     os.utime(lab.root / "runs/.new-3", (0, 0))
     (lab.root / "runs/.new-4").mkdir()  # somebody's launch, just now
     lab.json = True
@@ -167,7 +168,7 @@ def test_old_code_environments_and_leftovers_go(lab: Lab) -> None:
         "leftover",
     } and told["removed"] is True
     assert not names(lab, "releases") & kept[0] and names(lab, "env") == kept[1]
-    assert names(lab, "runs") == {".new-4"}
+    assert names(lab, "runs") == {".new-4"} and not names(lab, "data/.sets")
 
 
 def test_nothing_to_remove_is_said_and_nothing_is_made(lab: Lab) -> None:

@@ -5,13 +5,13 @@ import os
 import secrets
 import shutil
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from remote.agent.data.datasets import leads_to
 from remote.agent.environments.environments import describe_environment
 from remote.agent.releases.releases import current_release, release_of
 from remote.agent.root.calls import Call, Refusal, operation
-from remote.agent.root.paths import HASH, RUN_ID, Layout, list_names, write_json
+from remote.agent.root.paths import ASIDE, HASH, RUN_ID, Layout, list_names, write_json
 from remote.agent.root.roots import locked, locked_if_free, prepare_root
 from remote.agent.runs.outputs import find_outputs
 from remote.agent.runs.records import FETCHED, describe_run, find_run, list_runs, read_mark
@@ -122,8 +122,11 @@ def find_unneeded_data(layout: Layout) -> List[Dict[str, Any]]:
     """Sets to which no name in data/ leads any more, and what was left of an upload that nobody has
     gone on with for a day."""
     names = [os.path.join(layout.data, name) for name in list_names(layout.data)]
+    # A command of one's own is told by a variable, our trainer by its options.
     live = " ".join(
-        str(run["asked"].get("argv")) for run in list_runs(layout) if run["state"] not in FINAL
+        f"{run['asked'].get('argv')} {run['asked'].get('data_path')}"
+        for run in list_runs(layout)
+        if run["state"] not in FINAL
     )
     items = []
     for tree in _names(layout.sets, HASH):
@@ -135,7 +138,7 @@ def find_unneeded_data(layout: Layout) -> List[Dict[str, Any]]:
     if parts and time.time() - max(map(_changed, parts)) > UPLOAD_S:
         why = "of an upload that was cut off more than a day ago"
         items.append(_item("leftover", "images", [layout.data_incoming], why))
-    return items
+    return items + _left_in(layout.sets, (ASIDE, GONE))
 
 
 def why_to_keep(layout: Layout, run: Dict[str, Any], unwanted: Set[str]) -> Optional[str]:
@@ -148,19 +151,25 @@ def why_to_keep(layout: Layout, run: Dict[str, Any], unwanted: Set[str]) -> Opti
 def _leftovers(layout: Layout) -> List[Dict[str, Any]]:
     """What killed deploys, launches and removals left aside; under the lock no deploy is at
     work."""
-    found = []
-    places = (
-        (layout.releases, (".staging-", ".incoming", GONE)),
-        (layout.runs, (".new-", GONE)),
-        (layout.environments, (GONE,)),
-    )
-    for directory, prefixes in places:
-        for name in list_names(directory):
-            path = os.path.join(directory, name)
-            old = time.time() - _changed(path) > LEFTOVER_S
-            if name.startswith(prefixes) and (old or not name.startswith(".new-")):
-                found.append(_item("leftover", name, [path], "left by something that was cut off"))
-    return found
+    launches = [
+        item
+        for item in _left_in(layout.runs, (".new-", GONE))
+        if item["name"].startswith(GONE) or time.time() - _changed(item["paths"][0]) > LEFTOVER_S
+    ]
+    return [
+        *_left_in(layout.releases, (ASIDE, ".incoming", GONE)),
+        *launches,
+        *_left_in(layout.environments, (GONE,)),
+    ]
+
+
+def _left_in(directory: str, prefixes: Tuple[str, ...]) -> List[Dict[str, Any]]:
+    why = "left by something that was cut off"
+    return [
+        _item("leftover", name, [os.path.join(directory, name)], why)
+        for name in list_names(directory)
+        if name.startswith(prefixes)
+    ]
 
 
 def _names(directory: str, pattern: Any) -> List[str]:
