@@ -151,7 +151,9 @@ def run_stop(call: Call, run: str, who: str) -> Dict[str, Any]:
     if found["state"] in FINAL:
         return {"run": found["run"], "state": found["state"], "asked": False}
     refuse_elsewhere(found, "stop it with -H of that host")
-    write_json(os.path.join(found["path"], "stop.json"), {"who": who, "time": time.time()})
+    # On a full disk it is stopped all the same, by a signal of nobody's name.
+    with contextlib.suppress(OSError):
+        write_json(os.path.join(found["path"], "stop.json"), {"who": who, "time": time.time()})
     launcher_of(found["asked"]).stop(found["path"], state)
     return {"run": found["run"], "state": found["state"], "asked": True}
 

@@ -24,8 +24,8 @@ class Sampler:
         self.named = visible.split(",") if uuids is None and visible else uuids
         self.lock = threading.Lock()
         self.ended = False
-        # For so long none of its GPUs was in use. What can't be read counts as used, and so does what
-        # nobody looks at.
+        # For so long none of its GPUs was in use. What can't be read counts as used, and so does
+        # what nobody looks at.
         self.idle_s = 0.0
         threading.Thread(target=self._run, daemon=True).start()
 
