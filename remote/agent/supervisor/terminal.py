@@ -38,6 +38,8 @@ SEQUENCE = re.compile(
 )
 UNFINISHED = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*|\][^\x07\x1b]{0,4096}\x1b?|[()*+])?\Z|\r\Z")
 LONGEST = 64 << 10
+KEPT = 1 << 20
+"""Bytes of the log that wait for a disk that is full."""
 READ_CALLS = {"x86_64": "0", "aarch64": "63", "ppc64le": "3", "riscv64": "63"}
 
 
@@ -131,6 +133,10 @@ def open_terminal() -> Tuple[int, int]:
     that a program gets."""
     own, programs = os.openpty()
     set_size(own, COLUMNS, LINES)
+    modes = termios.tcgetattr(programs)
+    # Ctrl-S, typed by mistake, would hold up a training until somebody finds out.
+    modes[0] &= ~termios.IXON
+    termios.tcsetattr(programs, termios.TCSANOW, modes)
     return own, programs
 
 
@@ -186,6 +192,7 @@ class Terminal:
             os.path.join(directory, "train.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
         )
         self.attached = os.isatty(0) and os.isatty(1)
+        self.unwritten = bytearray()
         self.told: Dict[str, Any] = {}
         self.told_at = 0.0
         self.heard = time.monotonic()
@@ -261,7 +268,14 @@ class Terminal:
             self.attached = False  # tmux has gone
             return
         self.interrupted = self.interrupted or CTRL_C in keys
-        os.write(self.own, keys)
+        # A program that reads nothing must not be held up by it: what it has no room for is lost.
+        os.set_blocking(self.own, False)
+        try:
+            os.write(self.own, keys)
+        except BlockingIOError:
+            pass
+        finally:
+            os.set_blocking(self.own, True)
 
     def _show(self, data: bytes) -> None:
         try:
@@ -271,14 +285,14 @@ class Terminal:
             self.attached = False
 
     def _write_log(self, data: bytes) -> None:
-        data = self.hide(data)
+        self.unwritten += self.hide(data)
         try:
-            while data:
-                data = data[os.write(self.log, data) :]
+            while self.unwritten:
+                del self.unwritten[: os.write(self.log, self.unwritten)]
         except OSError:
-            # a full disk: whoever watches that stops the run; its output must flow on until it has
-            # saved
-            pass
+            # A full disk: whoever watches that stops the run; its output must flow on until it has
+            # saved. Where there is room again, the newest of it is written.
+            del self.unwritten[:-KEPT]
 
     def _tell(self) -> None:
         self.told_at = time.monotonic()
