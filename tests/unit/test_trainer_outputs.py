@@ -60,6 +60,19 @@ def test_progress_is_replaced_at_most_once_a_second(
     assert EVERY_S == 1.0
 
 
+def test_progress_that_can_not_be_told_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quota that is used up for a second."""
+    monkeypatch.setattr("trainer.progress.EVERY_S", 0.0)
+    progress = Progress(tmp_path)
+    (tmp_path / "progress.tmp").mkdir()
+    progress.tell("fitting", epoch=1, max_epochs=2)
+    (tmp_path / "progress.tmp").rmdir()
+    progress.tell("fitting", epoch=2, max_epochs=2)
+    assert json.loads((tmp_path / "progress.json").read_text())["epoch"] == 2
+
+
 def test_progress_is_whole_whenever_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
