@@ -81,6 +81,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def remove_unfinished(directory: Path) -> None:
+    """What a kill left of a checkpoint that was being written: each is as large as a whole one."""
+    for left in directory.glob("*.ckpt.*.tmp"):
+        left.unlink(missing_ok=True)
+
+
 def standing(path: Path | None) -> dict[str, Any]:
     """Where the training of a checkpoint stands; None: at its beginning."""
     place: dict[str, Any] = {"epoch": 0, "step": None}

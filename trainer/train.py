@@ -35,7 +35,7 @@ def train(
     import torch
 
     from trainer import callbacks as ours
-    from trainer.checkpoints import BEST, LAST, standing
+    from trainer.checkpoints import BEST, LAST, remove_unfinished, standing
     from trainer.data.data_module import ImageDataModule
     from trainer.devices import choose_devices, compile_wanted, keep_freed_memory, torch_device
     from trainer.model import Classifier
@@ -44,6 +44,8 @@ def train(
     began = time.monotonic()
     first, checkpoints = is_first_process(), run_dir / "checkpoints"
     run_dir.mkdir(parents=True, exist_ok=True)
+    if first:
+        remove_unfinished(checkpoints)
     devices = choose_devices(config)
     if devices.indices is None:
         keep_freed_memory()

@@ -348,7 +348,9 @@ def test_killed_after_its_best_epoch_it_still_has_that(
             train_once(MIXED, DATA, tmp_path / "run")
     found = newest_that_loads(tmp_path / "run" / "checkpoints")
     assert found is not None and found[1]["training"]["epoch"] == 1
+    unfinished = tmp_path / "run" / "checkpoints" / "last.ckpt.1234abcd.tmp"
+    unfinished.write_bytes(b"half")
     summary = train_once(MIXED, DATA, tmp_path / "run", found[0])
-    assert summary["best_epoch"] == 1
+    assert summary["best_epoch"] == 1 and not unfinished.exists()
     best = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")
     assert best["training"]["epoch"] == 1
