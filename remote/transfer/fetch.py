@@ -195,7 +195,8 @@ def _fetch_files(
         show = partial(session.display.transfer, "fetching")
         receiver = Receiver(directory, plan, fetched, show)
         try:
-            _receive(session, fetched.run.run, plan, receiver)
+            # Of one that changes all the while several channels bring parts of many states.
+            _receive(session, fetched.run.run, plan, receiver, session.can_widen and not count)
         finally:
             receiver.close()
             session.display.clear()
@@ -211,8 +212,8 @@ def _fetch_files(
     )
 
 
-def _receive(session: Session, run: str, plan: FetchPlan, receiver: Receiver) -> None:
-    large = [pair for pair in plan.wanted if is_large(*pair)] if session.can_widen else []
+def _receive(session: Session, run: str, plan: FetchPlan, receiver: Receiver, widely: bool) -> None:
+    large = [pair for pair in plan.wanted if is_large(*pair)] if widely else []
     small = [pair for pair in plan.wanted if pair not in large]
     receiver.queue = [*small, *large]
     if not large:
