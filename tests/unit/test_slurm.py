@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from remote.agent.launchers.seam import Job, claim, mark_path
 from remote.agent.launchers.slurm import notice, render_script
 from remote.agent.launchers.slurm_queue import JobRow, Queue, Said, base_state, parse_squeue
 from remote.agent.launchers.slurm_words import Seen, tell, tell_end, tell_signal
+from remote.agent.runs.records import checked_state
 from remote.errors import UsageError
 from remote.project.settings import defaults, parse_settings
 from remote.project.slurm import job_request, parse_time
@@ -190,3 +192,18 @@ def test_slurm_is_asked_once_whoever_looks(tmp_path: Path, monkeypatch: pytest.M
         assert [queue.problem is None for queue in seen] == [known] * 5
         squeue.with_name("squeue.away").touch()
     assert count.read_text() == "\n\n"
+
+
+def test_on_a_disk_that_takes_nothing_runs_are_told_as_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nobody could fetch what fills it."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(slurm_queue, "write_json", full)
+    recorded = {"state": "running", "token": "0123456789"}
+    shown = checked_state(str(tmp_path / "r"), recorded, {"launcher": "slurm"})
+    reason = "as recorded; looking failed: Disk quota exceeded"
+    assert shown == {**recorded, "reason": reason}
