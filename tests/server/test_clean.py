@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from remote.agent.root.locks import Lock
 from remote.agent.root.paths import Layout, write_json
 from remote.agent.runs import clean
 from remote.agent.runs.outputs import find_outputs
@@ -169,6 +172,21 @@ def test_old_code_environments_and_leftovers_go(lab: Lab) -> None:
     } and told["removed"] is True
     assert not names(lab, "releases") & kept[0] and names(lab, "env") == kept[1]
     assert names(lab, "runs") == {".new-4"} and not names(lab, "data/.sets")
+
+
+def test_no_run_is_removed_while_one_is_launched(lab: Lab) -> None:
+    """It could be this one, which goes on."""
+    run = train(lab)
+    launching = Lock(str(lab.root / "runs" / ".launch.lock"))
+    launching.wait()
+    with ThreadPoolExecutor(1) as pool:
+        cleaning = pool.submit(lab.task, "clean", yes=True, run=[run])
+        with pytest.raises(NotYet):
+            cleaning.result(3)
+        assert (lab.root / "runs" / run / "train.log").exists()
+        launching.close()
+        assert cleaning.result(60).code == 0
+    assert names(lab, "runs") == set()
 
 
 def test_nothing_to_remove_is_said_and_nothing_is_made(lab: Lab) -> None:

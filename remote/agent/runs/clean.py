@@ -1,6 +1,7 @@
 """What nothing needs any more: found, told with its reason, and removed. A run that was not fetched
 stays unless told otherwise."""
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -14,6 +15,7 @@ from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import ASIDE, HASH, RUN_ID, Layout, list_names, write_json
 from remote.agent.root.roots import locked, locked_if_free, prepare_root
 from remote.agent.runs.outputs import find_outputs
+from remote.agent.runs.queue import one_launch_at_a_time
 from remote.agent.runs.records import FETCHED, describe_run, find_run, list_runs, read_mark
 from remote.agent.shared.states import FINAL
 
@@ -214,26 +216,34 @@ def _blocks(path: str) -> int:
 
 
 def _remove(layout: Layout, item: Dict[str, Any]) -> None:
-    """First out of sight by one rename, so that nobody ever sees half of it."""
-    run = describe_run(layout, item["name"]) if item["kind"] == "run" else None
-    if run is not None and run["state"] not in FINAL:
-        raise Refusal("RunFailed", f"{item['name']} runs again", "nothing of it was removed")
-    for path in item["paths"]:
-        if not os.path.lexists(path):
-            continue
-        aside = os.path.join(os.path.dirname(path), GONE + secrets.token_hex(6))
-        os.rename(path, aside)
-        why = (
-            why_not_fetched(layout, run, directory=aside)
-            if run is not None and not item["unwanted"]
-            else None
-        )
-        if why is not None:
-            os.rename(aside, path)
-            raise Refusal(
-                "RunFailed", f"{item['name']}: {why}", "nothing of it was removed; fetch it again"
-            )
+    """First out of sight by one rename, so that nobody ever sees half of it; a run while none is
+    launched, for it could be this one that goes on."""
+    is_run = item["kind"] == "run"
+    with one_launch_at_a_time(layout) if is_run else contextlib.nullcontext():
+        run = describe_run(layout, item["name"]) if is_run else None
+        if run is not None and run["state"] not in FINAL:
+            raise Refusal("RunFailed", f"{item['name']} runs again", "nothing of it was removed")
+        gone = [_set_aside(layout, item, run, path) for path in item["paths"]]
+    for aside in filter(None, gone):
         if os.path.isdir(aside) and not os.path.islink(aside):
             shutil.rmtree(aside, ignore_errors=True)
         else:
             os.unlink(aside)
+
+
+def _set_aside(
+    layout: Layout, item: Dict[str, Any], run: Optional[Dict[str, Any]], path: str
+) -> Optional[str]:
+    """Where it is then; None where there is nothing. Raises Refusal for a run that has changed."""
+    if not os.path.lexists(path):
+        return None
+    aside = os.path.join(os.path.dirname(path), GONE + secrets.token_hex(6))
+    os.rename(path, aside)
+    why = None
+    if run is not None and not item["unwanted"]:
+        why = why_not_fetched(layout, run, directory=aside)
+    if why is not None:
+        os.rename(aside, path)
+        remedy = "nothing of it was removed; fetch it again"
+        raise Refusal("RunFailed", f"{item['name']}: {why}", remedy)
+    return aside
