@@ -3,6 +3,7 @@ for it."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,12 @@ from typing import Any
 import pytest
 
 from remote.agent.machine.processes import group_members
+from remote.agent.root.calls import Call
+from remote.agent.root.disk import Disk
+from remote.agent.root.paths import Layout
+from remote.agent.runs import launch
 from remote.agent.runs.queue import Waiting
+from remote.agent.supervisor import disk_guard
 from tests.support.faults import wait_until
 
 DRIVER = """
@@ -119,6 +125,45 @@ def test_where_the_supervisor_fails_the_training_may_save_and_nothing_goes_on(
     state = state_of(run)
     assert (state["state"], state["reason"]) == ("failed", "the supervisor failed: a bug")
     assert (run / "work" / "saved").exists() and not group_members(state["pid"])
+
+
+def test_on_a_disk_that_takes_nothing_it_can_be_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "runs" / "r"
+    own = supervise(run, SAVES)
+    wait_until(lambda: state_of(run)["state"] == "running")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(launch, "write_json", full)
+    call = Call()
+    call.layout = Layout(str(tmp_path))
+    assert launch.run_stop(call, "r", "me")["asked"]
+    own.communicate(timeout=30)
+    assert (state_of(run)["state"], state_of(run)["reason"]) == ("stopped", "stopped by a signal")
+    assert (run / "work" / "saved").exists()
+
+
+@pytest.mark.parametrize(
+    ("free", "inodes", "told"),
+    [
+        (1 << 30, None, None),
+        (1 << 30, 1_000, None),
+        (1 << 30, 0, None),  # no count is kept
+        (6 << 20, None, "the disk at / is full: 6 MiB are free"),
+        (1 << 30, 3, "the disk at / is full: it takes 3 more files (inodes)"),
+    ],
+)
+def test_there_must_be_room_for_a_checkpoint_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, inodes: int | None, told: str | None
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(bytes(3 << 20))
+    disk = Disk("/", free, 1 << 40, inodes, noexec=False)
+    monkeypatch.setattr(disk_guard, "disk_of", lambda place: disk)
+    assert disk_guard.DiskGuard(str(tmp_path)).problem() == told
 
 
 def test_slurms_signal_between_two_attempts_is_no_stop(tmp_path: Path) -> None:
