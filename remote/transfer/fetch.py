@@ -57,6 +57,7 @@ def fetch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetch
     with one_at_a_time(session, dest, directory) as waited:
         if waited:
             answer = session.ask(FetchManifest, run=answer.run.run, results=results)
+        refuse_earlier(session, directory, answer.run)
         return _bring(session, dest, directory, answer, ask)
 
 
@@ -122,6 +123,16 @@ def directory_of(session: Session, dest: Path, run: Run) -> Path:
         return dest / name
     refuse_links(dest / name, dest / name / f"node-{rank}")
     return dest / name / f"node-{rank}"
+
+
+def refuse_earlier(session: Session, directory: Path, run: Run) -> None:
+    """What another host made of the run, where it went on, is not replaced by what it was before.
+    Raises TransferFailed."""
+    here = read_mapping(directory, "state.json").get("attempts")
+    if not run.asked.nodes.rank and isinstance(here, list) and len(here) > len(run.detail.attempts):
+        text = f"{directory} holds a later attempt of it, from another host: it stays as it is"
+        remedy = "fetch it to another place: --dest"
+        raise TransferFailed(text, host=session.host, remedy=remedy)
 
 
 def tell_fetched(session: Session, fetched: Fetched, seen: str | None, narrowed: bool) -> None:

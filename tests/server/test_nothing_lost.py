@@ -404,7 +404,8 @@ def test_on_another_server_a_run_finds_all_that_it_wrote(
         "config.yaml": "a\n",
         "linked": Link("config.yaml"),
     }
-    lab = Lab(make_server(), tmp_path, files=files, settings={"results": ""})
+    first = make_server()
+    lab = Lab(first, tmp_path, files=files, settings={"results": ""})
     assert lab.task("train").code in (0, 10)
     wait_until(lambda: lab.rows()[0]["state"] == "failed")
     assert lab.task("fetch_results").code == 0
@@ -420,6 +421,15 @@ def test_on_another_server_a_run_finds_all_that_it_wrote(
     assert (place / "work/linked").read_text() == "real\n" and os.readlink(
         place / "work/last.ckpt"
     ) == "checkpoint/ckpt.pth"
+    # The first server has it, too, as it was: that comes to another place only.
+    assert lab.task("fetch_results").code == 0
+    log = lab.results / place.name / "train.log"
+    whole = log.read_bytes()
+    lab.server = first
+    done = lab.task("fetch_results")
+    assert done.code == 12 and "holds a later attempt of it" in done.err
+    assert log.read_bytes() == whole
+    assert lab.task("fetch_results", dest=str(tmp_path / "elsewhere")).code == 0
 
 
 def test_the_newest_checkpoint_of_any_program(tmp_path: Path) -> None:
