@@ -45,7 +45,10 @@ class WholeFiles(TorchCheckpointIO):
     ) -> None:
         self.waiting.pop(str(path), None)
         if time.monotonic() - self.written < APART_S:
-            self.waiting[str(path)] = apply_to_collection(checkpoint, Tensor, Tensor.clone)
+            # Not in a GPU's memory, which the next step may need.
+            self.waiting[str(path)] = apply_to_collection(
+                checkpoint, Tensor, Tensor.to, "cpu", copy=True
+            )
         else:
             self.flush()
             save_whole(checkpoint, Path(path))

@@ -130,10 +130,14 @@ def test_keys_that_no_program_reads_hold_up_no_output(
 ) -> None:
     """Somebody pastes a page into the terminal of a training."""
     kept = Terminal(str(tmp_path), ends[0])
+
+    def paste() -> None:
+        for _ in range(100):
+            kept._pass_keys()
+
     with monkeypatch.context() as patched:
         patched.setattr(os, "read", lambda fd, count: b"a line\n" * (count // 7))
-        pasting = threading.Thread(target=lambda: [kept._pass_keys() for _ in range(100)])
-        pasting.daemon = True
+        pasting = threading.Thread(target=paste, daemon=True)
         pasting.start()
         pasting.join(10)
     assert not pasting.is_alive() and os.get_blocking(ends[0])
