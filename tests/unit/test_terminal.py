@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,7 +123,10 @@ def test_a_key_typed_by_mistake_holds_up_no_training(ends: tuple[int, int]) -> N
     select.select([own], [], [], 0.2)
     os.set_blocking(programs, False)
     os.write(programs, b"epoch 1")
-    assert select.select([own], [], [], 5)[0] and b"epoch 1" in os.read(own, 100)
+    shown = b""
+    while b"epoch 1" not in shown:
+        assert select.select([own], [], [], 5)[0], shown
+        shown += os.read(own, 100)
 
 
 def test_keys_that_no_program_reads_hold_up_no_output(
@@ -159,3 +163,17 @@ def test_what_a_full_disk_did_not_take_is_in_the_log_later(
     written = (tmp_path / "train.log").read_bytes()
     assert written.endswith(b"x\nepoch 2\nepoch 3\n") and not kept.unwritten
     os.close(log)
+
+
+def test_last_words_are_read_though_it_is_told_to_end(
+    ends: tuple[int, int], tmp_path: Path
+) -> None:
+    """The disk stood still meanwhile; a program that went its own way still has the terminal."""
+    kept = Terminal(str(tmp_path), ends[0])
+    kept.over = True
+    os.write(ends[1], b"a line of its output\n" * 600 + b"RuntimeError: the cause\n")
+    before = signal.getsignal(signal.SIGUSR1)
+    kept.run()
+    signal.signal(signal.SIGUSR1, before)
+    assert (tmp_path / "train.log").read_bytes().endswith(b"RuntimeError: the cause\n")
+    os.close(kept.log)

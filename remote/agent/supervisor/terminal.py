@@ -38,6 +38,7 @@ SEQUENCE = re.compile(
 )
 UNFINISHED = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*|\][^\x07\x1b]{0,4096}\x1b?|[()*+])?\Z|\r\Z")
 LONGEST = 64 << 10
+LAST_READS = 100
 KEPT = 1 << 20
 """Bytes of the log that wait for a disk that is full."""
 READ_CALLS = {"x86_64": "0", "aarch64": "63", "ppc64le": "3", "riscv64": "63"}
@@ -167,12 +168,12 @@ def fork(directory: str, own: int) -> int:
 
 def wait(pid: int) -> bool:
     """Until the terminal has told everything; a program that went its own way and still holds it is
-    not waited for."""
-    for number in (0, signal.SIGUSR1, signal.SIGKILL):
+    not waited for. The disk that the log lies on may stand still for a while."""
+    for number, seconds in ((0, 2.0), (signal.SIGUSR1, 30.0), (signal.SIGKILL, 2.0)):
         try:
             if number:
                 os.kill(pid, number)
-            end = time.monotonic() + 2.0
+            end = time.monotonic() + seconds
             while time.monotonic() < end:
                 if os.waitpid(pid, os.WNOHANG)[0]:
                     return True
@@ -206,6 +207,10 @@ class Terminal:
         try:
             while self._turn() and not self.over:
                 pass
+            # What was written until it was told to end: no program's last words are left unread.
+            for _ in range(LAST_READS):
+                if not (select.select([self.own], [], [], 0)[0] and self._turn()):
+                    break
         finally:
             self._write_log(self.screen.finish())
             if before is not None:
