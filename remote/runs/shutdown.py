@@ -3,6 +3,7 @@ is here, verified; and what is told of the server's own plan, by `train --shutdo
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,8 @@ def shut_down(session: Session, dest: Path, yes: bool) -> None:
         return
     if people:
         session.display.note(f"note:{people}")
+    if hasattr(os, "sync"):
+        os.sync()  # a laptop whose battery ends in the next seconds has the only copy
     try:
         session.ask(Shutdown, command=command, really=True)
     except ConnectionLost:

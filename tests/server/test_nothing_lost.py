@@ -182,6 +182,19 @@ def test_two_fetches_of_a_run_come_one_after_the_other(
     assert here(lab.results / run) > WROTE
 
 
+def test_all_is_on_this_disk_before_the_server_goes(
+    server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"results": "", "shutdown": "touch is-down"}
+    lab = Lab(server, tmp_path, files={"train.sh": "echo up\n"}, settings=settings)
+    finished(lab)
+    seen, down = list[bool](), server.home / "is-down"
+    monkeypatch.setattr(os, "sync", lambda: seen.append(down.exists()))
+    monkeypatch.setattr("remote.runs.shutdown.GONE_S", 0.0)
+    done = lab.task("fetch_results", then_shutdown=True, yes=True)
+    assert done.code == 0 and seen == [False] and down.exists(), done
+
+
 def test_what_can_not_be_read_keeps_the_run(unprivileged: LoopbackServer, tmp_path: Path) -> None:
     script = "echo up; mkdir shut; echo one > shut/one; echo two > two; chmod 0 shut two\n"
     if os.geteuid() == 0:
