@@ -188,18 +188,33 @@ def launch_on_free_gpus(launch: Launch, start: Callable[[Placement], S]) -> S:
         try:
             placement = place_run(launch, held)
             return start_patiently(launch.session, partial(start, placement))
-        except (ConnectionLost, Unreachable):
-            raise  # the launch may well have happened: it stays remembered
         except RemoteError as error:
             taken = error.details.get("taken")
             known = {gpu.uuid for gpu in launch.deployed.facts.gpus.gpus}
             more = {u: str(run) for u, run in taken.items()} if isinstance(taken, dict) else {}
             if not known & more.keys() - held.keys():
-                launch.pending.clear()
+                if not error.details.get("lost"):
+                    launch.pending.clear()
                 raise
             held = held | more
 
 
 def start_patiently(session: Session, start: Callable[[], S]) -> S:
-    """A launch whose answer is lost is asked for again: its id makes it the same launch."""
-    return session.patiently(start, "its start is asked for again, and is the same start", TRIES)
+    """A launch whose answer is lost is asked for again: its id makes it the same launch. Whatever
+    is raised in the end, it may have happened: `lost` in the error's details says so."""
+    lost = False
+
+    def ask() -> S:
+        nonlocal lost
+        try:
+            return start()
+        except (ConnectionLost, Unreachable):
+            lost = True
+            raise
+
+    stays = "its start is asked for again, and is the same start"
+    try:
+        return session.patiently(ask, stays, TRIES)
+    except RemoteError as error:
+        error.details["lost"] = lost
+        raise
