@@ -20,8 +20,9 @@ from remote.agent.machine.processes import group_members
 from remote.agent.root.calls import Call
 from remote.agent.root.disk import Disk
 from remote.agent.root.paths import Layout
-from remote.agent.runs import launch
+from remote.agent.runs import launch, records
 from remote.agent.runs.queue import Waiting
+from remote.agent.runs.records import LiveRuns
 from remote.agent.supervisor import disk_guard
 from tests.support.faults import wait_until
 
@@ -219,3 +220,19 @@ def test_a_disk_that_is_away_costs_nobody_the_place_in_the_queue(
     place = str(tmp_path / "runs" / "r")
     waiting = Waiting(place, threading.Event(), told.append, lambda uuids, indices: None)
     assert waiting.wait(0) and told == ["waits for the server's disk: No space left on device"]
+
+
+def test_a_record_that_can_not_be_read_once_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever waits in the queue never sees that run again, and takes its GPUs."""
+    run = tmp_path / "runs" / "r"
+    own = supervise(run, SAVES)
+    wait_until(lambda: state_of(run)["state"] == "running")
+    live = LiveRuns(Layout(str(tmp_path)))
+    with monkeypatch.context() as patched:
+        patched.setattr(records, "read_json", lambda path: None)
+        assert live.look() == []
+    assert [known["run"] for known in live.look()] == ["r"]
+    own.send_signal(signal.SIGTERM)
+    own.communicate(timeout=30)

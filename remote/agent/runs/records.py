@@ -56,7 +56,10 @@ class LiveRuns:
             return {}
         mark = (seen.st_ino, seen.st_mtime_ns)
         if path not in self.files or self.files[path][0] != mark:
-            self.files[path] = mark, read_json(path) or {}
+            found = read_json(path)
+            if found is None:  # a network disk fails now and then: that is not remembered
+                return {}
+            self.files[path] = mark, found
         return self.files[path][1]
 
 
