@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from pathlib import Path
@@ -21,7 +22,7 @@ from remote.errors import RunFailed
 from remote.loopback import LoopbackServer
 from tests.support.agent import agent
 from tests.support.faults import Lab, wait_until
-from tests.support.project import snapshot
+from tests.support.project import make_tree, snapshot
 
 
 @pytest.fixture
@@ -163,6 +164,9 @@ def test_old_code_environments_and_leftovers_go(lab: Lab) -> None:
         (lab.root / leftover).mkdir(parents=True)
     os.utime(lab.root / "runs/.new-3", (0, 0))
     (lab.root / "runs/.new-4").mkdir()  # somebody's launch, just now
+    for place, age_s in (("releases", 90_000), ("data", 80_000)):  # uploads that were cut off
+        parts = make_tree(lab.root / place / ".incoming", {f"{'a' * 64}.part": "x"})
+        os.utime(parts / f"{'a' * 64}.part", (time.time() - age_s,) * 2)
     lab.json = True
     told = json.loads(lab.task("clean", yes=True).out)[0]
     assert {item["kind"] for item in told["items"]} == {
@@ -172,6 +176,8 @@ def test_old_code_environments_and_leftovers_go(lab: Lab) -> None:
     } and told["removed"] is True
     assert not names(lab, "releases") & kept[0] and names(lab, "env") == kept[1]
     assert names(lab, "runs") == {".new-4"} and not names(lab, "data/.sets")
+    assert not (lab.root / "releases/.incoming").exists()
+    assert list((lab.root / "data/.incoming").iterdir()), "somebody may go on with it"
 
 
 def test_no_run_is_removed_while_one_is_launched(lab: Lab) -> None:

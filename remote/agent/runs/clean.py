@@ -136,11 +136,7 @@ def find_unneeded_data(layout: Layout) -> List[Dict[str, Any]]:
         if place not in live and not any(leads_to(name, place) for name in names):
             paths = [layout.set(tree), layout.set_manifest(tree)]
             items.append(_item("images", tree, paths, "no name in data/ leads to them any more"))
-    parts = [os.path.join(layout.data_incoming, name) for name in list_names(layout.data_incoming)]
-    if parts and time.time() - max(map(_changed, parts)) > UPLOAD_S:
-        why = "of an upload that was cut off more than a day ago"
-        items.append(_item("leftover", "images", [layout.data_incoming], why))
-    return items + _left_in(layout.sets, (ASIDE, GONE))
+    return [*items, *_left_in(layout.sets, (ASIDE, GONE)), *_abandoned(layout.data_incoming)]
 
 
 def why_to_keep(layout: Layout, run: Dict[str, Any], unwanted: Set[str]) -> Optional[str]:
@@ -153,25 +149,36 @@ def why_to_keep(layout: Layout, run: Dict[str, Any], unwanted: Set[str]) -> Opti
 def _leftovers(layout: Layout) -> List[Dict[str, Any]]:
     """What killed deploys, launches and removals left aside; under the lock no deploy is at
     work."""
-    launches = [
-        item
-        for item in _left_in(layout.runs, (".new-", GONE))
-        if item["name"].startswith(GONE) or time.time() - _changed(item["paths"][0]) > LEFTOVER_S
-    ]
     return [
-        *_left_in(layout.releases, (ASIDE, ".incoming", GONE)),
-        *launches,
+        *_left_in(layout.releases, (ASIDE, GONE)),
+        *_abandoned(layout.incoming),
+        *_left_in(layout.runs, (GONE,)),
+        *_left_in(layout.runs, (".new-",), LEFTOVER_S),
         *_left_in(layout.environments, (GONE,)),
     ]
 
 
-def _left_in(directory: str, prefixes: Tuple[str, ...]) -> List[Dict[str, Any]]:
-    why = "left by something that was cut off"
-    return [
-        _item("leftover", name, [os.path.join(directory, name)], why)
-        for name in list_names(directory)
-        if name.startswith(prefixes)
+def _left_in(
+    directory: str, prefixes: Tuple[str, ...], older_s: float = 0.0
+) -> List[Dict[str, Any]]:
+    why, latest = "left by something that was cut off", time.time() - older_s
+    places = [
+        os.path.join(directory, name) for name in list_names(directory) if name.startswith(prefixes)
     ]
+    return [
+        _item("leftover", os.path.basename(place), [place], why)
+        for place in places
+        if _changed(place) <= latest
+    ]
+
+
+def _abandoned(incoming: str) -> List[Dict[str, Any]]:
+    """What has arrived of uploads that nobody has gone on with for long."""
+    parts = [os.path.join(incoming, name) for name in list_names(incoming)]
+    if not parts or time.time() - max(map(_changed, parts)) <= UPLOAD_S:
+        return []
+    why = "of an upload that was cut off more than a day ago"
+    return [_item("leftover", os.path.basename(incoming), [incoming], why)]
 
 
 def _names(directory: str, pattern: Any) -> List[str]:
