@@ -20,6 +20,9 @@ from trainer.progress import write_whole
 LAST, BEST = "last.ckpt", "best.ckpt"
 """Names that stay, so that a mirror of the run has one of each, and not every best one that there
 was."""
+WITHIN = "within.ckpt"
+"""Where no best one is kept to go back to, what is saved within an epoch leaves the last epoch's
+end alone."""
 APART_S = 20.0
 """Checkpoints are written at most so often, and always when the training ends."""
 

@@ -35,7 +35,7 @@ def train(
     import torch
 
     from trainer import callbacks as ours
-    from trainer.checkpoints import BEST, LAST, remove_unfinished, standing
+    from trainer.checkpoints import BEST, LAST, WITHIN, remove_unfinished, standing
     from trainer.data.data_module import ImageDataModule
     from trainer.devices import choose_devices, compile_wanted, keep_freed_memory, torch_device
     from trainer.model import Classifier
@@ -53,7 +53,9 @@ def train(
     steps, images = datamodule.steps_for(devices.world), datamodule.share * devices.world
     describe(config, devices, datamodule)
 
-    stop = ours.StopWhenAsked(checkpoints / LAST)
+    judged = datamodule.validation is not None
+    within = checkpoints / (LAST if judged else WITHIN)
+    stop = ours.StopWhenAsked(within)
     stop.install()
     tell = ours.TellProgress(run_dir if first else None, images)
     tell.progress.tell("starting", epoch=standing(start)["epoch"], max_epochs=config.max_epochs)
@@ -63,7 +65,7 @@ def train(
     callbacks: list[pl.Callback] = [
         *([compile_first] if compile_wanted(config, datamodule.device) else []),
         cut,
-        ours.ExactResume(config.seed, checkpoints / LAST, images, steps),
+        ours.ExactResume(config.seed, within, images, steps),
         find_divergence,
         tell,
     ]
@@ -74,7 +76,7 @@ def train(
             model.load_pretrained()
         # Anew for each attempt, and before what saves within an epoch.
         average = [ours.AverageWeights(config.ema_decay)] if config.ema_decay else []
-        savers = make_savers(config, checkpoints, datamodule.validation is not None)
+        savers = make_savers(config, checkpoints, judged)
         added = [*average, *callbacks, *savers, stop]
         trainer = make_trainer(config, devices, run_dir, added, start)
         try:
@@ -98,7 +100,7 @@ def train(
     if devices.world > 1:
         torch.set_num_threads(torch.get_num_threads() * devices.count)
         trainer = make_trainer(config, devices.first(), run_dir, [tell, stop], None)
-    chosen = checkpoints / (BEST if datamodule.validation is not None else LAST)
+    chosen = checkpoints / (BEST if judged else LAST)
     trainer.test(model, datamodule=datamodule, ckpt_path=chosen, verbose=False)
     about = {
         "checkpoint": f"checkpoints/{chosen.name}",
