@@ -269,6 +269,16 @@ def test_environments_and_caches_stay_aside(tmp_path: Path) -> None:
     ]
 
 
+def test_a_checkpoint_that_is_being_written_is_none(tmp_path: Path) -> None:
+    """A mirror that is kept through the night would gather halves of them."""
+    half = "last.ckpt.1234abcd.tmp"
+    places = ["", "seed-1/", "work/", "work/seed-1/"]
+    names = [f"{place}checkpoints/{name}" for place in places for name in ("last.ckpt", half)]
+    make_tree(tmp_path, dict.fromkeys(names, "x"))
+    found = {row[0] for row in find_outputs(str(tmp_path), []).files}
+    assert found == {name for name in names if name.startswith("work/") or half not in name}
+
+
 def test_code_is_compared_by_content_where_times_do_not_tell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
