@@ -41,6 +41,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+def test_a_picture_that_can_not_be_drawn_costs_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network of one's own that gives no gradient while it is tested, say."""
+
+    def without_gradient(*_: Any) -> Any:
+        raise RuntimeError("element 0 of tensors does not require grad")
+
+    monkeypatch.setattr("trainer.report.mistakes.heat_maps", without_gradient)
+    summary = train_once(tiny_config(max_epochs=1), DATA, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    assert (tmp_path / "run" / "weights.pt").exists()
+    assert "there is no report: element 0 of tensors" in capsys.readouterr().out
+
+
 # -- progress.json
 
 
