@@ -36,6 +36,7 @@ def log_of(*pieces: bytes) -> bytes:
         (b"\r", b""),
         (b"\n", b"\n"),
         (b"\rlong line\r\x1b[Kshort\r\n", b"short\n"),
+        (b"\x1b[" + b"9" * 5000 + b"Aup\r\n", b"up\n"),  # no number that python reads
     ],
 )
 def test_lines(stream: bytes, log: bytes) -> None:

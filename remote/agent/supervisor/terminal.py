@@ -111,7 +111,7 @@ class Screen:
         elif sign == b"\x08":
             del self.rows[self.row][-1:]
         elif sign[:2] == b"\x1b[":
-            count = int(sign[2:-1]) if sign[2:-1].isdigit() else 1
+            count = int(sign[2:-1][:9]) if sign[2:-1].isdigit() else 1
             if sign[-1:] in b"AF":
                 self.kept = min(LINES, max(self.kept, count))
                 self.row, self.fresh = max(0, self.row - count), True
