@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -226,8 +227,10 @@ class Receiver:
                 self.links.append((file, bytes(self.content)))
         elif is_here:
             _set_mode(place, file.mode)
+            _set_time(place, file.changed)
         else:
             _set_mode(part, file.mode)
+            _set_time(part, file.changed)
             refuse_directory(place)
             os.replace(part, place)
             self.fetched.changed += 1
@@ -274,3 +277,11 @@ def refuse_directory(place: Path) -> None:
 def _set_mode(path: Path, mode: int) -> None:
     if os.name != "nt" and path.stat().st_mode & 0o777 != mode & 0o777:
         path.chmod(mode)
+
+
+def _set_time(path: Path, changed: float | None) -> None:
+    """As it is there: on another server the run goes on from the checkpoint that was written
+    last."""
+    if changed is not None and abs(path.stat().st_mtime - changed) > 0.01:
+        with contextlib.suppress(OSError):
+            os.utime(path, (changed, changed))

@@ -455,6 +455,24 @@ def test_on_another_server_a_run_finds_all_that_it_wrote(
     assert lab.task("fetch_results", dest=str(tmp_path / "elsewhere")).code == 0
 
 
+def test_on_another_server_a_run_goes_on_from_what_it_wrote_last(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    """Not from what came last, by its name."""
+    script = (
+        'echo "from ${REMOTE_CHECKPOINT##*/}"; [ -e epoch_9.pt ] && exit 0\n'
+        "echo 9 > epoch_9.pt; sleep 0.1; echo 10 > epoch_10.pt; exit 3\n"
+    )
+    lab = Lab(make_server(), tmp_path, files={"train.sh": script}, settings={"results": ""})
+    assert lab.task("train").code in (0, 10)
+    wait_until(lambda: lab.rows()[0]["state"] == "failed")
+    assert lab.task("fetch_results").code == 0
+    lab.server = make_server()
+    assert lab.task("train", resume="latest", follow=True).code == 0
+    place = next((lab.root / "runs").glob("2*"))
+    assert (place / "train.log").read_text().splitlines() == ["from ", "from epoch_10.pt"]
+
+
 def test_the_newest_checkpoint_of_any_program(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "r"
     assert newest_checkpoint(str(run), {}) is None

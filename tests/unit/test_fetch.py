@@ -78,6 +78,17 @@ def test_an_unchanged_file_is_not_touched(tmp_path: Path) -> None:
     assert receiver.fetched.changed == 0 and (tmp_path / "a").stat().st_mtime_ns == before
 
 
+def test_a_file_is_as_old_as_it_is_there(tmp_path: Path) -> None:
+    """What goes on elsewhere looks for the checkpoint that was written last."""
+    for changed in (1_700_000_000.25, 1_700_000_001.5):  # the second one is here already
+        [file], _ = checked_manifest([["a", 3, 0o644, None, changed]])
+        receive(tmp_path, [file], [whole("a", b"abc", 3 if (tmp_path / "a").exists() else 0)])
+        assert (tmp_path / "a").stat().st_mtime == changed
+    for strange in ("x", float("nan"), -1, 1e300, None):
+        [file], _ = checked_manifest([["a", 3, 0o644, None, strange]])
+        assert file.changed is None
+
+
 def test_wrong_bytes_never_get_the_name(tmp_path: Path) -> None:
     receiver = receive(
         tmp_path,
