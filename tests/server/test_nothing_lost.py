@@ -4,11 +4,13 @@ people's projects as they are."""
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
@@ -485,3 +487,32 @@ def test_the_newest_checkpoint_of_any_program(tmp_path: Path) -> None:
     make_tree(run, {"checkpoints/epoch=3.ckpt": "b"})
     os.utime(run / "checkpoints/epoch=3.ckpt", (2e9, 2e9))
     assert newest_checkpoint(str(run), {}) == str(run / "checkpoints/epoch=3.ckpt")
+
+
+def test_what_a_kill_has_cut_off_is_no_checkpoint(tmp_path: Path) -> None:
+    """Every attempt after it would fail to load that."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
+    tensors = len(header).to_bytes(8, "little") + header + bytes(16)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("archive/data.pkl", b"x" * 1000)
+    run = tmp_path / "runs" / "r"
+    files: dict[str, Content] = {
+        "work/1.pt": packed.getvalue(),
+        "work/2.safetensors": tensors,
+        "work/3.safetensors": tensors[:-1],
+        "work/4.pt": packed.getvalue()[:-10],
+        "work/5.pth": b"",
+    }
+    make_tree(run, files)
+    for number, name in enumerate(files):
+        os.utime(run / name, (1e9 + number,) * 2)
+    assert newest_checkpoint(str(run), {}) == str(run / "work/2.safetensors")
+    (run / "work/2.safetensors").unlink()
+    assert newest_checkpoint(str(run), {}) == str(run / "work/1.pt")
+    # A folder of Hugging Face's is whole once the trainer's state is there, which comes last.
+    make_tree(run, {"work/out/checkpoint-8/model.safetensors": tensors})
+    assert newest_checkpoint(str(run), {}) == str(run / "work/out/checkpoint-8/model.safetensors")
+    make_tree(run, {"work/out/checkpoint-8/trainer_state.json": "{}"})
+    make_tree(run, {"work/out/checkpoint-9/model.safetensors": tensors})
+    assert newest_checkpoint(str(run), {}) == str(run / "work/out/checkpoint-8")
