@@ -27,6 +27,7 @@ from remote.agent.shared.trees import SYMLINK
 from remote.agent.supervisor.surroundings import newest_checkpoint
 from remote.loopback import LoopbackServer
 from remote.project.results import lock_file
+from remote.screen.display import Display
 from tests.support.faults import Lab, short_pauses, wait_until
 from tests.support.project import Content, Link, make_tree
 from tests.support.proxy import Relay
@@ -195,6 +196,17 @@ def test_all_is_on_this_disk_before_the_server_goes(
     monkeypatch.setattr("remote.runs.shutdown.GONE_S", 0.0)
     done = lab.task("fetch_results", then_shutdown=True, yes=True)
     assert done.code == 0 and seen == [False] and down.exists(), done
+
+
+def test_links_that_lead_out_of_a_run_are_named_before_the_server_goes(
+    server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody's results may lie behind them."""
+    lab = Lab(server, tmp_path, files=CODE, settings={"results": "", "shutdown": "false"})
+    run, asked = finished(lab), list[str]()
+    monkeypatch.setattr(Display, "confirm", lambda self, question: asked.append(question) or False)
+    assert lab.task("fetch_results", then_shutdown=True).code == 0
+    assert f"What these lead to is not here: {run}/work/link/out." in asked[-1], asked
 
 
 def test_what_can_not_be_read_keeps_the_run(unprivileged: LoopbackServer, tmp_path: Path) -> None:

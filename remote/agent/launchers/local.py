@@ -106,19 +106,19 @@ def look(directory: str, state: State, asked: Dict[str, Any]) -> State:
             reason=f"as recorded by {state.get('host')}, which alone can tell whether it lives",
         )
 
-    def over(cause: str, reason: str) -> State:
-        """Nobody has told its end; of our trainer's the summary does."""
+    def failed(cause: str, reason: str) -> State:
+        """Unless our trainer's summary says that all was done."""
         summary = os.path.join(directory, "summary.json")
         if asked.get("finish") == "summary" and os.path.exists(summary):
             return dict(state, state="finished", reason=None)
         return dict(state, state="failed", reason=reason, cause=cause)
 
     if state.get("boot_id") != boot_id():
-        return over("rebooted", "the server was rebooted")
+        return failed("rebooted", "the server was rebooted")
     if state.get("state") == "queued" and not state.get("supervisor_pid"):
         if time.time() - float(state.get("since") or 0) < NEVER_STARTED_S:
             return state
-        return over("not started", "it was never started: the launch was cut off")
+        return failed("not started", "it was never started: the launch was cut off")
     if is_same(state.get("supervisor_pid"), state.get("supervisor_started")):
         return state
     if is_same(state.get("pid"), state.get("pid_started")):
@@ -126,11 +126,11 @@ def look(directory: str, state: State, asked: Dict[str, Any]) -> State:
         return dict(state, unsupervised=True, reason=reason)
     # 0 is the number of no process.
     if any(start_time(state.get(name) or 0) is not None for name in ("pid", "supervisor_pid")):
-        return over(
+        return failed(
             "pid reused",
             "killed from outside, its supervisor too; another process has its number by now",
         )
-    return over("killed", "killed from outside, its supervisor too")
+    return failed("killed", "killed from outside, its supervisor too")
 
 
 def stop(directory: str, state: State) -> None:
