@@ -222,12 +222,11 @@ class Receiver:
         if not is_right:
             self.wrong.append(file)
             part.unlink(missing_ok=True)
-        elif file.mode == SYMLINK:
-            if not is_here:
-                self.links.append((file, bytes(self.content)))
         elif is_here:
             _set_mode(place, file.mode)
             _set_time(place, file.changed)
+        elif file.mode == SYMLINK:
+            self.links.append((file, bytes(self.content)))
         else:
             _set_mode(part, file.mode)
             _set_time(part, file.changed)
@@ -255,6 +254,7 @@ class Receiver:
                 os.symlink(target, place)
             except OSError:  # Windows without the right to make links: what git does there
                 place.write_bytes(content)
+            _set_time(place, file.changed)
             self.fetched.changed += 1
         self.links = []
 
@@ -275,13 +275,13 @@ def refuse_directory(place: Path) -> None:
 
 
 def _set_mode(path: Path, mode: int) -> None:
-    if os.name != "nt" and path.stat().st_mode & 0o777 != mode & 0o777:
+    if os.name != "nt" and mode != SYMLINK and path.stat().st_mode & 0o777 != mode & 0o777:
         path.chmod(mode)
 
 
 def _set_time(path: Path, changed: float | None) -> None:
     """As it is there: on another server the run goes on from the checkpoint that was written
     last."""
-    if changed is not None and abs(path.stat().st_mtime - changed) > 0.01:
-        with contextlib.suppress(OSError):
-            os.utime(path, (changed, changed))
+    if changed is not None and abs(path.lstat().st_mtime - changed) > 0.01:
+        with contextlib.suppress(OSError, NotImplementedError):
+            os.utime(path, (changed, changed), follow_symlinks=not path.is_symlink())

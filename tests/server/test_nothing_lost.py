@@ -453,7 +453,7 @@ def test_on_another_server_a_run_finds_all_that_it_wrote(
     assert (
         (place / "train.log")
         .read_text()
-        .endswith("attempt 2 from ckpt.pth\nweights\na\nb\nhidden\n")
+        .endswith("attempt 2 from last.ckpt\nweights\na\nb\nhidden\n")
     )
     assert (place / "work/linked").read_text() == "real\n" and os.readlink(
         place / "work/last.ckpt"
@@ -475,7 +475,7 @@ def test_on_another_server_a_run_goes_on_from_what_it_wrote_last(
     """Not from what came last, by its name."""
     script = (
         'echo "from ${REMOTE_CHECKPOINT##*/}"; [ -e epoch_9.pt ] && exit 0\n'
-        "echo 9 > epoch_9.pt; sleep 0.1; echo 10 > epoch_10.pt; exit 3\n"
+        "echo 9 > epoch_9.pt; ln -s epoch_9.pt last.pt; sleep 0.1; echo 10 > epoch_10.pt; exit 3\n"
     )
     lab = Lab(make_server(), tmp_path, files={"train.sh": script}, settings={"results": ""})
     assert lab.task("train").code in (0, 10)
