@@ -204,7 +204,12 @@ def test_links_that_lead_out_of_a_run_are_named_before_the_server_goes(
     """Somebody's results may lie behind them."""
     lab = Lab(server, tmp_path, files=CODE, settings={"results": "", "shutdown": "false"})
     run, asked = finished(lab), list[str]()
-    monkeypatch.setattr(Display, "confirm", lambda self, question: asked.append(question) or False)
+
+    def confirm(self: Display, question: str) -> bool:
+        asked.append(question)
+        return False
+
+    monkeypatch.setattr(Display, "confirm", confirm)
     assert lab.task("fetch_results", then_shutdown=True).code == 0
     assert f"What these lead to is not here: {run}/work/link/out." in asked[-1], asked
 

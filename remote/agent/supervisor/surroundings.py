@@ -182,7 +182,8 @@ def is_cut_off(path: str) -> bool:
             if not path.endswith(".safetensors") or size < 8 or length > LONGEST_HEADER:
                 return False
             rows = json.loads(file.read(length)).values()
-            return size < 8 + length + max(row.get("data_offsets", (0, 0))[1] for row in rows)
+            end = max(int(row.get("data_offsets", (0, 0))[1]) for row in rows)
+            return size < 8 + length + end
     except (OSError, ValueError, AttributeError, TypeError):
         return True
 
