@@ -69,6 +69,10 @@ class AuthenticationFailed(RemoteError):
     exit_code = 6
 
 
+class StartsOrEnds(AuthenticationFailed):
+    """The server refused everybody, since it is being started or shut down."""
+
+
 class ServerUnfit(RemoteError):
     """The server lacks something that we need: python, disk, a root of ours, permission."""
 

@@ -20,6 +20,9 @@ from trainer.progress import write_whole
 LAST, BEST = "last.ckpt", "best.ckpt"
 """Names that stay, so that a mirror of the run has one of each, and not every best one that there
 was."""
+WITHIN = "within.ckpt"
+"""Where no best one is kept to go back to, what is saved within an epoch leaves the last epoch's
+end alone."""
 APART_S = 20.0
 """Checkpoints are written at most so often, and always when the training ends."""
 
@@ -45,7 +48,10 @@ class WholeFiles(TorchCheckpointIO):
     ) -> None:
         self.waiting.pop(str(path), None)
         if time.monotonic() - self.written < APART_S:
-            self.waiting[str(path)] = apply_to_collection(checkpoint, Tensor, Tensor.clone)
+            # Not in a GPU's memory, which the next step may need.
+            self.waiting[str(path)] = apply_to_collection(
+                checkpoint, Tensor, Tensor.to, "cpu", copy=True
+            )
         else:
             self.flush()
             save_whole(checkpoint, Path(path))
@@ -62,10 +68,10 @@ class WholeFiles(TorchCheckpointIO):
         self.flush()
 
     def flush(self) -> None:
-        """Write all that waits."""
-        while self.waiting:
-            path, checkpoint = self.waiting.popitem()
-            save_whole(checkpoint, Path(path))
+        """Write all that waits, in the order in which it came."""
+        for path in list(self.waiting):
+            save_whole(self.waiting[path], Path(path))
+            del self.waiting[path]
         self.written = time.monotonic()
 
 
@@ -79,6 +85,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "training" not in content or "loops" not in content:
         raise ValueError(f"{path} holds no state to go on from")
     return content
+
+
+def remove_unfinished(directory: Path) -> None:
+    """What a kill left of a checkpoint that was being written: each is as large as a whole one."""
+    for left in directory.glob("*.ckpt.*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def standing(path: Path | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@ epoch."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -110,9 +111,11 @@ class Progress:
             }
             self.told = time.monotonic()
             temporary = self.path.with_suffix(".tmp")
-            # No fsync: this file is worth nothing after a crash.
-            temporary.write_text(json.dumps({"phase": phase, "time": time.time(), **values}))
-            os.replace(temporary, self.path)
+            # A disk that is full for a moment is no reason to end a training: it is told anew.
+            with contextlib.suppress(OSError):
+                # No fsync: this file is worth nothing after a crash.
+                temporary.write_text(json.dumps({"phase": phase, "time": time.time(), **values}))
+                os.replace(temporary, self.path)
 
 
 def write_metrics(run_dir: Path, history: History) -> None:

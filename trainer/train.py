@@ -35,7 +35,7 @@ def train(
     import torch
 
     from trainer import callbacks as ours
-    from trainer.checkpoints import BEST, LAST, standing
+    from trainer.checkpoints import BEST, LAST, WITHIN, remove_unfinished, standing
     from trainer.data.data_module import ImageDataModule
     from trainer.devices import choose_devices, compile_wanted, keep_freed_memory, torch_device
     from trainer.model import Classifier
@@ -44,6 +44,8 @@ def train(
     began = time.monotonic()
     first, checkpoints = is_first_process(), run_dir / "checkpoints"
     run_dir.mkdir(parents=True, exist_ok=True)
+    if first:
+        remove_unfinished(checkpoints)
     devices = choose_devices(config)
     if devices.indices is None:
         keep_freed_memory()
@@ -51,7 +53,9 @@ def train(
     steps, images = datamodule.steps_for(devices.world), datamodule.share * devices.world
     describe(config, devices, datamodule)
 
-    stop = ours.StopWhenAsked(checkpoints / LAST)
+    judged = datamodule.validation is not None
+    within = checkpoints / (LAST if judged else WITHIN)
+    stop = ours.StopWhenAsked(within)
     stop.install()
     tell = ours.TellProgress(run_dir if first else None, images)
     tell.progress.tell("starting", epoch=standing(start)["epoch"], max_epochs=config.max_epochs)
@@ -61,7 +65,7 @@ def train(
     callbacks: list[pl.Callback] = [
         *([compile_first] if compile_wanted(config, datamodule.device) else []),
         cut,
-        ours.ExactResume(config.seed, checkpoints / LAST, images, steps),
+        ours.ExactResume(config.seed, within, images, steps),
         find_divergence,
         tell,
     ]
@@ -72,7 +76,7 @@ def train(
             model.load_pretrained()
         # Anew for each attempt, and before what saves within an epoch.
         average = [ours.AverageWeights(config.ema_decay)] if config.ema_decay else []
-        savers = make_savers(config, checkpoints, datamodule.validation is not None)
+        savers = make_savers(config, checkpoints, judged)
         added = [*average, *callbacks, *savers, stop]
         trainer = make_trainer(config, devices, run_dir, added, start)
         try:
@@ -96,7 +100,7 @@ def train(
     if devices.world > 1:
         torch.set_num_threads(torch.get_num_threads() * devices.count)
         trainer = make_trainer(config, devices.first(), run_dir, [tell, stop], None)
-    chosen = checkpoints / (BEST if datamodule.validation is not None else LAST)
+    chosen = checkpoints / (BEST if judged else LAST)
     trainer.test(model, datamodule=datamodule, ckpt_path=chosen, verbose=False)
     about = {
         "checkpoint": f"checkpoints/{chosen.name}",
@@ -117,9 +121,12 @@ def make_savers(config: TrainConfig, checkpoints: Path, judged: bool) -> list[pl
     last = ModelCheckpoint(
         checkpoints, Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False
     )
-    savers: list[pl.Callback] = [LearningRateMonitor(logging_interval="epoch"), last]
+    savers: list[pl.Callback] = [LearningRateMonitor(logging_interval="epoch")]
     if judged:
+        # Before the last one, which knows of it: a kill between the two must not leave a best epoch
+        # that is nowhere.
         savers.append(BestCheckpoint(checkpoints, Path(BEST).stem))
+    savers.append(last)
     if config.patience:
         savers.append(EarlyStopping("val_accuracy", config.min_delta, config.patience, mode="max"))
     return savers

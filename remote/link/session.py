@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from remote.errors import ConnectionLost, Unreachable
+from remote.errors import ConnectionLost, StartsOrEnds, Unreachable
 from remote.link.agent_program import agent_hash
 from remote.link.answer import A
 from remote.link.answers import Runs
@@ -173,7 +173,7 @@ class Session:
             began = time.monotonic()
             try:
                 return ask()
-            except (ConnectionLost, Unreachable) as error:
+            except (ConnectionLost, Unreachable, StartsOrEnds) as error:
                 self.close()
                 self.was_there = self.was_there or isinstance(error, ConnectionLost)
                 failed = 1 if time.monotonic() - began > WORKED_S else failed + 1

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from remote.errors import UsageError
 
@@ -55,6 +55,22 @@ def room_at(place: Path) -> tuple[Path, int]:
     while not place.exists():
         place = place.parent
     return place, shutil.disk_usage(place).free
+
+
+def lock_file(path: Path) -> IO[bytes] | None:
+    """The open file, locked until it is closed or we end; None where another process has it.
+    Windows and some network disks have no such lock."""
+    file = path.open("ab")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except (ImportError, OSError):
+        pass
+    return file
 
 
 def _named(run: Path) -> str | None:

@@ -31,6 +31,7 @@ from remote.link.session import Project, Session
 from remote.project.command import label_of, plan_words
 from remote.project.options import TrainOptions, Wishes
 from remote.project.own_trainer import load_config_module, runs_own_trainer
+from remote.project.results import lock_file
 from remote.project.run_env import read_env
 from remote.project.settings import listed
 from remote.records import Settings
@@ -289,7 +290,7 @@ class Pending:
         """The run of a launch that was cut off, if there is one. From here on it is ours."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         for place in self._places:
-            self.path, self._lock = place, _locked(place.with_suffix(".lock"))
+            self.path, self._lock = place, lock_file(place.with_suffix(".lock"))
             if self._lock is not None:
                 break
         return _remembered_run(self.path)
@@ -333,22 +334,6 @@ def _remembered_run(place: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None
-
-
-def _locked(path: Path) -> IO[bytes] | None:
-    """The open file, locked until it is closed or we end; None where another process has it.
-    Windows has no such lock."""
-    file = path.open("ab")
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        pass
-    except OSError:
-        file.close()
-        return None
-    return file
 
 
 def start_run(

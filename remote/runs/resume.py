@@ -205,6 +205,7 @@ def send_run(session: Session, run: Path) -> None:
         run=run.name,
         tree=tree,
         manifest=entries,
+        times={entry.path: os.lstat(run / entry.path).st_mtime for entry in entries},
         asked=read_mapping(run, "run.json"),
         state=read_mapping(run, "state.json"),
         who=who_am_i(),

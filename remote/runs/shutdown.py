@@ -3,8 +3,9 @@ is here, verified; and what is told of the server's own plan, by `train --shutdo
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from remote.records import Run
 from remote.runs.listing import list_runs
 from remote.screen.text import duration, one_line, size
 from remote.transfer.fetch import fetch_run
+from remote.transfer.receiving import Fetched
 
 GONE_S = 60.0
 LOOK_EVERY_S = 3.0
@@ -28,7 +30,10 @@ def shut_down(session: Session, dest: Path, yes: bool) -> None:
     """Fetch every other run, too, then ask and shut down. Raises RunFailed where something there
     has not ended, and changes nothing."""
     runs = list_runs(session)
-    left = fetch_others(session, runs, dest)
+    left, links = list[str](), list[str]()
+    for run, fetched in fetch_others(session, runs, dest):
+        left += [f"{run}/{row.path} ({size(row.size)})" for row in fetched.left if row.lost]
+        links += [f"{run}/{row.path}" for row in fetched.left if not row.lost]
     command = session.project.settings.shutdown
     told = session.ask(Shutdown, command=command, really=False)
     kept = (
@@ -37,6 +42,8 @@ def shut_down(session: Session, dest: Path, yes: bool) -> None:
     )
     if left:
         kept += f" Not here, by remote.results: {one_line(', '.join(left), 400)}."
+    if links:
+        kept += f" What these lead to is not here: {one_line(', '.join(links), 400)}."
     others = one_line(", ".join(told.others), 200)
     people = f" Other people work on it: {others}." if others else ""
     question = f"{kept}{people} Shut {session.host} down (`{one_line(told.command, 200)}`)?"
@@ -49,6 +56,8 @@ def shut_down(session: Session, dest: Path, yes: bool) -> None:
         return
     if people:
         session.display.note(f"note:{people}")
+    if hasattr(os, "sync"):
+        os.sync()  # a laptop whose battery ends in the next seconds has the only copy
     try:
         session.ask(Shutdown, command=command, really=True)
     except ConnectionLost:
@@ -58,17 +67,15 @@ def shut_down(session: Session, dest: Path, yes: bool) -> None:
     session.display.line(f"{session.host}: {came}")
 
 
-def fetch_others(session: Session, runs: Sequence[Run], dest: Path) -> list[str]:
-    """What of them does not come by remote.results."""
-    left: list[str] = []
+def fetch_others(
+    session: Session, runs: Sequence[Run], dest: Path
+) -> Iterator[tuple[str, Fetched]]:
     for run in runs:
         if not run.has_ended and not run.detail.elsewhere:
             text = f"{run.run} is {run.state}: the server was not shut down"
             remedy = f"to wait for it: the same command with --run {run.run}"
             raise RunFailed(text, host=session.host, remedy=remedy)
-        fetched = fetch_run(session, run.run, dest, ask=False)
-        left += [f"{run.run}/{row.path} ({size(row.size)})" for row in fetched.left if row.lost]
-    return left
+        yield run.run, fetch_run(session, run.run, dest, ask=False)
 
 
 def has_gone(session: Session) -> bool:

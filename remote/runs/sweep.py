@@ -21,6 +21,8 @@ from remote.errors import UsageError
 from remote.link.facts import Facts
 from remote.link.session import Project, Session
 from remote.project.options import TrainOptions
+from remote.project.results import read_mapping
+from remote.records import FINAL
 from remote.runs.launch import asked_for
 from remote.runs.listing import list_runs
 from remote.runs.placement import (
@@ -184,11 +186,14 @@ def assign(points: Sequence[Point], hosts: Mapping[str, Facts]) -> dict[str, lis
 def start_points(
     session: Session, book: Book, points: Sequence[Point], options: TrainOptions
 ) -> int:
-    """Start those of the host's points that are not there yet; returns how many were."""
+    """Start those of the host's points that are not there yet; returns how many were. One that has
+    been fetched and cleaned is not started again, over what is here of it."""
     known = list_runs(session) if any(point.sent for point in points) else []
     there, waiting = {run.run for run in known}, []
     for point in points:
-        if point.sent and point.run in there:
+        here = session.project.dest / str(point.run)
+        ended = read_mapping(here, "state.json").get("state") in FINAL
+        if point.sent and (point.run in there or ended):
             book.change(point, started=True)
         else:
             waiting.append(point)

@@ -12,6 +12,7 @@ from remote.errors import (
     ConnectionLost,
     HostKeyRefused,
     RemoteError,
+    StartsOrEnds,
     Unreachable,
     UsageError,
 )
@@ -38,16 +39,18 @@ ACCEPT = "compare its fingerprint and accept it once: ssh{port} {host}"
 CHANGE = "log in once by hand and change it: ssh -t{port} {host}"
 EXPIRED = "the password or the account has expired"
 NOBODY = "the server lets nobody in at present"
+BOOTS = "System is (booting|going)"
 CAUSES: dict[type[RemoteError], tuple[tuple[str, str, str], ...]] = {
     HostKeyRefused: (
         ("(?i)revoked", "the server's key is revoked", "ask whoever runs the server"),
         ("HAS CHANGED|Host key for .* has changed", "the server's key has CHANGED", "{forget}"),
         ("key is known for|key verification failed", "the server's key is not known here", ACCEPT),
     ),
+    StartsOrEnds: ((BOOTS, NOBODY, ""),),
     AuthenticationFailed: (
         ("Too many authentication", "the server stopped after too many keys", KEYS),
         ("expired|change required|must change your", EXPIRED, CHANGE),
-        ("nologin|maintenance|System is (booting|going)", NOBODY, ""),
+        ("nologin|maintenance", NOBODY, ""),
         ("Permission denied", "permission denied", NO_KEY),
     ),
     Unreachable: (
@@ -64,6 +67,7 @@ CAUSES: dict[type[RemoteError], tuple[tuple[str, str, str], ...]] = {
     UsageError: ((r"Bad configuration|terminating, \d+ bad", "ssh_config can't be used", BY_HAND),),
 }
 """For each class: what ssh says, the cause in our words, what to do. The first that fits is it."""
+STEPS = {AuthenticationFailed: "login", StartsOrEnds: "login", Unreachable: "connect"}
 
 
 def explain(log: str, errors: bytes, host: Host, target: Target) -> RemoteError:
@@ -77,7 +81,7 @@ def explain(log: str, errors: bytes, host: Host, target: Target) -> RemoteError:
         text = f"no answer for {target.timeout_s:g} s" if silent else "the connection was lost"
         return ConnectionLost(_with(text, lines[-1:]), host=host.name)
     for kind, causes in CAUSES.items():
-        step = {AuthenticationFailed: "login", Unreachable: "connect"}.get(kind)
+        step = STEPS.get(kind)
         for pattern, cause, remedy in causes:
             decisive = [line for line in [*lines, *said] if re.search(pattern, line)]
             if decisive or re.search(pattern, log):
@@ -95,6 +99,8 @@ def explain(log: str, errors: bytes, host: Host, target: Target) -> RemoteError:
 
 def refused_login(said: str, host: str) -> AuthenticationFailed:
     """A server that lets somebody in only to say that it does not."""
+    if re.search(BOOTS, said):
+        return StartsOrEnds(_with(NOBODY, [said]), host=host, step="login")
     expired = "expired" in said or "change required" in said
     remedy = CHANGE.format(port="", host=host) if expired else None
     text = _with(EXPIRED if expired else NOBODY, [said])
@@ -108,7 +114,7 @@ def _words_of(
     also what the server says."""
     if kind is HostKeyRefused:
         return [line for line in lines if line.startswith("Offending")] or decisive[-1:]
-    if kind is AuthenticationFailed:
+    if issubclass(kind, AuthenticationFailed):
         about_keys = re.compile("passphrase|identity file|no such identity|sign", re.I)
         notes = [line for line in lines if about_keys.search(line)]
         return [*decisive[-1:], *(line for line in [*notes, *said[-2:]] if line not in decisive)]

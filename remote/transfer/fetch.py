@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -13,7 +15,7 @@ from remote.errors import ProtocolError, RemoteError, TransferFailed, UsageError
 from remote.link.answers import FetchDone, FetchManifest, FetchRead
 from remote.link.lanes import Lanes
 from remote.link.session import Session, who_am_i
-from remote.project.results import read_mapping, room_at
+from remote.project.results import lock_file, read_mapping, room_at
 from remote.project.settings import listed
 from remote.records import Run
 from remote.screen.text import size
@@ -39,6 +41,7 @@ from remote.transfer.wide import WideFetch, is_large
 ROUNDS = 3
 """A file that changes while it is read is asked for so often."""
 SPARE_BYTES = 16 << 20
+WAIT_S = 0.5
 
 
 def fetch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetched:
@@ -51,6 +54,16 @@ def fetch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetch
     results = listed(session.project.settings.results)
     answer = session.ask(FetchManifest, run=run, results=results)
     directory = directory_of(session, dest, answer.run)
+    with one_at_a_time(session, dest, directory) as waited:
+        if waited:
+            answer = session.ask(FetchManifest, run=answer.run.run, results=results)
+        refuse_earlier(session, directory, answer.run)
+        return _bring(session, dest, directory, answer, ask)
+
+
+def _bring(
+    session: Session, dest: Path, directory: Path, answer: FetchManifest, ask: bool
+) -> Fetched:
     files, unheld = checked_manifest(answer.files)
     if answer.run.asked.nodes.rank:
         files = [file for file in files if not file.path.startswith(SOURCE)]
@@ -63,16 +76,39 @@ def fetch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetch
         if (directory / PARTS).is_dir() and not any((directory / PARTS).iterdir()):
             (directory / PARTS).rmdir()
     except OSError as error:
-        text = f"{directory} can't be written: {error.strerror or error}"
-        remedy = (
-            "free some space or give another place with --dest, then run the same command again"
-        )
-        raise TransferFailed(text, host=session.host, remedy=remedy) from None
+        raise _not_writable(session, directory, error) from None
     fetched.known_complete = answer.marked == "complete"
     came = "narrowed" if any(row.lost for row in fetched.left) else "complete"
     if not fetched.known_complete and answer.marked != came:
-        tell_fetched(session, fetched, answer.seen, bool(results))
+        narrowed = bool(listed(session.project.settings.results))
+        tell_fetched(session, fetched, answer.seen, narrowed)
     return fetched
+
+
+def _not_writable(session: Session, directory: Path, error: OSError) -> TransferFailed:
+    text = f"{directory} can't be written: {error.strerror or error}"
+    remedy = "free some space or give another place with --dest, then run the same command again"
+    return TransferFailed(text, host=session.host, remedy=remedy)
+
+
+@contextlib.contextmanager
+def one_at_a_time(session: Session, dest: Path, directory: Path) -> Iterator[bool]:
+    """Two that fetch one run to one place (a mirror that is kept, TensorBoard's) would write into
+    each other's parts. Whether another one had to be waited for."""
+    place = dest / ".pending" / f"{'-'.join(directory.relative_to(dest).parts)}.fetch"
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock, waited = lock_file(place), False
+    except OSError as error:
+        raise _not_writable(session, dest, error) from None
+    while lock is None:
+        if not waited:
+            session.display.note(f"another command fetches {directory} just now: waiting for it")
+        waited = True
+        time.sleep(WAIT_S)
+        lock = lock_file(place)
+    with lock:
+        yield waited
 
 
 def directory_of(session: Session, dest: Path, run: Run) -> Path:
@@ -87,6 +123,16 @@ def directory_of(session: Session, dest: Path, run: Run) -> Path:
         return dest / name
     refuse_links(dest / name, dest / name / f"node-{rank}")
     return dest / name / f"node-{rank}"
+
+
+def refuse_earlier(session: Session, directory: Path, run: Run) -> None:
+    """What another host made of the run, where it went on, is not replaced by what it was before.
+    Raises TransferFailed."""
+    here = read_mapping(directory, "state.json").get("attempts")
+    if not run.asked.nodes.rank and isinstance(here, list) and len(here) > len(run.detail.attempts):
+        text = f"{directory} holds a later attempt of it, from another host: it stays as it is"
+        remedy = "fetch it to another place: --dest"
+        raise TransferFailed(text, host=session.host, remedy=remedy)
 
 
 def tell_fetched(session: Session, fetched: Fetched, seen: str | None, narrowed: bool) -> None:
@@ -160,7 +206,8 @@ def _fetch_files(
         show = partial(session.display.transfer, "fetching")
         receiver = Receiver(directory, plan, fetched, show)
         try:
-            _receive(session, fetched.run.run, plan, receiver)
+            # Of one that changes all the while several channels bring parts of many states.
+            _receive(session, fetched.run.run, plan, receiver, session.can_widen and not count)
         finally:
             receiver.close()
             session.display.clear()
@@ -176,8 +223,8 @@ def _fetch_files(
     )
 
 
-def _receive(session: Session, run: str, plan: FetchPlan, receiver: Receiver) -> None:
-    large = [pair for pair in plan.wanted if is_large(*pair)] if session.can_widen else []
+def _receive(session: Session, run: str, plan: FetchPlan, receiver: Receiver, widely: bool) -> None:
+    large = [pair for pair in plan.wanted if is_large(*pair)] if widely else []
     small = [pair for pair in plan.wanted if pair not in large]
     receiver.queue = [*small, *large]
     if not large:

@@ -27,12 +27,14 @@ RESERVED = {
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One line of the manifest. `sha256` is known beforehand for the release's files only."""
+    """One line of the manifest. `sha256` is known beforehand for the release's files only;
+    `changed`: when the run wrote it last, in seconds since 1970 by the server's clock."""
 
     path: str
     size: int
     mode: int
     sha256: str | None
+    changed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def checked_manifest(
     files, left, paths, taken = [], [], set(), set()
     for row in rows:
         try:
-            path, size, mode, sha256 = row
+            path, size, mode, sha256, *more = row
         except (TypeError, ValueError):
             raise ProtocolError("the list of files has the wrong form") from None
         if not isinstance(path, str) or not safe_path(path):
@@ -76,7 +78,8 @@ def checked_manifest(
             left.append(Left(path, size, "this computer can't hold that name", True))
             continue
         taken.add(same)
-        files.append(RemoteFile(path, size, mode, sha256))
+        known = bool(more) and isinstance(more[0], (int, float)) and 0 <= more[0] < 1 << 40
+        files.append(RemoteFile(path, size, mode, sha256, float(more[0]) if known else None))
     return files, left
 
 

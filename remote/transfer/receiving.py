@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -216,19 +217,19 @@ class Receiver:
         )
         is_here = have and have.is_whole(file) and have.digest.hexdigest() == sha256
         place, part = self._place(file), part_of(self.directory, file)
+        if file.mode != SYMLINK and not is_here:
+            is_right = is_right and _holds(part, file.size)
         if not is_right:
             self.wrong.append(file)
             part.unlink(missing_ok=True)
-        elif file.mode == SYMLINK:
-            if not is_here:
-                self.links.append((file, bytes(self.content)))
         elif is_here:
             _set_mode(place, file.mode)
+            _set_time(place, file.changed)
+        elif file.mode == SYMLINK:
+            self.links.append((file, bytes(self.content)))
         else:
-            if not part.exists():
-                part.parent.mkdir(exist_ok=True)
-                part.touch()
             _set_mode(part, file.mode)
+            _set_time(part, file.changed)
             refuse_directory(place)
             os.replace(part, place)
             self.fetched.changed += 1
@@ -253,8 +254,18 @@ class Receiver:
                 os.symlink(target, place)
             except OSError:  # Windows without the right to make links: what git does there
                 place.write_bytes(content)
+            _set_time(place, file.changed)
             self.fetched.changed += 1
         self.links = []
+
+
+def _holds(part: Path, length: int) -> bool:
+    """Whether what came lies there, and no more: the hash is of what came. Nothing comes of an
+    empty file, where a beginning of what it was before may lie."""
+    if not length:
+        part.parent.mkdir(exist_ok=True)
+        part.write_bytes(b"")
+    return part.is_file() and part.stat().st_size == length
 
 
 def refuse_directory(place: Path) -> None:
@@ -264,5 +275,13 @@ def refuse_directory(place: Path) -> None:
 
 
 def _set_mode(path: Path, mode: int) -> None:
-    if os.name != "nt" and path.stat().st_mode & 0o777 != mode & 0o777:
+    if os.name != "nt" and mode != SYMLINK and path.stat().st_mode & 0o777 != mode & 0o777:
         path.chmod(mode)
+
+
+def _set_time(path: Path, changed: float | None) -> None:
+    """As it is there: on another server the run goes on from the checkpoint that was written
+    last."""
+    if changed is not None and abs(path.lstat().st_mtime - changed) > 0.01:
+        with contextlib.suppress(OSError, NotImplementedError):
+            os.utime(path, (changed, changed), follow_symlinks=not path.is_symlink())

@@ -208,6 +208,33 @@ def test_without_tmux_setsid_does_and_says_so(make_server: MakeServer, tmp_path:
     assert described["state"] == "finished" and log == b"out\n"
 
 
+STARTS_AND_COMPLAINS = """#!/bin/sh
+while [ "$1" != -c ]; do shift; done
+directory=$2; shift 2
+setsid "$@" </dev/null >/dev/null 2>&1 &
+until grep -q running "$directory/state.json"; do sleep 0.1; done
+echo "duplicate session: r1"; exit 1
+"""
+
+
+def test_a_run_that_has_begun_is_not_taken_back(make_server: MakeServer, tmp_path: Path) -> None:
+    """tmux complains: of an earlier call's session, or it was slow to answer. What the launcher
+    refuses is removed else."""
+    server = make_server(path=sparse_path(tmp_path / "bin", USUAL, without=["tmux"]))
+    tmux = tmp_path / "bin" / "tmux"
+    tmux.write_text(STARTS_AND_COMPLAINS)
+    tmux.chmod(0o755)
+    with agent(server) as link:
+        release = put(link, make_tree(tmp_path / "p", {"a": "1"}))
+        start(link, "r1", release, "sh", "-c", "sleep 1; echo out", launcher="tmux")
+        described, log = follow(link, "r1")
+        assert described["state"] == "finished" and log == b"out\n"
+        tmux.write_text("#!/bin/sh\necho no terminal; exit 1\n")
+        with pytest.raises(ServerUnfit, match=r"tmux did not start \(no terminal\)"):
+            start(link, "r2", release, "true", launcher="tmux")
+    assert sorted(os.listdir(root_of(server) / "runs"))[-1:] == ["r1"]
+
+
 def test_a_failure_tells_exit_code_and_last_error(server: LoopbackServer, tmp_path: Path) -> None:
     with agent(server) as link:
         release = put(link, make_tree(tmp_path / "p", {"a": "1"}))

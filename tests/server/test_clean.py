@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from remote.agent.root.locks import Lock
 from remote.agent.root.paths import Layout, write_json
 from remote.agent.runs import clean
 from remote.agent.runs.outputs import find_outputs
@@ -18,7 +22,7 @@ from remote.errors import RunFailed
 from remote.loopback import LoopbackServer
 from tests.support.agent import agent
 from tests.support.faults import Lab, wait_until
-from tests.support.project import snapshot
+from tests.support.project import make_tree, snapshot
 
 
 @pytest.fixture
@@ -156,11 +160,15 @@ def test_old_code_environments_and_leftovers_go(lab: Lab) -> None:
         "runs/.new-3",
         "env/00112233445566",
         ".resolve-5",
+        "data/.sets/.gone-5",
     ):
-        (lab.root / leftover).mkdir()
+        (lab.root / leftover).mkdir(parents=True)
     for aside in ("runs/.new-3", ".resolve-5"):
         os.utime(lab.root / aside, (0, 0))
     (lab.root / "runs/.new-4").mkdir()  # somebody's launch, just now
+    for place, age_s in (("releases", 90_000), ("data", 80_000)):  # uploads that were cut off
+        parts = make_tree(lab.root / place / ".incoming", {f"{'a' * 64}.part": "x"})
+        os.utime(parts / f"{'a' * 64}.part", (time.time() - age_s,) * 2)
     lab.json = True
     told = json.loads(lab.task("clean", yes=True).out)[0]
     assert {item["kind"] for item in told["items"]} == {
@@ -169,7 +177,25 @@ def test_old_code_environments_and_leftovers_go(lab: Lab) -> None:
         "leftover",
     } and told["removed"] is True
     assert not names(lab, "releases") & kept[0] and names(lab, "env") == kept[1]
-    assert names(lab, "runs") == {".new-4"} and not (lab.root / ".resolve-5").exists()
+    assert names(lab, "runs") == {".new-4"} and not names(lab, "data/.sets")
+    assert not (lab.root / ".resolve-5").exists()
+    assert not (lab.root / "releases/.incoming").exists()
+    assert list((lab.root / "data/.incoming").iterdir()), "somebody may go on with it"
+
+
+def test_no_run_is_removed_while_one_is_launched(lab: Lab) -> None:
+    """It could be this one, which goes on."""
+    run = train(lab)
+    launching = Lock(str(lab.root / "runs" / ".launch.lock"))
+    launching.wait()
+    with ThreadPoolExecutor(1) as pool:
+        cleaning = pool.submit(lab.task, "clean", yes=True, run=[run])
+        with pytest.raises(NotYet):
+            cleaning.result(3)
+        assert (lab.root / "runs" / run / "train.log").exists()
+        launching.close()
+        assert cleaning.result(60).code == 0
+    assert names(lab, "runs") == set()
 
 
 def test_nothing_to_remove_is_said_and_nothing_is_made(lab: Lab) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from remote.errors import ConnectionLost
+from remote.errors import AuthenticationFailed, ConnectionLost
 from remote.link import link
 from remote.link.session import Session
 from remote.loopback import LoopbackServer
@@ -96,6 +96,28 @@ def test_a_launch_whose_answer_is_lost_for_good_is_remembered(
         assert lab.task("train").code == UNREACHABLE
     monkeypatch.setattr(launch, "start_run", honest)
     relay.mend()
+    again = lab.task("train")
+    assert again.code == 0 and "no second one is started" in again.out
+    assert len(list((lab.root / "runs").glob("2*"))) == 1
+
+
+def test_a_launch_after_which_nobody_may_log_in_is_remembered(
+    server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer was lost, and the key that would ask for it again is locked by then."""
+    lab = Lab(server, tmp_path, files={"train.sh": "echo up; sleep 20\n"})
+    honest, asked = request.start_run, list[int]()
+
+    def lose_the_answer(*given: Any) -> Any:
+        if asked:
+            raise AuthenticationFailed("permission denied")
+        asked.append(1)
+        honest(*given)
+        raise ConnectionLost("the connection was lost")
+
+    monkeypatch.setattr(launch, "start_run", lose_the_answer)
+    assert lab.task("train").code == 6
+    monkeypatch.setattr(launch, "start_run", honest)
     again = lab.task("train")
     assert again.code == 0 and "no second one is started" in again.out
     assert len(list((lab.root / "runs").glob("2*"))) == 1

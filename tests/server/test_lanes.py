@@ -154,6 +154,26 @@ def test_a_file_that_changes_meanwhile_is_not_put_together_of_two_states(
     log_out(lab.target())  # type: ignore[arg-type]
 
 
+def test_a_file_that_changes_all_the_while_comes_as_it_was_read(
+    lab: KeptLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that a training writes into: a mirror that is kept must not end with it."""
+    (there,) = (lab.root / "runs").glob("2*/work")
+    honest = wide.Pieces.put
+
+    def meddling(self: wide.Pieces, at: int, blob: bytes) -> None:
+        honest(self, at, blob)
+        with open(there / "big", "r+b") as file:
+            file.seek(-1000, os.SEEK_END)
+            file.write(os.urandom(1000))
+
+    monkeypatch.setattr(wide, "AHEAD", 1 << 20)
+    monkeypatch.setattr(wide.Pieces, "put", meddling)
+    done = lab.task("fetch_results")
+    assert done.code == 0 and same(lab), done
+    log_out(lab.target())  # type: ignore[arg-type]
+
+
 class TestUpload:
     """`upload-data` of large files, over several channels of the login."""
 

@@ -4,12 +4,16 @@ people's projects as they are."""
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,8 @@ from remote.agent.runs.outputs import CACHE_TAG, find_outputs, is_aside, mark_co
 from remote.agent.shared.trees import SYMLINK
 from remote.agent.supervisor.surroundings import newest_checkpoint
 from remote.loopback import LoopbackServer
+from remote.project.results import lock_file
+from remote.screen.display import Display
 from tests.support.faults import Lab, short_pauses, wait_until
 from tests.support.project import Content, Link, make_tree
 from tests.support.proxy import Relay
@@ -159,6 +165,55 @@ def test_what_is_written_after_the_fetch_keeps_the_run(
     assert lab.task("clean", yes=True).code == 0 and not late.exists()
 
 
+def test_two_fetches_of_a_run_come_one_after_the_other(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
+    """A mirror that is kept, and somebody who is impatient: they would write into each other's
+    parts."""
+    lab = Lab(server, tmp_path, files=CODE, settings={"results": ""})
+    run = finished(lab)
+    other = lock_file(lab.results / ".pending" / f"{run}.fetch")
+    assert other is not None
+    with ThreadPoolExecutor(1) as pool:
+        fetching = pool.submit(lab.task, "fetch_results")
+        with pytest.raises(NotYet):
+            fetching.result(3)
+        assert not (lab.results / run).exists()
+        other.close()
+        done = fetching.result(60)
+    assert done.code == 0 and f"another command fetches {lab.results / run} just now" in done.err
+    assert here(lab.results / run) > WROTE
+
+
+def test_all_is_on_this_disk_before_the_server_goes(
+    server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"results": "", "shutdown": "touch is-down"}
+    lab = Lab(server, tmp_path, files={"train.sh": "echo up\n"}, settings=settings)
+    finished(lab)
+    seen, down = list[bool](), server.home / "is-down"
+    monkeypatch.setattr(os, "sync", lambda: seen.append(down.exists()))
+    monkeypatch.setattr("remote.runs.shutdown.GONE_S", 0.0)
+    done = lab.task("fetch_results", then_shutdown=True, yes=True)
+    assert done.code == 0 and seen == [False] and down.exists(), done
+
+
+def test_links_that_lead_out_of_a_run_are_named_before_the_server_goes(
+    server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody's results may lie behind them."""
+    lab = Lab(server, tmp_path, files=CODE, settings={"results": "", "shutdown": "false"})
+    run, asked = finished(lab), list[str]()
+
+    def confirm(self: Display, question: str) -> bool:
+        asked.append(question)
+        return False
+
+    monkeypatch.setattr(Display, "confirm", confirm)
+    assert lab.task("fetch_results", then_shutdown=True).code == 0
+    assert f"What these lead to is not here: {run}/work/link/out." in asked[-1], asked
+
+
 def test_what_can_not_be_read_keeps_the_run(unprivileged: LoopbackServer, tmp_path: Path) -> None:
     script = "echo up; mkdir shut; echo one > shut/one; echo two > two; chmod 0 shut two\n"
     if os.geteuid() == 0:
@@ -231,6 +286,16 @@ def test_environments_and_caches_stay_aside(tmp_path: Path) -> None:
         "conda",
         "venv",
     ]
+
+
+def test_a_checkpoint_that_is_being_written_is_none(tmp_path: Path) -> None:
+    """A mirror that is kept through the night would gather halves of them."""
+    half = "last.ckpt.1234abcd.tmp"
+    places = ["", "seed-1/", "work/", "work/seed-1/"]
+    names = [f"{place}checkpoints/{name}" for place in places for name in ("last.ckpt", half)]
+    make_tree(tmp_path, dict.fromkeys(names, "x"))
+    found = {row[0] for row in find_outputs(str(tmp_path), []).files}
+    assert found == {name for name in names if name.startswith("work/") or half not in name}
 
 
 def test_code_is_compared_by_content_where_times_do_not_tell(
@@ -381,7 +446,8 @@ def test_on_another_server_a_run_finds_all_that_it_wrote(
         "config.yaml": "a\n",
         "linked": Link("config.yaml"),
     }
-    lab = Lab(make_server(), tmp_path, files=files, settings={"results": ""})
+    first = make_server()
+    lab = Lab(first, tmp_path, files=files, settings={"results": ""})
     assert lab.task("train").code in (0, 10)
     wait_until(lambda: lab.rows()[0]["state"] == "failed")
     assert lab.task("fetch_results").code == 0
@@ -392,11 +458,38 @@ def test_on_another_server_a_run_finds_all_that_it_wrote(
     assert (
         (place / "train.log")
         .read_text()
-        .endswith("attempt 2 from ckpt.pth\nweights\na\nb\nhidden\n")
+        .endswith("attempt 2 from last.ckpt\nweights\na\nb\nhidden\n")
     )
     assert (place / "work/linked").read_text() == "real\n" and os.readlink(
         place / "work/last.ckpt"
     ) == "checkpoint/ckpt.pth"
+    # The first server has it, too, as it was: that comes to another place only.
+    assert lab.task("fetch_results").code == 0
+    log = lab.results / place.name / "train.log"
+    whole = log.read_bytes()
+    lab.server = first
+    done = lab.task("fetch_results")
+    assert done.code == 12 and "holds a later attempt of it" in done.err
+    assert log.read_bytes() == whole
+    assert lab.task("fetch_results", dest=str(tmp_path / "elsewhere")).code == 0
+
+
+def test_on_another_server_a_run_goes_on_from_what_it_wrote_last(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    """Not from what came last, by its name."""
+    script = (
+        'echo "from ${REMOTE_CHECKPOINT##*/}"; [ -e epoch_9.pt ] && exit 0\n'
+        "echo 9 > epoch_9.pt; ln -s epoch_9.pt last.pt; sleep 0.1; echo 10 > epoch_10.pt; exit 3\n"
+    )
+    lab = Lab(make_server(), tmp_path, files={"train.sh": script}, settings={"results": ""})
+    assert lab.task("train").code in (0, 10)
+    wait_until(lambda: lab.rows()[0]["state"] == "failed")
+    assert lab.task("fetch_results").code == 0
+    lab.server = make_server()
+    assert lab.task("train", resume="latest", follow=True).code == 0
+    place = next((lab.root / "runs").glob("2*"))
+    assert (place / "train.log").read_text().splitlines() == ["from ", "from epoch_10.pt"]
 
 
 def test_the_newest_checkpoint_of_any_program(tmp_path: Path) -> None:
@@ -411,3 +504,32 @@ def test_the_newest_checkpoint_of_any_program(tmp_path: Path) -> None:
     make_tree(run, {"checkpoints/epoch=3.ckpt": "b"})
     os.utime(run / "checkpoints/epoch=3.ckpt", (2e9, 2e9))
     assert newest_checkpoint(str(run), {}) == str(run / "checkpoints/epoch=3.ckpt")
+
+
+def test_what_a_kill_has_cut_off_is_no_checkpoint(tmp_path: Path) -> None:
+    """Every attempt after it would fail to load that."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
+    tensors = len(header).to_bytes(8, "little") + header + bytes(16)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("archive/data.pkl", b"x" * 1000)
+    run = tmp_path / "runs" / "r"
+    files: dict[str, Content] = {
+        "work/1.pt": packed.getvalue(),
+        "work/2.safetensors": tensors,
+        "work/3.safetensors": tensors[:-1],
+        "work/4.pt": packed.getvalue()[:-10],
+        "work/5.pth": b"",
+    }
+    make_tree(run, files)
+    for number, name in enumerate(files):
+        os.utime(run / name, (1e9 + number,) * 2)
+    assert newest_checkpoint(str(run), {}) == str(run / "work/2.safetensors")
+    (run / "work/2.safetensors").unlink()
+    assert newest_checkpoint(str(run), {}) == str(run / "work/1.pt")
+    # A folder of Hugging Face's is whole once the trainer's state is there, which comes last.
+    make_tree(run, {"work/out/checkpoint-8/model.safetensors": tensors})
+    assert newest_checkpoint(str(run), {}) == str(run / "work/out/checkpoint-8/model.safetensors")
+    make_tree(run, {"work/out/checkpoint-8/trainer_state.json": "{}"})
+    make_tree(run, {"work/out/checkpoint-9/model.safetensors": tensors})
+    assert newest_checkpoint(str(run), {}) == str(run / "work/out/checkpoint-8")

@@ -4,6 +4,7 @@ it. What would shut it down is a `touch` here."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pty
@@ -18,6 +19,8 @@ from typing import Any
 import pytest
 
 from remote.agent.machine.processes import start_time
+from remote.agent.root.paths import Layout
+from remote.agent.runs import planned_shutdown
 from tests.support.agent import agent
 from tests.support.faults import Lab, wait_until
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
@@ -126,6 +129,20 @@ def test_what_fails_is_told_and_tried_again(make_server: MakeServer, tmp_path: P
     assert "could not be shut down (" in lab.task("status").err and lab.stays(0)
     (tmp_path / "may").touch()
     wait_until(lab.mark.exists)
+
+
+def test_a_full_disk_keeps_no_server_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark, layout = tmp_path / "is-down", Layout(str(tmp_path))
+    (tmp_path / "runs").mkdir()
+    plan = {"grace_s": 0, "since": 0, "pid": os.getpid(), "command": f"touch {mark}"}
+    (tmp_path / "shutdown.json").write_text(json.dumps(plan))
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(planned_shutdown, "write_json", full)
+    monkeypatch.setattr(planned_shutdown, "who_is_there", lambda layout, grace_s: "")
+    assert planned_shutdown.Guard(layout).look() == planned_shutdown.GOING_S and mark.exists()
 
 
 def test_a_run_that_was_killed_ended_when_it_last_showed_life(lab: Rented) -> None:

@@ -124,6 +124,13 @@ def test_the_same_command_starts_nothing_twice_and_goes_on_where_it_was_cut(
     assert "8 of 8 points" in more.out
     wait_until(lambda: lab.finished(8))
     assert set(lab.ran().values()) == {1} and len(lab.ran()) == 8
+    # What was fetched and cleaned is done, too.
+    assert lab.on("ab", "fetch_results", sweep="rates").code == 0
+    assert [lab.on(name, "clean", yes=True).code for name in "ab"] == [0, 0]
+    assert not [run for one in lab.labs for run in (one.root / "runs").glob("2*")]
+    assert "10 of 10 points" in lab.sweep(name="rates", grid=["lr=70,80", "seed=1,2,3,4,5"]).out
+    wait_until(lambda: len(lab.ran()) == 10)
+    assert set(lab.ran().values()) == {1}
 
 
 def test_a_host_that_is_down_leaves_its_part_to_the_others(lab: Two) -> None:

@@ -98,6 +98,25 @@ def test_a_change_sends_only_what_is_new_and_leaves_a_running_training_its_image
     assert not before.exists() and visible(after) == visible(photos)
 
 
+def test_clean_leaves_a_live_run_what_its_command_reads(
+    server: LoopbackServer, tmp_path: Path, photos: Path
+) -> None:
+    """The name leads elsewhere by now; $REMOTE_DATA of the run does not."""
+    script = 'echo up; while [ ! -e ../go ]; do sleep 0.1; done; cat "$REMOTE_DATA/big" | wc -c\n'
+    lab = Lab(server, tmp_path, files={"train.sh": script})
+    lab.task("upload_data", path=str(photos))
+    before = (lab.root / "data" / "photos").resolve()
+    assert lab.task("train", data="photos").code == 0
+    (photos / "train" / "dog" / "new.png").write_text("new dog\n")
+    assert lab.task("upload_data", path=str(photos)).code == 0
+    assert lab.task("clean", yes=True).code == 0 and before.exists()
+    run = lab.rows()[0]["run"]
+    (lab.root / "runs" / run / "go").touch()
+    wait_until(lambda: lab.rows()[0]["state"] == "finished")
+    assert (lab.root / "runs" / run / "train.log").read_text() == "up\n900000\n"
+    assert lab.task("clean", yes=True).code == 0 and not before.exists()
+
+
 def test_it_goes_on_where_a_cut_stopped_it(
     lab: Lab, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,17 @@ def test_an_unchanged_file_is_not_touched(tmp_path: Path) -> None:
     assert receiver.fetched.changed == 0 and (tmp_path / "a").stat().st_mtime_ns == before
 
 
+def test_a_file_is_as_old_as_it_is_there(tmp_path: Path) -> None:
+    """What goes on elsewhere looks for the checkpoint that was written last."""
+    for changed in (1_700_000_000.25, 1_700_000_001.5):  # the second one is here already
+        [file], _ = checked_manifest([["a", 3, 0o644, None, changed]])
+        receive(tmp_path, [file], [whole("a", b"abc", 3 if (tmp_path / "a").exists() else 0)])
+        assert (tmp_path / "a").stat().st_mtime == changed
+    for strange in ("x", float("nan"), -1, 1e300, None):
+        [file], _ = checked_manifest([["a", 3, 0o644, None, strange]])
+        assert file.changed is None
+
+
 def test_wrong_bytes_never_get_the_name(tmp_path: Path) -> None:
     receiver = receive(
         tmp_path,
@@ -89,6 +100,28 @@ def test_wrong_bytes_never_get_the_name(tmp_path: Path) -> None:
         and not (tmp_path / "a").exists()
         and not os.listdir(tmp_path / PARTS)
     )
+
+
+def test_what_is_empty_by_now_does_not_get_the_beginning_of_what_it_was(tmp_path: Path) -> None:
+    receive(tmp_path, [RemoteFile("a", 6, 0o644, None)], [({"file": "a", "offset": 0}, b"abc")])
+    receive(tmp_path, [RemoteFile("a", 0, 0o644, None)], [whole("a", b"")])
+    assert (tmp_path / "a").read_bytes() == b""
+
+
+def test_two_fetches_into_one_place_leave_no_file_spoiled(tmp_path: Path) -> None:
+    """Where no lock keeps them apart: what is taken for whole has its bytes on the disk."""
+    file, data = RemoteFile("a", 6, 0o644, None), b"abcdef"
+    plan = plan_fetch([file], lambda file: read_local(tmp_path, file))
+    one, other = (
+        Receiver(tmp_path, plan, Fetched(tmp_path, Run("r")), lambda done, total: None)
+        for _ in range(2)
+    )
+    for receiver in (one, other):
+        receiver.event({"file": "a", "offset": 0}, data[:3])
+    one.event({"done": sha(data)}, data[3:])
+    other.event({"done": sha(data)}, data[3:])
+    assert (tmp_path / "a").read_bytes() == data
+    assert [one.wrong, other.wrong] == [[], [file]]
 
 
 def test_known_source_is_not_asked_for(tmp_path: Path) -> None:

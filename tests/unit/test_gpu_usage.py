@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,3 +45,47 @@ def test_only_the_runs_own(
     sampler.end()
     rows = list(csv.DictReader(file.read_text().splitlines()))
     assert {row["uuid"] for row in rows} == seen
+
+
+def test_a_disk_that_takes_nothing_does_not_make_a_gpu_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = threading.Semaphore(0)
+
+    def look(named: object) -> list[list[Any]]:
+        looks.release()
+        return [[0, "GPU-0", 0, 100, 1000, 50]]
+
+    monkeypatch.setattr(gpu_usage, "EVERY_S", 0.01)
+    monkeypatch.setattr("remote.agent.machine.gpus.sample_usage", look)
+    (tmp_path / "gpu.csv").mkdir()
+    sampler = gpu_usage.Sampler(str(tmp_path), None)
+    assert all(looks.acquire(timeout=5) for _ in range(5)) and sampler.idle_s > 0
+    monkeypatch.setattr(
+        "remote.agent.machine.gpus.sample_usage", lambda named: [[0, "GPU-0", 99, 1, 2, 3]]
+    )
+    while sampler.idle_s:
+        time.sleep(0.01)
+    sampler.end()
+
+
+def test_while_nvidia_smi_hangs_nothing_is_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answers = threading.Semaphore(0), threading.Semaphore(1)
+
+    def look(named: object) -> list[list[Any]]:
+        asked.release()
+        assert answers.acquire(timeout=5)
+        return [[0, "GPU-0", 0, 100, 1000, 50]]
+
+    monkeypatch.setattr(gpu_usage, "EVERY_S", 0.01)
+    monkeypatch.setattr("remote.agent.machine.gpus.sample_usage", look)
+    sampler = gpu_usage.Sampler(str(tmp_path), None)
+    assert asked.acquire(timeout=5) and asked.acquire(timeout=5)  # the second one hangs
+    time.sleep(0.2)
+    assert sampler.idle_s <= 0.02
+    answers.release()
+    assert asked.acquire(timeout=5) and sampler.idle_s <= 0.04
+    sampler.end()
+    answers.release()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from remote.agent.launchers import local
 from remote.agent.supervisor.outcome import Ended, may_restart, tell_outcome
 
 OOM = "Traceback\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
@@ -47,3 +50,16 @@ def test_how_it_ended(
     assert (told.state, told.cause) == (state, cause)
     assert reason is None or reason in str(told.reason)
     assert may_restart(seen, told) is again
+
+
+@pytest.mark.parametrize(
+    ("finish", "state", "cause"), [("summary", "finished", None), ("exit", "failed", "rebooted")]
+)
+def test_what_was_done_when_the_server_went_down_is_finished(
+    tmp_path: Path, finish: str, state: str, cause: str | None
+) -> None:
+    """The summary is written last; its supervisor had no time to say so."""
+    (tmp_path / "summary.json").write_text("{}")
+    running = {"state": "running", "host": os.uname().nodename, "boot_id": "another one"}
+    told = local.look(str(tmp_path), {**running, "pid": 1, "supervisor_pid": 2}, {"finish": finish})
+    assert (told["state"], told.get("cause")) == (state, cause)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from remote.agent.launchers import slurm_queue
+from remote.agent.launchers import slurm, slurm_queue
 from remote.agent.launchers.seam import Job, claim, mark_path
 from remote.agent.launchers.slurm import notice, render_script
 from remote.agent.launchers.slurm_queue import JobRow, Queue, Said, base_state, parse_squeue
 from remote.agent.launchers.slurm_words import Seen, tell, tell_end, tell_signal
+from remote.agent.root.paths import write_json
+from remote.agent.runs.records import checked_state
 from remote.errors import UsageError
 from remote.project.settings import defaults, parse_settings
 from remote.project.slurm import job_request, parse_time
@@ -190,3 +193,39 @@ def test_slurm_is_asked_once_whoever_looks(tmp_path: Path, monkeypatch: pytest.M
         assert [queue.problem is None for queue in seen] == [known] * 5
         squeue.with_name("squeue.away").touch()
     assert count.read_text() == "\n\n"
+
+
+def test_on_a_disk_that_takes_nothing_runs_are_told_as_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nobody could fetch what fills it."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(slurm_queue, "write_json", full)
+    recorded = {"state": "running", "token": "0123456789"}
+    shown = checked_state(str(tmp_path / "r"), recorded, {"launcher": "slurm"})
+    reason = "as recorded; looking failed: Disk quota exceeded"
+    assert shown == {**recorded, "reason": reason}
+
+
+@pytest.mark.parametrize(
+    ("job_state", "verdict"),
+    [("RUNNING", None), ("PENDING", None), ("TIMEOUT", "failed"), ("CANCELLED", "stopped")],
+)
+def test_a_job_that_squeue_leaves_out_is_over_only_where_slurm_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_state: str, verdict: str | None
+) -> None:
+    """A verdict takes the run from its supervisor, which would kill a training that goes well."""
+    run = tmp_path / "runs" / "r"
+    run.mkdir(parents=True)
+    state = {"state": "running", "token": "0123456789"}
+    write_json(str(run / "state.json"), state)
+    write_json(str(run / "job.json"), {"id": "17", "token": "0123456789", "submitted": 1.0})
+    monkeypatch.setattr(slurm, "queue", lambda runs, fresh: Queue({}, NOW))
+    monkeypatch.setattr(slurm, "SETTLE_S", 0.0)
+    monkeypatch.setattr(slurm, "ask_about", lambda job: JobRow(job, job_state))
+    for _ in range(2):
+        told = slurm.look(str(run), state, {})
+        assert (told.get("verdict") or {}).get("state") == verdict

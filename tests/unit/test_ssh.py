@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,12 +14,14 @@ from remote.errors import (
     ConnectionLost,
     HostKeyRefused,
     RemoteError,
+    StartsOrEnds,
     Unreachable,
     UsageError,
 )
+from remote.link import session
 from remote.ssh.askpass import Askpass
 from remote.ssh.openssh import connection_options, control_path, host_words
-from remote.ssh.said import explain
+from remote.ssh.said import explain, refused_login
 from remote.ssh.target import Host, Spec, Target, parse_spec
 
 BOX = Host("box", "me", "10.0.0.7", 2222)
@@ -234,6 +238,12 @@ SAID = [
     ),
     (
         "Connection closed by 10.0.0.7 port 2222",
+        "System is going down. Unprivileged users are not permitted to log in anymore.",
+        StartsOrEnds,
+        "System is going down",
+    ),
+    (
+        "Connection closed by 10.0.0.7 port 2222",
         "Your account has expired; please contact your system administrator.",
         AuthenticationFailed,
         "has expired",
@@ -261,6 +271,27 @@ def test_what_ssh_says_is_one_line_with_its_own_words_in_it(
 ) -> None:
     found = explain(log, errors.encode(), BOX, Target("box"))
     assert type(found) is kind and words in str(found) and "\n" not in str(found), found
+
+
+def test_a_server_that_boots_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what waits for a run or mirrors it, through the night."""
+    monkeypatch.setattr(session, "PAUSES_S", (0.0,))
+    notes = list[str]()
+    project: Any = None
+    display: Any = SimpleNamespace(note=notes.append)
+    answers = iter([refused_login("System is booting up. Please come back later.", "box"), None])
+
+    def ask() -> str:
+        if error := next(answers):
+            raise error
+        return "finished"
+
+    waiting = session.Session(Target("box"), project, display)
+    assert waiting.patiently(ask, "the run goes on") == "finished"
+    assert "System is booting up" in notes[0] and "the run goes on" in notes[0]
+    with pytest.raises(AuthenticationFailed, match="closed until Friday"):
+        answers = iter([refused_login("The cluster is closed until Friday.", "box")])
+        waiting.patiently(ask, "the run goes on")
 
 
 def test_a_remedy_can_be_typed() -> None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remote.agent.supervisor.terminal import LINES, Screen
+from remote.agent.supervisor import terminal
+from remote.agent.supervisor.terminal import LINES, Screen, Terminal
 
 
 def log_of(*pieces: bytes) -> bytes:
@@ -28,6 +36,7 @@ def log_of(*pieces: bytes) -> bytes:
         (b"\r", b""),
         (b"\n", b"\n"),
         (b"\rlong line\r\x1b[Kshort\r\n", b"short\n"),
+        (b"\x1b[" + b"9" * 5000 + b"Aup\r\n", b"up\n"),  # no number that python reads
     ],
 )
 def test_lines(stream: bytes, log: bytes) -> None:
@@ -98,3 +107,74 @@ def test_any_stream_ends_and_holds_no_more_than_a_screen(pieces: list[bytes]) ->
 def test_plain_lines_stay_as_they_are(lines: list[str]) -> None:
     text = "".join(line + "\r\n" for line in lines).encode()
     assert log_of(text) == text.replace(b"\r\n", b"\n")
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[int, int]]:
+    """Of a terminal: its own, and the one that a program has."""
+    own, programs = terminal.open_terminal()
+    yield own, programs
+    os.close(own)
+    os.close(programs)
+
+
+def test_a_key_typed_by_mistake_holds_up_no_training(ends: tuple[int, int]) -> None:
+    own, programs = ends
+    os.write(own, b"\x13")  # Ctrl-S
+    select.select([own], [], [], 0.2)
+    os.set_blocking(programs, False)
+    os.write(programs, b"epoch 1")
+    shown = b""
+    while b"epoch 1" not in shown:
+        assert select.select([own], [], [], 5)[0], shown
+        shown += os.read(own, 100)
+
+
+def test_keys_that_no_program_reads_hold_up_no_output(
+    ends: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody pastes a page into the terminal of a training."""
+    kept = Terminal(str(tmp_path), ends[0])
+
+    def paste() -> None:
+        for _ in range(100):
+            kept._pass_keys()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "read", lambda fd, count: b"a line\n" * (count // 7))
+        pasting = threading.Thread(target=paste, daemon=True)
+        pasting.start()
+        pasting.join(10)
+    assert not pasting.is_alive() and os.get_blocking(ends[0])
+    os.close(kept.log)
+
+
+def test_what_a_full_disk_did_not_take_is_in_the_log_later(
+    ends: tuple[int, int], tmp_path: Path
+) -> None:
+    kept = Terminal(str(tmp_path), ends[0])
+    log, kept.log = kept.log, os.open(tmp_path / "train.log", os.O_RDONLY)
+    kept._write_log(b"epoch 1\n")
+    kept._write_log(b"x" * 2 * terminal.KEPT)
+    assert len(kept.unwritten) == terminal.KEPT
+    kept._write_log(b"\nepoch 2\n")
+    os.close(kept.log)
+    kept.log = log
+    kept._write_log(b"epoch 3\n")
+    written = (tmp_path / "train.log").read_bytes()
+    assert written.endswith(b"x\nepoch 2\nepoch 3\n") and not kept.unwritten
+    os.close(log)
+
+
+def test_last_words_are_read_though_it_is_told_to_end(
+    ends: tuple[int, int], tmp_path: Path
+) -> None:
+    """The disk stood still meanwhile; a program that went its own way still has the terminal."""
+    kept = Terminal(str(tmp_path), ends[0])
+    kept.over = True
+    os.write(ends[1], b"a line of its output\n" * 600 + b"RuntimeError: the cause\n")
+    before = signal.getsignal(signal.SIGUSR1)
+    kept.run()
+    signal.signal(signal.SIGUSR1, before)
+    assert (tmp_path / "train.log").read_bytes().endswith(b"RuntimeError: the cause\n")
+    os.close(kept.log)

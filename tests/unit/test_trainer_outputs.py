@@ -41,6 +41,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+def test_a_picture_that_can_not_be_drawn_costs_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network of one's own that gives no gradient while it is tested, say."""
+
+    def without_gradient(*_: Any) -> Any:
+        raise RuntimeError("element 0 of tensors does not require grad")
+
+    monkeypatch.setattr("trainer.report.mistakes.heat_maps", without_gradient)
+    summary = train_once(tiny_config(max_epochs=1), DATA, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    assert (tmp_path / "run" / "weights.pt").exists()
+    assert "there is no report: element 0 of tensors" in capsys.readouterr().out
+
+
 # -- progress.json
 
 
@@ -58,6 +73,19 @@ def test_progress_is_replaced_at_most_once_a_second(
             written.append((tmp_path / "progress.json").stat().st_ino)
     assert len(written) == 7, "in seven seconds"
     assert EVERY_S == 1.0
+
+
+def test_progress_that_can_not_be_told_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quota that is used up for a second."""
+    monkeypatch.setattr("trainer.progress.EVERY_S", 0.0)
+    progress = Progress(tmp_path)
+    (tmp_path / "progress.tmp").mkdir()
+    progress.tell("fitting", epoch=1, max_epochs=2)
+    (tmp_path / "progress.tmp").rmdir()
+    progress.tell("fitting", epoch=2, max_epochs=2)
+    assert json.loads((tmp_path / "progress.json").read_text())["epoch"] == 2
 
 
 def test_progress_is_whole_whenever_it_is_read(

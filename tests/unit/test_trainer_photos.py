@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +257,20 @@ def test_batches_that_go_through_pipes_are_the_same(
     through_pipes = read()
     assert "go through pipes" in capsys.readouterr().out
     assert all(torch.equal(one, other) for one, other in zip(usual, through_pipes, strict=True))
+
+
+def test_trainings_that_decode_the_same_at_once_write_the_same(
+    textures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a sweep does at its first start: the pixels of one come under the index of another."""
+
+    def unevenly(path: str, form: Form) -> Any:
+        time.sleep(random.random() / 200)
+        return decode(path, form)
+
+    paths = sorted(map(str, textures.glob("train/*/*.png")))[::4]
+    images = store.Set(textures, paths, "key", Form(112))
+    monkeypatch.setattr(store, "decode", unevenly)
+    one, other = (store.write_pixels(tmp_path / name, images, quiet)[0] for name in ("1", "2"))
+    assert one.file.read_bytes() == other.file.read_bytes()
+    assert (one.starts == other.starts).all() and len(set(one.starts)) == len(paths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tests.support.training import (
 from trainer import command as cli
 from trainer import options
 from trainer.callbacks import Stopped, StopWhenAsked
-from trainer.checkpoints import load_checkpoint, newest_that_loads
+from trainer.checkpoints import WholeFiles, load_checkpoint, newest_that_loads
 from trainer.data import workers
 from trainer.train import train as train_once
 
@@ -314,3 +315,42 @@ def test_checkpoints_appear_whole(run: Path) -> None:
     found = newest_that_loads(run / "checkpoints")
     assert found is not None and found[2] == []
     assert not [path for path in run.rglob("*") if path.suffix == ".tmp"]
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_after_its_best_epoch_it_still_has_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two checkpoints that follow each other the second one waits in memory, and a kill takes
+    that."""
+    original = StopWhenAsked.on_train_batch_end
+
+    def batch_end(self: StopWhenAsked, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == STEPS + 3:
+            raise Killed
+        original(self, trainer, *rest)
+
+    def validation_end(self: Any) -> None:
+        self.log("val_accuracy", 0.9 if self.current_epoch == 0 else 0.5)
+        self.log("val_loss", 1.0)
+
+    monkeypatch.setattr("trainer.model.Classifier.on_validation_epoch_end", validation_end)
+    with monkeypatch.context() as patched:
+        patched.setattr(StopWhenAsked, "on_train_batch_end", batch_end)
+        # As if the epoch had taken minutes; and nothing is written any more once it is killed.
+        patched.setattr(WholeFiles, "written", -math.inf, raising=False)
+        patched.setattr(WholeFiles, "__init__", lambda self: setattr(self, "waiting", {}))
+        patched.setattr(WholeFiles, "teardown", lambda self: None)
+        with pytest.raises(Killed):
+            train_once(MIXED, DATA, tmp_path / "run")
+    found = newest_that_loads(tmp_path / "run" / "checkpoints")
+    assert found is not None and found[1]["training"]["epoch"] == 1
+    unfinished = tmp_path / "run" / "checkpoints" / "last.ckpt.1234abcd.tmp"
+    unfinished.write_bytes(b"half")
+    summary = train_once(MIXED, DATA, tmp_path / "run", found[0])
+    assert summary["best_epoch"] == 1 and not unfinished.exists()
+    best = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    assert best["training"]["epoch"] == 1

@@ -9,7 +9,9 @@ import pickle
 import shutil
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -139,10 +141,11 @@ def test_no_pickle_is_opened_that_is_not_the_official_one(archive: Path, tmp_pat
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """`content` is sent; of the first `cuts` answers only half of what is left. `ranges` are those
-    asked for."""
+    """`content` is sent, after `pause_s`; of the first `cuts` answers only half of what is left.
+    `ranges` are those asked for."""
 
     content = b""
+    pause_s = 0.0
     cuts = 0
     honours_range = True
     status = 200
@@ -170,6 +173,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         rest = server.content[start:]
         self.send_header("Content-Length", str(len(rest)))
         self.end_headers()
+        time.sleep(server.pause_s)
         if server.cuts:
             server.cuts -= 1
             rest = rest[: len(rest) // 2]
@@ -201,6 +205,16 @@ def test_a_missing_folder_gets_the_archive(web: Server, archive: Path, tmp_path:
     assert said[0].startswith("downloading CIFAR-10") and web.url in said[0]
     load_images(str(tmp_path / "new" / "place"), said.append)
     assert len(web.ranges) == 1, "the second time it is there"
+
+
+def test_trainings_that_start_at_once_download_it_once(web: Server, tmp_path: Path) -> None:
+    """As those of a sweep do: two that append to one part have neither's archive."""
+    web.pause_s = 0.5
+    said: list[str] = []
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: load_images(str(tmp_path / "new"), said.append), range(2)))
+    assert web.ranges == [None] and found[0].sha256 == found[1].sha256
+    assert "another training downloads CIFAR-10: waiting for that" in said
 
 
 def test_a_download_that_breaks_off_goes_on_where_it_stopped(
@@ -236,14 +250,16 @@ def test_a_web_page_is_refused_at_once(web: Server, tmp_path: Path) -> None:
     web.content = b"<html>please log in</html>"
     text = refusal(tmp_path / "new")
     assert "what came is a web page; bring" in text and web.url in text
-    assert len(web.ranges) == 1 and not list((tmp_path / "new").iterdir())
+    assert len(web.ranges) == 1
+    assert [file.suffix for file in (tmp_path / "new").iterdir()] == [".lock"]
 
 
 def test_a_wrong_archive_is_tried_twice_and_refused(web: Server, tmp_path: Path) -> None:
     web.content = web.content[:-1] + bytes([web.content[-1] ^ 1])
     text = refusal(tmp_path / "new")
     assert "what came is damaged: its md5 is" in text and "; bring" in text
-    assert len(web.ranges) == 2 and not list((tmp_path / "new").iterdir())
+    assert len(web.ranges) == 2
+    assert [file.suffix for file in (tmp_path / "new").iterdir()] == [".lock"]
 
 
 def test_a_server_with_less_than_we_have_is_no_endless_loop(web: Server, tmp_path: Path) -> None:

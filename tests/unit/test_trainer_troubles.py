@@ -259,6 +259,19 @@ def test_it_goes_back_to_a_state_that_was_judged(
     assert [len(rates(seen, step)) for step in (8, 9, 12)] == [1, 2, 2]
 
 
+def test_without_a_validation_it_goes_back_to_the_last_epoch_s_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is no best checkpoint, and what was saved within the epoch that went wrong must not
+    stand in the last one's place: all would begin anew."""
+    seen = infinite_at(monkeypatch, 13, 1)
+    monkeypatch.setattr("trainer.callbacks.exact_resume.SAVE_EVERY_S", 0.0)
+    config = dataclasses.replace(PLAIN, validation_fraction=0.0, patience=0)
+    train_once(config, DATA, tmp_path / "run")
+    assert "going on from epoch 1 with 0.5" in capsys.readouterr().out
+    assert [len(rates(seen, step)) for step in (8, 11, 12)] == [1, 2, 2]
+
+
 def test_it_starts_anew_where_nothing_good_was_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

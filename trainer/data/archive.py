@@ -3,13 +3,14 @@ archive to a server checks it, too."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ARCHIVE = "cifar-10-python.tar.gz"
@@ -52,8 +53,31 @@ def download_archive(
 ) -> None:
     """Into `target`, which appears when its md5 is right; goes on where a broken download stopped.
     Raises DataError."""
-    url = url or os.environ.get("CIFAR10_URL", ARCHIVE_URL)
     target.parent.mkdir(parents=True, exist_ok=True)
+    lock = target.with_name(target.name + ".lock")
+    with one_at_a_time(lock, say):
+        if not target.exists():
+            _download(target, say, url or os.environ.get("CIFAR10_URL", ARCHIVE_URL), tries)
+        lock.unlink(missing_ok=True)  # whoever waits for it finds the archive
+
+
+@contextlib.contextmanager
+def one_at_a_time(lock: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Of the trainings that want it there: what two append to one part is neither's. Windows has no
+    such lock, and some network disks have none."""
+    with open(lock, "ab") as file:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say("another training downloads CIFAR-10: waiting for that")
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _download(target: Path, say: Callable[[str], None], url: str, tries: int) -> None:
     part = target.with_name(target.name + ".part")
     say(f"downloading CIFAR-10 (170 MB) from {url} to {target}")
     problem, damaged = "", 0

@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import shutil
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,8 @@ from trainer.data.decode import Form, cores, decode, header_sizes, reason
 Say = Callable[[str], None]
 Keep = Callable[[int, NDArray[np.uint8]], None]
 TELL_EVERY_S = 10.0
-CHUNK = 1000
+CHUNK = 250
+"""So many decoded images wait in memory at most."""
 LEFT_AFTER_S = 3600.0
 ROOM_SHARE = 0.5
 """Of a disk's free space, at most so much is taken."""
@@ -125,20 +125,19 @@ def write_pixels(base: Path, images: Set, say: Say) -> tuple[Pixels, Findings]:
     """The index comes last: without one the pixels count for nothing."""
     starts = np.zeros(len(images.paths), np.int64)
     shapes = np.zeros((len(images.paths), 2), np.int32)
-    lock, end = threading.Lock(), 0
-    file = base.with_name(f"{base.name}.bin")
-    # Another training that decodes the same images at the same time writes a file of its own.
-    part = base.with_name(f"{base.name}.{os.getpid()}.tmp")
+    end, file = 0, base.with_name(f"{base.name}.bin")
+    # Another training that decodes the same images at the same time writes a file of its own, which
+    # is the same: whichever comes last suits both indexes.
+    part = base.with_name(f"{base.name}.{secrets.token_hex(4)}.tmp")
     remove_left_parts(base)
     try:
         with open(part, "wb") as target:
 
             def keep(place: int, image: NDArray[np.uint8]) -> None:
                 nonlocal end
-                with lock:
-                    starts[place], end = end, end + image.nbytes
-                    shapes[place] = image.shape[:2]
-                    target.write(image.data)
+                starts[place], end = end, end + image.nbytes
+                shapes[place] = image.shape[:2]
+                target.write(image.data)
 
             findings = decode_each(images, keep, say)
         os.replace(part, file)
@@ -158,23 +157,27 @@ def remove_left_parts(base: Path) -> None:
 
 
 def decode_each(images: Set, keep: Keep, say: Say) -> Findings:
-    """In threads: Pillow's decoders run side by side. Told now and then; memory stays bounded."""
+    """In threads: Pillow's decoders run side by side. Kept in order, told now and then; memory
+    stays bounded."""
     findings, modes = Findings(), list[str]()  # appending is safe from threads, counting is not
 
-    def one(place: int) -> None:
+    def one(place: int) -> NDArray[np.uint8] | None:
         try:
             pixels, mode = decode(images.paths[place], images.form)
         except Exception as error:  # each format's decoder has its own kinds for a damaged file
             findings.damaged[place] = reason(error, images.paths[place])
-            return
-        keep(place, pixels)
+            return None
         if mode != "RGB":
             modes.append(mode)
+        return pixels
 
     told, count = time.monotonic(), len(images.paths)
     with ThreadPoolExecutor(max(2, cores())) as pool:
         for first in range(0, count, CHUNK):
-            list(pool.map(one, range(first, min(first + CHUNK, count))))
+            chunk = range(first, min(first + CHUNK, count))
+            for place, pixels in zip(chunk, pool.map(one, chunk), strict=True):
+                if pixels is not None:
+                    keep(place, pixels)
             if time.monotonic() - told > TELL_EVERY_S:
                 told = time.monotonic()
                 say(f"  {min(first + CHUNK, count)} of {count}")

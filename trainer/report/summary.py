@@ -19,7 +19,7 @@ from trainer.evaluate import as_json
 from trainer.model import Classifier
 from trainer.networks import make_network
 from trainer.optimizers import parameter_count
-from trainer.processes import is_first_process
+from trainer.processes import is_first_process, say
 from trainer.progress import best_row, write_json
 from trainer.report.mistakes import find_mistakes
 from trainer.report.page import write_report
@@ -103,8 +103,12 @@ def write_summary(
         "config": to_dict(config),
     }
     answers = evaluation.answers
-    mistakes = find_mistakes(model.network, module.data.test, answers) if answers else None
-    write_report(run_dir, summary, history, mistakes)
+    try:
+        mistakes = find_mistakes(model.network, module.data.test, answers) if answers else None
+        write_report(run_dir, summary, history, mistakes)
+    except Exception as error:  # a GPU's memory, a network of somebody's own, a font: of many kinds
+        # What took a night is not lost for want of a picture of it.
+        say(f"there is no report: {' '.join(str(error).split())[:200] or type(error).__name__}")
     write_json(run_dir / "summary.json", summary)
     return summary
 

@@ -3,10 +3,10 @@ to them."""
 
 import os
 import re
-import shutil
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from remote.agent.releases.contents import (
+    forget,
     hashes,
     known_contents,
     partly_received,
@@ -133,7 +133,7 @@ def data_put(call: Call, sent: Sent) -> Dict[str, Any]:
             call.event(ready=True)
             received = receive(call, layout.data_incoming, entries)
             lay_out(layout, tree, entries)
-            shutil.rmtree(layout.data_incoming, ignore_errors=True)
+            forget(layout.data_incoming, entries)
         target = os.path.join(
             os.path.basename(layout.sets), tree, *([entries[0][0]] if sent.single else [])
         )
@@ -168,7 +168,7 @@ def lay_out(layout: Layout, tree: str, entries: List[Entry]) -> None:
             if not place.startswith(incoming):
                 return place, "link"
             places[sha256] = first[sha256]
-            return place, "move"
+            return place, "take"
 
         write_tree(aside, entries, source)
         write_json(layout.set_manifest(tree), {"entries": entries})

@@ -107,6 +107,10 @@ def look(directory: str, state: State, asked: Dict[str, Any]) -> State:
         )
 
     def failed(cause: str, reason: str) -> State:
+        """Unless our trainer's summary says that all was done."""
+        summary = os.path.join(directory, "summary.json")
+        if asked.get("finish") == "summary" and os.path.exists(summary):
+            return dict(state, state="finished", reason=None)
         return dict(state, state="failed", reason=reason, cause=cause)
 
     if state.get("boot_id") != boot_id():
@@ -120,8 +124,6 @@ def look(directory: str, state: State, asked: Dict[str, Any]) -> State:
     if is_same(state.get("pid"), state.get("pid_started")):
         reason = "its supervisor was killed; it trains on without one"
         return dict(state, unsupervised=True, reason=reason)
-    if asked.get("finish") == "summary" and os.path.exists(os.path.join(directory, "summary.json")):
-        return dict(state, state="finished", reason=None)
     # 0 is the number of no process.
     if any(start_time(state.get(name) or 0) is not None for name in ("pid", "supervisor_pid")):
         return failed(

@@ -13,7 +13,14 @@ from typing import Any, Dict, Optional, Tuple
 
 from remote.agent.launchers.seam import Job, Launched, State, claim, mark_path
 from remote.agent.launchers.slurm_queue import PREFIX, ask, ask_about, find, forget, look_up, queue
-from remote.agent.launchers.slurm_words import SUBMITTED_S, Seen, tell, tell_end, tell_signal
+from remote.agent.launchers.slurm_words import (
+    SUBMITTED_S,
+    Seen,
+    is_over,
+    tell,
+    tell_end,
+    tell_signal,
+)
 from remote.agent.root.calls import Refusal
 from remote.agent.root.paths import read_json, write_json, write_whole
 from remote.agent.shared.states import LIVE
@@ -168,6 +175,10 @@ def _settle(directory: str, state: State, asked: Dict[str, Any], job: str) -> St
     except OSError as problem:
         os.utime(mark)
         return dict(state, reason=f"Slurm does not answer ({problem}); as recorded")
+    if row is not None and not is_over(row):
+        # squeue leaves out what it is told to hide, and more while the controller starts.
+        os.unlink(mark)
+        return state
     return dict(state, verdict=tell_end(row, job, stopped))
 
 

@@ -106,7 +106,7 @@ def seconds(text: str) -> Optional[float]:
 
 def look_up(name: str) -> Tuple[Optional[JobRow], bool]:
     """The job of this name, and whether the controller has answered at all."""
-    said = ask("squeue", ["-h", "--me", "-t", "all", "-n", name, "-o", FORMAT])
+    said = ask("squeue", ["-h", "-a", "--me", "-t", "all", "-n", name, "-o", FORMAT])
     return parse_squeue(said.out).get(name), said.code == 0
 
 
@@ -117,7 +117,7 @@ def queue(runs: str, fresh: bool = True) -> Queue:
     if fresh and not 0 <= time.time() - float(kept.get("asked") or 0) < EVERY_S:
         # Written before it is asked: others who look meanwhile don't ask too.
         write_json(place, dict(kept, asked=time.time()))
-        said = ask("squeue", ["-h", "--me", "-t", "all", "-o", FORMAT])
+        said = ask("squeue", ["-h", "-a", "--me", "-t", "all", "-o", FORMAT])
         if said.code == 0:
             jobs = {name: list(row) for name, row in parse_squeue(said.out).items()}
             kept = {"answered": time.time(), "jobs": jobs}

@@ -1,9 +1,11 @@
 """Contents by their hash: received over one connection or several, found where they lie already,
 and laid out as trees."""
 
+import contextlib
 import glob
 import hashlib
 import os
+import re
 import secrets
 import stat
 from typing import Any, Callable, Dict, Iterable, List, Set, Tuple
@@ -28,9 +30,11 @@ def known_contents(
     """Where contents of `entries` already lie on this server, hash → path: in `incoming`, or in
     `trees` of (directory, manifest)."""
     found: Dict[str, bytes] = {}
-    wanted = hashes(entries)
-    for name in wanted.intersection(list_names(incoming)):
-        found[name] = place_in(incoming, name)
+    wanted = {sha256: size for _, _, size, sha256 in entries}
+    for name in wanted.keys() & set(list_names(incoming)):
+        place = place_in(incoming, name)
+        if _is_file_of(place, wanted[name]):  # a power cut may have taken what was received
+            found[name] = place
     for directory, manifest in trees:
         if len(found) == len(wanted):
             break
@@ -135,6 +139,17 @@ def piece_of(incoming: str, sha256: str, at: int) -> str:
     return os.path.join(incoming, f"{sha256}@{int(at)}")
 
 
+def forget(incoming: str, entries: List[Entry]) -> None:
+    """What was received of these, which have their places now. That of another upload, which was
+    cut off, is still to be gone on with."""
+    done = hashes(entries)
+    for name in list_names(incoming):
+        if re.split("[.@]", name)[0] in done:
+            remove_file(os.path.join(incoming, name))
+    with contextlib.suppress(OSError):
+        os.rmdir(incoming)
+
+
 def _unpacked(header: Dict[str, Any], blob: bytes) -> bytes:
     length = sum(length for _, length, _ in header["pieces"])
     if length > protocol.MAX_BLOB:
@@ -228,8 +243,8 @@ def write_tree(
     target: str, entries: List[Entry], source: Callable[[str], Tuple[bytes, str]]
 ) -> None:
     """Write every entry below `target`. `source(hash)` gives the file that has it, and how it is to
-    be taken: move, copy, link, or share: a link without reading it again, for a file of the same
-    mode that nobody has touched since it was verified.
+    be taken: copy, link, share (a link without reading it again, for a file of the same mode that
+    nobody has touched since it was verified), or take, for what was received.
     """
     base = os.fsencode(target)
     made = {base}
@@ -246,8 +261,8 @@ def write_tree(
             with open(origin, "rb") as file:
                 _link_inside(base, place, file.read())
             continue
-        if how == "move":
-            os.rename(origin, place)
+        if how == "take":
+            _take(origin, place)
         elif how == "share" and _shared(origin, place, mode):
             continue
         elif how == "link":
@@ -255,6 +270,15 @@ def write_tree(
         else:
             copy_verified(origin, place, sha256)
         os.chmod(place, mode)
+
+
+def _take(origin: bytes, place: bytes) -> None:
+    """It also stays where it was received, until `forget`: a tree that is cut off while it is laid
+    out takes nothing with it. Where a file system has no such links it does."""
+    try:
+        os.link(origin, place)
+    except OSError:
+        os.rename(origin, place)
 
 
 def _shared(origin: bytes, place: bytes, mode: int) -> bool:

@@ -2,10 +2,10 @@
 
 import collections
 import os
-import shutil
 from typing import Any, Dict, List, Optional, Tuple
 
 from remote.agent.releases.contents import (
+    forget,
     hashes,
     known_contents,
     partly_received,
@@ -144,7 +144,7 @@ def release_put(
             remove_leftovers(layout.releases)
             assemble(layout, tree, entries, origin)
         make_current(layout, tree)
-        shutil.rmtree(layout.incoming, ignore_errors=True)
+        forget(layout.incoming, entries)
         _prune(layout)
         # What was linked until now is untouched since it was verified.
         os.utime(layout.manifest(tree))
@@ -181,7 +181,7 @@ def assemble(layout: Layout, tree: str, entries: List[Entry], origin: str) -> No
         uses[sha256] -= 1
         place = places[sha256]
         if place.startswith(incoming):
-            return place, "copy" if uses[sha256] else "move"
+            return place, "copy" if uses[sha256] else "take"
         return place, "share" if _untouched(layout, place) else "copy"
 
     with new_directory(layout.release(tree)) as aside:

@@ -1,5 +1,6 @@
 """The attempts of a run: a new one with a token of its own; what is kept of those that ended."""
 
+import contextlib
 import glob
 import os
 import secrets
@@ -52,9 +53,8 @@ def trainer_checkpoints(directory: str) -> List[str]:
 
 def resumed(directory: str, asked: Dict[str, Any]) -> Dict[str, Any]:
     """What is asked of the next attempt: it goes on from the newest checkpoint where there is
-    one."""
-    saved = os.path.join(directory, "checkpoints")
-    if os.path.isdir(saved) and os.listdir(saved) and asked.get("resume_argv"):
+    one. What a kill has left of the first one is none."""
+    if trainer_checkpoints(directory) and asked.get("resume_argv"):
         return dict(asked, argv=asked["resume_argv"])
     return asked
 
@@ -62,9 +62,10 @@ def resumed(directory: str, asked: Dict[str, Any]) -> Dict[str, Any]:
 def tell_restart(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) -> None:
     """In the run's log. `state` is the next attempt's."""
     reason, most = state["attempts"][-1].get("reason"), asked.get("max_restarts")
-    with open(os.path.join(directory, "train.log"), "ab") as log:
-        line = f"supervisor: {reason}; restarting ({state['restarts']} of {most})\n"
-        log.write(line.encode("utf-8", "replace"))
+    line = f"supervisor: {reason}; restarting ({state['restarts']} of {most})\n"
+    log = os.path.join(directory, "train.log")
+    with contextlib.suppress(OSError), open(log, "ab", buffering=0) as file:
+        file.write(line.encode("utf-8", "replace"))
 
 
 def next_attempt(directory: str, ended: Dict[str, Any], asked: Dict[str, Any]) -> Dict[str, Any]:

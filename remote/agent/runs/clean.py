@@ -1,20 +1,22 @@
 """What nothing needs any more: found, told with its reason, and removed. A run that was not fetched
 stays unless told otherwise."""
 
+import contextlib
 import os
 import secrets
 import shutil
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from remote.agent.data.datasets import leads_to
 from remote.agent.environments.environments import describe_environment
-from remote.agent.environments.resolution import ASIDE
+from remote.agent.environments.resolution import ASIDE as RESOLVING
 from remote.agent.releases.releases import current_release, release_of
 from remote.agent.root.calls import Call, Refusal, operation
-from remote.agent.root.paths import HASH, RUN_ID, Layout, list_names, write_json
+from remote.agent.root.paths import ASIDE, HASH, RUN_ID, Layout, list_names, write_json
 from remote.agent.root.roots import locked, locked_if_free, prepare_root
 from remote.agent.runs.outputs import find_outputs
+from remote.agent.runs.queue import one_launch_at_a_time
 from remote.agent.runs.records import FETCHED, describe_run, find_run, list_runs, read_mark
 from remote.agent.shared.states import FINAL
 
@@ -124,8 +126,11 @@ def find_unneeded_data(layout: Layout) -> List[Dict[str, Any]]:
     """Sets to which no name in data/ leads any more, and what was left of an upload that nobody has
     gone on with for a day."""
     names = [os.path.join(layout.data, name) for name in list_names(layout.data)]
+    # A command of one's own is told by a variable, our trainer by its options.
     live = " ".join(
-        str(run["asked"].get("argv")) for run in list_runs(layout) if run["state"] not in FINAL
+        f"{run['asked'].get('argv')} {run['asked'].get('data_path')}"
+        for run in list_runs(layout)
+        if run["state"] not in FINAL
     )
     items = []
     for tree in _names(layout.sets, HASH):
@@ -133,11 +138,7 @@ def find_unneeded_data(layout: Layout) -> List[Dict[str, Any]]:
         if place not in live and not any(leads_to(name, place) for name in names):
             paths = [layout.set(tree), layout.set_manifest(tree)]
             items.append(_item("images", tree, paths, "no name in data/ leads to them any more"))
-    parts = [os.path.join(layout.data_incoming, name) for name in list_names(layout.data_incoming)]
-    if parts and time.time() - max(map(_changed, parts)) > UPLOAD_S:
-        why = "of an upload that was cut off more than a day ago"
-        items.append(_item("leftover", "images", [layout.data_incoming], why))
-    return items
+    return [*items, *_left_in(layout.sets, (ASIDE, GONE)), *_abandoned(layout.data_incoming)]
 
 
 def why_to_keep(layout: Layout, run: Dict[str, Any], unwanted: Set[str]) -> Optional[str]:
@@ -150,20 +151,37 @@ def why_to_keep(layout: Layout, run: Dict[str, Any], unwanted: Set[str]) -> Opti
 def _leftovers(layout: Layout) -> List[Dict[str, Any]]:
     """What killed deploys, launches and removals left aside; under the lock no deploy is at
     work."""
-    found = []
-    places = (
-        (layout.releases, (".staging-", ".incoming", GONE)),
-        (layout.runs, (".new-", GONE)),
-        (layout.environments, (GONE,)),
-        (layout.root, (ASIDE,)),
-    )
-    for directory, prefixes in places:
-        for name in list_names(directory):
-            path = os.path.join(directory, name)
-            old = time.time() - _changed(path) > LEFTOVER_S
-            if name.startswith(prefixes) and (old or not name.startswith((".new-", ASIDE))):
-                found.append(_item("leftover", name, [path], "left by something that was cut off"))
-    return found
+    return [
+        *_left_in(layout.releases, (ASIDE, GONE)),
+        *_abandoned(layout.incoming),
+        *_left_in(layout.runs, (GONE,)),
+        *_left_in(layout.runs, (".new-",), LEFTOVER_S),
+        *_left_in(layout.environments, (GONE,)),
+        *_left_in(layout.root, (RESOLVING,), LEFTOVER_S),
+    ]
+
+
+def _left_in(
+    directory: str, prefixes: Tuple[str, ...], older_s: float = 0.0
+) -> List[Dict[str, Any]]:
+    why, latest = "left by something that was cut off", time.time() - older_s
+    places = [
+        os.path.join(directory, name) for name in list_names(directory) if name.startswith(prefixes)
+    ]
+    return [
+        _item("leftover", os.path.basename(place), [place], why)
+        for place in places
+        if _changed(place) <= latest
+    ]
+
+
+def _abandoned(incoming: str) -> List[Dict[str, Any]]:
+    """What has arrived of uploads that nobody has gone on with for long."""
+    parts = [os.path.join(incoming, name) for name in list_names(incoming)]
+    if not parts or time.time() - max(map(_changed, parts)) <= UPLOAD_S:
+        return []
+    why = "of an upload that was cut off more than a day ago"
+    return [_item("leftover", os.path.basename(incoming), [incoming], why)]
 
 
 def _names(directory: str, pattern: Any) -> List[str]:
@@ -208,26 +226,34 @@ def _blocks(path: str) -> int:
 
 
 def _remove(layout: Layout, item: Dict[str, Any]) -> None:
-    """First out of sight by one rename, so that nobody ever sees half of it."""
-    run = describe_run(layout, item["name"]) if item["kind"] == "run" else None
-    if run is not None and run["state"] not in FINAL:
-        raise Refusal("RunFailed", f"{item['name']} runs again", "nothing of it was removed")
-    for path in item["paths"]:
-        if not os.path.lexists(path):
-            continue
-        aside = os.path.join(os.path.dirname(path), GONE + secrets.token_hex(6))
-        os.rename(path, aside)
-        why = (
-            why_not_fetched(layout, run, directory=aside)
-            if run is not None and not item["unwanted"]
-            else None
-        )
-        if why is not None:
-            os.rename(aside, path)
-            raise Refusal(
-                "RunFailed", f"{item['name']}: {why}", "nothing of it was removed; fetch it again"
-            )
+    """First out of sight by one rename, so that nobody ever sees half of it; a run while none is
+    launched, for it could be this one that goes on."""
+    is_run = item["kind"] == "run"
+    with one_launch_at_a_time(layout) if is_run else contextlib.nullcontext():
+        run = describe_run(layout, item["name"]) if is_run else None
+        if run is not None and run["state"] not in FINAL:
+            raise Refusal("RunFailed", f"{item['name']} runs again", "nothing of it was removed")
+        gone = [_set_aside(layout, item, run, path) for path in item["paths"]]
+    for aside in filter(None, gone):
         if os.path.isdir(aside) and not os.path.islink(aside):
             shutil.rmtree(aside, ignore_errors=True)
         else:
             os.unlink(aside)
+
+
+def _set_aside(
+    layout: Layout, item: Dict[str, Any], run: Optional[Dict[str, Any]], path: str
+) -> Optional[str]:
+    """Where it is then; None where there is nothing. Raises Refusal for a run that has changed."""
+    if not os.path.lexists(path):
+        return None
+    aside = os.path.join(os.path.dirname(path), GONE + secrets.token_hex(6))
+    os.rename(path, aside)
+    why = None
+    if run is not None and not item["unwanted"]:
+        why = why_not_fetched(layout, run, directory=aside)
+    if why is not None:
+        os.rename(aside, path)
+        remedy = "nothing of it was removed; fetch it again"
+        raise Refusal("RunFailed", f"{item['name']}: {why}", remedy)
+    return aside

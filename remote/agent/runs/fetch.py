@@ -17,8 +17,8 @@ SOURCE = "source/"
 
 @operation("fetch_manifest")
 def fetch_manifest(call: Call, run: str, results: Optional[List[str]] = None) -> Dict[str, Any]:
-    """What the run has made, as it stands: path, size, mode, and for the release's files their hash
-    (else None).
+    """What the run has made, as it stands: path, size, mode, for the release's files their hash
+    (else None), for the run's own when they were changed.
 
     `left`: what stays here, as (path, bytes, why, whether it would be lost with the run). `seen`: a
     hash over what was there, for `fetch_done`; `marked`: what a laptop has of exactly that
@@ -30,7 +30,10 @@ def fetch_manifest(call: Call, run: str, results: Optional[List[str]] = None) ->
     outputs = find_outputs(described["path"], release)
     seen = outputs.seen()
     narrow(outputs, results or [])
-    files = [[path, size, mode, None] for path, size, mode, _ in outputs.files]
+    files: List[List[Any]] = [
+        [path, size, mode, None, round(status.st_mtime, 3)]
+        for path, size, mode, status in outputs.files
+    ]
     files += [[SOURCE + path, size, mode, sha256] for path, mode, size, sha256 in release]
     mark = read_mark(described["path"], described["detail"])
     marked = (

@@ -6,7 +6,7 @@ import time
 from typing import Any, Dict, Iterator, NamedTuple, Optional
 
 from remote.agent.launchers.choice import launcher_of
-from remote.agent.launchers.seam import Job, Launched
+from remote.agent.launchers.seam import Job, Launched, claim, mark_path
 from remote.agent.releases.contents import write_tree
 from remote.agent.releases.releases import read_manifest, require_release
 from remote.agent.root import program
@@ -54,20 +54,31 @@ def run_start(call: Call, start: Start) -> Dict[str, Any]:
     directory = layout.run(start.run)
     prepare_root(call)
     require_possible(layout, start.shutdown)
-    again = os.path.isdir(directory)
-    if not again:
-        with one_launch_at_a_time(layout):
+    with one_launch_at_a_time(layout):
+        again = os.path.isdir(directory)
+        if not again:
             create_run(layout, start)
     try:
         launched = launch_once(layout, directory)
     except Refusal as refusal:
-        if not (start.asked.get("later") and refusal.details.get("limited")):
-            # What the launcher refuses is no run.
-            remove_directory(directory, ASIDE)
+        if start.asked.get("later") and refusal.details.get("limited"):
+            launched = Launched("slurm", f"it is submitted later ({refusal.message})")
+        elif give_up(directory):
             raise
-        launched = Launched("slurm", f"it is submitted later ({refusal.message})")
+        else:
+            launched = launched_before(read_json(os.path.join(directory, "state.json")) or {})
     plan_shutdown(layout, start.shutdown)
     return {"again": again, **launched._asdict()}
+
+
+def give_up(directory: str) -> bool:
+    """What the launcher refuses is no run. False where its supervisor has begun all the same: an
+    earlier call had started it, or tmux was slow to answer."""
+    state = read_json(os.path.join(directory, "state.json")) or {}
+    if not claim(mark_path(directory, str(state.get("token")))):
+        return False
+    remove_directory(directory, ASIDE)
+    return True
 
 
 def create_run(layout: Layout, start: Start) -> None:
@@ -140,7 +151,9 @@ def run_stop(call: Call, run: str, who: str) -> Dict[str, Any]:
     if found["state"] in FINAL:
         return {"run": found["run"], "state": found["state"], "asked": False}
     refuse_elsewhere(found, "stop it with -H of that host")
-    write_json(os.path.join(found["path"], "stop.json"), {"who": who, "time": time.time()})
+    # On a full disk it is stopped all the same, by a signal of nobody's name.
+    with contextlib.suppress(OSError):
+        write_json(os.path.join(found["path"], "stop.json"), {"who": who, "time": time.time()})
     launcher_of(found["asked"]).stop(found["path"], state)
     return {"run": found["run"], "state": found["state"], "asked": True}
 

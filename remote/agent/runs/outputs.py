@@ -35,7 +35,8 @@ CACHES = (
 CACHE_TAG = b"Signature: 8a477f597d28d172789f06886806bc55"
 """Begins the file CACHEDIR.TAG of a folder that is a cache (bford.info/cachedir)."""
 UNFINISHED = re.compile(r".+\.[0-9a-f]{8}\.tmp\Z")
-"""A record of ours that is being written."""
+"""A record of ours that is being written, or a checkpoint of our trainer's."""
+SAVED = re.compile(r"(seed-\d+/)?checkpoints\Z")
 CLOCK_NS = 2_000_000_000
 """File systems' clocks are as coarse as this."""
 MOST = 40
@@ -207,8 +208,9 @@ def _walk(directory: str, below: str, outputs: Outputs) -> Iterator[Tuple[str, o
         )
         return
     for entry in entries:
-        ours = entry.name in OWN or entry.name == "tmp" or UNFINISHED.match(entry.name)
-        if ours and (not below or NODE.match(below)):
+        unfinished = UNFINISHED.match(entry.name)
+        ours = unfinished or entry.name in OWN or entry.name == "tmp"
+        if (ours and (not below or NODE.match(below))) or (unfinished and SAVED.match(below)):
             continue
         path = f"{below}/{entry.name}" if below else entry.name
         try:

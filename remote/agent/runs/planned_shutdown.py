@@ -1,6 +1,7 @@
 """`--shutdown-after`: the server is shut down once its last run has ended and a grace is over. A
 process of its own waits for that; shutdown.json holds the plan, and `keep` ends it."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -179,7 +180,8 @@ def guard(root: str) -> int:
         try:
             pause = watcher.look()
         except Exception:
-            traceback.print_exc()
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
             pause = LOOK_S
         if pause is None:
             return 0
@@ -227,7 +229,9 @@ class Guard:
     def change(self, plan: Plan, **changes: Any) -> None:
         changed = {**plan, **changes}
         if changed != read_plan(self.layout):
-            write_json(self.layout.shutdown, changed)
+            # A full disk is no reason to go on paying: at worst the next boot plans it anew.
+            with contextlib.suppress(OSError):
+                write_json(self.layout.shutdown, changed)
 
 
 def who_is_there(layout: Layout, grace_s: float) -> str:

@@ -45,7 +45,11 @@ class Waiting:
         """Until there are `wanted` free GPUs beyond those that runs before this one want; without
         any, until no run goes that came before. False where it was stopped meanwhile."""
         while not self.stop.is_set():
-            reason = self._try_gpus(wanted) if wanted else self._try_turn()
+            try:
+                reason = self._try_gpus(wanted) if wanted else self._try_turn()
+            except OSError as error:
+                # Of the disk, which may be full, or away for a while: no reason to lose one's turn.
+                reason = f"waits for the server's disk: {error.strerror or error}"
             if reason is None:
                 return True
             self.tell(reason)

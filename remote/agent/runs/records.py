@@ -56,7 +56,10 @@ class LiveRuns:
             return {}
         mark = (seen.st_ino, seen.st_mtime_ns)
         if path not in self.files or self.files[path][0] != mark:
-            self.files[path] = mark, read_json(path) or {}
+            found = read_json(path)
+            if found is None:  # a network disk fails now and then: that is not remembered
+                return {}
+            self.files[path] = mark, found
         return self.files[path][1]
 
 
@@ -132,8 +135,12 @@ def checked_state(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) 
     """Correct a recorded state by what its launcher can see now."""
     if state.get("state") not in LIVE:
         return state
-    told = launcher_of(asked).look(directory, state, asked)
-    return settle(directory, told, asked) if "verdict" in told else told
+    try:
+        told = launcher_of(asked).look(directory, state, asked)
+        return settle(directory, told, asked) if "verdict" in told else told
+    except OSError as error:
+        # A disk that takes nothing keeps nobody from what is on it.
+        return dict(state, reason=f"as recorded; looking failed: {error.strerror or error}")
 
 
 def find_run(

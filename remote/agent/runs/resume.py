@@ -2,14 +2,13 @@
 it, on another host."""
 
 import os
-import shutil
 import time
 from typing import Any, Dict, List, NamedTuple
 
-from remote.agent.releases.contents import receive, write_tree
+from remote.agent.releases.contents import forget, receive, write_tree
 from remote.agent.releases.releases import assemble, checked_manifest, known, require_space
 from remote.agent.root.calls import Call, Refusal, operation
-from remote.agent.root.paths import Layout, remove_file, write_json
+from remote.agent.root.paths import Layout, place_in, remove_file, write_json
 from remote.agent.root.roots import locked, prepare_root
 from remote.agent.runs.attempts import MOVED, past_attempts, queued_state, trainer_checkpoints
 from remote.agent.runs.launch import Start, launch, launched_before, new_run, refuse_elsewhere
@@ -82,6 +81,8 @@ class Moving(NamedTuple):
     asked: Dict[str, Any]
     state: Dict[str, Any]
     who: str
+    # When a file was changed: what was written last is gone on from.
+    times: Dict[str, float]
 
 
 @operation("run_import", takes=Moving)
@@ -97,7 +98,7 @@ def run_import(call: Call, moving: Moving) -> Dict[str, Any]:
         call.event(ready=True)
         receive(call, layout.incoming, entries)
         lay_out(layout, moving, entries)
-        shutil.rmtree(layout.incoming, ignore_errors=True)
+        forget(layout.incoming, entries)
     return {}
 
 
@@ -108,7 +109,7 @@ def lay_out(layout: Layout, moving: Moving, entries: List[Entry]) -> None:
     release = tree_hash(code)
     if not os.path.isdir(layout.release(release)):
         assemble(layout, release, code, str(moving.asked.get("origin") or ""))
-    # Looked up afterwards: assembling has moved what it used.
+    # Looked up afterwards: assembling may have moved what it used.
     places = known(layout, rest)
     lost = [path for path, _, _, sha256 in rest if sha256 not in places]
     if lost:
@@ -118,6 +119,8 @@ def lay_out(layout: Layout, moving: Moving, entries: List[Entry]) -> None:
     state.update(state="stopped", cause=MOVED, reason=reason, ended=time.time())
     with new_run(layout, moving.run, dict(moving.asked, release=release)) as place:
         write_tree(place, rest, lambda sha256: (places[sha256], "copy"))
+        for path in moving.times.keys() & {entry[0] for entry in rest}:
+            os.utime(place_in(place, path), (moving.times[path],) * 2, follow_symlinks=False)
         write_json(os.path.join(place, "state.json"), state)
 
 

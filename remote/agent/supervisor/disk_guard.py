@@ -8,6 +8,7 @@ from remote.agent.root.disk import disk_of
 
 LEAST_FREE = 4 << 20
 """Bytes that must be free for the training to go on, or one checkpoint more than that."""
+LEAST_FILES = 64
 SPARE = 64 << 10
 
 
@@ -37,6 +38,9 @@ class DiskGuard:
         except OSError:
             return None
         disk = disk_of(self.directory)
-        if disk is None or disk.free >= need:
-            return None
-        return f"the disk at {disk.mount} is full: {disk.free_mib} MiB are free"
+        if disk is not None and disk.free < need:
+            return f"the disk at {disk.mount} is full: {disk.free_mib} MiB are free"
+        # 0 is what a file system says that keeps no count.
+        if disk is not None and disk.inodes and disk.inodes < LEAST_FILES:
+            return f"the disk at {disk.mount} is full: it takes {disk.inodes} more files (inodes)"
+        return None

@@ -1,10 +1,11 @@
 """gpu.csv: the use of a run's own GPUs over time."""
 
+import contextlib
 import csv
 import os
 import threading
 import time
-from typing import List, Optional
+from typing import Any, List, Optional
 
 from remote.agent.machine import gpus
 
@@ -23,7 +24,9 @@ class Sampler:
         self.named = visible.split(",") if uuids is None and visible else uuids
         self.lock = threading.Lock()
         self.ended = False
-        self.used = time.monotonic()
+        # For so long none of its GPUs was in use. What can't be read counts as used, and so does
+        # what nobody looks at.
+        self.idle_s = 0.0
         threading.Thread(target=self._run, daemon=True).start()
 
     def end(self) -> None:
@@ -31,23 +34,27 @@ class Sampler:
         with self.lock:
             self.ended = True
 
-    def idle_for(self) -> float:
-        """Seconds since a GPU was last seen in use. What can't be read counts as used."""
-        return time.monotonic() - self.used
-
     def _run(self) -> None:
+        looked = time.monotonic()
         while True:
             rows = gpus.sample_usage(self.named)
+            now = time.monotonic()
+            passed, looked = min(now - looked, 2 * EVERY_S), now
+            is_used = not rows or any(row[2] is None or row[2] >= IDLE_PERCENT for row in rows)
+            self.idle_s = 0.0 if is_used else self.idle_s + passed
             if rows is None:
-                self.used = float("inf")
                 return
-            if not rows or any(row[2] is None or row[2] >= IDLE_PERCENT for row in rows):
-                self.used = time.monotonic()
-            with self.lock, open(self.file, "a", newline="") as file:
+            with self.lock:
                 if self.ended:
                     return
-                writer = csv.writer(file)
-                if not file.tell():
-                    writer.writerow(["time", *gpus.USAGE_COLUMNS])
-                writer.writerows([round(time.time(), 1), *row] for row in rows)
+                # A disk that is full or away ends no look at the GPUs.
+                with contextlib.suppress(OSError):
+                    self._write(rows)
             time.sleep(EVERY_S)
+
+    def _write(self, rows: List[List[Any]]) -> None:
+        with open(self.file, "a", newline="") as file:
+            writer = csv.writer(file)
+            if not file.tell():
+                writer.writerow(["time", *gpus.USAGE_COLUMNS])
+            writer.writerows([round(time.time(), 1), *row] for row in rows)

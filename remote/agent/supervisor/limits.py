@@ -19,7 +19,7 @@ class Limits:
         if self.most_s and time.monotonic() - self.began >= self.most_s:
             reason = f"its time limit of {minutes(self.most_s)} is over; it was told to save"
             return "stopped", reason, "time limit"
-        if self.idle_s and sampler is not None and sampler.idle_for() >= self.idle_s:
+        if self.idle_s and sampler is not None and sampler.idle_s >= self.idle_s:
             reason = f"its GPUs were idle for {minutes(self.idle_s)}; it was told to save"
             return "stopped", reason, "idle"
         return None

@@ -117,6 +117,12 @@ class Process:
                 if not reads_pipe(pid):
                     os.kill(pid, signal.SIGTERM)
 
+    def end_all(self) -> None:
+        """As for a stop: it may save, and nothing of it goes on."""
+        if self.child is not None:
+            self.end()
+            self.kill_rest()
+
     def kill(self) -> None:
         """At once, with all that it has started."""
         if self.child is not None:

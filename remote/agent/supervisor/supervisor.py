@@ -43,6 +43,7 @@ DISK_EVERY_S = 1.0
 HEARTBEAT_S = 30.0
 RESTART_S = float(os.environ.get("REMOTE_RESTART_S", "5"))
 """Times the number of the restart, at most a minute: what broke may mend itself."""
+END_WAIT_S, END_AGAIN_S = 600.0, 5.0
 
 
 def main(arguments: List[str]) -> int:
@@ -72,6 +73,7 @@ class Supervisor:
         self.process: Optional[Process] = None
         self.group: Optional[Group] = None
         self.beat = 0.0
+        self.untold = False
 
     def path(self, name: str) -> str:
         return os.path.join(self.directory, name)
@@ -104,6 +106,8 @@ class Supervisor:
             return self.give_way()
         except Exception as error:
             reason = f"the supervisor failed: {error}"
+            if self.process is not None:
+                self.process.end_all()
             self.record_end(Outcome("failed", reason, "supervisor"))
             raise
         finally:
@@ -127,16 +131,35 @@ class Supervisor:
             raise Superseded
 
     def record(self, **changes: Any) -> None:
-        self.raise_if_superseded()
-        self.state.update(changes)
+        """On a full disk, with what was held back for it."""
         try:
-            write_json(self.path("state.json"), self.state)
+            self.write(**changes)
         except OSError:
             self.disk.free_spare()
-            write_json(self.path("state.json"), self.state)
+            self.write()
+
+    def tell(self, **changes: Any) -> None:
+        """No reason to end a training on a disk that is full, or away for a while: it is written
+        down later."""
+        self.untold = True
+        with contextlib.suppress(OSError):
+            self.write(**changes)
+
+    def write(self, **changes: Any) -> None:
+        self.raise_if_superseded()
+        self.state.update(changes)
+        write_json(self.path("state.json"), self.state)
+        self.untold = False
 
     def record_end(self, outcome: Outcome, **more: Any) -> None:
-        self.record(**outcome.as_state(), ended=time.time(), **more)
+        """Nobody else will tell it: a disk that takes nothing is waited for, for a while."""
+        self.state.update(outcome.as_state(), ended=time.time(), **more)
+        late = time.monotonic() + END_WAIT_S
+        while os.path.isdir(self.directory) and time.monotonic() < late:
+            with contextlib.suppress(OSError):
+                return self.record()
+            time.sleep(END_AGAIN_S)
+        self.record()
 
     def supervise(self) -> int:
         self.disk.keep_spare()
@@ -149,7 +172,9 @@ class Supervisor:
         while not self.run_once(restarts_left(self.state, self.asked) > 0):
             self.restart()
             if self.stop.is_set():
-                self.end(Outcome("stopped", self.who_stopped(), "stopped"), exit_code=None)
+                scheduled = self.why_signalled() or ("stopped", self.who_stopped(), "stopped")
+                again = restarts_left(self.state, self.asked) > 0
+                self.conclude(Outcome(*scheduled), again, exit_code=None)
                 break
         if self.group is not None:
             self.group.end_members()
@@ -180,7 +205,7 @@ class Supervisor:
         if self.state.get("restarts"):
             # The first host's checkpoints have come by now.
             self.asked = resumed(group.home, self.asked)
-        self.record(nodes=group.names)
+        self.tell(nodes=group.names)
         return True
 
     def asked_to_stop(self) -> Optional[Report]:
@@ -218,7 +243,7 @@ class Supervisor:
         if problem:
             outcome, restart = Outcome("failed", problem, "not started"), False
         else:
-            self.record(
+            self.tell(
                 state="running", pid=process.pid, pid_started=process.started, started=started
             )
             self.sampler = self.sampler or Sampler(self.directory, self.asked.get("gpus"))
@@ -234,16 +259,20 @@ class Supervisor:
         last = dict(self.state, **outcome.as_state(), ended=time.time(), exit_code=code)
         if restart:
             restarts = int(self.state.get("restarts") or 0) + 1
-            self.record(attempts=past_attempts(last), restarts=restarts)
+            self.tell(attempts=past_attempts(last), restarts=restarts)
             return False
-        if again and outcome.cause in AGAIN and self.launched == "slurm" and self.leads:
-            self.submit_next(last)
-            return True
-        self.end(outcome, exit_code=code, started=started)
+        self.conclude(outcome, again, exit_code=code, started=started)
         return True
 
+    def conclude(self, outcome: Outcome, again: bool, **more: Any) -> None:
+        """The run's end; or, where Slurm has ended it and it may go on, another job's beginning."""
+        if again and outcome.cause in AGAIN and self.launched == "slurm" and self.leads:
+            self.submit_next(dict(self.state, **outcome.as_state(), ended=time.time(), **more))
+        else:
+            self.end(outcome, **more)
+
     def before_end(self, process: Process) -> None:
-        self.record(stopping=time.time())
+        self.tell(stopping=time.time())
         if self.group is not None:
             if self.group.ending is None:
                 self.group.tell(self.why_ending())
@@ -274,7 +303,9 @@ class Supervisor:
             self.stop.set()
         if self.launched == "slurm" and time.monotonic() - self.beat > HEARTBEAT_S:
             self.beat = time.monotonic()
-            self.record(heartbeat=time.time())
+            self.tell(heartbeat=time.time())
+        elif self.untold:
+            self.tell()
 
     def look(self, process: Process) -> Ended:
         interrupted = process.was_interrupted()
@@ -333,8 +364,7 @@ class Supervisor:
             return
         summary = read_json(self.path("summary.json")) or {}
         facts = notify.facts_of(os.path.basename(self.directory), self.asked, self.state, summary)
-        with contextlib.suppress(OSError):
-            self.record(notified=notify.post(address, facts))
+        self.tell(notified=notify.post(address, facts))
 
     def submit_others(self) -> None:
         """A place in the site's count of jobs may be free now. Never harms this run, which is
@@ -354,7 +384,7 @@ class Supervisor:
 
         def tell(reason: str) -> None:
             if self.state.get("waiting") != reason:
-                self.record(waiting=reason)
+                self.tell(waiting=reason)
 
         def take(uuids: List[str], indices: List[str]) -> None:
             self.asked.update(gpus=uuids, gpu_names=indices, queue=False)

@@ -1,6 +1,7 @@
 """What a run's command finds around it: the environment's programs first on PATH, its own modules,
 its GPUs, what was before."""
 
+import json
 import os
 import re
 from typing import Any, Dict, Iterable, List, Optional
@@ -19,6 +20,10 @@ MODULES = ".modules"
 is called."""
 PROGRESS = "run_progress.py"
 CHECKPOINTS = (".ckpt", ".pt", ".pth", ".safetensors")
+TRAINER_STATE = "/trainer_state.json"
+"""Written last of such a folder."""
+LONGEST_HEADER = 100_000_000
+"""Bytes, by the format of safetensors."""
 HIDDEN = ("TMUX", "REMOTE_AGENT_", "PYTHONHOME")
 TASKS = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE")
 """One process is started here; Lightning takes these for srun's and waits for the others."""
@@ -145,19 +150,42 @@ def _holds_modules(source: str) -> bool:
 
 
 def newest_checkpoint(directory: str, asked: Dict[str, Any]) -> Optional[str]:
-    """Of all that the run wrote, the file that looks like a checkpoint and was written last; or its
-    folder, where a trainer's state lies beside it (Hugging Face's form).
+    """Of all that the run wrote, the file that looks like a checkpoint and was written last, as a
+    whole; or its folder, where a trainer's state lies beside it (Hugging Face's form).
     """
     found = find_outputs(directory, release_of(layout_of(directory), asked)).files
-    names = {path for path, _, _, _ in found}
+    finished = {os.path.dirname(path) for path, _, _, _ in found if path.endswith(TRAINER_STATE)}
     dated = [
         (status.st_mtime_ns, path) for path, _, _, status in found if path.endswith(CHECKPOINTS)
     ]
-    if not dated:
-        return None
-    path = max(dated)[1]
-    folder = os.path.dirname(path)
-    return os.path.join(directory, folder if f"{folder}/trainer_state.json" in names else path)
+    for _, path in sorted(dated, reverse=True):
+        folder = os.path.dirname(path)
+        if folder in finished:
+            return os.path.join(directory, folder)
+        begun = finished and re.fullmatch(r"checkpoint-\d+", os.path.basename(folder))
+        if not begun and not is_cut_off(os.path.join(directory, path)):
+            return os.path.join(directory, path)
+    return None
+
+
+def is_cut_off(path: str) -> bool:
+    """Whether its writer was killed meanwhile, where its form tells: torch's, which is a zip, and
+    safetensors'."""
+    import zipfile  # nobody else waits for it
+
+    try:
+        with open(path, "rb") as file:
+            head, size = file.read(8), os.fstat(file.fileno()).st_size
+            if not head or head.startswith(b"PK"):
+                return not zipfile.is_zipfile(path)
+            length = int.from_bytes(head, "little")
+            if not path.endswith(".safetensors") or size < 8 or length > LONGEST_HEADER:
+                return False
+            rows = json.loads(file.read(length)).values()
+            end = max(int(row.get("data_offsets", (0, 0))[1]) for row in rows)
+            return size < 8 + length + end
+    except (OSError, ValueError, AttributeError, TypeError):
+        return True
 
 
 def checkpoints_of(home: str, asked: Dict[str, Any]) -> List[str]:

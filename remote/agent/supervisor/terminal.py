@@ -38,6 +38,9 @@ SEQUENCE = re.compile(
 )
 UNFINISHED = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*|\][^\x07\x1b]{0,4096}\x1b?|[()*+])?\Z|\r\Z")
 LONGEST = 64 << 10
+LAST_READS = 100
+KEPT = 1 << 20
+"""Bytes of the log that wait for a disk that is full."""
 READ_CALLS = {"x86_64": "0", "aarch64": "63", "ppc64le": "3", "riscv64": "63"}
 
 
@@ -108,7 +111,7 @@ class Screen:
         elif sign == b"\x08":
             del self.rows[self.row][-1:]
         elif sign[:2] == b"\x1b[":
-            count = int(sign[2:-1]) if sign[2:-1].isdigit() else 1
+            count = int(sign[2:-1][:9]) if sign[2:-1].isdigit() else 1
             if sign[-1:] in b"AF":
                 self.kept = min(LINES, max(self.kept, count))
                 self.row, self.fresh = max(0, self.row - count), True
@@ -131,6 +134,10 @@ def open_terminal() -> Tuple[int, int]:
     that a program gets."""
     own, programs = os.openpty()
     set_size(own, COLUMNS, LINES)
+    modes = termios.tcgetattr(programs)
+    # Ctrl-S, typed by mistake, would hold up a training until somebody finds out.
+    modes[0] &= ~termios.IXON
+    termios.tcsetattr(programs, termios.TCSANOW, modes)
     return own, programs
 
 
@@ -161,12 +168,12 @@ def fork(directory: str, own: int) -> int:
 
 def wait(pid: int) -> bool:
     """Until the terminal has told everything; a program that went its own way and still holds it is
-    not waited for."""
-    for number in (0, signal.SIGUSR1, signal.SIGKILL):
+    not waited for. The disk that the log lies on may stand still for a while."""
+    for number, seconds in ((0, 2.0), (signal.SIGUSR1, 30.0), (signal.SIGKILL, 2.0)):
         try:
             if number:
                 os.kill(pid, number)
-            end = time.monotonic() + 2.0
+            end = time.monotonic() + seconds
             while time.monotonic() < end:
                 if os.waitpid(pid, os.WNOHANG)[0]:
                     return True
@@ -186,6 +193,7 @@ class Terminal:
             os.path.join(directory, "train.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
         )
         self.attached = os.isatty(0) and os.isatty(1)
+        self.unwritten = bytearray()
         self.told: Dict[str, Any] = {}
         self.told_at = 0.0
         self.heard = time.monotonic()
@@ -199,6 +207,10 @@ class Terminal:
         try:
             while self._turn() and not self.over:
                 pass
+            # What was written until it was told to end: no program's last words are left unread.
+            for _ in range(LAST_READS):
+                if not (select.select([self.own], [], [], 0)[0] and self._turn()):
+                    break
         finally:
             self._write_log(self.screen.finish())
             if before is not None:
@@ -261,7 +273,14 @@ class Terminal:
             self.attached = False  # tmux has gone
             return
         self.interrupted = self.interrupted or CTRL_C in keys
-        os.write(self.own, keys)
+        # A program that reads nothing must not be held up by it: what it has no room for is lost.
+        os.set_blocking(self.own, False)
+        try:
+            os.write(self.own, keys)
+        except BlockingIOError:
+            pass
+        finally:
+            os.set_blocking(self.own, True)
 
     def _show(self, data: bytes) -> None:
         try:
@@ -271,14 +290,14 @@ class Terminal:
             self.attached = False
 
     def _write_log(self, data: bytes) -> None:
-        data = self.hide(data)
+        self.unwritten += self.hide(data)
         try:
-            while data:
-                data = data[os.write(self.log, data) :]
+            while self.unwritten:
+                del self.unwritten[: os.write(self.log, self.unwritten)]
         except OSError:
-            # a full disk: whoever watches that stops the run; its output must flow on until it has
-            # saved
-            pass
+            # A full disk: whoever watches that stops the run; its output must flow on until it has
+            # saved. Where there is room again, the newest of it is written.
+            del self.unwritten[:-KEPT]
 
     def _tell(self) -> None:
         self.told_at = time.monotonic()
