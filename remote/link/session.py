@@ -175,7 +175,7 @@ class Session:
                 return ask()
             except (ConnectionLost, Unreachable, StartsOrEnds) as error:
                 self.close()
-                self.was_there = self.was_there or isinstance(error, ConnectionLost)
+                self.was_there |= isinstance(error, (ConnectionLost, StartsOrEnds))
                 failed = 1 if time.monotonic() - began > WORKED_S else failed + 1
                 if not self.was_there or (tries is not None and failed >= tries):
                     raise

@@ -106,8 +106,9 @@ class TestPrograms:
         lab = Lab(make_server(), tmp_path, settings={"python": str(closed)})
         assert lab.task("status").code == 0
         done = lab.task("deploy")
-        refused(done, 8, f"{closed}: it does not run as python 3", "Permission denied")
-        assert done.err.count(str(closed)) == 1
+        assert done.code == 8 and len(done.error_lines) == 1, done
+        assert f"{closed}: it does not run as python 3" in done.error_lines[0]
+        assert "Permission denied" in done.error_lines[0] and done.err.count(str(closed)) == 1
 
     def test_no_tmux(self, make_server: MakeServer, tmp_path: Path) -> None:
         server = make_server(path=sparse_path(tmp_path / "bin", USUAL, without=["tmux"]))
