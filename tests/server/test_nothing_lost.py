@@ -3,35 +3,23 @@ people's projects as they are."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
-import shutil
-import tempfile
 import time
-import zipfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from remote.agent.runs import outputs
 from remote.agent.runs.outputs import CACHE_TAG, find_outputs, is_aside, mark_copied, matches
 from remote.agent.shared.trees import SYMLINK
-from remote.agent.supervisor.surroundings import newest_checkpoint
 from remote.loopback import LoopbackServer
 from remote.project.results import lock_file
 from remote.screen.display import Display
-from tests.support.faults import Lab, short_pauses, wait_until
-from tests.support.project import Content, Link, make_tree
-from tests.support.proxy import Relay
-from tests.support.sshd import MakeServer
+from tests.support.faults import Lab, wait_until
+from tests.support.project import make_tree
 
 WRITER = """
 mkdir -p checkpoint output/checkpoint-8 wandb/run-1 .hydra deep/er out __pycache__ .venv cached link
@@ -211,7 +199,8 @@ def test_links_that_lead_out_of_a_run_are_named_before_the_server_goes(
 
     monkeypatch.setattr(Display, "confirm", confirm)
     assert lab.task("fetch_results", then_shutdown=True).code == 0
-    assert f"What these lead to is not here: {run}/work/link/out." in asked[-1], asked
+    there = Path(run, "work", "link", "out")
+    assert f"What these lead to is not here: {there}." in asked[-1], asked
 
 
 def test_what_can_not_be_read_keeps_the_run(unprivileged: LoopbackServer, tmp_path: Path) -> None:
@@ -320,216 +309,3 @@ def test_code_is_compared_by_content_where_times_do_not_tell(
     (tmp_path / "work/b").unlink()
     (tmp_path / "work/b").symlink_to("a")
     assert ("work/b", 1, SYMLINK) in [row[:3] for row in find_outputs(str(tmp_path), release).files]
-
-
-NAMES = st.sampled_from(
-    ["a", "b.pt", ".hidden", "x.part", "y.tmp", "Ä ö", "out", "data", "run.json.12345678.tmp"]
-)
-PATHS = st.lists(NAMES, min_size=1, max_size=3).map("/".join)
-TREES = st.dictionaries(PATHS, st.integers(0, 200_000), max_size=8)
-
-
-def plausible(tree: dict[str, int]) -> dict[str, int]:
-    """Without files where a folder is wanted."""
-    return {
-        path: size
-        for path, size in tree.items()
-        if not any(other.startswith(path + "/") for other in tree)
-    }
-
-
-@pytest.fixture
-def played(server: LoopbackServer) -> Iterator[Lab]:
-    directory = Path(tempfile.mkdtemp())
-    with Relay(server.host, server.port) as relay:
-        lab = Lab(
-            server,
-            directory,
-            relay=relay,
-            name="nothing-lost",
-            files={"train.sh": "echo up\n", "kept.txt": "kept"},
-        )
-        assert lab.task("train", name="first").code == 0
-        wait_until(lambda: lab.rows()[0]["state"] == "finished")
-        yield lab
-    shutil.rmtree(directory, ignore_errors=True)
-
-
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(
-    tree=TREES.map(plausible),
-    top=TREES.map(plausible),
-    patterns=st.lists(st.sampled_from(["out", "*.pt", "a", ".hidden/*"]), max_size=2),
-    cuts=st.lists(st.integers(0, 400_000), max_size=2),
-    late=st.booleans(),
-)
-def test_clean_never_removes_a_byte_that_is_not_here(
-    played: Lab,
-    tree: dict[str, int],
-    top: dict[str, int],
-    patterns: list[str],
-    cuts: list[int],
-    late: bool,
-) -> None:
-    """Random trees, patterns, sizes and cuts; after each step every byte of the run is on the
-    server or here."""
-    lab = played
-    first = next(path for path in sorted((lab.root / "runs").iterdir()) if "-first-" in path.name)
-    run = first.with_name("20260101-000000-played-0000")
-    for place in (run, lab.results / run.name):
-        shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(first, run, symlinks=True)
-    (run / ".fetched.json").unlink(missing_ok=True)
-    for base, files in (("work/made", tree), ("more", top)):
-        make_tree(run / base, {path: os.urandom(size) for path, size in files.items()})
-    lab.settings = {"results": ",".join(patterns)}
-    there = contents(run)
-    with short_pauses():
-        for cut in cuts:
-            assert lab.relay is not None
-            lab.relay.cut_after(cut, "down")
-            assert lab.task("fetch_results", run=run.name).code in (0, 3, 4)
-            lab.relay.mend()
-            lab.task("clean", yes=True, route=lab.server)
-            nothing_lost(there, run, lab.results / run.name)
-            if not run.exists():
-                return  # that cut came too late to cut anything
-        assert lab.task("fetch_results", run=run.name, route=lab.server).code == 0
-    if late:
-        make_tree(run, {"work/late": "late"})
-        there = contents(run)
-    assert lab.task("clean", yes=True, route=lab.server).code == 0
-    nothing_lost(there, run, lab.results / run.name)
-    assert run.exists() or not late
-    outside = [
-        path
-        for path in tree
-        if patterns and not any(matches("made/" + path, pattern) for pattern in patterns)
-    ]
-    assert run.exists() or not outside
-    if not patterns and not late:
-        assert not run.exists()
-
-
-def contents(run: Path) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
-    for base in ("work/made", "more", "work/late"):
-        for path in [run / base, *(run / base).rglob("*")]:
-            with contextlib.suppress(IsADirectoryError, FileNotFoundError):
-                found[path.relative_to(run).as_posix()] = path.read_bytes()
-    return found
-
-
-def nothing_lost(there: dict[str, bytes], run: Path, copy: Path) -> None:
-    for path, data in there.items():
-        places: list[Any] = [place / path for place in (run, copy) if (place / path).is_file()]
-        assert any(place.read_bytes() == data for place in places), path
-
-
-MOVES = """
-echo "attempt $REMOTE_ATTEMPT from ${REMOTE_CHECKPOINT##*/}"
-[ -e checkpoint/ckpt.pth ] && cat last.ckpt config.yaml .hidden/state && exit 0
-mkdir checkpoint .hidden; echo weights > checkpoint/ckpt.pth; ln -s checkpoint/ckpt.pth last.ckpt
-echo b >> config.yaml
-echo hidden > .hidden/state; rm linked; echo real > linked; exit 3
-"""
-
-
-def test_on_another_server_a_run_finds_all_that_it_wrote(
-    make_server: MakeServer, tmp_path: Path
-) -> None:
-    """As its next attempt does on its own: changed code, hidden files and links among it."""
-    files: dict[str, Content] = {
-        "train.sh": MOVES,
-        "config.yaml": "a\n",
-        "linked": Link("config.yaml"),
-    }
-    first = make_server()
-    lab = Lab(first, tmp_path, files=files, settings={"results": ""})
-    assert lab.task("train").code in (0, 10)
-    wait_until(lambda: lab.rows()[0]["state"] == "failed")
-    assert lab.task("fetch_results").code == 0
-    lab.server = make_server()
-    done = lab.task("train", resume="latest", follow=True)
-    assert done.code == 0, done
-    place = next((lab.root / "runs").glob("2*"))
-    assert (
-        (place / "train.log")
-        .read_text()
-        .endswith("attempt 2 from last.ckpt\nweights\na\nb\nhidden\n")
-    )
-    assert (place / "work/linked").read_text() == "real\n" and os.readlink(
-        place / "work/last.ckpt"
-    ) == "checkpoint/ckpt.pth"
-    # The first server has it, too, as it was: that comes to another place only.
-    assert lab.task("fetch_results").code == 0
-    log = lab.results / place.name / "train.log"
-    whole = log.read_bytes()
-    lab.server = first
-    done = lab.task("fetch_results")
-    assert done.code == 12 and "holds a later attempt of it" in done.err
-    assert log.read_bytes() == whole
-    assert lab.task("fetch_results", dest=str(tmp_path / "elsewhere")).code == 0
-
-
-def test_on_another_server_a_run_goes_on_from_what_it_wrote_last(
-    make_server: MakeServer, tmp_path: Path
-) -> None:
-    """Not from what came last, by its name."""
-    script = (
-        'echo "from ${REMOTE_CHECKPOINT##*/}"; [ -e epoch_9.pt ] && exit 0\n'
-        "echo 9 > epoch_9.pt; ln -s epoch_9.pt last.pt; sleep 0.1; echo 10 > epoch_10.pt; exit 3\n"
-    )
-    lab = Lab(make_server(), tmp_path, files={"train.sh": script}, settings={"results": ""})
-    assert lab.task("train").code in (0, 10)
-    wait_until(lambda: lab.rows()[0]["state"] == "failed")
-    assert lab.task("fetch_results").code == 0
-    lab.server = make_server()
-    assert lab.task("train", resume="latest", follow=True).code == 0
-    place = next((lab.root / "runs").glob("2*"))
-    assert (place / "train.log").read_text().splitlines() == ["from ", "from epoch_10.pt"]
-
-
-def test_the_newest_checkpoint_of_any_program(tmp_path: Path) -> None:
-    run = tmp_path / "runs" / "r"
-    assert newest_checkpoint(str(run), {}) is None
-    folder = "work/output/checkpoint-8/"
-    make_tree(
-        run,
-        {f"{folder}model.safetensors": "a", f"{folder}trainer_state.json": "{}", "train.log": "x"},
-    )
-    assert newest_checkpoint(str(run), {}) == str(run / "work/output/checkpoint-8")
-    make_tree(run, {"checkpoints/epoch=3.ckpt": "b"})
-    os.utime(run / "checkpoints/epoch=3.ckpt", (2e9, 2e9))
-    assert newest_checkpoint(str(run), {}) == str(run / "checkpoints/epoch=3.ckpt")
-
-
-def test_what_a_kill_has_cut_off_is_no_checkpoint(tmp_path: Path) -> None:
-    """Every attempt after it would fail to load that."""
-    header = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
-    tensors = len(header).to_bytes(8, "little") + header + bytes(16)
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        archive.writestr("archive/data.pkl", b"x" * 1000)
-    run = tmp_path / "runs" / "r"
-    files: dict[str, Content] = {
-        "work/1.pt": packed.getvalue(),
-        "work/2.safetensors": tensors,
-        "work/3.safetensors": tensors[:-1],
-        "work/4.pt": packed.getvalue()[:-10],
-        "work/5.pth": b"",
-    }
-    make_tree(run, files)
-    for number, name in enumerate(files):
-        os.utime(run / name, (1e9 + number,) * 2)
-    assert newest_checkpoint(str(run), {}) == str(run / "work/2.safetensors")
-    (run / "work/2.safetensors").unlink()
-    assert newest_checkpoint(str(run), {}) == str(run / "work/1.pt")
-    # A folder of Hugging Face's is whole once the trainer's state is there, which comes last.
-    make_tree(run, {"work/out/checkpoint-8/model.safetensors": tensors})
-    assert newest_checkpoint(str(run), {}) == str(run / "work/out/checkpoint-8/model.safetensors")
-    make_tree(run, {"work/out/checkpoint-8/trainer_state.json": "{}"})
-    make_tree(run, {"work/out/checkpoint-9/model.safetensors": tensors})
-    assert newest_checkpoint(str(run), {}) == str(run / "work/out/checkpoint-8")

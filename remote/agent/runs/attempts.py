@@ -90,3 +90,9 @@ def settle(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) -> Dict
     ended["token"] = new_token()
     write_json(os.path.join(directory, "state.json"), ended)
     return ended
+
+
+def after_job(asked: Dict[str, Any]) -> Dict[str, Any]:
+    """The next attempt starts when this job has ended."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return dict(asked, slurm=dict(asked.get("slurm") or {}, after=job)) if job else asked

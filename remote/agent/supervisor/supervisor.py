@@ -18,6 +18,7 @@ from remote.agent.root.calls import Refusal
 from remote.agent.root.disk import mount_of
 from remote.agent.root.paths import layout_of, read_json, read_text, write_json
 from remote.agent.runs.attempts import (
+    after_job,
     next_attempt,
     past_attempts,
     restarts_left,
@@ -396,9 +397,3 @@ class Supervisor:
     def who_stopped(self) -> str:
         who = (read_json(self.path("stop.json")) or {}).get("who")
         return f"stopped by {who}" if who else "stopped by a signal"
-
-
-def after_job(asked: Dict[str, Any]) -> Dict[str, Any]:
-    """The next attempt starts when this job has ended."""
-    job = os.environ.get("SLURM_JOB_ID")
-    return dict(asked, slurm=dict(asked.get("slurm") or {}, after=job)) if job else asked
