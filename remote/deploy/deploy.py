@@ -4,7 +4,6 @@ did nothing."""
 from __future__ import annotations
 
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +50,8 @@ def deploy(session: Session, data: str | None = None, refresh: bool = False) -> 
     """Update the server to this project's state. `data`: also look for this path there.
     `refresh`: the environment is made anew, with what branches and ranges stand for today."""
     requirements = read_requirements(session)
-    release = build_release_while_opening(session)
+    session.open()  # the login waits for the network, while files are listed and hashed
+    release = session.project.build_release()
     if session.project.has_own_trainer:
         sent = (entry.path for entry in release.entries)
         require_whole_trainer(session.project.directory, sent)
@@ -66,14 +66,6 @@ def deploy(session: Session, data: str | None = None, refresh: bool = False) -> 
     session.remember_agent()
     local = tuple(reading.local_packages(requirements))
     return Deployed(release, facts, made, (*steps, step), local)
-
-
-def build_release_while_opening(session: Session) -> Release:
-    """Listing and hashing go on while the login waits for the network."""
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(session.project.build_release)
-        session.open()
-        return future.result()
 
 
 def read_requirements(session: Session) -> str:

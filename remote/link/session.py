@@ -3,6 +3,7 @@ settings."""
 
 from __future__ import annotations
 
+import functools
 import getpass
 import hashlib
 import logging
@@ -16,8 +17,8 @@ from typing import Any, TypeVar
 from remote.errors import ConnectionLost, StartsOrEnds, Unreachable
 from remote.link.agent_program import agent_hash
 from remote.link.answer import A
-from remote.link.answers import Runs
 from remote.link.link import Link, OnEvent, Upload
+from remote.project.git import project_identity
 from remote.project.own_trainer import runs_own_trainer
 from remote.project.release import build_release
 from remote.records import Release, Settings
@@ -43,11 +44,15 @@ def who_am_i() -> str:
 
 @dataclass(frozen=True)
 class Project:
-    """The project here. `identity`: its first commit, None without git."""
+    """The project here."""
 
     directory: Path
     settings: Settings
-    identity: str | None = None
+
+    @functools.cached_property
+    def identity(self) -> str | None:
+        """Its first commit; None without git."""
+        return project_identity(self.directory)
 
     @property
     def has_own_trainer(self) -> bool:
@@ -113,6 +118,8 @@ class Session:
     def log_in(self) -> None:
         """`open`, and wait for an answer: whatever the login asks has been asked then, and nothing
         that is drawn hides it."""
+        from remote.link.answers import Runs
+
         self.ask(Runs)
 
     @property

@@ -115,14 +115,18 @@ class Book:
     def __init__(self, project: Project, name: str) -> None:
         self.name = name
         self.directory = project.dest / "sweeps" / name
-        self.points = self._read()
+        self.points: list[Point] = []
+        # What all points share; None: not known, or not started.
+        self.shared: dict[str, Any] | None = None
+        self._read()
 
-    def _read(self) -> list[Point]:
+    def _read(self) -> None:
         try:
             value = json.loads((self.directory / "sweep.json").read_text(encoding="utf-8"))
-            return [Point(**point) for point in value["points"]]
+            self.points = [Point(**point) for point in value["points"]]
+            self.shared = value.get("shared")
         except FileNotFoundError:
-            return []
+            pass
         except (OSError, ValueError, KeyError, TypeError):
             raise UsageError(
                 f"{self.directory}/sweep.json can't be read",
@@ -130,7 +134,17 @@ class Book:
                 remedy="remove it, and give another --name",
             ) from None
 
-    def add(self, values: Iterable[Mapping[str, str]]) -> None:
+    def add(self, values: Iterable[Mapping[str, str]], shared: Mapping[str, Any]) -> None:
+        """Raises UsageError where points were started otherwise: they would count as done."""
+        begun = self.shared if any(point.sent for point in self.points) else None
+        other = [key for key in shared if (begun or shared).get(key) != shared[key]]
+        if other:
+            raise UsageError(
+                f"the sweep {self.name!r} was started with another {other[0]}",
+                step="sweep",
+                remedy="repeat its command as it was, or give another --name",
+            )
+        self.shared = dict(shared)
         known = [dict(point.values) for point in self.points]
         self.points += [Point(new) for new in values if dict(new) not in known]
         self.write()
@@ -145,9 +159,20 @@ class Book:
         self.directory.mkdir(parents=True, exist_ok=True)
         place = self.directory / "sweep.json"
         rows = [dataclasses.asdict(point) for point in self.points]
-        text = json.dumps({"name": self.name, "points": rows}, indent=1)
+        text = json.dumps({"name": self.name, "shared": self.shared, "points": rows}, indent=1)
         place.with_suffix(".tmp").write_text(text, encoding="utf-8")
         os.replace(place.with_suffix(".tmp"), place)
+
+
+def shared_by_all(project: Project, options: TrainOptions) -> dict[str, Any]:
+    """Of what was typed and set, what decides every point's result; named as people know it."""
+    return {
+        "remote.command": project.settings.command,
+        "--recipe": options.recipe or project.settings.recipe,
+        "--set": sorted(options.set),
+        "--data": options.data,
+        "command behind --": list(options.arguments or ()),
+    }
 
 
 def default_name(project: Project, options: TrainOptions, grid: Sequence[str]) -> str:

@@ -245,7 +245,6 @@ def run(context: Any, name: str, body: Callable[[Work], int], json: bool, server
 def make_work(context: Any, name: str, display: Display, server: bool) -> Work:
     """Raises UsageError for wrong settings, or where hosts or words are missing or too many."""
     from remote.link.session import Project
-    from remote.project.git import project_identity
     from remote.project.settings import parse_settings
     from remote.screen.language import choose_language
 
@@ -258,8 +257,7 @@ def make_work(context: Any, name: str, display: Display, server: bool) -> Work:
     targets = [complete_target(target, context, settings) for target in LINE.targets]
     if not targets and server:
         raise UsageError(f"{name} needs a server", remedy=f"fab -H user@host[:port] {name}")
-    identity = project_identity(LINE.project) if targets else None
-    return Work(name, Project(LINE.project, settings, identity), targets, LINE.words, display)
+    return Work(name, Project(LINE.project, settings), targets, LINE.words, display)
 
 
 def complete_target(target: Target, context: Any, settings: Settings) -> Target:

@@ -35,10 +35,11 @@ def deploy(work: Work, refresh: bool = False) -> int:
 
 
 def deploy_all(work: Work, refresh: bool) -> int:
-    from remote.deploy.deploy import deploy as deploy_one
-    from remote.deploy.shown import deploy_json, show_summary
-
     def deploy_to(session: Session) -> dict[str, Any]:
+        session.open()  # the login waits for the network, while the rest is loaded
+        from remote.deploy.deploy import deploy as deploy_one
+        from remote.deploy.shown import deploy_json, show_summary
+
         deployed = deploy_one(session, refresh=refresh)
         show_summary(session, deployed)
         return deploy_json(session, deployed)

@@ -65,7 +65,7 @@ def sweep(
         sweeps.request_of(work.project, options, point)
     chosen = sweeps.check_name(name or sweeps.default_name(work.project, options, grid))
     book = sweeps.Book(work.project, chosen)
-    book.add(values)
+    book.add(values, sweeps.shared_by_all(work.project, options))
     targets = {target.spec: target for target in work.targets}
     up = work.those_up(work.on_all(ask_facts), "its part goes to the others")
     hosts = {target.spec: facts for target, facts in up}

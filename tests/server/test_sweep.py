@@ -120,6 +120,8 @@ def test_the_same_command_starts_nothing_twice_and_goes_on_where_it_was_cut(
     assert again.code == 0 and "a: 0 runs started" in again.out and "b: 0 runs" in again.out, again
     wait_until(lab.finished)
     assert set(lab.ran().values()) == {1} and len(lab.ran()) == 6
+    other = lab.sweep(words=(*WORDS, "--for", "1"), name="rates")
+    assert other.code == 2 and "started with another command behind --" in other.err, other
     more = lab.sweep(name="rates", grid=["lr=70,80", "seed=1,2,3,4"])
     assert "8 of 8 points" in more.out
     wait_until(lambda: lab.finished(8))

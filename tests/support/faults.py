@@ -123,7 +123,7 @@ class Lab:
         return {**SETTINGS, "ssh": PROGRAM, "root": f"~/projects/{self.name}", **self.settings}
 
     def parsed_project(self) -> Project:
-        return Project(self.project, parse_settings(self.all_settings, self.project), None)
+        return Project(self.project, parse_settings(self.all_settings, self.project))
 
     def task(
         self, name: str, /, route: LoopbackServer | Route | None = None, **options: Any

@@ -58,7 +58,7 @@ class Desk:
 
     def __init__(self, folder: Path) -> None:
         self.results = folder / "results"
-        self.project = Project(folder, Settings(dest="results"), None)
+        self.project = Project(folder, Settings(dest="results"))
         self.dest = folder / "submission"
         self.told = ""
         source = {"trainer/train.py": "print(1)\n", "odd\nname\\x": "1", "run.sh": "true\n"}
