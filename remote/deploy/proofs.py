@@ -25,7 +25,7 @@ class Ready:
 
 def proof_of(environment: Environment, facts: Facts) -> Proof | None:
     """The newest proof that was made on this host in this boot."""
-    here = facts.prover
+    here = facts.gpus.boot_id, facts.gpus.host
     return next(
         (proof for proof in reversed(environment.proofs) if (proof.boot_id, proof.host) == here),
         None,

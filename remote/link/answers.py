@@ -4,12 +4,11 @@ whoever runs the server; facts.py has what is known of the server itself."""
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from remote.agent.shared.gpu_choice import GpuReport, parse_gpus
+from remote.agent.shared.gpu_choice import NOT_ASKED, GpuReport
 from remote.agent.shared.states import State
 from remote.link.answer import Answer
 from remote.link.facts import Environment, Interpreter, Proof
@@ -221,14 +220,9 @@ class Overview(Answer):
 
     OP = "overview"
 
-    # What nvidia-smi said, for gpu_choice.parse_gpus.
-    gpu: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    gpus: GpuReport = NOT_ASKED
     # Those that have not ended.
     runs: tuple[Run, ...] = ()
-
-    @functools.cached_property
-    def gpus(self) -> GpuReport:
-        return parse_gpus(self.gpu)
 
 
 @dataclass(frozen=True)

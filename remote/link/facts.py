@@ -4,12 +4,11 @@ all of it in one answer."""
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from remote.agent.shared.gpu_choice import Gpu, GpuReport, parse_gpus, unusable_reason
+from remote.agent.shared.gpu_choice import NOT_ASKED, Gpu, GpuReport, unusable_reason
 from remote.link.answer import Answer
 
 
@@ -147,8 +146,8 @@ class Facts(Answer):
     system: System = System()
     tmux: str | None = None
     sbatch: str | None = None
-    # What nvidia-smi said, for gpu_choice.parse_gpus.
-    gpu: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # Of a node, where the cluster was asked.
+    gpus: GpuReport = NOT_ASKED
     environments: tuple[Environment, ...] = ()
     releases: tuple[Mapping[str, Any], ...] = ()
     current: str | None = None
@@ -161,17 +160,6 @@ class Facts(Answer):
     datasets: Datasets = Datasets()
     # Where the path that was asked about lies there.
     data_path: str | None = None
-
-    @functools.cached_property
-    def gpus(self) -> GpuReport:
-        return parse_gpus(self.gpu)
-
-    @property
-    def prover(self) -> tuple[str | None, str | None]:
-        """Boot and name of the host whose GPUs these are: a node, where the cluster was asked."""
-        node = self.gpu.get("node") or {}
-        here = self.system.boot_id, self.system.host
-        return (node.get("boot_id"), node.get("host")) if node else here
 
     @property
     def usable(self) -> list[Gpu]:

@@ -216,8 +216,8 @@ REPLIES: list[tuple[str, str, Callable[[str, dict[str, Any]], Frames], int]] = [
     (
         "GPUs of nonsense",
         "check_gpu",
-        always(({"result": {"root": {"path": "/x"}, "gpu": {"found": True, "gpus": [1]}}}, b"")),
-        0,
+        always(({"result": {"root": {"path": "/x"}, "gpus": {"found": True, "gpus": [1]}}}, b"")),
+        13,
     ),
     (
         "wants what is not in the release",

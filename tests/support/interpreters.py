@@ -48,16 +48,14 @@ def image(path: str = "/opt/conda/bin/python", **more: Any) -> dict[str, Any]:
 
 
 def gpu_facts(
-    driver: str = "550.54.15", cap: str = "9.0", name: str = "H100", uuid: str = "GPU-1"
+    driver: str = "550.54.15", cap: float | None = 9.0, name: str = "H100", uuid: str = "GPU-1"
 ) -> dict[str, Any]:
-    fields = ["index", "uuid", "name", "compute_cap", "driver_version"]
-    return {
-        "found": True,
-        "gpus": {"exit": 0, "fields": fields, "output": f"0, {uuid}, {name}, {cap}, {driver}\n"},
-    }
+    gpu = {"index": 0, "uuid": uuid, "name": name, "compute_capability": cap}
+    return {"found": True, "gpus": [gpu], "driver_version": driver, **HERE}
 
 
-NO_GPU: dict[str, Any] = {"found": False}
+HERE = {"boot_id": "boot", "host": "box"}
+NO_GPU: dict[str, Any] = {"found": False, **HERE}
 
 
 def make_facts(
@@ -66,7 +64,7 @@ def make_facts(
     inspected: bool = True,
     **more: Any,
 ) -> dict[str, Any]:
-    facts = {"system": SYSTEM, "gpu": gpu, "environments": [], "runs": [], **more}
+    facts = {"system": SYSTEM, "gpus": gpu, "environments": [], "runs": [], **more}
     inspection = {"interpreters": list(interpreters), "uv": None}
     told = {"inspection": inspection, "resolution": {}, "on_top": {}}
     return told | facts if inspected else facts

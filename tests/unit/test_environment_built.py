@@ -59,8 +59,8 @@ def test_the_base_is_the_newest_that_torch_has_wheels_for_and_that_can_make_a_ve
     [
         (gpu_facts("580.1"), "auto", "default"),
         (gpu_facts("550.1"), "auto", "cu126"),
-        (gpu_facts("580.1", cap="7.0", name="Tesla V100"), "auto", "cu126"),
-        (gpu_facts("470.1", cap="8.0"), "auto", "cu118"),
+        (gpu_facts("580.1", cap=7.0, name="Tesla V100"), "auto", "cu126"),
+        (gpu_facts("470.1", cap=8.0), "auto", "cu118"),
         (gpu_facts("550.1"), "cu121", "cu121"),
         (gpu_facts("550.1"), "cpu", "cpu"),
         (NO_GPU, "auto", "default"),
@@ -230,14 +230,14 @@ def test_a_server_whose_pip_asks_no_index_is_not_sent_to_one() -> None:
 
 def test_a_driver_too_old_for_any_torch_is_told_before_gigabytes_are_fetched() -> None:
     with pytest.raises(GpuUnfit, match="too old for any torch build") as caught:
-        plan(interpreter("/p"), gpu=gpu_facts("390.1", cap="6.1"))
+        plan(interpreter("/p"), gpu=gpu_facts("390.1", cap=6.1))
     assert "remote.torch: cpu" in str(caught.value.remedy)
 
 
 def test_a_gpu_too_old_for_any_torch_is_known_by_name_where_the_driver_does_not_tell() -> None:
     with pytest.raises(GpuUnfit, match="no torch build has kernels for all of these GPUs"):
-        plan(interpreter("/p"), gpu=gpu_facts("470.1", cap="[N/A]", name="Tesla K80"))
-    found = plan(interpreter("/p"), gpu=gpu_facts("470.1", cap="[N/A]", name="Tesla V100"))
+        plan(interpreter("/p"), gpu=gpu_facts("470.1", cap=None, name="Tesla K80"))
+    found = plan(interpreter("/p"), gpu=gpu_facts("470.1", cap=None, name="Tesla V100"))
     assert found.args["torch"]["build"] == "cu118"
 
 

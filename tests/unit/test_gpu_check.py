@@ -8,16 +8,15 @@ import pytest
 
 from remote.agent.environments.gpu_check import judge
 from remote.agent.root.calls import Refusal
-
-FIELDS = ["index", "uuid", "name", "compute_cap", "driver_version"]
-
-
-def smi(gpus: int) -> dict[str, Any]:
-    rows = "".join(f"{index}, GPU-{index}, H100, 9.0, 550.1\n" for index in range(gpus))
-    return {"found": True, "gpus": {"exit": 0, "fields": FIELDS, "output": rows}}
+from remote.agent.shared.gpu_choice import Gpu, GpuReport
 
 
-RAW = smi(1)
+def smi(count: int) -> GpuReport:
+    gpus = (Gpu(n, f"GPU-{n}", "H100", compute_capability=9.0) for n in range(count))
+    return GpuReport(tuple(gpus), driver_version="550.1", found=True)
+
+
+ONE = smi(1)
 GOOD: dict[str, Any] = {"number": 0, "name": "H100", "capability": "9.0", "ok": True}
 
 
@@ -35,19 +34,19 @@ def proof(*devices: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("proved", "raw", "ok", "gpu", "reason"),
+    ("proved", "report", "ok", "gpu", "reason"),
     [
-        (proof(GOOD), RAW, True, True, None),
+        (proof(GOOD), ONE, True, True, None),
         (
             proof(available=False),
-            {"found": False},
+            GpuReport(found=False),
             True,
             False,
             "no GPU: training will run on the CPU",
         ),
         (
             proof(available=False),
-            {"found": True, "gpus": {"exit": 18}},
+            GpuReport(found=True, fails=True),
             False,
             False,
             "nvidia-smi fails",
@@ -55,7 +54,7 @@ def proof(*devices: dict[str, Any], **more: Any) -> dict[str, Any]:
         (proof(GOOD), smi(2), True, True, "torch sees 1 of 2 GPUs"),
         (
             proof(GOOD | {"ok": False, "busy": True, "problem": "CUDA out of memory"}),
-            RAW,
+            ONE,
             False,
             False,
             "full or reserved",
@@ -63,9 +62,9 @@ def proof(*devices: dict[str, Any], **more: Any) -> dict[str, Any]:
     ],
 )
 def test_what_a_trial_means(
-    proved: dict[str, Any], raw: dict[str, Any], ok: bool, gpu: bool, reason: str | None
+    proved: dict[str, Any], report: GpuReport, ok: bool, gpu: bool, reason: str | None
 ) -> None:
-    told = judge(proved, raw, {})
+    told = judge(proved, report, {})
     assert (told["ok"], told["gpu"]) == (ok, gpu) and (
         told["reason"] is None if reason is None else reason in told["reason"]
     )
@@ -111,11 +110,11 @@ def test_what_does_not_work_together_is_an_error_with_its_remedy(
 ) -> None:
     with pytest.raises(Refusal, match=message) as caught:
         judge(
-            proved, RAW, {"kind": "venv", "base": "/usr/bin/python3", "wanted": {"torch": "auto"}}
+            proved, ONE, {"kind": "venv", "base": "/usr/bin/python3", "wanted": {"torch": "auto"}}
         )
     assert remedy in str(caught.value.remedy)
 
 
 def test_a_cpu_build_that_was_asked_for_is_no_error() -> None:
-    told = judge(proof(cuda=None, available=False), RAW, {"wanted": {"torch": "cpu"}})
+    told = judge(proof(cuda=None, available=False), ONE, {"wanted": {"torch": "cpu"}})
     assert told["ok"] and "remote.torch is cpu" in told["reason"]

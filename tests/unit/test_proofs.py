@@ -35,7 +35,7 @@ def needed(environment: Mapping[str, Any], gpu: Mapping[str, Any] | None = None)
 
 
 def facts_of(environment: Mapping[str, Any], gpu: Mapping[str, Any] | None = None) -> Facts:
-    told = {"system": SYSTEM, "environments": [environment], "gpu": gpu or gpu_facts()}
+    told = {"system": SYSTEM, "environments": [environment], "gpus": gpu or gpu_facts()}
     return decode(Facts, told | {"root": {"path": "/r"}})
 
 

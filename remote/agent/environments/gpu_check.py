@@ -9,7 +9,6 @@ from typing import Any, Dict, List, Optional
 from remote.agent.environments.python_places import plain_environment
 from remote.agent.launchers.slurm_nodes import node_report, on_a_node
 from remote.agent.machine import gpus
-from remote.agent.machine.processes import boot_id
 from remote.agent.machine.programs import begin, watch
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import read_json, write_json
@@ -87,14 +86,14 @@ def environment_prove(call: Call, key: str, slurm: Optional[List[str]] = None) -
     if not record.get("needs_torch"):
         reason = "the requirements name no torch: nothing to prove on a GPU"
         return {"proof": {"ok": True, "gpu": None, "reason": reason}}
-    raw = node_report(call.layout.root, slurm) if slurm else gpus.query_gpus()
-    if slurm and not raw.get("node"):
-        return not_tried(str(raw.get("problem") or "no srun"))
-    proof = begin_proof(raw)
+    report = node_report(call.layout.root, slurm) if slurm else gpus.look_at_gpus()
+    if not report.host:
+        return not_tried(str(report.problem))
+    proof = begin_proof(report)
     started = time.monotonic()
     try:
         proof.update(run_script(call, (on_a_node(slurm) or []) if slurm else [], record))
-        proof.update(judge(proof, raw, record))
+        proof.update(judge(proof, report, record))
     except Refusal as refusal:
         if slurm and "Unable to allocate" in refusal.message:
             return not_tried(refusal.message)
@@ -115,12 +114,10 @@ def ready_record(directory: str, key: str) -> Dict[str, Any]:
     return record
 
 
-def begin_proof(raw: Dict[str, Any]) -> Dict[str, Any]:
+def begin_proof(report: GpuReport) -> Dict[str, Any]:
     """Of which machine it is, as nvidia-smi and the kernel tell it."""
-    node = raw.get("node") or {"host": os.uname().nodename, "boot_id": boot_id()}
-    report = gpu_choice.parse_gpus(raw)
     uuids = sorted(gpu.uuid for gpu in report.gpus)
-    own = {"boot_id": node["boot_id"], "host": node["host"], "time": time.time()}
+    own = {"boot_id": report.boot_id, "host": report.host, "time": time.time()}
     return {"driver": report.driver_version, "gpu_uuids": uuids, **own}
 
 
@@ -131,10 +128,9 @@ def not_tried(why: str) -> Dict[str, Any]:
     return {"proof": {"ok": True, "gpu": None, "reason": reason}}
 
 
-def judge(proof: Dict[str, Any], raw: Dict[str, Any], record: Dict[str, Any]) -> Dict[str, Any]:
+def judge(proof: Dict[str, Any], report: GpuReport, record: Dict[str, Any]) -> Dict[str, Any]:
     """ok, gpu and reason from what torch did and what nvidia-smi shows. Raises Refusal where they
     don't fit. Pure."""
-    report = gpu_choice.parse_gpus(raw)
     if proof.get("failed"):
         raise _not_imported(proof["failed"], record)
     working = [device for device in proof["devices"] if device.get("ok")]
@@ -144,8 +140,7 @@ def judge(proof: Dict[str, Any], raw: Dict[str, Any], record: Dict[str, Any]) ->
     ]
     version = f"torch {proof.get('torch')}"
     if not report.gpus and not proof["devices"]:
-        shown = (raw.get("gpus") or {}).get("exit")
-        if raw.get("found") and shown not in (0, 6):
+        if report.fails:
             return _without_gpu(False, "nvidia-smi fails, and torch sees no GPU")
         return _without_gpu(True, "no GPU: training will run on the CPU")
     if report.gpus and not proof.get("cuda") and not proof.get("hip"):

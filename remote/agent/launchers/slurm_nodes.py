@@ -1,20 +1,24 @@
 """The cluster's GPU nodes, seen from a login node that has no GPU: what one of them shows, and who
 has them."""
 
+import dataclasses
 import os
 import re
 import time
 from typing import Any, Dict, List, Optional
 
 from remote.agent.launchers.slurm_queue import ask, find
-from remote.agent.machine.gpus import APP_FIELDS, FORMAT, GPU_FIELDS
+from remote.agent.machine.gpus import FORMAT, GPU_FIELDS, NO_TOOL, read_report
+from remote.agent.machine.programs import NOT_STARTED, Said
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import read_json, write_json
+from remote.agent.shared.gpu_choice import GpuReport
 
 NOW_S = 10
 """A node that is not free within this time is not waited for."""
 KEPT_S, BUSY_S = 30 * 86400.0, 600.0
 """For how long what a node showed is taken to be so, and that none was free."""
+NOTHING = Said(0, "", "")
 COLUMNS = "NodeList:80|,Partition:40|,StateLong:20|,Gres:200|,GresUsed:200|,Available:10|"
 """With widths: what is longer than 20 would be cut."""
 SCRIPT = 'uname -n; cat /proc/sys/kernel/random/boot_id; exec nvidia-smi "$@"'
@@ -50,33 +54,35 @@ def raise_if_refused(directory: str, build: Dict[str, Any]) -> None:
     raise Refusal("GpuUnfit", f"Slurm refuses the job that builds: {words}", remedy)
 
 
-def node_report(root: str, options: List[str]) -> Dict[str, Any]:
-    """As `query_gpus` tells it of a machine; with `node`: host and boot_id. Kept in the root."""
-    place = os.path.join(root, ".slurm-node.json")
+def node_report(root: str, options: List[str]) -> GpuReport:
+    """The GPUs of a node; without a host where none could be asked. What it said is kept in the
+    root."""
+    place = os.path.join(root, ".slurm-gpus.json")
     kept: Dict[str, Any] = read_json(place) or {}
-    limit_s = KEPT_S if kept.get("node") else BUSY_S
+    limit_s = KEPT_S if kept.get("host") else BUSY_S
     fresh = 0 <= time.time() - float(kept.get("time") or 0) < limit_s
     if kept.get("options") != options or not fresh:
         kept = {**ask_node(options), "options": options, "time": time.time()}
         if os.path.isdir(root):
             write_json(place, kept)
-    return kept
+    if not kept.get("host"):
+        return GpuReport(problem=kept.get("problem") or "there is no srun")
+    said = Said(kept["code"], kept["out"], kept["err"])
+    report = NO_TOOL if said.code == NOT_STARTED else read_report(GPU_FIELDS, said, NOTHING)
+    return dataclasses.replace(report, host=kept["host"], boot_id=kept["boot_id"])
 
 
 def ask_node(options: List[str]) -> Dict[str, Any]:
     prefix = on_a_node(options)
     if prefix is None:
-        return {"found": False}
+        return {}
     question = ["--query-gpu=" + ",".join(GPU_FIELDS), FORMAT]
     said = ask("srun", [*prefix[1:], "sh", "-c", SCRIPT, "sh", *question], NOW_S + 50.0)
     lines = said.out.splitlines()
     if len(lines) < 2 or not re.fullmatch(r"[0-9a-f-]{36}", lines[1]):
-        return {"found": None, "problem": said.words}
-    rows = "".join(line + "\n" for line in lines[2:])
-    cards = {"fields": list(GPU_FIELDS), "output": rows, "error": said.err, "exit": said.code}
-    none = {"fields": list(APP_FIELDS), "output": "", "error": "", "exit": 0}
-    node = {"host": lines[0], "boot_id": lines[1]}
-    return {"found": said.code != 127, "gpus": cards, "apps": none, "pids": {}, "node": node}
+        return {"problem": said.words}
+    told = {"code": said.code, "out": "\n".join(lines[2:]), "err": said.err}
+    return {"host": lines[0], "boot_id": lines[1], **told}
 
 
 @operation("slurm_nodes")

@@ -1,15 +1,21 @@
-"""What nvidia-smi says, unparsed: gpu_choice.py reads it, on either end."""
+"""What nvidia-smi says, as records: the machine's GPUs, and their use over time."""
 
+import csv
+import dataclasses
 import os
+import re
 import shutil
 import subprocess
 import time
-from typing import Any, Dict, List, Optional, Sequence
+from functools import partial
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from remote.agent.machine.account import name_of
-from remote.agent.machine.processes import child_start_time
-from remote.agent.machine.programs import begin
+from remote.agent.machine.processes import boot_id, child_start_time
+from remote.agent.machine.programs import ENDED, NOT_STARTED, Said, begin
 from remote.agent.root.paths import read_text
+from remote.agent.shared.gpu_choice import Gpu, GpuProcess, GpuReport, driver_major
+from remote.agent.shared.text import one_line
 
 GPU_FIELDS = (
     "index",
@@ -40,8 +46,33 @@ USAGE_COLUMNS = (
 """The same in gpu.csv, behind the time."""
 PLACES = ("/usr/bin", "/usr/local/nvidia/bin", "/usr/lib/wsl/lib")
 FORMAT = "--format=csv,noheader,nounits"
-OUTPUT_LIMIT = 200_000
 ANSWER_S = 10.0
+MAX_ROWS = 1000
+
+NO_DEVICE = 6
+EXIT_REASONS = {
+    NO_DEVICE: (
+        "nvidia-smi finds no GPU",
+        "is one assigned to this machine or container (docker run --gpus all)?",
+    ),
+    9: (
+        "the NVIDIA driver is not loaded",
+        "ask the server's administrator to load or reinstall it (modprobe nvidia)",
+    ),
+    15: ("a GPU has fallen off the bus", "only a reboot of the server brings it back"),
+    18: (
+        "the NVIDIA driver and its library have different versions",
+        "ask the server's administrator to reboot it; an update replaced one of them",
+    ),
+}
+SAID = (
+    ("version mismatch", 18),
+    ("couldn't communicate with the nvidia driver", 9),
+    ("gpu is lost", 15),
+    ("no devices were found", NO_DEVICE),
+)
+NO_TOOL = GpuReport(found=False, problem="no nvidia-smi on the server: no NVIDIA GPU, or no driver")
+Rows = List[Dict[str, str]]
 
 
 def find_nvidia_smi() -> Optional[str]:
@@ -52,26 +83,23 @@ def find_nvidia_smi() -> Optional[str]:
     return next((path for path in paths if os.access(path, os.X_OK)), None)
 
 
-def query_gpus() -> Dict[str, Any]:
-    """Raw answers: `{"found": False}`, or `gpus`, `apps` and `pids`.
+def look_at_gpus() -> GpuReport:
+    """This machine's. Ends within `ANSWER_S` and a second."""
+    return dataclasses.replace(_look(), host=os.uname().nodename, boot_id=boot_id())
 
-    `gpus` and `apps`: fields, output, error, exit, seconds, timed_out. `pids`: pid → user and age_s
-    of what is visible here. Ends within `ANSWER_S` and a second.
-    """
+
+def _look() -> GpuReport:
     path = find_nvidia_smi()
     if path is None:
-        return {"found": False}
+        return NO_TOOL
     end = time.monotonic() + ANSWER_S
     # Both at once: without persistence mode each start of nvidia-smi initialises every GPU.
-    asked, asked_apps = _Question(path, GPU_FIELDS), _Question(path, APP_FIELDS, "compute-apps")
-    gpus = asked.answer(end)
-    if (
-        gpus["exit"] not in (0, 6, 9, 15, 18, None)
-        and "not a valid field" in gpus["output"] + gpus["error"]
-    ):
-        gpus = _Question(path, OLD_GPU_FIELDS).answer(end)
-    apps = asked_apps.answer(end)
-    return {"found": True, "gpus": gpus, "apps": apps, "pids": _describe_pids(apps["output"])}
+    asked, asked_apps = _ask(path, GPU_FIELDS), _ask(path, APP_FIELDS, "compute-apps")
+    fields: Sequence[str] = GPU_FIELDS
+    gpus = asked(end)
+    if gpus.code not in EXIT_REASONS and "not a valid field" in gpus.out + gpus.err:
+        fields, gpus = OLD_GPU_FIELDS, _ask(path, OLD_GPU_FIELDS)(end)
+    return read_report(fields, gpus, asked_apps(end))
 
 
 def sample_usage(named: Optional[Sequence[str]]) -> Optional[List[List[Any]]]:
@@ -83,84 +111,156 @@ def sample_usage(named: Optional[Sequence[str]]) -> Optional[List[List[Any]]]:
     path = find_nvidia_smi()
     if path is None:
         return None
-    answer = _Question(path, USAGE_FIELDS).answer(time.monotonic() + ANSWER_S)
-    if answer["exit"] in (6, 9):
+    answer = _ask(path, USAGE_FIELDS)(time.monotonic() + ANSWER_S)
+    if answer.code in (NO_DEVICE, 9):
         return None
-    if answer["exit"] != 0:
-        return []
-    rows = [[cell.strip() for cell in line.split(",")] for line in answer["output"].splitlines()]
     wanted = None if named is None else set(map(str, named))
     return [
-        [_whole(row[0]), row[1], *map(_whole, row[2:])]
-        for row in rows
-        if len(row) == len(USAGE_FIELDS) and (wanted is None or wanted & {row[0], row[1]})
+        [_whole(row["index"]), row["uuid"], *(_whole(row[name]) for name in USAGE_FIELDS[2:])]
+        for row in (_rows(USAGE_FIELDS, answer.out) if answer.code == 0 else [])
+        if wanted is None or wanted & {row["index"], row["uuid"]}
     ]
 
 
-class _Question:
-    """One nvidia-smi, started at once and answered later."""
-
-    def __init__(self, path: str, fields: Sequence[str], about: str = "gpu") -> None:
-        self.fields = list(fields)
-        self.started = time.monotonic()
-        self.process: Optional[subprocess.Popen[bytes]] = None
-        self.problem = ""
-        argv = [path, f"--query-{about}={','.join(fields)}", FORMAT]
-        try:
-            self.process = begin(argv, dict(os.environ, LC_ALL="C"))
-        except OSError as error:
-            self.problem = str(error)
-
-    def answer(self, end: float) -> Dict[str, Any]:
-        output, errors, timed_out = b"", self.problem.encode("utf-8", "replace"), False
-        if self.process is not None:
-            try:
-                output, errors = self.process.communicate(timeout=max(0.05, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                timed_out = True
-                self.process.kill()
-                try:
-                    # A process stuck in the driver can't be killed: it is left behind rather than
-                    # waited for.
-                    output, errors = self.process.communicate(timeout=0.5)
-                except subprocess.TimeoutExpired:
-                    pass
-        return {
-            "fields": self.fields,
-            "output": output[:OUTPUT_LIMIT].decode("utf-8", "replace"),
-            "error": errors[:OUTPUT_LIMIT].decode("utf-8", "replace"),
-            "exit": self.process.returncode if self.process is not None and not timed_out else None,
-            "seconds": round(time.monotonic() - self.started, 3),
-            "timed_out": timed_out,
-        }
-
-
-def _describe_pids(output: str) -> Dict[str, Dict[str, Any]]:
-    """User and age of each process listed; what is hidden (containers, hidepid) is left out."""
-    described: Dict[str, Dict[str, Any]] = {}
-    for line in output.splitlines()[:1000]:
-        cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) < 2 or not (cells[1].isascii() and cells[1].isdigit()) or len(cells[1]) > 9:
-            continue
-        facts = _describe_pid(cells[1])
-        if facts:
-            described[cells[1]] = facts
-    return described
-
-
-def _describe_pid(pid: str) -> Dict[str, Any]:
+def _ask(path: str, fields: Sequence[str], about: str = "gpu") -> Callable[[float], Said]:
+    """Starts nvidia-smi; what is returned waits for its answer until that time."""
+    argv = [path, f"--query-{about}={','.join(fields)}", FORMAT]
     try:
-        user = name_of(os.stat(f"/proc/{pid}").st_uid)
+        return partial(_answer, begin(argv, dict(os.environ, LC_ALL="C")))
+    except OSError as error:
+        said = Said(NOT_STARTED, "", str(error))
+        return lambda end: said
+
+
+def _answer(asked: "subprocess.Popen[bytes]", end: float) -> Said:
+    try:
+        out, err = asked.communicate(timeout=max(0.05, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        # Not waited for: a process stuck in the driver can't be killed.
+        asked.kill()
+        return Said(ENDED, "", "", late=True)
+    return Said(asked.returncode, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
+
+
+# -- reading it
+
+
+def read_report(fields: Sequence[str], gpus: Said, apps: Said) -> GpuReport:
+    """`fields`: those that `gpus` answers. A cell that is no number or name is None."""
+    if gpus.late:
+        return GpuReport(
+            found=True,
+            fails=True,
+            problem=f"nvidia-smi does not answer within {ANSWER_S:.0f} s",
+            remedy="a GPU or its driver hangs; often only a reboot of the server helps",
+        )
+    if gpus.code:
+        return _failed(gpus)
+    rows = _rows(fields, gpus.out)
+    processes = _processes(_rows(APP_FIELDS, apps.out) if apps.code == 0 else [])
+    parsed = [_gpu(row, processes) for row in rows]
+    # Pinning goes by uuid: what has none, or the same twice, is garbage and not a GPU.
+    found = {gpu.uuid: gpu for gpu in parsed if gpu is not None}
+    drivers = [_text(row["driver_version"]) for row in rows]
+    driver = next((cell for cell in drivers if driver_major(cell) is not None), None)
+    said = one_line(gpus.out or gpus.err or "nothing", 120)
+    return GpuReport(
+        gpus=tuple(found.values()),
+        driver_version=driver,
+        found=True,
+        problem=None if found else f"nvidia-smi lists no usable GPU; it said: {said}",
+    )
+
+
+def _failed(gpus: Said) -> GpuReport:
+    said = f"{gpus.out} {gpus.err}".strip()
+    by_words = next((code for words, code in SAID if words in said.lower()), None)
+    quoted = one_line(said, 200)
+    known = EXIT_REASONS.get(gpus.code) or EXIT_REASONS.get(by_words or 0)
+    if known is None:
+        problem = f"nvidia-smi failed with exit code {gpus.code}: {quoted or 'it said nothing'}"
+        known = problem, "run nvidia-smi there by hand"
+    else:
+        behind = f", {quoted}" if quoted else ""
+        known = f"{known[0]} (nvidia-smi: exit {gpus.code}{behind})", known[1]
+    fails = gpus.code != NO_DEVICE
+    return GpuReport(found=True, fails=fails, problem=known[0], remedy=known[1])
+
+
+def _rows(fields: Sequence[str], output: str) -> Rows:
+    rows = []
+    for line in output.replace("\0", "").splitlines()[:MAX_ROWS]:
+        try:
+            cells = next(csv.reader([line], skipinitialspace=True), [])
+        except csv.Error:
+            continue
+        if len(cells) == len(fields):
+            rows.append({name: cell.strip() for name, cell in zip(fields, cells)})
+    return rows
+
+
+def _processes(rows: Rows) -> Dict[str, List[GpuProcess]]:
+    """GPU uuid → what computes on it, with its user and age where they are to be seen here."""
+    found: Dict[str, List[GpuProcess]] = {}
+    for row in rows:
+        pid = _whole(row["pid"])
+        user, age_s = (None, None) if pid is None else _describe_pid(pid)
+        # `/home/wang/venv/bin/python` is shown as `python`.
+        name = (_text(row["process_name"]) or "").rpartition("/")[2]
+        process = GpuProcess(
+            pid, one_line(name, 40) or None, _whole(row["used_memory"]), user, age_s
+        )
+        found.setdefault(row["gpu_uuid"], []).append(process)
+    return found
+
+
+def _describe_pid(pid: int) -> Tuple[Optional[str], Optional[float]]:
+    """User and age; containers and hidepid hide them."""
+    try:
+        user = one_line(name_of(os.stat(f"/proc/{pid}").st_uid), 40)
     except OSError:
-        return {}
-    ticks, uptime = child_start_time(int(pid)), read_text("/proc/uptime").split()
+        return None, None
+    ticks, uptime = child_start_time(pid), read_text("/proc/uptime").split()
     if ticks is None or not uptime:
-        return {}
-    age_s = float(uptime[0]) - ticks / os.sysconf("SC_CLK_TCK")
-    return {"user": user, "age_s": max(0, round(age_s))}
+        return None, None
+    return user, max(0.0, round(float(uptime[0]) - ticks / os.sysconf("SC_CLK_TCK")))
 
 
-def _whole(cell: str) -> Optional[int]:
+def _gpu(row: Mapping[str, str], processes: Mapping[str, Sequence[GpuProcess]]) -> Optional[Gpu]:
+    uuid, index = _text(row["uuid"]), _whole(row["index"])
+    if uuid is None or index is None or not re.fullmatch(r"(GPU|MIG)-[0-9A-Za-z/-]{1,80}", uuid):
+        return None
+    cap = _number(row.get("compute_cap"))
+    mig = (_text(row.get("mig.mode.current")) or "").lower()
+    return Gpu(
+        index=index,
+        uuid=uuid,
+        name=_text(row["name"]),
+        memory_total_mib=_whole(row["memory.total"]),
+        memory_used_mib=_whole(row["memory.used"]),
+        utilization_percent=_whole(row["utilization.gpu"]),
+        compute_capability=cap if cap is not None and 1 <= cap < 100 else None,
+        mig={"enabled": True, "disabled": False}.get(mig),
+        power_w=_number(row["power.draw"]),
+        processes=tuple(processes.get(uuid, ())),
+    )
+
+
+def _text(cell: Optional[str]) -> Optional[str]:
+    """None for an empty cell and for `[N/A]`, `[Not Supported]`, `[Unknown Error]`, `ERR!` and
+    their like."""
+    plain = one_line(cell or "", 200)
+    if not plain or plain.startswith("[") or plain in ("ERR!", "N/A", "Unknown Error"):
+        return None
+    return plain
+
+
+def _number(cell: Optional[str]) -> Optional[float]:
+    plain = _text(cell) or ""
+    return float(plain) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", plain) else None
+
+
+def _whole(cell: Optional[str]) -> Optional[int]:
     """A whole number, or the whole part of one."""
-    digits = cell.partition(".")[0]
-    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else None
+    number = _number(cell)
+    return None if number is None else int(number)

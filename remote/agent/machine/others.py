@@ -5,10 +5,9 @@ import time
 from typing import Iterator, List, NamedTuple, Tuple
 
 from remote.agent.machine.account import name_of
-from remote.agent.machine.gpus import query_gpus
+from remote.agent.machine.gpus import look_at_gpus
 from remote.agent.machine.processes import process_ids
 from remote.agent.root.paths import read_bytes
-from remote.agent.shared.gpu_choice import parse_gpus
 
 FIRST_PERSON, NOBODY = int(os.environ.get("REMOTE_FIRST_PERSON", "1000")), 65534
 """User numbers below are the system's own."""
@@ -60,7 +59,7 @@ def at_work(processes: List[Process], idle_s: float) -> List[str]:
         for name, used_s in sorted(_terminals(processes))
         if used_s < idle_s
     ]
-    for gpu in parse_gpus(query_gpus()).gpus:
+    for gpu in look_at_gpus().gpus:
         found += [
             f"gpu {gpu.index}: {each.name} ({each.pid}) of {each.user}"
             for each in gpu.processes

@@ -7,12 +7,12 @@ import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from remote.agent.machine.gpus import query_gpus
+from remote.agent.machine.gpus import look_at_gpus
 from remote.agent.root.calls import Refusal
 from remote.agent.root.locks import Lock
 from remote.agent.root.paths import Layout, layout_of
 from remote.agent.runs.records import LiveRuns, since
-from remote.agent.shared.gpu_choice import GpuReport, choose_gpus, held_gpus, parse_gpus
+from remote.agent.shared.gpu_choice import GpuReport, choose_gpus, held_gpus
 
 POLL_S = float(os.environ.get("REMOTE_QUEUE_POLL_S", "5"))
 APART_S = float(os.environ.get("REMOTE_QUEUE_APART_S", "2"))
@@ -64,7 +64,7 @@ class Waiting:
         needed, held = wanted + demand(before), len(held_gpus(runs))
         # Those far behind don't ask: each start of nvidia-smi may initialise every GPU.
         if not before or self.there is None or self.there - held >= needed:
-            report = parse_gpus(query_gpus())
+            report = look_at_gpus()
             self.there = len(report.gpus)
             seen, reason = choose_free(report, runs, self.run)
             if len(seen) >= needed and not self.stop.wait(APART_S):
@@ -78,7 +78,7 @@ class Waiting:
         """The runs before it, and why others than those were not free; None: it has its GPUs."""
         with one_launch_at_a_time(self.layout):
             runs = self.live.look()
-            free, reason = choose_free(parse_gpus(query_gpus()), runs, self.run)
+            free, reason = choose_free(look_at_gpus(), runs, self.run)
             before = ahead_of(runs, self.run)
             chosen = [gpu for gpu in free if gpu in seen][demand(before) :][:wanted]
             if len(chosen) < wanted:
@@ -134,7 +134,7 @@ def ahead_of(runs: Runs, run: str) -> Runs:
 
 def free_gpus(layout: Layout) -> Tuple[List[Gpu], str]:
     """Every GPU that nobody uses or was given; and why the others are not free."""
-    return choose_free(parse_gpus(query_gpus()), LiveRuns(layout).look(), "")
+    return choose_free(look_at_gpus(), LiveRuns(layout).look(), "")
 
 
 def choose_free(report: GpuReport, runs: Runs, run: str) -> Tuple[List[Gpu], str]:

@@ -1,5 +1,6 @@
 """Everything about the server that a plan may need, in one call."""
 
+import dataclasses
 import os
 import platform
 import shutil
@@ -23,6 +24,7 @@ from remote.agent.root.disk import disk_of
 from remote.agent.root.paths import Layout
 from remote.agent.root.roots import root_problem
 from remote.agent.runs import records
+from remote.agent.shared.gpu_choice import GpuReport
 from remote.agent.shared.states import FINAL
 
 
@@ -58,7 +60,7 @@ def facts(call: Call, wish: Wish) -> Dict[str, Any]:
     if wish.data is not None:
         answer["data_path"] = datasets.find_data(layout, wish.data)
     if asked_gpus is not None:
-        answer["gpu"] = asked_gpus.answer()
+        answer["gpus"] = asked_gpus.answer()
     return answer
 
 
@@ -68,21 +70,21 @@ class GpuQuestion:
     def __init__(self, layout: Layout, slurm: Optional[List[str]]) -> None:
         self.layout = layout
         self.slurm = slurm
-        self.found: Dict[str, Any] = {"found": None}
+        self.found = GpuReport(problem="nvidia-smi has not answered")
         self.thread = threading.Thread(target=self._ask, daemon=True)
         self.thread.start()
 
     def _ask(self) -> None:
         if self.slurm is None:
-            self.found = gpus.query_gpus()
+            self.found = gpus.look_at_gpus()
         elif self.slurm:
             self.found = node_report(self.layout.root, self.slurm)
         else:
-            self.found = {"found": False}
+            self.found = gpus.NO_TOOL
 
     def answer(self) -> Dict[str, Any]:
         self.thread.join(15 if self.slurm is None else NOW_S + 60)
-        return self.found
+        return dataclasses.asdict(self.found)
 
 
 def release_facts(layout: Layout, tree: str, manifest: Optional[List[Any]]) -> Dict[str, Any]:
@@ -99,7 +101,7 @@ def overview(call: Call) -> Dict[str, Any]:
     """GPUs and the runs that have not ended: what changes from one second to the next."""
     runs = records.list_runs(call.layout)
     live = [run for run in runs if run["state"] not in FINAL]
-    return {"gpu": gpus.query_gpus(), "runs": live}
+    return {"gpus": dataclasses.asdict(gpus.look_at_gpus()), "runs": live}
 
 
 def brief(run: Dict[str, Any]) -> Dict[str, Any]:

@@ -1,9 +1,8 @@
-"""Reads what nvidia-smi said, and chooses GPUs, on either end. Pure; imports on every system."""
+"""A server's GPUs as records, and the choice among them, on either end. Pure; imports on every
+system."""
 
 from __future__ import annotations
 
-import csv
-import re
 from dataclasses import dataclass
 from typing import Any, Iterable, Mapping, Sequence, Tuple
 
@@ -22,30 +21,6 @@ LOWEST_DRIVERS = {"13": 580, "12": 525, "11": 450}
 BUSY_MIB = 500
 """An idle GPU holds up to this much: the driver's own share, and a desktop's."""
 BUSY_PERCENT = 5
-MAX_GPUS = 256
-MAX_PROCESSES = 1000
-
-EXIT_REASONS = {
-    6: (
-        "nvidia-smi finds no GPU",
-        "is one assigned to this machine or container (docker run --gpus all)?",
-    ),
-    9: (
-        "the NVIDIA driver is not loaded",
-        "ask the server's administrator to load or reinstall it (modprobe nvidia)",
-    ),
-    15: ("a GPU has fallen off the bus", "only a reboot of the server brings it back"),
-    18: (
-        "the NVIDIA driver and its library have different versions",
-        "ask the server's administrator to reboot it; an update replaced one of them",
-    ),
-}
-SAID = (
-    ("version mismatch", 18),
-    ("couldn't communicate with the nvidia driver", 9),
-    ("gpu is lost", 15),
-    ("no devices were found", 6),
-)
 
 
 @dataclass(frozen=True)
@@ -79,16 +54,21 @@ class Gpu:
 
 @dataclass(frozen=True)
 class GpuReport:
-    """A server's GPUs. `found`: nvidia-smi is there. `problem`: why there are none, in one line,
-    with its remedy."""
+    """The GPUs of one boot of one host. `found`: nvidia-smi is there; None: it was not asked.
+    `problem`: why there are none, in one line, with its remedy."""
 
     gpus: tuple[Gpu, ...] = ()
     driver_version: str | None = None
     found: bool | None = None
     problem: str | None = None
     remedy: str | None = None
+    # nvidia-smi can't tell: there may be some all the same.
+    fails: bool = False
+    host: str | None = None
+    boot_id: str | None = None
 
 
+NOT_ASKED = GpuReport(problem="nvidia-smi was not asked")
 NOBODY: Mapping[str, str] = {}
 
 
@@ -100,68 +80,6 @@ class Choice:
     problem: str | None = None
     remedy: str | None = None
     notes: tuple[str, ...] = ()
-
-
-def parse_gpus(raw: Mapping[str, Any]) -> GpuReport:
-    """From the agent's `query_gpus`. Never raises; a cell that is no number or name is None."""
-    if not raw or raw.get("found") is None:
-        return GpuReport(problem="nvidia-smi was not asked or has not answered")
-    if not raw.get("found"):
-        return GpuReport(
-            found=False, problem="no nvidia-smi on the server: no NVIDIA GPU, or no driver"
-        )
-    answer = _mapping(raw.get("gpus"))
-    problem, remedy = _failure(answer)
-    if problem:
-        return GpuReport(found=True, problem=problem, remedy=remedy)
-    processes = parse_processes(_mapping(raw.get("apps")), _mapping(raw.get("pids")))
-    rows = _rows(answer, MAX_GPUS)
-    parsed = [_gpu(row, processes) for row in rows]
-    # Pinning goes by uuid: what has none, or the same twice, is garbage and not a GPU.
-    gpus = {gpu.uuid: gpu for gpu in parsed if gpu is not None}
-    driver = next(
-        (
-            cell
-            for cell in (_text(row.get("driver_version")) for row in rows)
-            if driver_major(cell) is not None
-        ),
-        None,
-    )
-    if not gpus:
-        said = one_line(str(answer.get("output") or answer.get("error") or "nothing"), 120)
-        return GpuReport(
-            found=True,
-            driver_version=driver,
-            problem=f"nvidia-smi lists no usable GPU; it said: {said}",
-        )
-    return GpuReport(gpus=tuple(gpus.values()), driver_version=driver, found=True)
-
-
-def parse_processes(
-    answer: Mapping[str, Any], pids: Mapping[str, Any]
-) -> dict[str, list[GpuProcess]]:
-    """GPU uuid → what computes on it, with its user and age where the server could tell."""
-    found: dict[str, list[GpuProcess]] = {}
-    if answer.get("exit") != 0:
-        return found
-    for row in _rows(answer, MAX_PROCESSES):
-        uuid = _text(row.get("gpu_uuid"))
-        if uuid is None:
-            continue
-        pid = _number(row.get("pid"))
-        seen = _mapping(pids.get(str(int(pid)))) if pid is not None else {}
-        age = seen.get("age_s")
-        process = GpuProcess(
-            pid=None if pid is None else int(pid),
-            name=_process_name(row.get("process_name")),
-            memory_mib=_whole(row.get("used_memory")),
-            user=one_line(str(seen["user"]), 40) if seen.get("user") else None,
-            age_s=(
-                float(age) if isinstance(age, (int, float)) and not isinstance(age, bool) else None
-            ),
-        )
-        found.setdefault(uuid, []).append(process)
-    return found
 
 
 def choose_gpus(
@@ -294,100 +212,3 @@ def lowest_driver(cuda: str) -> int:
 def driver_major(driver: str | None) -> int | None:
     first = str(driver or "").split(".")[0]
     return int(first) if first.isascii() and first.isdigit() and len(first) < 6 else None
-
-
-def _failure(answer: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    if answer.get("timed_out"):
-        seconds = answer.get("seconds")
-        waited = f" within {seconds:.0f} s" if isinstance(seconds, (int, float)) else ""
-        return (
-            f"nvidia-smi does not answer{waited}",
-            "a GPU or its driver hangs; often only a reboot of the server helps",
-        )
-    code = answer.get("exit")
-    if code == 0:
-        return None, None
-    said = f"{answer.get('output') or ''} {answer.get('error') or ''}".strip()
-    known = (
-        code
-        if code in EXIT_REASONS
-        else next((number for words, number in SAID if words in said.lower()), None)
-    )
-    quoted = one_line(said, 200)
-    if known is not None:
-        reason, remedy = EXIT_REASONS[known]
-        return f"{reason} (nvidia-smi: exit {code}{', ' + quoted if quoted else ''})", remedy
-    return (
-        f"nvidia-smi failed with exit code {code}: {quoted or 'it said nothing'}",
-        "run nvidia-smi there by hand",
-    )
-
-
-def _rows(answer: Mapping[str, Any], limit: int) -> list[dict[str, str]]:
-    fields = (
-        [str(name) for name in answer.get("fields") or ()]
-        if isinstance(answer.get("fields"), (list, tuple))
-        else []
-    )
-    output = answer.get("output")
-    if not fields or not isinstance(output, str):
-        return []
-    lines = [line for line in output.replace("\0", "").splitlines() if line.strip()][:limit]
-    rows = []
-    for line in lines:
-        try:
-            cells = next(csv.reader([line], skipinitialspace=True), [])
-        except csv.Error:
-            continue
-        if len(cells) == len(fields):
-            rows.append({name: cell.strip() for name, cell in zip(fields, cells)})
-    return rows
-
-
-def _gpu(row: Mapping[str, str], processes: Mapping[str, Sequence[GpuProcess]]) -> Gpu | None:
-    uuid, index = _text(row.get("uuid")), _whole(row.get("index"))
-    if uuid is None or index is None or not re.fullmatch(r"(GPU|MIG)-[0-9A-Za-z/-]{1,80}", uuid):
-        return None
-    cap = _number(row.get("compute_cap"))
-    mig = (_text(row.get("mig.mode.current")) or "").lower()
-    return Gpu(
-        index=index,
-        uuid=uuid,
-        name=_text(row.get("name")),
-        memory_total_mib=_whole(row.get("memory.total")),
-        memory_used_mib=_whole(row.get("memory.used")),
-        utilization_percent=_whole(row.get("utilization.gpu")),
-        compute_capability=cap if cap is not None and 1 <= cap < 100 else None,
-        mig={"enabled": True, "disabled": False}.get(mig),
-        power_w=_number(row.get("power.draw")),
-        processes=tuple(processes.get(uuid, ())),
-    )
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _text(cell: str | None) -> str | None:
-    """None for an empty cell and for `[N/A]`, `[Not Supported]`, `[Unknown Error]`, `ERR!` and
-    their like."""
-    plain = one_line(cell or "", 200)
-    if not plain or plain.startswith("[") or plain in ("ERR!", "N/A", "Unknown Error"):
-        return None
-    return plain
-
-
-def _number(cell: str | None) -> float | None:
-    plain = (_text(cell) or "").replace(" MiB", "").replace(" %", "")
-    return float(plain) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", plain) else None
-
-
-def _whole(cell: str | None) -> int | None:
-    number = _number(cell)
-    return None if number is None else int(number)
-
-
-def _process_name(cell: str | None) -> str | None:
-    """`/home/wang/venv/bin/python` is shown as `python`."""
-    plain = _text(cell)
-    return one_line(plain.rsplit("/", 1)[-1], 40) if plain else None
