@@ -12,13 +12,17 @@ from remote.screen.text import show
 STOP_WAIT_S = 90.0
 
 
-def stop_one(session: Session, run: str) -> Run:
-    """Ask for its end, and wait for it."""
-    answer = session.ask(Stopping, run=run, who=who_am_i())
+def stop_one(session: Session, run: str, gone: bool = False) -> Run:
+    """Ask for its end, and wait for it; `gone`: record it, as its host is."""
+    answer = session.ask(Stopping, run=run, who=who_am_i(), gone=gone)
     if answer.asked:
         return wait_until_stopped(session, answer.run)
-    session.display.line(f"{show(answer.run)} has ended already: {answer.state}")
-    return session.ask(Followed, run=answer.run, until="now", tail=0).described
+    described = session.ask(Followed, run=answer.run, until="now", tail=0).described
+    if gone:
+        tell_end(session, described)
+    else:
+        session.display.line(f"{show(answer.run)} has ended already: {answer.state}")
+    return described
 
 
 def wait_until_stopped(session: Session, run: str) -> Run:
@@ -28,12 +32,22 @@ def wait_until_stopped(session: Session, run: str) -> Run:
     described = ended.described
     session.display.clear()
     if ended.late:
+        typed = f"fab -H {session.typed}"
+        remedy = f"{typed} logs --run {described.run}"
+        if described.detail.elsewhere:
+            remedy = (
+                f"if {described.host} is gone for good: {typed} stop --run {described.run} --gone"
+            )
         raise RunFailed(
             f"{described.run} is still {described.state} after {STOP_WAIT_S:.0f} s",
             host=session.host,
-            remedy=f"fab -H {session.typed} logs --run {described.run}",
+            remedy=remedy,
         )
-    session.display.line(state_line(described))
-    if described.state == "stopped":
-        tell_resume(session, described)
+    tell_end(session, described)
     return described
+
+
+def tell_end(session: Session, run: Run) -> None:
+    session.display.line(state_line(run))
+    if run.state == "stopped":
+        tell_resume(session, run)

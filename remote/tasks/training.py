@@ -195,10 +195,11 @@ def keep(work: Work) -> int:
     help={
         "run": "latest, or a run's id, its beginning or its name",
         "sweep": "every run of this sweep, on all hosts",
+        "gone": "of a run on another host of a shared disk: that host is gone for good",
         "json": "print only JSON on stdout: a list of the runs, as they ended",
     }
 )
-def stop(work: Work, run: str = "latest", sweep: str | None = None) -> int:
+def stop(work: Work, run: str = "latest", sweep: str | None = None, gone: bool = False) -> int:
     """
     Stop a run politely: it has a minute to save its state.
 
@@ -214,6 +215,6 @@ def stop(work: Work, run: str = "latest", sweep: str | None = None) -> int:
         return stop_sweep(work, sweep)
     session, name = work.session_of(run)
     with session:
-        ended = stop_one(session, name)
+        ended = stop_one(session, name, gone)
         work.tell_json([run_json(ended, session.host)])
     return 0

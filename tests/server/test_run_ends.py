@@ -233,8 +233,32 @@ def test_on_another_host_of_a_shared_home(ends: Ends) -> None:
         True,
         "node7",
     )
-    assert "node7" in row["reason"]
-    assert ends.lab.task("stop").code == 11
+    assert "node7" in row["reason"] and "it last wrote 0 min ago" in row["reason"]
+
+
+def test_on_a_host_that_is_gone_for_good(ends: Ends) -> None:
+    """A rented machine that was given back; its disk is on another one now. Where it lives all the
+    same, its training ends, and writes nothing over what the next attempt makes."""
+    ends.start(*RUNNING)
+    wait_until(lambda: (ends.run / "train.log").read_bytes() == b"up\n")
+    assert ends.lab.task("stop", gone=True).code == 10, "it is on this very host"
+    old = ends.state()
+    ends.change(host="node7", boot_id="of node7")
+    for file in ends.run.iterdir():
+        os.utime(file, (1e9, 1e9))
+    assert "it last wrote" in ends.lab.rows()[0]["reason"]
+    told = ends.lab.task("stop", gone=True)
+    assert told.code == 0 and "its host node7 is gone, says" in told.out, told
+    wait_until(lambda: not Path(f"/proc/{old['supervisor_pid']}").exists())
+    assert not Path(f"/proc/{old['pid']}").exists()
+    row = ends.told()
+    assert (row["state"], row["cause"], row["ended"]) == ("stopped", "host gone", 1e9)
+    with agent(ends.server) as link:
+        asked = {"argv": ["true"], "finish": "exit"}
+        assert (
+            link.call("run_resume", root=ROOT, project="p", run="r1", asked=asked)["attempt"] == 2
+        )
+    wait_until(lambda: ends.told()["state"] == "finished")
 
 
 def test_still_running_but_the_server_is_unreachable(ends: Ends) -> None:

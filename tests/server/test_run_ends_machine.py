@@ -80,9 +80,14 @@ def test_on_another_host_of_a_shared_home(make_server: MakeServer, tmp_path: Pat
         True,
         "node7",
     )
-    assert "node7" in row["reason"] and ends.lab.task("stop").code == 11
+    assert "node7" in row["reason"]
+    early = ends.lab.task("stop", gone=True)
+    assert early.code == 10 and "node7 lives: r1 has written something" in early.err, early
+    assert ends.lab.task("train", resume="r1").code == 11, "it goes on there"
+    stopped = ends.lab.task("stop")  # its supervisor there hears of it by the disk
+    assert stopped.code == 0 and "train --resume r1" in stopped.out, stopped
     ends.lab.server = there
-    assert ends.lab.task("stop").code == 0 and ends.told()["state"] == "stopped"
+    assert ends.told()["cause"] == "stopped"
 
 
 @pytest.fixture

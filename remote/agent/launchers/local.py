@@ -15,6 +15,8 @@ from remote.agent.root.calls import Refusal
 from remote.agent.shared.names import session_name, socket_name
 
 NEVER_STARTED_S = 60.0
+SIGNS = ("train.log", "state.json", "progress.json", "gpu.csv")
+"""Written while a run, or its supervisor, lives."""
 
 
 def start(job: Job) -> Launched:
@@ -100,10 +102,13 @@ def look(directory: str, state: State, asked: Dict[str, Any]) -> State:
     """By its processes, on the host that recorded it; elsewhere it is told as recorded."""
     if state.get("host") != os.uname().nodename:
         # Homes may be shared: only the host that runs it can tell whether it lives.
+        silent_s = max(0.0, time.time() - last_sign(directory))
+        ago = f"{silent_s / 3600:.0f} h" if silent_s >= 7200 else f"{silent_s / 60:.0f} min"
         return dict(
             state,
             elsewhere=True,
-            reason=f"as recorded by {state.get('host')}, which alone can tell whether it lives",
+            reason=f"as recorded by {state.get('host')}, which alone can tell whether it lives;"
+            f" it last wrote {ago} ago",
         )
 
     def failed(cause: str, reason: str) -> State:
@@ -133,7 +138,15 @@ def look(directory: str, state: State, asked: Dict[str, Any]) -> State:
     return failed("killed", "killed from outside, its supervisor too")
 
 
+def last_sign(directory: str) -> float:
+    """When a run, or its supervisor, has last written; 0 where nothing shows it."""
+    signs = [os.path.join(directory, name) for name in SIGNS]
+    return max((os.path.getmtime(sign) for sign in signs if os.path.exists(sign)), default=0.0)
+
+
 def stop(directory: str, state: State) -> None:
+    if state.get("elsewhere"):  # its supervisor there sees stop.json; these are no numbers of ours
+        return
     if is_same(state.get("supervisor_pid"), state.get("supervisor_started")):
         os.kill(int(state["supervisor_pid"]), signal.SIGTERM)
     elif is_same(state.get("pid"), state.get("pid_started")):

@@ -13,7 +13,8 @@ from remote.agent.root.paths import write_json
 
 ATTEMPT = ("state", "reason", "cause", "exit_code", "host", "started", "ended")
 """What is kept of an attempt that has ended."""
-MOVED = "moved"
+MOVED, GONE = "moved", "host gone"
+"""Causes of an end that no supervisor tells."""
 
 
 def new_token() -> str:

@@ -6,6 +6,7 @@ import time
 from typing import Any, Dict, Iterator, NamedTuple, Optional
 
 from remote.agent.launchers.choice import launcher_of
+from remote.agent.launchers.local import last_sign
 from remote.agent.launchers.seam import Job, Launched, claim, mark_path
 from remote.agent.releases.contents import write_tree
 from remote.agent.releases.releases import read_manifest, require_release
@@ -20,7 +21,7 @@ from remote.agent.root.paths import (
     write_json,
 )
 from remote.agent.root.roots import keep_agent, portable_agent, prepare_root
-from remote.agent.runs.attempts import queued_state
+from remote.agent.runs.attempts import GONE, new_token, queued_state
 from remote.agent.runs.outputs import mark_copied
 from remote.agent.runs.planned_shutdown import plan_shutdown, require_possible
 from remote.agent.runs.private import keep_private
@@ -29,6 +30,8 @@ from remote.agent.runs.records import find_run
 from remote.agent.shared.states import FINAL
 from remote.agent.shared.trees import SYMLINK
 
+SILENT_S = 120.0
+"""A host is not taken for gone that has written something since."""
 ASIDE = ".new-"
 """Begins the name of a run's directory that is being made, or removed."""
 
@@ -143,19 +146,39 @@ def launch(layout: Layout, directory: str) -> Launched:
 
 
 @operation("run_stop")
-def run_stop(call: Call, run: str, who: str) -> Dict[str, Any]:
-    """Ask the supervisor to stop the run; it gives the trainer 60 s to save. Returns at once."""
+def run_stop(call: Call, run: str, who: str, gone: bool = False) -> Dict[str, Any]:
+    """Ask the supervisor to stop the run; it gives the trainer 60 s to save. Returns at once.
+    `gone`: its host is, and nobody there will tell the end."""
     layout = call.layout
     found = find_run(layout, run)
     state = found["detail"]
     if found["state"] in FINAL:
         return {"run": found["run"], "state": found["state"], "asked": False}
-    refuse_elsewhere(found, "stop it with -H of that host")
+    if gone:
+        with one_launch_at_a_time(layout):
+            record_gone(found, who)
+        return {"run": found["run"], "state": "stopped", "asked": False}
     # On a full disk it is stopped all the same, by a signal of nobody's name.
     with contextlib.suppress(OSError):
         write_json(os.path.join(found["path"], "stop.json"), {"who": who, "time": time.time()})
     launcher_of(found["asked"]).stop(found["path"], state)
     return {"run": found["run"], "state": found["state"], "asked": True}
+
+
+def record_gone(found: Dict[str, Any], who: str) -> None:
+    """The end of a run whose host is gone for good. Where that lives all the same, its supervisor
+    sees another token, and ends the training."""
+    directory, host = found["path"], found["detail"].get("host")
+    if not found["detail"].get("elsewhere"):
+        raise Refusal("RunFailed", f"{found['run']} is on this very host", "stop it without --gone")
+    silent_s = time.time() - last_sign(directory)
+    if silent_s < SILENT_S:
+        text = f"{host} lives: {found['run']} has written something {silent_s:.0f} s ago"
+        raise Refusal("RunFailed", text, "stop it without --gone")
+    state = read_json(os.path.join(directory, "state.json")) or {}
+    reason = f"its host {host} is gone, says {who}"
+    ended = dict(state, state="stopped", cause=GONE, reason=reason, ended=last_sign(directory))
+    write_json(os.path.join(directory, "state.json"), dict(ended, token=new_token()))
 
 
 @operation("run_attach")
@@ -173,8 +196,9 @@ def run_attach(call: Call, run: str) -> Dict[str, Any]:
     return {"line": line, "launched": str(found["detail"].get("launched") or "")}
 
 
-def refuse_elsewhere(found: Dict[str, Any], remedy: str) -> None:
-    """Of a run that another host has, which alone can do anything about it."""
+def refuse_elsewhere(found: Dict[str, Any]) -> None:
+    """Of a run that another host has."""
     if found["detail"].get("elsewhere"):
         host = found["detail"].get("host")
+        remedy = f"stop it first: fab -H … stop --run {found['run']}"
         raise Refusal("NotFound", f"{found['run']} runs on {host}, not on this host", remedy)

@@ -9,7 +9,7 @@ import time
 import traceback
 from typing import Any, Dict, List, Optional, Tuple
 
-from remote.agent.launchers.local import start_detached
+from remote.agent.launchers.local import last_sign, start_detached
 from remote.agent.machine.others import at_work, own_processes, roots_of
 from remote.agent.machine.processes import is_same, start_time
 from remote.agent.machine.programs import ask
@@ -138,8 +138,7 @@ def ended_at(run: Dict[str, Any]) -> float:
     ended = run["detail"].get("ended")
     if isinstance(ended, (int, float)):
         return float(ended)
-    signs = [os.path.join(run["path"], name) for name in ("train.log", "state.json")]
-    return max((os.path.getmtime(sign) for sign in signs if os.path.exists(sign)), default=0.0)
+    return last_sign(run["path"])
 
 
 # -- the process that waits

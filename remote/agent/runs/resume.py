@@ -35,7 +35,7 @@ def run_resume(call: Call, start: Start) -> Dict[str, Any]:
     with one_launch_at_a_time(layout):
         found = find_run(layout, start.run)
         if found["state"] not in FINAL:
-            refuse_elsewhere(found, "ask that host")
+            refuse_elsewhere(found)
             return {"again": True, **launched_before(found["detail"])._asdict()}
         require_something_to_do(found)
         attempts = begin_attempt(layout, found, start.asked)
