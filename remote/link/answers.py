@@ -327,7 +327,7 @@ class FetchManifest(Answer):
     OP = "fetch_manifest"
 
     run: Run
-    # Rows, for manifest.checked_manifest and manifest.parse_left.
+    # Rows, for manifest.checked_manifest (they come before the answer) and manifest.parse_left.
     files: tuple[tuple[Any, ...], ...] = ()
     left: tuple[tuple[Any, ...], ...] = ()
     seen: str | None = None

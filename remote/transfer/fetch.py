@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from remote.agent.shared.trees import SYMLINK
 from remote.errors import ProtocolError, RemoteError, TransferFailed, UsageError
@@ -38,6 +40,8 @@ from remote.transfer.receiving import (
 )
 from remote.transfer.wide import WideFetch, is_large
 
+MOST_FILES, RANGES = 10_000_000, 50_000
+"""Of one run; of one question."""
 ROUNDS = 3
 """A file that changes while it is read is asked for so often."""
 SPARE_BYTES = 16 << 20
@@ -51,14 +55,28 @@ def fetch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetch
     the answer is no, and TransferFailed where this disk has no room or a file can't be had
     unchanged.
     """
-    results = listed(session.project.settings.results)
-    answer = session.ask(FetchManifest, run=run, results=results)
+    answer = ask_manifest(session, run)
     directory = directory_of(session, dest, answer.run)
     with one_at_a_time(session, dest, directory) as waited:
         if waited:
-            answer = session.ask(FetchManifest, run=answer.run.run, results=results)
+            answer = ask_manifest(session, answer.run.run)
         refuse_earlier(session, directory, answer.run)
         return _bring(session, dest, directory, answer, ask)
+
+
+def ask_manifest(session: Session, run: str) -> FetchManifest:
+    """Its rows come in several messages: there is no limit to what a run may make."""
+    rows: list[Any] = []
+
+    def take(event: dict[str, Any], blob: bytes) -> None:
+        more = event.get("files")
+        if not isinstance(more, list) or len(rows) > MOST_FILES:
+            raise ProtocolError("the list of files has the wrong form", host=session.host)
+        rows.extend(more)
+
+    results = listed(session.project.settings.results)
+    answer = session.ask(FetchManifest, take, run=run, results=results)
+    return dataclasses.replace(answer, files=tuple(rows))
 
 
 def _bring(
@@ -244,13 +262,14 @@ def _read(
     wanted: Sequence[tuple[RemoteFile, LocalBytes | None]],
     receiver: Receiver,
 ) -> None:
-    """All of it in one answer, over one channel."""
+    """All of it over one channel."""
     ranges = [
         [file.path, have.size if have else 0, have.digest.hexdigest() if have else None, file.size]
         for file, have in wanted
     ]
-    if ranges:
-        session.ask(FetchRead, receiver.event, run=run, ranges=ranges)
+    for first in range(0, len(ranges), RANGES):
+        asked = ranges[first : first + RANGES]
+        session.ask(FetchRead, receiver.event, run=run, ranges=asked)
 
 
 def _agree(session: Session, plan: FetchPlan) -> None:

@@ -32,7 +32,7 @@ RUN = {"run": "r1", "state": "finished", "detail": {"ended": 1.0}, "asked": {}}
 
 
 def manifest(*files: Any, run: Any = None) -> Frames:
-    return [({"result": {"run": run or RUN, "files": list(files)}}, b"")]
+    return [({"event": {"files": list(files)}}, b""), ({"result": {"run": run or RUN}}, b"")]
 
 
 def fetching(
@@ -98,6 +98,7 @@ REPLIES: list[tuple[str, str, Callable[[str, dict[str, Any]], Frames], int]] = [
     ("negative size", "fetch_results", listing(one("a", -1)), 13),
     ("size of a petabyte", "fetch_results", listing(one("a", 1 << 50)), 13),
     ("size beyond this disk", "fetch_results", listing(one("a", 1 << 49)), 12),
+    ("list is a number", "fetch_results", always(({"event": {"files": 7}}, b""), *manifest()), 13),
     ("size is text", "fetch_results", listing(one("a", "4")), 13),
     ("hash is no hash", "fetch_results", listing(one("a", 4, 0o644, "x")), 13),
     ("row is no row", "fetch_results", listing(["a"]), 13),

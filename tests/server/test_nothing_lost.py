@@ -18,6 +18,7 @@ from remote.agent.shared.trees import SYMLINK
 from remote.loopback import LoopbackServer
 from remote.project.results import lock_file
 from remote.screen.display import Display
+from remote.transfer import fetch
 from tests.support.faults import Lab, wait_until
 from tests.support.project import make_tree
 
@@ -98,6 +99,18 @@ def test_everything_that_a_run_wrote_comes_back(server: LoopbackServer, tmp_path
         place / "source/config.yaml"
     ).read_text() == "a: 1\n"
     assert lab.task("clean", yes=True).code == 0 and not (lab.root / "runs" / run).exists()
+
+
+def test_any_number_of_files_comes_back(
+    server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "RANGES", 800)
+    script = "mkdir m; cd m; i=0; while [ $i -lt 2001 ]; do : > $i; i=$((i+1)); done"
+    lab = Lab(server, tmp_path, files={"train.sh": script}, settings={"results": ""})
+    run = finished(lab)
+    assert lab.task("fetch_results").code == 0
+    assert len(list((lab.results / run / "work" / "m").iterdir())) == 2001
+    assert "fetched completely" in lab.task("clean").out
 
 
 def test_patterns_narrow_and_what_they_leave_is_named_and_kept(

@@ -13,12 +13,14 @@ from remote.agent.runs.records import describe_run, find_run, read_mark
 from remote.agent.shared import protocol
 
 SOURCE = "source/"
+ROWS = 2000
+"""Files of one event: a run may have made any number of them."""
 
 
 @operation("fetch_manifest")
 def fetch_manifest(call: Call, run: str, results: Optional[List[str]] = None) -> Dict[str, Any]:
-    """What the run has made, as it stands: path, size, mode, for the release's files their hash
-    (else None), for the run's own when they were changed.
+    """What the run has made, as it stands, in events `files`: path, size, mode, for the release's
+    files their hash (else None), for the run's own when they were changed.
 
     `left`: what stays here, as (path, bytes, why, whether it would be lost with the run). `seen`: a
     hash over what was there, for `fetch_done`; `marked`: what a laptop has of exactly that
@@ -35,11 +37,13 @@ def fetch_manifest(call: Call, run: str, results: Optional[List[str]] = None) ->
         for path, size, mode, status in outputs.files
     ]
     files += [[SOURCE + path, size, mode, sha256] for path, mode, size, sha256 in release]
+    for first in range(0, len(files), ROWS):
+        call.event(files=files[first : first + ROWS])
     mark = read_mark(described["path"], described["detail"])
     marked = (
         None if mark.get("seen") != seen else "narrowed" if mark.get("narrowed") else "complete"
     )
-    return {"run": described, "files": files, "left": told(outputs), "seen": seen, "marked": marked}
+    return {"run": described, "left": told(outputs), "seen": seen, "marked": marked}
 
 
 @operation("fetch_read")
