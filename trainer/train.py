@@ -174,9 +174,9 @@ def make_loggers(config: TrainConfig, run_dir: Path, done: int | None) -> list[A
     variables. `done`: steps of a training that goes on. Raises TrainError."""
     from pytorch_lightning import loggers
 
-    board = loggers.TensorBoardLogger(
-        run_dir, name="", version="logs", purge_step=done, default_hp_metric=False
-    )
+    from trainer.loggers import TensorBoard
+
+    board = TensorBoard(run_dir, name="", version="logs", purge_step=done, default_hp_metric=False)
     name = run_dir.name
     try:
         if config.logger == "wandb":  # whose id makes all attempts one run there

@@ -140,6 +140,8 @@ def write_pixels(base: Path, images: Set, say: Say) -> tuple[Pixels, Findings]:
                 target.write(image.data)
 
             findings = decode_each(images, keep, say)
+            target.flush()
+            os.fsync(target.fileno())  # a power cut must not leave zeros under a good index
         os.replace(part, file)
     except BaseException:
         part.unlink(missing_ok=True)
