@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import types
 import typing
 from collections.abc import Mapping
@@ -20,12 +21,12 @@ class WrongForm(ValueError):
 
 
 def decode(kind: type[T], value: object) -> T:
-    """`value` as a dataclass, or as any type that stands in one. Raises WrongForm."""
+    """`value` as a record (a dataclass, a named tuple), or as any type in one. Raises WrongForm."""
     return typing.cast(T, _decode(kind, value, ""))
 
 
 def _decode(kind: Any, value: Any, place: str) -> Any:
-    if dataclasses.is_dataclass(kind):
+    if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
         return _record(typing.cast(type, kind), value, place)
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
@@ -72,9 +73,8 @@ def _record(kind: type, value: Any, place: str) -> Any:
 @functools.cache
 def fields_of(kind: type) -> tuple[tuple[str, Any, bool], ...]:
     """Name, type, and whether it must be there."""
-    hints = typing.get_type_hints(kind)
-    missing = dataclasses.MISSING
+    hints, parameters = typing.get_type_hints(kind), inspect.signature(kind).parameters
     return tuple(
-        (field.name, hints[field.name], field.default is field.default_factory is missing)
-        for field in dataclasses.fields(kind)
+        (name, hints[name], parameter.default is parameter.empty)
+        for name, parameter in parameters.items()
     )

@@ -7,7 +7,6 @@ Slurm's, without FILE and RECORD, a process on the login node does. `ready` is w
 
 import contextlib
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -25,6 +24,7 @@ from remote.agent.environments.build_failures import (
 )
 from remote.agent.environments.commands import Commands
 from remote.agent.environments.interpreters import build_environment, describe, signature
+from remote.agent.environments.python_places import glibc_version
 from remote.agent.machine.processes import start_time
 from remote.agent.root.disk import disk_of
 from remote.agent.root.locks import held
@@ -308,7 +308,7 @@ class Builder:
             free_mib=disk.free_mib if disk else None,
             need_mib=self.plan.get("need_mib"),
             python=self.plan.get("version"),
-            glibc=platform.libc_ver()[1] or None,
+            glibc=glibc_version(),
             torch_index=str((self.plan.get("torch") or {}).get("index") or ""),
             constraint=pip_settings.pip_config(self.environment).get("constraint", ""),
             older=str(self.plan.get("older") or ""),

@@ -3,7 +3,6 @@ laptop decides which."""
 
 import contextlib
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -28,6 +27,7 @@ from remote.agent.root.paths import (
     HASH,
     Layout,
     list_names,
+    random_name,
     read_json,
     remove_file,
     write_json,
@@ -216,7 +216,7 @@ def _start_builder(
     """Clear what a dead builder left, and start one that holds `lock`. Returns the build's id."""
     _end_leftovers(last)
     _make_room(directory, plan.get("need_mib"))
-    build = secrets.token_hex(8)
+    build = random_name(8)
     write_json(os.path.join(directory, "plan.json"), plan)
     state = {"id": build, "phase": "running", "started": time.time(), "host": os.uname().nodename}
     in_job = plan.get("job") is not None

@@ -1,7 +1,6 @@
 """How pip was configured on this server, as pip reads it, and the same for the pip and uv that
 build: indexes, proxies and certificates hold, what would send packages elsewhere does not."""
 
-import configparser
 import os
 from typing import Dict, List
 
@@ -60,6 +59,8 @@ def pip_config(environment: Dict[str, str]) -> Dict[str, str]:
     home = environment.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     files = ["/etc/xdg/pip/pip.conf", "/etc/pip.conf", os.path.expanduser("~/.pip/pip.conf")]
     files += [os.path.join(home, "pip", "pip.conf"), own]
+    import configparser  # takes long to load
+
     parser = configparser.RawConfigParser()
     for path in files if own != os.devnull else []:
         try:

@@ -108,3 +108,11 @@ def plain_environment() -> Dict[str, str]:
     it lives and what it has: pip takes a package on PYTHONPATH for installed."""
     drop = ("REMOTE_AGENT_", "PYTHONPATH", "PYTHONHOME", "PYTHONEXECUTABLE", "__PYVENV_LAUNCHER__")
     return {key: value for key, value in os.environ.items() if not key.startswith(drop)}
+
+
+def glibc_version() -> Optional[str]:
+    """None where there is another C library."""
+    try:
+        return (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")[2] or None
+    except (ValueError, OSError):
+        return None

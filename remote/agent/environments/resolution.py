@@ -2,7 +2,6 @@
 knows whether torch comes, how much room is needed, and which python can have it all."""
 
 import os
-import platform
 import shutil
 import tempfile
 import time
@@ -12,6 +11,7 @@ from remote.agent.environments import installers
 from remote.agent.environments.build_failures import Place, classify, contradicts, depends_on_python
 from remote.agent.environments.commands import Commands
 from remote.agent.environments.interpreters import build_environment, describe
+from remote.agent.environments.python_places import glibc_version
 from remote.agent.root.calls import Call, operation
 
 LIMIT_S = 900.0
@@ -74,9 +74,7 @@ class Resolution:
                     raise BrokenPipeError from None
                 text = self.commands.output(failure.log_from)
                 place = Place(
-                    self.commands.log,
-                    python=describe(python).get("version"),
-                    glibc=platform.libc_ver()[1] or None,
+                    self.commands.log, python=describe(python).get("version"), glibc=glibc_version()
                 )
                 its_own = depends_on_python(text) or (self.on_top and contradicts(text))
                 if its_own or not self.on_top:

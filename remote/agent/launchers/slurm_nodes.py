@@ -1,7 +1,6 @@
 """The cluster's GPU nodes, seen from a login node that has no GPU: what one of them shows, and who
 has them."""
 
-import dataclasses
 import os
 import re
 import time
@@ -69,7 +68,7 @@ def node_report(root: str, options: List[str]) -> GpuReport:
         return GpuReport(problem=kept.get("problem") or "there is no srun")
     said = Said(kept["code"], kept["out"], kept["err"])
     report = NO_TOOL if said.code == NOT_STARTED else read_report(GPU_FIELDS, said, NOTHING)
-    return dataclasses.replace(report, host=kept["host"], boot_id=kept["boot_id"])
+    return report._replace(host=kept["host"], boot_id=kept["boot_id"])
 
 
 def ask_node(options: List[str]) -> Dict[str, Any]:

@@ -1,7 +1,6 @@
 """What nvidia-smi says, as records: the machine's GPUs, and their use over time."""
 
 import csv
-import dataclasses
 import os
 import re
 import shutil
@@ -85,7 +84,16 @@ def find_nvidia_smi() -> Optional[str]:
 
 def look_at_gpus() -> GpuReport:
     """This machine's. Ends within `ANSWER_S` and a second."""
-    return dataclasses.replace(_look(), host=os.uname().nodename, boot_id=boot_id())
+    return _look()._replace(host=os.uname().nodename, boot_id=boot_id())
+
+
+def as_told(report: GpuReport) -> Dict[str, Any]:
+    """As JSON has it."""
+    gpus = [
+        dict(gpu._asdict(), processes=[process._asdict() for process in gpu.processes])
+        for gpu in report.gpus
+    ]
+    return dict(report._asdict(), gpus=gpus)
 
 
 def _look() -> GpuReport:

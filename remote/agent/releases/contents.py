@@ -6,12 +6,11 @@ import glob
 import hashlib
 import os
 import re
-import secrets
 import stat
 from typing import Any, Callable, Dict, Iterable, List, Set, Tuple
 
 from remote.agent.root.calls import Call, Refusal, operation
-from remote.agent.root.paths import HASH, hash_file, list_names, place_in, remove_file
+from remote.agent.root.paths import HASH, hash_file, list_names, place_in, random_name, remove_file
 from remote.agent.shared import protocol
 from remote.agent.shared.trees import SYMLINK, Entry
 
@@ -123,7 +122,7 @@ def content_piece(call: Call, into: str, sha256: str, at: int, length: int) -> D
     os.makedirs(incoming, mode=0o700, exist_ok=True)
     for left in glob.glob(glob.escape(place) + ".*"):  # a connection was cut
         os.unlink(left)
-    aside = f"{place}.{secrets.token_hex(4)}"
+    aside = f"{place}.{random_name(4)}"
     call.event(ready=True)
     with open(aside, "wb") as file:
         for header, blob in call.blobs():

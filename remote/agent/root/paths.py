@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
 from typing import Iterator, List, Union
 
@@ -79,9 +78,14 @@ def resolve_root(text: str) -> str:
     return os.path.normpath(os.path.join(home, os.path.expanduser(text)))
 
 
+def random_name(count: int) -> str:
+    """Of so many random bytes."""
+    return os.urandom(count).hex()
+
+
 def write_whole(path: str, data: bytes, mode: int = 0o600) -> None:
     """The file appears whole or not at all, also after a power cut."""
-    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
+    temporary = f"{path}.{random_name(4)}.tmp"
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(fd, "wb") as file:
@@ -97,7 +101,7 @@ def write_whole(path: str, data: bytes, mode: int = 0o600) -> None:
 
 def write_link(path: str, target: str) -> None:
     """Lets `path` lead to another place; it is there all the while."""
-    aside = os.path.join(os.path.dirname(path), f".{secrets.token_hex(6)}.tmp")
+    aside = os.path.join(os.path.dirname(path), f".{random_name(6)}.tmp")
     os.symlink(target, aside)
     os.replace(aside, path)
 
@@ -106,7 +110,7 @@ def write_link(path: str, target: str) -> None:
 def new_directory(path: str, aside: str = ASIDE) -> Iterator[str]:
     """One beside it, named `aside` and something, which becomes `path` once the block has filled
     it; nothing of it stays where that fails."""
-    made = os.path.join(os.path.dirname(path), aside + secrets.token_hex(6))
+    made = os.path.join(os.path.dirname(path), aside + random_name(6))
     os.mkdir(made, 0o700)
     try:
         yield made
@@ -130,7 +134,7 @@ def remove_leftovers(directory: str) -> None:
 
 def remove_directory(path: str, aside: str = ASIDE) -> None:
     """Out of sight first: nobody sees half of it."""
-    moved = os.path.join(os.path.dirname(path), aside + secrets.token_hex(6))
+    moved = os.path.join(os.path.dirname(path), aside + random_name(6))
     os.rename(path, moved)
     shutil.rmtree(moved, ignore_errors=True)
 

@@ -3,13 +3,12 @@
 import contextlib
 import glob
 import os
-import secrets
 import time
 from typing import Any, Dict, List
 
 from remote.agent.launchers.slurm_words import AGAIN
 from remote.agent.machine.processes import boot_id
-from remote.agent.root.paths import write_json
+from remote.agent.root.paths import random_name, write_json
 
 ATTEMPT = ("state", "reason", "cause", "exit_code", "host", "started", "ended")
 """What is kept of an attempt that has ended."""
@@ -19,7 +18,7 @@ MOVED, GONE = "moved", "host gone"
 
 def new_token() -> str:
     """Names an attempt: a supervisor whose token is no longer the run's writes nothing."""
-    return secrets.token_hex(8)
+    return random_name(8)
 
 
 def queued_state(**more: Any) -> Dict[str, Any]:

@@ -3,7 +3,6 @@ stays unless told otherwise."""
 
 import contextlib
 import os
-import secrets
 import shutil
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
@@ -13,7 +12,7 @@ from remote.agent.environments.environments import describe_environment
 from remote.agent.environments.resolution import ASIDE as RESOLVING
 from remote.agent.releases.releases import current_release, release_of
 from remote.agent.root.calls import Call, Refusal, operation
-from remote.agent.root.paths import ASIDE, HASH, RUN_ID, Layout, list_names, write_json
+from remote.agent.root.paths import ASIDE, HASH, RUN_ID, Layout, list_names, random_name, write_json
 from remote.agent.root.roots import locked, locked_if_free, prepare_root
 from remote.agent.runs.outputs import find_outputs
 from remote.agent.runs.queue import one_launch_at_a_time
@@ -247,7 +246,7 @@ def _set_aside(
     """Where it is then; None where there is nothing. Raises Refusal for a run that has changed."""
     if not os.path.lexists(path):
         return None
-    aside = os.path.join(os.path.dirname(path), GONE + secrets.token_hex(6))
+    aside = os.path.join(os.path.dirname(path), GONE + random_name(6))
     os.rename(path, aside)
     why = None
     if run is not None and not item["unwanted"]:

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import time
-import traceback
 from typing import Any, Dict, List, Optional, Tuple
 
 from remote.agent.launchers.local import last_sign, start_detached
@@ -180,6 +179,8 @@ def guard(root: str) -> int:
             pause = watcher.look()
         except Exception:
             with contextlib.suppress(OSError):
+                import traceback  # takes long to load
+
                 traceback.print_exc()
             pause = LOOK_S
         if pause is None:

@@ -1,8 +1,6 @@
 """Everything about the server that a plan may need, in one call."""
 
-import dataclasses
 import os
-import platform
 import shutil
 import socket
 import sys
@@ -84,7 +82,7 @@ class GpuQuestion:
 
     def answer(self) -> Dict[str, Any]:
         self.thread.join(15 if self.slurm is None else NOW_S + 60)
-        return dataclasses.asdict(self.found)
+        return gpus.as_told(self.found)
 
 
 def release_facts(layout: Layout, tree: str, manifest: Optional[List[Any]]) -> Dict[str, Any]:
@@ -101,7 +99,7 @@ def overview(call: Call) -> Dict[str, Any]:
     """GPUs and the runs that have not ended: what changes from one second to the next."""
     runs = records.list_runs(call.layout)
     live = [run for run in runs if run["state"] not in FINAL]
-    return {"gpus": dataclasses.asdict(gpus.look_at_gpus()), "runs": live}
+    return {"gpus": gpus.as_told(gpus.look_at_gpus()), "runs": live}
 
 
 def brief(run: Dict[str, Any]) -> Dict[str, Any]:
@@ -112,9 +110,9 @@ def brief(run: Dict[str, Any]) -> Dict[str, Any]:
 def system_facts() -> Dict[str, Any]:
     return {
         "host": socket.gethostname(),
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
+        "system": os.uname().sysname,
+        "machine": os.uname().machine,
+        "python": ".".join(map(str, sys.version_info[:3])),
         "python_path": sys.executable,
         "boot_id": boot_id(),
         "time": time.time(),

@@ -6,7 +6,6 @@ import os
 import queue
 import threading
 import time
-import traceback
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from remote.agent.root import program
@@ -122,6 +121,8 @@ class Server:
         except OSError as error:
             self._refuse(call, refusal_for(error))
         except Exception:
+            import traceback  # takes long to load
+
             self._refuse(call, Refusal("bug", traceback.format_exc(limit=-6)))
         call.drain()
 

@@ -3,8 +3,7 @@ system."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Iterable, Mapping, Sequence, Tuple
+from typing import Any, Iterable, Mapping, NamedTuple, Sequence, Tuple
 
 from remote.agent.shared.states import LIVE
 from remote.agent.shared.text import one_line
@@ -23,8 +22,7 @@ BUSY_MIB = 500
 BUSY_PERCENT = 5
 
 
-@dataclass(frozen=True)
-class GpuProcess:
+class GpuProcess(NamedTuple):
     """What computes on a GPU; containers hide some or all of it."""
 
     pid: int | None
@@ -34,11 +32,10 @@ class GpuProcess:
     age_s: float | None = None
 
 
-@dataclass(frozen=True)
-class Gpu:
+class Gpu(NamedTuple):
     """One GPU as nvidia-smi tells it; `index` is nvidia-smi's, `uuid` is what it is pinned by."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # in place of tuple's method
     uuid: str
     name: str | None = None
     memory_total_mib: int | None = None
@@ -52,8 +49,7 @@ class Gpu:
     processes: tuple[GpuProcess, ...] = ()
 
 
-@dataclass(frozen=True)
-class GpuReport:
+class GpuReport(NamedTuple):
     """The GPUs of one boot of one host. `found`: nvidia-smi is there; None: it was not asked.
     `problem`: why there are none, in one line, with its remedy."""
 
@@ -72,8 +68,7 @@ NOT_ASKED = GpuReport(problem="nvidia-smi was not asked")
 NOBODY: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """The GPUs to use, or why there are none. `notes` says of each GPU passed over why."""
 
     gpus: tuple[Gpu, ...] = ()

@@ -4,12 +4,11 @@ behind some of them a file's bytes."""
 import json
 import os
 import re
-import secrets
 import socket
 import threading
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from remote.agent.root.paths import hash_file, remove_file
+from remote.agent.root.paths import hash_file, random_name, remove_file
 
 SILENCE_S = float(os.environ.get("REMOTE_SILENCE_S", "60"))
 """A network may be away for some seconds, and a training bears it; after so long it is over."""
@@ -95,7 +94,7 @@ class Peer:
     def receive_file(self, place: str, size: int) -> None:
         """The file appears whole or not at all."""
         os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)
-        temporary = f"{place}.{secrets.token_hex(4)}.tmp"
+        temporary = f"{place}.{random_name(4)}.tmp"
         try:
             with open(temporary, "wb") as file:
                 while size:
