@@ -180,6 +180,19 @@ def test_one_that_waits_can_be_stopped_and_resumed(server: LoopbackServer, tmp_p
     assert rows(lab)["mine"]["state"] == "finished" and rows(lab)["mine"]["gpus"] == [FREE.uuid]
 
 
+def test_one_that_waits_on_another_host_hears_of_a_stop_by_the_disk(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
+    show(server, BUSY)
+    lab = Lab(server, tmp_path)
+    assert "in use by processes" in lab.task("train", name="mine").out
+    (run,) = (lab.root / "runs").glob("2*")
+    state = json.loads(lab.state_file(run.name).read_text())
+    lab.state_file(run.name).write_text(json.dumps({**state, "host": "another"}))
+    assert lab.task("stop").code == 0
+    assert rows(lab)["mine"]["reason"].endswith("while it waited")
+
+
 def test_so_many_gpus_are_asked_for(server: LoopbackServer, tmp_path: Path) -> None:
     two = [FakeGpu(), FakeGpu(), FakeGpu()]
     show(server, *two)

@@ -384,6 +384,7 @@ class Supervisor:
         stopped."""
 
         def tell(reason: str) -> None:
+            self.look_around()
             if self.state.get("waiting") != reason:
                 self.tell(waiting=reason)
 
