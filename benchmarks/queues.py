@@ -25,7 +25,7 @@ from pages import about, spread, write_page
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from remote.loopback import LoopbackServer, make_keys  # noqa: E402  the repository need not be installed
+from remote.loopback import LoopbackServer, Serving, make_keys  # noqa: E402  the repository need not be installed
 from tests.support.nvidia_smi import FakeGpu  # noqa: E402
 from tests.support.queues import NAMES, Queues, gaps, left_idle, make_queues, supervisors_cpu  # noqa: E402
 from tests.support.sshd import end_tmux, sparse_path  # noqa: E402
@@ -40,7 +40,8 @@ def open_queues(stack: ExitStack, folder: Path) -> Queues:
 
     def make_server(**options: Any) -> LoopbackServer:
         place = Path(tempfile.mkdtemp(dir=folder))
-        server = LoopbackServer(place, keys=keys, path=sparse_path(place / "bin"), **options)
+        serving = Serving(keys=keys, path=sparse_path(place / "bin"), **options)
+        server = LoopbackServer(place, serving)
         stack.callback(end_tmux, server.home)
         return stack.enter_context(server)
 

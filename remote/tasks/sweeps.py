@@ -13,9 +13,9 @@ from remote.ssh.target import typed_together
 from remote.tasks.entry import Work, raise_if_silent, task
 
 if TYPE_CHECKING:
+    from remote.hosts.sweep import Book
+    from remote.hosts.sweep_table import Row
     from remote.records import Run
-    from remote.runs.sweep import Book
-    from remote.runs.sweep_table import Row
     from remote.ssh.target import Target
     from remote.tasks.entry import Answers
 
@@ -57,7 +57,7 @@ def sweep(
     server, 8 environment, 9 GPU.
     """
     from remote.deploy.deploy import ask_facts
-    from remote.runs import sweep as sweeps
+    from remote.hosts import sweep as sweeps
 
     options = dataclasses.replace(options, arguments=work.words or None)
     values = sweeps.parse_grid(grid)
@@ -102,8 +102,8 @@ def tell_started(work: Work, book: Book, failed: Sequence[RemoteError]) -> int:
 def rows_of(work: Work, name: str, answers: Answers) -> list[Row]:
     """The sweep's points in its own order: what the hosts tell, and what only our own record
     knows. Raises NotFound where nobody knows the sweep."""
-    from remote.runs.sweep import Book, check_name
-    from remote.runs.sweep_table import NOT_STARTED, Row
+    from remote.hosts.sweep import Book, check_name
+    from remote.hosts.sweep_table import NOT_STARTED, Row
 
     book = Book(work.project, check_name(name))
     told = {run.run: (target.spec, run) for target, runs in runs_of(name, answers) for run in runs}
@@ -133,8 +133,8 @@ def runs_of(name: str, answers: Answers) -> Iterator[tuple[Target, list[Run]]]:
 
 
 def status_of_sweep(work: Work, name: str) -> int:
+    from remote.hosts.sweep_table import show_sweep, sweep_json
     from remote.runs.listing import list_runs
-    from remote.runs.sweep_table import show_sweep, sweep_json
 
     answers = work.on_all(list_runs)
     rows = rows_of(work, name, answers)
@@ -173,8 +173,8 @@ def stop_sweep(work: Work, name: str) -> int:
 
 def fetch_sweep(work: Work, name: str, dest: Path) -> int:
     """All of its runs, each as `fetch-results` does, and the comparison."""
+    from remote.hosts.sweep_table import show_sweep, sweep_json, tell_files
     from remote.runs.listing import list_runs
-    from remote.runs.sweep_table import show_sweep, sweep_json, tell_files
     from remote.screen.text import size
     from remote.transfer.fetch import fetch_run
 

@@ -125,7 +125,7 @@ def show_started(work: Work, session: Session, run: Run, options: TrainOptions) 
 
 def start_on_hosts(work: Work, options: TrainOptions) -> int:
     """All of -H, for one training."""
-    from remote.runs.nodes import resume_on_hosts, train_on_hosts
+    from remote.hosts.nodes import resume_on_hosts, train_on_hosts
 
     given = len(work.targets)
     options = dataclasses.replace(options, nodes=options.nodes or given)
@@ -144,7 +144,7 @@ def start_on_hosts(work: Work, options: TrainOptions) -> int:
 def choose_free(work: Work, options: TrainOptions) -> tuple[Work, Target]:
     """Of the hosts that were given; says which, and why. A host that is down is left out. The work
     is without Slurm where the host that was chosen has none."""
-    from remote.runs.first_free import cut_off_at, first_free, look_at, wanted_gpus
+    from remote.hosts.first_free import cut_off_at, first_free, look_at, wanted_gpus
 
     targets = {target.spec: target for target in work.targets}
     earlier = cut_off_at(work.project, list(targets), options)

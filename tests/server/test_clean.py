@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from remote.agent.results import clean
 from remote.agent.root.locks import Lock
 from remote.agent.root.paths import Layout, write_json
-from remote.agent.runs import clean
 from remote.agent.runs.outputs import find_outputs
 from remote.agent.runs.records import FETCHED, read_fetched
 from remote.errors import RunFailed

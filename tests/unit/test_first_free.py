@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from remote.hosts.first_free import Look, count_gres, first_free, look_at_cluster
 from remote.link.answers import Node
-from remote.runs.first_free import Look, count_gres, first_free, look_at_cluster
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from remote.agent.runs import follow
+from remote.agent.results import follow
 from remote.errors import ConnectionLost
 from remote.link.answers import Followed
 from remote.link.link import OnEvent

@@ -20,6 +20,7 @@ LAPTOP = (
     "deploy",
     "transfer",
     "runs",
+    "hosts",
     "submission",
     "loopback",
     "tasks",
@@ -34,6 +35,7 @@ AGENT = (
     "data",
     "environments",
     "runs",
+    "results",
     "supervisor",
     "serve",
 )

@@ -10,11 +10,11 @@ import pytest
 from remote.agent.supervisor.peers import HOST_LOST, Report, choose_verdict, lacking
 from remote.deploy.deploy import Deployed
 from remote.errors import EnvironmentFailed, ServerUnfit
+from remote.hosts.network import choose_networks, raise_if_unfit
+from remote.hosts.nodes import require_same
 from remote.link.answers import Address, Addresses, Exchanged
 from remote.link.facts import Environment, Facts, Root
 from remote.records import Release
-from remote.runs.network import choose_networks, raise_if_unfit
-from remote.runs.nodes import require_same
 
 
 def host(*addresses: str, ssh: str | None = None) -> Addresses:

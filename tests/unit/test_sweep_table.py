@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 
+from remote.hosts.sweep_table import NOT_STARTED, Row, show_sweep
 from remote.records import Run
-from remote.runs.sweep_table import NOT_STARTED, Row, show_sweep
 from remote.screen.display import Display
 
 

@@ -6,15 +6,6 @@ from remote.agent.environments import environments, resolution  # noqa: F401
 from remote.agent.launchers import slurm_nodes  # noqa: F401
 from remote.agent.machine import account, network  # noqa: F401
 from remote.agent.releases import releases  # noqa: F401
-from remote.agent.runs import (  # noqa: F401
-    clean,
-    evaluation,
-    fetch,
-    follow,
-    launch,
-    listing,
-    members,
-    resume,
-    shutdown,
-)
+from remote.agent.results import clean, evaluation, fetch, follow  # noqa: F401
+from remote.agent.runs import fetched, launch, listing, members, resume, shutdown  # noqa: F401
 from remote.agent.serve import facts  # noqa: F401

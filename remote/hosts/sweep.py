@@ -18,6 +18,7 @@ from typing import Any
 from remote.deploy.deploy import deploy
 from remote.deploy.shown import show_steps
 from remote.errors import UsageError
+from remote.hosts.sweep_table import label_of
 from remote.link.facts import Facts
 from remote.link.session import Project, Session
 from remote.project.options import TrainOptions
@@ -35,7 +36,6 @@ from remote.runs.placement import (
 )
 from remote.runs.request import TrainRequest, new_run_id, parse_request, start_run
 from remote.runs.shutdown import tell_plan
-from remote.runs.sweep_table import label_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z")
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")

@@ -20,13 +20,13 @@ from remote.errors import (
     Unreachable,
     UsageError,
 )
+from remote.hosts.network import find_network
 from remote.link.answers import Joined, Resumed, Started, Stopping
 from remote.link.session import Session, who_am_i
 from remote.project.options import TrainOptions
 from remote.records import Run
 from remote.runs.follow import LAST_LINES
 from remote.runs.launch import asked_for, started_where, watch
-from remote.runs.network import find_network
 from remote.runs.placement import Launch, Placement, place_run, prepare_launch, start_patiently
 from remote.runs.request import (
     Pending,

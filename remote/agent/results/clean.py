@@ -5,18 +5,18 @@ import contextlib
 import os
 import shutil
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 from remote.agent.data.datasets import leads_to
 from remote.agent.environments.environments import describe_environment
 from remote.agent.environments.resolution import ASIDE as RESOLVING
-from remote.agent.releases.releases import current_release, release_of
+from remote.agent.releases.releases import current_release
 from remote.agent.root.calls import Call, Refusal, operation
-from remote.agent.root.paths import ASIDE, HASH, RUN_ID, Layout, list_names, random_name, write_json
+from remote.agent.root.paths import ASIDE, HASH, RUN_ID, Layout, list_names, random_name
 from remote.agent.root.roots import locked, locked_if_free, prepare_root
-from remote.agent.runs.outputs import find_outputs
+from remote.agent.runs.fetched import why_not_fetched
 from remote.agent.runs.queue import one_launch_at_a_time
-from remote.agent.runs.records import FETCHED, describe_run, find_run, list_runs, read_mark
+from remote.agent.runs.records import describe_run, find_run, list_runs
 from remote.agent.shared.states import FINAL
 
 GONE = ".gone-"
@@ -24,44 +24,6 @@ LEFTOVER_S = 3600.0
 """A launch makes its directory aside in seconds, and requirements are resolved in minutes; what is
 older was left by one that was killed."""
 UPLOAD_S = 24 * 3600.0
-
-
-class Fetched(NamedTuple):
-    """A laptop has every file, verified, of a run that had ended (at `ended`) when its files were
-    listed, as `seen`; `narrowed`: but for what remote.results leaves here."""
-
-    run: str
-    ended: Any
-    files: int
-    who: str
-    seen: str
-    narrowed: bool = False
-
-
-@operation("fetch_done", takes=Fetched)
-def fetch_done(call: Call, fetched: Fetched) -> Dict[str, Any]:
-    found = find_run(call.layout, fetched.run)
-    if found["state"] not in FINAL or found["detail"].get("ended") != fetched.ended:
-        return {"marked": False}
-    mark = dict(fetched._asdict(), time=time.time())
-    write_json(os.path.join(found["path"], FETCHED), mark)
-    return {"marked": True}
-
-
-def why_not_fetched(
-    layout: Layout, run: Dict[str, Any], narrowed: bool = False, directory: str = ""
-) -> Optional[str]:
-    """None where a laptop has all that the run has made, as it is now; `narrowed`: or all that it
-    wanted of it."""
-    directory = directory or run["path"]
-    mark = read_mark(directory, run["detail"])
-    if not mark:
-        return "not fetched completely since it ended"
-    if mark.get("narrowed") and not narrowed:
-        return "fetched but for what remote.results leaves out"
-    if mark.get("seen") != find_outputs(directory, release_of(layout, run), run["path"]).seen():
-        return "changed since it was fetched"
-    return None
 
 
 @operation("clean")
