@@ -43,6 +43,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks
 
 # The Chinese catalogue: new messages in, dead ones out, remote.mo anew; names what is not translated.
 messages: $(READY)

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +35,10 @@ from hypothesis import strategies as st  # noqa: E402
 
 from remote.loopback import LoopbackServer, Serving  # noqa: E402
 from tests.e2e.test_three_commands import fab  # noqa: E402
-from tests.server.test_hostile import REPLIES, LyingLab, altered  # noqa: E402
+from tests.server.test_hostile import REPLIES, altered  # noqa: E402
 from tests.support.agent import agent  # noqa: E402
 from tests.support.faults import Lab, short_pauses, wait_until  # noqa: E402
-from tests.support.hostile import recording  # noqa: E402
+from tests.support.hostile import LyingLab, recording  # noqa: E402
 from tests.support.names import is_a_name, trained_on  # noqa: E402
 from tests.support.photos import write_photos  # noqa: E402
 from tests.support.project import make_project  # noqa: E402
@@ -170,13 +170,7 @@ def lies(room: Room, plan: Plan) -> None:
     codes: Counter[int] = Counter()
     honest = record(room)
     for task, op, frames in altered(honest, plan.altered):
-        ops = {**honest[task], op: frames}
-        done = lab.ask(
-            task,
-            lambda name, args, ops=ops: ops.get(
-                name, [({"error": {"kind": "NotFound", "message": "no"}}, b"")]
-            ),
-        )
+        done = lab.ask(task, replying({**honest[task], op: frames}))
         codes[done.code] += 1
         shutil.rmtree(lab.results, ignore_errors=True)
     room.count(
@@ -185,6 +179,12 @@ def lies(room: Room, plan: Plan) -> None:
             "altered replies that were refused": codes.total() - codes[0],
         }
     )
+
+
+def replying(ops: dict[str, list[Any]]) -> Callable[[str, dict[str, Any]], list[Any]]:
+    """Frames for each operation; no other one is known."""
+    refused = [({"error": {"kind": "NotFound", "message": "no"}}, b"")]
+    return lambda name, _: ops.get(name, refused)
 
 
 def record(room: Room) -> dict[str, dict[str, list[Any]]]:

@@ -194,19 +194,20 @@ def resnet18(data: str, epochs: int, cpu: bool) -> Row:
 
     from trainer.config import load_config
     from trainer.data.augment import augment, epoch_order
+    from trainer.data.images import Arrays
     from trainer.data.sources import load_images
     from trainer.evaluate import evaluate
     from trainer.networks import Normalise
 
     device = torch.device("cpu" if cpu else "cuda")
     images = load_images(data)
+    assert isinstance(images.train, Arrays), "CIFAR-10 is in memory"
     config = load_config("standard", {"mixup_prob": 0})
     network = make(num_classes=len(images.classes))
     network.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
     network.maxpool = torch.nn.Identity()
-    network = torch.nn.Sequential(Normalise(), network).to(
-        device, memory_format=torch.channels_last
-    )
+    network = torch.nn.Sequential(Normalise(), network)
+    network = network.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
@@ -225,7 +226,7 @@ def resnet18(data: str, epochs: int, cpu: bool) -> Row:
             )
             with torch.autocast(device.type, torch.bfloat16, enabled=not cpu):
                 loss = F.cross_entropy(network(shown).float(), labels[some])
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             schedule.step()

@@ -162,7 +162,12 @@ def take(project: Path, command: str, size: tuple[int, int], mark: str) -> str:
     subprocess.run(
         argv,
         check=True,
-        env={**os.environ, "TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONPATH": REPOSITORY},
+        env={
+            **os.environ,
+            "TERM": "xterm-256color",
+            "LANG": "C.UTF-8",
+            "PYTHONPATH": str(REPOSITORY),
+        },
     )
     try:
         for _ in range(120):

