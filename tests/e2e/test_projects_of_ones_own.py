@@ -217,7 +217,9 @@ def test_the_package_has_what_a_laptop_needs(tmp_path: Path) -> None:
         path.parent.relative_to(REPOSITORY).as_posix().replace("/", ".")
         for path in (REPOSITORY / "remote").rglob("*.py")
     }
-    assert set(told["tool"]["setuptools"]["packages"]) == packages
+    include = told["tool"]["setuptools"]["packages"]["find"]["include"]
+    found = pytest.importorskip("setuptools").find_packages(str(REPOSITORY), include=include)
+    assert set(found) == packages
     assert told["tool"]["setuptools"]["dynamic"]["dependencies"]["file"] == [
         "remote/requirements.txt"
     ]

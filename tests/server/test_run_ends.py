@@ -249,8 +249,8 @@ def test_on_a_host_that_is_gone_for_good(ends: Ends) -> None:
     assert "it last wrote" in ends.lab.rows()[0]["reason"]
     told = ends.lab.task("stop", gone=True)
     assert told.code == 0 and "its host node7 is gone, says" in told.out, told
-    wait_until(lambda: not Path(f"/proc/{old['supervisor_pid']}").exists())
-    assert not Path(f"/proc/{old['pid']}").exists()
+    both = [Path(f"/proc/{old[name]}") for name in ("supervisor_pid", "pid")]
+    wait_until(lambda: not any(process.exists() for process in both))
     row = ends.told()
     assert (row["state"], row["cause"], row["ended"]) == ("stopped", "host gone", 1e9)
     with agent(ends.server) as link:
@@ -258,7 +258,7 @@ def test_on_a_host_that_is_gone_for_good(ends: Ends) -> None:
         assert (
             link.call("run_resume", root=ROOT, project="p", run="r1", asked=asked)["attempt"] == 2
         )
-    wait_until(lambda: ends.told()["state"] == "finished")
+    assert ends.wait()["state"] == "finished"
 
 
 def test_still_running_but_the_server_is_unreachable(ends: Ends) -> None:
