@@ -40,6 +40,8 @@ SHOW_AFTER_S = 1.0
 """What a server says during the login is shown when the login takes longer than that."""
 POLL_S = 0.1
 SSH_FAILED = 255
+BREAKS_S = 0.3
+"""A kept login that has just broken may still answer."""
 GAVE_UP = re.compile(
     r"^(Connection (to |closed|reset)|client_loop:|Timeout, server|ssh_|Control master)", re.M
 )
@@ -193,6 +195,7 @@ class Process:
             return None
         if code == SSH_FAILED and not said:
             # Over a kept login ssh says nothing: either the login broke, or the command ended so.
+            time.sleep(BREAKS_S)
             ended = self._kept is not None and self._kept.control("check")
             return None if ended else self._lost("the connection was lost")
         return explain(said, self.errors(), self._host, self._target)
