@@ -4,14 +4,12 @@ import csv
 import os
 import re
 import shutil
-import subprocess
 import time
-from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from remote.agent.machine.account import name_of
 from remote.agent.machine.processes import boot_id, child_start_time
-from remote.agent.machine.programs import ENDED, NOT_STARTED, Said, begin
+from remote.agent.machine.programs import NOT_STARTED, Said, begin, finish
 from remote.agent.root.paths import read_text
 from remote.agent.shared.gpu_choice import Gpu, GpuProcess, GpuReport, driver_major
 from remote.agent.shared.text import one_line
@@ -134,20 +132,11 @@ def _ask(path: str, fields: Sequence[str], about: str = "gpu") -> Callable[[floa
     """Starts nvidia-smi; what is returned waits for its answer until that time."""
     argv = [path, f"--query-{about}={','.join(fields)}", FORMAT]
     try:
-        return partial(_answer, begin(argv, dict(os.environ, LC_ALL="C")))
+        child = begin(argv, dict(os.environ, LC_ALL="C"))
     except OSError as error:
         said = Said(NOT_STARTED, "", str(error))
         return lambda end: said
-
-
-def _answer(asked: "subprocess.Popen[bytes]", end: float) -> Said:
-    try:
-        out, err = asked.communicate(timeout=max(0.05, end - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        # Not waited for: a process stuck in the driver can't be killed.
-        asked.kill()
-        return Said(ENDED, "", "", late=True)
-    return Said(asked.returncode, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
+    return lambda end: finish(child, max(0.05, end - time.monotonic()))
 
 
 # -- reading it

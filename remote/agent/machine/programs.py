@@ -62,6 +62,17 @@ def begin(
     )
 
 
+def finish(child: "subprocess.Popen[bytes]", timeout_s: float) -> Said:
+    """What a program says in the end. One that is late is killed and not waited for: what hangs in
+    the GPU's driver can't be killed."""
+    try:
+        out, err = child.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        return _late(timeout_s)
+    return _said(child.returncode, out, err)
+
+
 def watch(
     call: Call, child: "subprocess.Popen[bytes]", timeout_s: float = float("inf"), **told: Any
 ) -> Said:

@@ -171,13 +171,14 @@ def record_gone(found: Dict[str, Any], who: str) -> None:
     directory, host = found["path"], found["detail"].get("host")
     if not found["detail"].get("elsewhere"):
         raise Refusal("RunFailed", f"{found['run']} is on this very host", "stop it without --gone")
-    silent_s = time.time() - last_sign(directory)
+    sign = last_sign(directory)
+    silent_s = time.time() - sign
     if silent_s < SILENT_S:
         text = f"{host} lives: {found['run']} has written something {silent_s:.0f} s ago"
         raise Refusal("RunFailed", text, "stop it without --gone")
     state = read_json(os.path.join(directory, "state.json")) or {}
     reason = f"its host {host} is gone, says {who}"
-    ended = dict(state, state="stopped", cause=GONE, reason=reason, ended=last_sign(directory))
+    ended = dict(state, state="stopped", cause=GONE, reason=reason, ended=sign)
     write_json(os.path.join(directory, "state.json"), dict(ended, token=new_token()))
 
 
