@@ -19,9 +19,9 @@ from remote.link.link import OnEvent
 from remote.link.session import Session
 from remote.project.command import describe_command
 from remote.project.own_trainer import require_whole_trainer
-from remote.project.release import SMALL_MANIFEST
 from remote.project.slurm import build_options, node_options
 from remote.records import EnvironmentPlan, Release, Step
+from remote.release.release import SMALL_MANIFEST
 from remote.requirements import reading
 from remote.screen.text import duration, one_line, size
 

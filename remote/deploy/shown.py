@@ -13,8 +13,8 @@ from remote.errors import RemoteError
 from remote.link.answers import Nodes
 from remote.link.facts import Facts
 from remote.link.session import Session
-from remote.project.code_files import FETCHED_RUNS
 from remote.records import Gpu, GpuReport
+from remote.release.code_files import FETCHED_RUNS
 from remote.screen.display import Display
 from remote.screen.language import title, translate
 from remote.screen.tables import Column, state_style

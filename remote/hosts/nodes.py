@@ -25,7 +25,6 @@ from remote.link.answers import Joined, Resumed, Started, Stopping
 from remote.link.session import Session, who_am_i
 from remote.project.options import TrainOptions
 from remote.records import Run
-from remote.runs.follow import LAST_LINES
 from remote.runs.launch import asked_for, started_where, watch
 from remote.runs.placement import Launch, Placement, place_run, prepare_launch, start_patiently
 from remote.runs.request import (
@@ -46,6 +45,7 @@ from remote.runs.resume import (
 )
 from remote.runs.shutdown import tell_plan
 from remote.ssh.target import typed_together
+from remote.watching.follow import LAST_LINES
 
 Asked = dict[str, Any]
 Describe = Callable[[Launch, Placement], Mapping[str, Any]]

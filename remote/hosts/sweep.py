@@ -25,7 +25,6 @@ from remote.project.options import TrainOptions
 from remote.project.results import read_mapping
 from remote.records import FINAL
 from remote.runs.launch import asked_for
-from remote.runs.listing import list_runs
 from remote.runs.placement import (
     Launch,
     Placement,
@@ -36,6 +35,7 @@ from remote.runs.placement import (
 )
 from remote.runs.request import TrainRequest, new_run_id, parse_request, start_run
 from remote.runs.shutdown import tell_plan
+from remote.watching.listing import list_runs
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z")
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")

@@ -20,8 +20,8 @@ from remote.link.answers import ContentPiece
 from remote.link.lanes import LARGE, MOST, Lanes
 from remote.link.link import Link
 from remote.link.session import Session
-from remote.project.release import content_of, frame_of, upload_frames
 from remote.records import FileEntry
+from remote.release.release import content_of, frame_of, upload_frames
 from remote.screen.text import duration, show
 
 PROBE = 2 * PIECE

@@ -18,10 +18,10 @@ from remote.errors import ConnectionLost, StartsOrEnds, Unreachable
 from remote.link.agent_program import agent_hash
 from remote.link.answer import A
 from remote.link.link import Link, OnEvent, Upload
-from remote.project.git import project_identity
 from remote.project.own_trainer import runs_own_trainer
-from remote.project.release import build_release
 from remote.records import Release, Settings
+from remote.release.git import project_identity
+from remote.release.release import build_release
 from remote.screen.display import Display
 from remote.ssh.connection import Connection, connect
 from remote.ssh.target import Target

@@ -1,1 +1,1 @@
-"""What lies here: the settings, the code, the command, and what was fetched."""
+"""What lies here: the settings, the command, and what was fetched."""

@@ -1,1 +1,1 @@
-"""From a command to a run, and all that one does with it."""
+"""From a command to a run, and what one does with it."""

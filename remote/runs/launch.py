@@ -15,9 +15,7 @@ from remote.link.answers import Started
 from remote.link.session import Session, who_am_i
 from remote.project.options import TrainOptions
 from remote.records import Run
-from remote.runs.follow import Follower, LeaveWanted, StopWanted
 from remote.runs.limits import limits_of
-from remote.runs.listing import raise_if_failed, state_line, tell_resume
 from remote.runs.placement import (
     Launch,
     Placement,
@@ -39,6 +37,8 @@ from remote.runs.request import (
 from remote.runs.shutdown import tell_plan
 from remote.runs.stop import stop_one
 from remote.screen.text import percent, show
+from remote.watching.follow import Follower, LeaveWanted, StopWanted
+from remote.watching.listing import raise_if_failed, state_line, tell_resume
 
 START_WAIT_S = 180.0
 """Importing torch from a cold network disk takes minutes at times."""

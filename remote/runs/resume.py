@@ -19,17 +19,17 @@ from remote.link.decoding import decode
 from remote.link.sending import Sending, waiting_note
 from remote.link.session import Session, who_am_i
 from remote.project.options import TrainOptions
-from remote.project.release import entry_of
 from remote.project.results import find_run, read_mapping
 from remote.records import Asked, FileEntry, Run
-from remote.runs.follow import LAST_LINES
+from remote.release.release import entry_of
 from remote.runs.launch import attempt_of, code_of, place_of, started_where, watch
-from remote.runs.listing import list_runs
 from remote.runs.placement import Launch, Placement, launch_on_free_gpus, place_run, prepare_launch
 from remote.runs.request import GO_ON, TrainRequest, parse_request, plan_argv
 from remote.runs.shutdown import tell_plan
 from remote.screen.text import show, size
 from remote.transfer.manifest import PARTS
+from remote.watching.follow import LAST_LINES
+from remote.watching.listing import list_runs
 
 
 @dataclass(frozen=True)

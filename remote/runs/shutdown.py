@@ -13,10 +13,10 @@ from remote.errors import ConnectionLost, RemoteError, RunFailed, Unreachable, U
 from remote.link.answers import Kept, PlannedShutdown, Shutdown
 from remote.link.session import Session
 from remote.records import Run
-from remote.runs.listing import list_runs
 from remote.screen.text import duration, one_line, size
 from remote.transfer.fetch import fetch_run
 from remote.transfer.receiving import Fetched
+from remote.watching.listing import list_runs
 
 GONE_S = 60.0
 LOOK_EVERY_S = 3.0

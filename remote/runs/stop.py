@@ -6,8 +6,8 @@ from remote.errors import RunFailed
 from remote.link.answers import Followed, Stopping
 from remote.link.session import Session, who_am_i
 from remote.records import Run
-from remote.runs.listing import state_line, tell_resume
 from remote.screen.text import show
+from remote.watching.listing import state_line, tell_resume
 
 STOP_WAIT_S = 90.0
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from remote.project.code_files import is_for_secrets
+from remote.release.code_files import is_for_secrets
 
 SECRETS = {
     "private key": re.compile(

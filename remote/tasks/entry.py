@@ -84,8 +84,8 @@ class Work:
     def session_of(self, run: str, options: str = "") -> tuple[Session, str]:
         """The host to ask about a run, and the run's name there. Of several hosts that train it
         together, the first that answers, the one that leads before all others."""
-        from remote.runs.listing import list_runs
         from remote.ssh.target import typed_together
+        from remote.watching.listing import list_runs
 
         if len(self.targets) == 1:
             return self.session(self.targets[0]), run

@@ -56,9 +56,9 @@ def follow(work: Work, run: str = "latest") -> int:
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 11
     no such run.
     """
-    from remote.runs.follow import LAST_LINES, Follower, LeaveWanted, StopWanted
-    from remote.runs.listing import state_line
     from remote.runs.stop import stop_one
+    from remote.watching.follow import LAST_LINES, Follower, LeaveWanted, StopWanted
+    from remote.watching.listing import state_line
 
     session, run = work.session_of(run)
     with session:
@@ -130,8 +130,8 @@ def logs(work: Work, run: str = "latest", follow: bool = False, lines: int = 40)
 
 def log_of(work: Work, session: Session, run: str, follow: bool, lines: int) -> dict[str, object]:
     """Show it; for scripts the run with the lines of its log."""
-    from remote.runs.follow import Follower
-    from remote.runs.listing import run_json, state_line
+    from remote.watching.follow import Follower
+    from remote.watching.listing import run_json, state_line
 
     text: list[str] = []
     follower = Follower(session, run, sink=text.append if work.json else None)
@@ -160,8 +160,8 @@ def wait(work: Work, run: str = "latest", sweep: str | None = None) -> int:
     Exit codes: 0 it finished, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login
     refused, 10 it failed or was stopped, 11 no such run.
     """
-    from remote.runs.follow import Follower
-    from remote.runs.listing import list_runs, run_json, state_line
+    from remote.watching.follow import Follower
+    from remote.watching.listing import list_runs, run_json, state_line
 
     if sweep:
         only_one(run, sweep)

@@ -17,13 +17,13 @@ from remote.errors import RemoteError
 from remote.link.answers import Overview
 from remote.link.session import Session
 from remote.records import Gpu, Run
-from remote.runs.listing import run_json
 from remote.screen.live import full_screen, has_keys, interrupt
 from remote.screen.tables import Column, LiveTable, state_style
 from remote.screen.text import brief, one_line
 from remote.screen.training import sparkline
 from remote.tasks.entry import Work
 from remote.tasks.run_tables import accuracy_cell, epoch_cell
+from remote.watching.listing import run_json
 
 KEPT = 20
 COLUMNS = (

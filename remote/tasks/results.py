@@ -61,11 +61,11 @@ def dest_of(work: Work, dest: str | None) -> Path:
 
 
 def fetch(work: Work, options: FetchOptions) -> int:
-    from remote.runs.listing import list_runs
     from remote.runs.shutdown import shut_down
-    from remote.runs.watch import watch_run
     from remote.tasks.run_tables import fetched_json, show_fetched
     from remote.transfer.fetch import fetch_run
+    from remote.watching.listing import list_runs
+    from remote.watching.watch import watch_run
 
     dest, ask = dest_of(work, options.dest), not options.yes
     if options.then_shutdown:
@@ -94,7 +94,7 @@ def fetch(work: Work, options: FetchOptions) -> int:
 def watch_together(work: Work, options: FetchOptions, dest: Path) -> FetchOptions:
     """Of a run that all hosts train, the first host's part is mirrored to the end; what is left to
     fetch then. Raises UsageError where they have nothing in common."""
-    from remote.runs.watch import watch_run
+    from remote.watching.watch import watch_run
 
     session, run = work.session_of(options.run, "--watch")
     with session:
@@ -121,7 +121,7 @@ def tensorboard(work: Work, run: str = "latest", port: int = 0, browser: bool = 
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 11
     no such run.
     """
-    from remote.runs.tensorboard import serve
+    from remote.watching.tensorboard import serve
 
     with work.only_session() as session:
         return serve(session, run, work.project.dest, port, browser)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from remote.link.answers import PlannedShutdown
 from remote.records import Run, Summary
-from remote.runs.listing import run_json
 from remote.runs.shutdown import plan_text
 from remote.screen.display import Display
 from remote.screen.tables import Column, state_style
 from remote.screen.text import brief, duration, moment, one_line, percent, show, size
 from remote.ssh.target import Target, typed_together
 from remote.transfer.receiving import Fetched
+from remote.watching.listing import run_json
 
 if TYPE_CHECKING:
     from remote.tasks.entry import Answers

@@ -134,7 +134,7 @@ def runs_of(name: str, answers: Answers) -> Iterator[tuple[Target, list[Run]]]:
 
 def status_of_sweep(work: Work, name: str) -> int:
     from remote.hosts.sweep_table import show_sweep, sweep_json
-    from remote.runs.listing import list_runs
+    from remote.watching.listing import list_runs
 
     answers = work.on_all(list_runs)
     rows = rows_of(work, name, answers)
@@ -148,8 +148,8 @@ def stop_sweep(work: Work, name: str) -> int:
     """Every run of it that has not ended; what waits goes first, so that nothing moves up."""
     from remote.link.answers import Stopping
     from remote.link.session import who_am_i
-    from remote.runs.listing import list_runs, run_json
     from remote.runs.stop import wait_until_stopped
+    from remote.watching.listing import list_runs, run_json
 
     answers, ended = work.on_all(list_runs), []
     rows_of(work, name, answers)
@@ -174,9 +174,9 @@ def stop_sweep(work: Work, name: str) -> int:
 def fetch_sweep(work: Work, name: str, dest: Path) -> int:
     """All of its runs, each as `fetch-results` does, and the comparison."""
     from remote.hosts.sweep_table import show_sweep, sweep_json, tell_files
-    from remote.runs.listing import list_runs
     from remote.screen.text import size
     from remote.transfer.fetch import fetch_run
+    from remote.watching.listing import list_runs
 
     answers = work.on_all(list_runs)
     rows = rows_of(work, name, answers)

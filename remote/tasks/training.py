@@ -114,8 +114,8 @@ def start(work: Work, options: TrainOptions, first_free: bool = False) -> int:
 
 
 def show_started(work: Work, session: Session, run: Run, options: TrainOptions) -> int:
-    from remote.runs.attach import attach as attach_one
-    from remote.runs.listing import run_json
+    from remote.watching.attach import attach as attach_one
+    from remote.watching.listing import run_json
 
     work.tell_json(run_json(run, session.host))
     if options.interactive and not run.has_ended:
@@ -171,7 +171,7 @@ def attach(work: Work, run: str = "latest") -> int:
     10 it does not run in tmux, 11 no such run.
     """
 
-    from remote.runs.attach import attach as attach_one
+    from remote.watching.attach import attach as attach_one
 
     session, name = work.session_of(run)
     with session:
@@ -207,8 +207,8 @@ def stop(work: Work, run: str = "latest", sweep: str | None = None, gone: bool =
     it did not stop, 11 no such run.
     """
 
-    from remote.runs.listing import run_json
     from remote.runs.stop import stop_one
+    from remote.watching.listing import run_json
 
     if sweep:
         only_one(run, sweep)

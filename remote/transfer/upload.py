@@ -19,8 +19,8 @@ from remote.link.facts import Facts
 from remote.link.sending import Sending, waiting_note
 from remote.link.session import Session, who_am_i
 from remote.project.own_trainer import ARCHIVE, load_data_modules
-from remote.project.release import entry_of
 from remote.records import FileEntry
+from remote.release.release import entry_of
 from remote.screen.text import one_line, size
 
 NOISE = ("Thumbs.db", "desktop.ini", "__MACOSX", ".DS_Store", ".git")

@@ -17,7 +17,7 @@ import pytest
 from remote.agent.machine.processes import start_time
 from remote.errors import NotFound, ServerUnfit, TransferFailed
 from remote.loopback import LoopbackServer
-from remote.project.release import build_release, upload_frames
+from remote.release.release import build_release, upload_frames
 from tests.support.agent import OWNER, ROOT, agent, facts, follow, put, start
 from tests.support.project import HOSTILE, make_tree, snapshot
 from tests.support.sshd import USUAL, MakeServer, base_python, sparse_path

@@ -9,7 +9,7 @@ import os
 import zipfile
 from pathlib import Path
 
-from remote.agent.supervisor.surroundings import newest_checkpoint
+from remote.agent.training.surroundings import newest_checkpoint
 from tests.support.faults import Lab, wait_until
 from tests.support.project import Content, Link, make_tree
 from tests.support.sshd import MakeServer

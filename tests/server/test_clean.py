@@ -16,8 +16,8 @@ import pytest
 from remote.agent.results import clean
 from remote.agent.root.locks import Lock
 from remote.agent.root.paths import Layout, write_json
-from remote.agent.runs.outputs import find_outputs
-from remote.agent.runs.records import FETCHED, read_fetched
+from remote.agent.run_files.outputs import find_outputs
+from remote.agent.run_files.records import FETCHED, read_fetched
 from remote.errors import RunFailed
 from remote.loopback import LoopbackServer
 from tests.support.agent import agent

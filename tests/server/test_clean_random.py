@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from remote.agent.runs.outputs import matches
+from remote.agent.run_files.outputs import matches
 from remote.loopback import LoopbackServer
 from tests.support.faults import Lab, short_pauses, wait_until
 from tests.support.project import make_tree

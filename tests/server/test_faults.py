@@ -20,8 +20,8 @@ from remote.link import link
 from remote.link.session import Session
 from remote.loopback import LoopbackServer
 from remote.runs import launch, request
-from remote.runs.follow import Follower
 from remote.screen.display import Display
+from remote.watching.follow import Follower
 from tests.support.faults import LOST, UNREACHABLE, Lab, short_pauses, stalling, wait_until
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.proxy import Direction, Relay

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from remote.agent.runs import outputs
-from remote.agent.runs.outputs import CACHE_TAG, find_outputs, is_aside, mark_copied, matches
+from remote.agent.run_files import outputs
+from remote.agent.run_files.outputs import CACHE_TAG, find_outputs, is_aside, mark_copied, matches
 from remote.agent.shared.trees import SYMLINK
 from remote.loopback import LoopbackServer
 from remote.project.results import lock_file

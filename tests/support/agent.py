@@ -13,8 +13,8 @@ from remote.link.decoding import decode
 from remote.link.facts import Facts
 from remote.link.link import Link
 from remote.loopback import LoopbackServer, Route
-from remote.project.release import build_release, upload_frames
 from remote.records import Release
+from remote.release.release import build_release, upload_frames
 from remote.ssh.connection import connect
 from remote.ssh.target import Target
 from tests.support.sshd import PROGRAM

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from remote.link.session import Session
 from remote.loopback import LoopbackServer
-from remote.runs.follow import Follower
 from remote.screen.display import Display
+from remote.watching.follow import Follower
 from tests.support.faults import LOST, UNREACHABLE, Done, Lab, spread, wait_until
 from tests.support.project import snapshot
 from tests.support.proxy import Direction, Relay

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from remote.records import Run
-from remote.runs.listing import run_json
+from remote.watching.listing import run_json
 from tests.support.messages import read_catalogue, template
 
 ROOT = Path(__file__).resolve().parents[2]

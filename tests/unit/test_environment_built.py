@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remote.agent.environments.builder import SCRIPTS
-from remote.agent.supervisor.surroundings import base_programs
+from remote.agent.training.surroundings import base_programs
 from remote.errors import EnvironmentFailed, GpuUnfit
 from remote.records import Settings
 from tests.support.interpreters import (

@@ -14,9 +14,9 @@ from remote.link.answers import Followed
 from remote.link.link import OnEvent
 from remote.link.session import Project, Session
 from remote.records import Run, Settings
-from remote.runs.follow import Follower
 from remote.screen.display import Display
 from remote.ssh.target import Target
+from remote.watching.follow import Follower
 from tests.support.faults import short_pauses
 
 

@@ -14,11 +14,13 @@ LAPTOP = (
     "records",
     "screen",
     "project",
+    "release",
     "ssh",
     "link",
     "requirements",
     "deploy",
     "transfer",
+    "watching",
     "runs",
     "hosts",
     "submission",
@@ -26,7 +28,6 @@ LAPTOP = (
     "tasks",
 )
 AGENT = (
-    "calls",
     "shared",
     "root",
     "machine",
@@ -34,8 +35,10 @@ AGENT = (
     "releases",
     "data",
     "environments",
+    "run_files",
     "runs",
     "results",
+    "training",
     "supervisor",
     "serve",
 )

@@ -16,10 +16,10 @@ from remote.agent.shared.trees import SYMLINK, tree_hash
 from remote.deploy.code import plan_release
 from remote.errors import UsageError
 from remote.link.facts import Facts, Root
-from remote.project.code_files import is_private_key
-from remote.project.git import project_identity
 from remote.project.own_trainer import require_whole_trainer
-from remote.project.release import build_release, upload_frames
+from remote.release.code_files import is_private_key
+from remote.release.git import project_identity
+from remote.release.release import build_release, upload_frames
 from tests.support.project import HOSTILE, Executable, Link, commit, make_tree
 
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\n" + "b3BlbnNzaC1rZXktdjEAAAAABG5vbmU" * 8

@@ -8,7 +8,7 @@ import pytest
 
 from remote.agent.root.calls import Refusal
 from remote.agent.root.paths import Layout
-from remote.agent.runs.records import find_run
+from remote.agent.run_files.records import find_run
 
 LAYOUT = cast(Layout, None)  # not read where the runs are known
 

@@ -14,7 +14,7 @@ from remote.agent.launchers.slurm import notice, render_script
 from remote.agent.launchers.slurm_queue import JobRow, Queue, Said, base_state, parse_squeue
 from remote.agent.launchers.slurm_words import Seen, tell, tell_end, tell_signal
 from remote.agent.root.paths import write_json
-from remote.agent.runs.records import checked_state
+from remote.agent.run_files.records import checked_state
 from remote.errors import UsageError
 from remote.project.settings import defaults, parse_settings
 from remote.project.slurm import job_request, parse_time

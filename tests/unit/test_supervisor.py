@@ -20,9 +20,10 @@ from remote.agent.machine.processes import group_members
 from remote.agent.root.calls import Call
 from remote.agent.root.disk import Disk
 from remote.agent.root.paths import Layout
-from remote.agent.runs import launch, records
+from remote.agent.run_files import records
+from remote.agent.run_files.records import LiveRuns
+from remote.agent.runs import launch
 from remote.agent.runs.queue import Waiting
-from remote.agent.runs.records import LiveRuns
 from remote.agent.supervisor import disk_guard
 from tests.support.faults import wait_until
 

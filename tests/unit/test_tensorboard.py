@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from remote.runs import tensorboard
+from remote.watching import tensorboard
 
 pytest.importorskip("tensorboard")
 

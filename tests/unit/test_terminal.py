@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remote.agent.supervisor import terminal
-from remote.agent.supervisor.terminal import LINES, Screen, Terminal
+from remote.agent.training import terminal
+from remote.agent.training.terminal import LINES, Screen, Terminal
 
 
 def log_of(*pieces: bytes) -> bytes:

@@ -14,9 +14,9 @@ from remote.agent.releases.releases import current_release
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import ASIDE, HASH, RUN_ID, Layout, list_names, random_name
 from remote.agent.root.roots import locked, locked_if_free, prepare_root
-from remote.agent.runs.fetched import why_not_fetched
+from remote.agent.run_files.fetched import why_not_fetched
+from remote.agent.run_files.records import describe_run, find_run, list_runs
 from remote.agent.runs.queue import one_launch_at_a_time
-from remote.agent.runs.records import describe_run, find_run, list_runs
 from remote.agent.shared.states import FINAL
 
 GONE = ".gone-"

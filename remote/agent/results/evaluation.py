@@ -9,8 +9,8 @@ from remote.agent.data.datasets import find_data
 from remote.agent.machine.programs import begin, watch
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import HASH, hash_file
+from remote.agent.run_files.records import find_run
 from remote.agent.runs.queue import free_gpus
-from remote.agent.runs.records import find_run
 from remote.agent.shared.states import FINAL
 
 

@@ -8,8 +8,8 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from remote.agent.releases.releases import release_of
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import Layout, place_in
-from remote.agent.runs.outputs import find_outputs, link_target, narrow, told
-from remote.agent.runs.records import describe_run, find_run, read_mark
+from remote.agent.run_files.outputs import find_outputs, link_target, narrow, told
+from remote.agent.run_files.records import describe_run, find_run, read_mark
 from remote.agent.shared import protocol
 
 SOURCE = "source/"

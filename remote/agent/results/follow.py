@@ -9,8 +9,8 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 from remote.agent.machine.gpus import USAGE_COLUMNS
 from remote.agent.root.calls import Call, operation
 from remote.agent.root.paths import read_end
+from remote.agent.run_files.records import describe_run, find_run
 from remote.agent.runs.listing import look_after
-from remote.agent.runs.records import describe_run, find_run
 from remote.agent.shared.states import FINAL
 
 POLL_S = 0.25

@@ -1,1 +1,1 @@
-"""Runs: started, watched, told, kept."""
+"""Runs: asked for, queued, started, resumed; and a server that shuts itself down after them."""

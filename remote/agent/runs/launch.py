@@ -21,12 +21,12 @@ from remote.agent.root.paths import (
     write_json,
 )
 from remote.agent.root.roots import keep_agent, portable_agent, prepare_root
-from remote.agent.runs.attempts import GONE, new_token, queued_state
-from remote.agent.runs.outputs import mark_copied
+from remote.agent.run_files.attempts import GONE, new_token, queued_state
+from remote.agent.run_files.outputs import mark_copied
+from remote.agent.run_files.private import keep_private
+from remote.agent.run_files.records import find_run
 from remote.agent.runs.planned_shutdown import plan_shutdown, require_possible
-from remote.agent.runs.private import keep_private
 from remote.agent.runs.queue import one_launch_at_a_time, require_free_gpus
-from remote.agent.runs.records import find_run
 from remote.agent.shared.states import FINAL
 from remote.agent.shared.trees import SYMLINK
 

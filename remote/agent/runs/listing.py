@@ -6,9 +6,9 @@ from typing import Any, Dict, Optional
 from remote.agent.launchers.slurm import job_of
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import Layout, write_json
+from remote.agent.run_files.records import describe_run, find_run, list_runs
 from remote.agent.runs.launch import launch
 from remote.agent.runs.planned_shutdown import describe_plan, look_after_plan
-from remote.agent.runs.records import describe_run, find_run, list_runs
 
 LATER = "waits to be submitted"
 

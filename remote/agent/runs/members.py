@@ -7,12 +7,12 @@ from typing import Any, Dict, Tuple
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import read_json, write_json
 from remote.agent.root.roots import prepare_root
-from remote.agent.runs.attempts import queued_state
+from remote.agent.run_files.attempts import queued_state
+from remote.agent.run_files.private import keep_private, read_variables
+from remote.agent.run_files.records import find_run
 from remote.agent.runs.launch import Start, create_run, launch_once
 from remote.agent.runs.planned_shutdown import plan_shutdown, require_possible
-from remote.agent.runs.private import keep_private, read_variables
 from remote.agent.runs.queue import one_launch_at_a_time, require_free_gpus
-from remote.agent.runs.records import find_run
 from remote.agent.runs.resume import begin_attempt
 from remote.agent.shared.states import FINAL
 

@@ -6,7 +6,7 @@ from typing import Dict, Tuple
 
 from remote.agent.releases.releases import read_manifest, require_release
 from remote.agent.root.paths import Layout, place_in
-from remote.agent.runs.outputs import is_unchanged
+from remote.agent.run_files.outputs import is_unchanged
 
 Code = Dict[str, Tuple[int, int, str]]
 

@@ -16,8 +16,8 @@ from remote.agent.root import program
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import Layout, layout_of, read_json, write_json
 from remote.agent.root.roots import keep_agent
+from remote.agent.run_files.records import list_runs, read_mark
 from remote.agent.runs.queue import one_launch_at_a_time
-from remote.agent.runs.records import list_runs, read_mark
 from remote.agent.runs.shutdown import carry_out, default_command
 from remote.agent.shared.states import FINAL
 from remote.agent.shared.text import one_line

@@ -11,7 +11,7 @@ from remote.agent.machine.gpus import look_at_gpus
 from remote.agent.root.calls import Refusal
 from remote.agent.root.locks import Lock
 from remote.agent.root.paths import Layout, layout_of
-from remote.agent.runs.records import LiveRuns, since
+from remote.agent.run_files.records import LiveRuns, since
 from remote.agent.shared.gpu_choice import GpuReport, choose_gpus, held_gpus
 
 POLL_S = float(os.environ.get("REMOTE_QUEUE_POLL_S", "5"))

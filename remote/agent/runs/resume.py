@@ -10,14 +10,14 @@ from remote.agent.releases.releases import assemble, checked_manifest, known, re
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import Layout, place_in, remove_file, write_json
 from remote.agent.root.roots import locked, prepare_root
-from remote.agent.runs.attempts import MOVED, past_attempts, queued_state, trainer_checkpoints
+from remote.agent.run_files.attempts import MOVED, past_attempts, queued_state, trainer_checkpoints
+from remote.agent.run_files.outputs import STEP
+from remote.agent.run_files.private import keep_private
+from remote.agent.run_files.records import find_run
 from remote.agent.runs.launch import Start, launch, launched_before, new_run, refuse_elsewhere
 from remote.agent.runs.new_code import take_new_code
-from remote.agent.runs.outputs import STEP
 from remote.agent.runs.planned_shutdown import plan_shutdown, require_possible
-from remote.agent.runs.private import keep_private
 from remote.agent.runs.queue import one_launch_at_a_time, require_free_gpus
-from remote.agent.runs.records import find_run
 from remote.agent.shared.states import FINAL
 from remote.agent.shared.trees import Entry, tree_hash
 

@@ -6,9 +6,9 @@ from typing import Any, Dict
 from remote.agent.machine.others import other_people
 from remote.agent.machine.programs import ask
 from remote.agent.root.calls import Call, Refusal, operation
-from remote.agent.runs.fetched import why_not_fetched
+from remote.agent.run_files.fetched import why_not_fetched
+from remote.agent.run_files.records import list_runs
 from remote.agent.runs.queue import one_launch_at_a_time
-from remote.agent.runs.records import list_runs
 from remote.agent.shared.states import FINAL
 
 COMMAND_S = 30.0

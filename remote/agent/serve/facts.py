@@ -21,7 +21,7 @@ from remote.agent.root.calls import Call, operation
 from remote.agent.root.disk import disk_of
 from remote.agent.root.paths import Layout
 from remote.agent.root.roots import root_problem
-from remote.agent.runs import records
+from remote.agent.run_files import records
 from remote.agent.shared.gpu_choice import GpuReport
 from remote.agent.shared.states import FINAL
 

@@ -1,1 +1,1 @@
-"""The process that stands beside one training on the server, and what it needs for that."""
+"""The process that stands beside one training on the server: limits, disk, how it ended."""

@@ -27,7 +27,7 @@ from remote.agent.supervisor.peers import (
     describe_file,
     lacking,
 )
-from remote.agent.supervisor.surroundings import checkpoints_of
+from remote.agent.training.surroundings import checkpoints_of
 
 JOIN_S = float(os.environ.get("REMOTE_JOIN_S", "120"))
 BEAT_S = SILENCE_S / 12

@@ -17,7 +17,7 @@ from remote.agent.root import program
 from remote.agent.root.calls import Refusal
 from remote.agent.root.disk import mount_of
 from remote.agent.root.paths import layout_of, read_json, read_text, write_json
-from remote.agent.runs.attempts import (
+from remote.agent.run_files.attempts import (
     after_job,
     next_attempt,
     past_attempts,
@@ -25,11 +25,11 @@ from remote.agent.runs.attempts import (
     resumed,
     tell_restart,
 )
+from remote.agent.run_files.private import ADDRESS
+from remote.agent.run_files.records import read_step
 from remote.agent.runs.listing import submit_waiting
 from remote.agent.runs.members import node_of_job, nodes_of
-from remote.agent.runs.private import ADDRESS
 from remote.agent.runs.queue import Waiting, wanted_by
-from remote.agent.runs.records import read_step
 from remote.agent.shared.states import FINAL
 from remote.agent.supervisor import notify
 from remote.agent.supervisor.disk_guard import DiskGuard
@@ -38,7 +38,7 @@ from remote.agent.supervisor.group import First, Group, Member, NotTogether
 from remote.agent.supervisor.limits import Limits
 from remote.agent.supervisor.outcome import Ended, Outcome, may_restart, tell_outcome
 from remote.agent.supervisor.peers import ECHO, Report
-from remote.agent.supervisor.process import Process
+from remote.agent.training.process import Process
 
 DISK_EVERY_S = 1.0
 HEARTBEAT_S = 30.0

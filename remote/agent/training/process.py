@@ -14,9 +14,9 @@ from remote.agent.machine.processes import (
     reads_pipe,
 )
 from remote.agent.root.paths import read_end
-from remote.agent.runs.records import read_shown
-from remote.agent.supervisor import terminal
-from remote.agent.supervisor.surroundings import run_environment
+from remote.agent.run_files.records import read_shown
+from remote.agent.training import terminal
+from remote.agent.training.surroundings import run_environment
 
 STOP_S = 60.0
 """From SIGTERM to SIGKILL: the time a trainer has to save."""

@@ -12,7 +12,9 @@ from typing import Any
 from remote.agent.shared import protocol
 from remote.agent.shared.trees import SYMLINK, tree_hash
 from remote.errors import UsageError
-from remote.project.code_files import (
+from remote.project.settings import listed
+from remote.records import FileEntry, Release
+from remote.release.code_files import (
     FETCHED_RUNS,
     LFS_POINTER,
     LONGER_THAN_KEYS,
@@ -27,9 +29,7 @@ from remote.project.code_files import (
     reason_to_leave,
     why_nothing,
 )
-from remote.project.git import describe_origin
-from remote.project.settings import listed
-from remote.records import FileEntry, Release
+from remote.release.git import describe_origin
 
 SMALL_MANIFEST = 600
 """A manifest of so many files goes with the first call; a longer one only when it is needed."""

@@ -8,7 +8,7 @@ import stat
 from typing import Any, Dict, Iterator, List, Tuple
 
 from remote.agent.root.paths import hash_file, place_in, read_json, write_json
-from remote.agent.runs.private import ADDRESS, VARIABLES
+from remote.agent.run_files.private import ADDRESS, VARIABLES
 from remote.agent.shared.trees import SYMLINK, Entry
 
 COPIED = ".copied.json"

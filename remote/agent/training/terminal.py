@@ -19,8 +19,8 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from remote.agent.machine.processes import group_members
 from remote.agent.root.paths import remove_file, write_json
-from remote.agent.runs.outputs import SHOWN
-from remote.agent.runs.private import hider
+from remote.agent.run_files.outputs import SHOWN
+from remote.agent.run_files.private import hider
 
 COLUMNS, LINES = 120, 40
 SAY_EVERY_S = 0.5

@@ -10,10 +10,10 @@ from remote.agent.environments.python_places import lead_to
 from remote.agent.releases.releases import release_of
 from remote.agent.root.calls import Refusal
 from remote.agent.root.paths import layout_of, read_text
-from remote.agent.runs.attempts import trainer_checkpoints
-from remote.agent.runs.outputs import find_outputs
-from remote.agent.runs.private import read_variables
-from remote.agent.supervisor.terminal import COLUMNS, LINES
+from remote.agent.run_files.attempts import trainer_checkpoints
+from remote.agent.run_files.outputs import find_outputs
+from remote.agent.run_files.private import read_variables
+from remote.agent.training.terminal import COLUMNS, LINES
 
 MODULES = ".modules"
 """In the run's directory: what is to be found wherever a script lies, and whatever an interpreter

@@ -7,8 +7,8 @@ from typing import Any, Dict, List, Optional, Tuple
 from remote.agent.launchers.choice import launcher_of
 from remote.agent.root.calls import Refusal
 from remote.agent.root.paths import RUN_ID, Layout, list_names, read_json, read_text
-from remote.agent.runs.attempts import settle, trainer_checkpoints
-from remote.agent.runs.outputs import SHOWN, STEP
+from remote.agent.run_files.attempts import settle, trainer_checkpoints
+from remote.agent.run_files.outputs import SHOWN, STEP
 from remote.agent.shared.states import LIVE
 
 FETCHED = ".fetched.json"

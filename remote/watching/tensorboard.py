@@ -15,7 +15,7 @@ from pathlib import Path
 
 from remote.errors import UsageError
 from remote.link.session import Session
-from remote.runs.watch import mirror
+from remote.watching.watch import mirror
 
 EVERY_S = 15.0
 START_S = 60.0

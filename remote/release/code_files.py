@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from remote.errors import UsageError
-from remote.project.git import run_git, zero_separated
+from remote.release.git import run_git, zero_separated
 
 PRUNED = {
     ".git",

@@ -7,8 +7,8 @@ from typing import Any, Dict, NamedTuple, Optional
 from remote.agent.releases.releases import release_of
 from remote.agent.root.calls import Call, operation
 from remote.agent.root.paths import Layout, write_json
-from remote.agent.runs.outputs import find_outputs
-from remote.agent.runs.records import FETCHED, find_run, read_mark
+from remote.agent.run_files.outputs import find_outputs
+from remote.agent.run_files.records import FETCHED, find_run, read_mark
 from remote.agent.shared.states import FINAL
 
 

@@ -1,0 +1,1 @@
+"""A run as seen from here: listed, followed, in TensorBoard, in its own terminal."""
