@@ -89,4 +89,5 @@ def send_release(session: Session, facts: Facts, release: Release, plan: Release
     )
     session.display.clear()
     seconds = time.monotonic() - started
-    return f"{len(sending.contents)} files sent, {size(sending.total)}, {seconds:.1f} s"
+    count = len(sending.contents)
+    return f"{count} file{'s' * (count != 1)} sent, {size(sending.total)}, {seconds:.1f} s"

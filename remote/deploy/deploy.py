@@ -11,16 +11,16 @@ from remote.deploy import environment, proofs
 from remote.deploy.code import put_release
 from remote.deploy.needs import Known
 from remote.deploy.proofs import Ready
-from remote.errors import RemoteError, ServerUnfit
+from remote.errors import RemoteError, ServerUnfit, UsageError
 from remote.link.answers import EnvironmentPrepare, EnvironmentProve, Inspection, Resolution
 from remote.link.events import StepEvent, heard
 from remote.link.facts import Environment, Facts, Proof
 from remote.link.link import OnEvent
 from remote.link.session import Session
 from remote.project.command import describe_command
-from remote.project.own_trainer import require_whole_trainer
+from remote.project.own_trainer import no_trainer, require_whole_trainer
 from remote.project.slurm import build_options, node_options
-from remote.records import EnvironmentPlan, Release, Step
+from remote.records import EnvironmentPlan, Release, Settings, Step
 from remote.release.release import SMALL_MANIFEST
 from remote.requirements import reading
 from remote.screen.text import duration, one_line, size
@@ -71,10 +71,13 @@ def deploy(session: Session, data: str | None = None, refresh: bool = False) -> 
 def read_requirements(session: Session) -> str:
     """The text of remote.requirements with what it includes; empty for `none`. Raises UsageError
     for what is wrong in it."""
-    name = session.project.settings.requirements
-    return (
-        "" if name in ("", "none") else reading.read_requirements(session.project.directory, name)
-    )
+    directory, settings = session.project.directory, session.project.settings
+    if settings.requirements in ("", "none"):
+        return ""
+    missing = no_trainer(settings.command, directory)
+    if missing and settings.requirements == Settings.requirements:
+        raise UsageError(missing)
+    return reading.read_requirements(directory, settings.requirements)
 
 
 def ask_facts(session: Session, release: Release | None = None, data: str | None = None) -> Facts:

@@ -26,6 +26,7 @@ from remote.link.facts import Facts, Root
 from remote.link.session import Project, Session
 from remote.project.own_trainer import ARCHIVE, load_data_modules
 from remote.project.results import room_at
+from remote.release.code_files import FETCHED_RUNS
 from remote.screen.display import Display
 from remote.screen.text import show, size
 
@@ -97,7 +98,7 @@ def all_checks(project: Project, sessions: Sequence[Session]) -> Iterator[Check]
 
 def laptop_checks(project: Project) -> Iterator[Check]:
     yield tools_check()
-    yield from programs_checks()
+    yield from programs_checks(project.settings.ssh)
     yield from project_checks(project)
     yield room_check(project.dest)
     yield torch_check()
@@ -108,12 +109,15 @@ def tools_check() -> Check:
     return fine("python", ", ".join([f"Python {platform.python_version()}", *versions]))
 
 
-def programs_checks() -> Iterator[Check]:
+def programs_checks(login: str) -> Iterator[Check]:
+    """`login`: remote.ssh."""
     if shutil.which("git"):
         yield fine("git", "decides which files are sent")
     else:
         yield warning("git", "not found: every file of the project is sent", "install git")
-    if shutil.which("ssh"):
+    if login == "paramiko":
+        yield fine("ssh", "paramiko logs in, once for each command, as remote.ssh says")
+    elif shutil.which("ssh"):
         yield fine("ssh", "logs in, by your ~/.ssh/config")
     else:
         text = "not found: paramiko logs in, once for each command, without host certificates"
@@ -136,8 +140,9 @@ def project_checks(project: Project) -> Iterator[Check]:
     except UsageError as error:
         yield failed("code", error)
         return
-    left = [f"{path} ({reason})" for path, reason in release.left_out[:3]]
-    more = f" and {len(release.left_out) - 3} more" if len(release.left_out) > 3 else ""
+    unsent = [row for row in release.left_out if row[1] != FETCHED_RUNS]
+    left = [f"{path} ({reason})" for path, reason in unsent[:3]]
+    more = f" and {len(unsent) - 3} more" if len(unsent) > 3 else ""
     text = f"{len(release.entries)} files, {size(release.size)}"
     if left:
         text = f"{text}; not sent: {', '.join(left)}{more}"
@@ -300,9 +305,10 @@ def environment_checks(session: Session, facts: Facts) -> Iterator[Check]:
     if plan.kind != "keep":
         yield fine("environment", f"the next deploy makes it: {plan.why}")
         return
-    for line in proofs.describe_proofs(facts):
-        level = WARNING if "warning:" in line else OK
-        yield Check(HERE, "environment", level, line.replace("warning: ", ""))
+    kept = next(made for made in facts.environments if made.key == plan.key)
+    line = proofs.describe_proof(kept, facts).removeprefix("environment ")
+    level = WARNING if "warning:" in line else OK
+    yield Check(HERE, "environment", level, line.replace("warning: ", ""))
 
 
 def data_checks(session: Session, facts: Facts) -> Iterator[Check]:

@@ -112,15 +112,17 @@ def _describe_proof(ready: Ready) -> str:
 def describe_proofs(facts: Facts) -> list[str]:
     """For check-gpu: what each environment's torch sees, from the proofs that are kept. Nothing is
     tried for it."""
-    lines = []
-    for made in facts.environments:
-        if not made.ready or not made.needs_torch:
-            continue
-        name = f"environment {made.key[:8]} ({describe_versions(made)})"
-        changed = None if made.valid else made.changed or "it changed"
-        again = changed or proof_needed(made, facts)
-        if again is not None:
-            lines.append(f"{name}: the next deploy tries it: {again}")
-        else:
-            lines.append(f"{name}: {_describe_proof(Ready(made, proof_of(made, facts)))}")
-    return lines or ["torch has not been tried here yet: fab -H … deploy does so"]
+    ready = [made for made in facts.environments if made.ready]
+    if not ready:
+        return ["torch has not been tried here yet: fab -H … deploy does so"]
+    with_torch = [made for made in ready if made.needs_torch]
+    return [describe_proof(made, facts) for made in with_torch] or ["no environment needs torch"]
+
+
+def describe_proof(made: Environment, facts: Facts) -> str:
+    name = f"environment {made.key[:8]} ({describe_versions(made)})"
+    changed = None if made.valid else made.changed or "it changed"
+    again = changed or proof_needed(made, facts)
+    if again is not None:
+        return f"{name}: the next deploy tries it: {again}"
+    return f"{name}: {_describe_proof(Ready(made, proof_of(made, facts)))}"

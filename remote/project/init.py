@@ -153,7 +153,8 @@ def guess_command(directory: Path) -> tuple[str, list[str]]:
     found += [
         file.name
         for file in scripts
-        if file.name not in found and TRAINS.search(file.read_text("utf-8", "replace"))
+        if file.name not in (*found, *NO_TRAINING)
+        and TRAINS.search(file.read_text("utf-8", "replace"))
     ]
     if (
         not found

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from remote.errors import UsageError
+from remote.records import Settings
 
 OWN_MARK = re.compile(r'^PROJECT = "remote-train"$', re.MULTILINE)
 """In our trainer's __init__.py: a package of that name may well be somebody's own."""
@@ -32,6 +33,16 @@ def runs_own_trainer(line: str, project: Path) -> bool:
         )
     except OSError:
         return False
+
+
+def no_trainer(line: str, project: Path) -> str | None:
+    """Why nothing can be trained: the command is the default, and our trainer is not here."""
+    if line != Settings.command or (project / "trainer").is_dir():
+        return None
+    return (
+        f"remote.command is `{line}`, and there is no trainer here: `python -m remote init` sets"
+        " yours"
+    )
 
 
 def load_config_module(project: Path) -> Any:

@@ -30,11 +30,10 @@ from remote.link.answers import Started
 from remote.link.session import Project, Session
 from remote.project.command import label_of, plan_words
 from remote.project.options import TrainOptions, Wishes
-from remote.project.own_trainer import load_config_module, runs_own_trainer
+from remote.project.own_trainer import load_config_module, no_trainer, runs_own_trainer
 from remote.project.results import lock_file
 from remote.project.run_env import read_env
 from remote.project.settings import listed
-from remote.records import Settings
 from remote.runs.limits import limits_of, shutdown_of
 
 T = TypeVar("T")
@@ -149,14 +148,8 @@ def command_errors(project: Project, request: TrainRequest) -> list[str]:
             effective_config(project, request)
         except load_config_module(project.directory).ConfigError as error:
             return list(error.errors)
-    elif (
-        project.settings.command == Settings.command
-        and not (project.directory / "trainer").is_dir()
-    ):
-        return [
-            f"remote.command is `{Settings.command}`, and there is no trainer here: `python -m"
-            " remote init` sets yours"
-        ]
+    elif missing := no_trainer(project.settings.command, project.directory):
+        return [missing]
     elif request.recipe or request.fields:
         return [
             "--recipe and --set belong to our trainer; the arguments of a command of one's own"

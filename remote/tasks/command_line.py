@@ -169,6 +169,8 @@ def explain(said: str, context: Any, names: Sequence[str]) -> str:
     if task and word.startswith("-"):
         near = _near(word, list(context.flags))
         return f"{task} has no option {word}{near}; fab {task} --help lists them"
+    if word == "init":
+        return "init is no task: python -m remote init [FOLDER]"
     near = _near(word, names)
     option = "set" if "=" in word else "run"
     if task and not near and option in context.args:
@@ -177,7 +179,8 @@ def explain(said: str, context: Any, names: Sequence[str]) -> str:
 
 
 def _near(word: str, known: Sequence[str]) -> str:
-    found = difflib.get_close_matches(word, known, 1)
+    begun = [name for name in known if name.startswith(word)]
+    found = begun[:1] or difflib.get_close_matches(word, known, 1)
     return f" (did you mean {found[0]}?)" if found else ""
 
 

@@ -186,6 +186,8 @@ def test_what_init_does_not_choose_it_names(tmp_path: Path) -> None:
         "nothing that names the packages was found, so none are installed there. Pipfile: pipenv"
         in done.stderr
     )
+    again = run_init(tmp_path / "mine").stderr
+    assert "run_progress.py may be a training" not in again and "fabric.yaml is there" in again
     only = run_init(make_tree(tmp_path / "other", {"look.ipynb": "{}"}))
     assert "the training: look.ipynb" in only.stdout and "may be" not in only.stderr
 

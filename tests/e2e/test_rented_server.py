@@ -289,6 +289,9 @@ def test_the_doctor_tells_what_is_well_and_what_is_not(
     assert all(row["remedy"] for row in rows if row["level"] != "ok")
 
     fab(project, server, "deploy")
+    make_tree(project / "results" / "20260101-000000-x", {"run.json": "{}"})
+    told = fab(project, server, "doctor").stdout
+    assert "no torch is required" in told and "fetched runs" not in told, told
     make_tree(
         server.home / "projects" / "p", {"project.json": '{"project": "other", "identity": null}'}
     )

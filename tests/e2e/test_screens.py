@@ -282,6 +282,8 @@ def test_tasks_of_one_s_own_are_listed_and_run(project: Path) -> None:
     ("words", "said"),
     [
         (["trian"], "there is no task trian (did you mean train?); fab --list shows them"),
+        (["fetch"], "there is no task fetch (did you mean fetch-results?); fab --list shows them"),
+        (["init"], "init is no task: python -m remote init [FOLDER]"),
         (["logs", "20261128-x"], "there is no task 20261128-x; is --run 20261128-x meant?"),
         (["train", "--set", "a=1", "b=2"], "there is no task b=2; is --set b=2 meant?"),
         (["deploy", "-H", "gpu"], "-H goes before the task: fab -H gpu deploy"),

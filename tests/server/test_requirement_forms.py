@@ -14,7 +14,7 @@ from remote.loopback import LoopbackServer
 from tests.support.faults import Done, Lab, wait_until
 from tests.support.project import make_tree
 from tests.support.sshd import MakeServer
-from tests.support.wheels import Index, fake_wheels, newest
+from tests.support.wheels import Index, fake_wheels, make_wheel, newest
 
 pytestmark = pytest.mark.timeout(180)
 CHECK = (
@@ -156,6 +156,13 @@ def test_hashes(scene: Scene, wheels: Path) -> None:
         "r.txt", {"r.txt": pinned.replace(digest(wheels, "demo_pkg"), "1" * 64)}, "demo_pkg"
     ).task("deploy")
     assert wrong.code == 8 and len(wrong.error_lines) == 1, wrong
+
+
+def test_hashes_that_leave_out_what_is_needed(scene: Scene) -> None:
+    needy = make_wheel(scene.index.wheels, "needy", "1", requires=["demo-pkg"])
+    line = f"needy==1 --hash=sha256:{hashlib.sha256(needy.read_bytes()).hexdigest()}\n"
+    done = scene.lab("r.txt", {"r.txt": line}, "needy").task("deploy")
+    assert done.code == 8 and "lack demo-pkg (for needy)" in done.error_lines[0], done
 
 
 def test_a_lock_of_uv(scene: Scene, wheels: Path) -> None:

@@ -21,6 +21,7 @@ from remote.agent.environments import environments
 from remote.agent.environments.build_failures import Place, classify
 from remote.agent.environments.builder import describe_plan
 from remote.agent.environments.commands import Commands
+from remote.agent.environments.installers import NOT_INSTALLED
 from remote.agent.machine.processes import group_members
 from remote.agent.machine.programs import ENDED
 from remote.agent.shared.text import redact
@@ -123,6 +124,15 @@ FAILURES = [
         "error: Failed to download and build `x @ git+https://h/x@nope`\n  cause: Git operation"
         " failed\n         --- stderr\n         fatal: couldn't find remote ref refs/tags/nope\n",
         "git there could not bring a repository: couldn't find remote ref refs/tags/nope",
+    ),
+    (
+        "  error: cannot run ssh: No such file or directory\n  fatal: unable to fork\n"
+        "  × git clone --quiet ssh://git@h/x.git /tmp/x did not run successfully.\n",
+        "git there could not bring a repository: cannot run ssh: No such file or directory",
+    ),
+    (
+        "ERROR: Invalid requirement: 'x @ a b' (from line 1 of /r/env/k/install.txt)\n",
+        "not a requirement: 'x @ a b'",
     ),
     (
         "  error: pathspec 'nope' did not match any file(s) known to git\n"
@@ -260,6 +270,33 @@ def test_a_full_disk_that_is_not_the_projects_is_told_as_another() -> None:
     other = classify(text, PLACE._replace(free_mib=200_000))
     assert "not that of the project (195.3 GiB free at /data)" in other.message
     assert "conda clean" in other.remedy
+
+
+def test_an_index_that_the_requirements_name_is_to_be_mended_there() -> None:
+    text = (
+        "WARNING: Retrying after connection broken by 'NewConnectionError(\"HTTPConnection("
+        "host='mirror.local', port=80): Failed to establish a new connection\")'\n"
+    )
+    assert "pip config set" in classify(text, PLACE).remedy
+    own = classify(text, PLACE._replace(options="--index-url http://mirror.local/simple"))
+    assert own.remedy.startswith("the requirements name it"), own
+
+
+def test_what_lacks_what_in_the_words_of_both_installers() -> None:
+    text = (
+        "The package `needy` requires `demo-pkg>=1`, but it's not installed\n"
+        "needs-old 1.0 requires base, which is not installed.\n"
+        "needs-old 1.0 has requirement other<1, but you have other 2.\n"
+    )
+    assert NOT_INSTALLED.findall(text) == [("needy", "demo-pkg"), ("needs-old", "base")]
+
+
+def test_an_attempt_of_ours_is_only_in_the_log(tmp_path: Path) -> None:
+    heard: list[str | None] = []
+    commands = Commands(str(tmp_path), "log", lambda line, _: heard.append(line), lambda: True, 60)
+    for shown in (False, True):
+        commands.run([sys.executable, "-c", f"print({shown})"], dict(os.environ), shown=shown)
+    assert heard == ["True"] and "False" in commands.output()
 
 
 def test_a_killed_installer_points_to_memory() -> None:

@@ -123,6 +123,7 @@ def test_check_gpu_tells_what_torch_sees() -> None:
     assert describe_proofs(facts_of(record(valid=False, changed="/x is gone")))[0].endswith(
         "tries it: /x is gone"
     )
+    assert describe_proofs(facts_of(record(needs_torch=False))) == ["no environment needs torch"]
     assert describe_proofs(facts_of(record(ready=False))) == [
         "torch has not been tried here yet: fab -H … deploy does so"
     ]

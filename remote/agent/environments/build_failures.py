@@ -24,6 +24,8 @@ class Place(NamedTuple):
     glibc: Optional[str] = None
     # Where torch comes from, if not from the index that pip is set to.
     torch_index: str = ""
+    # The lines of options in the requirements.
+    options: str = ""
     # A file of constraints that pip there is set to.
     constraint: str = ""
     # Another interpreter there, of an older python.
@@ -37,6 +39,7 @@ MIRROR_REMEDY = (
     " there (in China e.g. https://mirrors.aliyun.com/pypi/simple), or set remote.python to an"
     " interpreter that has the packages"
 )
+OWN_INDEX_REMEDY = "the requirements name it: correct it there, or let the server reach it"
 CONDA_REMEDY = (
     "set channels that this server reaches in ~/.condarc there, or name a requirements file in"
     " remote.requirements"
@@ -226,7 +229,8 @@ def _git(text: str, place: Place) -> Optional[Failure]:
         )
     if not re.search(r"× git \w.* did not run successfully|Git operation failed", text):
         return None
-    said = re.findall(r"^\s*(?:fatal: |error: (?=pathspec))(.+)", text, re.MULTILINE)
+    said = re.findall(r"^\s*(?:fatal: |error: (?=pathspec|cannot run))(.+)", text, re.MULTILINE)
+    said = [line for line in said if line != "unable to fork"] or said
     return Failure(
         f"git there could not bring a repository: {(said or ['it does not say why'])[-1][:200]}",
         "correct its address or branch, or let the server reach it",
@@ -242,10 +246,12 @@ def _unreachable(text: str, place: Place) -> Optional[Failure]:
     of_conda = "CondaHTTPError" in text or "/repodata." in text
     what = "torch's index" if of_torch else "conda's channel" if of_conda else "the package index"
     host = f" ({hosts[0]})" if hosts else ""
-    return Failure(
-        f"{what}{host} can't be reached from the server: {found.group(0)}",
-        TORCH_REMEDY if of_torch else CONDA_REMEDY if of_conda else MIRROR_REMEDY,
-    )
+    if of_torch or of_conda:
+        remedy = TORCH_REMEDY if of_torch else CONDA_REMEDY
+    else:
+        named = bool(hosts) and hosts[0] in place.options
+        remedy = OWN_INDEX_REMEDY if named else MIRROR_REMEDY
+    return Failure(f"{what}{host} can't be reached from the server: {found.group(0)}", remedy)
 
 
 def contradicts(text: str) -> bool:
@@ -287,7 +293,7 @@ def _not_found(text: str, place: Place) -> Optional[Failure]:
             f"the requirements can't be satisfied: {because[:300]}",
             "correct them, or give the index that has it",
         )
-    found = re.search(r"Invalid requirement:?[ :]+(.{1,120})", text)
+    found = re.search(r"Invalid requirement:?[ :]+(.{1,200}?)(?: \(from line|$)", text, re.M)
     return (
         Failure(f"not a requirement: {found.group(1).strip()}", "correct it in the requirements")
         if found

@@ -277,6 +277,7 @@ class Builder:
         if problem:
             message = f"the new environment does not work: {problem}"
             raise BuildFailed(with_log(Failure(message, ""), self.place()))
+        self.require_whole_lock()
         record = dict(
             describe_plan(self.plan, found),
             python=self.python,
@@ -288,6 +289,19 @@ class Builder:
             signature=signature(self.python, found["sites"]),
         )
         write_json(self.path("env.json"), record)
+
+    def require_whole_lock(self) -> None:
+        """What has hashes was installed without looking at what it needs."""
+        lines = [line for line in self.plan.get("install") or [] if " --hash=" in line]
+        if not lines:
+            return
+        locked = {installers.name_of(line) for line in lines}
+        lacking = [pair for pair in self.installer.lacking(self.python) if pair[0] in locked]
+        if lacking:
+            what = ", ".join(f"{needed} (for {package})" for package, needed in lacking[:3])
+            message = f"the requirements have hashes, but lack {what}"
+            remedy = "write them anew with all that is needed (pip-compile --generate-hashes)"
+            raise BuildFailed(with_log(Failure(message, remedy), self.place()))
 
     def hear(self, line: Optional[str], amount: Optional[List[int]]) -> None:
         self.say(often=True, amount=amount, **({} if line is None else {"line": line}))
@@ -309,6 +323,7 @@ class Builder:
             need_mib=self.plan.get("need_mib"),
             python=self.plan.get("version"),
             glibc=glibc_version(),
+            options="\n".join(self.plan.get("options") or []),
             torch_index=str((self.plan.get("torch") or {}).get("index") or ""),
             constraint=pip_settings.pip_config(self.environment).get("constraint", ""),
             older=str(self.plan.get("older") or ""),

@@ -34,9 +34,11 @@ class Commands:
         self.limit_s = limit_s
         self.child: Optional[subprocess.Popen[bytes]] = None
         self.exit_code: Optional[int] = None
+        self.shown = True
 
-    def run(self, argv: List[str], environment: Dict[str, str]) -> int:
-        """The exit code; ENDED where it said nothing for too long."""
+    def run(self, argv: List[str], environment: Dict[str, str], shown: bool = True) -> int:
+        """The exit code; ENDED where it said nothing for too long. `shown`: not only in the log."""
+        self.shown = shown
         with open(self.log, "ab") as log:
             log.write(redact("$ " + " ".join(argv) + "\n").encode("utf-8", "replace"))
             log.flush()
@@ -87,10 +89,10 @@ class Commands:
             return ""
         if not line.strip():
             return ""
-        shown = redact(line)
-        if not line.startswith(("WARNING:", "[notice]")):
-            self.hear(shown.strip()[:300], None)
-        return shown + "\n"
+        plain = redact(line)
+        if self.shown and not line.startswith(("WARNING:", "[notice]")):
+            self.hear(plain.strip()[:300], None)
+        return plain + "\n"
 
     def stop(self) -> None:
         if self.child is not None and self.child.poll() is None:

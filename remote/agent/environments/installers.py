@@ -31,6 +31,10 @@ GOOD_PIP, REPORTING_PIP = (25, 2), (22, 2)
 and from which it reports what it resolved."""
 LAZY = "--use-feature=fast-deps"
 """Where an index offers no metadata apart, they are read out of a wheel's end alone."""
+NOT_INSTALLED = re.compile(
+    r"([\w.-]+)`?(?: \d\S*)? requires `?([\w.-]+)[^,\n]*, (?:which is|but it's) not installed"
+)
+"""In the words of `pip check` and of `uv pip check`."""
 APT_REMEDY = "ask for `apt install python3-venv` there, or set remote.python to a conda python"
 
 PICK = """
@@ -209,6 +213,18 @@ class Installer:
             installed = [item["metadata"] for item in json.load(text)["install"]]
         return {canonical(item["name"]): item["version"] for item in installed}
 
+    def lacking(self, python: str) -> List[Tuple[str, str]]:
+        """Package and what it requires, where that is not installed, in canonical form; empty where
+        no pip can tell."""
+        pip = find_pip(python, self.helpers)
+        if not self.uv and pip is None:
+            return []
+        before = self.commands.written
+        argv = [self.uv, "pip", "check", "--python", python] if self.uv else [*(pip or ()), "check"]
+        self.commands.run(argv, self.environment)
+        found = NOT_INSTALLED.findall(self.commands.output(before))
+        return [(canonical(package), canonical(needed)) for package, needed in found]
+
     def torch_on_pages(
         self, python: str, pages: Sequence[str], build: str, lines: Sequence[str]
     ) -> Optional[str]:
@@ -252,7 +268,8 @@ class Installer:
             argv = [*pip, "install", "-qqq", "--no-deps", "--target", place, "--retries", "0"]
             argv += ["--timeout", "10", f"pip>={GOOD_PIP[0]}.{GOOD_PIP[1]}"]
             config = {name: value for name, value in self.config.items() if name != "constraint"}
-            self.commands.run(argv, pip_settings.pip_environment(self.environment, config))
+            values = pip_settings.pip_environment(self.environment, config)
+            self.commands.run(argv, values, shown=False)  # an index may not have it
         if os.path.isdir(os.path.join(place, "pip")):
             return [pip[0], os.path.join(place, "pip"), *pip[3:]]
         return pip

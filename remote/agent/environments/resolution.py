@@ -74,7 +74,10 @@ class Resolution:
                     raise BrokenPipeError from None
                 text = self.commands.output(failure.log_from)
                 place = Place(
-                    self.commands.log, python=describe(python).get("version"), glibc=glibc_version()
+                    self.commands.log,
+                    python=describe(python).get("version"),
+                    glibc=glibc_version(),
+                    options="\n".join(self.plan.get("options") or []),
                 )
                 its_own = depends_on_python(text) or (self.on_top and contradicts(text))
                 if its_own or not self.on_top:
