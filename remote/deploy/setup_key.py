@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,6 +14,8 @@ from remote.link.answers import KeyAdd
 from remote.link.session import Session
 from remote.ssh.connection import connect
 from remote.ssh.openssh import identity_files
+from remote.ssh.process import Process
+from remote.ssh.target import Target
 
 PREFERRED = ("id_ed25519", "id_ecdsa", "id_rsa", "id_ed25519_sk", "id_ecdsa_sk")
 
@@ -25,24 +29,39 @@ def setup_key(session: Session) -> None:
     session.close()
     where = "added to" if answer.added else "in place already in"
     session.display.line(f"{key.name}: {where} ~/.ssh/authorized_keys on {session.host}")
-    alone = dataclasses.replace(session.target, identities=(str(key),), password=None, stay_s=0.0)
     try:
-        with connect(alone) as connection:
-            connection.start("exit 0").receive(1)
+        taken = log_in_with(key, public, session.target)
     except AuthenticationFailed as error:
-        raise AuthenticationFailed(
-            f"the server does not take the key ({error.message})",
-            host=session.host,
-            step="setup-key",
-            remedy=(
-                "its sshd may forbid public keys (PubkeyAuthentication), or the home may be"
-                " writable by others"
-            ),
-        ) from None
+        raise refused(session, error.message) from None
+    if not taken:
+        raise refused(session, "it lets in by another one")
     if is_encrypted(key):
         session.display.line("logged in with it")
     else:
         session.display.line("logged in with it: later commands ask for no password")
+
+
+def log_in_with(key: Path, public: str, target: Target) -> bool:
+    """Whether the server takes this key, and not only another one. Raises what the login does."""
+    alone = dataclasses.replace(target, identities=(str(key),), password=None, only_key=True)
+    with connect(alone) as connection:
+        process = connection.start("exit 0")
+        process.receive(1)
+        blob = base64.b64decode(public.split()[1])
+        fingerprint = base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+        return not isinstance(process, Process) or f"SHA256:{fingerprint}" in process.keys
+
+
+def refused(session: Session, why: str) -> AuthenticationFailed:
+    return AuthenticationFailed(
+        f"the server does not take the key ({why})",
+        host=session.host,
+        step="setup-key",
+        remedy=(
+            "its sshd may forbid public keys (PubkeyAuthentication), or the home may be"
+            " writable by others"
+        ),
+    )
 
 
 def choose_key(session: Session) -> Path:
@@ -102,8 +121,6 @@ def is_encrypted(key: Path) -> bool:
         return False
     if "ENCRYPTED" in text:
         return True
-    import base64
-
     body = "".join(line for line in text.splitlines() if "-----" not in line)
     try:
         return "OPENSSH" in text and not base64.b64decode(body)[15:].startswith(b"\0\0\0\x04none")

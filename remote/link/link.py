@@ -323,7 +323,7 @@ class Link:
             problem, remedy = WITHOUT_PYTHON[code]
             return ServerUnfit(problem, host=self.host, remedy=remedy)
         if code == CLOSED or EXPIRED.search(said):
-            return refused_login(said, self.host)
+            return refused_login(said, self.connection.target)
         if code is None or self._greeted:
             return ConnectionLost("the connection was lost", host=self.host)
         words = f": {said}" if said else ""

@@ -79,7 +79,10 @@ class Connection(ABC):
 
 def silence(host: str, timeout_s: float, spoke: bool) -> ConnectionLost:
     """`spoke`: whether anything had come before."""
-    slow = "run the same command again; where the login is slow, set a longer remote.timeout_s"
+    slow = (
+        "run the same command again; where the login is slow, set a longer remote.timeout_s;"
+        " ~/.bashrc there must start no other program"
+    )
     return ConnectionLost(
         f"no answer for {timeout_s:g} s",
         host=host,

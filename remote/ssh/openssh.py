@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from remote.errors import UsageError
 from remote.screen.text import one_line
 from remote.ssh.connection import Connection
-from remote.ssh.process import Process
+from remote.ssh.process import LOGIN_S, Process
 from remote.ssh.target import Host, Target, parse_spec, require_files
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ ONLY_A_COMMAND = {
     "Tunnel": "no",
 }
 """Everything else is the user's own ssh_config."""
+ON_TERMINAL = {"RemoteCommand": "none", "ClearAllForwardings": "yes", "LogLevel": "ERROR"}
+"""What a user's ssh_config may say for logins of their own, and what would end or hang this one."""
 NO_LOGIN = {"ControlMaster": "no", "ProxyCommand": "false", "BatchMode": "yes"}
 """Where the kept login refuses, ssh would log in anew, and ask again: so it gets no way there."""
 NEWER = {"sessiontype": "default", "stdinnull": "no", "forkafterauthentication": "no"}
@@ -60,6 +62,7 @@ class OpenSSH(Connection):
         self._socket = "none"
         self._asking: Askpass | None = None
         self._options: dict[str, str] = {}
+        self._proxied = False
         self._running: list[Process] = []
 
     @property
@@ -79,6 +82,7 @@ class OpenSSH(Connection):
         self.host = Host(self.target.spec, user, hostname, int(found.get("port", "22")))
         self._options = connection_options(self.target, found)
         self._socket = self._options.get("ControlPath", found.get("controlpath", "none"))
+        self._proxied = goes_by_proxy(found)
         if self.target.has_secret:
             from remote.ssh.askpass import Askpass
 
@@ -89,19 +93,31 @@ class OpenSSH(Connection):
         if beside:
             target, options = replace(target, interactive=False), options | NO_LOGIN
             options["ControlPath"] = self._socket
-        words = ["-T", *as_words(options), *host_words(target), command]
+        # Else ssh, where it keeps a login, throws away what a jump host or a ProxyCommand says.
+        aloud = ["-v"] if self._proxied or target.only_key else []
+        words = [*aloud, "-T", *as_words(options), *host_words(target), command]
+        kept = self if self.shared and not beside else None
+        process = Process(words, self._environment(target), self.host, target, kept)
+        self._running.append(process)
+        return process
+
+    def _environment(self, target: Target) -> dict[str, str]:
         environment = dict(os.environ)
         if self._asking is not None:
             environment |= self._asking.environment()
         elif not target.can_ask:
             environment["SSH_ASKPASS_REQUIRE"] = "never"
-        kept = self if self.shared and not beside else None
-        process = Process(words, environment, self.host, target, kept)
-        self._running.append(process)
-        return process
+        return environment
+
+    def on_terminal(self, command: str) -> int:
+        """Run a command at this terminal, as a person would by `ssh -t`; its exit code."""
+        taken = ("Control", *NEWER)
+        ours = {key: value for key, value in self._options.items() if key.startswith(taken)}
+        words = ["ssh", "-t", *as_words(ours | ON_TERMINAL), *host_words(self.target), command]
+        return subprocess.call(words, env=self._environment(self.target))
 
     def control(self, what: str) -> bool:
-        """Ask the kept login's own process: check or exit."""
+        """Ask the kept login's own process: check, stop or exit."""
         words = ["ssh", "-O", what, *as_words(self._options), *host_words(self.target)]
         try:
             return run_briefly(words, LOCAL_TIMEOUT_S).returncode == 0
@@ -112,12 +128,15 @@ class OpenSSH(Connection):
         """End the login that was kept. False where none was, or where it is the user's own."""
         return "ControlPersist" in self._options and self.control("exit")
 
-    def replace(self) -> None:
-        """So that the next command logs in anew. One whose process no longer obeys loses its
-        socket."""
-        if "ControlPersist" in self._options and not self.log_out():
+    def replace(self) -> list[str]:
+        """So that the next command logs in anew: the words it needs for that. What goes over the
+        login goes on; one whose process no longer obeys loses its socket."""
+        if "ControlPersist" not in self._options:
+            return ["-o", "ControlPath=none"]
+        if not self.control("stop"):
             with contextlib.suppress(OSError):
                 os.unlink(self._socket)
+        return []
 
     def close(self) -> None:
         for process in self._running:
@@ -145,20 +164,29 @@ def as_words(options: Mapping[str, str]) -> list[str]:
 def connection_options(target: Target, found: Mapping[str, str]) -> dict[str, str]:
     """What is added to the user's settings; `found` is what `ssh -G` says."""
     alive_s = max(1, int(target.timeout_s / 3))
+    # Behind a proxy it bounds what somebody types there, too.
+    connect_s = LOGIN_S if target.can_ask and goes_by_proxy(found) else target.timeout_s
     options = {
         **ONLY_A_COMMAND,
         **{key: value for key, value in NEWER.items() if key in found},
-        "ConnectTimeout": str(math.ceil(target.timeout_s)),
+        "ConnectTimeout": str(math.ceil(connect_s)),
         "ServerAliveInterval": str(alive_s),
-        "ServerAliveCountMax": str(max(1, int(target.timeout_s // alive_s) - 1)),
+        # They bound the login, too, which may wait for a person; whoever waits for an answer later
+        # gives up sooner.
+        "ServerAliveCountMax": str(math.ceil(LOGIN_S / alive_s)),
     }
+    if target.only_key:
+        options |= {"IdentitiesOnly": "yes", "PreferredAuthentications": "publickey"}
+        return options | {"ControlPath": "none"}
     if not target.can_ask and not target.has_secret:
         options["BatchMode"] = "yes"
     if os.name == "nt":
         return options  # its ssh can't share a login
     if found.get("controlpath", "none") != "none":
-        # The user's own: used, and made only where it says so without a question.
-        if found.get("controlmaster", "false") in ("true", "ask", "autoask"):
+        # The user's own: used, and made only where it stays, and without a question. One that ends
+        # with our command would take along what the user has over it.
+        stays = found.get("controlpersist", "no") != "no"
+        if not stays or found.get("controlmaster", "false") in ("true", "ask", "autoask"):
             options["ControlMaster"] = "no"
         return options
     path = control_path(target, found) if target.stay_s > 0 else None
@@ -166,6 +194,10 @@ def connection_options(target: Target, found: Mapping[str, str]) -> dict[str, st
         return options | {"ControlPath": "none"}
     persist = str(max(1, int(target.stay_s)))
     return options | {"ControlMaster": "auto", "ControlPath": path, "ControlPersist": persist}
+
+
+def goes_by_proxy(found: Mapping[str, str]) -> bool:
+    return any(found.get(key, "none") != "none" for key in ("proxyjump", "proxycommand"))
 
 
 def control_path(target: Target, found: Mapping[str, str]) -> str | None:
@@ -214,7 +246,8 @@ def read_settings(target: Target) -> dict[str, str]:
     if done.returncode:
         said = one_line(done.stderr.decode("utf-8", "replace"), 300)
         text = f"ssh_config can't be read: {said or f'exit code {done.returncode}'}"
-        raise UsageError(text, host=host, remedy=f"try `ssh -G {host}` by hand")
+        remedy = f"try `ssh -G {target.typed_for_ssh}` by hand"
+        raise UsageError(text, host=host, remedy=remedy)
     found: dict[str, str] = {}
     for line in os.fsdecode(done.stdout).splitlines():
         key, _, value = line.strip().partition(" ")

@@ -8,12 +8,13 @@ import logging
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import IO, TYPE_CHECKING
@@ -43,7 +44,9 @@ SSH_FAILED = 255
 BREAKS_S = 0.3
 """A kept login that has just broken may still answer."""
 GAVE_UP = re.compile(
-    r"^(Connection (to |closed|reset)|client_loop:|Timeout, server|ssh_|Control master)", re.M
+    r"^(Connection (to |closed|reset)|client_loop:|Timeout, server|ssh_|Control master"
+    r"|unix_listener: cannot)",
+    re.M,
 )
 """ssh's lines about a broken connection; a command's own 255 leaves none of them."""
 
@@ -81,15 +84,16 @@ class Process:
         self._errors = bytearray()
         self._spoke, self._shown = False, 0
         self._begun = time.monotonic()
-        self._process = process = subprocess.Popen(
-            ["ssh", "-E", str(self._log), *self._words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=self._environment,
-            # Where nobody can be asked, ssh gets no terminal: it can't ask by mistake.
-            start_new_session=not self._target.can_ask and os.name != "nt",
-        )
+        with uninterrupted():
+            self._process = process = subprocess.Popen(
+                ["ssh", "-E", str(self._log), *self._words],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=self._environment,
+                # Where nobody can be asked, ssh gets no terminal: it can't ask by mistake.
+                start_new_session=not self._target.can_ask and os.name != "nt",
+            )
         self._writing = begin(write_input, process.stdin, self._input)
         self._saying = begin(read_errors, process.stderr, self._errors)
         begin(read_output, process.stdout, self._output)
@@ -165,9 +169,9 @@ class Process:
         """An address to open, a notice: shown when the login waits."""
         if self._spoke or time.monotonic() - self._begun < SHOW_AFTER_S:
             return
-        if said := bytes(self._errors[self._shown :]):
+        if said := without_steps(self._errors)[self._shown :]:
             self._shown += len(said)
-            sys.stderr.write(printable(said.decode("utf-8", "replace")))
+            sys.stderr.write(printable(said))
             sys.stderr.flush()
 
     def _begin_again(self) -> bool:
@@ -176,9 +180,8 @@ class Process:
         if self._kept is None or self._sent is None or self._closed or self.log():
             return False
         log.debug("%s: the login that was kept does not answer; a new one", self._host.name)
-        kept, self._kept = self._kept, None
         self._end()
-        kept.replace()
+        self._words = [*self._kept.replace(), *self._words]
         with self._sending:
             again, self._sent = self._sent, None
             self._spawn()
@@ -201,10 +204,17 @@ class Process:
         return explain(said, self.errors(), self._host, self._target)
 
     def _silent(self) -> ConnectionLost:
+        if self._kept is not None and self._spoke:
+            self._kept.replace()  # a line that is dead takes no new command
         return silence(self._host.name, self._target.timeout_s, self._spoke)
 
     def _lost(self, message: str) -> ConnectionLost:
         return ConnectionLost(message, host=self._host.name)
+
+    @property
+    def keys(self) -> list[str]:
+        """The fingerprints of the keys that the server takes, where ssh tells them (`-v`)."""
+        return re.findall(r"(?m)^debug1: Server accepts key: .* (SHA256:\S+)", self._steps())
 
     @property
     def method(self) -> str:
@@ -213,7 +223,10 @@ class Process:
         return found[1] if found else ""
 
     def log(self) -> str:
-        """What ssh said about itself."""
+        """What ssh said about itself, without its steps."""
+        return without_steps(self._steps().encode())
+
+    def _steps(self) -> str:
         try:
             return self._log.read_text("utf-8", "replace")
         except OSError:
@@ -222,7 +235,7 @@ class Process:
     def errors(self) -> bytes:
         if self._process.poll() is not None:
             self._saying.join(0.5)  # a jump host's ssh may hold that pipe for longer
-        return bytes(self._errors)
+        return without_steps(self._errors).encode()
 
     def exit_code(self) -> int | None:
         try:
@@ -255,6 +268,25 @@ class Process:
         with contextlib.suppress(Empty):
             while True:
                 self._output.get_nowait()
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C is ours: ssh, and a jump host's in its turn, are started so that they pass over it,
+    for a login that is kept would end with them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) or signal.SIG_DFL
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def without_steps(said: bytes | bytearray) -> str:
+    """Of what `ssh -v` says, ours or a jump host's, what it says without -v."""
+    return re.sub(r"(?m)^(debug\d: |OpenSSH_\d).*\n?", "", said.decode("utf-8", "replace"))
 
 
 def begin(work: Callable[..., None], pipe: IO[bytes] | None, place: object) -> threading.Thread:

@@ -4,7 +4,6 @@ to type next."""
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable
 
 from remote.errors import (
@@ -29,14 +28,19 @@ HANGS = "the server hangs, or no SSH server listens there"
 LIMIT = "it may limit logins (MaxStartups), block your address, or be no SSH server"
 NETWORK = "check the network and the VPN"
 HUNG_UP = "{where} closed the connection before the login"
-BY_HAND = "try `ssh{port} {host}` by hand"
+BY_HAND = "try `ssh {ssh}` by hand"
 JUMP = "try it there by hand; its sshd must allow TCP forwarding"
 PROXY = "give the ProxyCommand in ~/.ssh/config its user and password"
 OLD = "update the server's OpenSSH, or allow what it offers for this host in ~/.ssh/config"
 KEYS = "name the right one with -i, or set IdentityFile and IdentitiesOnly yes in ~/.ssh/config"
-NO_KEY = "choose a key with -i, or put yours on the server: fab -H {host} setup-key"
-ACCEPT = "compare its fingerprint and accept it once: ssh{port} {host}"
-CHANGE = "log in once by hand and change it: ssh -t{port} {host}"
+NO_KEY = "choose a key with -i, or put yours on the server: fab -H {fab} setup-key"
+MORE = (
+    "it asks for more than a key: log in at a terminal, fab -H {fab} status, and that login is kept"
+)
+ACCEPT = "compare its fingerprint and accept it once: ssh {ssh}"
+ADD = "StrictHostKeyChecking is yes: compare its fingerprint, and add it to known_hosts yourself"
+CHANGE = "log in once by hand and change it: ssh -t {ssh}"
+NO_SOCKET = "the ControlPath of ssh_config can't be made"
 EXPIRED = "the password or the account has expired"
 NOBODY = "the server lets nobody in at present"
 BOOTS = "System is (booting|going)"
@@ -44,6 +48,7 @@ CAUSES: dict[type[RemoteError], tuple[tuple[str, str, str], ...]] = {
     HostKeyRefused: (
         ("(?i)revoked", "the server's key is revoked", "ask whoever runs the server"),
         ("HAS CHANGED|Host key for .* has changed", "the server's key has CHANGED", "{forget}"),
+        (r"requested strict checking\.", "the server's key is not known here", ADD),
         ("key is known for|key verification failed", "the server's key is not known here", ACCEPT),
     ),
     StartsOrEnds: ((BOOTS, NOBODY, ""),),
@@ -51,6 +56,7 @@ CAUSES: dict[type[RemoteError], tuple[tuple[str, str, str], ...]] = {
         ("Too many authentication", "the server stopped after too many keys", KEYS),
         ("expired|change required|must change your", EXPIRED, CHANGE),
         ("nologin|maintenance", NOBODY, ""),
+        (r"with partial success\.", "permission denied", MORE),
         ("Permission denied", "permission denied", NO_KEY),
     ),
     Unreachable: (
@@ -64,7 +70,14 @@ CAUSES: dict[type[RemoteError], tuple[tuple[str, str, str], ...]] = {
         ("Unable to negotiate|no matching", "{where} offers only outdated cryptography", OLD),
         ("kex_exchange|banner|MaxStartups|protocol version", HUNG_UP, LIMIT),
     ),
-    UsageError: ((r"Bad configuration|terminating, \d+ bad", "ssh_config can't be used", BY_HAND),),
+    UsageError: (
+        (r"Bad configuration|terminating, \d+ bad", "ssh_config can't be used", BY_HAND),
+        (
+            "unix_listener: cannot|bind to path",
+            "the ControlPath of ssh_config can't be made",
+            "make its folder",
+        ),
+    ),
 }
 """For each class: what ssh says, the cause in our words, what to do. The first that fits is it."""
 STEPS = {AuthenticationFailed: "login", StartsOrEnds: "login", Unreachable: "connect"}
@@ -73,10 +86,10 @@ STEPS = {AuthenticationFailed: "login", StartsOrEnds: "login", Unreachable: "con
 def explain(log: str, errors: bytes, host: Host, target: Target) -> RemoteError:
     """The error behind ssh's exit code 255. `log`: ssh's own lines; `errors`: the server's and a
     ProxyCommand's."""
-    lines = [line for text in log.splitlines() if (line := text.strip()) and not NOISE.search(line)]
-    said = [line.strip() for line in errors.decode("utf-8", "replace").splitlines() if line.strip()]
-    fill = _filler(log, host, target)
-    if "Authenticated to " in log:
+    lines = _lines(log)
+    said = _lines(errors.decode("utf-8", "replace"))
+    fill = _filler("\n".join([*lines, *said]), host, target)
+    if "Authenticated to " in log and "unix_listener: cannot" not in log:
         silent = any("Timeout, server" in line for line in lines)
         text = f"no answer for {target.timeout_s:g} s" if silent else "the connection was lost"
         return ConnectionLost(_with(text, lines[-1:]), host=host.name)
@@ -97,14 +110,18 @@ def explain(log: str, errors: bytes, host: Host, target: Target) -> RemoteError:
     return ConnectionLost(text, host=host.name, step="login")
 
 
-def refused_login(said: str, host: str) -> AuthenticationFailed:
+def refused_login(said: str, target: Target) -> AuthenticationFailed:
     """A server that lets somebody in only to say that it does not."""
     if re.search(BOOTS, said):
-        return StartsOrEnds(_with(NOBODY, [said]), host=host, step="login")
+        return StartsOrEnds(_with(NOBODY, [said]), host=target.spec, step="login")
     expired = "expired" in said or "change required" in said
-    remedy = CHANGE.format(port="", host=host) if expired else None
+    remedy = CHANGE.format(ssh=target.typed_for_ssh) if expired else None
     text = _with(EXPIRED if expired else NOBODY, [said])
-    return AuthenticationFailed(text, host=host, step="login", remedy=remedy)
+    return AuthenticationFailed(text, host=target.spec, step="login", remedy=remedy)
+
+
+def _lines(said: str) -> list[str]:
+    return [line for text in said.splitlines() if (line := text.strip()) and not NOISE.search(line)]
 
 
 def _words_of(
@@ -126,18 +143,19 @@ def _with(cause: str, words: list[str]) -> str:
     return f"{cause} ({inner})" if inner else cause
 
 
-def _filler(log: str, host: Host, target: Target) -> Callable[[str], str]:
-    port = "" if host.port in (None, 22) else f" -p {host.port}"
-    config = f" -F {target.ssh_config}" if target.ssh_config else ""
-    found = re.search(r"Offending \S+ key in (.+):\d+", log)
-    known = f"[{host.hostname}]:{host.port}" if port else host.hostname
-    file = f' -f "{found[1]}"' if found else ""
+def _filler(said: str, host: Host, target: Target) -> Callable[[str], str]:
+    """Of a jump host, where it is what ssh speaks of, its address."""
+    offending = re.search(r"Offending \S+ key in (.+):\d+", said)
+    changed = re.search(r"Host key for (\S+) has changed", said)
+    met = re.search(r"connect to host (\S+) port (\d+)", said)
+    unknown = re.search(r"Could not resolve hostname (\S+):", said)
+    name, port = met.groups() if met else (host.hostname or host.name, host.port or 22)
+    known = changed[1] if changed else f"[{name}]:{port}" if str(port) != "22" else name
+    file = f' -f "{offending[1]}"' if offending else ""
     values = {
-        "where": f"{host.hostname or host.name} port {host.port or 22}",
-        "host": shlex.quote(
-            target.spec if config or not host.hostname else f"{host.user}@{host.hostname}"
-        ),
-        "port": config or port,
+        "where": unknown[1] if unknown else f"{name} port {port}",
+        "fab": target.typed,
+        "ssh": target.typed_for_ssh,
         "timeout": target.timeout_s,
         "forget": f'if it was reinstalled: ssh-keygen{file} -R "{known}"',
     }

@@ -36,13 +36,25 @@ class Target:
     stay_s: float = 0.0
     # "openssh", "paramiko", or "auto": the system's ssh where there is one.
     program: str = "auto"
+    # By the key of -i or not at all, to see whether it is let in.
+    only_key: bool = False
 
     @property
     def typed(self) -> str:
         """As a shell takes it behind `fab -H`, with -i and -S, for what people are told to type."""
-        options = [f" -i {shlex.quote(path)}" for path in self.identities]
-        options += [f" -S {shlex.quote(self.ssh_config)}"] if self.ssh_config else []
-        return "".join([shlex.quote(self.spec), *options])
+        return " ".join([shlex.quote(self.spec), *self._options("-S")])
+
+    @property
+    def typed_for_ssh(self) -> str:
+        """The same behind `ssh`."""
+        spec = parse_spec(self.spec)
+        port = [f"-p {spec.port}"] if spec.port else []
+        host = f"{spec.user}@{spec.host}" if spec.user else spec.host
+        return " ".join([*self._options("-F"), *port, shlex.quote(host)])
+
+    def _options(self, config: str) -> list[str]:
+        options = [f"-i {shlex.quote(path)}" for path in self.identities]
+        return options + ([f"{config} {shlex.quote(self.ssh_config)}"] if self.ssh_config else [])
 
     @property
     def has_secret(self) -> bool:

@@ -10,6 +10,7 @@ as they are.
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,6 +105,8 @@ def refusal(problem: str) -> Exit:
 
 def take_hosts(program: Any) -> None:
     core = program.core
+    # With --debug it would tell the password and the words of the command line.
+    logging.getLogger("invoke").setLevel(logging.INFO)
     LINE.targets = read_targets(program)
     if core.remainder:
         # Fabric would run it as a command of its own, after joining the words.

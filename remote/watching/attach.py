@@ -4,15 +4,12 @@ running."""
 from __future__ import annotations
 
 import shutil
-import subprocess
+import sys
 
 from remote.errors import UsageError
 from remote.link.answers import Attach
 from remote.link.session import Session
-from remote.ssh.openssh import as_words, host_words
-
-ATTACHED = {"RemoteCommand": "none", "ClearAllForwardings": "yes", "LogLevel": "ERROR"}
-"""What a user's ssh_config may say for logins of their own, and what would end or hang this one."""
+from remote.ssh.openssh import OpenSSH
 
 LEAVING = {
     True: "Ctrl-b d leaves the training running and comes back here",
@@ -23,15 +20,16 @@ LEAVING = {
 def attach(session: Session, run: str) -> int:
     """Returns ssh's exit code. Raises RunFailed for a run that has ended or that nothing leads
     into."""
-    ssh = shutil.which("ssh")
-    if ssh is None:
+    if shutil.which("ssh") is None:
         raise UsageError(
             "attach needs the ssh program, which is not installed here",
             step="attach",
             remedy="logs --follow needs none",
         )
     there = session.ask(Attach, run=run)
-    argv = [ssh, "-t", *as_words(ATTACHED), *host_words(session.target), there.line]
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("attach needs a terminal here", remedy="logs --follow needs none")
     session.display.note(LEAVING[there.launched == "tmux"])
     session.close()
-    return subprocess.call(argv)
+    with OpenSSH(session.target) as way:
+        return way.on_terminal(there.line)

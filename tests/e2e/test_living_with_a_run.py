@@ -41,9 +41,14 @@ def test_attaching_shows_the_training_and_detaching_leaves_it(
     project = make_project(
         tmp_path / "project", {"train.sh": WAITS}, settings=OWN, parts=("fabfile.py", "remote")
     )
+    # What lets a login of a person's own do nothing is passed over.
+    own = "  SessionType none\n  StdinNull yes\n  RequestTTY no\n"
+    server.ssh_config.write_text(server.ssh_config.read_text() + own)
     fab(project, server, "train", "--no-follow")
+    begun = server.log.read_text().count("Accepted publickey for")
     leader, process = fab_on_terminal(project, server, "attach")
     read_until(leader, b"first line")
+    assert server.log.read_text().count("Accepted publickey for") == begun, "over the kept login"
     time.sleep(
         1
     )  # as a person does: tmux asks the terminal what it is, and takes the next keys for the answer
@@ -167,3 +172,18 @@ def test_a_key_that_is_set_up_logs_in_and_is_added_once(
     assert (
         len(authorized.read_text().splitlines()) == 3 and authorized.stat().st_mode & 0o777 == 0o600
     )
+
+
+@pytest.mark.needs("sshd", "ssh-keygen")
+def test_a_key_that_the_server_passes_over_is_not_set_up(
+    tmp_path: Path, server: LoopbackServer
+) -> None:
+    """Its sshd reads another file of keys, and the one of ssh_config gets in."""
+    project = make_project(
+        tmp_path / "project", {"train.sh": "true"}, settings=OWN, parts=("fabfile.py", "remote")
+    )
+    new = tmp_path / "new"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", new], check=True)
+    refused = fab(project, server, "-i", str(new), "setup-key", code=6)
+    assert "the server does not take the key" in refused.stderr, refused
+    assert "logged in" not in refused.stdout

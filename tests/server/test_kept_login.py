@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 
+from remote.errors import UsageError
 from remote.loopback import LoopbackServer, embedded
 from remote.ssh.connection import connect
 from remote.ssh.openssh import OpenSSH, log_out
 from remote.ssh.target import Target
-from tests.e2e.test_three_commands import fab
+from tests.e2e.test_three_commands import FAB, fab
 from tests.support.faults import wait_until
-from tests.support.login import logs_in, says, target, write_config
+from tests.support.login import logs_in, refusal, says, target, write_config
 from tests.support.project import make_project
 from tests.support.proxy import Relay
 from tests.support.sshd import MakeServer, drop_connections
@@ -193,6 +194,40 @@ def test_the_users_own_login_is_used_and_never_ended(
         master.wait()
 
 
+def test_the_users_own_dead_login_is_gone_round(
+    server: LoopbackServer, tmp_path: Path, runtime: Path
+) -> None:
+    own = runtime / "own"
+    with Relay(server.host, server.port) as relay:
+        config = write_config(
+            tmp_path,
+            server,
+            ControlPath=str(own),
+            Port=str(relay.port),
+            StrictHostKeyChecking="no",
+            UserKnownHostsFile="/dev/null",
+        )
+        master = subprocess.Popen(
+            ["ssh", "-F", config, "-M", "-N", "box"], stdin=subprocess.DEVNULL
+        )
+        try:
+            wait_until(own.exists)
+            relay.freeze_open()
+            assert logs_in(target(config, stay_s=60.0, timeout_s=2.0))
+            assert own.exists() and master.poll() is None and logins(server) == 2
+        finally:
+            master.terminate()
+            master.wait()
+
+
+def test_a_control_path_without_its_folder_is_named(server: LoopbackServer, tmp_path: Path) -> None:
+    config = write_config(
+        tmp_path, server, ControlPath=f"{tmp_path}/no/x", ControlMaster="auto", ControlPersist="9"
+    )
+    refused = refusal(target(config))
+    assert isinstance(refused, UsageError) and "ControlPath" in refused.message, refused
+
+
 def test_another_key_is_another_login(
     server: LoopbackServer, tmp_path: Path, runtime: Path
 ) -> None:
@@ -325,6 +360,33 @@ def test_following_asks_again_for_a_login_that_is_gone(
     (run,) = (server.home / "projects/p/runs").glob("2*")
     (run / "go").touch()
     assert b"finished" in read_until(leader, b"fetch-results", 120) and process.wait(60) == 0
+
+
+def test_ctrl_c_leaves_a_login_behind_a_jump_host(
+    make_server: MakeServer, tmp_path: Path, runtime: Path
+) -> None:
+    """The jump host's ssh hears the terminal's keys, too."""
+    server, hop = make_server(), make_server()
+    hop_config = hop.ssh_config.read_text().replace("Host loopback", "Host hop")
+    server.ssh_config.write_text(server.ssh_config.read_text() + "  ProxyJump hop\n" + hop_config)
+    project = make_project(
+        tmp_path / "project",
+        {"a.sh": "echo up\nsleep 60\n"},
+        settings={"requirements": "none", "command": "sh a.sh", "project": "p"},
+        parts=("fabfile.py", "remote"),
+    )
+    # In a shell, whose end alone would hang up.
+    shell = ["sh", "-c", 'trap : INT; "$@"; echo is over; read x', "sh"]
+    words = [*FAB, "-S", str(server.ssh_config), "-H", "loopback", "train", "--follow"]
+    leader, process = fab_on_terminal(project, server, program=[*shell, *words])
+    read_until(leader, b"q leaves", 60)
+    os.write(leader, b"\x03")
+    read_until(leader, b"is over", 30)
+    assert '"running"' in fab(project, server, "status", "--json").stdout
+    assert logins(server) == 1 and len(sockets(runtime)) == 1
+    process.kill()
+    fab(project, server, "stop")
+    fab(project, server, "logout")
 
 
 def test_a_stored_password_is_not_sent_to_the_code_prompt(

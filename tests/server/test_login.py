@@ -23,7 +23,7 @@ from remote.errors import (
 from remote.loopback import LoopbackServer, make_key
 from remote.ssh.connection import connect
 from remote.ssh.target import Target
-from tests.support.login import logs_in, refusal, says, target, write_config
+from tests.support.login import forget_logins, logs_in, refusal, says, target, write_config
 from tests.support.proxy import Relay
 from tests.support.sshd import MakeServer
 
@@ -171,6 +171,7 @@ class TestKeys:
     ) -> None:
         config = write_config(tmp_path, server, IdentityFile=str(lock(server, tmp_path)))
         assert logs_in(target(config, passphrase="secret", program=program))
+        forget_logins()
         refused = refusal(target(config, passphrase="wrong", program=program))
         assert isinstance(refused, AuthenticationFailed) and "wrong" not in str(refused)
         assert isinstance(refusal(target(config, program=program)), AuthenticationFailed)
@@ -185,7 +186,8 @@ class TestKeys:
             )
             with connect(target(config, password="hunter2", program=program)) as connection:
                 assert says(connection) == b"hello\n"
-                assert connection.method == (methods if program == "openssh" else "password")
+                assert connection.method == ("password" if program == "paramiko" else methods)
+        forget_logins()
         begun = time.monotonic()
         refused = refusal(target(config, password="hunter3", program=program))
         assert isinstance(refused, AuthenticationFailed) and "hunter" not in str(refused)

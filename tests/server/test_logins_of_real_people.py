@@ -177,7 +177,7 @@ class TestPasswordAndKey:
                 fab(project, server, *words)
             assert server.log.read_text().count("Accepted password for") == 1
             fab(project, server, "logout")
-            assert "Permission denied" in fab(project, server, "status", code=6).stderr
+            assert "asks for more than a key" in fab(project, server, "status", code=6).stderr
 
     def test_an_expired_password_is_called_so(
         self, place: Path, account: str, tmp_path: Path

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from remote.loopback import LoopbackServer
-from tests.e2e.test_three_commands import fab
+from tests.e2e.test_three_commands import FAB, fab
 from tests.support.faults import Lab, run_task, wait_until
 from tests.support.hostile import recording
 from tests.support.project import make_project
@@ -192,6 +192,13 @@ def test_what_is_told_for_a_report_holds_no_secrets(server: LoopbackServer, tmp_
         assert told in done.stderr, told
     assert "hook-with-a-secret" not in done.stderr + done.stdout
     assert "answered after" not in fab(project, server, "status").stderr
+    words = ("--debug", "--prompt-for-login-password", "--prompt-for-passphrase")
+    argv = [*FAB, *words, "-S", str(server.ssh_config), "-H", "loopback", "status"]
+    debugged = subprocess.run(
+        argv, cwd=project, capture_output=True, text=True, input="hunter2\nhunter3\n", timeout=60
+    )
+    assert debugged.returncode == 0 and "runs answered after" in debugged.stderr, debugged
+    assert "hunter" not in debugged.stderr + debugged.stdout
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ assert logs_in(target(config))
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,15 +19,28 @@ from remote.ssh import known_hosts
 from remote.ssh.connection import Connection, connect
 from remote.ssh.target import Target
 
+KEPT = "openssh, kept"
+KEPT_S = 2.0
 
-@pytest.fixture(params=["openssh", "paramiko"])
-def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Which of the two ways is taken."""
-    if request.param == "openssh" and not shutil.which("ssh"):
+
+@pytest.fixture(params=["openssh", KEPT, "paramiko"])
+def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Which way is taken; `target` understands each."""
+    if request.param != "paramiko" and not shutil.which("ssh"):
         pytest.skip("there is no ssh program")
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     known_hosts._accepted.clear()
-    return str(request.param)
+    sockets = Path("/tmp") / f"l{os.getpid()}"
+    sockets.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(sockets))
+    yield str(request.param)
+    shutil.rmtree(sockets, ignore_errors=True)
+
+
+def forget_logins() -> None:
+    """So that the next one is a new one, where `program` keeps them."""
+    for socket in Path(os.environ["XDG_RUNTIME_DIR"]).glob("*/*"):
+        socket.unlink()
 
 
 def write_config(
@@ -57,6 +72,8 @@ def join(*configs: str) -> str:
 
 def target(config: str, **options: object) -> Target:
     settings = {"ssh_config": config, "timeout_s": 30.0, "interactive": False, **options}
+    if settings.get("program") == KEPT:
+        settings |= {"program": "openssh", "stay_s": KEPT_S}
     return Target("box", **settings)  # type: ignore[arg-type]
 
 

@@ -80,23 +80,39 @@ class TestOptions:
             Target("box", interactive=False, password="x"), {}
         )
 
-    def test_a_dead_line_is_noticed_within_the_time_limit(self) -> None:
+    def test_a_login_that_waits_for_a_person_is_not_cut(self) -> None:
+        """ssh's words about a living server bound the login, too."""
         for timeout_s in (1.0, 2.5, 10.0, 30.0, 100.0):
             options = connection_options(Target("box", timeout_s=timeout_s), {})
-            noticed = int(options["ServerAliveInterval"]) * (
-                int(options["ServerAliveCountMax"]) + 1
-            )
-            assert 1 <= noticed <= max(2, timeout_s + 1)
+            interval = int(options["ServerAliveInterval"])
+            assert 150 <= interval * int(options["ServerAliveCountMax"]) <= 200
+            assert interval <= max(1, timeout_s / 3)
+
+    def test_a_proxy_has_the_time_of_a_person_where_one_is_there(self) -> None:
+        proxied = {"proxyjump": "hop"}
+        for asked, found, limit in (
+            (True, proxied, "150"),
+            (False, proxied, "30"),
+            (True, {"proxyjump": "none"}, "30"),
+        ):
+            options = connection_options(Target("box", interactive=asked), found)
+            assert options["ConnectTimeout"] == limit
 
     def test_the_users_own_master_is_used_and_none_of_ours_made(self) -> None:
         options = connection_options(
-            Target("box", stay_s=600), {"controlpath": "/x/%C", "controlmaster": "auto"}
+            Target("box", stay_s=600),
+            {"controlpath": "/x/%C", "controlmaster": "auto", "controlpersist": "60"},
         )
         assert not {"ControlPath", "ControlMaster", "ControlPersist"} & set(options)
-        asking = connection_options(
-            Target("box", stay_s=600), {"controlpath": "/x/%C", "controlmaster": "ask"}
-        )
-        assert asking["ControlMaster"] == "no" and "ControlPath" not in asking
+        for found in (
+            {"controlmaster": "ask", "controlpersist": "yes"},
+            # Made by our command, it would end with it, and so would all that goes over it.
+            {"controlmaster": "auto", "controlpersist": "no"},
+        ):
+            asking = connection_options(
+                Target("box", stay_s=600), {"controlpath": "/x/%C", **found}
+            )
+            assert asking["ControlMaster"] == "no" and "ControlPath" not in asking
 
     def test_keywords_that_an_old_ssh_does_not_know_are_left_out(self) -> None:
         assert "sessiontype" not in connection_options(Target("box"), {})
@@ -262,6 +278,13 @@ SAID = [
         "Broken pipe",
     ),
     ("command-line line 0: Bad configuration option: sesiontype", "", UsageError, "ssh_config"),
+    (
+        'Authenticated using "publickey" with partial success.\n'
+        "me@10.0.0.7: Permission denied (keyboard-interactive).",
+        "",
+        AuthenticationFailed,
+        "asks for more than a key",
+    ),
 ]
 
 
@@ -279,7 +302,9 @@ def test_a_server_that_boots_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
     notes = list[str]()
     project: Any = None
     display: Any = SimpleNamespace(note=notes.append)
-    answers = iter([refused_login("System is booting up. Please come back later.", "box"), None])
+    answers = iter(
+        [refused_login("System is booting up. Please come back later.", Target("box")), None]
+    )
 
     def ask() -> str:
         if error := next(answers):
@@ -290,7 +315,7 @@ def test_a_server_that_boots_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
     assert waiting.patiently(ask, "the run goes on") == "finished"
     assert "System is booting up" in notes[0] and "the run goes on" in notes[0]
     with pytest.raises(AuthenticationFailed, match="closed until Friday"):
-        answers = iter([refused_login("The cluster is closed until Friday.", "box")])
+        answers = iter([refused_login("The cluster is closed until Friday.", Target("box"))])
         waiting.patiently(ask, "the run goes on")
 
 
@@ -304,7 +329,31 @@ def test_a_remedy_can_be_typed() -> None:
         explain(changed, b"", BOX, Target("box"))
     )
     unknown = explain("Host key verification failed.", b"", BOX, Target("me@10.0.0.7:2222"))
-    assert "ssh -p 2222 me@10.0.0.7" in str(unknown)
+    assert "accept it once: ssh -p 2222 me@10.0.0.7" in str(unknown)
+    # An alias has its port and its jump hosts in ssh_config.
+    unknown = explain("Host key verification failed.", b"", BOX, Target("box", ssh_config="a b"))
+    assert "accept it once: ssh -F 'a b' box" in str(unknown)
+    denied = explain("me@box: Permission denied (publickey).", b"", BOX, Target("me@box:2222"))
+    assert str(denied).endswith("fab -H me@box:2222 setup-key")
+    expired = refused_login("Your password has expired.", Target("me@box:2222"))
+    assert str(expired).endswith("ssh -t -p 2222 me@box")
+
+
+def test_what_a_jump_host_says_is_of_the_jump_host() -> None:
+    closed = "Connection closed by UNKNOWN port 65535"
+    changed = (
+        b"debug1: a step\n"
+        b"Offending ED25519 key in /h/known:1\n"
+        b"Host key for [10.0.0.9]:2200 has changed and you have requested strict checking.\n"
+    )
+    assert 'ssh-keygen -f "/h/known" -R "[10.0.0.9]:2200"' in str(
+        explain(closed, changed, BOX, Target("box"))
+    )
+    for said, where in (
+        (b"ssh: connect to host 10.0.0.9 port 22: Connection refused", "10.0.0.9 port 22 refuses"),
+        (b"ssh: Could not resolve hostname hop: Name or service not known", "the name hop is not"),
+    ):
+        assert where in str(explain(closed, said, BOX, Target("box")))
 
 
 @pytest.mark.parametrize(
