@@ -287,6 +287,7 @@ def log_out(target: Target) -> bool:
     """End a kept login. False where there was none."""
     if target.program == "paramiko" or not shutil.which("ssh"):
         return False
-    way = OpenSSH(target)
+    # One from before the setting was 0 ends, too.
+    way = OpenSSH(replace(target, stay_s=target.stay_s or 1.0))
     way.open()
     return way.log_out()

@@ -3,6 +3,8 @@ is used and left alone."""
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import os
 import re
 import shutil
@@ -84,6 +86,8 @@ def test_no_login_is_kept_where_that_is_switched_off(
     goal = target(write_config(tmp_path, server))
     assert logs_in(goal) and logs_in(goal)
     assert logins(server) == 2 and not sockets(runtime)
+    assert logs_in(dataclasses.replace(goal, stay_s=60.0)) and log_out(goal)
+    assert not sockets(runtime), "one from before the switch"
 
 
 def test_a_kept_login_ends_by_itself(server: LoopbackServer, tmp_path: Path, runtime: Path) -> None:
@@ -336,6 +340,26 @@ def test_a_password_may_be_typed_slowly(make_server: MakeServer, tmp_path: Path)
     read_until(leader, b"next: ")
     assert process.wait(30) == 0
     fab(project, server, "logout")
+
+
+def test_a_login_that_waits_for_a_phone_is_not_cut(
+    make_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is silent until somebody has approved it there."""
+    policy = embedded.make_policy
+
+    def patient(*about: Any) -> Any:
+        class Patient(policy(*about)):  # type: ignore[misc]
+            async def begin_auth(self, username: str) -> bool:
+                await asyncio.sleep(5)
+                return True
+
+        return Patient
+
+    monkeypatch.setattr(embedded, "make_policy", patient)
+    server = make_server(password="hunter2")
+    goal = target(write_config(tmp_path, server), timeout_s=2.0, stay_s=5.0, interactive=True)
+    assert logs_in(goal)
 
 
 def test_following_asks_again_for_a_login_that_is_gone(

@@ -233,7 +233,7 @@ class TestWays:
             "while d := s.recv(65536): os.write(1, d)\n"
         )
         config = write_config(tmp_path, server, ProxyCommand=f"{sys.executable} {script} %p")
-        assert logs_in(target(config, timeout_s=5.0))
+        assert logs_in(target(config, timeout_s=5.0, stay_s=2.0))
         assert "https://login.example.org/a1b2" in capsys.readouterr().err
 
     def test_a_proxy_that_hands_its_connection_over(
@@ -254,7 +254,7 @@ class TestWays:
             server,
             ProxyCommand="sh -c 'echo HTTP/1.1 407 Proxy Authentication Required >&2; exit 1'",
         )
-        refused = refusal(target(config))
+        refused = refusal(target(config, stay_s=2.0))
         assert refused.exit_code == 3 and "login of its own" in str(refused)
 
     def test_known_hosts_from_a_command(self, server: LoopbackServer, tmp_path: Path) -> None:
