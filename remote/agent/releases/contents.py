@@ -254,6 +254,8 @@ def write_tree(
             os.makedirs(directory, mode=0o700, exist_ok=True)
             made.add(directory)
         origin, how = source(sha256)
+        if how == "share" and mode != SYMLINK and _shared(origin, place, mode):
+            continue
         if os.path.islink(place) or (mode == SYMLINK and os.path.lexists(place)):
             os.unlink(place)  # what a run had replaced
         if mode == SYMLINK:
@@ -262,8 +264,6 @@ def write_tree(
             continue
         if how == "take":
             _take(origin, place)
-        elif how == "share" and _shared(origin, place, mode):
-            continue
         elif how == "link":
             link_verified(origin, place, sha256)
         else:

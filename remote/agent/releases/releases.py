@@ -176,24 +176,25 @@ def assemble(layout: Layout, tree: str, entries: List[Entry], origin: str) -> No
     places = known(layout, entries)
     require_all(places, entries, "the release is not complete on the server")
     incoming = os.fsencode(layout.incoming)
+    above = len(os.fsencode(layout.releases)) + 1
+    complete: Dict[bytes, int] = {}
 
     def source(sha256: str) -> Tuple[bytes, str]:
         uses[sha256] -= 1
         place = places[sha256]
         if place.startswith(incoming):
             return place, "copy" if uses[sha256] else "take"
-        return place, "share" if _untouched(layout, place) else "copy"
+        known_tree = place[above:].split(b"/", 1)[0]
+        if known_tree not in complete:
+            manifest = layout.manifest(os.fsdecode(known_tree))
+            complete[known_tree] = os.stat(manifest).st_mtime_ns
+        # A file's status changes with every write, and with every new name.
+        untouched = os.lstat(place).st_ctime_ns <= complete[known_tree]
+        return place, "share" if untouched else "copy"
 
     with new_directory(layout.release(tree)) as aside:
         write_tree(aside, entries, source)
-        write_json(layout.manifest(tree), {"entries": entries, "origin": origin})
-
-
-def _untouched(layout: Layout, place: bytes) -> bool:
-    """Since its release was complete: a file's status changes with every write, and with every new
-    name."""
-    tree = os.path.relpath(os.fsdecode(place), layout.releases).split("/", 1)[0]
-    return os.lstat(place).st_ctime_ns <= os.stat(layout.manifest(tree)).st_mtime_ns
+        write_json(layout.manifest(tree), {"entries": entries, "origin": origin}, indent=None)
 
 
 def _prune(layout: Layout) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from typing import Iterator, List, Union
+from typing import Iterator, List, Optional, Union
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}\Z")
 HASH = re.compile(r"[0-9a-f]{8,64}\Z")
@@ -139,10 +139,10 @@ def remove_directory(path: str, aside: str = ASIDE) -> None:
     shutil.rmtree(moved, ignore_errors=True)
 
 
-def write_json(path: str, value: object) -> None:
-    write_whole(
-        path, json.dumps(value, ensure_ascii=True, indent=1, sort_keys=True).encode() + b"\n"
-    )
+def write_json(path: str, value: object, indent: Optional[int] = 1) -> None:
+    """None is written and read several times as fast: for what is long."""
+    text = json.dumps(value, ensure_ascii=True, indent=indent, sort_keys=True)
+    write_whole(path, text.encode() + b"\n")
 
 
 def read_json(path: str) -> "dict[str, object] | None":
