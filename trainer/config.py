@@ -98,7 +98,7 @@ class TrainConfig:
     frozen_fraction: float = 0.0
     # The last layer is trained alone for this share of the training, and then all are.
     head_fraction: float = 0.0
-    # Judge and keep an exponential moving average of the weights; 0: the weights themselves.
+    # Evaluate and keep an exponential moving average of the weights; 0: the weights themselves.
     ema_decay: float = 0.0
     # `muon`: learning_rate and muon_momentum for the convolutions; Nesterov SGD for biases and
     # head, on the loss summed over the batch.

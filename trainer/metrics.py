@@ -1,4 +1,4 @@
-"""What is counted while a network trains or is judged, as a torchmetrics metric."""
+"""What is counted while a network trains or is evaluated, as a torchmetrics metric."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Tally(Metric):
 
     full_state_update = False
     sums: Tensor
-    """float64 [loss, images, right ones, images that were judged]."""
+    """float64 [loss, images, right ones, images that were evaluated]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,8 +42,8 @@ class Tally(Metric):
 
     def local(self) -> dict[str, float | None]:
         """Of this process."""
-        loss, images, right, judged = self.sums.tolist()
+        loss, images, right, evaluated = self.sums.tolist()
         return {
             "loss": loss / images if images else None,
-            "accuracy": right / judged if judged else None,
+            "accuracy": right / evaluated if evaluated else None,
         }

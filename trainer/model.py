@@ -131,7 +131,7 @@ class Classifier(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         # Without the test-time average: it is the same for all epochs, and six times the work.
-        self.judge(batch, "none", self.val_tally)
+        self.evaluate_batch(batch, "none", self.val_tally)
 
     def on_validation_epoch_start(self) -> None:
         self.val_tally.reset()
@@ -143,7 +143,7 @@ class Classifier(pl.LightningModule):
         self.answers = []
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        answers = self.judge(batch, self.config.tta, self.test_tally)
+        answers = self.evaluate_batch(batch, self.config.tta, self.test_tally)
         if answers:
             self.answers.append(answers)
 
@@ -151,7 +151,7 @@ class Classifier(pl.LightningModule):
         self.log_tally("test", self.test_tally)
         self.evaluation = Evaluation.of(self.answers, len(self.classes)) if self.answers else None
 
-    def judge(self, batch: Batch, tta: str, tally: Tally) -> Answers | None:
+    def evaluate_batch(self, batch: Batch, tta: str, tally: Tally) -> Answers | None:
         """With logits averaged as `tta` says, and counted by plain cross-entropy; None for no
         images, of which one of several processes may have a share."""
         images, labels = batch

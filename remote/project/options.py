@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Wishes:
+class RunOptions:
     """What is asked of a run just as it is typed."""
 
     recipe: str | None = None
@@ -34,7 +34,7 @@ class Wishes:
 
 
 @dataclass(frozen=True)
-class TrainOptions(Wishes):
+class TrainOptions(RunOptions):
     """Of `train`, and of `sweep` for each of its points."""
 
     set: Sequence[str] = ()

@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-from remote.project.options import Wishes
+from remote.project.options import RunOptions
 from remote.project.slurm import parse_duration, parse_time
 from remote.records import Settings
 
 GRACE, UNFETCHED = "30m", "24h"
 
 
-def limits_of(wishes: Wishes, launcher: str) -> dict[str, int]:
+def limits_of(options: RunOptions, launcher: str) -> dict[str, int]:
     """For run.json, in seconds; Slurm holds a job's time limit itself. Raises ValueError that names
     the option."""
     limits: dict[str, int] = {}
-    asked = (("limit_s", "time", wishes.time), ("idle_s", "stop-if-idle", wishes.stop_if_idle))
+    asked = (("limit_s", "time", options.time), ("idle_s", "stop-if-idle", options.stop_if_idle))
     for name, option, text in asked:
         by_slurm = launcher == "slurm" and name == "limit_s"
         if text:

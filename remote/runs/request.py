@@ -29,7 +29,7 @@ from remote.errors import (
 from remote.link.answers import Started
 from remote.link.session import Project, Session
 from remote.project.command import label_of, plan_words
-from remote.project.options import TrainOptions, Wishes
+from remote.project.options import RunOptions, TrainOptions
 from remote.project.own_trainer import load_config_module, no_trainer, runs_own_trainer
 from remote.project.results import lock_file
 from remote.project.run_env import read_env
@@ -52,7 +52,7 @@ PENDING_S = 24 * 3600.0
 
 
 @dataclass(frozen=True)
-class TrainRequest(Wishes):
+class TrainRequest(RunOptions):
     """What the user asked for on the command line, read and checked."""
 
     fields: tuple[tuple[str, str], ...] = ()
@@ -93,7 +93,7 @@ def parse_request(project: Project, options: TrainOptions) -> TrainRequest:
     always = attempt(read_env, listed(settings.env), "remote.env", project.directory)
     given = attempt(read_env, options.env, "--env", project.directory)
     request = TrainRequest(
-        **{wish.name: getattr(options, wish.name) for wish in dataclasses.fields(Wishes)},
+        **{option.name: getattr(options, option.name) for option in dataclasses.fields(RunOptions)},
         fields=fields,
         notify=address or "",
         arguments=tuple(arguments) if arguments else None,

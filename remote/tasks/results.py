@@ -72,7 +72,7 @@ def fetch(work: Work, options: FetchOptions) -> int:
         work.only_target("--then-shutdown")
     if options.watch and len(work.targets) > 1:
         options = watch_together(work, options, dest)
-    bring = watch_run if options.watch or options.then_shutdown else fetch_run
+    fetch_one = watch_run if options.watch or options.then_shutdown else fetch_run
     answers = []
     for target in work.targets:
         with work.session(target) as session:
@@ -82,7 +82,7 @@ def fetch(work: Work, options: FetchOptions) -> int:
                 if not names:
                     work.display.line(f"{session.host}: no runs yet, so nothing to fetch")
             for name in names:
-                fetched = bring(session, name, dest, ask)
+                fetched = fetch_one(session, name, dest, ask)
                 show_fetched(work.display, fetched)
                 answers.append(fetched_json(fetched, session.host))
             if options.then_shutdown:

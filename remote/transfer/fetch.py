@@ -1,4 +1,4 @@
-"""Brings a run's directory here: manifest → missing ranges → parts → sha256 → rename."""
+"""Fetches a run's directory: manifest → missing ranges → parts → sha256 → rename."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class WideFetch:
         self._asked: dict[str, Any] = {"root": session.project.settings.root, "run": run}
 
     def fetch(self, wanted: Sequence[Wanted], event: Event) -> None:
-        """Bring the files, as events of `fetch_read` would: file and offset, bytes in order, the
+        """Fetch the files, as events of `fetch_read` would: file and offset, bytes in order, the
         hash of the whole at the end."""
         for file, have in wanted:
             whole = self._pool.submit(self._hash, self._hasher, file, file.size)
@@ -73,7 +73,7 @@ class WideFetch:
         return link.ask(FetchHash, path=file.path, end=end, **self._asked).sha256
 
     def _carry(self, link: Link, file: RemoteFile, pieces: Pieces, start: int) -> bool:
-        """Bring every so-many-th piece. False where the file has become shorter."""
+        """Fetch every so-many-th piece. False where the file has become shorter."""
         step = len(self._carriers)
         asked = self._asked | {"path": file.path, "start": start, "end": file.size}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from remote.agent.environments.gpu_check import judge
+from remote.agent.environments.gpu_check import verdict_of
 from remote.agent.root.calls import Refusal
 from remote.agent.shared.gpu_choice import Gpu, GpuReport
 
@@ -64,7 +64,7 @@ def proof(*devices: dict[str, Any], **more: Any) -> dict[str, Any]:
 def test_what_a_trial_means(
     proved: dict[str, Any], report: GpuReport, ok: bool, gpu: bool, reason: str | None
 ) -> None:
-    told = judge(proved, report, {})
+    told = verdict_of(proved, report, {})
     assert (told["ok"], told["gpu"]) == (ok, gpu) and (
         told["reason"] is None if reason is None else reason in told["reason"]
     )
@@ -109,12 +109,12 @@ def test_what_does_not_work_together_is_an_error_with_its_remedy(
     proved: dict[str, Any], message: str, remedy: str
 ) -> None:
     with pytest.raises(Refusal, match=message) as caught:
-        judge(
+        verdict_of(
             proved, ONE, {"kind": "venv", "base": "/usr/bin/python3", "wanted": {"torch": "auto"}}
         )
     assert remedy in str(caught.value.remedy)
 
 
 def test_a_cpu_build_that_was_asked_for_is_no_error() -> None:
-    told = judge(proof(cuda=None, available=False), ONE, {"wanted": {"torch": "cpu"}})
+    told = verdict_of(proof(cuda=None, available=False), ONE, {"wanted": {"torch": "cpu"}})
     assert told["ok"] and "remote.torch is cpu" in told["reason"]

@@ -118,17 +118,17 @@ FAILURES = [
         "  fatal: unable to access 'https://h/x.git/': Failed to connect to h port 443\n"
         "  × git clone --quiet https://h/x.git /tmp/x did not run successfully.\n"
         "error: subprocess-exited-with-error\n",
-        "git there could not bring a repository: unable to access 'https://h/x.git/': Failed to",
+        "git there could not fetch a repository: unable to access 'https://h/x.git/': Failed to",
     ),
     (
         "error: Failed to download and build `x @ git+https://h/x@nope`\n  cause: Git operation"
         " failed\n         --- stderr\n         fatal: couldn't find remote ref refs/tags/nope\n",
-        "git there could not bring a repository: couldn't find remote ref refs/tags/nope",
+        "git there could not fetch a repository: couldn't find remote ref refs/tags/nope",
     ),
     (
         "  error: cannot run ssh: No such file or directory\n  fatal: unable to fork\n"
         "  × git clone --quiet ssh://git@h/x.git /tmp/x did not run successfully.\n",
-        "git there could not bring a repository: cannot run ssh: No such file or directory",
+        "git there could not fetch a repository: cannot run ssh: No such file or directory",
     ),
     (
         "ERROR: Invalid requirement: 'x @ a b' (from line 1 of /r/env/k/install.txt)\n",
@@ -138,7 +138,7 @@ FAILURES = [
         "  error: pathspec 'nope' did not match any file(s) known to git\n"
         "  error: subprocess-exited-with-error\n"
         "  × git checkout -q nope did not run successfully.\n",
-        "git there could not bring a repository: pathspec 'nope' did not match any file(s)",
+        "git there could not fetch a repository: pathspec 'nope' did not match any file(s)",
     ),
     (
         "ERROR: Cannot find command 'git' - do you have 'git' installed and in your PATH?",

@@ -221,7 +221,7 @@ def _too_old(text: str, place: Place) -> Optional[Failure]:
 
 
 def _git(text: str, place: Place) -> Optional[Failure]:
-    """pip or uv could not bring a repository; git's own words say why."""
+    """pip or uv could not fetch a repository; git's own words say why."""
     if re.search(r"Cannot find command 'git'|Git executable not found", text):
         return Failure(
             "the requirements name a repository, and git is not on the server",
@@ -232,7 +232,7 @@ def _git(text: str, place: Place) -> Optional[Failure]:
     said = re.findall(r"^\s*(?:fatal: |error: (?=pathspec|cannot run))(.+)", text, re.MULTILINE)
     said = [line for line in said if line != "unable to fork"] or said
     return Failure(
-        f"git there could not bring a repository: {(said or ['it does not say why'])[-1][:200]}",
+        f"git there could not fetch a repository: {(said or ['it does not say why'])[-1][:200]}",
         "correct its address or branch, or let the server reach it",
     )
 

@@ -93,7 +93,7 @@ def environment_prove(call: Call, key: str, slurm: Optional[List[str]] = None) -
     started = time.monotonic()
     try:
         proof.update(run_script(call, (on_a_node(slurm) or []) if slurm else [], record))
-        proof.update(judge(proof, report, record))
+        proof.update(verdict_of(proof, report, record))
     except Refusal as refusal:
         if slurm and "Unable to allocate" in refusal.message:
             return not_tried(refusal.message)
@@ -128,7 +128,7 @@ def not_tried(why: str) -> Dict[str, Any]:
     return {"proof": {"ok": True, "gpu": None, "reason": reason}}
 
 
-def judge(proof: Dict[str, Any], report: GpuReport, record: Dict[str, Any]) -> Dict[str, Any]:
+def verdict_of(proof: Dict[str, Any], report: GpuReport, record: Dict[str, Any]) -> Dict[str, Any]:
     """ok, gpu and reason from what torch did and what nvidia-smi shows. Raises Refusal where they
     don't fit. Pure."""
     if proof.get("failed"):

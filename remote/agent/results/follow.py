@@ -22,7 +22,7 @@ SETTLE_S, SETTLE_TRAINER_S = 1.0, 20.0
 trains, unless its images take longer to arrive."""
 
 
-class Wish(NamedTuple):
+class Question(NamedTuple):
     """`tail`: start with so many of the log's last lines, not at `offset`. `until`: `now` tells
     what there is and returns; `started` returns once the run has shown a sign of life or has ended;
     `end` when it has ended and all is told. `wait_s` > 0 bounds the wait."""
@@ -34,22 +34,22 @@ class Wish(NamedTuple):
     wait_s: float = 0.0
 
 
-@operation("follow", takes=Wish)
-def follow(call: Call, wish: Wish) -> Dict[str, Any]:
+@operation("follow", takes=Question)
+def follow(call: Call, question: Question) -> Dict[str, Any]:
     """Events: `log` (its offset; the bytes are the blob), `progress`, `gpu`, `state`, `line`,
     `curves`."""
     layout = call.layout
-    run = look_after(layout, find_run(layout, wish.run))["run"]
+    run = look_after(layout, find_run(layout, question.run))["run"]
     teller = Teller(call, layout.run(run))
-    teller.begin(wish.offset, wish.tail)
-    deadline = time.monotonic() + wish.wait_s if wish.wait_s > 0 else float("inf")
+    teller.begin(question.offset, question.tail)
+    deadline = time.monotonic() + question.wait_s if question.wait_s > 0 else float("inf")
     while True:
         described = describe_run(layout, run)
         teller.tell(described)
         final = described["state"] in FINAL
         started = final or shows_life(described, teller.wrote(described))
         late = time.monotonic() > deadline
-        if wish.until == "now" or final or late or (wish.until == "started" and started):
+        if question.until == "now" or final or late or (question.until == "started" and started):
             return {"started": started, "late": late, "described": described}
         if not call.alive():
             raise BrokenPipeError

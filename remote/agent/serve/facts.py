@@ -26,7 +26,7 @@ from remote.agent.shared.gpu_choice import GpuReport
 from remote.agent.shared.states import FINAL
 
 
-class Wish(NamedTuple):
+class Question(NamedTuple):
     """`tree` and `manifest` are the release that the laptop holds: the answer tells what of it is
     missing here."""
 
@@ -38,10 +38,10 @@ class Wish(NamedTuple):
     slurm: Optional[List[str]] = None
 
 
-@operation("facts", takes=Wish)
-def facts(call: Call, wish: Wish) -> Dict[str, Any]:
+@operation("facts", takes=Question)
+def facts(call: Call, question: Question) -> Dict[str, Any]:
     layout = call.layout
-    asked_gpus = GpuQuestion(layout, wish.slurm) if wish.gpu else None
+    asked_gpus = GpuQuestion(layout, question.slurm) if question.gpu else None
     answer: Dict[str, Any] = {
         "system": system_facts(),
         "root": root_facts(call),
@@ -53,10 +53,10 @@ def facts(call: Call, wish: Wish) -> Dict[str, Any]:
         "runs": [brief(run) for run in records.list_runs(layout)],
         "datasets": datasets.describe_datasets(layout),
     }
-    if wish.tree is not None:
-        answer.update(release_facts(layout, wish.tree, wish.manifest))
-    if wish.data is not None:
-        answer["data_path"] = datasets.find_data(layout, wish.data)
+    if question.tree is not None:
+        answer.update(release_facts(layout, question.tree, question.manifest))
+    if question.data is not None:
+        answer["data_path"] = datasets.find_data(layout, question.data)
     if asked_gpus is not None:
         answer["gpus"] = asked_gpus.answer()
     return answer
