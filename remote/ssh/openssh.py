@@ -116,12 +116,15 @@ class OpenSSH(Connection):
         words = ["ssh", "-t", *as_words(ours | ON_TERMINAL), *host_words(self.target), command]
         return subprocess.call(words, env=self._environment(self.target))
 
-    def control(self, what: str) -> bool:
-        """Ask the kept login's own process: check, stop or exit."""
+    def control(self, what: str, hung: bool = False) -> bool:
+        """Ask the kept login's own process: check, stop or exit. `hung`: what one that does not
+        answer at all counts as."""
         words = ["ssh", "-O", what, *as_words(self._options), *host_words(self.target)]
         try:
             return run_briefly(words, LOCAL_TIMEOUT_S).returncode == 0
-        except (OSError, subprocess.TimeoutExpired):
+        except subprocess.TimeoutExpired:
+            return hung
+        except OSError:
             return False
 
     def log_out(self) -> bool:

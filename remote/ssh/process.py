@@ -162,8 +162,8 @@ class Process:
 
     @functools.cached_property
     def _stood(self) -> bool:
-        """Whether a kept login answered when that was first asked."""
-        return self._kept is not None and self._kept.control("check")
+        """Whether a kept login stood when that was first asked, be it one that hangs."""
+        return self._kept is not None and self._kept.control("check", hung=True)
 
     def _show_what_is_said(self) -> None:
         """An address to open, a notice: shown when the login waits."""
