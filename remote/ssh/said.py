@@ -19,7 +19,8 @@ from remote.screen.text import one_line
 from remote.ssh.target import Host, Target
 
 NOISE = re.compile(
-    r"^(Authenticated to |Transferred: |Bytes per second|debug|OpenSSH_|@+$|@ |Warning: Perm)"
+    r"^(Authenticated to |Transferred: |Bytes per second|debug|OpenSSH_|@+$|@ |Warning: Perm"
+    r"|Killed by)"
 )
 PORT = "no SSH server listens there: check the port (user@host:port), or whether it still starts"
 NAME = "check its spelling, the VPN, or HostName in ~/.ssh/config"
@@ -27,6 +28,7 @@ OFF = "the machine is off, or a firewall drops the connection"
 HANGS = "the server hangs, or no SSH server listens there"
 LIMIT = "it may limit logins (MaxStartups), block your address, or be no SSH server"
 NETWORK = "check the network and the VPN"
+PROXY_HANGS = "the ProxyCommand or jump host made no connection for {timeout:g} s"
 HUNG_UP = "{where} closed the connection before the login"
 BY_HAND = "try `ssh {ssh}` by hand"
 JUMP = "try it there by hand; its sshd must allow TCP forwarding"
@@ -65,6 +67,7 @@ CAUSES: dict[type[RemoteError], tuple[tuple[str, str, str], ...]] = {
         ("stdio forwarding|open failed|prohibited", "the jump host can't reach {where}", JUMP),
         ("Connection refused", "{where} refuses connections", PORT),
         ("No route to host|unreachable|Network is down", "there is no route to {where}", NETWORK),
+        (r"banner exchange\s+Connection to UNKNOWN", PROXY_HANGS, BY_HAND),
         ("during banner exchange", "{where} answered, then said nothing for {timeout:g} s", HANGS),
         ("[Tt]imed out|Timeout, server", "{where} did not answer for {timeout:g} s", OFF),
         ("Unable to negotiate|no matching", "{where} offers only outdated cryptography", OLD),
@@ -88,6 +91,8 @@ def explain(log: str, errors: bytes, host: Host, target: Target) -> RemoteError:
     ProxyCommand's."""
     lines = _lines(log)
     said = _lines(errors.decode("utf-8", "replace"))
+    # So ssh names a host that its ProxyCommand did not reach.
+    unreached = "UNKNOWN port 65535" in log
     fill = _filler("\n".join([*lines, *said]), host, target)
     if "Authenticated to " in log and "unix_listener: cannot" not in log:
         silent = any("Timeout, server" in line for line in lines)
@@ -98,9 +103,13 @@ def explain(log: str, errors: bytes, host: Host, target: Target) -> RemoteError:
         for pattern, cause, remedy in causes:
             decisive = [line for line in [*lines, *said] if re.search(pattern, line)]
             if decisive or re.search(pattern, log):
+                by_others = unreached and decisive and not {*decisive} & {*lines}
+                if by_others and kind in (HostKeyRefused, AuthenticationFailed):
+                    cause = f"on the way there: {cause}"
+                    remedy = BY_HAND if kind is AuthenticationFailed else remedy
                 text = _with(fill(cause), _words_of(kind, decisive, lines, said))
                 return kind(text, host=host.name, step=step, remedy=fill(remedy) or None)
-    if "UNKNOWN port 65535" in log:
+    if unreached:
         text = _with("the ProxyCommand or jump host made no connection", said[-2:] or lines[-1:])
         return Unreachable(text, host=host.name, step="connect", remedy=fill(BY_HAND))
     if said and lines:  # a server that says something and hangs up means it

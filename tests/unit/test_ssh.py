@@ -208,6 +208,12 @@ SAID = [
     ),
     ("Connection closed by UNKNOWN port 65535", "no way out", Unreachable, "no way out"),
     (
+        "Connection timed out during banner exchange\nConnection to UNKNOWN port 65535 timed out",
+        "",
+        Unreachable,
+        "jump host made no connection for 30 s",
+    ),
+    (
         (
             "@@@@@@@\n"
             "@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\n"
@@ -346,9 +352,11 @@ def test_what_a_jump_host_says_is_of_the_jump_host() -> None:
         b"Offending ED25519 key in /h/known:1\n"
         b"Host key for [10.0.0.9]:2200 has changed and you have requested strict checking.\n"
     )
-    assert 'ssh-keygen -f "/h/known" -R "[10.0.0.9]:2200"' in str(
-        explain(closed, changed, BOX, Target("box"))
-    )
+    found = str(explain(closed, changed, BOX, Target("box")))
+    assert "on the way there: the server's key has CHANGED" in found
+    assert 'ssh-keygen -f "/h/known" -R "[10.0.0.9]:2200"' in found
+    denied = str(explain(closed, b"me@hop: Permission denied (publickey).", BOX, Target("box")))
+    assert "on the way there: permission denied" in denied and "setup-key" not in denied
     for said, where in (
         (b"ssh: connect to host 10.0.0.9 port 22: Connection refused", "10.0.0.9 port 22 refuses"),
         (b"ssh: Could not resolve hostname hop: Name or service not known", "the name hop is not"),
