@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,8 @@ from remote.errors import (
     UsageError,
 )
 from remote.link import session
-from remote.ssh.askpass import Askpass
+from remote.ssh import askpass
+from remote.ssh.askpass import Answers, Askpass
 from remote.ssh.openssh import connection_options, control_path, host_words
 from remote.ssh.said import explain, refused_login
 from remote.ssh.target import Host, Spec, Target, parse_spec
@@ -371,6 +374,17 @@ def test_what_a_jump_host_says_is_of_the_jump_host() -> None:
         ("me@box's password: ", "hunter2"),
         ("(me@10.0.0.7) Password: ", "hunter2"),
         ("Password: ", "hunter2"),
+        ("me@newton's password: ", "hunter2"),
+        ("Password for me@box:", "hunter2"),
+        ("(me@10.0.0.7) Password for me@box.lan:", "hunter2"),
+        ("(me@10.0.0.7) LDAP Password: ", "hunter2"),
+        ("密码：", "hunter2"),
+        ("(me@10.0.0.7) Passwort: ", "hunter2"),
+        ("Mot de passe : ", "hunter2"),
+        ("Dynamic password: ", None),
+        ("(me@10.0.0.7) SMS password: ", None),
+        ("动态密码：", None),
+        ("Password for me@jump:", None),
         ("me@jump.example.org's password: ", None),
         ("(me@10.0.0.7) Enter your one-time password: ", None),
         ("(me@10.0.0.7) Verification code (or backup password): ", None),
@@ -382,11 +396,48 @@ def test_what_a_jump_host_says_is_of_the_jump_host() -> None:
 def test_a_stored_password_answers_the_password_prompt_alone_and_once(
     prompt: str, wanted: str | None
 ) -> None:
-    asking = Askpass(
-        Target("box", password="hunter2", passphrase="hunter3", interactive=False), BOX
-    )
-    try:
-        assert asking.answer(prompt) == wanted
-        assert asking.answer(prompt) is None
-    finally:
-        asking.close()
+    given = Target("box", password="hunter2", passphrase="hunter3", interactive=False)
+    box = replace(BOX, name="newton") if "newton" in prompt else BOX
+    answers = Answers(given, box)
+    assert answers.answer(prompt) == wanted
+    assert answers.answer(prompt) is None
+
+
+def test_another_prompt_for_the_password_is_not_answered_as_well() -> None:
+    answers = Answers(Target("box", password="hunter2", interactive=False), BOX)
+    assert answers.answer("Password: ") == "hunter2"
+    assert answers.answer("me@box's password: ") is None
+
+
+def test_what_a_server_asks_stays_out_of_the_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def person(prompt: str, echo: bool) -> str:
+        asked.append((prompt, echo))
+        return "1"
+
+    monkeypatch.setattr(askpass, "ask_person", person)
+    answers = Answers(Target("box", password="hunter2", interactive=True), BOX)
+    prompts = [("Password: ", False), ("Code: ", False), ("\x1b[31mOption (1-2): ", True)]
+    assert answers.reply("Duo", "Choose:\n 1. push\x1b[31m\n", prompts) == ["hunter2", "1", "1"]
+    mine = "(me@10.0.0.7)"
+    assert asked == [(f"{mine} Code: ", False), (f"{mine} Option (1-2): ", True)]
+    told = capsys.readouterr()
+    assert told.out == "" and told.err == "Duo\nChoose:\n 1. push\n"
+    nobody = Answers(Target("box", interactive=False), BOX)
+    assert nobody.reply("Duo", "Choose:", [("Code: ", False)]) == [""] and len(asked) == 2
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_temporary_folder_with_a_long_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket has no room for it."""
+    long = tmp_path / ("x" * 110)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    asking = Askpass(Target("box", password="hunter2"), BOX)
+    asking.close()
+    assert not [*long.iterdir()]
