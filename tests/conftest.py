@@ -16,7 +16,7 @@ sys.path.insert(
 )  # `remote`, `trainer` and `tests`, from any folder
 
 from tests.support import programs, sshd
-from tests.support.login import program
+from tests.support.login import agent, program
 from tests.support.slurm import cluster, login
 from tests.support.sshd import (
     each_server,
@@ -31,6 +31,7 @@ from tests.support.sshd import (
 os.environ["LANGUAGE"] = "en"
 
 __all__ = [
+    "agent",
     "cluster",
     "each_server",
     "login",

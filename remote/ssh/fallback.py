@@ -4,13 +4,19 @@ features, and says which are missing."""
 from __future__ import annotations
 
 import contextlib
+import functools
+import glob
 import logging
 import os
+import re
+import shlex
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +25,21 @@ import paramiko
 
 from remote.errors import AuthenticationFailed, ConnectionLost, ServerUnfit, UsageError
 from remote.screen.text import one_line
-from remote.ssh.askpass import ask_person
+from remote.ssh.askpass import Answers, ask_person
 from remote.ssh.connection import MAX_ERRORS, Connection, silence
 from remote.ssh.known_hosts import Strict
+from remote.ssh.openssh import RESOLVE_TIMEOUT_S
+from remote.ssh.process import LOGIN_S
 from remote.ssh.said import explain
 from remote.ssh.target import Host, Spec, Target, parse_spec, require_files
 
 # What paramiko finds worth an error we say ourselves; else Python would print it beside ours.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 PIECE = 256 << 10
-MISSING = ("knownhostscommand", "pkcs11provider", "gssapiauthentication", "revokedhostkeys")
+MISSING = re.compile(
+    "(hostkeyalias|identityagent|knownhostscommand|pkcs11provider|revokedhostkeys) (?!none$)"
+    "|identityfile .*%"
+)
 """Settings that change who is let in or trusted, and that only the ssh program understands."""
 WORDS = {
     TimeoutError: "Connection timed out ({why})",
@@ -46,84 +57,57 @@ class Paramiko(Connection):
         super().__init__(target)
         self.method = ""
         self.shared = True
-        self._hops: Sequence[fabric.Connection] = ()
+        self._hops: Mapping[str, fabric.Connection] = {}
 
     def open(self) -> None:
         require_files(self.target)
         spec = parse_spec(self.target.spec)
         try:
-            self._hops = route(spec.host, read_config(spec, self.target.ssh_config))
+            config = read_config(spec, self.target.ssh_config)
+            with ThreadPool(1) as pool:
+                self._hops = pool.apply_async(route, (spec.host, config)).get(RESOLVE_TIMEOUT_S)
         except RecursionError:
             raise UsageError("ProxyJump leads in a circle", host=spec.host) from None
         # a missing library for `Match exec`, a port that is no number: they raise several kinds
         except Exception as error:
-            why = one_line(str(error), 200)
+            why = one_line(str(error), 200) or "for a `Match exec` that hangs"
             text = f"ssh_config needs the ssh program here ({why})"
             raise UsageError(text, host=spec.host, remedy="install the OpenSSH client") from None
-        last = self._hops[-1]
-        self.host = Host(self.target.spec, last.user, last.host, last.port)
+        # -i and what Fabric asked for are meant for the last host.
+        between = replace(self.target, identities=(), password=None, passphrase=None)
         try:
-            for hop in self._hops:
-                self._log_in(hop, given=hop is last)
+            for name, hop in self._hops.items():
+                last = name == spec.host
+                self._log_in(hop, self.target if last else replace(between, spec=name))
         except BaseException:
             self.close()
             raise
-        self.method = "password" if last.connect_kwargs["password"] else "publickey"
 
-    def _log_in(self, hop: fabric.Connection, given: bool) -> None:
-        """`given`: whether -i and what Fabric asked for are meant for this host."""
-        name = self.target.spec if given else hop.original_host
-        hop.connect_kwargs |= self._how(hop, given)
-        hop.connect_timeout = self.target.timeout_s
-        for may_ask in (self.target.can_ask, self.target.can_ask, False):
-            error = self._try(hop)
+    def _log_in(self, hop: fabric.Connection, goal: Target) -> None:
+        self.host = host = Host(goal.spec, hop.user, hop.host, hop.port)
+        hop.connect_timeout = goal.timeout_s
+        for may_ask in (goal.can_ask, goal.can_ask, False):
+            answers = Answers(goal, host)
+            error = attempt(hop, goal, answers)
             if error is None:
-                hop.transport.set_keepalive(max(1, int(self.target.timeout_s / 3)))
+                hop.transport.set_keepalive(max(1, int(goal.timeout_s / 3)))
+                self.method = "publickey" if goal.password is None else "password"
                 return
             secret = wanted(error)
             if secret is None or not may_ask:
                 by_proxy = hop.ssh_config.get("proxycommand")
                 log = "Connection closed by UNKNOWN port 65535\n" if by_proxy else ""
-                host = Host(name, hop.user, hop.host, hop.port)
-                raise explain(log + as_ssh_says(error), b"", host, self.target)
+                raise explain(log + as_ssh_says(error), b"", host, goal)
+            if answers.asked:  # and told something wrong
+                continue
             question = "passphrase of the key" if secret == "passphrase" else secret
             answer = ask_person(f"{hop.user}@{hop.original_host}'s {question}: ")
             if answer is None:
                 raise AuthenticationFailed("nothing was entered", step="login")
-            hop.connect_kwargs[secret] = answer
-
-    def _try(self, hop: fabric.Connection) -> Exception | None:
-        """Returns what kept us out. Raises HostKeyRefused."""
-        policy = Strict(self.target, hop.ssh_config)
-        policy.apply(hop.client)
-        if command := hop.ssh_config.get("proxycommand"):
-            hop.connect_kwargs["sock"] = run_proxy(command)
-        begun = time.monotonic()
-        try:
-            hop.open()
-        except paramiko.BadHostKeyException as error:
-            raise policy.changed(error.key) from None
-        except (paramiko.SSHException, OSError, EOFError) as error:
-            silent = time.monotonic() - begun >= self.target.timeout_s
-            return TimeoutError() if silent and wanted(error) is None else error
-        return None
-
-    def _how(self, hop: fabric.Connection, given: bool) -> dict[str, Any]:
-        typed = self.target.identities if given else ()
-        named = [*typed, *hop.ssh_config.get("identityfile", [])]
-        files = [os.path.expanduser(name.strip('"')) for name in named]
-        limits = ("banner_timeout", "auth_timeout", "channel_timeout")
-        return {
-            "key_filename": [file for file in files if os.path.isfile(file)],
-            "look_for_keys": not files,
-            "allow_agent": hop.ssh_config.get("identitiesonly", "no") != "yes",
-            "password": self.target.password if given else None,
-            "passphrase": self.target.passphrase if given else None,
-            **dict.fromkeys(limits, self.target.timeout_s),
-        }
+            goal = replace(goal, **{secret: answer})  # type: ignore[arg-type]  # both are text
 
     def start(self, command: str, beside: bool = False) -> ParamikoChannel:
-        transport = self._hops[-1].transport
+        transport = [*self._hops.values()][-1].transport
         # exec_command has no time limit of its own.
         limit = threading.Timer(self.target.timeout_s, transport.close)
         limit.daemon = True
@@ -145,9 +129,9 @@ class Paramiko(Connection):
         return ParamikoChannel(channel, self.host.name, self.target.timeout_s)
 
     def close(self) -> None:
-        for hop in reversed(self._hops):
+        for hop in reversed([*self._hops.values()]):
             hop.client.close()
-        self._hops = ()
+        self._hops = {}
 
 
 class ParamikoChannel:
@@ -213,21 +197,85 @@ class ParamikoChannel:
             self._channel.close()
 
 
+class Asking(paramiko.Transport):
+    """Where paramiko would print a server's questions and read stdin, `answers` gets them."""
+
+    def __init__(self, answers: Answers, *socket: Any, **settings: Any) -> None:
+        super().__init__(*socket, **settings)
+        self._answers = answers
+
+    def auth_interactive(self, username: str, handler: object, submethods: str = "") -> list[str]:
+        self.auth_timeout = LOGIN_S  # somebody types
+        return super().auth_interactive(username, self._answers.reply, submethods)
+
+
+def attempt(hop: fabric.Connection, goal: Target, answers: Answers) -> Exception | None:
+    """Returns what kept us out. Raises HostKeyRefused."""
+    hop.connect_kwargs |= how(hop, goal)
+    hop.connect_kwargs["transport_factory"] = functools.partial(Asking, answers)
+    policy = Strict(goal, hop.ssh_config)
+    policy.apply(hop.client)
+    if command := hop.ssh_config.get("proxycommand"):
+        hop.connect_kwargs["sock"] = run_proxy(command)
+    begun = time.monotonic()
+    try:
+        hop.open()
+    except paramiko.BadHostKeyException as error:
+        raise policy.changed(error.hostname, error.key) from None
+    except (paramiko.SSHException, OSError, EOFError) as error:
+        silent = time.monotonic() - begun >= goal.timeout_s
+        return TimeoutError() if silent and wanted(error) is None else error
+    return None
+
+
+def how(hop: fabric.Connection, goal: Target) -> dict[str, Any]:
+    settings = hop.ssh_config
+    named = [*goal.identities, *settings.get("identityfile", [])]
+    files = [os.path.expanduser(name.strip('"')) for name in named]
+    # An IdentityAgent that is not refused says none.
+    alone = settings.get("identitiesonly", "no") == "yes" or "identityagent" in settings
+    limits = ("banner_timeout", "auth_timeout", "channel_timeout")
+    return {
+        "key_filename": [file for file in files if os.path.isfile(file)],
+        "look_for_keys": not files,
+        "allow_agent": not alone,
+        "password": goal.password,
+        "passphrase": goal.passphrase,
+        **dict.fromkeys(limits, goal.timeout_s),
+    }
+
+
 def read_config(spec: Spec, file: str | None) -> fabric.Config:
     """What ssh_config says, as paramiko reads it; what was typed before the host goes first."""
     typed = {"User": spec.user, "Port": spec.port}
     rules = paramiko.SSHConfig()
     rules.parse([f"Host {spec.host}", *(f"{key} {value}" for key, value in typed.items() if value)])
-    for path in [file] if file else ["~/.ssh/config", "/etc/ssh/ssh_config"]:
-        place = Path(path).expanduser()
-        if place.is_file():
-            rules.parse(place.read_text("utf-8", "surrogateescape").splitlines())
+    for place in [file] if file else ["~/.ssh/config", "/etc/ssh/ssh_config"]:
+        path = Path(place).expanduser()
+        rules.parse(read_lines(path, Path("~/.ssh").expanduser() if file else path.parent))
     return fabric.Config(ssh_config=rules, lazy=True)
 
 
+def read_lines(file: Path, beside: Path) -> Iterator[str]:
+    """With those of the files that it includes at its top, which paramiko passes over."""
+    block = ""
+    for line in file.read_text("utf-8", "surrogateescape").splitlines() if file.is_file() else ():
+        word, value = (*re.split(r"[\s=]+", line.strip(), maxsplit=1), "")[:2]
+        if word.lower() == "include":
+            for name in shlex.split(value):
+                for path in sorted(glob.glob(os.path.expanduser(name), root_dir=beside)):
+                    if block:
+                        raise ValueError(f"Include under {block.strip()}")
+                    yield from read_lines(beside / path, beside)
+            line = block or "Host *"
+        elif word.lower() in ("host", "match"):
+            block = line
+        yield line
+
+
 def route(
-    name: str, config: fabric.Config, before: Sequence[fabric.Connection] = ()
-) -> list[fabric.Connection]:
+    name: str, config: fabric.Config, before: Mapping[str, fabric.Connection] = {}
+) -> dict[str, fabric.Connection]:
     """A host behind its jump hosts, in the order in which they are visited; none is open.
 
     Fabric would visit `ProxyJump a,b` from behind, and takes `none` for a host.
@@ -241,16 +289,16 @@ def route(
         connect_kwargs={"compress": False},
     )
     settings = hop.ssh_config
-    for key in MISSING:
-        if settings.get(key, "no").lower() not in ("no", "none"):
-            raise ValueError(key)
+    for key, value in settings.items():
+        if MISSING.match(line := f"{key} {value}"):
+            raise ValueError(line)
     jumps = settings.get("proxyjump", "none")
     if not before and jumps.lower() != "none":
         for jump in jumps.split(","):
             before = route(jump.strip(), config, before)
     if before:
-        hop.gateway = before[-1]
-    return [*before, hop]
+        hop.gateway = [*before.values()][-1]
+    return {**before, name: hop}
 
 
 def run_proxy(command: str) -> socket.socket:

@@ -58,16 +58,16 @@ class Strict(paramiko.MissingHostKeyPolicy):
         if known is not None:
             if known.get(key.get_name()) == key:
                 return
-            raise self.changed(key)
+            raise self.changed(hostname, key)
         if _accepted.get(hostname) == key.asbytes() or self._mode in ("no", "off"):
             return
-        shown = f"{key.get_name()} {key.fingerprint}"
-        question = f"{hostname} is not known here; its key is {shown}. Go on? (yes/no) "
+        kind = f"{key.get_name()} {key.fingerprint}"
+        question = f"{hostname} is not known here; its key is {kind}. Go on? (yes/no) "
         if self._mode != "accept-new" and (self._mode == "yes" or not self._accepts(question)):
             certified = "@cert-authority" in self._text
             note = " (certificates of hosts need the ssh program)" if certified else ""
             raise self._refused(
-                f"the server's key is not known here: {shown}{note}",
+                f"the server's key is not known here: {hostname}, {kind}{note}",
                 "compare the fingerprint with the server's own, then accept it at a terminal",
             )
         _accepted[hostname] = key.asbytes()
@@ -79,9 +79,9 @@ class Strict(paramiko.MissingHostKeyPolicy):
     def _accepts(self, question: str) -> bool:
         return self._target.can_ask and ask_person(question) in ("y", "yes")
 
-    def changed(self, key: paramiko.PKey) -> HostKeyRefused:
+    def changed(self, hostname: str, key: paramiko.PKey) -> HostKeyRefused:
         return self._refused(
-            f"the server's key has CHANGED ({key.get_name()} {key.fingerprint})",
+            f"the server's key has CHANGED ({hostname}, {key.get_name()} {key.fingerprint})",
             f"if it was reinstalled, take its line out of {self._files[0]}",
         )
 

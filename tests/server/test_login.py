@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -238,6 +239,7 @@ class TestHostKeys:
         assert (
             isinstance(refused, HostKeyRefused)
             and "CHANGED" in refused.message
+            and "127.0.0.1" in str(refused)
             and file.read_text() == text
         )
 
@@ -332,6 +334,63 @@ class TestSilence:
             threading.Thread(target=accept, daemon=True).start()
             refused = refusal(self.goal(listener.getsockname()[1], tmp_path, program))
             assert isinstance(refused, Unreachable) and "before the login" in str(refused), refused
+
+
+class TestConfigurationOfParamiko:
+    @pytest.mark.parametrize(
+        "line", ["HostKeyAlias other", "IdentityAgent ~/a.sock", "IdentityFile ~/.ssh/%n"]
+    )
+    def test_what_it_lacks_is_named(
+        self, server: LoopbackServer, tmp_path: Path, line: str
+    ) -> None:
+        key, value = line.split()
+        refused = refusal(
+            target(write_config(tmp_path, server, **{key: value}), program="paramiko")
+        )
+        assert isinstance(refused, UsageError) and "needs the ssh program" in refused.message
+        assert key.lower() in refused.message and value[1:] in refused.message
+
+    def test_one_method_more_is_no_hindrance(self, server: LoopbackServer, tmp_path: Path) -> None:
+        """As the ssh_config of Debian and Ubuntu names it."""
+        config = write_config(tmp_path, server, GSSAPIAuthentication="yes")
+        assert logs_in(target(config, program="paramiko"))
+
+    @pytest.mark.needs("ssh-agent", "ssh-add")
+    def test_the_agent_is_used_unless_there_shall_be_none(
+        self, server: LoopbackServer, tmp_path: Path, agent: Path
+    ) -> None:
+        subprocess.run(["ssh-add", "-q", server.identity], check=True)
+        usual = {"IdentityFile": "none", "IdentitiesOnly": "no"}
+        assert logs_in(target(write_config(tmp_path, server, **usual), program="paramiko"))
+        config = write_config(tmp_path, server, **usual, IdentityAgent="none")
+        assert isinstance(refusal(target(config, program="paramiko")), AuthenticationFailed)
+
+    def test_files_that_are_included(
+        self, server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        whole = Path(write_config(tmp_path, server, Port=""))
+        folder = tmp_path / ".ssh/conf.d"
+        folder.mkdir(parents=True)
+        (folder / "0").write_text(f"{whole.read_text()}  Include none/*\n  User {server.user}\n")
+        (folder / "1").write_text("Host box\n  User nobody\nHost other\n  Port 1\n")
+        config = tmp_path / "config"
+        config.write_text(f"Include = conf.d/*\nPort {server.port}\n")
+        assert logs_in(target(str(config), program="paramiko"))
+        config.write_text(f"Host other\n  Include {folder}/1\n{whole.read_text()}")
+        refused = refusal(target(str(config), program="paramiko"))
+        assert isinstance(refused, UsageError) and "Include under Host other" in refused.message
+
+    def test_a_match_that_hangs(
+        self, server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("remote.ssh.fallback.RESOLVE_TIMEOUT_S", 0.5)
+        config = Path(write_config(tmp_path, server))
+        config.write_text(f'Match exec "sleep 5"\n  User me\n{config.read_text()}')
+        begun = time.monotonic()
+        refused = refusal(target(str(config), program="paramiko"))
+        assert isinstance(refused, UsageError) and "Match exec" in refused.message
+        assert time.monotonic() - begun < 4
 
 
 def test_a_server_that_allows_one_session(make_server: MakeServer, tmp_path: Path) -> None:

@@ -64,8 +64,11 @@ class TestWays:
         server, hop = make_server(), make_server()
         unknown = write_config(tmp_path, hop, "hop", UserKnownHostsFile="/dev/null")
         config = join(write_config(tmp_path, server, ProxyJump="hop"), unknown)
-        assert isinstance(refusal(target(config, program=program)), HostKeyRefused)
+        refused = refusal(target(config, program=program))
+        assert isinstance(refused, HostKeyRefused)
         assert "Accepted" not in hop.log.read_text()
+        if program == "paramiko":
+            assert refused.host == "hop" and f"[127.0.0.1]:{hop.port}" in refused.message
 
     def test_a_password_is_for_the_server_alone(
         self, make_server: MakeServer, tmp_path: Path, program: str
@@ -83,6 +86,8 @@ class TestWays:
         )
         refused = refusal(target(config, password="hunter2", program=program))
         assert isinstance(refused, AuthenticationFailed), refused
+        if program == "paramiko":
+            assert refused.host == "hop" and "fab -H hop " in str(refused)
 
     def test_a_proxy_command(self, server: LoopbackServer, tmp_path: Path, program: str) -> None:
         relay = tmp_path / "relay.py"

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,19 +28,6 @@ from tests.support.sshd import AccountServer, MakeServer, sparse_path
 from tests.support.terminal import fab_on_terminal, read_until
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.needs("ssh")]
-
-
-@pytest.fixture
-def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An ssh-agent of the test's own."""
-    path = Path("/tmp") / f"agent-{os.getpid()}-{time.monotonic_ns()}"
-    process = subprocess.Popen(["ssh-agent", "-D", "-a", path], stdout=subprocess.DEVNULL)
-    while not path.exists():
-        time.sleep(0.01)
-    monkeypatch.setenv("SSH_AUTH_SOCK", str(path))
-    yield path
-    process.terminate()
-    process.wait()
 
 
 def keygen(*words: object) -> None:

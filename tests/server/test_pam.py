@@ -4,17 +4,19 @@ security key."""
 from __future__ import annotations
 
 import base64
+import json
 import os
 import shutil
 import struct
 import subprocess
 import tempfile
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from remote.loopback import Serving
+from remote.loopback import LoopbackServer, Serving
 from remote.loopback.accounts import find_sshd
 from tests.e2e.test_three_commands import fab
 from tests.support.login import logs_in, refusal, target, write_config
@@ -58,6 +60,50 @@ def test_a_code_is_asked_for_once_for_all_commands(
     pam: Callable[..., dict[str, str]], make_server: MakeServer, tmp_path: Path
 ) -> None:
     """A key and then a code, at a terminal: deploy asks, train, status and fetch-results do not."""
+    server, project = with_a_code(pam, make_server, tmp_path)
+    assert fab(project, server, "status", code=6).stdout == ""
+    leader, process = fab_on_terminal(project, server, "deploy")
+    read_until(leader, b"Password: ")
+    os.write(leader, b"111111\n")
+    read_until(leader, b"Password: ")
+    os.write(leader, b"246810\n")
+    seen = read_until(leader, b"next: ")
+    assert process.wait(30) == 0 and b"246810" not in seen
+    for words in (["train", "--follow"], ["status"], ["fetch-results"]):
+        fab(project, server, *words)
+    assert server.log.read_text().count("Accepted keyboard-interactive/pam") == 1
+    fab(project, server, "logout")
+
+
+def test_a_code_without_the_ssh_program(
+    pam: Callable[..., dict[str, str]], make_server: MakeServer, tmp_path: Path
+) -> None:
+    """Asked for on the terminal alone, and not shown; where there is none, not asked for."""
+    server, project = with_a_code(pam, make_server, tmp_path, ssh="paramiko")
+    refused = fab(project, server, "logs", code=6)
+    assert refused.stdout == "" and "permission denied" in refused.stderr
+    with (tmp_path / "out").open("wb") as out:
+        leader, process = fab_on_terminal(project, server, "status", "--json", stdout=out)
+        for code in (b"111111\n", b"246810\n"):
+            seen = read_until(leader, b"Password: ")
+            os.write(leader, code)
+            assert b"111111" not in seen
+    assert process.wait(30) == 0 and json.loads((tmp_path / "out").read_text()) == []
+    leader, process = fab_on_terminal(project, server, "status")
+    read_until(leader, b"Password: ")
+    assert not echoes(leader)
+    os.write(leader, b"\x03")
+    assert process.wait(30) == 130 and echoes(leader)
+
+
+def echoes(terminal: int) -> bool:
+    return bool(termios.tcgetattr(terminal)[3] & termios.ECHO)
+
+
+def with_a_code(
+    pam: Callable[..., dict[str, str]], make_server: MakeServer, tmp_path: Path, **settings: object
+) -> tuple[LoopbackServer, Path]:
+    """A server that wants a key and then a code, which PAM calls a password; and a project."""
     check = tmp_path / "check"
     check.write_text("#!/bin/sh\ntest \"$(tr -d '\\0')\" = 246810\n")
     check.chmod(0o755)
@@ -75,21 +121,10 @@ def test_a_code_is_asked_for_once_for_all_commands(
     project = make_project(
         tmp_path / "project",
         {"a.sh": "echo up\n"},
-        settings={"requirements": "none", "command": "sh a.sh", "project": "p"},
+        settings={"requirements": "none", "command": "sh a.sh", "project": "p", **settings},
         parts=("fabfile.py", "remote"),
     )
-    assert fab(project, server, "status", code=6).stdout == ""
-    leader, process = fab_on_terminal(project, server, "deploy")
-    read_until(leader, b"Password: ")
-    os.write(leader, b"111111\n")
-    read_until(leader, b"Password: ")
-    os.write(leader, b"246810\n")
-    seen = read_until(leader, b"next: ")
-    assert process.wait(30) == 0 and b"246810" not in seen
-    for words in (["train", "--follow"], ["status"], ["fetch-results"]):
-        fab(project, server, *words)
-    assert server.log.read_text().count("Accepted keyboard-interactive/pam") == 1
-    fab(project, server, "logout")
+    return server, project
 
 
 def test_a_server_that_is_closed_says_why(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +43,19 @@ def forget_logins() -> None:
     """So that the next one is a new one, where `program` keeps them."""
     for socket in Path(os.environ["XDG_RUNTIME_DIR"]).glob("*/*"):
         socket.unlink()
+
+
+@pytest.fixture
+def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An ssh-agent of the test's own."""
+    path = Path("/tmp") / f"agent-{os.getpid()}-{time.monotonic_ns()}"
+    process = subprocess.Popen(["ssh-agent", "-D", "-a", path], stdout=subprocess.DEVNULL)
+    while not path.exists():
+        time.sleep(0.01)
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(path))
+    yield path
+    process.terminate()
+    process.wait()
 
 
 def write_config(

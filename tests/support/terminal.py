@@ -20,6 +20,7 @@ import termios
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from remote.loopback import LoopbackServer
 
@@ -33,9 +34,10 @@ def fab_on_terminal(
     *words: str,
     size: tuple[int, int] = (50, 160),
     program: Sequence[str] = (),
+    stdout: IO[bytes] | None = None,
 ) -> tuple[int, subprocess.Popen[bytes]]:
     """Our end of the terminal, and the process. `size`: rows and columns; `program`: in place of
-    fab."""
+    fab; `stdout`: where it goes instead."""
     leader, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     fab_argv = [sys.executable, "-m", "fabric", "-S", str(server.ssh_config), "-H", "loopback"]
@@ -45,7 +47,7 @@ def fab_on_terminal(
         env={name: value for name, value in os.environ.items() if name not in SIZE}
         | {"TERM": "xterm"},
         stdin=terminal,
-        stdout=terminal,
+        stdout=stdout or terminal,
         stderr=terminal,
         start_new_session=True,
         preexec_fn=take_terminal,
