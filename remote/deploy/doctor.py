@@ -215,6 +215,9 @@ def login_checks(session: Session, seconds: float, round_trip: float) -> Iterato
     else:
         how = "by key" if method else "over the login that is kept (remote.stay_s)"
         yield fine("login", f"{text}, {how}")
+    if session.target.stay_s > 0 and not session.connection.shared and os.name != "nt":
+        remedy = "set XDG_RUNTIME_DIR to a folder of your own with a short name"
+        yield warning("login", "can't be kept: every command logs in anew", remedy)
     text = f"an answer takes {1000 * round_trip:.0f} ms"
     if round_trip > SLOW_S:
         yield warning("link", text, "a slow link: every command goes on after a cut")

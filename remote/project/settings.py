@@ -51,15 +51,25 @@ def parse_settings(values: Mapping[str, Any], project_dir: Path) -> Settings:
     settings = Settings(**given)
     project = settings.project or project_dir.resolve().name or "project"
     errors += _problems(settings, project)
-    if errors:
-        raise UsageError(
-            "; ".join(errors),
-            step="settings",
-            remedy="mend fabric.yaml (or the FABRIC_REMOTE_… variable)",
-        )
+    _refuse(errors)
     return dataclasses.replace(
         settings, project=project, root=settings.root.replace("{project}", project)
     )
+
+
+def check_environment(environment: Mapping[str, str]) -> None:
+    """Raises UsageError where a variable is no number, at which Fabric itself would break off."""
+    errors: list[str] = []
+    names = {key: f"FABRIC_REMOTE_{key.upper()}" for key in defaults()}
+    given = {key: environment[name] for key, name in names.items() if name in environment}
+    _checked("remote", given, defaults(), errors)
+    _refuse(errors)
+
+
+def _refuse(errors: list[str]) -> None:
+    if errors:
+        remedy = "mend fabric.yaml (or the FABRIC_REMOTE_… variable)"
+        raise UsageError("; ".join(errors), step="settings", remedy=remedy)
 
 
 def _checked(
@@ -77,8 +87,8 @@ def _checked(
         try:
             given[key] = _typed(known[key], _joined(key, value))
         except (TypeError, ValueError):
-            kind = "number" if isinstance(known[key], float) else "text"
-            errors.append(f"{place}.{key} must be a {kind}, not {value!r:.60}")
+            kind = "a number" if isinstance(known[key], float) else "a text"
+            errors.append(f"{place}.{key} must be {kind}, not {value!r:.60}")
     return given
 
 

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import math
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -220,7 +221,8 @@ def private_directory() -> Path | None:
     """A path that only this user may enter, made if need be."""
     for place in (os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp"):
         folder = Path(place, f"remote-{os.getuid()}")
-        if not place or len(place) > LONGEST_PLACE:
+        # What stands for something else in ssh's ControlPath is left out.
+        if not re.fullmatch(r"/[^\s%\"'\\$]*", place) or len(place) > LONGEST_PLACE:
             continue
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o700, exist_ok=True)

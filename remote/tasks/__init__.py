@@ -14,7 +14,7 @@ from invoke.collection import Collection
 from invoke.exceptions import Exit
 
 from remote.errors import UsageError
-from remote.project.settings import defaults
+from remote.project.settings import check_environment, defaults
 from remote.screen.language import choose_language, translate, translate_error, translate_paragraphs
 from remote.tasks import command_line, demo, looking, prepare, results, sweeps, training
 from remote.tasks.command_line import LINE
@@ -53,6 +53,7 @@ def tasks(project: Path) -> Collection:
     wanted = os.environ.get("FABRIC_REMOTE_LANGUAGE")
     choose_language(wanted or "auto")
     try:
+        check_environment(os.environ)
         settings = command_line.read_remote(LINE.project / "fabric.yaml")
     except UsageError as error:
         raise Exit(translate_error(error), error.exit_code) from None

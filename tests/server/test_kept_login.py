@@ -24,7 +24,7 @@ from remote.ssh.connection import connect
 from remote.ssh.openssh import OpenSSH, log_out
 from remote.ssh.target import Target
 from tests.e2e.test_three_commands import FAB, fab
-from tests.support.faults import wait_until
+from tests.support.faults import Lab, run_task, wait_until
 from tests.support.login import logs_in, refusal, says, target, write_config
 from tests.support.project import make_project
 from tests.support.proxy import Relay
@@ -251,6 +251,10 @@ def test_only_long_paths_mean_no_kept_login(
     monkeypatch.setattr("remote.ssh.openssh.LONGEST_PLACE", 3)
     goal = target(write_config(tmp_path, server), stay_s=60.0)
     assert logs_in(goal) and logs_in(goal) and logins(server) == 2
+    lab = Lab(server, tmp_path)
+    settings = {**lab.all_settings, "stay_s": 60.0}
+    told = run_task("doctor", lab.project, settings, goal, False).out
+    assert "can't be kept" in told and "XDG_RUNTIME_DIR" in told
 
 
 def two_factors(connections: set[Any], user: str, password: str | None) -> Any:

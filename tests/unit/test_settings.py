@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from invoke.exceptions import Exit
 
 from remote.errors import UsageError
 from remote.project.settings import defaults, parse_settings
+from remote.tasks import tasks
+from remote.tasks.command_line import LINE
 
 
 def test_the_project_is_named_after_its_directory(tmp_path: Path) -> None:
@@ -50,3 +53,13 @@ def test_a_project_that_is_no_directory_name_is_refused(tmp_path: Path, project:
 
 def test_numbers_from_the_environment_are_text(tmp_path: Path) -> None:
     assert parse_settings({"timeout_s": "5"}, tmp_path).timeout_s == 5.0
+
+
+def test_no_number_in_the_environment_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LINE, "project", tmp_path)
+    monkeypatch.setenv("FABRIC_REMOTE_STAY_S", "abc")
+    with pytest.raises(Exit, match=r"remote\.stay_s must be a number, not 'abc'") as caught:
+        tasks(tmp_path)
+    assert caught.value.code == 2

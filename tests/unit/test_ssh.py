@@ -21,7 +21,7 @@ from remote.errors import (
     UsageError,
 )
 from remote.link import session
-from remote.ssh import askpass
+from remote.ssh import askpass, openssh
 from remote.ssh.askpass import Answers, Askpass
 from remote.ssh.openssh import connection_options, control_path, host_words
 from remote.ssh.said import explain, refused_login
@@ -147,6 +147,15 @@ class TestOptions:
         finally:
             (short / f"remote-{os.getuid()}").rmdir()
             short.rmdir()
+
+    @pytest.mark.parametrize("place", ["a b", "a%h", 'a"', "${HOME}"])
+    def test_a_folder_that_ssh_would_read_otherwise_is_not_used(
+        self, place: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with tempfile.TemporaryDirectory(prefix=place, dir="/tmp") as folder:
+            monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+            monkeypatch.setattr(openssh, "LONGEST_PLACE", 40)
+            assert str(control_path(Target("box"), {})).startswith(f"/tmp/remote-{os.getuid()}/")
 
 
 SAID = [
