@@ -50,13 +50,13 @@ class Answers:
 
     def __init__(self, target: Target, host: Host) -> None:
         self._target, self._host = target, host
-        self._used: set[str] = set()
+        self.used: set[str] = set()
         self.asked = False
 
     def answer(self, prompt: str, echo: bool = False) -> str | None:
         what, given = self._given(prompt)
-        if given is not None and what not in self._used:
-            self._used.add(what)
+        if given is not None and what not in self.used:
+            self.used.add(what)
             return given
         self.asked = self._target.can_ask
         return ask_person(prompt, echo) if self.asked else None

@@ -204,6 +204,12 @@ class Asking(paramiko.Transport):
         super().__init__(*socket, **settings)
         self._answers = answers
 
+    def auth_password(self, username: str, *how: Any, **more: Any) -> list[str]:
+        if left := super().auth_password(username, *how, **more):  # which paramiko passes over
+            self._answers.used.add("password")
+            left = self.auth_interactive(username, None)
+        return left
+
     def auth_interactive(self, username: str, handler: object, submethods: str = "") -> list[str]:
         self.auth_timeout = LOGIN_S  # somebody types
         return super().auth_interactive(username, self._answers.reply, submethods)

@@ -136,6 +136,20 @@ class TestPasswordAndKey:
             refused = refusal(target(config, password="wrong"))
             assert refused.exit_code == 6 and "ermission denied" in str(refused)
 
+    def test_both_are_wanted_without_the_ssh_program(
+        self, place: Path, account: str, tmp_path: Path
+    ) -> None:
+        for methods, is_let_in in (("publickey,password", True), ("password,publickey", False)):
+            with self.server(place / methods, account, methods) as server:
+                goal = target(
+                    write_config(tmp_path, server), password="hunter2", program="paramiko"
+                )
+                if is_let_in:
+                    assert logs_in(goal)
+                else:
+                    refused = refusal(goal)
+                    assert refused.exit_code == 6 and "allowed types: ['publickey']" in str(refused)
+
     def test_the_second_factor_is_asked_for_once_for_all_commands(
         self, place: Path, account: str, tmp_path: Path
     ) -> None:

@@ -96,6 +96,25 @@ def test_a_code_without_the_ssh_program(
     assert process.wait(30) == 130 and echoes(leader)
 
 
+def test_a_password_is_sent_once_where_a_code_follows(
+    pam: Callable[..., dict[str, str]], make_server: MakeServer, tmp_path: Path, program: str
+) -> None:
+    check = tmp_path / "check"
+    check.write_text(f"#!/bin/sh\ntr -d '\\0' | tee -a {tmp_path}/got | grep -qx hunter2\n")
+    check.chmod(0o755)
+    rules = (
+        f"auth required pam_exec.so quiet expose_authtok {check}",
+        "account required pam_permit.so",
+        "session required pam_permit.so",
+    )
+    methods = {"AuthenticationMethods": "password,keyboard-interactive"}
+    allowed = {"PasswordAuthentication": "yes", "KbdInteractiveAuthentication": "yes"}
+    server = make_server(options=pam(*rules) | methods | allowed)
+    refused = refusal(target(write_config(tmp_path, server), password="hunter2", program=program))
+    assert refused.exit_code == 6, refused
+    assert (tmp_path / "got").read_text().count("hunter2") == 1
+
+
 def echoes(terminal: int) -> bool:
     return bool(termios.tcgetattr(terminal)[3] & termios.ECHO)
 
