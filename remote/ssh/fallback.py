@@ -236,10 +236,12 @@ def attempt(hop: fabric.Connection, goal: Target, answers: Answers) -> Exception
 
 def how(hop: fabric.Connection, goal: Target) -> dict[str, Any]:
     settings = hop.ssh_config
-    named = [*goal.identities, *settings.get("identityfile", [])]
+    own = [] if goal.only_key else settings.get("identityfile", [])
+    named = [*goal.identities, *own]
     files = [os.path.expanduser(name.strip('"')) for name in named]
     # An IdentityAgent that is not refused says none.
     alone = settings.get("identitiesonly", "no") == "yes" or "identityagent" in settings
+    alone = alone or goal.only_key
     limits = ("banner_timeout", "auth_timeout", "channel_timeout")
     return {
         "key_filename": [file for file in files if os.path.isfile(file)],

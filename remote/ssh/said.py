@@ -62,7 +62,7 @@ CAUSES: dict[type[RemoteError], tuple[tuple[str, str, str], ...]] = {
         ("Permission denied", "permission denied", NO_KEY),
     ),
     Unreachable: (
-        ("Could not resolve|not known$", "the name {where} is not known to the network", NAME),
+        ("Could not resolve|not known$", "the name {name} is not known to the network", NAME),
         (r"HTTP/\S+ 407|[Pp]roxy [Aa]uth", "the proxy on the way wants a login of its own", PROXY),
         ("stdio forwarding|open failed|prohibited", "the jump host can't reach {where}", JUMP),
         ("Connection refused", "{where} refuses connections", PORT),
@@ -162,7 +162,8 @@ def _filler(said: str, host: Host, target: Target) -> Callable[[str], str]:
     known = changed[1] if changed else f"[{name}]:{port}" if str(port) != "22" else name
     file = f' -f "{offending[1]}"' if offending else ""
     values = {
-        "where": unknown[1] if unknown else f"{name} port {port}",
+        "where": f"{name} port {port}",
+        "name": unknown[1] if unknown else name,
         "fab": target.typed,
         "ssh": target.typed_for_ssh,
         "timeout": target.timeout_s,
