@@ -18,14 +18,14 @@ from remote.deploy.torch_builds import choose_torch, need_mib, of_the_family, pu
 from remote.errors import EnvironmentFailed
 from remote.link.answers import Resolution
 from remote.records import EnvironmentPlan
-from remote.requirements.lines import split_hashes
+from remote.requirements.lines import without_hashes
 from remote.screen.text import one_line
 
 
 def ask_first(plan: EnvironmentPlan, items: Sequence[Candidate]) -> EnvironmentPlan:
     """pip or uv there resolves what the plan would install, for each python until one can have
     it."""
-    lines = [public(split_hashes(line)[0]) for line in plan.args["install"]]
+    lines = [public(without_hashes(line)) for line in plan.args["install"]]
     args = {**plan.args, "install": lines, "pythons": [item.path for item in items]}
     why = "resolving the requirements"
     return EnvironmentPlan("resolve-first", why, plan.key, args=args)
@@ -77,9 +77,10 @@ def venv(needs: Needs, item: Candidate, because: str) -> EnvironmentPlan:
 def conda(needs: Needs) -> EnvironmentPlan:
     """An environment of conda's, made by what is there of conda, mamba and micromamba."""
     program = needs.known.inspection.conda if needs.known.inspection else None
+    file = needs.settings.requirements
     if program is None:
         raise EnvironmentFailed(
-            "environment.yml needs conda, mamba or micromamba, and none of them is on the server",
+            f"{file} needs conda, mamba or micromamba, and none of them is on the server",
             step="environment",
             remedy="install one there (micromamba needs no root), or name a requirements file",
         )
@@ -88,8 +89,9 @@ def conda(needs: Needs) -> EnvironmentPlan:
     names = [canonical(match[1]) for match in found if match]
     has_torch = any(name in MODULES or name.startswith("pytorch") for name in names)
     room = max(need_mib(needs, {"build": "conda"} if has_torch else {}), need_mib(needs, {}, names))
-    why = f"{program} makes the environment from environment.yml"
-    args = {"build": "conda", "conda": list(lines), "detail": ["torch"], "need_mib": room}
+    why = f"{program} makes the environment from {file}"
+    args: dict[str, Any] = {"build": "conda", "conda": list(lines), "detail": ["torch"]}
+    args |= {"constraints": list(map(str, needs.requirements.constraints)), "need_mib": room}
     return _plan(needs, Candidate(path=program), "conda", why, args)
 
 

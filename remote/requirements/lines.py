@@ -9,7 +9,7 @@ import hashlib
 import locale
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -24,14 +24,22 @@ CONSTRAINED, LOCAL, CONDA = "--constrained-to", "--local-package", "--conda"
 REQUIRES_PYTHON, PREFERS_PYTHON = "--requires-python", "--prefers-python"
 OURS = (CONSTRAINED, LOCAL, CONDA, REQUIRES_PYTHON, PREFERS_PYTHON)
 ARCHIVES = (".whl", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _CLAUSE = r"(?:(?:==|!=|<=|>=|<|>)[ \t]*\d+(?:\.\d+)*|~=[ \t]*\d+(?:\.\d+)+)"
-_EXTRAS = rf"\[[ \t]*{_NAME}(?:[ \t]*,[ \t]*{_NAME})*[ \t]*\]"
+_EXTRAS = rf"\[[ \t]*{NAME}(?:[ \t]*,[ \t]*{NAME})*[ \t]*\]"
 PLAIN = re.compile(
-    rf"{_NAME}[ \t]*(?:{_EXTRAS})?[ \t]*(?:{_CLAUSE}(?:[ \t]*,[ \t]*{_CLAUSE})*)?\Z", re.ASCII
+    rf"{NAME}[ \t]*(?:{_EXTRAS})?[ \t]*(?:{_CLAUSE}(?:[ \t]*,[ \t]*{_CLAUSE})*)?\Z", re.ASCII
 )
 """Requirements of the usual form, known to be right without `packaging`."""
-UNNAMED = re.compile(r"(?:(?:git|hg|svn|bzr)\+)?(?:https?|ssh|git)://\S+\Z")
+REPOSITORY = re.compile(r"(?:git|hg|svn|bzr)\+")
+UNNAMED = re.compile(
+    rf"(?:{REPOSITORY.pattern})?(?:https?|ssh|git)://\S+|{REPOSITORY.pattern}file:///\S+"
+)
+_ARCHIVE = rf"/\S+(?:{'|'.join(map(re.escape, ARCHIVES))})(?=[#\s;]|\Z)"
+ON_THE_SERVER = re.compile(rf"(?:{NAME}[ \t]*(?:{_EXTRAS})?[ \t]*@[ \t]*file://)?{_ARCHIVE}", re.I)
+"""An archive in a folder of the server's, which its users share."""
+FROZEN = re.compile(r"\w\s*@\s*file:/")
+BUILT_BY_CONDA = re.compile(r"/(?:croot|feedstock_root|build_artifacts|conda-bld)/")
 
 
 @dataclass(frozen=True)
@@ -58,10 +66,12 @@ def read_text(path: Path, name: str) -> str:
 
 def decode(data: bytes) -> str:
     """As pip reads it: by its mark (PowerShell writes UTF-16), by a line `# -*- coding: … -*-`, as
-    UTF-8, by the locale; else GB18030."""
+    UTF-8, by the locale; else GB18030. UTF-16 is known without its mark, too."""
     is_wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     named = re.search(rb"coding[:=]\s*([-\w.]+)", b"\n".join(data.split(b"\n")[:2]))
     first = ["utf-16"] if is_wide else [named[1].decode()] if named else []
+    if re.match(rb"(?:[^\0]\0)+\Z", data[:64]) or re.match(rb"(?:\0[^\0])+\Z", data[:64]):
+        first = ["utf-16-be" if data[0] == 0 else "utf-16-le"]
     for encoding in (*first, "utf-8-sig", locale.getpreferredencoding(False), "gb18030"):
         try:
             return data.decode(encoding)
@@ -104,11 +114,40 @@ def requirements_hash(text: str) -> str:
     return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def split_marker(text: str) -> tuple[str, str]:
+    """What a line without hashes asks for, and the condition behind its semicolon; an address may
+    hold one of its own."""
+    parts = re.split(r"\s+;\s*|;\s+" if "/" in text else r"\s*;\s*", text, maxsplit=1)
+    return parts[0].strip(), parts[1].strip() if parts[1:] else ""
+
+
+def with_markers(text: str, markers: Iterable[str]) -> str:
+    """A line for a package, wanted only where these conditions hold too."""
+    if not markers or text.startswith("-"):
+        return text
+    plain, hashes = split_hashes(text)
+    head, own = split_marker(plain)
+    all_of = sorted({*markers, own} - {""})
+    return f"{head} ; {' and '.join(f'({one})' for one in all_of)}{hashes}"
+
+
 def split_hashes(text: str) -> tuple[str, str]:
     """A line without its --hash options, and these."""
     found = re.findall(r"\s--hash[= ]\s*(\S+)", text)
     plain = re.sub(r"\s--hash[= ]\s*\S+", "", text).strip()
     return plain, "".join(f" --hash={one}" for one in found)
+
+
+def without_hashes(text: str) -> str:
+    """pip wants hashes of all lines or of none. What an address gives is checked all the same: to
+    be looked at it may have to be built."""
+    plain, hashes = split_hashes(text)
+    head, marker = split_marker(plain)
+    found = re.fullmatch(r" --hash=(sha\d+):(\w+)", hashes)
+    if found and "://" in head:
+        head += f"{'&' if '#' in head else '#'}{found[1]}={found[2]}"
+        return f"{head} ; {marker}" if marker else head
+    return plain
 
 
 class _Options(argparse.ArgumentParser):
@@ -122,6 +161,9 @@ def parse_options(text: str) -> list[str]:
     parser = _Options(add_help=False, allow_abbrev=False)
     for names in _WITH_VALUE:
         parser.add_argument(*names, dest="found", action="append", type=f"{names[-1]} {{}}".format)
+    # Whether every line has a hash is seen here, and our installers use what they need of features.
+    parser.add_argument("--require-hashes", action="store_true")
+    parser.add_argument("--use-feature")
     for flag in ("--pre", "--no-index", "--prefer-binary"):
         parser.add_argument(flag, dest="found", action="append_const", const=flag)
     found = list(parser.parse_args(text.split()).found or [])
@@ -146,11 +188,15 @@ _WITH_VALUE = (
 def problems_of(lines: Sequence[Line]) -> list[str]:
     """What is wrong, line by line. A freeze of conda's is wrong in most, and that is said once."""
     found = []
-    frozen = [line for line in lines if re.search(r"\w\s*@\s*file:", line.text)]
+    frozen = [line for line in lines if _is_frozen(line.text)]
+    needs_hashes = any(re.match(r"-(.*\s)?-?-require-hashes\b", line.text) for line in lines)
     for line in lines:
         try:
             if line not in frozen:
-                read_line(line.text)
+                kind, values = read_line(line.text)
+                if needs_hashes and kind in ("package", "address") and "--hash" not in values[-1]:
+                    shown = redact(one_line(line.text, 100))
+                    raise ValueError(f"{shown}: --require-hashes is set, and this has no --hash")
         except ValueError as error:
             found.append(f"{line.where}: {error}")
     if frozen:
@@ -161,6 +207,11 @@ def problems_of(lines: Sequence[Line]) -> list[str]:
             " in conda: write the file with `pip list --format=freeze`"
         )
     return found
+
+
+def _is_frozen(text: str) -> bool:
+    in_a_folder_there = ON_THE_SERVER.match(text) and not BUILT_BY_CONDA.search(text)
+    return bool(FROZEN.search(text)) and not in_a_folder_there
 
 
 def read_line(text: str) -> tuple[str, list[str]]:
@@ -178,34 +229,47 @@ def read_line(text: str) -> tuple[str, list[str]]:
     plain, hashes = split_hashes(text)
     if plain.startswith("-"):
         return "option", parse_options(plain)
-    if UNNAMED.match(plain):
-        return "address", [plain]
     shown = redact(one_line(plain, 100))
-    first = plain.split(";")[0].split(" ")[0]
-    is_file = first.lower().endswith(ARCHIVES) and "://" not in plain
+    head, marker = split_marker(plain)
+    if hashes and REPOSITORY.search(head):
+        problem = "a repository has no hash that could be checked: name a commit, as in …@1a2b3c"
+        raise ValueError(f"{shown}: {problem}")
+    if UNNAMED.fullmatch(head) or (head.startswith("/") and ON_THE_SERVER.fullmatch(head)):
+        _check(f"a; {marker}" if marker else "a", shown)
+        return "address", [plain + hashes]
+    is_file = head.lower().endswith(ARCHIVES) and "://" not in plain
     if not PLAIN.match(plain) or is_file:
         if re.search(r"\s--?\w", plain):
             raise ValueError(f"{shown}: options beside a requirement are not supported")
-        if is_file or re.match(r"(\.{0,2}[/\\]|~|file:|[A-Za-z]:[/\\])", first):
+        if is_file or re.match(r"(\S+\s*@\s*file:(?!/)|\.{0,2}[/\\]|~|file:|[A-Za-z]:[/\\])", head):
             raise ValueError(f"{shown}: a path of this computer can't be installed there")
         if "，" in plain or "；" in plain:
             problem = "a full-width comma or semicolon (，；), where pip takes , and ;"
             raise ValueError(f"{shown}: {problem}")
         if conda := re.match(r"([\w.-]+)=([\w.*]+)(?:=\w+)?$", plain):
             raise ValueError(f"{shown}: conda's form; pip's is {conda[1]}=={conda[2]}")
-        from packaging.requirements import InvalidRequirement, Requirement
-
-        try:
-            Requirement(plain)
-        except InvalidRequirement as error:
-            problem = one_line(redact(str(error).splitlines()[0]), 120)
-            raise ValueError(f"{shown}: {problem}") from None
+        _check(plain, shown)
     return "package", [plain, hashes]
 
 
-def wrong_lines(problems: Sequence[str], name: str = "the requirements") -> UsageError:
+def _check(requirement: str, shown: str) -> None:
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        Requirement(requirement)
+    except InvalidRequirement as error:
+        problem = one_line(redact(str(error).splitlines()[0]), 120)
+        raise ValueError(f"{shown}: {problem}") from None
+
+
+def wrong_lines(
+    problems: Sequence[str], name: str = "the requirements", remedies: Sequence[str] = ()
+) -> UsageError:
+    """`remedies`: those of some of the problems."""
     count = "a wrong line" if len(problems) == 1 else f"{len(problems)} wrong lines"
-    return wrong(f"{name}: {count}: {'; '.join(problems)}", "correct them; nothing was sent")
+    usual = ["correct them; nothing was sent"] if len(remedies) < len(problems) else []
+    remedy = "; ".join(dict.fromkeys([*remedies, *usual]))
+    return wrong(f"{name}: {count}: {'; '.join(problems)}", remedy)
 
 
 def wrong(message: str, remedy: str) -> UsageError:

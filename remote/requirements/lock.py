@@ -6,36 +6,55 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-from remote.requirements.lines import LOCAL, wrong
-from remote.requirements.packages import read_toml
+from remote.agent.shared.names import canonical
+from remote.requirements.lines import LOCAL, with_markers, wrong
+from remote.requirements.packages import is_file, read_package, read_toml, readable, table
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 Package = Mapping[str, Any]
 # What uv writes of extras that exclude each other, and what says the same to pip.
-EXCLUSIVE = re.compile(r"extra (==|!=) '(?:extra|project)-\d+-([^']*)'")
+EXCLUSIVE = re.compile(r"extra (==|!=) '(?:extra|project|group)-\d+-([^']*)'")
+SOURCES = {"git", "url", "path", "directory", "editable", "virtual"}
 ALWAYS, NEVER = "python_version >= '3'", "python_version < '3'"
 
 
-def lock_lines(path: Path, extras: Sequence[str]) -> Iterator[str]:
-    """As `uv sync --frozen` would install them, without the group dev: pinned, each with its
-    hashes. The index that most come from is the server's own choice, the others are named."""
-    packages = list(read_toml(path).get("package") or ())
+def lock_lines(project: Path, path: Path, extras: Sequence[str]) -> Iterator[str]:
+    """As `uv sync --frozen` would install them, with the groups that it installs by itself: pinned,
+    each with its hashes. The index that most come from is the server's own choice, the others are
+    named. Raises UsageError for a lock that is older than its pyproject.toml."""
+    data = read_toml(path)
+    try:
+        yield from _lines(project, path, data, extras)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        problem = f"{path.name} is not as uv writes it ({type(error).__name__}: {error})"
+        raise wrong(problem, "make it anew with uv lock") from None
+
+
+def _lines(
+    project: Path, path: Path, data: Mapping[str, Any], extras: Sequence[str]
+) -> Iterator[str]:
+    packages = list(data.get("package") or ())
     root = next((one for one in packages if _place(one) == "."), None)
     if root is None:
         raise wrong(f"{path.name} holds no project of this folder", "make it with uv lock")
     for extra in extras:
-        if extra not in (root.get("optional-dependencies") or {}):
-            raise wrong(f"{path.name} has no extra {extra!r}", "correct remote.requirements")
-    chosen = {f"{root['name']}-{extra}" for extra in extras}
+        if extra not in (known := _optional(root)):
+            problem = f"{path.name} has no extra {extra!r}; it has {', '.join(known) or 'none'}"
+            raise wrong(problem, "correct remote.requirements")
+    wanted = tuple(dict.fromkeys([*_usual_groups(path.parent, root), *extras]))
+    _refuse_old(project, path, root, wanted)
+    chosen = {f"{root['name']}-{extra}" for extra in wanted}
     usual = Counter(filter(None, map(_index, packages))).most_common(1)
     indexes = {name for name, _ in usual}
     seen: set[tuple[object, ...]] = set()
-    pending = [(root, frozenset[str](), tuple(extras))]
-    for package, markers, wanted in pending:
-        optional = package.get("optional-dependencies") or {}
-        more = [needed for extra in wanted for needed in optional.get(extra) or ()]
+    pending = [(root, frozenset[str](), wanted)]
+    for package, markers, asked in pending:
+        more = [needed for extra in asked for needed in _optional(package).get(extra) or ()]
         for needed in (*(package.get("dependencies") or ()), *more):
             name, inner = str(needed.get("name")), tuple(needed.get("extra") or ())
             all_of = markers | set(filter(None, [_for_pip(needed.get("marker"), chosen)]))
@@ -47,7 +66,7 @@ def lock_lines(path: Path, extras: Sequence[str]) -> Iterator[str]:
                 key = (name, one.get("version"), all_of, inner)
                 if key not in seen:
                     seen.add(key)
-                    yield _line(one, " and ".join(f"({marker})" for marker in sorted(all_of)))
+                    yield with_markers(_line(one), all_of)
                     pending.append((one, all_of, inner))
                 index = _index(one)
                 if "://" in index and index not in indexes:
@@ -55,6 +74,48 @@ def lock_lines(path: Path, extras: Sequence[str]) -> Iterator[str]:
                     is_page = index.endswith(".html")
                     yield f"--{'find-links' if is_page else 'extra-index-url'} {index}"
     yield f"{LOCAL} ."
+
+
+def _optional(package: Package) -> dict[str, Any]:
+    """Groups and extras."""
+    return {**table(package, "dev-dependencies"), **table(package, "optional-dependencies")}
+
+
+def _usual_groups(folder: Path, root: Package) -> list[str]:
+    groups = table(root, "dev-dependencies")
+    about = read_toml(folder / "pyproject.toml") if is_file(folder, "pyproject.toml") else {}
+    named = table(about, "tool", "uv").get("default-groups", ["dev"])
+    return [name for name in groups if named == "all" or name in named]
+
+
+def _refuse_old(project: Path, path: Path, root: Package, wanted: Sequence[str]) -> None:
+    """What pyproject.toml asks for since the lock was made is not in it."""
+    from packaging.requirements import Requirement
+
+    metadata, file = table(root, "metadata"), path.with_name("pyproject.toml")
+    if not metadata or not file.is_file() or "project" not in read_toml(file):
+        return
+    about = read_package(project, path.parent)
+    known = {canonical(name) for name in about.extras()}
+    more = [line for one in wanted if canonical(one) in known for line in about.lines_of(one)]
+    held = list(metadata.get("requires-dist") or ())
+    always = [one for one in held if "extra ==" not in one.get("marker", "")]
+    groups = [one for lines in table(metadata, "requires-dev").values() for one in lines]
+    for lines, locked in ((about.needs, always), (more, held + groups)):
+        with readable(about.file):
+            needs = [Requirement(line) for line in lines if not line.startswith("-")]
+        for needed in needs:
+            if canonical(needed.name) != about.name and not any(_holds(x, needed) for x in locked):
+                problem = f"{path.name} is older than pyproject.toml, which asks for {needed}"
+                raise wrong(problem, "make it anew with uv lock")
+
+
+def _holds(locked: Package, needed: Requirement) -> bool:
+    from packaging.specifiers import SpecifierSet
+
+    same = SpecifierSet(locked.get("specifier", "")) == needed.specifier
+    # Where it comes from a folder or an address, uv keeps no version.
+    return locked["name"] == canonical(needed.name) and (same or bool(SOURCES & locked.keys()))
 
 
 def _index(package: Package) -> str:
@@ -68,23 +129,22 @@ def _for_pip(marker: Any, chosen: set[str]) -> str:
     )
 
 
-def _line(package: Package, marker: str) -> str:
+def _line(package: Package) -> str:
     source, name = package.get("source") or {}, package["name"]
-    behind = f" ; {marker}" if marker else ""
     if (place := _place(package)) is not None:
         return f"{LOCAL} {place}"
     if "git" in source:
         address, _, commit = str(source["git"]).partition("#")
         address, _, query = address.partition("?")
         folder = "".join(f"#subdirectory={one}" for one in parse_qs(query).get("subdirectory", ()))
-        return f"{name} @ git+{address}@{commit}{folder}{behind}"
+        return f"{name} @ git+{address}@{commit}{folder}"
     if "url" in source:
-        return f"{name} @ {source['url']}{behind}"
+        return f"{name} @ {source['url']}"
     if "path" in source:
         return str(source["path"])  # which is refused like any other path
     files = [*(package.get("wheels") or ()), package.get("sdist") or {}]
     hashes = "".join(f" --hash={file['hash']}" for file in files if file.get("hash"))
-    return f"{name}=={package['version']}{behind}{hashes}"
+    return f"{name}=={package['version']}{hashes}"
 
 
 def _place(package: Package) -> str | None:

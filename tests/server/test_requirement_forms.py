@@ -89,23 +89,54 @@ def test_the_project_itself(scene: Scene, line: str) -> None:
     assert Path(found["mine"]).parts[-4:] == ("work", "src", "mine", "__init__.py")
 
 
-@pytest.mark.parametrize("line", ["./libs/x", "-e libs/x", "libs/x[more]"])
+@pytest.mark.parametrize(
+    "line",
+    ["./libs/x", "libs/x[more]", '-e "./libs/x[more]"', 'file:./libs/x ; python_version > "3.7"'],
+)
 def test_a_package_below_it(scene: Scene, line: str) -> None:
     about = '[project]\nname = "x"\nversion = "1"\noptional-dependencies = {more = ["demo-pkg"]}\n'
     files = {
         "libs/x/pyproject.toml": about,
         "libs/x/x_pkg/__init__.py": "",
-        "r.txt": f"{line}\ndemo-pkg\n",
+        "requirements/r.txt": f"{line}\ndemo-pkg\n",
     }
-    found = scene.tried("r.txt", files, "demo_pkg", "x_pkg")
+    found = scene.tried("requirements/r.txt", files, "demo_pkg", "x_pkg")
     assert Path(found["x_pkg"]).parts[-5:] == ("work", "libs", "x", "x_pkg", "__init__.py")
+
+
+def test_a_strangers_package_of_the_same_name_is_not_asked_for(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    wheels = fake_wheels(tmp_path / "wheels")
+    make_wheel(wheels, "helper", "9.0", {"helper/__init__.py": "", "stranger.py": ""})
+    with Index(wheels) as index:
+        scene = Scene(make_server(), index, tmp_path)
+        files = {
+            "libs/a/pyproject.toml": '[project]\nname = "a"\ndependencies = ["helper"]\n',
+            "libs/a/a/__init__.py": "import helper\n",
+            "libs/helper/pyproject.toml": PYPROJECT.replace("mine", "helper"),
+            "libs/helper/helper/__init__.py": "",
+            "r.txt": "-e libs/a\n-e libs/helper\nhelper[train]\n-c c.txt\n",
+            "c.txt": "helper<5\n",
+        }
+        found = scene.tried("r.txt", files, "demo_pkg", "a", "helper")
+    assert "/runs/2" in found["helper"] and "/env/" in found["demo_pkg"]
+    assert not any("helper" in path for path in index.asked)
+    assert not list(Path(found["demo_pkg"]).parent.glob("stranger*"))
+
+
+READS_A_FILE = """
+from setuptools import setup
+with open("needs.txt", encoding="utf-8") as file:
+    meta = dict(name="old", install_requires=[line.strip() for line in file if line.strip()])
+setup(**meta)
+"""
 
 
 def test_an_old_setup_py(scene: Scene) -> None:
     files = {
-        "setup.py": (
-            "from setuptools import setup\nsetup(name='old', install_requires=['demo-pkg'])\n"
-        ),
+        "setup.py": READS_A_FILE,
+        "needs.txt": "# what it needs\n\ndemo-pkg\n",
         "old/__init__.py": "",
         "r.txt": "-e .\n",
     }
@@ -122,6 +153,11 @@ def test_an_address_without_a_name(scene: Scene, wheels: Path) -> None:
     lab = scene.lab("r.txt", {"r.txt": address + "\n"}, "demo_pkg")
     assert "/env/" in scene.imports(lab)["demo_pkg"]
     assert "environment kept" in lab.task("deploy").out
+    (lab.project / "r.txt").write_text(f"{address} --hash=sha256:{digest(wheels, 'demo_pkg')}\n")
+    assert lab.task("deploy").code == 0
+    (lab.project / "r.txt").write_text(f"{address} --hash=sha256:{64 * '0'}\n")
+    done = lab.task("deploy")
+    assert done.code == 8 and "HASHES" in done.err, done
 
 
 @pytest.mark.parametrize(
@@ -202,6 +238,7 @@ CONDA = "name: x\ndependencies:\n  - python=3.11\n  - demo-pkg=1.1\n  - pip:\n  
 MICROMAMBA = """#!/bin/sh
 test "$1 $2 $4" = "create --prefix --file" || exit 9
 cp "$5" "$HOME/asked.yml"
+cat $PIP_CONSTRAINT > "$HOME/limits.txt"
 python3 -m venv --without-pip "$3" && for wheel in {wheels}/demo_pkg-1.1-*.whl; do
     "$3"/bin/python -m zipfile -e "$wheel" "$3"/lib/python3*/site-packages
 done
@@ -209,20 +246,26 @@ done
 
 
 def test_an_environment_of_condas(scene: Scene, wheels: Path) -> None:
-    files = {**LOCAL, "environment.yml": CONDA}
-    lab = scene.lab("environment.yml", files, "demo_pkg", "mine")
+    """What conda does not know is read here: the project's own package, files for pip."""
+    files = {**LOCAL, "gpu.yml": CONDA, "more.txt": "-c limits.txt\n", "limits.txt": "c<2\n"}
+    lab = scene.lab("gpu.yml", files, "demo_pkg", "mine")
     done = lab.task("deploy")
-    assert done.code == 8 and len(done.error_lines) == 1 and "micromamba" in done.err, done
+    assert done.code == 8 and len(done.error_lines) == 1 and "gpu.yml needs" in done.err, done
     program = Path(scene.server.path) / "micromamba"
     program.write_text(MICROMAMBA.format(wheels=wheels))
     program.chmod(0o755)
     found = scene.imports(lab)
     assert "/env/" in found["demo_pkg"] and "/runs/2" in found["mine"]
-    asked = (scene.server.home / "asked.yml").read_text()
-    assert "  - demo-pkg=1.1\n" in asked and "-e ." not in asked
+    asked = scene.server.home / "asked.yml"
+    assert asked.read_text().endswith("- demo-pkg=1.1\n- pip:\n  - demo-pkg<1.1\n")
     assert "environment kept" in lab.task("deploy").out
-    listed = {**files, "environment.yml": CONDA.replace("-e .", "-r more.txt")}
-    refused(scene.lab("environment.yml", listed).task("deploy"), "more.txt", "list its lines")
+    (lab.project / "pyproject.toml").write_text(PYPROJECT.replace("<1.1", "<1.1,>0"))
+    (lab.project / "gpu.yml").write_text(CONDA + "    - -r more.txt\n")
+    assert "environment built" in lab.task("deploy").out
+    assert asked.read_text().endswith("- pip:\n  - demo-pkg<1.1,>0\n")
+    assert (scene.server.home / "limits.txt").read_text().endswith("c<2\n")
+    (lab.project / "more.txt").unlink()
+    refused(lab.task("deploy"), "gpu.yml, pip: more.txt can't be read")
 
 
 def refused(done: Done, *words: str) -> None:

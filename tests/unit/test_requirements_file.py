@@ -12,7 +12,13 @@ from packaging.requirements import Requirement
 
 from remote.errors import UsageError
 from remote.project.init import find_packages
-from remote.requirements.lines import PLAIN, parse_options, requirements_hash, split_lines
+from remote.requirements.lines import (
+    PLAIN,
+    parse_options,
+    requirements_hash,
+    split_lines,
+    without_hashes,
+)
 from remote.requirements.parsed import Requirements, applicable, parse_requirements
 from remote.requirements.reading import read_requirements
 from tests.support.project import REPOSITORY, make_tree
@@ -129,6 +135,85 @@ def test_what_others_write_is_explained_in_one_sentence(
     assert said in caught.value.message and "a wrong line" in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("line", "unnamed"),
+    [
+        (f"https://h/x.whl --hash=sha256:{64 * '0'}", f"https://h/x.whl --hash=sha256:{64 * '0'}"),
+        ("git+https://h/x ; os_name == 'nt'", "git+https://h/x ; os_name == 'nt'"),
+        ("git+file:///srv/repo", "git+file:///srv/repo"),
+        ("/opt/wheels/x-1-py3-none-any.whl", "/opt/wheels/x-1-py3-none-any.whl"),
+    ],
+)
+def test_addresses_go_to_pip_as_they_stand(tmp_path: Path, line: str, unnamed: str) -> None:
+    (tmp_path / "r.txt").write_text(line)
+    found = parse_requirements(read_requirements(tmp_path, "r.txt"))
+    assert found.unnamed == (unnamed,) and not found.lines
+
+
+@pytest.mark.parametrize(
+    ("line", "asked"),
+    [
+        ("a==1 --hash=sha256:11 --hash=sha256:22", "a==1"),
+        ("https://h/a.tar.gz --hash=sha256:11", "https://h/a.tar.gz#sha256=11"),
+        (
+            "a @ https://h/a.zip#egg=a ; os_name=='nt' --hash=sha256:11",
+            "a @ https://h/a.zip#egg=a&sha256=11 ; os_name=='nt'",
+        ),
+    ],
+)
+def test_what_an_address_gives_is_checked_before_it_is_built(line: str, asked: str) -> None:
+    assert without_hashes(line) == asked
+
+
+def test_a_wheel_on_the_server_may_have_a_name(tmp_path: Path) -> None:
+    (tmp_path / "r.txt").write_text("x @ file:///opt/wheels/x-1-py3-none-any.whl\n")
+    [one] = parse_requirements(read_requirements(tmp_path, "r.txt")).lines
+    assert one.url == "file:///opt/wheels/x-1-py3-none-any.whl"
+
+
+HASHED = f"a==1 --hash=sha256:{64 * '1'}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("git+https://h/x@main --hash=sha256:00\n", "a repository has no hash"),
+        ("x @ git+https://h/x --hash=sha256:00\n", "name a commit"),
+        ("https://h/x.whl ; nonsense\n", "https://h/x.whl ; nonsense: "),
+        ("--require-hashes\n" + HASHED + "b==1\n", "line 3: b==1: --require-hashes is set"),
+        ("x @ file:libs/x\n", "x @ file:libs/x: a path of this computer"),
+        ("x @ file:///home/feedstock_root/x_1/dist/x-1.whl\n", "as pip freeze does in conda"),
+    ],
+)
+def test_what_cannot_be_checked_or_had_there_is_told(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "r.txt").write_text(text)
+    with pytest.raises(UsageError, match=re.escape(said)):
+        read_requirements(tmp_path, "r.txt")
+
+
+def test_options_of_pip_that_say_nothing_to_us_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "r.txt").write_text("--require-hashes\n--use-feature=fast-deps\n" + HASHED)
+    found = parse_requirements(read_requirements(tmp_path, "r.txt"))
+    assert found.options == () and found.hashes == {"a": f" --hash=sha256:{64 * '1'}"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_is_known_without_its_mark(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "r.txt").write_bytes("demo-pkg\r\nb\r\n".encode(encoding))
+    assert read_requirements(tmp_path, "r.txt") == "demo-pkg\nb\n"
+
+
+def test_remedies_of_packages_are_kept(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"r.txt": "-e .\n", "pyproject.toml": "[tool.poetry]\nname = 'x'\n"})
+    with pytest.raises(UsageError) as caught:
+        read_requirements(tmp_path, "r.txt")
+    assert str(caught.value.remedy).startswith("give it a [project] table")
+    (tmp_path / "r.txt").write_text("-e .\na=>1\n")
+    with pytest.raises(UsageError) as caught:
+        read_requirements(tmp_path, "r.txt")
+    assert str(caught.value.remedy).endswith("poetry export wrote; correct them; nothing was sent")
+
+
 def test_an_editable_address_is_a_package_and_names_are_filled_in_from_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,20 +242,81 @@ def test_bounds_of_python_that_pip_would_not_take_bound_nothing(tmp_path: Path, 
     assert parse_requirements(read_requirements(tmp_path, "r.txt")).python == ""
 
 
+def conda_of(folder: Path, text: str, name: str = "environment.yml") -> Requirements:
+    (folder / name).write_text(text, encoding="utf-8")
+    return parse_requirements(read_requirements(folder, name))
+
+
 def test_condas_lines_keep_their_places(tmp_path: Path) -> None:
     """A channel and a package may have one name."""
-    lines = ["channels:", "  - pytorch", "dependencies:", "  - pytorch", "  - pip:", "    - a"]
-    text = "\n".join(["# ours", *lines, ""])
+    lines = ["channels:", "- pytorch", "dependencies:", "- pytorch", "- pip:", "  - a"]
 
-    def read(text: str) -> str:
-        (tmp_path / "environment.yml").write_text(text)
-        return read_requirements(tmp_path, "environment.yml")
+    def digest(text: str) -> str:
+        conda_of(tmp_path, text)
+        return requirements_hash(read_requirements(tmp_path, "environment.yml"))
 
-    assert list(parse_requirements(read(text)).conda) == lines
-    told = requirements_hash(read(text))
-    assert requirements_hash(read("\n".join([*lines[:2], "", "# x", *lines[2:]]))) == told
-    for other in (lines[:3] + lines[4:], [*lines[:5], "  - a"], [*lines[:4], lines[5], lines[4]]):
-        assert requirements_hash(read("\n".join(other))) != told
+    assert list(conda_of(tmp_path, "\n".join(["# ours", *lines, ""])).conda) == lines
+    told = digest("\n".join(lines))
+    same = "channels: [pytorch] # x\n\ndependencies: [pytorch, {pip: [a]}]\n"
+    assert digest(same) == told
+    for other in (lines[:3] + lines[4:], [*lines[:5], "  - a", "  - b"], [*lines[:4], "- a"]):
+        assert digest("\n".join(other)) != told
+
+
+@pytest.mark.parametrize(
+    ("line", "pips"),
+    [
+        ("-e .", ["b", "c"]),
+        ("'-e .[x]'", ["b", "c", "d"]),
+        ("--editable .", ["b", "c"]),
+        (".", ["b", "c"]),
+        ("mine", ["b", "mine"]),
+        ("-r more/r.txt", ["b", "e"]),
+        ("--requirement more/r.txt", ["b", "e"]),
+    ],
+)
+def test_condas_lines_for_pip_are_those_of_a_requirements_file(
+    tmp_path: Path, line: str, pips: list[str]
+) -> None:
+    about = '[project]\nname = "mine"\ndependencies = ["c"]\n'
+    files = {
+        "pyproject.toml": about + '[project.optional-dependencies]\nx = ["d"]\n',
+        "more/r.txt": "e\n-c limits.txt\n",
+        "more/limits.txt": "e<2\n",
+    }
+    make_tree(tmp_path, files)
+    text = f"dependencies:\n  - python=3.10\n  - pip:\n    - b\n    - {line}\n"
+    found = conda_of(tmp_path, text, "gpu.yml")
+    assert list(found.conda[3:]) == [f"  - {one}" for one in pips]
+    assert [str(one) for one in found.constraints] == (["e<2"] if "e" in pips else [])
+    assert ("--local-package ." in read_requirements(tmp_path, "gpu.yml")) is ("c" in pips)
+
+
+def test_conda_gets_no_section_for_pip_that_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "mine"\n')
+    text = "dependencies:\n  - python=3.10\n  - pip\n  - pip:\n    - -e .\n"
+    assert list(conda_of(tmp_path, text).conda) == ["dependencies:", "- python=3.10", "- pip"]
+    assert list(conda_of(tmp_path, "dependencies: [a, {pip: }]").conda) == ["dependencies:", "- a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "name: x\n dependencies: [\n",
+            "e.yml line 2 is no YAML: mapping values are not allowed here",
+        ),
+        ("- a\n", "e.yml is no environment file of conda's"),
+        ("name: x\n", "it lists no dependencies"),
+        ("dependencies: [{pip: {a: b}}]", "pip is no list of texts"),
+        ("dependencies: [{pip: [a=1, -r r.txt]}]", "e.yml, pip: a=1: conda's form; pip's is a==1"),
+        ("dependencies: [{pip: [-r r.txt]}]", "r.txt can't be read"),
+    ],
+)
+def test_what_is_no_environment_file_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        conda_of(tmp_path, text, "e.yml")
+    assert said in caught.value.message and "\n" not in caught.value.message
 
 
 def test_a_lock_with_versions_for_several_pythons_keeps_the_hashes_of_each() -> None:
@@ -243,6 +389,77 @@ def test_a_package_of_a_lock_that_lies_in_a_folder_of_a_repository(tmp_path: Pat
     (tmp_path / "uv.lock").write_text(text.replace(f'git = "{source}"', 'path = "wheels/t.whl"'))
     with pytest.raises(UsageError, match="a path of this computer"):
         read_requirements(tmp_path, "uv.lock[cu126]")
+
+
+GROUPED = "".join(
+    f'[[package]]\nname = "{name}"\nversion = "1"\nsource = {{ registry = "{PYPI}" }}\n'
+    for name in "abc"
+)
+GROUPED += """[[package]]
+name = "mine"
+source = { editable = "." }
+dependencies = [{ name = "a" }]
+[package.dev-dependencies]
+dev = [{ name = "b" }]
+docs = [{ name = "c" }]
+"""
+
+
+@pytest.mark.parametrize(
+    ("tool", "extra", "names"),
+    [
+        ("", "", {"a", "b"}),
+        ('default-groups = ["docs"]', "", {"a", "c"}),
+        ("default-groups = []", "", {"a"}),
+        ("default-groups = []", "[dev]", {"a", "b"}),
+        ('default-groups = "all"', "", {"a", "b", "c"}),
+    ],
+)
+def test_groups_of_a_lock_that_uv_installs_by_itself(
+    tmp_path: Path, tool: str, extra: str, names: set[str]
+) -> None:
+    (tmp_path / "uv.lock").write_text(GROUPED)
+    if tool:
+        (tmp_path / "pyproject.toml").write_text(f"[tool.uv]\n{tool}\n")
+    found = parse_requirements(read_requirements(tmp_path, "uv.lock" + extra))
+    assert set(found.names) == names
+
+
+@pytest.mark.parametrize(
+    ("needs", "said"),
+    [
+        (["a>1", "b"], None),
+        (["a>=1", "b"], "uv.lock is older than pyproject.toml, which asks for a>=1"),
+        (["a>1", "b<2", "new"], "which asks for new"),
+        (["a>1", "b", "c"], "which asks for c"),
+        (["a>1", "b", "d>1"], "which asks for d>1"),
+    ],
+)
+def test_a_lock_older_than_what_it_locks_is_not_used(
+    tmp_path: Path, needs: list[str], said: str | None
+) -> None:
+    metadata = (
+        "[package.metadata]\n"
+        'requires-dist = [{ name = "a", specifier = ">1" }, { name = "b", git = "https://h/b" },\n'
+        """{ name = "c", marker = "extra == 'x'" }, { name = "d" }]\n"""
+    )
+    text = LOCK.replace('[[package]]\nname = "a"', metadata + '[[package]]\nname = "a"')
+    about = f'[project]\nname = "mine"\nversion = "1"\ndependencies = {needs}\n'
+    make_tree(tmp_path, {"uv.lock": text, "pyproject.toml": about})
+    if said is None:
+        assert "a" in parse_requirements(read_requirements(tmp_path, "uv.lock")).names
+    else:
+        with pytest.raises(UsageError, match=said):
+            read_requirements(tmp_path, "uv.lock")
+
+
+@pytest.mark.parametrize(
+    "text", ["package = 3\n", LOCK.replace('version = "1"\nsource', "source"), "package = [1]\n"]
+)
+def test_a_lock_that_uv_did_not_write_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "uv.lock").write_text(text)
+    with pytest.raises(UsageError, match=r"uv\.lock is not as uv writes it .*"):
+        read_requirements(tmp_path, "uv.lock")
 
 
 def test_packages_of_a_lock_that_need_each_other_are_read_to_an_end(tmp_path: Path) -> None:

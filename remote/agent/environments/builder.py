@@ -182,6 +182,11 @@ class Builder:
         # Its pip section follows pip's settings as any other build does.
         values = pip_settings.pip_environment(self.environment, self.installer.config)
         values.update(CONDA_ALWAYS_YES="true", MAMBA_ALWAYS_YES="true")
+        if limits := list(self.plan.get("constraints") or []):
+            # pip runs in this folder; a whole path would be parted at its blanks.
+            name = "constraints.txt"
+            write_whole(self.path(name), "".join(f"{one}\n" for one in limits).encode("utf-8"))
+            values["PIP_CONSTRAINT"] = f"{values.get('PIP_CONSTRAINT', '')} {name}".strip()
         if self.commands.run(installers.conda_create(conda, self.venv, file), values) != 0:
             raise installers.Failed
         return os.path.basename(conda)
