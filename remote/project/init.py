@@ -28,7 +28,7 @@ remote:
   # the environment.
   command: {command}
   # The packages that the server needs: a requirements file, uv.lock, pyproject.toml[extra],
-  # environment.yml, or none
+  # conda's environment.yml, or none
   requirements: {requirements}
   # What comes back of all that the training writes: names or patterns, separated by commas;
   # empty: everything
@@ -51,7 +51,12 @@ PACKAGES = (
     "requirements/*.txt",
     "requirements*.txt",
     "environment.y*ml",
+    "environment[-_.]*.y*ml",
+    "conda*.y*ml",
+    "env*/*.y*ml",
 )
+MARKS = {".toml": r"^\[project\]", ".yml": r"^dependencies:", ".yaml": r"^dependencies:"}
+"""What such a file holds where it names packages."""
 OTHER_PACKAGES = {
     "poetry.lock": "poetry export -o requirements.txt writes what is read",
     "pdm.lock": "pdm export -o requirements.txt writes what is read",
@@ -77,14 +82,15 @@ HINTS = {
 
 def find_packages(directory: Path) -> list[str]:
     """What names the server's packages, the likeliest first; a pyproject.toml may hold settings of
-    tools alone."""
+    tools alone, and a .yml anything."""
     found = [path for pattern in PACKAGES for path in sorted(directory.glob(pattern))]
-    names = dict.fromkeys(path.relative_to(directory).as_posix() for path in found)
-    if "pyproject.toml" in names:
-        text = (directory / "pyproject.toml").read_text(encoding="utf-8", errors="replace")
-        if not re.search(r"^\[project\]", text, re.MULTILINE):
-            del names["pyproject.toml"]
-    return [name for name in names if not re.search(r"dev|test|docs?\b|lint", name)]
+    named = [
+        path.relative_to(directory).as_posix()
+        for path in dict.fromkeys(found)
+        if (mark := MARKS.get(path.suffix)) is None
+        or re.search(mark, path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    ]
+    return [name for name in named if not re.search(r"dev|test|docs?\b|lint", name)]
 
 
 def init(directory: Path, command: str, results: str, display: Display) -> int:

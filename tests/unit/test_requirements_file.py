@@ -562,13 +562,16 @@ def test_hostile_text_is_either_refused_or_plain(text: str) -> None:
             ["environment.yaml", "requirements_gpu.txt"],
             ["requirements_gpu.txt", "environment.yaml"],
         ),
+        (["env/gpu.yml", "conda.yaml"], ["conda.yaml", "env/gpu.yml"]),
+        (["environment-gpu.yml", "config.yml"], ["environment-gpu.yml"]),
         (["poetry.lock", "setup.py"], []),
     ],
 )
 def test_init_finds_what_names_the_packages(
     tmp_path: Path, files: list[str], found: list[str]
 ) -> None:
-    make_tree(tmp_path, dict.fromkeys(files, "[project]\nname = 'x'\n"))
+    make_tree(tmp_path, dict.fromkeys(files, "[project]\ndependencies:\n"))
     assert find_packages(tmp_path) == found
-    make_tree(tmp_path, {"pyproject.toml": "[tool.ruff]\n"})
-    assert "pyproject.toml" not in find_packages(tmp_path)
+    others = {"pyproject.toml": "[tool.ruff]\n", "environment.yml": "services: []\n"}
+    make_tree(tmp_path, others)
+    assert not set(others) & set(find_packages(tmp_path))
