@@ -40,6 +40,7 @@ ON_THE_SERVER = re.compile(rf"(?:{NAME}[ \t]*(?:{_EXTRAS})?[ \t]*@[ \t]*file://)
 """An archive in a folder of the server's, which its users share."""
 FROZEN = re.compile(r"\w\s*@\s*file:/")
 BUILT_BY_CONDA = re.compile(r"/(?:croot|feedstock_root|build_artifacts|conda-bld)/")
+ELSEWHERE = "set remote.requirements to your file, or to none"
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,12 @@ class Line:
     text: str
 
 
-def read_text(path: Path, name: str) -> str:
-    """${NAME} is replaced where it is set here; the rest is pip's to replace there."""
+def read_text(path: Path, name: str, remedy: str = "correct what names it") -> str:
+    """${NAME} is replaced where it is set here; the rest is pip's to replace there. `remedy`: for a
+    file that is not there."""
     try:
         text = decode(path.read_bytes())
     except OSError as error:
-        remedy = "set remote.requirements to your file, or to none"
         raise wrong(f"{name} can't be read: {error.strerror}", remedy) from None
     except ValueError:
         problem = f"{name} can't be read: its encoding is not known"

@@ -18,7 +18,7 @@ from typing import Any
 
 from remote.agent.shared.names import canonical
 from remote.errors import UsageError
-from remote.requirements.lines import LOCAL, read_text, wrong
+from remote.requirements.lines import ELSEWHERE, LOCAL, read_text, wrong
 from remote.requirements.setup_py import Unknown, setup_arguments
 from remote.screen.text import one_line
 
@@ -41,7 +41,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(read_text(path, path.name))
+        return tomllib.loads(read_text(path, path.name, ELSEWHERE))
     except ValueError as error:
         said = one_line(str(error), 200)
         raise wrong(f"{path.name} is no TOML: {said}", "correct it; nothing was sent") from None
@@ -84,7 +84,7 @@ class Package:
         name = canonical(extra)
         if name not in known:
             problem = f"{self.file} has no extra {extra!r}; it has {', '.join(known) or 'none'}"
-            raise wrong(problem, "correct remote.requirements")
+            raise wrong(problem, "correct its name")
         if name in within:
             raise wrong(f"{self.file}: {extra} includes itself", "leave that out")
         lines = known[name]

@@ -17,6 +17,7 @@ from remote.requirements.conda import read_environment, write_environment
 from remote.requirements.lines import (
     CONDA,
     CONSTRAINED,
+    ELSEWHERE,
     LOCAL,
     NAME,
     OURS,
@@ -102,7 +103,7 @@ class Reader:
     def conda(self, path: Path, name: str) -> Iterator[Line]:
         """What conda does not read: our own lines. What a package of the project needs is for its
         pip."""
-        found, texts = read_environment(read_text(path, name), name)
+        found, texts = read_environment(read_text(path, name, ELSEWHERE), name)
         asked = (Line(f"{name}, pip", text) for text in texts)
         lines = self.of_others(self.lines(asked, path.parent, (path.resolve(),)))
         ours = [line for line in lines if line.text.startswith(OURS)]
@@ -146,7 +147,8 @@ class Reader:
 
     def file(self, path: Path, name: str, within: tuple[Path, ...]) -> Iterator[Line]:
         chain = (*within, path.resolve())
-        lines = split_lines(read_text(path, name), f"{name} " if within else "")
+        text = read_text(path, name) if within else read_text(path, name, ELSEWHERE)
+        lines = split_lines(text, f"{name} " if within else "")
         yield from self.lines(lines, path.parent, chain)
 
     def lines(

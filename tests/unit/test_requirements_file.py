@@ -203,6 +203,13 @@ def test_utf_16_is_known_without_its_mark(tmp_path: Path, encoding: str) -> None
     assert read_requirements(tmp_path, "r.txt") == "demo-pkg\nb\n"
 
 
+def test_a_missing_file_that_is_included_has_a_remedy_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "r.txt").write_text("-r missing.txt\n")
+    with pytest.raises(UsageError) as caught:
+        read_requirements(tmp_path, "r.txt")
+    assert caught.value.remedy == "correct what names it"
+
+
 def test_remedies_of_packages_are_kept(tmp_path: Path) -> None:
     make_tree(tmp_path, {"r.txt": "-e .\n", "pyproject.toml": "[tool.poetry]\nname = 'x'\n"})
     with pytest.raises(UsageError) as caught:
