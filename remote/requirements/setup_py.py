@@ -13,22 +13,27 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from remote.errors import UsageError
-from remote.requirements.lines import decode, read_text
+from remote.requirements.lines import decode, read_text, split_lines
 
 Names = dict[str, Any]
-MODULES = re.compile(r"(?:(?:os|path|osp|op|io|codecs|pathlib|setuptools)\.)+")
+MODULES = re.compile(r"(?:(?:os|path|osp|op|io|codecs|pathlib|setuptools|pkg_resources)\.)+")
 HELD = (str, list, tuple, dict, set, io.StringIO, PurePosixPath)
 METHODS = re.compile(
     r"append|extend|remove|update|items|keys|values|get|copy|read|readlines|splitlines|split"
-    r"|l?strip|rstrip|startswith|endswith|replace|lower|format|join|joinpath|resolve|absolute"
+    r"|l?strip|rstrip|startswith|endswith|replace|lower|format|join|joinpath"
 )
 """Called of what is in `HELD`, and of nothing else."""
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     **{kind.__name__: kind for kind in (list, tuple, dict, set, str, sorted, len, sum)},
     **dict.fromkeys(("abspath", "realpath", "normpath"), str),
     **{"join": posixpath.join, "dirname": posixpath.dirname, "Path": PurePosixPath},
-    **{"getcwd": lambda: "", "print": lambda *_, **__: None},
+    "print": lambda *_, **__: None,
 }
+OF_PATHS = {
+    **{"read_text": "read_text", "open": "open", "exists": "exists", "is_file": "exists"},
+    **{"resolve": "Path", "absolute": "Path"},
+}
+"""Methods, and the functions that do the same."""
 OPERATORS: Mapping[type[ast.AST], Callable[[Any, Any], Any]] = {
     **{ast.Add: operator.add, ast.Div: operator.truediv, ast.BitOr: operator.or_},
     **{ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Is: operator.is_},
@@ -59,13 +64,19 @@ def setup_arguments(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     script = _Script(path.parent)
-    names: Names = {"__file__": path.name, "__name__": "__main__"}
+    names: Names = {"__file__": path.resolve().as_posix(), "__name__": "__main__"}
     for statement in ast.parse(decode(path.read_bytes()).lstrip("\ufeff"), path.name).body:
         try:
             script.run([statement], names)
         except Unknown:
             _forget(statement, names)
-    return script.told
+    return {name: _whole(value) for name, value in script.told.items()}
+
+
+def _whole(value: Any) -> Any:
+    """A table of which a part is not known is not known."""
+    parts = value.values() if isinstance(value, dict) else ()
+    return next((one for one in parts if isinstance(one, Unknown)), value)
 
 
 def _forget(statement: ast.stmt, names: Names) -> None:
@@ -83,6 +94,12 @@ def _forget(statement: ast.stmt, names: Names) -> None:
 class _Script:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.functions: Mapping[str, Callable[..., Any]] = {
+            **FUNCTIONS,
+            **{"open": self._open, "exists": self._exists, "isfile": self._exists},
+            **{"read_text": self._read, "parse_requirements": self._parse_requirements},
+            "getcwd": lambda: folder.resolve().as_posix(),
+        }
         self.told: dict[str, Any] = {"**": Unknown("it calls no setup() that can be read")}
 
     def run(self, statements: Sequence[ast.stmt], names: Names) -> None:
@@ -188,6 +205,8 @@ class _Script:
                 return slice(*(one and self.value(one, names) for one in (lower, upper)))
             case ast.Attribute(value=held, attr="parent"):
                 return PurePosixPath(self.value(held, names)).parent
+            case ast.Attribute(value=held, attr="req" | "requirement"):
+                return str(self.value(held, names))  # one of parse_requirements
             case ast.JoinedStr(values=parts):
                 return "".join(str(self.value(part, names)) for part in parts)
             case ast.FormattedValue(value=value, format_spec=None):
@@ -238,30 +257,23 @@ class _Script:
             if name.split(".")[-1] == "setup":
                 return self._setup(node, names)
         own = names.get(name)
-        if name == "open":
-            return io.StringIO(self._read(self.value(node.args[0], names)))
-        if isinstance(node.func, ast.Attribute) and "." in name:
+        if own is None and isinstance(node.func, ast.Attribute) and "." in name:
             return self._method(node, node.func, names)
         arguments = list(self._elements(node.args, names))
         words = {str(one.arg): self._tried(one.value, names) for one in node.keywords}
         if isinstance(own, ast.FunctionDef):
             return self._own(own, arguments, words, names)
-        if name in ("exists", "isfile"):
-            return (self.folder / str(arguments[0])).exists()
-        if name in FUNCTIONS:
-            return FUNCTIONS[name](*arguments, **words)
+        if own is None and name in self.functions:
+            return self.functions[name](*arguments, **words)
         raise Unknown(f"{name}()")
 
     def _method(self, node: ast.Call, called: ast.Attribute, names: Names) -> Any:
-        held = self.value(called.value, names)
-        if isinstance(held, PurePosixPath) and called.attr in ("read_text", "open"):
-            text = self._read(held)
-            return text if called.attr == "read_text" else io.StringIO(text)
-        if not isinstance(held, HELD) or not METHODS.fullmatch(called.attr):
-            raise Unknown(f"{called.attr}()")
-        if isinstance(held, PurePosixPath) and called.attr in ("resolve", "absolute"):
-            return held
-        return getattr(held, called.attr)(*self._elements(node.args, names))
+        held, name = self.value(called.value, names), called.attr
+        if isinstance(held, PurePosixPath) and name in OF_PATHS:
+            return self.functions[OF_PATHS[name]](held)
+        if not isinstance(held, HELD) or not METHODS.fullmatch(name):
+            raise Unknown(f"{name}()")
+        return getattr(held, name)(*self._elements(node.args, names))
 
     def _own(
         self, function: ast.FunctionDef, arguments: list[Any], words: Names, names: Names
@@ -282,11 +294,23 @@ class _Script:
         pairs = zip(behind, wanted.defaults, strict=True)
         return {one.arg: self.value(value, names) for one, value in pairs}
 
-    def _read(self, place: object) -> str:
+    def _read(self, place: object, *_: object, **__: object) -> str:
         try:
             return read_text(self.folder / str(place), str(place))
         except UsageError as error:
             raise Unknown(error.message) from None
+
+    def _open(self, place: object, *_: object, **__: object) -> io.StringIO:
+        return io.StringIO(self._read(place))
+
+    def _exists(self, place: object) -> bool:
+        return (self.folder / str(place)).exists()
+
+    def _parse_requirements(self, given: Any, *_: object, **words: object) -> list[str]:
+        """pip's takes a file's name and a session, that of pkg_resources lines."""
+        text = self._read(given) if "session" in words else given
+        lines = text if isinstance(text, str) else "\n".join(text)
+        return [line.text for line in split_lines(lines)]
 
     def _setup(self, node: ast.Call, names: Names) -> None:
         self.told = {}

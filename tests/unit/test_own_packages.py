@@ -138,6 +138,14 @@ def get_requirements(path: str, skip: str = "-e .") -> list:
         "def read(*parts):\n    return io.open(os.path.join(here, *parts)).read()\n"
         "setup(install_requires=[x for x in read('.', 'more.txt').split('\\n')"
         " if x and not x.startswith(('#', '-'))])",
+        "import pkg_resources\nsetup(install_requires=[str(r) for r in"
+        " pkg_resources.parse_requirements(open(os.path.join(here, 'more.txt')))])",
+        "found = parse_requirements('more.txt', session='x')\n"
+        "setup(install_requires=[str(one.req) for one in found])",
+        "place = os.path.dirname(os.path.realpath(__file__)) + '/more.txt'\nreq = []\n"
+        "if os.path.isfile(place):\n    with open(place) as f:\n        req = f.readlines()\n"
+        "setup(install_requires=req)",
+        "setup(install_requires=open(os.getcwd() + '/more.txt').readlines())",
         FUNCTION + "def main():\n    setup(install_requires=get_requirements('more.txt'))\nmain()",
     ],
 )
@@ -170,6 +178,13 @@ def test_what_setup_py_computes_is_told(tmp_path: Path, text: str) -> None:
     told = refusal(tmp_path, {"r.txt": "-e .\n", "setup.py": SETUP + text})
     assert "line 1: setup.py computes what it needs: " in told
     assert told.endswith("— list it in pyproject.toml's [project]")
+
+
+def test_what_nobody_asks_for_may_be_computed(tmp_path: Path) -> None:
+    text = "setup(version=find(), install_requires=['c'], extras_require={'x': find(), 'y': ['d']})"
+    files = {"r.txt": "-e .\n", "setup.py": SETUP + text}
+    assert asked(tmp_path, files) == ["c"]
+    assert "computes what it needs: find()" in refusal(tmp_path, {"r.txt": "-e .[y]\n"})
 
 
 def test_setup_cfg_and_dynamic_tables_name_files(tmp_path: Path) -> None:
