@@ -90,12 +90,14 @@ def test_extras_in_quotes(tmp_path: Path, line: str) -> None:
 
 def test_a_folder_is_looked_for_where_pip_runs_and_then_beside_the_file(tmp_path: Path) -> None:
     files = {
-        "requirements/train.txt": "-e .\n-e x\n",
+        "requirements/train.txt": "-e .\n-e x\n-e y\n",
         "requirements/x/pyproject.toml": ABOUT.format("x", ["d"]),
         "pyproject.toml": ABOUT.format("mine", ["c"]),
         "x/train.py": "",
+        "y/pyproject.toml": ABOUT.format("y", ["e"]),
+        "requirements/y/pyproject.toml": ABOUT.format("other", ["f"]),
     }
-    assert asked(tmp_path, files, "requirements/train.txt") == ["c", "d"]
+    assert asked(tmp_path, files, "requirements/train.txt") == ["c", "d", "e"]
 
 
 SETUP = "from setuptools import setup, find_packages\n"
