@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -28,8 +29,11 @@ def lock_lines(project: Path, path: Path, extras: Sequence[str]) -> Iterator[str
     each with its hashes. The index that most come from is the server's own choice, the others are
     named. Raises UsageError for a lock that is older than its pyproject.toml."""
     data = read_toml(path)
+    base = Path(os.path.relpath(path.parent, project)).as_posix()
     try:
-        yield from _lines(project, path, data, extras)
+        for line in _lines(project, path, data, extras):
+            place = line.removeprefix(f"{LOCAL} ")
+            yield line if place == line else f"{LOCAL} {PurePosixPath(base, place)}"
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         problem = f"{path.name} is not as uv writes it ({type(error).__name__}: {error})"
         raise wrong(problem, "make it anew with uv lock") from None

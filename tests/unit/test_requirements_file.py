@@ -432,6 +432,11 @@ def test_groups_of_a_lock_that_uv_installs_by_itself(
     assert set(found.names) == names
 
 
+def test_a_lock_in_a_folder_names_packages_beside_it(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"sub/uv.lock": GROUPED})
+    assert read_requirements(tmp_path, "sub/uv.lock").endswith("--local-package sub\n")
+
+
 @pytest.mark.parametrize(
     ("needs", "said"),
     [
