@@ -161,7 +161,7 @@ def test_a_servers_constraints_hold_for_uv_beside_ours(
     monkeypatch.setattr(installers, "find_uv", lambda: "/bin/uv")
     ran: list[list[str]] = []
 
-    def run(argv: list[str], environment: dict[str, str]) -> int:
+    def run(argv: list[str], environment: dict[str, str], shown: bool = True) -> int:
         ran.append(argv)
         (tmp_path / "resolved.txt").write_text("demo==1\n")
         return 0
@@ -267,7 +267,7 @@ def test_wheels_are_kept_where_the_disk_of_their_own_cache_has_room(
     monkeypatch.setattr(installers, "find_uv", lambda: "/bin/uv" if tool == "uv" else None)
     ran: list[list[str]] = []
 
-    def run(argv: list[str], environment: dict[str, str]) -> int:
+    def run(argv: list[str], environment: dict[str, str], shown: bool = True) -> int:
         ran.append(argv)
         return 0
 

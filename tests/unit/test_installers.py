@@ -145,7 +145,7 @@ def test_a_pip_that_begins_a_cut_download_anew_is_not_built_with(
     def ask(argv: list[str]) -> str:
         return "pip 26.1 from" if str(tmp_path) in argv[1] else f"pip {there} from"
 
-    def run(argv: list[str], environment: dict[str, str]) -> int:
+    def run(argv: list[str], environment: dict[str, str], shown: bool = True) -> int:
         ran.append(argv)
         if "--target" in argv:
             (Path(argv[argv.index("--target") + 1]) / "pip").mkdir()
