@@ -15,7 +15,7 @@ from remote.errors import EnvironmentFailed
 from remote.link.answers import Resolution
 from remote.link.facts import Environment, Facts
 from remote.records import EnvironmentPlan, Settings
-from remote.requirements.lines import requirements_hash
+from remote.requirements.lines import in_release, requirements_hash
 from remote.requirements.parsed import parse_requirements
 from remote.screen.text import one_line
 
@@ -37,7 +37,7 @@ def plan_environment(
     notes = _notes(facts, requirements_text)
     if kept is not None and not refresh:
         return EnvironmentPlan("keep", KEPT, kept.key, notes=tuple(notes))
-    asked = parse_requirements(requirements_text)
+    asked = parse_requirements(in_release(requirements_text, facts.root.path))
     if known.inspection is None:
         why = "looking at what the server's interpreters have"
         args = {"configured": settings.python, "detail": asked.names_with_extras}

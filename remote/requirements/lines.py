@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import quote
 
 from remote.agent.shared.text import redact
 from remote.errors import UsageError
@@ -38,6 +39,8 @@ UNNAMED = re.compile(
 _ARCHIVE = rf"/\S+(?:{'|'.join(map(re.escape, ARCHIVES))})(?=[#\s;]|\Z)"
 ON_THE_SERVER = re.compile(rf"(?:{NAME}[ \t]*(?:{_EXTRAS})?[ \t]*@[ \t]*file://)?{_ARCHIVE}", re.I)
 """An archive in a folder of the server's, which its users share."""
+IN_RELEASE = "file:///{release}/"
+"""Before what lies in the project, and so on the server in its release."""
 FROZEN = re.compile(r"\w\s*@\s*file:/")
 BUILT_BY_CONDA = re.compile(r"/(?:croot|feedstock_root|build_artifacts|conda-bld)/")
 ELSEWHERE = "set remote.requirements to your file, or to none"
@@ -137,6 +140,12 @@ def split_hashes(text: str) -> tuple[str, str]:
     found = re.findall(r"\s--hash[= ]\s*(\S+)", text)
     plain = re.sub(r"\s--hash[= ]\s*\S+", "", text).strip()
     return plain, "".join(f" --hash={one}" for one in found)
+
+
+def in_release(text: str, root: str) -> str:
+    """With the place where the project's own archives lie on the server, which pip is told."""
+    plain = re.sub(rf"(--find-links {re.escape(IN_RELEASE)}\S*)#\S+", r"\1", text)
+    return plain.replace(IN_RELEASE, f"file://{quote(f'{root}/current/')}")
 
 
 def without_hashes(text: str) -> str:

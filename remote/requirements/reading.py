@@ -3,21 +3,24 @@ with extras, uv.lock, or conda's environment.yml. All become lines as pip takes 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from remote.agent.shared.names import canonical
 from remote.agent.shared.text import redact
 from remote.errors import UsageError
 from remote.requirements.conda import read_environment, write_environment
 from remote.requirements.lines import (
+    ARCHIVES,
     CONDA,
     CONSTRAINED,
     ELSEWHERE,
+    IN_RELEASE,
     LOCAL,
     NAME,
     OURS,
@@ -53,6 +56,12 @@ LOCAL_PACKAGE = re.compile(
 BUILD_OPTIONS = re.compile(r"\s(?:--config-settings?|--global-option|-C)(?:\s*=\s*|\s+)\S+")
 REPOSITORY = re.compile(EDITABLE + r"[\"']?((?:git|hg|svn|bzr)\+[^\s\"']+)[\"']?")
 INCLUDE = re.compile(r"(-r|-c|--requirement|--constraint)(?:\s*=\s*|\s+|(?<=-[rc]))(\S.*)")
+ARCHIVE = re.compile(
+    rf"(?:file:)?(?P<path>[^\s;@:]+(?:{'|'.join(map(re.escape, ARCHIVES))}))"
+    r"(?P<extras>\[[^\[\]]*\])?(?P<rest>\s*;.*|\s+--hash.*)?",
+    re.I,
+)
+FIND_LINKS = re.compile(r"(?<!\S)(-f|--find-links)(?:\s*=\s*|\s+)(?!/|\S+://)(\S+)")
 NAMED = re.compile(rf"({NAME})\s*(\[[^\[\]]*\])?\s*(?![^\s<>=!~;@(])")
 
 
@@ -164,8 +173,39 @@ class Reader:
                     yield Line(one.where, with_markers(one.text, markers))
             elif include := INCLUDE.match(line.text):
                 yield from self.inner(line.where, self.include(include, folder, within))
+            elif own := self.archive(line.text, folder):
+                yield Line(line.where, own)
             else:
                 yield Line(line.where, REPOSITORY.sub(_named, line.text))
+
+    def archive(self, text: str, folder: Path) -> str | None:
+        """A line that names an archive of the project, or a folder with some, as it is in the
+        release; what it holds is part of what the requirements ask for."""
+        if pages := FIND_LINKS.search(text):
+            place = self.below(pages[2], folder)
+            if place is None or not place.is_dir():
+                return None
+            rows = sorted((one.name, one.stat().st_size) for one in place.iterdir())
+            digest = hashlib.sha256(repr(rows).encode()).hexdigest()
+            there = f"--find-links {self.in_release(place)}#{digest}"
+            return FIND_LINKS.sub(lambda _: there, text)
+        found = ARCHIVE.fullmatch(text)
+        place = self.below(found["path"], folder) if found else None
+        if found is None or place is None or not place.is_file():
+            return None
+        stem = place.name.split("-")[0] if place.suffix == ".whl" else place.name.rpartition("-")[0]
+        digest = hashlib.sha256(place.read_bytes()).hexdigest()
+        address = f"{self.in_release(place)}#sha256={digest}"
+        return f"{stem}{found['extras'] or ''} @ {address}{found['rest'] or ''}"
+
+    def below(self, name: str, folder: Path) -> Path | None:
+        """What is there of that name in the project; pip takes it from where it is run."""
+        places = [Path(os.path.normpath(one / name)) for one in (self.project, folder)]
+        there = (one for one in places if one.exists() and one.is_relative_to(self.project))
+        return next(there, None)
+
+    def in_release(self, place: Path) -> str:
+        return IN_RELEASE + quote(place.relative_to(self.project).as_posix())
 
     def inner(self, where: str, lines: Iterator[Line]) -> Iterator[Line]:
         try:

@@ -287,3 +287,23 @@ def test_what_cannot_be_is_one_line(scene: Scene) -> None:
         scene.lab("r.txt", {"r.txt": "-e ../elsewhere\n"}).task("deploy"), "outside the project"
     )
     refused(scene.lab("uv.lock", {"uv.lock": "version = 1\n[["}).task("deploy"), "no TOML")
+
+
+def test_archives_of_the_project(scene: Scene, wheels: Path) -> None:
+    """They lie in the release: pip on the server takes them from there."""
+    wheel = newest(wheels, "demo_pkg")
+    files: dict[str, str | bytes] = {
+        f"libs/{wheel.name}": wheel.read_bytes(),
+        "r.txt": f"./libs/{wheel.name}\n",
+    }
+    lab = scene.lab("r.txt", files, "demo_pkg")
+    assert "/env/" in scene.imports(lab)["demo_pkg"]
+    (lab.project / "a.py").write_text("another release\n")
+    assert "environment kept" in lab.task("deploy").out
+    (lab.project / "r.txt").write_text("--no-index --find-links ./libs\ndemo-pkg\n")
+    done = lab.task("deploy")
+    assert done.code == 0 and "environment kept" not in done.out, done
+    make_wheel(lab.project / "libs", "other", "1")
+    done = lab.task("deploy")
+    assert done.code == 0 and "environment kept" not in done.out, done
+    assert not [path for path in scene.index.asked if "demo" in path]
