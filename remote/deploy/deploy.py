@@ -7,6 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from remote.agent.shared.local_package import LocalPackage
 from remote.deploy import environment, proofs
 from remote.deploy.code import put_release
 from remote.deploy.needs import Known
@@ -22,7 +23,7 @@ from remote.project.own_trainer import no_trainer, require_whole_trainer
 from remote.project.slurm import build_options, node_options
 from remote.records import EnvironmentPlan, Release, Settings, Step
 from remote.release.release import SMALL_MANIFEST
-from remote.requirements import reading
+from remote.requirements import layout, reading
 from remote.screen.text import duration, one_line, size
 
 
@@ -34,8 +35,8 @@ class Deployed:
     facts: Facts
     environment: Environment
     steps: tuple[Step, ...] = ()
-    # Folders of the project's own packages, which each run imports from its own copy.
-    local: tuple[str, ...] = ()
+    # The project's own packages, which each run imports from its own copy.
+    local: tuple[LocalPackage, ...] = ()
 
     @property
     def root(self) -> str:
@@ -55,6 +56,7 @@ def deploy(session: Session, data: str | None = None, refresh: bool = False) -> 
     if session.project.has_own_trainer:
         sent = (entry.path for entry in release.entries)
         require_whole_trainer(session.project.directory, sent)
+    local = own_packages(session, requirements, release)
     facts = ask_facts(session, release, data)
     command = describe_command(session.project.settings.command)
     steps = [Step(False, command)] if command else []
@@ -64,7 +66,6 @@ def deploy(session: Session, data: str | None = None, refresh: bool = False) -> 
     made, step = prepare_environment(session, facts, requirements, refresh)
     session.display.step(step)
     session.remember_agent()
-    local = tuple(reading.local_packages(requirements))
     return Deployed(release, facts, made, (*steps, step), local)
 
 
@@ -78,6 +79,27 @@ def read_requirements(session: Session) -> str:
     if missing and settings.requirements == Settings.requirements:
         raise UsageError(missing)
     return reading.read_requirements(directory, settings.requirements)
+
+
+def own_packages(session: Session, requirements: str, release: Release) -> tuple[LocalPackage, ...]:
+    """The project's own packages, with what should be known of them said. Raises UsageError for one
+    that can't be imported there."""
+    directory, note = session.project.directory, session.display.note
+    found = layout.find_packages(directory, reading.local_packages(requirements))
+    for one in found:
+        if one.built:
+            note(
+                f"note: {one.shown}: its compiled part ({one.built}) is not built there: runs"
+                " import its Python code alone; remote.command can build it first"
+            )
+    lost = layout.unsent(directory, found, {entry.path for entry in release.entries})
+    if lost:
+        more = f" and {len(lost) - 3} more" if lost[3:] else ""
+        note(
+            f"warning: not sent, so that runs can't import it: {', '.join(lost[:3])}{more}; take it"
+            " out of .gitignore, or name it in remote.include"
+        )
+    return tuple(one.package for one in found)
 
 
 def ask_facts(session: Session, release: Release | None = None, data: str | None = None) -> Facts:

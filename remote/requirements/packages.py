@@ -163,14 +163,7 @@ def package_lines(about: Package, extras: Sequence[str]) -> Iterator[str]:
     yield from about.needs
     for extra in extras:
         yield from about.lines_of(extra)
-    where = ["."]
-    if is_file(about.folder, "pyproject.toml"):
-        with readable(about.file):
-            tool = table(read_toml(about.folder / "pyproject.toml"), "tool", "setuptools")
-            packages = tool.get("packages")
-            found = table(packages, "find") if isinstance(packages, dict) else {}
-            where = texts(found.get("where"), "packages.find.where") or where
-    yield from (f"{LOCAL} {PurePosixPath(about.place, part)}" for part in where)
+    yield f"{LOCAL} {about.place}"
 
 
 def _standard(folder: Path, place: str, file: str, data: Mapping[str, Any]) -> Package:

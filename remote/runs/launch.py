@@ -126,8 +126,8 @@ def place_of(launch: Launch, run: str, placement: Placement) -> Place:
 
 
 def code_of(deployed: Deployed) -> dict[str, Any]:
-    release = deployed.release
-    return {"release": release.tree, "origin": release.origin, "local": list(deployed.local)}
+    release, local = deployed.release, [one._asdict() for one in deployed.local]
+    return {"release": release.tree, "origin": release.origin, "local": local}
 
 
 def attempt_of(launch: Launch, placement: Placement) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -102,6 +103,51 @@ def test_a_package_below_it(scene: Scene, line: str) -> None:
     }
     found = scene.tried("requirements/r.txt", files, "demo_pkg", "x_pkg")
     assert Path(found["x_pkg"]).parts[-5:] == ("work", "libs", "x", "x_pkg", "__init__.py")
+
+
+def test_what_an_installation_would_have_added(scene: Scene) -> None:
+    """A program as the command, metadata and entry points, of modules in a folder of another
+    name; a second attempt and one with new code have what is theirs."""
+    about = (
+        '[project]\nname = "mine"\nversion = "1.5"\n[project.scripts]\nmytrain = "mine.cli:main"\n'
+        '[project.entry-points.models]\nSmall = "mine.cli:main"\n[tool.setuptools]\n'
+        'package-dir = {mine = "code"}\n'
+    )
+    main = (
+        "import sys, os\nfrom importlib.metadata import distribution\ndef main():\n"
+        "    known = distribution('mine')\n"
+        "    print('found', known.version, *sorted(x.name for x in known.entry_points),"
+        " sys.argv[1:])\n"
+        "    sys.exit(os.path.exists('wait'))\n"
+    )
+    files = {
+        "pyproject.toml": about,
+        "code/__init__.py": "",
+        "code/cli.py": main,
+        "wait": "",
+        "r.txt": "-e .\n",
+    }
+    settings = {"requirements": "r.txt", "command": "mytrain --lr 0.1"}
+    lab = Lab(scene.server, scene.directory, files=files, settings=settings)
+    assert lab.task("train", follow=True).code == 10
+    (lab.project / "pyproject.toml").write_text(about.replace("1.5", "1.6"))
+    assert lab.task("train", resume="latest", follow=True).code == 10
+    (lab.project / "wait").unlink()
+    changed = lab.task("train", resume="latest", follow=True, with_new_code=True)
+    assert changed.code == 0, changed
+    (run,) = (lab.root / "runs").glob("2*")
+    assert (run / "train.log").read_text().splitlines() == [
+        f"found {version} Small mytrain ['--lr', '0.1']" for version in ("1.5", "1.5", "1.6")
+    ]
+
+
+def test_a_package_that_git_ignores_is_told(scene: Scene) -> None:
+    files = {".gitignore": "libs/\n", "libs/x/setup.cfg": "", "libs/x/x/__init__.py": ""}
+    lab = scene.lab("r.txt", {**files, "r.txt": "-e libs/x\n"}, "x")
+    subprocess.run(["git", "init", "-q", lab.project], check=True)
+    refused(lab.task("deploy"), "libs/x is not sent", "remote.include")
+    lab.settings = {**lab.settings, "include": "libs/x"}
+    assert scene.imports(lab)["x"].endswith("work/libs/x/x/__init__.py")
 
 
 def test_a_strangers_package_of_the_same_name_is_not_asked_for(

@@ -4,21 +4,16 @@ its GPUs, what was before."""
 import json
 import os
 import re
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any, Dict, List, Optional
 
-from remote.agent.environments.python_places import lead_to
 from remote.agent.releases.releases import release_of
-from remote.agent.root.calls import Refusal
 from remote.agent.root.paths import layout_of, read_text
 from remote.agent.run_files.attempts import trainer_checkpoints
 from remote.agent.run_files.outputs import find_outputs
 from remote.agent.run_files.private import read_variables
+from remote.agent.training.own_packages import lay_out_packages
 from remote.agent.training.terminal import COLUMNS, LINES
 
-MODULES = ".modules"
-"""In the run's directory: what is to be found wherever a script lies, and whatever an interpreter
-is called."""
-PROGRESS = "run_progress.py"
 CHECKPOINTS = (".ckpt", ".pt", ".pth", ".safetensors")
 TRAINER_STATE = "/trainer_state.json"
 """Written last of such a folder."""
@@ -75,12 +70,13 @@ def python_variables(
 ) -> Dict[str, str]:
     """Its programs stand before those of `known`, and its modules too."""
     own, python = {}, str(asked.get("python") or "")
+    packages = lay_out_packages(directory, asked)
     if python:
         places = [os.path.dirname(python), *base_programs(python), known.get("PATH", os.defpath)]
-        own["PATH"] = os.pathsep.join([*_python_wrapper(directory, python), *places])
-    modules = module_places(directory, asked.get("local") or ())
-    if modules:
-        own["PYTHONPATH"] = os.pathsep.join([*modules, *filter(None, [known.get("PYTHONPATH")])])
+        own["PATH"] = os.pathsep.join([*packages.programs, *places])
+    if packages.modules:
+        before = filter(None, [known.get("PYTHONPATH")])
+        own["PYTHONPATH"] = os.pathsep.join([*packages.modules, *before])
     if asked.get("prefix"):
         own["VIRTUAL_ENV"] = str(asked["prefix"])
     return own
@@ -93,60 +89,6 @@ def base_programs(python: str) -> List[str]:
     lines = dict(re.findall(r"^\s*([\w-]+)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
     inherits = lines.get("include-system-site-packages", "").lower() == "true"
     return [lines["home"]] if inherits and lines.get("home") else []
-
-
-def _python_wrapper(directory: str, python: str) -> List[str]:
-    """A folder with a `python`, for those whose interpreter has another name."""
-    if os.path.exists(os.path.join(os.path.dirname(python), "python")):
-        return []
-    folder = os.path.join(directory, MODULES, "bin")
-    lead_to(python, folder, ("python",))
-    return [folder]
-
-
-def module_places(directory: str, local: Iterable[Any]) -> List[str]:
-    """The run's own copy of a package that the project would install, and the folder with the
-    progress file alone.
-
-    `local`: folders of more such packages below the project, as its requirements name them.
-    """
-    work = os.path.join(directory, "work")
-    places: List[str] = []
-    for folder in ["", *(str(name) for name in local)]:
-        base = os.path.normpath(os.path.join(work, folder))
-        if base != work and not base.startswith(work + os.sep):
-            raise Refusal("ProtocolError", f"not a folder inside the run: {folder!r:.80}")
-        installable = folder or any(
-            os.path.isfile(os.path.join(work, name))
-            for name in ("pyproject.toml", "setup.py", "setup.cfg")
-        )
-        source = os.path.join(base, "src")
-        found = (
-            source
-            if os.path.isdir(source) and _holds_modules(source)
-            else base
-            if installable
-            else ""
-        )
-        if found and found not in places:
-            places.append(found)
-    told, folder = os.path.join(work, PROGRESS), os.path.join(directory, MODULES)
-    if os.path.isfile(told):
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        link = os.path.join(folder, PROGRESS)
-        if not os.path.lexists(link):
-            os.symlink(told, link)
-        places.append(folder)
-    return places
-
-
-def _holds_modules(source: str) -> bool:
-    """Packages lie in it: `src/` is where they are imported from, and not a package itself."""
-    if os.path.exists(os.path.join(source, "__init__.py")):
-        return False
-    return any(
-        os.path.exists(os.path.join(source, name, "__init__.py")) for name in os.listdir(source)
-    )
 
 
 def newest_checkpoint(directory: str, asked: Dict[str, Any]) -> Optional[str]:

@@ -1,0 +1,129 @@
+"""The project's own packages in a run: imported from its own copy of the code, with what an
+installation would have added: metadata, entry points, programs."""
+
+import os
+import re
+import shlex
+import shutil
+from typing import Any, Dict, Iterable, List, NamedTuple, Sequence
+
+from remote.agent.environments.python_places import lead_to
+from remote.agent.root.paths import list_names, remove_file, write_link, write_whole
+from remote.agent.shared.local_package import LocalPackage, read_package
+
+MODULES = ".modules"
+"""In the run's directory: what is to be found wherever a script lies, and whatever an interpreter
+is called."""
+PROGRESS = "run_progress.py"
+INSTALLABLE = ("pyproject.toml", "setup.py", "setup.cfg")
+PROGRAM = """#!/bin/sh
+'''exec' {python} "$0" "$@"
+' '''
+import sys
+from {module} import {first}
+if __name__ == "__main__":
+    sys.exit({function}())
+"""
+"""A shell starts the run's python with it, whose path may be longer than a first line can be."""
+
+
+class Found(NamedTuple):
+    """Folders for PYTHONPATH and for PATH, in order."""
+
+    modules: List[str]
+    programs: List[str]
+
+
+def lay_out_packages(directory: str, asked: Dict[str, Any]) -> Found:
+    """Make `.modules`; what an earlier attempt needed, and this one does not, is removed. Hosts
+    that share the run's directory may do it at once. Raises ValueError for what is no package."""
+    work, folder = os.path.join(directory, "work"), os.path.join(directory, MODULES)
+    packages, python = packages_of(work, asked.get("local") or ()), str(asked.get("python") or "")
+    files: Dict[str, str] = {}
+    links: Dict[str, str] = {PROGRESS: PROGRESS} if os.path.isfile(f"{work}/{PROGRESS}") else {}
+    for package in packages:
+        links.update((name.replace(".", "/"), place) for name, place in package.links.items())
+        files.update(metadata_of(package))
+        if python:
+            files.update((f"bin/{name}", program(python, x)) for name, x in package.scripts.items())
+    has_name = not python or os.path.exists(os.path.join(os.path.dirname(python), "python"))
+    programs = [] if has_name else ["bin/python"]
+    remove_others(folder, [*files, *links, *programs])
+    for name, text in files.items():
+        write_whole(place_for(folder, name), text.encode("utf-8", "surrogateescape"), 0o700)
+    for name, target in links.items():
+        write_link(place_for(folder, name), inside(work, target))
+    for name in programs:
+        lead_to(python, os.path.dirname(place_for(folder, name)), ("python",))
+    places = [inside(work, place) for package in packages for place in package.places]
+    bins = os.path.join(folder, "bin")
+    return Found(
+        [*dict.fromkeys(places), *([folder] if files or links else [])],
+        [bins] if os.path.isdir(bins) else [],
+    )
+
+
+def packages_of(work: str, local: Iterable[Any]) -> List[LocalPackage]:
+    """As run.json names them. An older one names their folders alone, and not the project's."""
+    found = list(local)
+    if any(isinstance(one, dict) for one in found):
+        return [read_package(one) for one in found]
+    if any(os.path.isfile(os.path.join(work, name)) for name in INSTALLABLE):
+        found.insert(0, ".")
+    places = []
+    for one in map(str, found):
+        source = os.path.join(inside(work, one), "src")
+        is_package = os.path.exists(os.path.join(source, "__init__.py"))
+        places += [f"{one}/src"] if os.path.isdir(source) and not is_package else []
+        places.append(one)
+    return [LocalPackage(places, {}, {})]
+
+
+def metadata_of(package: LocalPackage) -> Dict[str, str]:
+    """The files of an installed package's dist-info: what importlib.metadata reads."""
+    if not package.name:
+        return {}
+    name = re.sub(r"[-_.]+", "_", package.name)
+    folder = f"{name}-{package.version.replace('-', '_')}.dist-info"
+    points = "".join(
+        f"[{group}]\n" + "".join(f"{name} = {what}\n" for name, what in points.items())
+        for group, points in package.entry_points.items()
+    )
+    about = f"Metadata-Version: 2.1\nName: {package.name}\nVersion: {package.version}\n"
+    return {f"{folder}/METADATA": about, f"{folder}/entry_points.txt": points}
+
+
+def program(python: str, target: str) -> str:
+    """`target`: module:function."""
+    module, _, function = target.partition(":")
+    first = function.split(".")[0]
+    return PROGRAM.format(python=shlex.quote(python), module=module, first=first, function=function)
+
+
+def place_for(folder: str, name: str) -> str:
+    place = inside(folder, name)
+    os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)
+    return place
+
+
+def inside(folder: str, name: str) -> str:
+    place = os.path.normpath(os.path.join(folder, name))
+    if place != folder and not place.startswith(folder + os.sep):
+        raise ValueError(f"not inside the run: {name!r:.80}")
+    return place
+
+
+def remove_others(folder: str, wanted: Sequence[str]) -> None:
+    """Another host may be writing: what is not finished is left alone."""
+    names = {name for name in wanted if "/" not in name}
+    folders = {name.partition("/")[0] for name in wanted if "/" in name}
+    for name in list_names(folder):
+        place = os.path.join(folder, name)
+        if not os.path.isdir(place) or os.path.islink(place):
+            if name not in names and not name.endswith(".tmp"):
+                remove_file(place)
+        elif name in folders:
+            inner = [one[len(name) + 1 :] for one in wanted if one.startswith(name + "/")]
+            remove_others(place, inner)
+        else:
+            shutil.rmtree(place, ignore_errors=True)
