@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from remote.agent.shared.local_package import LocalPackage
+from remote.agent.training import own_packages
 from remote.agent.training.own_packages import lay_out_packages
 from remote.errors import UsageError
 from remote.requirements.layout import Found, find_packages, unsent
@@ -287,7 +288,9 @@ def test_versions(tmp_path: Path, files: Mapping[str, str], version: str) -> Non
     assert read(tmp_path, tree).package.version == version
 
 
-def test_a_run_has_metadata_entry_points_and_programs(tmp_path: Path) -> None:
+def test_a_run_has_metadata_entry_points_and_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     about = (
         '[project]\nname = "My.mine"\nversion = "1.2"\n[project.scripts]\nmytrain = "mine:main"\n'
         '[project.gui-scripts]\nshow-it = "mine:Window.open"\n'
@@ -307,9 +310,13 @@ def test_a_run_has_metadata_entry_points_and_programs(tmp_path: Path) -> None:
         " subprocess.call(['show-it'])",
     )
     assert told.split() == ["1.2", "Window", "trained", "--lr", "0.1", "3", "opened"]
-    # The next attempt has the other code's.
+    # The next attempt needs no room; after that one has other code.
+    asked: dict[str, Any] = {"local": [package._asdict()], "python": sys.executable}
+    monkeypatch.setattr(own_packages, "write_whole", None)
+    lay_out_packages(str(tmp_path / "run"), asked)
+    monkeypatch.undo()
     folder = tmp_path / "run" / ".modules"
-    asked: dict[str, Any] = {"local": [package._replace(version="2", entry_points={})._asdict()]}
+    asked = {"local": [package._replace(version="2", entry_points={})._asdict()]}
     assert lay_out_packages(str(tmp_path / "run"), asked).programs == []
     assert [path.name for path in folder.iterdir()] == ["My_mine-2.dist-info"]
     (known,) = importlib.metadata.distributions(path=[str(folder)])

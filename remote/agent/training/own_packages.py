@@ -8,7 +8,7 @@ import shutil
 from typing import Any, Dict, Iterable, List, NamedTuple, Sequence
 
 from remote.agent.environments.python_places import lead_to
-from remote.agent.root.paths import list_names, remove_file, write_link, write_whole
+from remote.agent.root.paths import list_names, read_bytes, remove_file, write_link, write_whole
 from remote.agent.shared.local_package import LocalPackage, read_package
 
 MODULES = ".modules"
@@ -39,28 +39,33 @@ def lay_out_packages(directory: str, asked: Dict[str, Any]) -> Found:
     that share the run's directory may do it at once. Raises ValueError for what is no package."""
     work, folder = os.path.join(directory, "work"), os.path.join(directory, MODULES)
     packages, python = packages_of(work, asked.get("local") or ()), str(asked.get("python") or "")
-    files: Dict[str, str] = {}
-    links: Dict[str, str] = {PROGRESS: PROGRESS} if os.path.isfile(f"{work}/{PROGRESS}") else {}
-    for package in packages:
-        links.update((name.replace(".", "/"), place) for name, place in package.links.items())
-        files.update(metadata_of(package))
-        if python:
-            files.update((f"bin/{name}", program(python, x)) for name, x in package.scripts.items())
+    files = {name: text for one in packages for name, text in files_of(one, python).items()}
+    links = {name.replace(".", "/"): place for one in packages for name, place in one.links.items()}
+    if os.path.isfile(os.path.join(work, PROGRESS)):
+        links[PROGRESS] = PROGRESS
     has_name = not python or os.path.exists(os.path.join(os.path.dirname(python), "python"))
-    programs = [] if has_name else ["bin/python"]
-    remove_others(folder, [*files, *links, *programs])
+    remove_others(folder, [*files, *links, *([] if has_name else ["bin/python"])])
     for name, text in files.items():
-        write_whole(place_for(folder, name), text.encode("utf-8", "surrogateescape"), 0o700)
+        write_file(place_for(folder, name), text.encode("utf-8", "surrogateescape"))
     for name, target in links.items():
-        write_link(place_for(folder, name), inside(work, target))
-    for name in programs:
-        lead_to(python, os.path.dirname(place_for(folder, name)), ("python",))
+        lead(place_for(folder, name), inside(work, target))
+    programs = os.path.join(folder, "bin")
+    if not has_name:
+        lead_to(python, programs, ("python",))
     places = [inside(work, place) for package in packages for place in package.places]
-    bins = os.path.join(folder, "bin")
-    return Found(
-        [*dict.fromkeys(places), *([folder] if files or links else [])],
-        [bins] if os.path.isdir(bins) else [],
-    )
+    modules = [*dict.fromkeys(places), *([folder] if files or links else [])]
+    return Found(modules, [programs] if os.path.isdir(programs) else [])
+
+
+def write_file(place: str, data: bytes) -> None:
+    """A full disk is no reason not to start again."""
+    if read_bytes(place) != data:
+        write_whole(place, data, 0o700)
+
+
+def lead(place: str, target: str) -> None:
+    if not os.path.islink(place) or os.readlink(place) != target:
+        write_link(place, target)
 
 
 def packages_of(work: str, local: Iterable[Any]) -> List[LocalPackage]:
@@ -79,18 +84,20 @@ def packages_of(work: str, local: Iterable[Any]) -> List[LocalPackage]:
     return [LocalPackage(places, {}, {})]
 
 
-def metadata_of(package: LocalPackage) -> Dict[str, str]:
-    """The files of an installed package's dist-info: what importlib.metadata reads."""
-    if not package.name:
-        return {}
-    name = re.sub(r"[-_.]+", "_", package.name)
-    folder = f"{name}-{package.version.replace('-', '_')}.dist-info"
-    points = "".join(
-        f"[{group}]\n" + "".join(f"{name} = {what}\n" for name, what in points.items())
-        for group, points in package.entry_points.items()
-    )
-    about = f"Metadata-Version: 2.1\nName: {package.name}\nVersion: {package.version}\n"
-    return {f"{folder}/METADATA": about, f"{folder}/entry_points.txt": points}
+def files_of(package: LocalPackage, python: str) -> Dict[str, str]:
+    """Below `.modules`: programs, and of an installed package's dist-info what importlib.metadata
+    reads."""
+    scripts = package.scripts if python else {}
+    files = {f"bin/{name}": program(python, target) for name, target in scripts.items()}
+    if package.name:
+        name, version = re.sub(r"[-_.]+", "_", package.name), package.version.replace("-", "_")
+        about = f"Metadata-Version: 2.1\nName: {package.name}\nVersion: {package.version}\n"
+        files[f"{name}-{version}.dist-info/METADATA"] = about
+        files[f"{name}-{version}.dist-info/entry_points.txt"] = "".join(
+            f"[{group}]\n" + "".join(f"{name} = {what}\n" for name, what in points.items())
+            for group, points in package.entry_points.items()
+        )
+    return files
 
 
 def program(python: str, target: str) -> str:
