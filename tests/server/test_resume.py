@@ -30,7 +30,7 @@ echo "done at $n"
 
 @pytest.fixture
 def lab(server: LoopbackServer, tmp_path: Path) -> Lab:
-    return Lab(server, tmp_path, files={"train.sh": SCRIPT, "odd 'name\n": "1"})
+    return Lab(server, tmp_path, files={"train.sh": SCRIPT, "odd 'name\n": "1", "a/b": ""})
 
 
 def run_of(lab: Lab) -> Path:
@@ -127,6 +127,10 @@ def test_a_run_that_the_server_has_lost_goes_on_elsewhere(
     there, lab.server = lab.server, make_server()
     done = resumed(lab)
     assert "sending what was fetched of it" in done.err and "attempt 2 started" in done.out
+    releases = lab.root / "releases"
+    assert [json.loads((run_of(lab) / "run.json").read_text())["release"]] == [
+        path.name for path in releases.iterdir() if path.is_dir() and path.name[0] != "."
+    ]
     row = only_row(lab)
     assert (row["run"], row["state"]) == (before["run"], "finished") and row["created"] > before[
         "created"

@@ -105,6 +105,7 @@ def run_import(call: Call, moving: Moving) -> Dict[str, Any]:
 def lay_out(layout: Layout, moving: Moving, entries: List[Entry]) -> None:
     """Its code as a release, and the rest, which has arrived, as the run."""
     code = [(entry[0][len(SOURCE) :], *entry[1:]) for entry in entries if is_code(entry)]
+    code.sort(key=lambda entry: entry[0].encode("utf-8", "surrogateescape"))  # as releases are
     rest = [entry for entry in entries if not is_code(entry) and entry[0] not in OWN]
     release = tree_hash(code)
     if not os.path.isdir(layout.release(release)):
