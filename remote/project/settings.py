@@ -126,6 +126,11 @@ def _problems(settings: Settings, project: str) -> list[str]:
         )
     if not settings.root.strip() or re.search(r"[\x00-\x1f\x7f]", settings.root):
         errors.append("remote.root must be a path")
+    # It stands in PATH and PYTHONPATH, which colons divide.
+    if ":" in project:
+        errors.append(f"the project's name {project!r:.120} holds a colon; set remote.project")
+    elif ":" in settings.root:
+        errors.append(f"remote.root must be a path without a colon, not {settings.root!r:.120}")
     if not 0 < settings.timeout_s <= 3600:
         errors.append("remote.timeout_s must be between 0 and 3600 seconds")
     if not 0 <= settings.stay_s <= 86400:

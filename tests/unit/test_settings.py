@@ -45,10 +45,15 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
     assert "\n" not in text
 
 
-@pytest.mark.parametrize("project", ["a/b", "..", "a\nb", "x" * 101, "\x1b[31m"])
+@pytest.mark.parametrize("project", ["a/b", "..", "a\nb", "x" * 101, "\x1b[31m", "a:b"])
 def test_a_project_that_is_no_directory_name_is_refused(tmp_path: Path, project: str) -> None:
     with pytest.raises(UsageError):
         parse_settings({"project": project}, tmp_path)
+
+
+def test_a_root_with_a_colon_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="root must be a path without a colon"):
+        parse_settings({"root": "~/a:b/{project}"}, tmp_path)
 
 
 def test_numbers_from_the_environment_are_text(tmp_path: Path) -> None:
