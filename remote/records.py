@@ -168,6 +168,11 @@ class Asked(Lenient):
     gpus: tuple[str, ...] | None = None
     gpu_names: tuple[str, ...] = ()
     release: str = ""
+    # The project's own packages, as the server takes them.
+    local: tuple[Any, ...] = ()
+    environment_key: str = ""
+    # Of what the environment was made for.
+    requirements_hash: str = ""
     finish: Finish = "exit"
     argv: tuple[str, ...] = ()
     # The sweep that it belongs to, and its values there.

@@ -21,7 +21,7 @@ from remote.link.session import Session
 from remote.project.command import describe_command
 from remote.project.own_trainer import no_trainer, require_whole_trainer
 from remote.project.slurm import build_options, node_options
-from remote.records import EnvironmentPlan, Release, Settings, Step
+from remote.records import Asked, EnvironmentPlan, Release, Settings, Step
 from remote.release.release import SMALL_MANIFEST
 from remote.requirements import layout, reading
 from remote.screen.text import duration, one_line, size
@@ -47,9 +47,12 @@ class Deployed:
         return any(step.changed for step in self.steps)
 
 
-def deploy(session: Session, data: str | None = None, refresh: bool = False) -> Deployed:
+def deploy(
+    session: Session, data: str | None = None, refresh: bool = False, before: Asked | None = None
+) -> Deployed:
     """Update the server to this project's state. `data`: also look for this path there.
-    `refresh`: the environment is made anew, with what branches and ranges stand for today."""
+    `refresh`: the environment is made anew, with what branches and ranges stand for today.
+    `before`: of a run that goes on in the environment that it has had, where that still holds."""
     requirements = read_requirements(session)
     session.open()  # the login waits for the network, while files are listed and hashed
     release = session.project.build_release()
@@ -63,7 +66,9 @@ def deploy(session: Session, data: str | None = None, refresh: bool = False) -> 
     steps.append(put_release(session, facts, release))
     for known in steps:
         session.display.step(known)
-    made, step = prepare_environment(session, facts, requirements, refresh)
+    plan = choose_as_before(session, facts, requirements, before) if before else None
+    plan = plan or choose_environment(session, facts, requirements, refresh)
+    made, step = prepare_environment(session, facts, plan)
     session.display.step(step)
     session.remember_agent()
     return Deployed(release, facts, made, (*steps, step), local)
@@ -127,11 +132,10 @@ def on_a_node(session: Session) -> dict[str, Any]:
 
 
 def prepare_environment(
-    session: Session, facts: Facts, requirements: str, refresh: bool = False
+    session: Session, facts: Facts, plan: EnvironmentPlan
 ) -> tuple[Environment, Step]:
     """Keep, reuse or build the environment, and prove it on the GPU unless the proof still
     holds."""
-    plan = choose_environment(session, facts, requirements, refresh)
     for note in plan.notes:
         session.display.note(f"note: {note}")
     if plan.kind == "keep":
@@ -150,6 +154,16 @@ def prepare_environment(
     proof = proofs.proof_of(found, facts) if reason is None else prove(session, found.key, reason)
     ready = Ready(found, proof, made=made, proved=reason is not None)
     return found, Step(made or ready.proved, proofs.describe_environment(plan, ready))
+
+
+def choose_as_before(
+    session: Session, facts: Facts, requirements: str, before: Asked
+) -> EnvironmentPlan | None:
+    settings = session.project.settings
+    plan, note = environment.plan_before(facts, settings, requirements, before)
+    if note:
+        session.display.note(f"note: {note}")
+    return plan
 
 
 def choose_environment(

@@ -14,7 +14,7 @@ from remote.deploy.torch_builds import torch_problem
 from remote.errors import EnvironmentFailed
 from remote.link.answers import Resolution
 from remote.link.facts import Environment, Facts
-from remote.records import EnvironmentPlan, Settings
+from remote.records import Asked, EnvironmentPlan, Settings
 from remote.requirements.lines import in_release, requirements_hash
 from remote.requirements.parsed import parse_requirements
 from remote.screen.text import one_line
@@ -62,6 +62,32 @@ def _notes(facts: Facts, text: str) -> list[str]:
     notes = [f"PYTHONPATH is set there: runs import from {path} first"] if path else []
     names = dict.fromkeys(re.findall(r"\$\{([A-Z0-9_]+)\}", text))
     return notes + [f"${{{name}}} is not set here: pip takes the server's" for name in names]
+
+
+def plan_before(
+    facts: Facts, settings: Settings, text: str, asked: Asked
+) -> tuple[EnvironmentPlan | None, str]:
+    """For a run that goes on: the environment that it has had, or None where it is to have today's;
+    and what is to be said of that, empty where both are the same. `text`: today's requirements."""
+    digest, key = requirements_hash(text), asked.environment_key
+    own = next((one for one in facts.environments if one.ready and one.key == key), None)
+    today, _ = find_kept(facts, settings, digest)
+    if not key or (today is not None and today.key == key):
+        return None, ""
+    if own is None:
+        problem: str | None = "its environment is not there"
+    elif not own.valid:
+        problem = own.changed or "it changed"
+    elif own.wanted != {"python": settings.python, "torch": settings.torch}:
+        problem = "remote.python or remote.torch has changed"
+    else:
+        problem = torch_problem(own.torch, settings.torch, facts.gpus) if own.needs_torch else None
+    if problem is not None:
+        same = asked.requirements_hash == digest
+        return None, "" if same else f"it goes on with today's packages, not its own: {problem}"
+    why = "it goes on with its own packages; --with-new-code would take today's"
+    plan = EnvironmentPlan("keep", "environment kept: the run's own", key)
+    return replace(plan, notes=tuple(_notes(facts, text))), why
 
 
 def find_kept(

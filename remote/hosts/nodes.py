@@ -101,6 +101,10 @@ def resume_on_hosts(
         first.together = together
         return first, watch(first, plan.run, following, tail=LAST_LINES)
     deployed = deploy_on(sessions, plan.request.data)
+    had, now = plan.asked.requirements_hash, deployed[0].environment.requirements_hash
+    if not with_new_code and had not in ("", now):
+        problem = "the hosts must have the same"
+        first.display.note(f"note: it goes on with today's packages, not its own: {problem}")
     launches = prepare_launches(sessions, plan.request, deployed)
     if plan.here:
         send_run(first, plan.here)
@@ -109,7 +113,8 @@ def resume_on_hosts(
         changes = changes_for(launch, plan, placement, with_new_code)
         if launch.session is first:
             return changes
-        code = {} if with_new_code else {"release": plan.asked.release}
+        own = {"release": plan.asked.release, "local": list(plan.asked.local)}
+        code = {} if with_new_code else own
         return {**asked_for(launch, plan.run, placement), **changes, **code}
 
     def ask(asked: dict[str, Any]) -> Resumed:

@@ -44,7 +44,7 @@ class TrainOptions(RunOptions):
     follow: bool = False
     no_follow: bool = False
     env: Sequence[str] = ()
-    # A resumed run takes today's code in place of its own copy.
+    # A resumed run takes today's code and packages in place of its own.
     with_new_code: bool = False
     # Go into its terminal at once.
     interactive: bool = False

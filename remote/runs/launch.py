@@ -141,6 +141,7 @@ def attempt_of(launch: Launch, placement: Placement) -> dict[str, Any]:
         "arguments": list(request.arguments or ()),
         "env": sorted(request.env),
         "environment_key": made.key,
+        "requirements_hash": made.requirements_hash,
         "python": made.python,
         "prefix": made.prefix,
         "who": who_am_i(),

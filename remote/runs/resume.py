@@ -60,7 +60,8 @@ def resume_one(session: Session, run: str, options: TrainOptions) -> Run:
     request, following = plan.request, options.follows(session.display)
     if plan.kept and plan.kept.goes_on:
         return watch(session, plan.run, following, tail=LAST_LINES)
-    deployed = deploy(session, data=request.data)
+    before = None if options.with_new_code else plan.asked
+    deployed = deploy(session, data=request.data, before=before)
     show_steps(session, deployed, only_changes=True)
     launch = prepare_launch(session, request, deployed)
     if plan.here:
@@ -135,8 +136,8 @@ def tell_resumed(launch: Launch, plan: Resumption, answer: Resumed, with_new_cod
 def changes_for(
     launch: Launch, plan: Resumption, placement: Placement, with_new_code: bool
 ) -> dict[str, Any]:
-    """What run.json says of the next attempt: the run's own command, its own code or today's, on
-    today's environment and GPUs."""
+    """What run.json says of the next attempt: the run's own command, its own code or today's, in
+    the environment that was chosen, on today's GPUs."""
     request, project = launch.request, launch.session.project
     command = plan.asked.command or project.settings.command
     argv = plan_argv(project, command, request, place_of(launch, plan.run, placement), GO_ON)

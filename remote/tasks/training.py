@@ -57,7 +57,7 @@ if TYPE_CHECKING:
             "a variable for the run, kept as a secret: NAME takes its value here, @FILE a file"
             " such as @.env; may be given several times"
         ),
-        "with-new-code": "with --resume: today's code in place of the run's own copy",
+        "with-new-code": "with --resume: today's code and packages in place of its own",
         "interactive": "go into the run's terminal at once, to answer what it asks (needs tmux)",
         "follow": (
             "stay and show the training (default on a terminal); the training goes on without you"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -278,6 +279,35 @@ def test_a_new_dependency_is_a_new_environment_and_a_line_of_code_is_not(scene: 
         for path in (lab.root / "env").glob("*/env.json")
     ]
     assert len(set(keys)) == 2
+
+
+def test_a_run_goes_on_with_the_packages_that_it_has_had(scene: Scene) -> None:
+    """Unless they are gone, or today's are asked for, which is said."""
+    script = (
+        "from importlib.metadata import version\nimport sys\nprint('has', version('demo-pkg'))\n"
+        "sys.exit(3)\n"
+    )
+    settings = {"requirements": "r.txt", "command": "python train.py"}
+    files = {"r.txt": "demo-pkg==1.0\n", "train.py": script}
+    lab = Lab(scene.server, scene.directory, files=files, settings=settings)
+    lab.task("train", follow=True)
+    same = lab.task("train", resume="latest", follow=True)
+    (lab.project / "r.txt").write_text("demo-pkg==1.1\n")
+    own = lab.task("train", resume="latest", follow=True)
+    (old,) = (lab.root / "env").glob("*/")
+    new = lab.task("train", resume="latest", follow=True, with_new_code=True)
+    kept = lab.task("train", resume="latest", follow=True)
+    (run,) = (lab.root / "runs").glob("2*")
+    log = (run / "train.log").read_text().split()[1::2]
+    assert log == ["1.0", "1.0", "1.0", "1.1", "1.1"], log
+    for done in (same, new, kept):
+        assert "packages;" not in done.err and "today's packages" not in done.err, done
+    assert "its own packages; --with-new-code would take today's" in own.err
+    (lab.project / "r.txt").write_text("demo-pkg\n")
+    for environment in {*(lab.root / "env").glob("*/")} - {old}:
+        shutil.rmtree(environment)
+    gone = lab.task("train", resume="latest", follow=True)
+    assert "it goes on with today's packages, not its own: its environment is not there" in gone.err
 
 
 CONDA = "name: x\ndependencies:\n  - python=3.11\n  - demo-pkg=1.1\n  - pip:\n    - -e .\n"

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
-from remote.deploy.environment import KEPT
+from remote.deploy.environment import KEPT, plan_before
 from remote.errors import EnvironmentFailed
-from remote.records import Settings
+from remote.link.answer import read_answer
+from remote.link.facts import Facts
+from remote.records import Asked, Settings
+from remote.requirements.lines import requirements_hash
 from tests.support.interpreters import (
     CPU_TORCH,
     MINE,
@@ -61,6 +64,46 @@ def test_why_the_last_one_is_not_kept_is_said() -> None:
         "the environment of before is not used: /usr/bin/python3 was replaced"
         in plan(image(), environments=[spoilt]).notes
     )
+
+
+def told(**more: Any) -> Facts:
+    return read_answer(Facts, {"root": {"path": "/r"}, **make_facts(inspected=False, **more)})
+
+
+HAD = Asked(environment_key="1" * 16, requirements_hash=requirements_hash("old"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"ready": False}, "its environment is not there"),
+        ({"key": "2" * 16}, "its environment is not there"),
+        ({"valid": False, "changed": "/usr/bin/python3 was replaced"}, "python3 was replaced"),
+        ({"wanted": {"python": "/other", "torch": "auto"}}, "remote.python or remote.torch"),
+        ({"torch": CPU_TORCH}, "is a CPU build"),
+    ],
+)
+def test_a_run_that_goes_on_has_its_own_packages_or_it_is_said_why_not(
+    change: dict[str, Any], said: str
+) -> None:
+    own = {"key": "1" * 16, "requirements_hash": requirements_hash("old")}
+    facts = told(environments=[record(), record(**own)], gpu=gpu_facts())
+    found, note = plan_before(facts, PLAIN, TEXT, HAD)
+    assert found and (found.kind, found.key) == ("keep", "1" * 16)
+    assert note == "it goes on with its own packages; --with-new-code would take today's"
+    facts = told(environments=[record(**{**own, **change})], gpu=gpu_facts())
+    found, note = plan_before(facts, PLAIN, TEXT, HAD)
+    assert found is None and note.startswith("it goes on with today's packages") and said in note
+
+
+def test_nothing_is_said_of_packages_that_are_the_same_today() -> None:
+    facts = told(environments=[record()], gpu=gpu_facts())
+    for asked in (
+        Asked(environment_key="0" * 16),
+        Asked(environment_key="1" * 16, requirements_hash=requirements_hash(TEXT)),
+        Asked(),
+    ):
+        assert plan_before(facts, PLAIN, TEXT, asked) == (None, "")
 
 
 def test_a_gpu_that_hides_does_not_make_a_kept_environment_unfit() -> None:
