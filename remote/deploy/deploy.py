@@ -18,7 +18,7 @@ from remote.link.events import StepEvent, heard
 from remote.link.facts import Environment, Facts, Proof
 from remote.link.link import OnEvent
 from remote.link.session import Session
-from remote.project.command import describe_command
+from remote.project.command import describe_command, missing_script
 from remote.project.own_trainer import no_trainer, require_whole_trainer
 from remote.project.slurm import build_options, node_options
 from remote.records import Asked, EnvironmentPlan, Release, Settings, Step
@@ -61,7 +61,11 @@ def deploy(
         require_whole_trainer(session.project.directory, sent)
     local = own_packages(session, requirements, release)
     facts = ask_facts(session, release, data)
-    command = describe_command(session.project.settings.command)
+    line = session.project.settings.command
+    if script := missing_script(line, session.project.directory):
+        note = f"warning: remote.command names {script}, which is not here"
+        session.display.note(note)
+    command = describe_command(line)
     steps = [Step(False, command)] if command else []
     steps.append(put_release(session, facts, release))
     for known in steps:

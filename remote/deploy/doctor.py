@@ -24,6 +24,7 @@ from remote.errors import GpuUnfit, RemoteError, ServerUnfit, UsageError
 from remote.link.answers import Reach, Runs
 from remote.link.facts import Facts, Root
 from remote.link.session import Project, Session
+from remote.project.command import missing_script
 from remote.project.own_trainer import ARCHIVE, load_data_modules
 from remote.project.results import room_at
 from remote.release.code_files import FETCHED_RUNS
@@ -131,6 +132,9 @@ def programs_checks(login: str) -> Iterator[Check]:
 def project_checks(project: Project) -> Iterator[Check]:
     settings = project.settings
     yield fine("settings", f"project {settings.project}, on the server in {settings.root}")
+    if script := missing_script(settings.command, project.directory):
+        text = f"remote.command names {script}, which is not here"
+        yield problem("command", text, "mend fabric.yaml", UsageError)
     name = settings.requirements
     if name not in ("", "none") and not (project.directory / name).exists():
         text = f"remote.requirements names {name}, which is not here"

@@ -77,6 +77,15 @@ def plan_words(line: str, arguments: Sequence[str], python: str) -> list[str]:
     return ["bash", "-e", "-o", "pipefail", "-c", "\n".join([TELL_STEP, *lines])]
 
 
+def missing_script(line: str, project: Path) -> str | None:
+    """The script that plain words start, where it is not in the project; None for what can't be
+    told."""
+    words = [] if shell_signs(line) else shlex.split(line)
+    found = (word for word in words if word.endswith(SCRIPTS) and word[0] not in "-/")
+    script = "" if {"-m", "-c"} & {*words} else next(found, "")
+    return script if script and not (project / script).exists() else None
+
+
 def describe_command(line: str) -> str | None:
     """That it is run by a shell, and why; None where it is not."""
     signs = shell_signs(line)

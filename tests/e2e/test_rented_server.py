@@ -258,14 +258,21 @@ def test_the_doctor_tells_what_is_well_and_what_is_not(
         settings=OWN,
         parts=("fabfile.py", "remote"),
     )
-    alone = subprocess.run(
-        [*FAB, "doctor"],
-        cwd=project,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        stdin=subprocess.DEVNULL,
-    )
+
+    def doctor(**variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*FAB, "doctor"],
+            cwd=project,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **variables},
+        )
+
+    wrong = doctor(FABRIC_REMOTE_COMMAND="python your_script.py")
+    assert wrong.returncode == 2 and "names your_script.py, which is not here" in wrong.stdout
+    alone = doctor()
     assert (
         alone.returncode == 0
         and alone.stdout.startswith("this computer:\n  ok       python ")
@@ -295,8 +302,8 @@ def test_the_doctor_tells_what_is_well_and_what_is_not(
     make_tree(
         server.home / "projects" / "p", {"project.json": '{"project": "other", "identity": null}'}
     )
-    wrong = fab(project, server, "doctor", code=7).stdout
-    assert "problem  root " in wrong and "belongs to the project 'other'" in wrong
+    other = fab(project, server, "doctor", code=7).stdout
+    assert "problem  root " in other and "belongs to the project 'other'" in other
     down = tmp_path / "down"
     down.write_text("Host loopback\n  HostName 127.0.0.1\n  Port 1\n")
     server.ssh_config.write_text(down.read_text())

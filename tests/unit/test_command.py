@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from remote.errors import AuthenticationFailed, ConnectionLost, GpuUnfit, RemoteError, UsageError
 from remote.link.session import Project
-from remote.project.command import describe_command, label_of, plan_words, shell_signs
+from remote.project.command import (
+    describe_command,
+    label_of,
+    missing_script,
+    plan_words,
+    shell_signs,
+)
 from remote.project.options import TrainOptions
 from remote.project.own_trainer import runs_own_trainer
 from remote.project.settings import parse_settings
@@ -84,6 +90,24 @@ def test_what_fails_in_a_shell_fails(line: str, code: int) -> None:
 def test_arguments_arrive_as_they_were_typed(arguments: list[str]) -> None:
     words = plan_words("true;", arguments, "python")
     assert shlex.split(words[-1].partition("\n")[2])[1:] == arguments
+
+
+@pytest.mark.parametrize(
+    ("line", "missing"),
+    [
+        ("python your_script.py", "your_script.py"),
+        ("torchrun --nproc-per-node 2 scripts/no.py --config conf/x.py", "scripts/no.py"),
+        ("look.ipynb", "look.ipynb"),
+        ("python -u ./train.py other.py", None),
+        ("python -m trainer.train no.py", None),
+        ("cd scripts && python no.py", None),
+        ("python /opt/shared/train.py", None),
+        ("mytrain --lr 0.1", None),
+    ],
+)
+def test_a_script_that_is_not_here_is_known(tmp_path: Path, line: str, missing: str | None) -> None:
+    (tmp_path / "train.py").touch()
+    assert missing_script(line, tmp_path) == missing
 
 
 def test_an_open_quote_is_a_wrong_setting(tmp_path: Path) -> None:
