@@ -180,7 +180,7 @@ def setuptools_places(settings: Settings) -> Pairs:
 def hatch_places(settings: Settings, build: Mapping[str, Any]) -> Pairs:
     yield from ((PurePosixPath(path).name, path) for path in texts(build.get("packages")))
     sources = build.get("sources")
-    yield from (("", place) for place in texts(sources))
+    yield from (("", place) for place in [*texts(sources), *texts(build.get("dev-mode-dirs"))])
     for path, name in (table(sources) | table(build.get("force-include"))).items():
         if isinstance(name, str) and (settings.folder / path).is_dir():
             yield name.strip("/").replace("/", "."), path

@@ -201,10 +201,13 @@ def test_all_start_again_from_the_first_ones_checkpoint(group: Group) -> None:
 
 
 def test_a_resumed_one_gives_hosts_that_lack_it_the_checkpoint(group: Group) -> None:
+    about = '[project]\nname = "mine"\nversion = "1"\n'
+    (group.project / "pyproject.toml").write_text(about)
     assert group.train(GOES_ON).code == 10
     group.ended()
     run = group.both()[0]["run"]
     shutil.rmtree(group.run_dirs()[1])
+    (group.project / "pyproject.toml").write_text(about.replace("1", "2"))
     done = group.on("ab", "train", resume="latest", follow=True)
     assert done.code == 0 and f"run {run}: attempt 2" in done.out, (
         done.out,
@@ -213,6 +216,8 @@ def test_a_resumed_one_gives_hosts_that_lack_it_the_checkpoint(group: Group) -> 
     )
     assert [row["state"] for row in group.both(run)] == ["finished"] * 2
     assert "0 goes on from step-7" in group.log(0) and "done" in group.log(1)
+    asked = [json.loads((place / "run.json").read_text()) for place in group.run_dirs()]
+    assert [one["local"][0]["version"] for one in asked] == ["1", "1"], "its own code's"
 
 
 def test_hosts_may_share_their_disk(make_server: MakeServer, tmp_path: Path) -> None:

@@ -121,6 +121,12 @@ def read(tmp_path: Path, files: Mapping[str, str], folder: str = ".") -> Found:
             {},
         ),
         (
+            {"pyproject.toml": MINE + '[tool.hatch.build]\ndev-mode-dirs = ["lib"]\n'},
+            "lib/mine/__init__.py",
+            ["lib"],
+            {},
+        ),
+        (
             {"pyproject.toml": MINE + HATCH + 'sources = {"code" = "ns/mine"}\n'},
             "code/__init__.py",
             [],
