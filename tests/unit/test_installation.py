@@ -135,6 +135,15 @@ FAILURES = [
         "not a requirement: 'x @ a b'",
     ),
     (
+        "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE. If you have\n"
+        "    demo-pkg==1.0 from http://h/x.whl:\n        Expected sha256 00\n",
+        "demo-pkg==1.0 is not the file whose hash the requirements have",
+    ),
+    (
+        "  × Failed to download `demo-pkg==1.0`\n  ╰─▶ Hash mismatch for `demo-pkg==1.0`\n",
+        "demo-pkg==1.0 is not the file whose hash the requirements have",
+    ),
+    (
         "  error: pathspec 'nope' did not match any file(s) known to git\n"
         "  error: subprocess-exited-with-error\n"
         "  × git checkout -q nope did not run successfully.\n",

@@ -90,6 +90,7 @@ def classify(text: str, place: Place) -> Failure:
     for look in (
         _disk_full,
         _killed,
+        _wrong_hash,
         _too_old,
         _git,
         _unreachable,
@@ -184,6 +185,16 @@ def _killed(text: str, place: Place) -> Optional[Failure]:
     return Failure(
         "the installer was killed (SIGKILL), mostly for lack of memory",
         "deploy again when memory is free",
+    )
+
+
+def _wrong_hash(text: str, place: Place) -> Optional[Failure]:
+    found = re.search(r"DO NOT MATCH THE HASHES.*\n\s+([^\s@]+)|Hash mismatch for `([^`]+)`", text)
+    if not found:
+        return None
+    return Failure(
+        f"{found[1] or found[2]} is not the file whose hash the requirements have",
+        "correct its hash, or find out who has changed that file",
     )
 
 
