@@ -101,7 +101,10 @@ def own_packages(session: Session, requirements: str, release: Release) -> tuple
                 f"note: {one.shown}: its compiled part ({one.built}) is not built there: runs"
                 " import its Python code alone; remote.command can build it first"
             )
-    lost = layout.unsent(directory, found, {entry.path for entry in release.entries})
+    sent = {entry.path for entry in release.entries}
+    for place in reading.named_archives(requirements):
+        layout.require_sent(place, sent)
+    lost = layout.unsent(directory, found, sent)
     if lost:
         more = f" and {len(lost) - 3} more" if lost[3:] else ""
         note(

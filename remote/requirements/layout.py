@@ -61,10 +61,17 @@ def unsent(project: Path, found: Sequence[Found], sent: Collection[str]) -> list
             # What lies beside pyproject.toml is a script rather than a module.
             inner = [path for path in modules if place != one.folder or "/" in path[len(prefix) :]]
             missing |= dict.fromkeys(path for path in inner if path not in sent)
-            if modules and not any(path.startswith(prefix) for path in sent):
-                problem = f"{place} is not sent: a .gitignore or .git/info/exclude leaves it out"
-                raise wrong(problem, "take it out there, or name it in remote.include")
+            if modules:
+                require_sent(place, sent)
     return list(missing)
+
+
+def require_sent(place: str, sent: Collection[str]) -> None:
+    """Raises UsageError where nothing of a file or a folder is sent."""
+    prefix = "" if place == "." else f"{place}/"
+    if place not in sent and not any(path.startswith(prefix) for path in sent):
+        problem = f"{place} is not sent: a .gitignore or .git/info/exclude leaves it out"
+        raise wrong(problem, "take it out there, or name it in remote.include")
 
 
 def modules_in(folder: Path, within: str = "") -> Iterator[str]:

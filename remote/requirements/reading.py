@@ -85,6 +85,11 @@ def local_packages(text: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def named_archives(text: str) -> list[str]:
+    """The project's own archives, and folders with some, in the text of requirements."""
+    return [unquote(place) for place in re.findall(re.escape(IN_RELEASE) + r"([^\s#]+)", text)]
+
+
 @dataclass
 class Reader:
     """`problems` and `remedies` are those of included files and packages; what is wrong with a line

@@ -204,7 +204,7 @@ def test_an_address_without_a_name(scene: Scene, wheels: Path) -> None:
     assert lab.task("deploy").code == 0
     (lab.project / "r.txt").write_text(f"{address} --hash=sha256:{64 * '0'}\n")
     done = lab.task("deploy")
-    assert done.code == 8 and "HASHES" in done.err, done
+    assert done.code == 8 and "is not the file whose hash" in done.err, done
 
 
 @pytest.mark.parametrize(
@@ -383,3 +383,7 @@ def test_archives_of_the_project(scene: Scene, wheels: Path) -> None:
     done = lab.task("deploy")
     assert done.code == 0 and "environment kept" not in done.out, done
     assert not [path for path in scene.index.asked if "demo" in path]
+    subprocess.run(["git", "init", "-q", str(lab.project)], check=True)
+    (lab.project / ".gitignore").write_text("libs/\n")
+    refused = lab.task("deploy")
+    assert refused.code == 2 and "libs is not sent" in refused.error_lines[0], refused

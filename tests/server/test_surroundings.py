@@ -207,7 +207,7 @@ class TestRoots:
         lab = Lab(
             server,
             tmp_path,
-            files={"big": os.urandom(3 << 20)},
+            files={"big": os.urandom(3 << 20), "train.sh": "true\n"},
             settings={"root": str(small_disk / "p")},
         )
         fill(small_disk)
@@ -229,7 +229,7 @@ class TestRoots:
         lab = Lab(
             server,
             tmp_path,
-            files={"big": os.urandom(3 << 20)},
+            files={"big": os.urandom(3 << 20), "train.sh": "true\n"},
             settings={"root": str(small_disk / "p")},
         )
         with Relay(server.host, server.port, bytes_per_s=2_000_000) as relay:
