@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from remote.agent.shared.local_package import LocalPackage
+from remote.agent.shared.local_package import INSTALLABLE, LocalPackage
 from remote.deploy import environment, proofs
 from remote.deploy.code import put_release
 from remote.deploy.needs import Known
@@ -23,7 +23,7 @@ from remote.project.own_trainer import no_trainer, require_whole_trainer
 from remote.project.slurm import build_options, node_options
 from remote.records import Asked, EnvironmentPlan, Release, Settings, Step
 from remote.release.release import SMALL_MANIFEST
-from remote.requirements import layout, reading
+from remote.requirements.lines import local_packages, named_archives
 from remote.screen.text import duration, one_line, size
 
 
@@ -87,14 +87,21 @@ def read_requirements(session: Session) -> str:
     missing = no_trainer(settings.command, directory)
     if missing and settings.requirements == Settings.requirements:
         raise UsageError(missing)
-    return reading.read_requirements(directory, settings.requirements)
+    from remote.requirements.reading import read_requirements as read
+
+    return read(directory, settings.requirements)
 
 
 def own_packages(session: Session, requirements: str, release: Release) -> tuple[LocalPackage, ...]:
     """The project's own packages, with what should be known of them said. Raises UsageError for one
     that can't be imported there."""
     directory, note = session.project.directory, session.display.note
-    found = layout.find_packages(directory, reading.local_packages(requirements))
+    folders, archives = local_packages(requirements), named_archives(requirements)
+    if not (folders or archives or any((directory / name).is_file() for name in INSTALLABLE)):
+        return ()
+    from remote.requirements import layout
+
+    found = layout.find_packages(directory, folders)
     for one in found:
         if one.built:
             note(
@@ -102,7 +109,7 @@ def own_packages(session: Session, requirements: str, release: Release) -> tuple
                 " import its Python code alone; remote.command can build it first"
             )
     sent = {entry.path for entry in release.entries}
-    for place in reading.named_archives(requirements):
+    for place in archives:
         layout.require_sent(place, sent)
     lost = layout.unsent(directory, found, sent)
     if lost:

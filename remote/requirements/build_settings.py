@@ -13,7 +13,6 @@ from remote.requirements.lines import read_text
 from remote.requirements.packages import read_toml, readable
 from remote.requirements.setup_py import setup_arguments
 
-FILES = ("pyproject.toml", "setup.py", "setup.cfg")
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from remote.agent.shared.local_package import LocalPackage
+from remote.agent.shared.local_package import INSTALLABLE, LocalPackage
 from remote.agent.shared.names import canonical
 from remote.errors import UsageError
-from remote.requirements.build_settings import FILES, Settings, pairs_of, table, texts
+from remote.requirements.build_settings import Settings, pairs_of, table, texts
 from remote.requirements.installed import compiled_in, entry_points_of, version_of
 from remote.requirements.lines import wrong
 from remote.screen.text import one_line
@@ -41,7 +41,7 @@ def find_packages(project: Path, folders: Sequence[str]) -> list[Found]:
     installed, whether it is asked for or not. Raises UsageError where its settings lead nowhere."""
     folders = list(dict.fromkeys(map(posixpath.normpath, folders)))
     found = [package_of(Settings(project, folder)) for folder in folders]
-    if "." in folders or not any((project / name).is_file() for name in FILES):
+    if "." in folders or not any((project / name).is_file() for name in INSTALLABLE):
         return found
     try:
         return [dataclasses.replace(package_of(Settings(project, ".")), built=""), *found]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from remote.agent.shared.text import redact
 from remote.errors import UsageError
@@ -140,6 +140,18 @@ def split_hashes(text: str) -> tuple[str, str]:
     found = re.findall(r"\s--hash[= ]\s*(\S+)", text)
     plain = re.sub(r"\s--hash[= ]\s*\S+", "", text).strip()
     return plain, "".join(f" --hash={one}" for one in found)
+
+
+def local_packages(text: str) -> list[str]:
+    """The folders of the project's own packages in the text of requirements; `.` is the project
+    itself."""
+    found = [line[len(LOCAL) :].strip() for line in text.splitlines() if line.startswith(LOCAL)]
+    return list(dict.fromkeys(found))
+
+
+def named_archives(text: str) -> list[str]:
+    """The project's own archives, and folders with some, in the text of requirements."""
+    return [unquote(place) for place in re.findall(re.escape(IN_RELEASE) + r"([^\s#]+)", text)]
 
 
 def in_release(text: str, root: str) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from remote.agent.shared.local_package import INSTALLABLE
 from remote.agent.shared.names import canonical
 from remote.errors import UsageError
 from remote.requirements.lines import ELSEWHERE, LOCAL, read_text, wrong
@@ -151,7 +152,7 @@ def read_package(project: Path, folder: Path) -> Package:
 
 
 def is_package(folder: Path) -> bool:
-    return any(is_file(folder, name) for name in ("pyproject.toml", "setup.py", "setup.cfg"))
+    return any(is_file(folder, name) for name in INSTALLABLE)
 
 
 def is_file(folder: Path, name: str) -> bool:

@@ -21,7 +21,6 @@ from remote.requirements.lines import (
     CONSTRAINED,
     ELSEWHERE,
     IN_RELEASE,
-    LOCAL,
     NAME,
     OURS,
     PREFERS_PYTHON,
@@ -76,18 +75,6 @@ def read_requirements(directory: Path, name: str) -> str:
     bounds = zip((REQUIRES_PYTHON, PREFERS_PYTHON), python_bounds(directory), strict=True)
     about = [f"{option} {value}" for option, value in bounds if value]
     return "".join(f"{text}\n" for text in [*about, *(line.text for line in lines)])
-
-
-def local_packages(text: str) -> list[str]:
-    """The folders of the project's own packages in the text of requirements; `.` is the project
-    itself."""
-    found = [line[len(LOCAL) :].strip() for line in text.splitlines() if line.startswith(LOCAL)]
-    return list(dict.fromkeys(found))
-
-
-def named_archives(text: str) -> list[str]:
-    """The project's own archives, and folders with some, in the text of requirements."""
-    return [unquote(place) for place in re.findall(re.escape(IN_RELEASE) + r"([^\s#]+)", text)]
 
 
 @dataclass

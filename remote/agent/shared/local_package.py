@@ -3,6 +3,9 @@ Imports on every system, unlike the rest of the agent."""
 
 from typing import Any, Dict, List, NamedTuple
 
+INSTALLABLE = ("pyproject.toml", "setup.py", "setup.cfg")
+"""A folder with one of them is a package."""
+
 
 class LocalPackage(NamedTuple):
     """`places`: folders below the project, with `/`, in which its modules lie; `links`: modules

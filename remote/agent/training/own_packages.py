@@ -9,13 +9,12 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Sequence
 
 from remote.agent.environments.python_places import lead_to
 from remote.agent.root.paths import list_names, read_bytes, remove_file, write_link, write_whole
-from remote.agent.shared.local_package import LocalPackage, read_package
+from remote.agent.shared.local_package import INSTALLABLE, LocalPackage, read_package
 
 MODULES = ".modules"
 """In the run's directory: what is to be found wherever a script lies, and whatever an interpreter
 is called."""
 PROGRESS = "run_progress.py"
-INSTALLABLE = ("pyproject.toml", "setup.py", "setup.cfg")
 PROGRAM = """#!/bin/sh
 '''exec' {python} "$0" "$@"
 ' '''
