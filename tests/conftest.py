@@ -16,7 +16,7 @@ sys.path.insert(
 )  # `remote`, `trainer` and `tests`, from any folder
 
 from tests.support import programs, sshd
-from tests.support.login import agent, program
+from tests.support.login import agent, program, runtime
 from tests.support.slurm import cluster, login
 from tests.support.sshd import (
     each_server,
@@ -37,6 +37,7 @@ __all__ = [
     "login",
     "make_server",
     "program",
+    "runtime",
     "server",
     "server_keys",
     "system_user",

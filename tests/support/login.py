@@ -39,6 +39,17 @@ def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.rmtree(sockets, ignore_errors=True)
 
 
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A short directory of the test's own for the sockets."""
+    folder = Path("/tmp") / f"k{os.getpid()}"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def forget_logins() -> None:
     """So that the next one is a new one, where `program` keeps them."""
     for socket in Path(os.environ["XDG_RUNTIME_DIR"]).glob("*/*"):
