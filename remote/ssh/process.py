@@ -169,7 +169,7 @@ class Process:
         """An address to open, a notice: shown when the login waits."""
         if self._spoke or time.monotonic() - self._begun < SHOW_AFTER_S:
             return
-        if said := without_steps(self._errors)[self._shown :]:
+        if said := self._said()[self._shown :]:
             self._shown += len(said)
             sys.stderr.write(printable(said))
             sys.stderr.flush()
@@ -224,7 +224,7 @@ class Process:
 
     def log(self) -> str:
         """What ssh said about itself, without its steps."""
-        return without_steps(self._steps().encode())
+        return without_steps(self._steps())
 
     def _steps(self) -> str:
         try:
@@ -235,7 +235,10 @@ class Process:
     def errors(self) -> bytes:
         if self._process.poll() is not None:
             self._saying.join(0.5)  # a jump host's ssh may hold that pipe for longer
-        return without_steps(self._errors).encode()
+        return self._said().encode()
+
+    def _said(self) -> str:
+        return without_steps(self._errors.decode("utf-8", "replace"))
 
     def exit_code(self) -> int | None:
         try:
@@ -284,9 +287,9 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def without_steps(said: bytes | bytearray) -> str:
+def without_steps(said: str) -> str:
     """Of what `ssh -v` says, ours or a jump host's, what it says without -v."""
-    return re.sub(r"(?m)^(debug\d: |OpenSSH_\d).*\n?", "", said.decode("utf-8", "replace"))
+    return re.sub(r"(?m)^(debug\d: |OpenSSH_\d).*\n?", "", said)
 
 
 def begin(work: Callable[..., None], pipe: IO[bytes] | None, place: object) -> threading.Thread:
