@@ -4,6 +4,10 @@ import os
 
 import torch
 import torch.distributed as dist
+
+# Before the group is made: what an optimizer imports of it has the group of that moment as default
+# and would keep gloo's threads until Python ends, which aborts them now and then.
+import torch.distributed.nn
 from torch.nn.parallel import DistributedDataParallel
 
 dist.init_process_group("gloo")
