@@ -39,6 +39,7 @@ AGENT = (
     "runs",
     "results",
     "training",
+    "group",
     "supervisor",
     "serve",
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from remote.agent.supervisor.peers import HOST_LOST, Report, choose_verdict, lacking
+from remote.agent.group.peers import HOST_LOST, Report, choose_verdict, lacking
 from remote.deploy.deploy import Deployed
 from remote.errors import EnvironmentFailed, ServerUnfit
 from remote.hosts.network import choose_networks, raise_if_unfit

@@ -29,11 +29,11 @@ from tests.support.faults import wait_until
 
 DRIVER = """
 import errno, json, sys
-from remote.agent.supervisor import supervisor
+from remote.agent.supervisor import endings, run_state, supervisor
 from remote.agent.launchers import slurm
 from remote.agent.launchers.seam import Launched
 
-write = supervisor.write_json
+write = run_state.write_json
 left = {number}
 
 def fails(path, value):
@@ -43,8 +43,8 @@ def fails(path, value):
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
     write(path, value)
 
-supervisor.write_json = fails
-supervisor.DISK_EVERY_S = supervisor.HEARTBEAT_S = supervisor.END_AGAIN_S = 0.05
+run_state.write_json = fails
+endings.LOOK_EVERY_S = run_state.HEARTBEAT_S = run_state.END_AGAIN_S = 0.05
 {more}
 sys.exit(supervisor.main(sys.argv[1:]))
 """
@@ -115,9 +115,9 @@ def test_where_the_supervisor_fails_the_training_may_save_and_nothing_goes_on(
     run = tmp_path / "runs" / "r"
     breaks = (
         "def problem(self):\n"
-        "    if supervisor.os.path.exists(self.directory + '/break'):\n"
+        "    if run_state.os.path.exists(self.directory + '/break'):\n"
         "        raise ValueError('a bug')\n"
-        "supervisor.DiskGuard.problem = problem"
+        "run_state.DiskGuard.problem = problem"
     )
     own = supervise(run, SAVES, more=breaks)
     log = run / "train.log"

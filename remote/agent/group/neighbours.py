@@ -6,7 +6,7 @@ import socket
 import threading
 from typing import Any, Callable, Dict, List
 
-from remote.agent.supervisor.peers import Peer
+from remote.agent.group.peers import Peer
 
 GREET_S, MEET_S = 5.0, 120.0
 

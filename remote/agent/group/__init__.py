@@ -1,0 +1,1 @@
+"""The supervisors of one training on several hosts: they come together and agree how it ended."""
