@@ -12,6 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,22 @@ class Clock:
         self.mark = None
 
 
+@dataclass(frozen=True)
+class News:
+    """`phase`: starting, fitting, validating or testing; `seconds`: on the training clock. None is
+    what is not known."""
+
+    phase: str
+    epoch: int
+    max_epochs: int
+    step: int | None = None
+    total_steps: int | None = None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    images_per_s: float | None = None
+    seconds_left: float | None = None
+    seconds: float | None = None
+
+
 class Progress:
     """progress.json, replaced at most once a second. Does nothing where `run_dir` is None: only one
     process tells."""
@@ -82,39 +99,15 @@ class Progress:
     def due(self) -> bool:
         return self.path is not None and time.monotonic() - self.told >= EVERY_S
 
-    def tell(
-        self,
-        phase: str,
-        *,
-        epoch: int,
-        max_epochs: int,
-        step: int | None = None,
-        total_steps: int | None = None,
-        metrics: Mapping[str, float | None] | None = None,
-        images_per_s: float | None = None,
-        seconds_left: float | None = None,
-        seconds: float | None = None,
-    ) -> None:
-        """`phase`: starting, fitting, validating or testing; `seconds`: on the training clock. None
-        is what is not known."""
+    def tell(self, news: News) -> None:
         if self.due():
             assert self.path is not None
-            values = {
-                "epoch": epoch,
-                "max_epochs": max_epochs,
-                "step": step,
-                "total_steps": total_steps,
-                "metrics": metrics or {},
-                "images_per_s": images_per_s,
-                "seconds_left": seconds_left,
-                "seconds": seconds,
-            }
             self.told = time.monotonic()
             temporary = self.path.with_suffix(".tmp")
             # A disk that is full for a moment is no reason to end a training: it is told anew.
             with contextlib.suppress(OSError):
                 # No fsync: this file is worth nothing after a crash.
-                temporary.write_text(json.dumps({"phase": phase, "time": time.time(), **values}))
+                temporary.write_text(json.dumps({**asdict(news), "time": time.time()}))
                 os.replace(temporary, self.path)
 
 

@@ -39,6 +39,7 @@ def train(
     from trainer.data.data_module import ImageDataModule
     from trainer.devices import choose_devices, compile_wanted, keep_freed_memory, torch_device
     from trainer.model import Classifier
+    from trainer.progress import News
     from trainer.report.summary import describe, write_summary
 
     began = time.monotonic()
@@ -58,7 +59,7 @@ def train(
     stop = ours.StopWhenAsked(within)
     stop.install()
     tell = ours.TellProgress(run_dir if first else None, images)
-    tell.progress.tell("starting", epoch=standing(start)["epoch"], max_epochs=config.max_epochs)
+    tell.progress.tell(News("starting", standing(start)["epoch"], config.max_epochs))
     cut = ours.CutBatches(config.part_images, at_least=config.accumulate_grad_batches)
     compile_first = ours.CompileFirst(config.compile == "true", datamodule.example_batches, cut)
     find_divergence = ours.FindDivergence(len(data.classes))

@@ -25,7 +25,7 @@ from trainer.callbacks import BestCheckpoint
 from trainer.callbacks.find_divergence import collapsed
 from trainer.checkpoints import load_checkpoint
 from trainer.model import Classifier
-from trainer.progress import EVERY_S, Progress, best_row, point_logs
+from trainer.progress import EVERY_S, News, Progress, best_row, point_logs
 from trainer.report.pictures import draw_confusion, draw_curves, to_png
 from trainer.train import train as train_once
 
@@ -68,7 +68,7 @@ def test_progress_is_replaced_at_most_once_a_second(
     written: list[Any] = []
     for number in range(100):
         now[0] += 0.07
-        progress.tell("fitting", epoch=number, max_epochs=100)
+        progress.tell(News("fitting", number, 100))
         if not written or (tmp_path / "progress.json").stat().st_ino != written[-1]:
             written.append((tmp_path / "progress.json").stat().st_ino)
     assert len(written) == 7, "in seven seconds"
@@ -82,9 +82,9 @@ def test_progress_that_can_not_be_told_ends_nothing(
     monkeypatch.setattr("trainer.progress.EVERY_S", 0.0)
     progress = Progress(tmp_path)
     (tmp_path / "progress.tmp").mkdir()
-    progress.tell("fitting", epoch=1, max_epochs=2)
+    progress.tell(News("fitting", 1, 2))
     (tmp_path / "progress.tmp").rmdir()
-    progress.tell("fitting", epoch=2, max_epochs=2)
+    progress.tell(News("fitting", 2, 2))
     assert json.loads((tmp_path / "progress.json").read_text())["epoch"] == 2
 
 

@@ -9,7 +9,15 @@ from typing import Any
 import pytorch_lightning as pl
 
 from trainer.callbacks.epoch_metrics import epoch_metrics, position, so_far
-from trainer.progress import Clock, Progress, best_accuracy, epoch_line, step_seconds, write_metrics
+from trainer.progress import (
+    Clock,
+    News,
+    Progress,
+    best_accuracy,
+    epoch_line,
+    step_seconds,
+    write_metrics,
+)
 
 METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
@@ -135,7 +143,7 @@ class TellProgress(pl.Callback):
             metrics.update(so_far(pl_module))
         rate = done * self.images_per_step / spent if done and phase == "fitting" else None
         per_step = step_seconds(self.history, spent / done if done else None)
-        self.progress.tell(
+        news = News(
             phase,
             epoch=len(self.history) if testing else min(len(self.history) + 1, epochs),
             max_epochs=epochs,
@@ -146,3 +154,4 @@ class TellProgress(pl.Callback):
             seconds_left=None if testing or per_step is None else per_step * (total - step),
             seconds=now,
         )
+        self.progress.tell(news)

@@ -120,9 +120,8 @@ class ImageDataModule(pl.LightningDataModule):
 
     def epoch_indices(self, epoch: int, batch: int) -> Tensor:
         """The images of one step in this process, as places in train_images."""
-        return step_indices(
-            len(self.train_images), self.config, epoch, batch, self.rank, self.world
-        )
+        order = epoch_order(len(self.train_images), self.config.seed, epoch)
+        return step_indices(order, self.share, batch, self.rank, self.world)
 
     def load(self) -> DeviceLoader | WorkerLoader:
         """The loader, made at its first use."""
@@ -132,13 +131,11 @@ class ImageDataModule(pl.LightningDataModule):
         return self._loader
 
 
-def step_indices(
-    count: int, config: TrainConfig, epoch: int, batch: int, rank: int, world: int
-) -> Tensor:
+def step_indices(order: Tensor, share: int, batch: int, rank: int, world: int) -> Tensor:
     """Every `world`-th image of the step's effective batch: together the processes take what one
-    alone would."""
-    size = config.batch_size * config.accumulate_grad_batches * world
-    return epoch_order(count, config.seed, epoch)[batch * size : (batch + 1) * size][rank::world]
+    alone would. `order`: the epoch's; `share`: images of a step in one process."""
+    size = share * world
+    return order[batch * size : (batch + 1) * size][rank::world]
 
 
 def training_and_validation(
@@ -244,11 +241,12 @@ class _Batches(Dataset[Batch]):
     def __init__(self, module: ImageDataModule) -> None:
         # Not the module itself: where workers are not forked, it can't be sent to them.
         self.images, self.config = module.train_images, module.config
-        self.rank, self.world = module.rank, module.world
+        self.share, self.rank, self.world = module.share, module.rank, module.world
 
     def __getitem__(self, place: tuple[int, int]) -> Batch:
         epoch, batch = place
-        indices = step_indices(len(self.images), self.config, epoch, batch, self.rank, self.world)
+        order = epoch_order(len(self.images), self.config.seed, epoch)
+        indices = step_indices(order, self.share, batch, self.rank, self.world)
         images = training_images(self.images, indices, epoch, self.config)
         return images, self.images.labels[indices]
 
