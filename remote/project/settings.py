@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from remote.project.command import shell_signs
 from remote.project.slurm import slurm_problems
 from remote.records import Settings, SlurmSettings
 
+PREFIX = "FABRIC_REMOTE_"
 SEVERAL = ("results", "include", "env", "data")
 """Keys that hold several things: separated by commas, or as a list."""
 PROJECT_NAME = re.compile(r"[^\s/\\\x00-\x1f\x7f-\x9f][^/\\\x00-\x1f\x7f-\x9f]{0,99}\Z")
@@ -29,7 +30,7 @@ LINES = ("extra", "preamble")
 
 
 def defaults(kind: type = Settings) -> dict[str, Any]:
-    """What is registered with Fabric, so that every key can be set by the environment too."""
+    """Every key and its value where nothing is said."""
     made = kind()
     return {
         field.name: defaults(SlurmSettings) if field.name == "slurm" else getattr(made, field.name)
@@ -51,25 +52,29 @@ def parse_settings(values: Mapping[str, Any], project_dir: Path) -> Settings:
     settings = Settings(**given)
     project = settings.project or project_dir.resolve().name or "project"
     errors += _problems(settings, project)
-    _refuse(errors)
+    if errors:
+        remedy = "mend fabric.yaml (or the FABRIC_REMOTE_… variable)"
+        raise UsageError("; ".join(errors), step="settings", remedy=remedy)
     return dataclasses.replace(
         settings, project=project, root=settings.root.replace("{project}", project)
     )
 
 
-def check_environment(environment: Mapping[str, str]) -> None:
-    """Raises UsageError where a variable is no number, at which Fabric itself would break off."""
-    errors: list[str] = []
-    names = {key: f"FABRIC_REMOTE_{key.upper()}" for key in defaults()}
-    given = {key: environment[name] for key, name in names.items() if name in environment}
-    _checked("remote", given, defaults(), errors)
-    _refuse(errors)
+def take_environment(environment: MutableMapping[str, str]) -> dict[str, str]:
+    """The settings among the variables, which are taken out of it: Fabric would cast each to the
+    type that fabric.yaml happens to give it, and break off where it can't."""
+    names = [name for name in environment if name.startswith(PREFIX)]
+    return {name[len(PREFIX) :].lower(): environment.pop(name) for name in names}
 
 
-def _refuse(errors: list[str]) -> None:
-    if errors:
-        remedy = "mend fabric.yaml (or the FABRIC_REMOTE_… variable)"
-        raise UsageError("; ".join(errors), step="settings", remedy=remedy)
+def with_environment(values: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
+    """What fabric.yaml says, and on top of it what `take_environment` has found."""
+    slurm = {key[6:]: value for key, value in given.items() if key.startswith("slurm_")}
+    made = {**values, **{key: value for key, value in given.items() if key[6:] not in slurm}}
+    configured = made.get("slurm") or {}
+    if slurm and isinstance(configured, Mapping):
+        made["slurm"] = {**configured, **slurm}
+    return made
 
 
 def _checked(

@@ -14,7 +14,7 @@ from invoke.collection import Collection
 from invoke.exceptions import Exit
 
 from remote.errors import UsageError
-from remote.project.settings import check_environment, defaults
+from remote.project.settings import defaults, take_environment
 from remote.screen.language import choose_language, translate, translate_error, translate_paragraphs
 from remote.tasks import command_line, demo, looking, prepare, results, sweeps, training
 from remote.tasks.command_line import LINE
@@ -50,10 +50,10 @@ def tasks(project: Path) -> Collection:
     """All of them, for the project whose fabfile asks: code, settings and results are those of its
     directory."""
     LINE.project = project.resolve()
-    wanted = os.environ.get("FABRIC_REMOTE_LANGUAGE")
+    LINE.environment = take_environment(os.environ)
+    wanted = LINE.environment.get("language")
     choose_language(wanted or "auto")
     try:
-        check_environment(os.environ)
         settings = command_line.read_remote(LINE.project / "fabric.yaml")
     except UsageError as error:
         raise Exit(translate_error(error), error.exit_code) from None

@@ -38,6 +38,8 @@ class TaskLine:
     # What follows `--`, word for word.
     words: list[str] = field(default_factory=list)
     project: Path = field(default_factory=Path.cwd)
+    # Settings by FABRIC_REMOTE_… variables.
+    environment: Mapping[str, Any] = field(default_factory=dict)
 
 
 LINE = TaskLine()

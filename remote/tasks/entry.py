@@ -245,10 +245,11 @@ def run(context: Any, name: str, body: Callable[[Work], int], json: bool, server
 def make_work(context: Any, name: str, display: Display, server: bool) -> Work:
     """Raises UsageError for wrong settings, or where hosts or words are missing or too many."""
     from remote.link.session import Project
-    from remote.project.settings import parse_settings
+    from remote.project.settings import parse_settings, with_environment
     from remote.screen.language import choose_language
 
-    settings = parse_settings(dict(context.config.get("remote") or {}), LINE.project)
+    configured = context.config.get("remote") or {}
+    settings = parse_settings(with_environment(configured, LINE.environment), LINE.project)
     choose_language(settings.language)
     if LINE.words and name not in ("train", "sweep"):
         raise UsageError(

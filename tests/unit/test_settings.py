@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from invoke.exceptions import Exit
 
 from remote.errors import UsageError
-from remote.project.settings import defaults, parse_settings
-from remote.tasks import tasks
-from remote.tasks.command_line import LINE
+from remote.project.settings import defaults, parse_settings, take_environment, with_environment
 
 
 def test_the_project_is_named_after_its_directory(tmp_path: Path) -> None:
@@ -60,11 +57,32 @@ def test_numbers_from_the_environment_are_text(tmp_path: Path) -> None:
     assert parse_settings({"timeout_s": "5"}, tmp_path).timeout_s == 5.0
 
 
-def test_no_number_in_the_environment_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(LINE, "project", tmp_path)
-    monkeypatch.setenv("FABRIC_REMOTE_STAY_S", "abc")
-    with pytest.raises(Exit, match=r"remote\.stay_s must be a number, not 'abc'") as caught:
-        tasks(tmp_path)
-    assert caught.value.code == 2
+def test_variables_stand_above_the_file_whatever_types_it_has(tmp_path: Path) -> None:
+    """Fabric would cast them to these types, and break off."""
+    variables = {
+        "FABRIC_REMOTE_TIMEOUT_S": "2.5",
+        "FABRIC_REMOTE_INCLUDE": "a, b",
+        "FABRIC_REMOTE_SLURM_TIME": "2h",
+        "FABRIC_OTHER": "1",
+    }
+    values = {"timeout_s": 20, "include": ["c"], "slurm": {"partition": "long"}}
+    settings = parse_settings(with_environment(values, take_environment(variables)), tmp_path)
+    assert (settings.timeout_s, settings.include) == (2.5, "a, b")
+    assert (settings.slurm.partition, settings.slurm.time) == ("long", "2h")
+    assert variables == {"FABRIC_OTHER": "1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("STAY_S", "remote.stay_s must be a number, not 'x'"),
+        ("STAYS_S", "unknown key remote.stays_s (did you mean stay_s?)"),
+        ("SLURM_PARTITON", "unknown key remote.slurm.partiton (did you mean partition?)"),
+        ("SLURM", "remote.slurm holds keys such as partition and time, not 'x'"),
+    ],
+)
+def test_a_wrong_variable_is_one_line(tmp_path: Path, name: str, said: str) -> None:
+    given = take_environment({f"FABRIC_REMOTE_{name}": "x"})
+    with pytest.raises(UsageError) as caught:
+        parse_settings(with_environment(defaults(), given), tmp_path)
+    assert said in str(caught.value)
