@@ -18,7 +18,6 @@ from remote.agent.shared.gpu_choice import busy_reason, choose_gpus
 from remote.deploy import proofs
 from remote.deploy.deploy import ask_facts, choose_environment, read_requirements
 from remote.deploy.setup_key import PREFERRED
-from remote.deploy.shown import show_check
 from remote.deploy.torch_builds import torch_build_for
 from remote.errors import GpuUnfit, RemoteError, ServerUnfit, UsageError
 from remote.link.answers import Reach, Runs
@@ -29,7 +28,8 @@ from remote.project.own_trainer import ARCHIVE, load_data_modules
 from remote.project.results import room_at
 from remote.release.code_files import FETCHED_RUNS
 from remote.screen.display import Display
-from remote.screen.text import show, size
+from remote.screen.language import title, translate
+from remote.screen.text import padded, show, size
 
 OK, WARNING, PROBLEM, HERE = "ok", "warning", "problem", "here"
 LEAST_HERE_MIB, LEAST_THERE_MIB, LEAST_INODES = 2048, 8192, 20_000
@@ -47,6 +47,16 @@ class Check:
     text: str
     remedy: str = ""
     code: int = 0
+
+
+def show_check(display: Display, check: Check, new_place: bool) -> None:
+    if new_place:
+        display.line("this computer:" if check.where == "here" else f"{check.where}:")
+    display.line(
+        check.text, f"  {padded(translate(check.level), 8)} {padded(title(check.what), 12)} "
+    )
+    if check.remedy:
+        display.line(check.remedy, f"{'':24}→ ")
 
 
 def fine(what: str, text: str) -> Check:

@@ -12,7 +12,7 @@ from pathlib import Path
 from remote.errors import AuthenticationFailed, UsageError
 from remote.link.answers import KeyAdd
 from remote.link.session import Session
-from remote.ssh.connection import connect
+from remote.ssh.login import connect
 from remote.ssh.openssh import identity_files
 from remote.ssh.process import Process
 from remote.ssh.target import Target

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from remote.agent.shared.gpu_choice import busy_reason, describe_mib, describe_process
 from remote.deploy import proofs
@@ -16,12 +16,8 @@ from remote.link.session import Session
 from remote.records import Gpu, GpuReport
 from remote.release.code_files import FETCHED_RUNS
 from remote.screen.display import Display
-from remote.screen.language import title, translate
 from remote.screen.tables import Column, state_style
-from remote.screen.text import padded, show
-
-if TYPE_CHECKING:
-    from remote.deploy.doctor import Check
+from remote.screen.text import show
 
 GPU_COLUMNS = (
     Column("gpu", right=True),
@@ -189,13 +185,3 @@ def gpu_row(item: Gpu, held: dict[str, str]) -> dict[str, Any]:
             for p in item.processes
         ],
     }
-
-
-def show_check(display: Display, check: Check, new_place: bool) -> None:
-    if new_place:
-        display.line("this computer:" if check.where == "here" else f"{check.where}:")
-    display.line(
-        check.text, f"  {padded(translate(check.level), 8)} {padded(title(check.what), 12)} "
-    )
-    if check.remedy:
-        display.line(check.remedy, f"{'':24}→ ")

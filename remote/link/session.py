@@ -23,7 +23,8 @@ from remote.records import Release, Settings
 from remote.release.git import project_identity
 from remote.release.release import build_release
 from remote.screen.display import Display
-from remote.ssh.connection import Connection, connect
+from remote.ssh.connection import Connection
+from remote.ssh.login import connect
 from remote.ssh.target import Target
 
 log = logging.getLogger("remote.link")

@@ -1,17 +1,20 @@
-"""A login to one host: by the system's ssh, or by paramiko where there is none."""
+"""A login to one host, whoever makes it: what one can ask of it, and how long it may take."""
 
 from __future__ import annotations
 
-import shutil
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
-from remote.errors import ConnectionLost, UsageError
+from remote.errors import ConnectionLost
 from remote.ssh.target import Host, Target
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+LOGIN_S = 150.0
+"""A login that asks somebody something, or shows an address to open; sshd's own limit is 120 s."""
+RESOLVE_TIMEOUT_S = 15.0
+"""For reading ssh_config, whose `Match exec` runs programs."""
 MAX_ERRORS = 64 << 10
 """Bytes of a command's stderr that are held, its last ones."""
 
@@ -89,18 +92,3 @@ def silence(host: str, timeout_s: float, spoke: bool) -> ConnectionLost:
         step=None if spoke else "login",
         remedy=None if spoke else slow,
     )
-
-
-def connect(target: Target) -> Connection:
-    """By the system's ssh, or by paramiko where there is none. Raises UsageError where a missing
-    ssh is asked for."""
-    if target.program != "paramiko" and shutil.which("ssh"):
-        from remote.ssh.openssh import OpenSSH
-
-        return OpenSSH(target)
-    if target.program == "openssh":
-        text = "remote.ssh is openssh, and there is no ssh program here"
-        raise UsageError(text, host=target.spec, remedy="install the OpenSSH client")
-    from remote.ssh.fallback import Paramiko
-
-    return Paramiko(target)

@@ -26,10 +26,8 @@ import paramiko
 from remote.errors import AuthenticationFailed, ConnectionLost, ServerUnfit, UsageError
 from remote.screen.text import one_line
 from remote.ssh.askpass import Answers, ask_person
-from remote.ssh.connection import MAX_ERRORS, Connection, silence
+from remote.ssh.connection import LOGIN_S, MAX_ERRORS, RESOLVE_TIMEOUT_S, Connection, silence
 from remote.ssh.known_hosts import Strict
-from remote.ssh.openssh import RESOLVE_TIMEOUT_S
-from remote.ssh.process import LOGIN_S
 from remote.ssh.said import explain
 from remote.ssh.target import Host, Spec, Target, parse_spec, require_files
 

@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING
 
 from remote.errors import UsageError
 from remote.screen.text import one_line
-from remote.ssh.connection import Connection
-from remote.ssh.process import LOGIN_S, Process
+from remote.ssh.connection import LOGIN_S, RESOLVE_TIMEOUT_S, Connection
+from remote.ssh.process import Process
 from remote.ssh.target import Host, Target, parse_spec, require_files
 
 if TYPE_CHECKING:
     from remote.ssh.askpass import Askpass
 
 log = logging.getLogger("remote.ssh")
-RESOLVE_TIMEOUT_S = 15.0
 LOCAL_TIMEOUT_S = 3.0
 LONGEST_PLACE = 25
 """A socket's path has 103 characters on macOS; ssh adds 17 while it makes one, and we up to 35."""

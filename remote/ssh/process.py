@@ -17,16 +17,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import Empty, Full, Queue
-from typing import IO, TYPE_CHECKING
+from typing import IO, Protocol
 
 from remote.errors import ConnectionLost, RemoteError
 from remote.screen.text import printable
-from remote.ssh.connection import MAX_ERRORS, silence
+from remote.ssh.connection import LOGIN_S, MAX_ERRORS, silence
 from remote.ssh.said import explain
 from remote.ssh.target import Host, Target
-
-if TYPE_CHECKING:
-    from remote.ssh.openssh import OpenSSH
 
 log = logging.getLogger("remote.ssh")
 READ_PIECE, MOST_READ = 256 << 10, 16
@@ -35,8 +32,6 @@ SENT_PIECE, MOST_SENT = 32 << 10, 48
 """1.5 MiB may wait for ssh: our program, and what is asked first, while somebody types a password;
 not more, for how fast the line is, is seen from how fast ssh takes them."""
 EXIT_WAIT_S = 5.0
-LOGIN_S = 150.0
-"""A login that asks somebody something, or shows an address to open; sshd's own limit is 120 s."""
 SHOW_AFTER_S = 1.0
 """What a server says during the login is shown when the login takes longer than that."""
 POLL_S = 0.1
@@ -49,6 +44,15 @@ GAVE_UP = re.compile(
     re.M,
 )
 """ssh's lines about a broken connection; a command's own 255 leaves none of them."""
+
+
+class KeptLogin(Protocol):
+    def control(self, what: str, hung: bool = False) -> bool:
+        """Ask its own process: check, stop or exit. `hung`: what one that does not answer at all
+        counts as."""
+
+    def replace(self) -> list[str]:
+        """So that the next command logs in anew: the words it needs for that."""
 
 
 class Process:
@@ -64,7 +68,7 @@ class Process:
         environment: Mapping[str, str],
         host: Host,
         target: Target,
-        kept: OpenSSH | None = None,
+        kept: KeptLogin | None = None,
     ) -> None:
         self._words, self._environment = words, environment
         self._host, self._target, self._kept = host, target, kept

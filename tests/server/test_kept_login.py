@@ -16,7 +16,7 @@ import pytest
 
 from remote.errors import UsageError
 from remote.loopback import LoopbackServer
-from remote.ssh.connection import connect
+from remote.ssh.login import connect
 from remote.ssh.openssh import OpenSSH, log_out
 from remote.ssh.target import Target
 from tests.e2e.test_three_commands import FAB, fab

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from remote.loopback import LoopbackServer, embedded
-from remote.ssh.connection import connect
+from remote.ssh.login import connect
 from tests.e2e.test_three_commands import fab
 from tests.support.login import logs_in, says, target, write_config
 from tests.support.project import make_project

@@ -22,7 +22,7 @@ from remote.errors import (
     UsageError,
 )
 from remote.loopback import LoopbackServer, make_key
-from remote.ssh.connection import connect
+from remote.ssh.login import connect
 from remote.ssh.target import Target
 from tests.support.login import forget_logins, logs_in, refusal, says, target, write_config
 from tests.support.proxy import Relay

@@ -9,7 +9,7 @@ import pytest
 
 from remote.errors import AuthenticationFailed, HostKeyRefused, Unreachable, UsageError
 from remote.loopback import LoopbackServer, make_key
-from remote.ssh.connection import connect
+from remote.ssh.login import connect
 from tests.support.login import join, logs_in, refusal, target, write_config
 from tests.support.sshd import MakeServer
 

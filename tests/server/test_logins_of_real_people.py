@@ -18,7 +18,7 @@ import pytest
 
 from remote.errors import HostKeyRefused
 from remote.loopback import LoopbackServer, Serving, make_key
-from remote.ssh.connection import connect
+from remote.ssh.login import connect
 from remote.ssh.target import Target
 from tests.e2e.test_three_commands import fab
 from tests.support.faults import Lab, run_task

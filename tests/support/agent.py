@@ -15,7 +15,7 @@ from remote.link.link import Link
 from remote.loopback import LoopbackServer, Route
 from remote.records import Release
 from remote.release.release import build_release, upload_frames
-from remote.ssh.connection import connect
+from remote.ssh.login import connect
 from remote.ssh.target import Target
 from tests.support.sshd import PROGRAM
 

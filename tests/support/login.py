@@ -18,7 +18,8 @@ import pytest
 from remote.errors import RemoteError
 from remote.loopback import LoopbackServer
 from remote.ssh import known_hosts
-from remote.ssh.connection import Connection, connect
+from remote.ssh.connection import Connection
+from remote.ssh.login import connect
 from remote.ssh.target import Target
 
 KEPT = "openssh, kept"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,6 +91,20 @@ def test_the_agent_s_imports_go_one_way_and_to_the_standard_library() -> None:
             elif parts[0] not in sys.stdlib_module_names:
                 wrong.append(f"{file}: {name}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_files_need_each_other() -> None:
+    """Else neither can be read, or tried, alone. What a file runs as a program is left out."""
+    needs: dict[str, set[str]] = {}
+    for package in ("remote", "trainer"):
+        for file in (ROOT / package).rglob("*.py"):
+            if file.name != "__init__.py" and file.name != "__main__.py":
+                needs[".".join(file.relative_to(ROOT).with_suffix("").parts)] = {*imports(file)}
+    for name, found in needs.items():
+        known = {other for one in found for other in (one, one.rpartition(".")[0])}
+        needs[name] = (known & {*needs}) - {name}
+    needs["trainer.train"].discard("trainer.command")
+    assert [*TopologicalSorter(needs).static_order()]
 
 
 def test_the_trainer_knows_nothing_of_the_orchestrator() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -21,16 +21,23 @@ from trainer.callbacks.parts import (
     set_momentum,
 )
 
-if TYPE_CHECKING:
-    from trainer.callbacks.cut_batches import CutBatches
-
 STEPS_APART = 3
+
+
+class Parts(Protocol):
+    """Into how many parts a batch is cut, and for how many steps several processes compute
+    apart."""
+
+    parts: int
+    steps_apart: int
+
+    def parts_of(self, examples: int, device: torch.device) -> int: ...
 
 
 class StepsInParts:
     """Of one `fit`: stands in for the module's training_step and backward."""
 
-    def __init__(self, asked: CutBatches, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def __init__(self, asked: Parts, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.asked, self.trainer, self.module = asked, trainer, module
         self.step, self.backward = module.training_step, module.backward
         stand_in: Any = module
