@@ -72,6 +72,8 @@ def plan_before(
     digest, key = requirements_hash(text), asked.environment_key
     own = next((one for one in facts.environments if one.ready and one.key == key), None)
     today, _ = find_kept(facts, settings, digest)
+    if own is None and asked.requirements_hash != digest:  # on another server than before
+        own, _ = find_kept(facts, settings, asked.requirements_hash)
     if not key or (today is not None and today.key == key):
         return None, ""
     if own is None:
@@ -82,11 +84,11 @@ def plan_before(
         problem = "remote.python or remote.torch has changed"
     else:
         problem = torch_problem(own.torch, settings.torch, facts.gpus) if own.needs_torch else None
-    if problem is not None:
+    if own is None or problem is not None:
         same = asked.requirements_hash == digest
         return None, "" if same else f"it goes on with today's packages, not its own: {problem}"
     why = "it goes on with its own packages; --with-new-code would take today's"
-    plan = EnvironmentPlan("keep", "environment kept: the run's own", key)
+    plan = EnvironmentPlan("keep", "environment kept: the run's own", own.key)
     return replace(plan, notes=tuple(_notes(facts, text))), why
 
 

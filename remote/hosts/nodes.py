@@ -24,7 +24,7 @@ from remote.hosts.network import find_network
 from remote.link.answers import Joined, Resumed, Started, Stopping
 from remote.link.session import Session, who_am_i
 from remote.project.options import TrainOptions
-from remote.records import Run
+from remote.records import Asked, Run
 from remote.runs.launch import asked_for, started_where, watch
 from remote.runs.placement import Launch, Placement, place_run, prepare_launch, start_patiently
 from remote.runs.request import (
@@ -47,7 +47,6 @@ from remote.runs.shutdown import tell_plan
 from remote.ssh.target import typed_together
 from remote.watching.follow import LAST_LINES
 
-Asked = dict[str, Any]
 Describe = Callable[[Launch, Placement], Mapping[str, Any]]
 S = TypeVar("S", bound=Started)
 SHOWN = 3
@@ -100,11 +99,10 @@ def resume_on_hosts(
     if plan.kept and plan.kept.goes_on:
         first.together = together
         return first, watch(first, plan.run, following, tail=LAST_LINES)
-    deployed = deploy_on(sessions, plan.request.data)
-    had, now = plan.asked.requirements_hash, deployed[0].environment.requirements_hash
-    if not with_new_code and had not in ("", now):
-        problem = "the hosts must have the same"
-        first.display.note(f"note: it goes on with today's packages, not its own: {problem}")
+    if with_new_code:
+        deployed = deploy_on(sessions, plan.request.data)
+    else:
+        deployed = deploy_as_before(sessions, plan)
     launches = prepare_launches(sessions, plan.request, deployed)
     if plan.here:
         send_run(first, plan.here)
@@ -167,12 +165,29 @@ def require_devices(session: Session, request: TrainRequest) -> None:
         raise UsageError(text, step="train", remedy=remedy)
 
 
-def deploy_on(sessions: Sequence[Session], data: str | None) -> list[Deployed]:
-    """Raises EnvironmentFailed or ServerUnfit where two of them don't have the same."""
+class HostsDiffer(EnvironmentFailed):
+    """In what they have installed."""
+
+
+def deploy_as_before(sessions: Sequence[Session], plan: Resumption) -> list[Deployed]:
+    """With the packages that the run has had, or all with today's."""
+    try:
+        return deploy_on(sessions, plan.request.data, plan.asked)
+    except HostsDiffer as problem:
+        why = f"it goes on with today's packages, not its own: {problem.message}"
+        sessions[0].display.note(f"note: {why}")
+        return deploy_on(sessions, plan.request.data)
+
+
+def deploy_on(
+    sessions: Sequence[Session], data: str | None, before: Asked | None = None
+) -> list[Deployed]:
+    """Raises HostsDiffer or ServerUnfit where two of them don't have the same. `before`: of a
+    run that goes on."""
     deployed = []
     for session in sessions:
         session.display.note(f"{session.host}:")
-        made = deploy(session, data=data)
+        made = deploy(session, data=data, before=before)
         show_steps(session, made, only_changes=True)
         deployed.append(made)
     for session, made in zip(sessions[1:], deployed[1:], strict=True):
@@ -193,7 +208,7 @@ def require_same(one: str, left: Deployed, other: str, right: Deployed) -> None:
             f"{name} {mine.get(name) or '–'} and {its.get(name) or '–'}" for name in differ[:SHOWN]
         )
         more = f"; {len(differ) - SHOWN} more" if differ[SHOWN:] else ""
-        raise EnvironmentFailed(
+        raise HostsDiffer(
             f"{one} and {other} have other versions: {shown}{more}",
             step="environment",
             remedy="name these versions in the requirements; deploy --refresh makes it anew",
@@ -258,7 +273,10 @@ def is_started(sessions: Sequence[Session], run: str) -> bool:
 
 
 def start_all(
-    launches: Sequence[Launch], run: str, describe: Describe, ask_first: Callable[[Asked], S]
+    launches: Sequence[Launch],
+    run: str,
+    describe: Describe,
+    ask_first: Callable[[dict[str, Any]], S],
 ) -> S:
     """On the first host, which the others then join. Where one can't, those before it are
     stopped."""

@@ -75,11 +75,7 @@ CAUSES: dict[type[RemoteError], tuple[tuple[str, str, str], ...]] = {
     ),
     UsageError: (
         (r"Bad configuration|terminating, \d+ bad", "ssh_config can't be used", BY_HAND),
-        (
-            "unix_listener: cannot|bind to path",
-            "the ControlPath of ssh_config can't be made",
-            "make its folder",
-        ),
+        ("unix_listener: cannot|bind to path", NO_SOCKET, "make its folder"),
     ),
 }
 """For each class: what ssh says, the cause in our words, what to do. The first that fits is it."""

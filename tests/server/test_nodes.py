@@ -19,7 +19,9 @@ from tests.server.test_planned_shutdown import QUICK as SHUTDOWN
 from tests.server.test_sweep import Two
 from tests.support.faults import Done, Lab, wait_until
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
+from tests.support.project import make_tree
 from tests.support.sshd import MakeServer
+from tests.support.wheels import Index, fake_wheels
 
 QUICK = {"REMOTE_SILENCE_S": "4", "REMOTE_RESTART_S": "0.2", "REMOTE_JOIN_S": "8"}
 TELL = 'echo "$NODE_RANK of $NNODES at $MASTER_ADDR:$MASTER_PORT by $GLOO_SOCKET_IFNAME"\n'
@@ -218,6 +220,31 @@ def test_a_resumed_one_gives_hosts_that_lack_it_the_checkpoint(group: Group) -> 
     assert "0 goes on from step-7" in group.log(0) and "done" in group.log(1)
     asked = [json.loads((place / "run.json").read_text()) for place in group.run_dirs()]
     assert [one["local"][0]["version"] for one in asked] == ["1", "1"], "its own code's"
+
+
+def test_a_resumed_one_has_the_packages_of_before_on_every_host(
+    group: Group, tmp_path: Path
+) -> None:
+    """Where one of them lacks these, all have today's."""
+    has = "import sys; from importlib.metadata import version; print('has', version('demo-pkg'))"
+    group.settings = {**group.settings, "requirements": "r.txt"}
+    with Index(fake_wheels(tmp_path / "wheels")) as index:
+        lines = f"[global]\nindex-url = {index.url}\nretries = 1\nno-cache-dir = true\n"
+        for server in group.servers:
+            make_tree(server.home, {".config/pip/pip.conf": lines})
+        (group.project / "r.txt").write_text("demo-pkg==1.0\n")
+        assert group.train(f'python -c "{has}"; exit 3').code == 10
+        (group.project / "r.txt").write_text("demo-pkg==1.1\n")
+        own = group.on("ab", "train", resume="latest", follow=True)
+        assert "its own packages; --with-new-code would take today's" in own.err, own
+        (environment,) = (group.labs[1].root / "env").glob("*/")
+        shutil.rmtree(environment)
+        today = group.on("ab", "train", resume="latest", follow=True)
+        assert "it goes on with today's packages, not its own: a and b have other" in today.err, (
+            today.err
+        )
+    for rank in (0, 1):
+        assert group.log(rank).split()[1::2] == ["1.0", "1.0", "1.1"], group.log(rank)
 
 
 def test_hosts_may_share_their_disk(make_server: MakeServer, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ HAD = Asked(environment_key="1" * 16, requirements_hash=requirements_hash("old")
     ("change", "said"),
     [
         ({"ready": False}, "its environment is not there"),
-        ({"key": "2" * 16}, "its environment is not there"),
+        ({"key": "2" * 16, "requirements_hash": "older"}, "its environment is not there"),
         ({"valid": False, "changed": "/usr/bin/python3 was replaced"}, "python3 was replaced"),
         ({"wanted": {"python": "/other", "torch": "auto"}}, "remote.python or remote.torch"),
         ({"torch": CPU_TORCH}, "is a CPU build"),
@@ -94,6 +94,13 @@ def test_a_run_that_goes_on_has_its_own_packages_or_it_is_said_why_not(
     facts = told(environments=[record(**{**own, **change})], gpu=gpu_facts())
     found, note = plan_before(facts, PLAIN, TEXT, HAD)
     assert found is None and note.startswith("it goes on with today's packages") and said in note
+
+
+def test_on_another_server_it_has_what_was_made_there_for_the_same() -> None:
+    there = record(key="2" * 16, requirements_hash=requirements_hash("old"))
+    facts = told(environments=[record(), there], gpu=gpu_facts())
+    found, _ = plan_before(facts, PLAIN, TEXT, HAD)
+    assert found and (found.kind, found.key) == ("keep", "2" * 16)
 
 
 def test_nothing_is_said_of_packages_that_are_the_same_today() -> None:
