@@ -145,10 +145,10 @@ def list_files(project: Path) -> Listing:
     found = _read_index(project)
     others = run_git(project, "ls-files", "-z", "--others", "--exclude-standard")
     for path in [*found.tracked, *zero_separated(others or b"")]:
-        place = project / path
-        if not path.endswith("/") and (place.is_symlink() or not place.is_dir()):
+        if not path.endswith("/") and not _is_folder(f"{project}/{path}"):
             found.paths.append(path)
             continue
+        place = project / path
         # A submodule or a repository inside this one: its own git knows its files. Without its
         # .git, git would tell of ours.
         own = (place / ".git").exists()
@@ -179,6 +179,13 @@ def _read_index(project: Path) -> Listing:
             remedy="git submodule update --init --recursive",
         )
     return found
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def _holds_files(folder: Path) -> bool:
@@ -229,12 +236,13 @@ def reason_to_leave(
     """Why a file is not sent; None if it is."""
     if is_included(path, included):
         return None
+    place = f"{project}/{path}"
     try:
-        status = os.lstat(project / path)
+        status = os.lstat(place)
     except OSError:
         return None
     if stat.S_ISLNK(status.st_mode):
-        inside = _inside(path, os.readlink(project / path))
+        inside = _inside(path, os.readlink(place))
         return None if inside else "a link that leads out of the project"
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file"
