@@ -268,7 +268,7 @@ def is_started(sessions: Sequence[Session], run: str) -> bool:
         return True
     for session, known in found:
         if known and known.goes_on:
-            session.ask(Stopping, run=run, who=who_am_i())
+            session.ask_as_owner(Stopping, run=run, who=who_am_i())
     return False
 
 
@@ -308,7 +308,7 @@ def start_all(
         raise  # the same command finds out how far it has come
     except RemoteError:
         for session in started:
-            session.ask(Stopping, run=run, who=who_am_i())
+            session.ask_as_owner(Stopping, run=run, who=who_am_i())
         raise
     return answer
 

@@ -52,7 +52,7 @@ class Project:
 
     @functools.cached_property
     def identity(self) -> str | None:
-        """Its first commit; None without git."""
+        """Its first commit, and its folder in the repository; None without git."""
         return project_identity(self.directory)
 
     @property
@@ -214,6 +214,7 @@ class Session:
         upload: Upload | None = None,
         **args: Any,
     ) -> A:
-        """The same for what writes there: the agent checks whose root it is."""
+        """The same for what writes there, or ends or takes a run: the agent checks whose root it
+        is."""
         owner = {"project": self.project.settings.project, "identity": self.project.identity}
         return self.ask(kind, on_event, upload, **owner, **args)

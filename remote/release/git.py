@@ -50,9 +50,12 @@ def describe_origin(project: Path) -> str:
 
 
 def project_identity(project: Path) -> str | None:
-    """The first commit tells clones of one project from another project of the same name; None
-    without git or its full history."""
+    """The first commit, and the folder in the repository, tell clones of one project from another
+    project of the same name; None without git or its full history."""
     if (run_git(project, "rev-parse", "--is-shallow-repository") or b"").strip() != b"false":
         return None
     roots = run_git(project, "log", "--max-parents=0", "--format=%H", "--reverse")
-    return roots.decode().split()[0] if roots and roots.strip() else None
+    if not roots or not roots.strip():
+        return None
+    folder = os.fsdecode(run_git(project, "rev-parse", "--show-prefix") or b"").strip("/\n")
+    return ":".join(filter(None, [roots.decode().split()[0], folder]))

@@ -159,7 +159,7 @@ def stop_sweep(work: Work, name: str) -> int:
             continue
         with work.session(target) as session:
             for run in sorted(live, key=lambda run: run.state != "queued"):
-                session.ask(Stopping, run=run.run, who=who_am_i())
+                session.ask_as_owner(Stopping, run=run.run, who=who_am_i())
             for run in live:
                 if run.state == "running":
                     wait_until_stopped(session, run.run)

@@ -75,7 +75,7 @@ def ask_manifest(session: Session, run: str) -> FetchManifest:
         rows.extend(more)
 
     results = listed(session.project.settings.results)
-    answer = session.ask(FetchManifest, take, run=run, results=results)
+    answer = session.ask_as_owner(FetchManifest, take, run=run, results=results)
     return dataclasses.replace(answer, files=tuple(rows))
 
 

@@ -279,9 +279,11 @@ def test_stop_lets_it_save_and_ends_what_it_left(server: LoopbackServer, tmp_pat
         release = put(link, make_tree(tmp_path / "p", {"a": "1"}))
         start(link, "r1", release, "sh", "-c", f"echo up; {script}")
         follow(link, "r1", until="started")
-        assert link.call("run_stop", root=ROOT, run="r1", who="me@laptop")["asked"] is True
+        assert link.call("run_stop", root=ROOT, **OWNER, run="r1", who="me@laptop")["asked"] is True
         described, _ = follow(link, "r1")
-        assert link.call("run_stop", root=ROOT, run="r1", who="me@laptop")["asked"] is False
+        assert (
+            link.call("run_stop", root=ROOT, **OWNER, run="r1", who="me@laptop")["asked"] is False
+        )
     work = root_of(server) / "runs" / "r1" / "work"
     assert (work / "saved").exists()
     assert (described["state"], described["reason"]) == ("stopped", "stopped by me@laptop")
@@ -302,7 +304,7 @@ def test_what_does_not_stop_is_killed(server: LoopbackServer, tmp_path: Path) ->
         )
         follow(link, "r1", until="started")
         time.sleep(0.3)
-        link.call("run_stop", root=ROOT, run="r1", who="me")
+        link.call("run_stop", root=ROOT, **OWNER, run="r1", who="me")
         described, _ = follow(link, "r1")
     assert described["state"] == "stopped" and described["detail"]["exit_code"] == -signal.SIGKILL
 

@@ -22,7 +22,7 @@ from remote.errors import RunFailed
 from remote.loopback import LoopbackServer
 from tests.support.agent import agent
 from tests.support.faults import Lab, wait_until
-from tests.support.project import make_tree, snapshot
+from tests.support.project import commit, make_tree, snapshot
 
 
 @pytest.fixture
@@ -217,6 +217,21 @@ def test_another_projects_root_is_refused(lab: Lab) -> None:
     lab.settings = {"project": "other"}
     done = lab.task("clean", yes=True, run=sorted(names(lab, "runs")))
     assert done.code == 7 and "belongs to the project 'p'" in done.err and names(lab, "runs")
+
+
+def test_nobody_stops_or_fetches_the_runs_of_another_project(
+    lab: Lab, server: LoopbackServer, tmp_path: Path
+) -> None:
+    """Of the same name: another repository, or another folder of the same one."""
+    commit(lab.project, "first")
+    run = train(lab, "echo up; sleep 60\n", ended=False)
+    stranger = Lab(server, tmp_path / "elsewhere", files=lab.files)
+    commit(stranger.project, "another one's first")
+    for name in ("stop", "fetch_results", "clean", "deploy"):
+        done = stranger.task(name)
+        assert done.code == 7 and "another project named 'p': its first commit" in done.err, done
+    assert lab.rows()[0]["state"] in ("queued", "running")
+    assert lab.task("stop", run=run).code == 0
 
 
 def test_what_keeps_a_run(tmp_path: Path) -> None:

@@ -351,13 +351,14 @@ def test_tree_hash_is_not_fooled_by_joined_names() -> None:
     assert tree_hash([("a", 0o644, 1, "0" * 64)]) != tree_hash([("a\n", 0o644, 1, "0" * 64)])
 
 
-def test_identity_is_the_first_commit(tmp_path: Path) -> None:
-    make_tree(tmp_path, {"a": "1"})
+def test_identity_is_the_first_commit_and_the_folder(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"a": "1", "x/p/a": "1"})
     assert project_identity(tmp_path) is None
     commit(tmp_path, "first")
     first = project_identity(tmp_path)
     commit(tmp_path, "second")
     assert first and project_identity(tmp_path) == first
+    assert project_identity(tmp_path / "x" / "p") == f"{first}:x/p"
     subprocess.run(
         ["git", "clone", "-q", "--depth", "1", f"file://{tmp_path}", str(tmp_path / "shallow")],
         check=True,

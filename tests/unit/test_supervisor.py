@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from remote.agent.machine.processes import group_members
-from remote.agent.root.calls import Call
+from remote.agent.root.calls import Call, Owner
 from remote.agent.root.disk import Disk
 from remote.agent.root.paths import Layout
 from remote.agent.run_files import records
@@ -141,7 +141,7 @@ def test_on_a_disk_that_takes_nothing_it_can_be_stopped(
 
     monkeypatch.setattr(launch, "write_json", full)
     call = Call()
-    call.layout = Layout(str(tmp_path))
+    call.layout, call.owner = Layout(str(tmp_path)), Owner("p", None)
     assert launch.run_stop(call, "r", "me")["asked"]
     own.communicate(timeout=30)
     assert (state_of(run)["state"], state_of(run)["reason"]) == ("stopped", "stopped by a signal")

@@ -8,6 +8,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from remote.agent.releases.releases import release_of
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import Layout, place_in
+from remote.agent.root.roots import require_owner
 from remote.agent.run_files.outputs import find_outputs, link_target, narrow, told
 from remote.agent.run_files.records import describe_run, find_run, read_mark
 from remote.agent.shared import protocol
@@ -26,6 +27,7 @@ def fetch_manifest(call: Call, run: str, results: Optional[List[str]] = None) ->
     hash over what was there, for `fetch_done`; `marked`: what a laptop has of exactly that
     (complete, narrowed, None).
     """
+    require_owner(call)
     layout = call.layout
     described = describe_run(layout, find_run(layout, run)["run"])
     release = release_of(layout, described)

@@ -23,7 +23,7 @@ class Refusal(Exception):
 
 
 class Owner(NamedTuple):
-    """Whose root it must be; asked of what writes there."""
+    """Whose root it must be; asked of what writes there, or ends or takes a run."""
 
     project: str
     identity: Optional[str]

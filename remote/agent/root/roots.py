@@ -55,9 +55,8 @@ def _noexec(root: str) -> Optional[Problem]:
 
 
 def _owner_problem(call: Call) -> Optional[Problem]:
-    layout, (project, identity) = call.layout, call.owner
-    owner = read_json(layout.project)
-    if owner is None:
+    layout = call.layout
+    if read_json(layout.project) is None:
         if os.path.lexists(layout.project):
             remedy = "set remote.root to another place, or remove that file"
             return Problem(f"{layout.project} can't be read", remedy)
@@ -68,14 +67,32 @@ def _owner_problem(call: Call) -> Optional[Problem]:
                 "set remote.root in fabric.yaml to a new directory",
             )
         return None
-    kept = owner.get("identity")
-    if owner.get("project") == project and kept in (None, "", identity or kept):
-        return None
-    message = (
-        f"{layout.root} belongs to the project {owner.get('project')!r:.80}, not to {project!r:.80}"
-    )
+    return _other_owner(call)
+
+
+def _other_owner(call: Call) -> Optional[Problem]:
+    layout, (project, identity) = call.layout, call.owner
+    owner = read_json(layout.project) or {}
+    name, kept = owner.get("project"), owner.get("identity")
     remedy = "set remote.root (or remote.project) in fabric.yaml to a value of this project's own"
-    return Problem(message, remedy)
+    if name not in (None, project):
+        message = f"{layout.root} belongs to the project {name!r:.80}, not to {project!r:.80}"
+        return Problem(message, remedy)
+    # A clone without its history has no identity, and earlier ones no folder.
+    if not kept or not identity or kept in (identity, identity.partition(":")[0]):
+        return None
+    return Problem(
+        f"{layout.root} belongs to another project named {project!r:.80}: its first commit, or its"
+        " folder in the repository, is another one",
+        f"{remedy}; where it is this one with a new history, remove {layout.project} there",
+    )
+
+
+def require_owner(call: Call) -> None:
+    """For what ends a run, or takes it away. Raises Refusal where it is another project's."""
+    problem = _other_owner(call)
+    if problem:
+        raise Refusal("ServerUnfit", *problem)
 
 
 def prepare_root(call: Call) -> None:
@@ -91,7 +108,7 @@ def prepare_root(call: Call) -> None:
     for directory in folders:
         os.makedirs(directory, mode=0o700, exist_ok=True)
     owner = read_json(layout.project)
-    if owner is None or (identity and not owner.get("identity")):
+    if owner is None or (identity and owner.get("identity") != identity):
         write_json(layout.project, {"project": project, "identity": identity})
     keep_agent(layout)
 

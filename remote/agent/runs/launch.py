@@ -20,7 +20,7 @@ from remote.agent.root.paths import (
     remove_directory,
     write_json,
 )
-from remote.agent.root.roots import keep_agent, portable_agent, prepare_root
+from remote.agent.root.roots import keep_agent, portable_agent, prepare_root, require_owner
 from remote.agent.run_files.attempts import GONE, new_token, queued_state
 from remote.agent.run_files.outputs import mark_copied
 from remote.agent.run_files.private import keep_private
@@ -149,6 +149,7 @@ def launch(layout: Layout, directory: str) -> Launched:
 def run_stop(call: Call, run: str, who: str, gone: bool = False) -> Dict[str, Any]:
     """Ask the supervisor to stop the run; it gives the trainer 60 s to save. Returns at once.
     `gone`: its host is, and nobody there will tell the end."""
+    require_owner(call)
     layout = call.layout
     found = find_run(layout, run)
     state = found["detail"]
