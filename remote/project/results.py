@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from remote.errors import UsageError
+from remote.records import Run
 
 
 def find_run(results: Path, name: str, having: str = "summary.json") -> Path:
@@ -48,6 +49,19 @@ def read_mapping(run: Path | None, name: str) -> dict[str, Any]:
     except (OSError, ValueError):
         value = {}
     return value if isinstance(value, dict) else {}
+
+
+def went_on_elsewhere(directory: Path, run: Run) -> bool:
+    """Whether what was fetched of a run has an attempt that its server, asked now, knows nothing
+    of. An attempt is known by the time of its start."""
+    here = read_mapping(directory, "state.json")
+    past = here.get("attempts")
+    known = [*past, here] if isinstance(past, list) else [here]
+    mine = [one.get("started") for one in known if isinstance(one, dict)]
+    if not mine[-1] or mine[-1] in mine[:-1]:
+        mine.pop()  # not started yet
+    there = [one.get("started") for one in run.detail.attempts] + [run.detail.started]
+    return mine != there[: len(mine)]
 
 
 def room_at(place: Path) -> tuple[Path, int]:

@@ -19,7 +19,7 @@ from remote.link.decoding import decode
 from remote.link.sending import Sending, waiting_note
 from remote.link.session import Session, who_am_i
 from remote.project.options import TrainOptions
-from remote.project.results import find_run, read_mapping
+from remote.project.results import find_run, read_mapping, went_on_elsewhere
 from remote.records import Asked, FileEntry, Run
 from remote.release.release import entry_of
 from remote.runs.launch import attempt_of, code_of, place_of, started_where, watch
@@ -93,6 +93,8 @@ def plan_resumption(session: Session, run: str, options: TrainOptions) -> Resump
     here = None if kept else find_here(session, run)
     identifier = kept.run if kept else here.name if here else run
     asked = kept.asked if kept else decode(Asked, read_mapping(here, "run.json"))
+    if kept and not kept.goes_on:
+        refuse_earlier(session, kept)
     by_slurm = session.project.settings.launcher == "slurm"
     several = asked.nodes.count if by_slurm and asked.nodes.count > 1 else None
     request = dataclasses.replace(
@@ -181,6 +183,20 @@ def find_here(session: Session, run: str) -> Path:
             step="train",
             remedy=f"fab -H {session.typed} status",
         ) from None
+
+
+def refuse_earlier(session: Session, kept: Run) -> None:
+    """Raises UsageError where it went on on another host, and what came of that is here."""
+    directory = session.project.dest / kept.run
+    if went_on_elsewhere(directory, kept):
+        typed = f"fab -H {session.typed} clean --run {kept.run}"
+        raise UsageError(
+            f"{kept.run} went on on another host, and {directory} has what came of it;"
+            f" {session.host} would go on from before that",
+            step="train",
+            remedy=f"go on there; or remove it here ({typed}), and what was fetched is sent;"
+            " or move that folder away",
+        )
 
 
 def send_run(session: Session, run: Path) -> None:

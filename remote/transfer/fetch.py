@@ -17,7 +17,7 @@ from remote.errors import ProtocolError, RemoteError, TransferFailed, UsageError
 from remote.link.answers import FetchDone, FetchManifest, FetchRead
 from remote.link.lanes import Lanes
 from remote.link.session import Session, who_am_i
-from remote.project.results import lock_file, read_mapping, room_at
+from remote.project.results import lock_file, read_mapping, room_at, went_on_elsewhere
 from remote.project.settings import listed
 from remote.records import Run
 from remote.screen.text import size
@@ -146,9 +146,8 @@ def directory_of(session: Session, dest: Path, run: Run) -> Path:
 def refuse_earlier(session: Session, directory: Path, run: Run) -> None:
     """What another host made of the run, where it went on, is not replaced by what it was before.
     Raises TransferFailed."""
-    here = read_mapping(directory, "state.json").get("attempts")
-    if not run.asked.nodes.rank and isinstance(here, list) and len(here) > len(run.detail.attempts):
-        text = f"{directory} holds a later attempt of it, from another host: it stays as it is"
+    if not run.asked.nodes.rank and went_on_elsewhere(directory, run):
+        text = f"{directory} holds an attempt of it from another host: it stays as it is"
         remedy = "fetch it to another place: --dest"
         raise TransferFailed(text, host=session.host, remedy=remedy)
 

@@ -55,9 +55,17 @@ def test_on_another_server_a_run_finds_all_that_it_wrote(
     whole = log.read_bytes()
     lab.server = first
     done = lab.task("fetch_results")
-    assert done.code == 12 and "holds a later attempt of it" in done.err
+    assert done.code == 12 and "holds an attempt of it from another host" in done.err
     assert log.read_bytes() == whole
     assert lab.task("fetch_results", dest=str(tmp_path / "elsewhere")).code == 0
+    # Nor does it go on from what was before that, unless what is here was put aside.
+    done = lab.task("train", resume="latest")
+    assert done.code == 2 and "would go on from before that" in done.err, done
+    aside = log.parent.rename(tmp_path / "aside")
+    assert lab.task("train", resume="latest", follow=True).code == 0
+    aside.rename(log.parent)
+    assert "holds an attempt of it from another" in lab.task("fetch_results").err
+    assert log.read_bytes() == whole, "of as many attempts, and not the same"
 
 
 def test_on_another_server_a_run_goes_on_from_what_it_wrote_last(
