@@ -25,10 +25,12 @@ def read_env(given: Iterable[str], option: str, project: Path) -> dict[str, str]
             found |= read_env_file(project / Path(word[1:]).expanduser(), f"{option} {word}")
         elif "=" in word:
             name = word.partition("=")[0]
-            raise ValueError(
-                f"{option} {name}=…: a value on the command line is seen by others; {option} {name}"
-                f" takes it from here, {option} @FILE from a file"
-            )
+            ways = f"{option} {name} takes it from here, {option} @FILE from a file"
+            if option.startswith("-"):
+                text = f"{option} {name}=…: a value on the command line is seen by others; {ways}"
+            else:
+                text = f"{option} {name}=…: a value in fabric.yaml is seen by others; {ways}"
+            raise ValueError(text)
         elif not NAME.match(word):
             raise ValueError(f"{option} needs a variable's name or @FILE, not {word!r:.60}")
         elif word not in os.environ:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
@@ -114,7 +115,9 @@ def _typed(default: Any, value: Any) -> Any:
     if isinstance(default, float):
         if isinstance(value, bool):
             raise TypeError
-        return float(value)
+        if not math.isfinite(number := float(value)):
+            raise ValueError
+        return number
     if value is None:
         return ""
     if isinstance(value, (Mapping, list, tuple, bool)):
@@ -129,8 +132,21 @@ def _problems(settings: Settings, project: str) -> list[str]:
             f"the project's name {project!r:.120} can't be used as a directory's name; set"
             " remote.project"
         )
+    root = settings.root.replace("{project}", "")
     if not settings.root.strip() or re.search(r"[\x00-\x1f\x7f]", settings.root):
         errors.append("remote.root must be a path")
+    elif re.search(r"[${}]|^\s|\s$|^~[^/]", root):
+        errors.append(
+            "remote.root is taken as it stands, but for ~ and {project}; it can't be"
+            f" {settings.root!r:.120}"
+        )
+    if settings.python and not settings.python.startswith(("/", "~")):
+        errors.append(
+            "remote.python must be an absolute path there, or begin with ~, not"
+            f" {settings.python!r:.120}"
+        )
+    if not settings.dest.strip():
+        errors.append("remote.dest must name a folder")
     # It stands in PATH and PYTHONPATH, which colons divide.
     if ":" in project:
         errors.append(f"the project's name {project!r:.120} holds a colon; set remote.project")

@@ -14,7 +14,7 @@ from invoke.collection import Collection
 from invoke.exceptions import Exit
 
 from remote.errors import UsageError
-from remote.project.settings import defaults, take_environment
+from remote.project.settings import take_environment
 from remote.screen.language import choose_language, translate, translate_error, translate_paragraphs
 from remote.tasks import command_line, demo, looking, prepare, results, sweeps, training
 from remote.tasks.command_line import LINE
@@ -63,7 +63,6 @@ def tasks(project: Path) -> Collection:
         task.__doc__ = translate_paragraphs(task.__doc__ or "")
         task.help = {name: translate(text) for name, text in task.help.items()}
     collection = Collection(*ours)
-    collection.configure({"remote": defaults()})
     command_line.take_over(
         {title: [task.name.replace("_", "-") for task in group] for title, group in GROUPS.items()}
     )

@@ -21,12 +21,16 @@ from typing import Any
 from invoke.exceptions import Exit, ParseError
 
 from remote.errors import UsageError
+from remote.project.settings import defaults
+from remote.records import SlurmSettings
 from remote.screen.language import translate
 from remote.screen.plain import say
+from remote.screen.text import one_line
 from remote.ssh.target import Target, typed_together
 
 FIRST = {"hosts": "-H", "identity": "-i", "ssh-config": "-S"}
 """fab's own options that have to stand before the task."""
+KNOWN = {"remote", *defaults(), *defaults(SlurmSettings)}
 
 
 @dataclass
@@ -206,11 +210,11 @@ def show_tasks(collection: Any, groups: Mapping[str, Sequence[str]]) -> None:
 
 
 def read_remote(path: Path) -> dict[str, Any]:
-    """What is under `remote:` in fabric.yaml. Raises UsageError in one line for what is no YAML,
-    where Fabric would show a traceback."""
+    """What is under `remote:` in fabric.yaml. Raises UsageError in one line for what is no YAML, or
+    has no words for keys, where Fabric would show a traceback."""
     import yaml
 
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -221,10 +225,20 @@ def read_remote(path: Path) -> dict[str, Any]:
         if "\\t" in problem:
             problem = "a tab stands where spaces belong"
         raise UsageError(f"{path.name}{place}: {problem}", remedy="mend that line") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"{path.name} can't be read: {error}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path.name} is no UTF-8", remedy="save it as UTF-8") from None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        said = one_line(str(error), 200)
+        raise UsageError(f"{path.name} can't be read: {said}", remedy="mend it") from None
     remote = found.get("remote", {}) if isinstance(found, dict) else found
     if remote is not None and not isinstance(remote, dict):
         text = f"{path.name}: settings stand as `key: value` below `remote:`"
         raise UsageError(text, remedy="mend fabric.yaml")
+    tables = [one for one in (found, remote, (remote or {}).get("slurm")) if isinstance(one, dict)]
+    for key in (key for table in tables for key in table):
+        wrong = not isinstance(key, str) or (key.lower() in KNOWN and key != key.lower())
+        if wrong or ("remote" not in found and difflib.get_close_matches("remote", [key], 1, 0.8)):
+            text = f"{path.name}: {key!r:.60} is no setting"
+            remedy = "settings are words in small letters, below `remote:`"
+            raise UsageError(text, remedy=remedy)
     return remote or {}

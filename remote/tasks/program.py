@@ -19,9 +19,9 @@ class Program(fabric.main.Fab):  # type: ignore[misc]
         if self.args["collection"].value or any((f / "fabfile.py").exists() for f in folders):
             super().load_collection()
             return
+        self.collection = tasks(here)  # says in one line what is wrong with fabric.yaml
         self.config.set_project_location(str(here))
         self.config.load_project()
-        self.collection = tasks(here)
 
 
 def main() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from remote.errors import UsageError
 from remote.project.settings import defaults, parse_settings, take_environment, with_environment
+from remote.tasks.command_line import read_remote
 
 
 def test_the_project_is_named_after_its_directory(tmp_path: Path) -> None:
@@ -70,6 +73,61 @@ def test_variables_stand_above_the_file_whatever_types_it_has(tmp_path: Path) ->
     assert (settings.timeout_s, settings.include) == (2.5, "a, b")
     assert (settings.slurm.partition, settings.slurm.time) == ("long", "2h")
     assert variables == {"FABRIC_OTHER": "1"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1: a\n",
+        "remote: {1: a}\n",
+        "remote: {2020-01-01: a}\n",
+        "remote: {slurm: {yes: a}}\n",
+        "Remote: {command: a}\n",
+        "remotes: {command: a}\n",
+        "remote: {Command: a}\n",
+    ],
+)
+def test_keys_are_words_in_small_letters(tmp_path: Path, text: str) -> None:
+    """At others Fabric breaks off."""
+    (tmp_path / "fabric.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"fabric\.yaml: .* is no setting"):
+        read_remote(tmp_path / "fabric.yaml")
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "fabric.yaml"
+    for content in (b"remote:\n", b"remote:\n  # command: x\n", b"", b"# x\n"):
+        path.write_bytes(content)
+        assert read_remote(path) == {}
+    path.write_bytes("remote: {command: a}".encode("utf-16"))
+    with pytest.raises(UsageError, match="save it as UTF-8"):
+        read_remote(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UsageError, match="can't be read"):
+        read_remote(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"root": "$HOME/x"}, "remote.root is taken as it stands"),
+        ({"root": "~bob/x"}, "remote.root is taken as it stands"),
+        ({"root": "~/{name}"}, "remote.root is taken as it stands"),
+        ({"root": " ~/x"}, "remote.root is taken as it stands"),
+        ({"python": "python3"}, "remote.python must be an absolute path"),
+        ({"dest": ""}, "remote.dest must name a folder"),
+        ({"max_file_mib": ".nan"}, "must be a number"),
+        ({"ask_above_mib": float("inf")}, "must be a number"),
+        ({"env": {"A": "b"}}, "remote.env must be a text"),
+        ({"slurm": ["x"]}, "remote.slurm holds keys"),
+    ],
+)
+def test_what_would_be_misunderstood_is_refused(
+    tmp_path: Path, values: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        parse_settings(values, tmp_path)
 
 
 @pytest.mark.parametrize(
