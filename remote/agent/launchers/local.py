@@ -156,7 +156,9 @@ def stop(directory: str, state: State) -> None:
 def attach(directory: str, state: State) -> str:
     run = os.path.basename(directory)
     if state.get("launched") != "tmux":
-        raise Refusal("RunFailed", f"{run} was started without tmux")
+        text = f"{run} was started without tmux, so it has no terminal to go to"
+        remedy = "to answer it, stop it, install tmux there, and train again"
+        raise Refusal("RunFailed", text, remedy)
     # tmux refuses a terminal that the server's terminfo does not know (kitty, ghostty, wezterm).
     script = (
         'infocmp "$TERM" >/dev/null 2>&1 || TERM=xterm-256color; export TERM; exec tmux -L "$1"'
