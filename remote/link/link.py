@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from remote.agent.shared import protocol
 from remote.errors import BY_KIND, ConnectionLost, ProtocolError, RemoteError, ServerUnfit
 from remote.link.agent_program import (
+    BROKEN_PYTHON,
     NO_PYTHON,
     OLD_PYTHON,
     agent_hash,
@@ -55,6 +56,8 @@ QUICK = (
 """Requests that are answered from a few files: an agent that lives but never answers them is given
 up after QUICK_WAITS timeouts."""
 QUICK_WAITS = 10
+FAILED = 94
+"""Our program's own, for what it did not expect."""
 CLOSED = 254
 """sshd's own, where /etc/nologin keeps everybody out."""
 EXPIRED = re.compile("password has expired|password change required", re.I)
@@ -68,6 +71,10 @@ WITHOUT_PYTHON = {
         "every python3 found on the server is older than 3.8",
         "install a newer one (miniconda needs no root), or set remote.python in fabric.yaml to its"
         " path",
+    ),
+    BROKEN_PYTHON: (
+        "no python3 found on the server runs",
+        "mend it there, or set remote.python in fabric.yaml to the path of one that runs",
     ),
 }
 """By the exit code of our command: what is wrong, and what to do."""
@@ -318,15 +325,23 @@ class Link:
     def _ended(self) -> RemoteError:
         assert self._channel is not None
         code = self._channel.exit_code()
-        said = self._last_said(self._channel.errors() or bytes(self._buffer))
+        errors = self._channel.errors()
+        said = self._last_said(errors or bytes(self._buffer))
+        words = f": {said}" if said else ""
+        log.debug("%s: our program's exit code is %s%s", self.host, code, words)
         if code in WITHOUT_PYTHON:
             problem, remedy = WITHOUT_PYTHON[code]
+            if code == BROKEN_PYTHON:
+                last = errors.strip().split(b"\n")[-1]
+                problem += f": {self._last_said(last)}"
             return ServerUnfit(problem, host=self.host, remedy=remedy)
         if code == CLOSED or EXPIRED.search(said):
             return refused_login(said, self.connection.target)
+        if self._greeted and code == FAILED:
+            failed = last_words(errors.decode("utf-8", "replace"))
+            return ServerUnfit(f"our program failed on the server: {failed}", host=self.host)
         if code is None or self._greeted:
             return ConnectionLost("the connection was lost", host=self.host)
-        words = f": {said}" if said else ""
         problem = f"the server did not start our program (exit code {code}{words})"
         return ServerUnfit(problem, host=self.host, remedy=POD if "PTY" in said else SHELL)
 

@@ -18,9 +18,9 @@ from remote.loopback import LoopbackServer
 from tests.e2e.test_three_commands import FAB, fab
 from tests.support.faults import Done, Lab, mount_small_disk, wait_until
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
-from tests.support.project import HOSTILE, make_project, make_tree, snapshot
+from tests.support.project import HOSTILE, Executable, make_project, make_tree, snapshot
 from tests.support.proxy import Relay
-from tests.support.sshd import USUAL, MakeServer, sparse_path
+from tests.support.sshd import USUAL, MakeServer, base_python, sparse_path
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -97,6 +97,32 @@ class TestPrograms:
             done = Lab(server, tmp_path, name=Path(path).name).task("deploy")
             if done.code:
                 refused(done, 7, *words)
+
+    @pytest.mark.parametrize(
+        ("stub", "words"),
+        [
+            ('echo "pyenv: python3: command not found" >&2; exit 127', "pyenv: python3"),
+            ("echo no module named zlib >&2; exit 1", "zlib"),
+            ("kill -SEGV $$", "no python3 found on the server runs"),
+        ],
+    )
+    def test_a_python_that_does_not_run_is_passed_over(
+        self, make_server: MakeServer, tmp_path: Path, stub: str, words: str
+    ) -> None:
+        path = sparse_path(tmp_path / "bin", USUAL, without=["python3"])
+        broken = tmp_path / "bin" / "python3"
+        make_tree(tmp_path / "bin", {"python3": Executable(f"#!/bin/sh\n{stub}\n")})
+        server = make_server(path=path)
+        make_tree(server.home, {".profile": f"PATH={path}\n"})
+        done = Lab(server, tmp_path, name="alone").task("status")
+        if done.code:  # this machine has none in a place that is always looked at
+            refused(done, 7, "no python3 found on the server runs", words, "remote.python")
+        (tmp_path / "bin" / "python3.11").symlink_to(base_python())
+        lab = Lab(server, tmp_path)
+        assert lab.task("train").code == 0
+        lab.settings = {"python": str(broken)}
+        done = lab.task("deploy")
+        assert done.code == 8 and f"remote.python can't be used: {broken}" in done.error_lines[0]
 
     def test_one_that_the_user_may_not_execute(
         self, make_server: MakeServer, tmp_path: Path
@@ -414,3 +440,31 @@ def test_gpus_that_are_asked_for_where_none_are_start_nothing(
             and "to train on its processor" in done.err
         )
     assert not list((lab.root / "runs").glob("2*")) and lab.task("train").code == 0
+
+
+def test_a_full_disk_can_be_freed_with_a_program_that_is_not_there_yet(
+    make_server: MakeServer, tmp_path: Path, small_disk: Path
+) -> None:
+    """As after an upgrade of ours."""
+    (small_disk / "tmp").mkdir()
+    home, env = small_disk / "home", {"TMPDIR": str(small_disk / "tmp")}
+    server = make_server(home=home, env=env)
+    lab = Lab(server, tmp_path, files={"train.sh": "echo up; cat /dev/zero | head -c 99999 > big"})
+    assert lab.task("train", follow=True).code == 0
+    make_tree(lab.project, {"train.sh": "echo up; sleep 60"})
+    assert lab.task("train", name="live").code == 0
+    for kept in (lab.root / "agent").iterdir():
+        kept.unlink()
+    fill(small_disk)
+    new = Lab(server, tmp_path, name="new").task("train")
+    assert new.code == 7 and "has 0 MiB free" in new.error_lines[0], new
+    live, ended = (row["run"] for row in lab.rows())
+    for done in (
+        lab.task("stop", run=live),
+        lab.task("fetch_results", run=ended),
+        lab.task("clean", yes=True, run=[ended]),
+    ):
+        assert done.code == 0, done
+    assert (lab.results / ended / "work" / "big").stat().st_size == 99999
+    assert not (lab.root / "runs" / ended).exists()
+    assert not list((small_disk / "tmp").iterdir())

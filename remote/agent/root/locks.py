@@ -74,8 +74,9 @@ class Lock:
 
     def sign(self, who: str) -> None:
         """Of its holder, for those who wait."""
-        os.ftruncate(self.file, 0)
-        os.pwrite(self.file, json.dumps({"who": who, "since": time.time()}).encode(), 0)
+        with contextlib.suppress(OSError):  # on a full disk it is held all the same
+            os.ftruncate(self.file, 0)
+            os.pwrite(self.file, json.dumps({"who": who, "since": time.time()}).encode(), 0)
 
     def holder(self) -> Dict[str, Any]:
         if self.turn is not None and self.turn.other:

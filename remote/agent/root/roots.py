@@ -110,7 +110,8 @@ def prepare_root(call: Call) -> None:
     owner = read_json(layout.project)
     if owner is None or (identity and owner.get("identity") != identity):
         write_json(layout.project, {"project": project, "identity": identity})
-    keep_agent(layout)
+    with contextlib.suppress(OSError):  # who starts it asks again; a full disk can be cleaned
+        keep_agent(layout)
 
 
 def keep_agent(layout: Layout) -> str:

@@ -2,7 +2,7 @@
 the laptop, and starts it.
 
 The text of this file is executed by whatever python the server has, so it first refuses one that is
-too old (exit code 96).
+too old (exit code 96). What fails once it has spoken ends with 94.
 """
 
 import sys
@@ -46,8 +46,7 @@ def content_of(path: str) -> bytes:
 
 
 def load(hello: dict) -> tuple:  # type: ignore[type-arg]
-    """Bytes and path of the agent, whether it lies in a directory to remove, and the requests that
-    came before it."""
+    """The agent's bytes, where it is imported from, and the requests that came before it."""
     digest = hello["agent"]
     home = os.path.expanduser("~")
     root = os.path.normpath(os.path.join(home, os.path.expanduser(hello["root"])))
@@ -56,7 +55,7 @@ def load(hello: dict) -> tuple:  # type: ignore[type-arg]
     if hashlib.sha256(content).hexdigest() == digest:
         magic = importlib.util.MAGIC_NUMBER.hex()
         compiled = path[:-4] + "." + sys.implementation.cache_tag + "-" + magic + ".pyz"
-        return content, compiled if os.path.exists(compiled) else path, None, []
+        return content, compiled if os.path.exists(compiled) else path, []
     send({"need": digest})
     waiting = []
     while True:
@@ -67,29 +66,58 @@ def load(hello: dict) -> tuple:  # type: ignore[type-arg]
             waiting.append((message, blob))
     blob = zlib.decompress(blob)
     if hashlib.sha256(blob).hexdigest() != digest:
-        sys.exit(98)
-    import tempfile
-
-    directory = tempfile.mkdtemp(prefix="agent-")
-    path = os.path.join(directory, digest + ".pyz")
-    with open(path, "wb") as file:
-        file.write(blob)
-    return blob, path, directory, waiting
+        raise ValueError("our program did not arrive as it was sent")
+    return blob, None, waiting
 
 
-os.write(1, ("\n" + sys.argv[1] + "\n").encode())
-HELLO, _ = read_frame()
-CONTENT, PATH, DIRECTORY, WAITING = load(HELLO)
-os.environ["REMOTE_AGENT_PYZ"] = PATH
-os.environ["REMOTE_AGENT_HASH"] = HELLO["agent"]
-sys.path.insert(0, PATH)
-try:
+class Memory:
+    """Imports the agent from its bytes as they came: nothing is written, so that a full disk can
+    be freed."""
+
+    def __init__(self, content: bytes) -> None:
+        import io
+        import zipfile
+
+        self.archive = zipfile.ZipFile(io.BytesIO(content))
+        self.names = set(self.archive.namelist())
+
+    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
+        stem = name.replace(".", "/")
+        for file in (stem + "/__init__.py", stem + ".py"):
+            if file in self.names:
+                is_package = file.endswith("/__init__.py")
+                spec = importlib.util.spec_from_loader
+                return spec(name, self, origin=file, is_package=is_package)  # type: ignore[arg-type]
+        return None
+
+    def create_module(self, spec):  # type: ignore[no-untyped-def]
+        return None
+
+    def exec_module(self, module):  # type: ignore[no-untyped-def]
+        origin = module.__spec__.origin
+        exec(compile(self.archive.read(origin), origin, "exec"), vars(module))
+
+
+def main() -> None:
+    os.write(1, ("\n" + sys.argv[1] + "\n").encode())
+    hello, _ = read_frame()
+    content, path, waiting = load(hello)
+    os.environ["REMOTE_AGENT_HASH"] = hello["agent"]
+    if path:
+        sys.path.insert(0, path)
+    else:
+        sys.meta_path.insert(0, Memory(content))
     from remote.agent.root import program
     from remote.agent.serve import operations, server  # noqa: F401  importing operations registers them
-finally:
-    if DIRECTORY:
-        import shutil
 
-        shutil.rmtree(DIRECTORY, ignore_errors=True)
-program.CONTENT = CONTENT
-server.main(HELLO, WAITING)
+    program.CONTENT = content
+    server.main(hello, waiting)
+
+
+try:
+    main()
+except Exception:
+    import traceback
+
+    traceback.print_exc()
+    sys.exit(94)  # and no other python is tried
