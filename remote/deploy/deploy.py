@@ -56,15 +56,14 @@ def deploy(
     requirements = read_requirements(session)
     session.open()  # the login waits for the network, while files are listed and hashed
     release = session.project.build_release()
+    sent = {entry.path for entry in release.entries}
     if session.project.has_own_trainer:
-        sent = (entry.path for entry in release.entries)
         require_whole_trainer(session.project.directory, sent)
     local = own_packages(session, requirements, release)
     facts = ask_facts(session, release, data)
     line = session.project.settings.command
-    if script := missing_script(line, session.project.directory):
-        note = f"warning: remote.command names {script}, which is not here"
-        session.display.note(note)
+    if missing := missing_script(line, session.project.directory, sent):
+        session.display.note(f"warning: {missing[0]}; {missing[1]}")
     command = describe_command(line)
     steps = [Step(False, command)] if command else []
     steps.append(put_release(session, facts, release))

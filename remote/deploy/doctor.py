@@ -26,7 +26,8 @@ from remote.link.session import Project, Session
 from remote.project.command import missing_script
 from remote.project.own_trainer import ARCHIVE, load_data_modules
 from remote.project.results import room_at
-from remote.release.code_files import FETCHED_RUNS
+from remote.records import Release
+from remote.release.code_files import FETCHED_RUNS, how_to_send
 from remote.screen.display import Display
 from remote.screen.language import title, translate
 from remote.screen.text import padded, show, size
@@ -142,30 +143,34 @@ def programs_checks(login: str) -> Iterator[Check]:
 def project_checks(project: Project) -> Iterator[Check]:
     settings = project.settings
     yield fine("settings", f"project {settings.project}, on the server in {settings.root}")
-    if script := missing_script(settings.command, project.directory):
-        text = f"remote.command names {script}, which is not here"
-        yield problem("command", text, "mend fabric.yaml", UsageError)
+    release: Release | None = None
+    code: list[Check] = []
+    try:
+        release = project.build_release()
+    except UsageError as error:
+        code = [failed("code", error)]
+    sent = {entry.path for entry in release.entries} if release else None
+    if missing := missing_script(settings.command, project.directory, sent):
+        yield problem("command", *missing, UsageError)
     name = settings.requirements
     if name not in ("", "none") and not (project.directory / name).exists():
         text = f"remote.requirements names {name}, which is not here"
         yield problem("packages", text, "mend fabric.yaml", UsageError)
-    try:
-        release = project.build_release()
-    except UsageError as error:
-        yield failed("code", error)
-        return
+    yield from code if release is None else [code_check(release)]
+
+
+def code_check(release: Release) -> Check:
     unsent = [row for row in release.left_out if row[1] != FETCHED_RUNS]
     left = [f"{path} ({reason})" for path, reason in unsent[:3]]
     more = f" and {len(unsent) - 3} more" if len(unsent) > 3 else ""
     text = f"{len(release.entries)} files, {size(release.size)}"
     if left:
         text = f"{text}; not sent: {', '.join(left)}{more}"
-        yield warning("code", text, "name what is to be sent in remote.include")
-    elif release.size > MUCH_CODE:
+        return warning("code", text, "; ".join(how_to_send(unsent)))
+    if release.size > MUCH_CODE:
         remedy = "put data into .gitignore, and send it once with upload-data"
-        yield warning("code", f"{text}: much for code", remedy)
-    else:
-        yield fine("code", text)
+        return warning("code", f"{text}: much for code", remedy)
+    return fine("code", text)
 
 
 def room_check(dest: Path) -> Check:

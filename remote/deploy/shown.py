@@ -14,7 +14,7 @@ from remote.link.answers import Nodes
 from remote.link.facts import Facts
 from remote.link.session import Session
 from remote.records import Gpu, GpuReport
-from remote.release.code_files import FETCHED_RUNS
+from remote.release.code_files import FETCHED_RUNS, how_to_send
 from remote.screen.display import Display
 from remote.screen.tables import Column, state_style
 from remote.screen.text import show
@@ -45,8 +45,8 @@ def show_steps(session: Session, deployed: Deployed, only_changes: bool = False)
             f"warning: {', '.join(pointers[:5])}{more}: only Git LFS pointers, without their"
             " content; `git lfs pull` fetches it"
         )
-    if left_out:
-        display.note("to send such a file all the same, name it in remote.include")
+    for text in how_to_send(left_out):
+        display.note(text)
 
 
 def show_summary(session: Session, deployed: Deployed) -> None:

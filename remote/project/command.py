@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shlex
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection, Sequence
+from pathlib import Path, PurePosixPath
 
 ASSIGNMENT = re.compile(r"\s*[A-Za-z_]\w*=")
 NOTEBOOK = ".ipynb"
@@ -77,13 +78,24 @@ def plan_words(line: str, arguments: Sequence[str], python: str) -> list[str]:
     return ["bash", "-e", "-o", "pipefail", "-c", "\n".join([TELL_STEP, *lines])]
 
 
-def missing_script(line: str, project: Path) -> str | None:
-    """The script that plain words start, where it is not in the project; None for what can't be
-    told."""
+def missing_script(
+    line: str, project: Path, sent: Collection[str] | None = None
+) -> tuple[str, str] | None:
+    """That the script which plain words start is not among what is `sent`, or not here, and what to
+    do; None for what can't be told."""
     words = [] if shell_signs(line) else shlex.split(line)
     found = (word for word in words if word.endswith(SCRIPTS) and word[0] not in "-/")
     script = "" if {"-m", "-c"} & {*words} else next(found, "")
-    return script if script and not (project / script).exists() else None
+    if not script:
+        return None
+    if not (project / script).exists():
+        return f"remote.command names {script}, which is not here", "mend fabric.yaml"
+    place = PurePosixPath(os.path.normpath(script).replace(os.sep, "/"))
+    # A link to a folder is sent as such, with what it leads to.
+    if sent is None or any(str(path) in sent for path in (place, *place.parents)):
+        return None
+    remedy = "take it out of .gitignore, or name it in remote.include"
+    return f"remote.command names {script}, which is not sent", remedy
 
 
 def describe_command(line: str) -> str | None:

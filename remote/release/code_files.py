@@ -65,6 +65,14 @@ PRIVATE_KEY = re.compile(
 LONGER_THAN_KEYS = 32 << 10
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 OVER_LIMIT = "over the limit"
+LEADS_OUT = "a link that leads out of the project"
+NOT_REGULAR, UNREADABLE = "not a regular file", "can't be read"
+HELP = {
+    LEADS_OUT: "put what it leads to into the project, or send data by upload-data",
+    UNREADABLE: "mend its rights, and it is sent",
+    NOT_REGULAR: "",
+}
+"""What to do about what remote.include can't send either."""
 LEFT_BY_PIP = "left by pip install"
 
 
@@ -152,11 +160,13 @@ def list_files(project: Path) -> Listing:
         # A submodule or a repository inside this one: its own git knows its files. Without its
         # .git, git would tell of ours.
         own = (place / ".git").exists()
-        inner = list_files(place) if own else Listing(paths=[*_walk(place, set(), [])])
+        inner = list_files(place) if own else Listing()
+        inner.paths += () if own else _walk(place, set(), inner.left_out)
         prefix = path.rstrip("/") + "/"
         if path in found.tracked:
             found.tracked |= {prefix + name for name in inner.tracked}
         found.paths += [prefix + name for name in inner.paths]
+        found.left_out += [(prefix + name, why) for name, why in inner.left_out]
         found.modes |= {prefix + name: mode for name, mode in inner.modes.items()}
     return found
 
@@ -196,9 +206,16 @@ def _walk(project: Path, also: set[str], left: list[tuple[str, str]]) -> Iterato
     """Every file but those of caches and environments; of folders that seem to hold data, only
     where code lies in them or `also` names them. What is left out goes to `left`.
     """
-    for directory, names, files in os.walk(project):
+
+    def prefix_of(directory: str) -> str:
         below = os.path.relpath(directory, project)
-        prefix = "" if below == "." else below.replace(os.sep, "/") + "/"
+        return "" if below == "." else below.replace(os.sep, "/") + "/"
+
+    def pass_over(error: OSError) -> None:
+        left.append((prefix_of(error.filename) or "./", UNREADABLE))
+
+    for directory, names, files in os.walk(project, onerror=pass_over):
+        prefix = prefix_of(directory)
         for name in list(names):
             place = os.path.join(directory, name)
             if os.path.islink(place):
@@ -233,9 +250,7 @@ def _holds_code(folder: str) -> bool:
 def reason_to_leave(
     project: Path, path: str, max_file_mib: float, included: list[str]
 ) -> str | None:
-    """Why a file is not sent; None if it is."""
-    if is_included(path, included):
-        return None
+    """Why a file is not sent; None if it is. No remote.include helps what HELP holds."""
     place = f"{project}/{path}"
     try:
         status = os.lstat(place)
@@ -243,14 +258,22 @@ def reason_to_leave(
         return None
     if stat.S_ISLNK(status.st_mode):
         inside = _inside(path, os.readlink(place))
-        return None if inside else "a link that leads out of the project"
+        return None if inside else LEADS_OUT
     if not stat.S_ISREG(status.st_mode):
-        return "not a regular file"
+        return NOT_REGULAR
+    if is_included(path, included):
+        return None
     if is_for_secrets(path.rsplit("/", 1)[-1]):
         return "looks like a secret"
     if status.st_size > max_file_mib * 2**20:
         return f"{OVER_LIMIT} of {max_file_mib:g} MiB: {status.st_size / 2**20:.0f} MiB"
     return None
+
+
+def how_to_send(left_out: Iterable[tuple[str, str]]) -> list[str]:
+    """What to do about them, for each kind of reason once."""
+    usual = "to send such a file all the same, name it in remote.include"
+    return [text for text in dict.fromkeys(HELP.get(why, usual) for _, why in left_out) if text]
 
 
 def is_for_secrets(name: str) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from remote.agent.shared import protocol
 from remote.agent.shared.trees import SYMLINK, tree_hash
@@ -16,6 +17,8 @@ from remote.project.settings import listed
 from remote.records import FileEntry, Release
 from remote.release.code_files import (
     FETCHED_RUNS,
+    HELP,
+    LEADS_OUT,
     LFS_POINTER,
     LONGER_THAN_KEYS,
     NO_CODE,
@@ -56,7 +59,11 @@ def build_release(
     wanted = {*found.paths} - skipped
     for path in sorted(wanted, key=lambda name: name.encode("utf-8", "surrogateescape")):
         reason = reason_to_leave(project, path, max_file_mib, included)
-        entry, head = (None, b"") if reason else entry_of(project, path, found.modes.get(path))
+        if reason == LEADS_OUT and is_included(path, included):
+            raise UsageError(
+                f"remote.include names {path}, {LEADS_OUT}", step="release", remedy=HELP[LEADS_OUT]
+            )
+        entry, head = (None, b"") if reason else read_entry(project, path, found.modes.get(path))
         small = entry is not None and entry.size < LONGER_THAN_KEYS
         if small and is_private_key(path, head) and not is_included(path, included):
             reason = "holds a private key"
@@ -75,11 +82,33 @@ def build_release(
     return Release(tree_hash(entries), tuple(entries), tuple(left_out), tuple(pointers), origin)
 
 
+def read_entry(project: Path, path: str, mode: int | None) -> tuple[FileEntry | None, bytes]:
+    with refusing_unreadable("release", "mend its rights or ignore it"):
+        return entry_of(project, path, mode)
+
+
+@contextlib.contextmanager
+def refusing_unreadable(step: str, remedy: str) -> Iterator[None]:
+    """What can't be read is never passed over. Raises UsageError that names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        text = f"{error.filename} can't be read: {error.strerror or error}"
+        raise UsageError(text, step=step, remedy=remedy) from None
+
+
+def stop_walk(error: OSError) -> NoReturn:
+    """For os.walk, which passes over folders that it can't read."""
+    raise error
+
+
 def entry_of(
     project: Path, path: str, mode: int | None, follow: bool = False
 ) -> tuple[FileEntry | None, bytes]:
     """The entry and the file's first bytes; None for a file that git knows but that is gone.
-    `follow`: what a link leads to."""
+    `follow`: what a link leads to. Raises OSError that names the file."""
     head = b""
     place = f"{project}/{path}"  # ten thousand of them: a Path each would cost a third
     try:
@@ -96,11 +125,8 @@ def entry_of(
     except FileNotFoundError:
         return None, b""
     except OSError as error:
-        raise UsageError(
-            f"{path} can't be read: {error.strerror}",
-            step="release",
-            remedy="mend its rights or ignore it",
-        ) from None
+        error.filename = place  # a read that fails names none
+        raise
     if mode is None:
         mode = 0o755 if status.st_mode & stat.S_IXUSR and os.name != "nt" else 0o644
     return FileEntry(path, mode, size, digest.hexdigest()), head

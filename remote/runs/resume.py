@@ -21,7 +21,7 @@ from remote.link.session import Session, who_am_i
 from remote.project.options import TrainOptions
 from remote.project.results import find_run, read_mapping, went_on_elsewhere
 from remote.records import Asked, FileEntry, Run
-from remote.release.release import entry_of
+from remote.release.release import entry_of, refusing_unreadable, stop_walk
 from remote.runs.launch import attempt_of, code_of, place_of, started_where, watch
 from remote.runs.placement import Launch, Placement, launch_on_free_gpus, place_run, prepare_launch
 from remote.runs.request import GO_ON, TrainRequest, parse_request, plan_argv
@@ -207,7 +207,8 @@ def send_run(session: Session, run: Path) -> None:
             step="train",
             remedy="train again without --resume",
         )
-    entries = list(entries_of(run))
+    with refusing_unreadable("train", "mend its rights"):
+        entries = list(entries_of(run))
     tree = tree_hash(entries)
     answer = session.ask(ReleaseMissing, tree=tree, manifest=entries)
     sending = Sending(run, entries, frozenset(answer.missing), answer.partial)
@@ -234,7 +235,7 @@ def entries_of(run: Path) -> Iterator[FileEntry]:
     """Every file and link of a fetched run, a folder's own before what lies below it: of a
     checkpoint and a link to it the checkpoint is the newer one there. Not what a fetch that was cut
     has left."""
-    for place, folders, names in os.walk(run):
+    for place, folders, names in os.walk(run, onerror=stop_walk):
         folders.sort()
         links = [name for name in folders if os.path.islink(os.path.join(place, name))]
         for name in sorted([*names, *links]):

@@ -112,7 +112,7 @@ def hand_over(
         publish(place, options.github, display, options.yes)
     else:
         display.line("push it by one of these; the last one makes a public repository:")
-        for command in (f"git -C {place} push URL main", f"{again} --push URL"):
+        for command in (f"git -C {shlex.quote(str(place))} push URL main", f"{again} --push URL"):
             display.line(f"  {command}")
         display.line(f"  {again} --github NAME")
 
@@ -169,7 +169,8 @@ def refuse_findings(draft: Path, accepted: Sequence[str]) -> None:
     if found:
         rest = f" and {len(found) - 8} more" if len(found) > 8 else ""
         names = " ".join(
-            f"--accept {path}" for path in dict.fromkeys(finding.path for finding in found[:3])
+            f"--accept {shlex.quote(path)}"
+            for path in dict.fromkeys(finding.path for finding in found[:3])
         )
         raise UsageError(
             f"this must not be handed in: {'; '.join(map(str, found[:8]))}{rest}",

@@ -3,8 +3,11 @@ uses it there."""
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
+import shlex
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +23,8 @@ from remote.link.sending import Sending, waiting_note
 from remote.link.session import Session, who_am_i
 from remote.project.own_trainer import ARCHIVE, load_data_modules
 from remote.records import FileEntry
-from remote.release.release import entry_of
+from remote.release.code_files import NOT_REGULAR
+from remote.release.release import entry_of, refusing_unreadable, stop_walk
 from remote.screen.text import one_line, size
 
 NOISE = ("Thumbs.db", "desktop.ini", "__MACOSX", ".DS_Store", ".git")
@@ -60,9 +64,10 @@ def upload_data(session: Session, given: str, name: str | None = None) -> Upload
     if not path.exists():
         raise UsageError(f"{given}: no such file or folder here", step="upload-data")
     path = path.resolve()
-    if session.project.has_own_trainer:
-        require_images(session, path)
-    is_file, entries = path.is_file(), tuple(entries_of(session, path))
+    with refusing_unreadable("upload-data", "mend its rights, or take it out of the data"):
+        if session.project.has_own_trainer:
+            require_images(session, path)
+        is_file, entries = path.is_file(), tuple(entries_of(session, path))
     if not entries:
         raise UsageError(f"{given} holds no files", step="upload-data")
     data = DataSet(name or path.name, path.parent if is_file else path, entries, is_file)
@@ -98,7 +103,7 @@ def show_uploaded(session: Session, done: Uploaded) -> None:
         f"{done.name}: {done.files} files, {size(done.bytes)} on {session.host}; {sent};"
         " verified by sha256"
     )
-    use = "" if done.name == ARCHIVE else f" --data {done.name}"
+    use = "" if done.name == ARCHIVE else f" --data {shlex.quote(done.name)}"
     session.display.line(f"use it: fab -H {session.typed} train{use}")
     if not session.project.has_own_trainer:
         session.display.line(f"a run finds it in $REMOTE_DATA_DIR/{done.name}")
@@ -106,28 +111,61 @@ def show_uploaded(session: Session, done: Uploaded) -> None:
 
 def entries_of(session: Session, path: Path) -> Iterator[FileEntry]:
     """A file, or every file below a folder in order of path. What links lead to is taken as if it
-    lay there. Hidden files belong to other people's data (zarr's .zarray), to images never."""
+    lay there. Hidden files belong to other people's data (zarr's .zarray), to images never.
+
+    Raises UsageError for links that lead nowhere: they stand for data that is not here."""
     if path.is_file():
         yield entry_at(path.parent, path.name)
         return
     count, seen = 0, set()
+    dangling: list[str] = []
+    special: list[str] = []
 
     def is_noise(name: str) -> bool:
         return name in NOISE or (name.startswith(".") and session.project.has_own_trainer)
 
-    for place, folders, names in os.walk(path, followlinks=True):
+    for place, folders, names in os.walk(path, followlinks=True, onerror=stop_walk):
         real = os.path.realpath(place)
         if real in seen:  # a link that leads back
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not is_noise(name))
-        for name in sorted(names):
-            if not is_noise(name) and (Path(place) / name).is_file():
-                yield entry_at(path, (Path(place) / name).relative_to(path).as_posix())
+        for name in sorted(name for name in names if not is_noise(name)):
+            below = (Path(place) / name).relative_to(path).as_posix()
+            kind = kind_of(os.path.join(place, name))
+            if kind is None:
+                dangling.append(below)
+            elif not stat.S_ISREG(kind):
+                special.append(below)
+            else:
+                yield entry_at(path, below)
                 count += 1
                 session.display.doing(f"reading {path.name}: {count} files")
     session.display.clear()
+    if dangling:
+        first = f"{path}/{dangling[0]}"
+        many = f"{len(dangling)} links lead nowhere, the first is {first}"
+        raise UsageError(
+            many if dangling[1:] else f"a link leads nowhere: {first}",
+            step="upload-data",
+            remedy="get what they stand for (git annex get, dvc pull), or remove them",
+        )
+    for left in special[:8]:
+        session.display.note(f"not sent: {left} ({NOT_REGULAR})")
+    if len(special) > 8:
+        session.display.note(f"not sent: {len(special) - 8} more")
+
+
+def kind_of(place: str) -> int | None:
+    """The mode of what lies there, or of what a link leads to; None for a link that leads nowhere,
+    or in a circle."""
+    try:
+        return os.stat(place).st_mode
+    except OSError as error:
+        if not os.path.islink(place) or error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
+        return None
 
 
 def entry_at(folder: Path, path: str) -> FileEntry:
@@ -210,9 +248,9 @@ def offer_copy(session: Session, facts: Facts, copy: Copy, answer: Reach) -> str
     if copy.what.startswith("the "):
         problem = f"{copy.what} are not on the server, and the server can't download them ({why})"
     here, step = copy.here, "train"
-    command = f"fab -H {session.typed} upload-data {here or copy.name}"
+    command = f"fab -H {session.typed} upload-data {shlex.quote(str(here or copy.name))}"
     if here is None or here.name != copy.name:
-        command += f" --name {copy.name}"
+        command += f" --name {shlex.quote(copy.name)}"
     if here is None:
         remedy = f"{copy.get} here, then: {command}"
         raise NotFound(problem, host=session.host, step=step, remedy=remedy)

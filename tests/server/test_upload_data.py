@@ -3,11 +3,13 @@ takes."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -186,7 +188,42 @@ def test_a_single_file_keeps_its_name(lab: Lab, tmp_path: Path) -> None:
     file = make_tree(tmp_path / "here", {"words.txt": "w" * 1000}) / "words.txt"
     assert lab.task("upload_data", path=str(file), name="corpus.txt").code == 0
     assert (lab.root / "data" / "corpus.txt").read_text() == "w" * 1000
+    done = lab.task("upload_data", path=str(file), name="my words ü")
+    assert "train --data 'my words ü'" in done.out, "as it can be typed"
     assert snapshot((lab.root / "data" / "corpus.txt").resolve().parent).keys() == {"words.txt"}
+
+
+def test_what_can_not_be_read_or_leads_nowhere_is_never_left_out_unsaid(
+    lab: Lab, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """git-annex's and DVC's data sets are made of links; a named pipe holds nothing to send."""
+
+    def refused(told: str) -> None:
+        done = lab.task("upload_data", path=str(photos))
+        assert done.code == 2 and len(done.error_lines) == 1 and told in done.err, done
+        assert not (lab.root / "data").exists()
+
+    def look(path: Any = ".") -> Any:
+        if str(path).endswith("/shut"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", look)
+    (photos / "test" / "shut").mkdir()
+    refused(f"{photos}/test/shut can't be read: Permission denied")
+    (photos / "test" / "shut").rmdir()
+    (photos / "unread").symlink_to("/proc/self/mem")
+    refused(f"{photos}/unread can't be read: Input/output error")
+    (photos / "unread").unlink()
+    make_tree(photos, {"a.png": Link("../.git/annex/objects/a"), "b.png": Link("b.png")})
+    refused(f"2 links lead nowhere, the first is {photos}/a.png")
+    (photos / "b.png").unlink()
+    refused(f"a link leads nowhere: {photos}/a.png")
+    (photos / "a.png").unlink()
+    os.mkfifo(photos / "pipe")
+    done = lab.task("upload_data", path=str(photos))
+    assert done.code == 0 and "not sent: pipe (not a regular file)" in done.err, done
 
 
 @pytest.mark.parametrize(

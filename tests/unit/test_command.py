@@ -25,7 +25,9 @@ from remote.project.own_trainer import runs_own_trainer
 from remote.project.settings import parse_settings
 from remote.records import Settings
 from remote.runs.request import Pending, TrainRequest, parse_request
-from tests.support.project import REPOSITORY, make_tree
+from tests.support.project import REPOSITORY, Link, make_tree
+
+MEND = "mend fabric.yaml"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,19 @@ def test_arguments_arrive_as_they_were_typed(arguments: list[str]) -> None:
 )
 def test_a_script_that_is_not_here_is_known(tmp_path: Path, line: str, missing: str | None) -> None:
     (tmp_path / "train.py").touch()
-    assert missing_script(line, tmp_path) == missing
+    told = missing_script(line, tmp_path)
+    assert told == (missing and (f"remote.command names {missing}, which is not here", MEND))
+
+
+def test_a_script_that_is_here_and_not_sent_is_known(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"src/train.py": "", "link": Link("src")})
+    for script, sent in (
+        ("./src/train.py", {"src/train.py"}),
+        ("link/train.py", {"link", "src/train.py"}),
+    ):
+        assert missing_script(f"python {script}", tmp_path, sent) is None
+        told = missing_script(f"python {script}", tmp_path, {"other.py"})
+        assert told and f"names {script}, which is not sent" in told[0] and ".git" in told[1]
 
 
 def test_an_open_quote_is_a_wrong_setting(tmp_path: Path) -> None:

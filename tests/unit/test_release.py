@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,9 +19,9 @@ from remote.deploy.code import plan_release
 from remote.errors import UsageError
 from remote.link.facts import Facts, Root
 from remote.project.own_trainer import require_whole_trainer
-from remote.release.code_files import is_private_key
+from remote.release.code_files import how_to_send, is_private_key
 from remote.release.git import project_identity
-from remote.release.release import build_release, upload_frames
+from remote.release.release import build_release, read_entry, upload_frames
 from tests.support.project import HOSTILE, Executable, Link, commit, make_tree
 
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\n" + "b3BlbnNzaC1rZXktdjEAAAAABG5vbmU" * 8
@@ -369,3 +371,35 @@ def test_identity_is_the_first_commit_and_the_folder(tmp_path: Path) -> None:
 def test_private_keys_are_known_by_their_content() -> None:
     assert is_private_key("x", KEY.encode())
     assert not is_private_key("x.py", b'MARK = "' + KEY.encode())
+
+
+def test_what_can_not_be_read_is_said_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without git; a folder as it is walked, a file as it is read."""
+
+    def look(path: Any = ".") -> Any:
+        if str(path).endswith("/shut"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", look)
+    make_tree(tmp_path, {"a.py": "", "package/shut/b.py": ""})
+    release = build_release(tmp_path, 50)
+    assert release.left_out == (("package/shut/", "can't be read"),)
+    assert how_to_send(release.left_out) == ["mend its rights, and it is sent"]
+    with pytest.raises(UsageError, match=r"mem can't be read: Input/output error"):
+        read_entry(Path("/proc/self"), "mem", None)
+
+
+def test_a_link_that_leads_out_is_not_sent_by_naming_it(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"p/a.py": "", "p/common": Link("../lib"), "lib/b.py": "", "p/.env": ""})
+    os.mkfifo(tmp_path / "p" / "pipe")
+    release = build_release(tmp_path / "p", 50)
+    include, other = how_to_send(release.left_out)
+    assert "remote.include" in include and "upload-data" in other
+    assert not how_to_send([("pipe", "not a regular file")])
+    with pytest.raises(UsageError, match=r"remote\.include names common, a link that leads out"):
+        build_release(tmp_path / "p", 50, "common")
+    assert "pipe" not in paths(tmp_path / "p", include="pipe, .env")
