@@ -174,7 +174,11 @@ def code_check(release: Release) -> Check:
 
 
 def room_check(dest: Path) -> Check:
-    free = room_at(dest)[1] >> 20
+    place, free_bytes = room_at(dest)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        text = f"{place} can't be written" if place.is_dir() else f"{place} is no folder"
+        return problem("results", text, "set remote.dest to a folder of yours", UsageError)
+    free = free_bytes >> 20
     if free < LEAST_HERE_MIB:
         remedy = "free some space, or set remote.dest to another disk"
         return warning("results", f"{free} MiB free for {dest}", remedy)

@@ -119,6 +119,7 @@ def _plan_any(needs: Needs, found: Sequence[Candidate], notes: list[str]) -> Env
     if ready:
         best = max(ready, key=lambda item: (item.version_info, -item.order))
         return as_is(needs, best, f"{best} has all that is required and is used as it is")
+    require_installer(needs)
     if found[0].configured and found[0].torch_problem and needs.settings.torch == "auto":
         raise _unfit(needs, found[0])
     unfit = [(item.path, item.unfit_torch) for item in found if item.unfit_torch]
@@ -150,6 +151,22 @@ def _plan_any(needs: Needs, found: Sequence[Candidate], notes: list[str]) -> Env
         return ask_first(plan, builders)
     has_none = not best.torch_problem and not (needs.needs_torch and "torch" in best.packages)
     return overlay(needs, best) if best.configured and has_none else plan
+
+
+def require_installer(needs: Needs) -> None:
+    """Raises EnvironmentFailed where nothing there can make a venv or install a package."""
+    told = needs.known.inspection
+    if told is None or told.uv or told.virtualenv:
+        return
+    able = (one.has_pip or one.has_venv or one.has_virtualenv for one in told.interpreters)
+    if not any(able):
+        raise EnvironmentFailed(
+            "no python on the server has pip or ensurepip, and there is no uv",
+            step="environment",
+            remedy=(
+                "ask for `apt install python3-venv` there, or set remote.python to a conda python"
+            ),
+        )
 
 
 def _on_top(needs: Needs, item: Candidate) -> tuple[EnvironmentPlan | None, str]:

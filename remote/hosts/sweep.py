@@ -22,7 +22,7 @@ from remote.hosts.sweep_table import label_of
 from remote.link.facts import Facts
 from remote.link.session import Project, Session
 from remote.project.options import TrainOptions
-from remote.project.results import read_mapping
+from remote.project.results import read_mapping, writing
 from remote.records import FINAL
 from remote.runs.launch import asked_for
 from remote.runs.placement import (
@@ -125,7 +125,7 @@ class Book:
             value = json.loads((self.directory / "sweep.json").read_text(encoding="utf-8"))
             self.points = [Point(**point) for point in value["points"]]
             self.shared = value.get("shared")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             pass
         except (OSError, ValueError, KeyError, TypeError):
             raise UsageError(
@@ -156,12 +156,13 @@ class Book:
         return changed
 
     def write(self) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
         place = self.directory / "sweep.json"
         rows = [dataclasses.asdict(point) for point in self.points]
         text = json.dumps({"name": self.name, "shared": self.shared, "points": rows}, indent=1)
-        place.with_suffix(".tmp").write_text(text, encoding="utf-8")
-        os.replace(place.with_suffix(".tmp"), place)
+        with writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            place.with_suffix(".tmp").write_text(text, encoding="utf-8")
+            os.replace(place.with_suffix(".tmp"), place)
 
 
 def shared_by_all(project: Project, options: TrainOptions) -> dict[str, Any]:

@@ -137,6 +137,8 @@ class Inspection(Answer):
 
     interpreters: tuple[Interpreter, ...] = ()
     uv: str | None = None
+    # The program, beside what the interpreters have.
+    virtualenv: str | None = None
     # conda, mamba or micromamba.
     conda: str | None = None
     # pip there is set to ask no index.

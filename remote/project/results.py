@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from remote.errors import UsageError
+from remote.errors import TransferFailed, UsageError
 from remote.records import Run
 
 
@@ -62,6 +64,17 @@ def went_on_elsewhere(directory: Path, run: Run) -> bool:
         mine.pop()  # not started yet
     there = [one.get("started") for one in run.detail.attempts] + [run.detail.started]
     return mine != there[: len(mine)]
+
+
+@contextlib.contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """What is written below `place`. Raises TransferFailed where it can't be."""
+    try:
+        yield
+    except OSError as error:
+        text = f"{place} can't be written: {error.strerror or error}"
+        remedy = "free some space, or set remote.dest to another place"
+        raise TransferFailed(text, remedy=remedy) from None
 
 
 def room_at(place: Path) -> tuple[Path, int]:

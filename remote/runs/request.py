@@ -31,7 +31,7 @@ from remote.link.session import Project, Session
 from remote.project.command import label_of, plan_words
 from remote.project.options import RunOptions, TrainOptions
 from remote.project.own_trainer import load_config_module, no_trainer, runs_own_trainer
-from remote.project.results import lock_file
+from remote.project.results import lock_file, writing
 from remote.project.run_env import read_env
 from remote.project.settings import listed
 from remote.runs.limits import limits_of, shutdown_of
@@ -276,16 +276,18 @@ class Pending:
             project.dest / ".pending" / f"{name}{f'-{number}' if number else ''}.json"
             for number in range(MOST_AT_ONCE)
         ]
+        self._dest = project.dest
         self._lock: IO[bytes] | None = None
         self.path = self._places[0]
 
     def take(self) -> str | None:
         """The run of a launch that was cut off, if there is one. From here on it is ours."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        for place in self._places:
-            self.path, self._lock = place, lock_file(place.with_suffix(".lock"))
-            if self._lock is not None:
-                break
+        with writing(self._dest):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            for place in self._places:
+                self.path, self._lock = place, lock_file(place.with_suffix(".lock"))
+                if self._lock is not None:
+                    break
         return _remembered_run(self.path)
 
     def is_remembered(self) -> bool:
@@ -293,8 +295,9 @@ class Pending:
 
     def write(self, run: str) -> None:
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"run": run, "time": time.time()}))
-        os.replace(temporary, self.path)
+        with writing(self._dest):
+            temporary.write_text(json.dumps({"run": run, "time": time.time()}))
+            os.replace(temporary, self.path)
 
     @contextlib.contextmanager
     def launching(self) -> Iterator[None]:

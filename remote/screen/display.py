@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from remote.errors import RemoteError
+from remote.errors import RemoteError, TransferFailed
 from remote.records import Step
 from remote.screen.activity import Region, Transfer, step_tree
 from remote.screen.language import translate, translate_error
+from remote.screen.plain import leave_pipe
 from remote.screen.tables import Column, build_table
 from remote.screen.text import COMMAND, broken_at_words, printable
 
@@ -80,8 +81,12 @@ class Display:
 
     def json(self, value: Any) -> None:
         self.clear()
-        sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1, default=str) + "\n")
-        sys.stdout.flush()
+        text = json.dumps(value, ensure_ascii=False, indent=1, default=str)
+        try:
+            text.encode(sys.stdout.encoding or "utf-8")
+        except UnicodeError:
+            text = json.dumps(value, indent=1, default=str)
+        self._put(sys.stdout, text)
 
     def log(self, text: str) -> None:
         """Lines of a run's log, as they are but for what could command a terminal."""
@@ -204,8 +209,19 @@ class Display:
             shown = broken_at_words(text, console.width) if ours else text
             console.print(shown, soft_wrap=True, highlight=ours)
         else:
+            self._put(stream, text)
+
+    def _put(self, stream: TextIO, text: str) -> None:
+        try:
             stream.write(text + "\n")
             stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            leave_pipe(stream)
+            if stream is not self.notes:  # without remarks the result is the same
+                text = f"stdout can't be written: {error.strerror}"
+                raise TransferFailed(text) from None
 
     def _region(self) -> Region:
         if self.region is None:

@@ -175,7 +175,7 @@ def choose_language(setting: str) -> None:
     global _chosen
     chinese = setting == "zh" or (setting == "auto" and system_is_chinese())
     try:
-        "中文".encode(sys.stdout.encoding or "ascii")
+        "中文".encode(getattr(sys.stdout, "encoding", None) or "ascii")  # none where it is closed
     except UnicodeError:
         chinese = False
     _chosen = load("zh_CN") if chinese else None

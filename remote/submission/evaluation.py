@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from remote.deploy.deploy import show_steps
-from remote.errors import TransferFailed, UsageError
+from remote.errors import NotFound, TransferFailed, UsageError
 from remote.link.answers import Evaluated
 from remote.link.session import Project, Session
 from remote.project.results import read_mapping
@@ -47,6 +47,10 @@ def evaluate_here(project: Project, place: Path, data: str) -> Mapping[str, Any]
         remedy = "fab -H … submit has it done on the server, or: pip install -r requirements.txt"
         raise UsageError(text, step="submit", remedy=remedy)
     where = data if data == "synthetic" else str(Path(data).expanduser().absolute())
+    if where != "synthetic" and not os.path.exists(where):  # the trainer would download to it
+        raise NotFound(
+            f"{data}: no such file or folder here", step="submit", remedy="look at --data"
+        )
     weights = str((place / "weights.pt").absolute())
     words = ["trainer.evaluate", "--checkpoint", weights, "--data", where, "--json"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

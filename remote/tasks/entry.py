@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import invoke.tasks
 
 from remote.errors import INTERRUPTED, RemoteError, UsageError
-from remote.screen.plain import leave_pipe
+from remote.screen.plain import leave_pipe, open_closed_streams
 from remote.tasks.command_line import LINE
 
 if TYPE_CHECKING:  # loaded only once a task runs: `fab --list` is quick
@@ -214,6 +214,7 @@ def run(context: Any, name: str, body: Callable[[Work], int], json: bool, server
     """
     from remote.screen.display import Display
 
+    open_closed_streams()
     if os.environ.get("REMOTE_DEBUG"):
         logging.basicConfig(
             level=logging.DEBUG,

@@ -163,9 +163,9 @@ def submit(work: Work, options: SubmitOptions) -> int:
         fab submit --data cifar-10-python.tar.gz --push git@github.com:you/cifar10.git
         fab -H user@host submit                  # on a laptop without torch or the images
 
-    Exit codes: 0 ready, 2 usage, or something must not be handed in, 12 the figure is not given
-    again, or the push failed; with -H also 3 to 7 as everywhere, and 11 the server no longer has
-    the run.
+    Exit codes: 0 ready, 2 usage, or something must not be handed in, 11 no such images, or the
+    server no longer has the run, 12 the figure is not given again, or the push failed; with -H also
+    3 to 7 as everywhere.
     """
     from remote.submission.submit import submit as submit_one
 
@@ -190,7 +190,7 @@ def verify_submission(work: Work, folder: str = "submission", data: str | None =
 
         fab verify-submission --folder clone-of-it --data cifar-10-python.tar.gz
 
-    Exit codes: 0 it is what it claims, 2 usage, 12 it is not.
+    Exit codes: 0 it is what it claims, 2 usage, 11 no such images, 12 it is not.
     """
     from remote.submission.submit import verify
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from remote.loopback import LoopbackServer
-from tests.support.project import REPOSITORY, make_tree
+from tests.support.project import REPOSITORY, Content, Link, make_tree
 
 CODE = "from remote.tasks.program import main; main()"
 
@@ -51,3 +54,59 @@ def test_completion(tmp_path: Path) -> None:
     assert "--with-new-code" in done.stdout.split(), done
     script = remote_train(tmp_path, "--print-completion-script", "bash").stdout
     assert "complete -F" in script and "remote-train" in script
+
+
+def by_shell(folder: Path, line: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`"$@"` in the line is remote-train."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **variables}
+    return subprocess.run(
+        ["sh", "-c", line, "sh", sys.executable, "-c", CODE],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+    )
+
+
+@pytest.mark.parametrize("line", ['"$@" doctor', '"$@" doctor --json'])
+@pytest.mark.parametrize("where", [">/dev/full", ">&-", "2>&-", "<&-"])
+def test_streams_that_can_not_be_written_end_in_no_traceback(
+    tmp_path: Path, line: str, where: str
+) -> None:
+    project = make_tree(tmp_path / "p", {"train.py": "", "fabric.yaml": "remote: {}\n"})
+    done = by_shell(project, f"{line} {where}")
+    if where.startswith(">"):
+        (told,) = [text for text in done.stderr.splitlines() if "error" in text.lower()]
+        assert done.returncode == 12 and told.startswith("error: stdout can't be written: ")
+    else:
+        assert done.returncode in (0, 2) and "settings" in done.stdout, done
+        assert "Traceback" not in done.stderr
+
+
+def test_json_is_escaped_where_the_encoding_lacks_a_sign(tmp_path: Path) -> None:
+    name = "Übung.py"
+    settings = f"remote: {{command: python {name}}}\n"
+    project = make_tree(tmp_path / "p", {"fabric.yaml": settings, "a.py": ""})
+    for encoding in ("ascii", "utf-8"):
+        done = by_shell(project, '"$@" doctor --json', PYTHONIOENCODING=encoding)
+        assert any(name in check["text"] for check in json.loads(done.stdout)), done
+
+
+@pytest.mark.parametrize("kind", ["a file", "a link out of reach"])
+def test_results_that_can_not_be_written_are_one_line(
+    tmp_path: Path, server: LoopbackServer, kind: str
+) -> None:
+    settings = "load_ssh_configs: false\nremote:\n  command: sh a.sh\n  requirements: none\n"
+    project = make_tree(tmp_path / "p", {"a.sh": "echo up\n", "fabric.yaml": settings})
+    results: Content = "x" if kind == "a file" else Link("/proc/nothing")
+    make_tree(project, {"results": results})
+    before = ("-S", str(server.ssh_config), "-H", "loopback")
+    for words in (("train",), ("sweep", "--grid", "n=1,2", "--", "{n}")):
+        done = remote_train(project, *before, *words)
+        assert done.returncode == 12 and "Traceback" not in done.stderr, done
+        assert f"{project}/results" in done.stderr and "can't be written: " in done.stderr
+    assert not list((server.home / "projects" / "p" / "runs").glob("2*"))
+    if kind == "a file":
+        told = remote_train(project, "doctor")
+        assert told.returncode == 2 and "results is no folder" in told.stdout, told

@@ -54,6 +54,19 @@ def test_the_base_is_the_newest_that_torch_has_wheels_for_and_that_can_make_a_ve
     assert plan(*choices, text="demo\n").args["python"] == "/d"
 
 
+def test_where_nothing_can_install_the_plan_says_so() -> None:
+    """doctor tells it before a deploy does."""
+    bare: dict[str, Any] = {"has_pip": False, "has_venv": False}
+    told = make_facts(interpreter("/a", **bare), interpreter("/b", **bare))
+    with pytest.raises(EnvironmentFailed, match="no python on the server has pip or ensurepip"):
+        plan_told(told, PLAIN, TEXT)
+    for more in ({"uv": "/bin/uv"}, {"virtualenv": "/bin/virtualenv"}):
+        able = told | {"inspection": {**told["inspection"], **more}}
+        assert plan_told(able, PLAIN, TEXT).kind == "venv"
+    has_all = interpreter("/a", packages={"numpy": "2.0"}, **bare)
+    assert plan(has_all, text="numpy\n").kind == "as-is"
+
+
 @pytest.mark.parametrize(
     ("gpu", "torch", "build"),
     [

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from remote.errors import RemoteError, TransferFailed, UsageError
+from remote.errors import NotFound, RemoteError, TransferFailed, UsageError
 from remote.link.session import Project
 from remote.project.options import SubmitOptions
 from remote.project.results import find_run
@@ -453,4 +453,6 @@ def test_the_project_s_own_code_evaluates_and_never_the_bundle_s(tmp_path: Path)
         "import sys; sys.exit('error: DATA is not here\\n')"
     )
     with pytest.raises(TransferFailed, match="can't be evaluated: DATA is not here"):
+        evaluation.evaluate_here(desk.project, desk.run, "synthetic")
+    with pytest.raises(NotFound, match="nowhere: no such file or folder here"):
         evaluation.evaluate_here(desk.project, desk.run, "nowhere")

@@ -85,6 +85,7 @@ def environment_inspect(
     return {
         "interpreters": interpreters.list_interpreters(configured, path, detail or []),
         "uv": installers.find_uv(),
+        "virtualenv": shutil.which("virtualenv"),
         "conda": installers.find_conda(),
         "no_index": pip_settings.is_on(config, "no-index"),
     }
