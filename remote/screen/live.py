@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from remote.screen.display import Display
 
@@ -39,10 +39,46 @@ def full_screen(
     )
     display.sink = write
     try:
-        with live, keys(pressed):
+        with leaving_in_order(display.out), live, keys(pressed):
             yield
     finally:
         display.sink = None
+
+
+LEAVE, ENTER = b"\x1b[?1049l\x1b[?25h", b"\x1b[?1049h\x1b[?25l\x1b[H"
+"""To the screen as it was, with its cursor; and back to ours."""
+
+
+@contextlib.contextmanager
+def leaving_in_order(out: TextIO) -> Iterator[None]:
+    """Nobody's terminal stays as we had it: `kill` and a window that is closed end the block, as
+    an error does; Ctrl-Z shows the shell until `fg`."""
+    if not has_keys() or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    import termios
+
+    known = termios.tcgetattr(sys.stdin)
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    def pause(number: int, frame: object) -> None:
+        # Not by `out`, which may be in the middle of a write.
+        ours = termios.tcgetattr(sys.stdin)
+        os.write(out.fileno(), LEAVE)
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, known)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, ours)
+        os.write(out.fileno(), ENTER)
+
+    acts = {signal.SIGTERM: end, signal.SIGHUP: end, signal.SIGTSTP: pause}
+    before = {number: signal.signal(number, act) for number, act in acts.items()}
+    try:
+        yield
+    finally:
+        for number, act in before.items():
+            signal.signal(number, act)
 
 
 def has_keys() -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -132,6 +134,27 @@ def test_s_stops_the_training_after_a_yes_alone(project: Path, server: LoopbackS
     seen = read_until(leader, b"--resume 2")
     assert process.wait(30) == 0 and b"stopped" in seen
     assert told(project, server)["state"] == "stopped"
+
+
+def test_ctrl_z_and_kill_give_the_terminal_back(project: Path, server: LoopbackServer) -> None:
+    leader, process = fab_on_terminal(project, server, "train", size=(24, 80))
+    read_frame(leader, "first line")
+    typed = termios.tcgetattr(leader)[3]
+    os.kill(process.pid, signal.SIGTSTP)
+    assert b"\x1b[?25h" in read_until(leader, b"\x1b[?1049l\x1b[?25h")
+    assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+    assert termios.tcgetattr(leader)[3] & termios.ICANON and not typed & termios.ICANON
+    os.kill(process.pid, signal.SIGCONT)
+    read_until(leader, b"\x1b[?1049h")
+    read_frame(leader, "first line")
+    assert termios.tcgetattr(leader)[3] == typed
+    os.kill(process.pid, signal.SIGTERM)
+    left = read_until(leader, b"\x1b[?1049l")
+    assert process.wait(20) == 128 + signal.SIGTERM
+    left += read_until(leader, b"\x1b[?25h")
+    assert b"Traceback" not in left and termios.tcgetattr(leader)[3] & termios.ICANON
+    assert told(project, server)["state"] == "running"
+    fab(project, server, "stop")
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120, 200])
