@@ -80,8 +80,8 @@ def train(work: Work, options: TrainOptions, first_free: bool = False) -> int:
         fab -H a,b train --nodes 2                  # one training on two hosts
 
     Exit codes: 0 done, 2 usage, 3 unreachable, 4 connection lost, 5 host key, 6 login refused, 7
-    server, 8 environment, 9 GPU, 10 the training failed. After 4 the same command never starts a
-    second run.
+    server, 8 environment, 9 GPU, 10 the training failed, 12 results/ can't be written. After 4 the
+    same command never starts a second run.
     """
 
     options = dataclasses.replace(options, arguments=work.words or None)

@@ -439,3 +439,12 @@ def test_an_old_python_is_passed_over(make_server: MakeServer, tmp_path: Path) -
     (directory / "python3.11").symlink_to(os.path.realpath("/proc/self/exe"))
     with agent(make_server(path=path)) as link:
         assert facts(link)["system"]["python_path"].endswith("python3.11")
+
+
+def test_a_program_that_fails_is_told_by_its_words(
+    server: LoopbackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not as a lost connection, after which people would try again for ever."""
+    monkeypatch.setattr("remote.link.link.agent_program", lambda: b"another one")
+    with agent(server) as link, pytest.raises(ServerUnfit, match="did not arrive as it was sent"):
+        facts(link)
