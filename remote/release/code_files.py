@@ -151,7 +151,11 @@ def list_files(project: Path) -> Listing:
         found.paths += _walk(project, set(), found.left_out)
         return found
     found = _read_index(project)
-    others = run_git(project, "ls-files", "-z", "--others", "--exclude-standard")
+    said: list[str] = []
+    words = ("ls-files", "-z", "--others", "--exclude-standard")
+    others = run_git(project, *words, warnings=said)
+    closed = (re.search(r"could not open directory '(.*/)'", line) for line in said)
+    found.left_out += [(match[1], UNREADABLE) for match in closed if match]
     for path in [*found.tracked, *zero_separated(others or b"")]:
         if not path.endswith("/") and not _is_folder(f"{project}/{path}"):
             found.paths.append(path)

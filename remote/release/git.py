@@ -9,9 +9,9 @@ from pathlib import Path
 from remote.errors import UsageError
 
 
-def run_git(project: Path, *arguments: str) -> bytes | None:
-    """Output, or None where there is no git or no repository. Raises UsageError for a repository
-    that git refuses."""
+def run_git(project: Path, *arguments: str, warnings: list[str] | None = None) -> bytes | None:
+    """Output, or None where there is no git or no repository; `warnings` gets what git says beside
+    it. Raises UsageError for a repository that git refuses."""
     environment = {
         key: value
         for key, value in os.environ.items()
@@ -28,6 +28,8 @@ def run_git(project: Path, *arguments: str) -> bytes | None:
     except FileNotFoundError:
         return None
     if done.returncode == 0:
+        if warnings is not None:
+            warnings += os.fsdecode(done.stderr).splitlines()
         return done.stdout
     error = done.stderr.decode("utf-8", "replace").strip()
     if "not a git repository" in error or arguments[0] in ("log", "check-ignore"):

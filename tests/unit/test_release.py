@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -391,6 +392,26 @@ def test_what_can_not_be_read_is_said_or_refused(
     assert how_to_send(release.left_out) == ["mend its rights, and it is sent"]
     with pytest.raises(UsageError, match=r"mem can't be read: Input/output error"):
         read_entry(Path("/proc/self"), "mem", None)
+
+
+def test_a_folder_that_git_can_not_read_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_tree(tmp_path / "p", {"a.py": ""})
+    commit(project, "first")
+    make_tree(project, {"new/b.py": ""})
+    (project / "new").chmod(0)
+    if os.geteuid() == 0 and shutil.which("setpriv") is None:
+        pytest.skip("root reads everything, and setpriv is not here")
+    if os.geteuid() == 0:  # who reads everything, unless git is started without that right
+        real, right = shutil.which("git"), "-dac_override,-dac_read_search"
+        line = f'#!/bin/sh\nexec setpriv --bounding-set {right} {real} "$@"\n'
+        make_tree(tmp_path / "bin", {"git": Executable(line)})
+        monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    try:
+        assert build_release(project, 50).left_out == (("new/", "can't be read"),)
+    finally:
+        (project / "new").chmod(0o755)
 
 
 def test_a_link_that_leads_out_is_not_sent_by_naming_it(tmp_path: Path) -> None:
