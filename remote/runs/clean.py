@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from remote.deploy import environment
 from remote.deploy.deploy import ask_facts, read_requirements
@@ -14,6 +16,8 @@ from remote.link.session import Session, who_am_i
 from remote.records import FINAL
 from remote.screen.tables import Column
 from remote.screen.text import show, size
+from remote.transfer.here import seen_here
+from remote.watching.listing import list_runs
 
 COLUMNS = (
     Column("what"),
@@ -23,21 +27,35 @@ COLUMNS = (
 )
 
 NAMED = "named by --run"
-"""Ends the agent's reason for a run that goes although it was not fetched."""
+"""In the agent's reason for a run that goes although it is not here."""
 
 
-def clean_one(session: Session, remove: bool, named: Sequence[str]) -> Cleaned:
+def clean_one(session: Session, remove: bool, named: Sequence[str], dest: Path) -> Cleaned:
     """The server's answer: `items` that nothing needs (removed with `remove`), and the runs `kept`.
-    `named`: runs that may go unfetched."""
-    needed = needed_environment(session)
+    `named`: runs that may go although `dest` has not all of them."""
+    needed, here = needed_environment(session), find_here(session, dest)
     return session.ask_as_owner(
         Cleaned,
         waiting_note(session),
         who=who_am_i(),
         environment=needed,
         named=list(named),
+        here=here,
         remove=remove,
     )
+
+
+def find_here(session: Session, dest: Path) -> dict[str, str]:
+    """The runs of which all lies in `dest` now, each with the server's hash over what was compared.
+    That somebody fetched a run says nothing of what this computer has."""
+    fetched = [run.run for run in list_runs(session) if run.detail.fetched]
+    found = {}
+    for number, run in enumerate(fetched):
+        session.display.doing(f"{number} of {len(fetched)} runs compared with what is here")
+        if seen := seen_here(session, run, dest):
+            found[run] = seen
+    session.display.clear()
+    return found
 
 
 def needed_environment(session: Session) -> str:
@@ -53,20 +71,23 @@ def needed_environment(session: Session) -> str:
     return str(plan.key or "") if plan.kind == "keep" else ""
 
 
-def show_cleaned(session: Session, answer: Cleaned, remove: bool) -> None:
+def show_cleaned(session: Session, answer: Cleaned, remove: bool, dest: str | None = None) -> None:
     """What goes or has gone, and what each run that stays waits for."""
     display, items = session.display, answer.items
+    elsewhere = f" --dest {shlex.quote(dest)}" if dest else ""
     ended = [run for run in answer.kept if run.state in FINAL]
     for run in ended:
         display.note(f"kept: {show(run.run)} ({run.state}): {show(run.why)}")
     if ended:
         fab = f"fab -H {session.typed}"
-        display.note(f"a run that was fetched completely may go: {fab} fetch-results --run all")
+        display.note(
+            f"a run may go once all of it is here: {fab} fetch-results --run all{elsewhere}"
+        )
         display.note(f"to remove one all the same: {fab} clean --run {show(ended[0].run)} --yes")
     if going := len(answer.kept) - len(ended):
         display.note(f"kept: {going} not ended yet")
     if not items:
-        display.line("nothing to remove: everything there is in use, or not fetched yet")
+        display.line("nothing to remove: everything there is in use, or not here yet")
         return
     display.table(COLUMNS, [[item.kind, item.name, size(item.bytes), item.why] for item in items])
     total = size(sum(item.bytes for item in items))
@@ -75,6 +96,6 @@ def show_cleaned(session: Session, answer: Cleaned, remove: bool) -> None:
         return
     display.line(f"nothing was removed yet ({len(items)} items, {total}); to do so:")
     # The others need no name; one that changes meanwhile stays.
-    unfetched = [item for item in items if item.kind == "run" and item.why.endswith(NAMED)]
-    named = "".join(f" --run {item.name}" for item in unfetched)
+    unfetched = [item for item in items if item.kind == "run" and NAMED in item.why]
+    named = "".join(f" --run {item.name}" for item in unfetched) + elsewhere
     display.line(f"  fab -H {session.typed} clean{named} --yes")

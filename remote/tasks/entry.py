@@ -9,8 +9,9 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import invoke.tasks
@@ -68,6 +69,10 @@ class Work:
 
         return Session(target, self.project, self.display)
 
+    def dest_of(self, given: str | None) -> Path:
+        """Where fetched runs are kept here."""
+        return Path(given).expanduser() if given else self.project.dest
+
     def only_target(self, options: str = "") -> Target:
         """`options`: with which the task takes no more."""
         if len(self.targets) > 1:
@@ -123,14 +128,39 @@ class Work:
         with ThreadPoolExecutor(min(16, len(quiet))) as pool:
             return list(pool.map(one, quiet))
 
-    def in_turn(self, act: Callable[[Session], Any]) -> int:
-        """Host after host. What `act` returns of each is the answer for scripts."""
-        answers = []
-        for target in self.targets:
-            with self.session(target) as session:
-                answers.append(act(session))
-        self.tell_json(answers)
-        return 0
+    def in_turn(self, act: Callable[[Session], Iterable[Any]]) -> int:
+        """Host after host. What `act` yields of each is the answer for scripts, with why others
+        failed."""
+        done: list[Any] = []
+
+        def act_on(session: Session) -> None:
+            for row in act(session):
+                done.append(row)
+
+        failed = self.on_each(self.targets, act_on)
+        for target, error in failed:
+            why = {"error": type(error).__name__, "reason": error.message}
+            done.append({"host": target.spec, **why})
+        self.tell_json(done)
+        return failed[0][1].exit_code if failed else 0
+
+    def on_each(
+        self, targets: Iterable[Target], act: Callable[[Session], Any]
+    ) -> list[tuple[Target, RemoteError]]:
+        """Host after host. Where one fails that is told, and the others are done all the same; only
+        a command that is wrong is wrong for all. Those that failed."""
+        failed = []
+        for target in targets:
+            self.display.fab = f"fab -H {target.typed}"
+            try:
+                with self.session(target) as session:
+                    act(session)
+            except RemoteError as error:
+                self.display.error(error)
+                failed.append((target, error))
+                if isinstance(error, UsageError):
+                    break
+        return failed
 
     def those_up(self, answers: Answers, otherwise: str) -> list[tuple[Target, Any]]:
         """The hosts that have answered; of each other one is told what happens `otherwise`. Raises

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from remote.errors import INTERRUPTED, NotFound, RunFailed, UsageError
 from remote.tasks.entry import Work, task
-from remote.tasks.sweeps import only_one, status_of_sweep
+from remote.tasks.sweeps import only_one, runs_of, status_of_sweep
 
 if TYPE_CHECKING:
     from remote.link.session import Session
@@ -121,9 +122,9 @@ def logs(work: Work, run: str = "latest", follow: bool = False, lines: int = 40)
             work.tell_json(log_of(work, session, run, follow, lines))
         return 0
 
-    def show(session: Session) -> dict[str, object]:
+    def show(session: Session) -> Iterator[dict[str, object]]:
         work.display.note(f"{session.host}:")
-        return log_of(work, session, run, follow, lines)
+        yield log_of(work, session, run, follow, lines)
 
     return work.in_turn(show)
 
@@ -163,23 +164,28 @@ def wait(work: Work, run: str = "latest", sweep: str | None = None) -> int:
     from remote.watching.follow import Follower
     from remote.watching.listing import list_runs, run_json, state_line
 
+    failed = 0
     if sweep:
         only_one(run, sweep)
+        answers = work.on_all(list_runs)
+        found = runs_of(sweep, answers)
+        wanted = [(work.session(target), [each.run for each in runs]) for target, runs in found]
+        failed = work.tell_failures(answers)
+        if not wanted and not failed:
+            raise NotFound(f"no run of the sweep {sweep!r:.80} on these hosts", step="wait")
+    else:
+        session, name = work.session_of(run)
+        wanted = [(session, [name])]
     ended = []
-    one = None if sweep else work.session_of(run)
-    sessions = [one[0]] if one else [work.session(target) for target in work.targets]
-    for opened in sessions:
-        with opened as session:
-            names = [one[1] if one else run]
-            if sweep:
-                names = [each.run for each in list_runs(session) if each.asked.sweep == sweep]
+    for session, names in wanted:
+        session.was_there = bool(sweep)  # it has answered, so what is wrong later may mend itself
+        with session:
             for name in names:
                 follower = Follower(session, name, show_log=False)
                 follower.tail = 0
-                found = follower.until_end()
-                work.display.line(f"{session.host}: {state_line(found)}")
-                ended.append((session.host, found))
-    if not ended:
-        raise NotFound(f"no run of the sweep {sweep!r:.80} on these hosts", step="wait")
-    work.tell_json([run_json(found, host) for host, found in ended])
-    return 0 if all(found.state == "finished" for _, found in ended) else RunFailed.exit_code
+                run_there = follower.until_end()
+                work.display.line(f"{session.host}: {state_line(run_there)}")
+                ended.append((session.host, run_there))
+    work.tell_json([run_json(each, host) for host, each in ended])
+    fine = all(each.state == "finished" for _, each in ended)
+    return failed or (0 if fine else RunFailed.exit_code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from remote.tasks.entry import Work, task
@@ -35,14 +35,14 @@ def deploy(work: Work, refresh: bool = False) -> int:
 
 
 def deploy_all(work: Work, refresh: bool) -> int:
-    def deploy_to(session: Session) -> dict[str, Any]:
+    def deploy_to(session: Session) -> Iterator[dict[str, Any]]:
         session.open()  # the login waits for the network, while the rest is loaded
         from remote.deploy.deploy import deploy as deploy_one
         from remote.deploy.shown import deploy_json, show_summary
 
         deployed = deploy_one(session, refresh=refresh)
         show_summary(session, deployed)
-        return deploy_json(session, deployed)
+        yield deploy_json(session, deployed)
 
     return work.in_turn(deploy_to)
 
@@ -79,7 +79,8 @@ def setup_key(work: Work) -> int:
     """
     from remote.deploy.setup_key import setup_key as setup_one
 
-    return work.in_turn(setup_one)
+    failed = work.on_each(work.targets, setup_one)
+    return failed[0][1].exit_code if failed else 0
 
 
 @task()
@@ -151,10 +152,10 @@ def upload_data(work: Work, path: str, name: str | None = None) -> int:
     from remote.transfer.upload import show_uploaded
     from remote.transfer.upload import upload_data as upload_to
 
-    def upload(session: Session) -> dict[str, Any]:
+    def upload(session: Session) -> Iterator[dict[str, Any]]:
         done = upload_to(session, path, name)
         show_uploaded(session, done)
-        return {"host": session.host} | dataclasses.asdict(done)
+        yield {"host": session.host} | dataclasses.asdict(done)
 
     return work.in_turn(upload)
 
@@ -162,16 +163,18 @@ def upload_data(work: Work, path: str, name: str | None = None) -> int:
 @task(
     help={
         "yes": "remove what is listed",
-        "run": "a run that may go although not all of it was fetched; may be given several times",
+        "run": "a run that may go although not all of it is here; may be given several times",
+        "dest": "where fetch-results has brought the runs (default: results/)",
         "json": "print only JSON on stdout",
     }
 )
-def clean(work: Work, yes: bool = False, run: Sequence[str] = ()) -> int:
+def clean(work: Work, yes: bool = False, run: Sequence[str] = (), dest: str | None = None) -> int:
     """
     List what nothing on the server needs; --yes removes it.
 
-    That is releases, environments, images, and runs that were fetched completely. A run that has
-    not ended stays, and so does one of which something is not here, unless it is named by --run.
+    That is releases, environments, images, and runs that lie here completely, as they were fetched.
+    A run that has not ended stays, and so does one of which something is not here, whoever has
+    fetched it, unless it is named by --run.
 
         fab -H user@host clean --yes
 
@@ -180,10 +183,10 @@ def clean(work: Work, yes: bool = False, run: Sequence[str] = ()) -> int:
     """
     from remote.runs.clean import clean_one, show_cleaned
 
-    def clean_there(session: Session) -> dict[str, Any]:
-        answer = clean_one(session, yes, run)
+    def clean_there(session: Session) -> Iterator[dict[str, Any]]:
+        answer = clean_one(session, yes, run, work.dest_of(dest))
         if not work.json:
-            show_cleaned(session, answer, yes)
-        return {"host": session.host} | dataclasses.asdict(answer)
+            show_cleaned(session, answer, yes, dest)
+        yield {"host": session.host} | dataclasses.asdict(answer)
 
     return work.in_turn(clean_there)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from remote.errors import UsageError
 from remote.project.options import FetchOptions, SubmitOptions
 from remote.tasks.entry import Work, task
 from remote.tasks.sweeps import fetch_sweep, only_one
+
+if TYPE_CHECKING:
+    from remote.link.session import Session
 
 
 @task(
@@ -52,12 +57,8 @@ def fetch_results(work: Work, options: FetchOptions, sweep: str | None = None) -
             raise UsageError(
                 "--sweep fetches what is there now: --watch and --then-shutdown go without it"
             )
-        return fetch_sweep(work, sweep, dest_of(work, options.dest))
+        return fetch_sweep(work, sweep, work.dest_of(options.dest))
     return fetch(work, options)
-
-
-def dest_of(work: Work, dest: str | None) -> Path:
-    return Path(dest).expanduser() if dest else work.project.dest
 
 
 def fetch(work: Work, options: FetchOptions) -> int:
@@ -67,28 +68,27 @@ def fetch(work: Work, options: FetchOptions) -> int:
     from remote.watching.listing import list_runs
     from remote.watching.watch import watch_run
 
-    dest, ask = dest_of(work, options.dest), not options.yes
+    dest, ask = work.dest_of(options.dest), not options.yes
     if options.then_shutdown:
         work.only_target("--then-shutdown")
     if options.watch and len(work.targets) > 1:
         options = watch_together(work, options, dest)
     fetch_one = watch_run if options.watch or options.then_shutdown else fetch_run
-    answers = []
-    for target in work.targets:
-        with work.session(target) as session:
-            names = [options.run]
-            if options.run == "all":
-                names = [run.run for run in list_runs(session)]
-                if not names:
-                    work.display.line(f"{session.host}: no runs yet, so nothing to fetch")
-            for name in names:
-                fetched = fetch_one(session, name, dest, ask)
-                show_fetched(work.display, fetched)
-                answers.append(fetched_json(fetched, session.host))
-            if options.then_shutdown:
-                shut_down(session, dest, options.yes)
-    work.tell_json(answers)
-    return 0
+
+    def fetch_from(session: Session) -> Iterator[dict[str, Any]]:
+        names = [options.run]
+        if options.run == "all":
+            names = [run.run for run in list_runs(session)]
+            if not names:
+                work.display.line(f"{session.host}: no runs yet, so nothing to fetch")
+        for name in names:
+            fetched = fetch_one(session, name, dest, ask)
+            show_fetched(work.display, fetched)
+            yield fetched_json(fetched, session.host)
+        if options.then_shutdown:
+            shut_down(session, dest, options.yes)
+
+    return work.in_turn(fetch_from)
 
 
 def watch_together(work: Work, options: FetchOptions, dest: Path) -> FetchOptions:

@@ -24,6 +24,7 @@ from remote.screen.text import size
 from remote.transfer.manifest import (
     PARTS,
     SOURCE,
+    Left,
     RemoteFile,
     checked_manifest,
     holds_name,
@@ -64,8 +65,11 @@ def fetch_run(session: Session, run: str, dest: Path, ask: bool = True) -> Fetch
         return _bring(session, dest, directory, answer, ask)
 
 
-def ask_manifest(session: Session, run: str) -> FetchManifest:
-    """Its rows come in several messages: there is no limit to what a run may make."""
+def ask_manifest(
+    session: Session, run: str, patterns: Sequence[str] | None = None
+) -> FetchManifest:
+    """Its rows come in several messages: there is no limit to what a run may make. `patterns`: in
+    place of remote.results; none: everything."""
     rows: list[Any] = []
 
     def take(event: dict[str, Any], blob: bytes) -> None:
@@ -74,18 +78,23 @@ def ask_manifest(session: Session, run: str) -> FetchManifest:
             raise ProtocolError("the list of files has the wrong form", host=session.host)
         rows.extend(more)
 
-    results = listed(session.project.settings.results)
+    results = listed(session.project.settings.results) if patterns is None else list(patterns)
     answer = session.ask_as_owner(FetchManifest, take, run=run, results=results)
     return dataclasses.replace(answer, files=tuple(rows))
+
+
+def listed_files(answer: FetchManifest) -> tuple[list[RemoteFile], list[Left]]:
+    """What is to be here, and what stays there. The code comes once, from the first host."""
+    files, unheld = checked_manifest(answer.files)
+    if answer.run.asked.nodes.rank:
+        files = [file for file in files if not file.path.startswith(SOURCE)]
+    return files, unheld + parse_left(answer.left)
 
 
 def _bring(
     session: Session, dest: Path, directory: Path, answer: FetchManifest, ask: bool
 ) -> Fetched:
-    files, unheld = checked_manifest(answer.files)
-    if answer.run.asked.nodes.rank:
-        files = [file for file in files if not file.path.startswith(SOURCE)]
-    left = unheld + parse_left(answer.left)
+    files, left = listed_files(answer)
     fetched = Fetched(directory, answer.run, files=len(files), left=left)
     try:
         remove_stale_links(directory, files)

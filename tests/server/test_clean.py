@@ -20,6 +20,7 @@ from remote.agent.run_files.outputs import find_outputs
 from remote.agent.run_files.records import FETCHED, read_fetched
 from remote.errors import RunFailed
 from remote.loopback import LoopbackServer
+from remote.runs import clean as runs_clean
 from tests.support.agent import agent
 from tests.support.faults import Lab, wait_until
 from tests.support.project import commit, make_tree, snapshot
@@ -102,6 +103,59 @@ def test_only_what_was_fetched_goes_and_only_when_told(lab: Lab) -> None:
     assert len([name for name in names(lab, "releases") if not name.startswith(".")]) == 1
     assert (lab.root / "current").resolve().is_dir() and list(lab.root.glob("env/*/ready"))
     assert "code kept" in lab.task("deploy").out
+
+
+def test_what_was_fetched_and_is_not_here_goes_only_where_it_is_named(
+    lab: Lab, server: LoopbackServer, tmp_path: Path
+) -> None:
+    lab.settings = {"results": ""}
+    run = train(lab, "echo results > made\n")
+    assert lab.task("fetch_results", run=run).code == 0
+    # On another laptop, then on this one where it lies elsewhere, in part, or was written over.
+    second = Lab(server, tmp_path / "second", settings=lab.settings)
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    (lab.results / run).rename(aside / run)
+    for one in (second, lab):
+        kept = one.task("clean", yes=True)
+        assert kept.code == 0 and f"kept: {run} (finished): fetched by " in kept.err, kept
+        assert ", not here" in kept.err and names(lab, "runs") == {run}
+        assert len(names(lab, "releases")) == 1, "its code stays, too"
+    listed = second.task("clean", run=[run[:20]])
+    assert "finished, named by --run (fetched by" in listed.out, listed
+    assert f"clean --run {run} --yes" in listed.out
+    there = lab.task("clean", dest=str(aside))
+    assert "finished, fetched completely" in there.out
+    assert there.out.rstrip().endswith(f"clean --dest {aside} --yes")
+    made = aside / run / "work/made"
+    content, status = made.read_bytes(), made.stat()
+    for change in (b"", content[:-1], content[:-1] + b"y"):
+        made.write_bytes(change)
+        assert "not here" in lab.task("clean", yes=True, dest=str(aside)).err
+        assert names(lab, "runs") == {run}
+    made.write_bytes(content)
+    os.utime(made, (status.st_atime, status.st_mtime))
+    (aside / run / "state.json").write_text("{}")  # changes after the end by itself
+    assert lab.task("clean", yes=True, dest=str(aside)).code == 0 and not names(lab, "runs")
+
+
+def test_a_run_that_changes_while_it_is_looked_at_stays(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fetched anew by somebody else meanwhile: what is removed is what was looked at."""
+    lab.settings = {"results": ""}
+    run = train(lab)
+    assert lab.task("fetch_results", run=run).code == 0
+    original = runs_clean.find_here
+
+    def look(session: Any, dest: Path) -> dict[str, str]:
+        found = original(session, dest)
+        (lab.root / "runs" / run / "work/late").write_text("late")
+        assert lab.task("fetch_results", run=run, dest=str(lab.directory / "x")).code == 0
+        return found
+
+    monkeypatch.setattr(runs_clean, "find_here", look)
+    assert "not here" in lab.task("clean", yes=True).err and names(lab, "runs") == {run}
 
 
 def test_a_fetch_before_the_end_does_not_count(lab: Lab) -> None:
@@ -237,17 +291,19 @@ def test_nobody_stops_or_fetches_the_runs_of_another_project(
 def test_what_keeps_a_run(tmp_path: Path) -> None:
     layout = Layout(str(tmp_path))
     run = {"run": "r", "path": str(tmp_path), "release": None}
+    seen = find_outputs(str(tmp_path), []).seen()
+    here = {"r": seen}
     for state in ("running", "unknown"):
-        assert clean.why_to_keep(layout, {**run, "state": state, "detail": {}}, {"r"})
+        assert clean.why_to_keep(layout, {**run, "state": state, "detail": {}}, here)
     ended = {**run, "state": "failed", "detail": {"ended": 1.0}}
-    assert (
-        clean.why_to_keep(layout, ended, set()) and clean.why_to_keep(layout, ended, {"r"}) is None
-    )
-    mark = {"ended": 1.0, "time": 2.0, "seen": find_outputs(str(tmp_path), []).seen()}
+    assert clean.why_to_keep(layout, ended, here)
+    mark = {"ended": 1.0, "time": 2.0, "seen": seen, "who": "me@laptop"}
     write_json(str(tmp_path / FETCHED), mark)
-    assert clean.why_to_keep(layout, ended, set()) is None
+    assert clean.why_to_keep(layout, ended, here) is None
+    for other in ({}, {"r": "compared with what was there before"}):
+        assert clean.why_to_keep(layout, ended, other) == "fetched by me@laptop, not here"
     write_json(str(tmp_path / FETCHED), mark | {"narrowed": True})
-    assert "remote.results" in str(clean.why_to_keep(layout, ended, set()))
+    assert "remote.results" in str(clean.why_to_keep(layout, ended, here))
     (tmp_path / "late").touch()
     write_json(str(tmp_path / FETCHED), mark)
-    assert "changed" in str(clean.why_to_keep(layout, ended, set()))
+    assert "changed" in str(clean.why_to_keep(layout, ended, here))

@@ -7,6 +7,7 @@ The full sweeps, with hundreds of cut points, are in benchmarks/faults.py.
 from __future__ import annotations
 
 import io
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ from remote.watching.follow import Follower
 from tests.support.faults import LOST, UNREACHABLE, Lab, short_pauses, stalling, wait_until
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.proxy import Direction, Relay
-from tests.support.sshd import frozen
+from tests.support.several import Several
+from tests.support.sshd import MakeServer, frozen
 from tests.support.sweeps import PHASES, Follow, Sweep
 
 pytestmark = pytest.mark.timeout(120)
@@ -236,3 +238,26 @@ def finished_lab(server: LoopbackServer, relay: Relay, directory: Path, **option
     assert lab.task("train", route=server).code == 0
     wait_until(lambda: lab.rows()[0]["state"] == "finished")
     return lab
+
+
+def test_hosts_in_turn_one_that_is_dead_keeps_no_other_from_being_done(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    lab = Several(make_server(), tmp_path)
+    lab.others = [Lab(make_server(), tmp_path / "second")]
+    assert lab.on("b", "train").code == 0
+    wait_until(lambda: "finished" in lab.on("b", "status").out)
+    lab.server.close()
+    for task, options in (
+        ("deploy", {}),
+        ("upload_data", {"path": str(lab.project / "data.bin")}),
+        ("fetch_results", {}),
+        ("clean", {"yes": True}),
+    ):
+        done = lab.on("ab", task, json=True, **options)
+        rows = json.loads(done.out)
+        assert done.code == UNREACHABLE and [row["host"] for row in rows] == ["b", "a"], done
+        assert "error" not in rows[0] and rows[1]["error"] == "Unreachable", rows
+        assert len(done.error_lines) == 1 and "error: a, " in done.err and rows[1]["reason"]
+    wrong = lab.on("ab", "upload_data", path="/nowhere", json=True)
+    assert wrong.code == 2 and len(wrong.error_lines) == 1, "it is wrong for all"

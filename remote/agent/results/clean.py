@@ -15,7 +15,7 @@ from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import ASIDE, HASH, RUN_ID, Layout, list_names, random_name
 from remote.agent.root.roots import locked, locked_if_free, prepare_root
 from remote.agent.run_files.fetched import why_not_fetched
-from remote.agent.run_files.records import describe_run, find_run, list_runs
+from remote.agent.run_files.records import describe_run, find_run, list_runs, read_mark
 from remote.agent.runs.queue import one_launch_at_a_time
 from remote.agent.shared.states import FINAL
 
@@ -28,12 +28,18 @@ UPLOAD_S = 24 * 3600.0
 
 @operation("clean")
 def clean(
-    call: Call, who: str, environment: str = "", named: Sequence[str] = (), remove: bool = False
+    call: Call,
+    who: str,
+    environment: str = "",
+    named: Sequence[str] = (),
+    here: Optional[Dict[str, str]] = None,
+    remove: bool = False,
 ) -> Dict[str, Any]:
     """List, and with `remove` also remove, what nothing needs. `environment`: the key of the one
     that the next deploy would keep.
 
-    `named`: runs that have ended and may go although they were not fetched completely.
+    `named`: runs that have ended and may go although the laptop has not all of them. `here`: those
+    that it has, each with the hash over what it has compared, as `fetch_manifest` told it.
 
     Answers `items` (kind, name, bytes, why) and `kept` (the runs that stay, with why).
     """
@@ -44,7 +50,7 @@ def clean(
     # Images that are being sent just now are left alone, with all that lies beside them.
     with locked(call, layout.lock, who), locked_if_free(layout.data_lock) as has_data:
         unwanted = {find_run(layout, name)["run"] for name in named}
-        items, kept = find_unneeded(layout, environment, unwanted)
+        items, kept = find_unneeded(layout, environment, unwanted, here or {})
         items += find_unneeded_data(layout) if has_data else []
         if remove:
             for item in items:
@@ -53,18 +59,20 @@ def clean(
     return {"items": told, "kept": kept, "removed": remove}
 
 
-def find_unneeded(layout: Layout, environment: str, unwanted: Set[str]) -> Any:
+def find_unneeded(
+    layout: Layout, environment: str, unwanted: Set[str], here: Dict[str, str]
+) -> Any:
     """The items to remove, each with its `paths`; and the runs that stay."""
     items: List[Dict[str, Any]] = []
     kept: List[Dict[str, Any]] = []
     releases, environments = {current_release(layout)}, {environment}
     for name in _names(layout.runs, RUN_ID):
         run = describe_run(layout, name)
-        why = why_to_keep(layout, run, unwanted)
-        if why is None:
-            reason = "named by --run" if name in unwanted else "fetched completely"
+        why = why_to_keep(layout, run, here)
+        if why is None or (name in unwanted and run["state"] in FINAL):
+            reason = "fetched completely" if why is None else f"named by --run ({why})"
             item = _item("run", name, [run["path"]], f"{run['state']}, {reason}")
-            items.append(dict(item, unwanted=name in unwanted))
+            items.append(dict(item, here=here, unwanted=name in unwanted))
             continue
         kept.append({"run": name, "state": run["state"], "why": why})
         releases.add(str(run["release"]))
@@ -102,11 +110,17 @@ def find_unneeded_data(layout: Layout) -> List[Dict[str, Any]]:
     return [*items, *_left_in(layout.sets, (ASIDE, GONE)), *_abandoned(layout.data_incoming)]
 
 
-def why_to_keep(layout: Layout, run: Dict[str, Any], unwanted: Set[str]) -> Optional[str]:
-    """None where nothing needs the run any more."""
+def why_to_keep(
+    layout: Layout, run: Dict[str, Any], here: Dict[str, str], directory: str = ""
+) -> Optional[str]:
+    """None where nothing needs the run any more: the laptop that asks has all of it."""
     if run["state"] not in FINAL:
         return "it has not ended"
-    return None if run["run"] in unwanted else why_not_fetched(layout, run)
+    why = why_not_fetched(layout, run, directory=directory)
+    mark = read_mark(directory or run["path"], run["detail"])
+    if why is None and here.get(run["run"]) != mark.get("seen"):
+        return f"fetched by {mark.get('who')}, not here"
+    return why
 
 
 def _leftovers(layout: Layout) -> List[Dict[str, Any]]:
@@ -212,7 +226,7 @@ def _set_aside(
     os.rename(path, aside)
     why = None
     if run is not None and not item["unwanted"]:
-        why = why_not_fetched(layout, run, directory=aside)
+        why = why_to_keep(layout, run, item["here"], aside)
     if why is not None:
         os.rename(aside, path)
         remedy = "nothing of it was removed; fetch it again"

@@ -9,6 +9,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 
 from remote.agent.root.paths import hash_file, place_in, read_json, write_json
 from remote.agent.run_files.private import ADDRESS, VARIABLES
+from remote.agent.shared.names import NODE, is_late
 from remote.agent.shared.trees import SYMLINK, Entry
 
 COPIED = ".copied.json"
@@ -21,9 +22,6 @@ SHOWN = ".terminal.json"
 somebody's answer."""
 OWN = (".attempts", ".spare", ADDRESS, STEP, VARIABLES, ".fetched.json", SHOWN, ".modules", COPIED)
 """Ours, not the run's; among them what is secret."""
-LATE = ("state.json", "supervisor.log", "slurm.log")
-"""Our own records that may change for a moment after a run's end; they come with it, and do not
-count as its work."""
 CACHES = (
     "__pycache__",
     ".cache",
@@ -40,8 +38,6 @@ SAVED = re.compile(r"(seed-\d+/)?checkpoints\Z")
 CLOCK_NS = 2_000_000_000
 """File systems' clocks are as coarse as this."""
 MOST = 40
-NODE = re.compile(r"node-\d+\Z")
-"""In a run's directory: the log and the records of another host that trains along."""
 
 
 class Outputs:
@@ -57,8 +53,7 @@ class Outputs:
         changed."""
         digest = hashlib.sha256()
         for path, size, mode, status in self.files:
-            folder, _, name = path.rpartition("/")
-            if name not in LATE or (folder and not NODE.match(folder)):
+            if not is_late(path):
                 row = f"{size} {mode:o} {status.st_mtime_ns} {status.st_ctime_ns} "
                 digest.update(row.encode() + path.encode("utf-8", "surrogateescape") + b"\0")
         for path, _, why, lost in self.left:

@@ -4,6 +4,18 @@ import hashlib
 import os
 import re
 
+LATE = ("state.json", "supervisor.log", "slurm.log")
+"""Our own records that may change for a moment after a run's end; they come with it, and do not
+count as its work."""
+NODE = re.compile(r"node-\d+\Z")
+"""In a run's directory: the log and the records of another host that trains along."""
+
+
+def is_late(path: str) -> bool:
+    """Of a file's path in a run's directory."""
+    folder, _, name = path.rpartition("/")
+    return name in LATE and (not folder or bool(NODE.match(folder)))
+
 
 def canonical(name: str) -> str:
     """A package's name as indexes compare it."""
