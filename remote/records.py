@@ -162,6 +162,8 @@ class Asked(Lenient):
     data: str | None = None
     command: str = ""
     arguments: tuple[str, ...] = ()
+    # Of the recipe, as typed; what our trainer is told.
+    fields: Mapping[str, str] = field(default_factory=dict)
     # The names of the variables that --env and remote.env gave; their values are nowhere.
     env: tuple[str, ...] = ()
     # uuids, and the indices by which people know them.

@@ -23,7 +23,7 @@ from remote.link.facts import Facts
 from remote.link.session import Project, Session
 from remote.project.options import TrainOptions
 from remote.project.results import read_mapping, writing
-from remote.records import FINAL
+from remote.records import FINAL, Asked, Run
 from remote.runs.launch import asked_for
 from remote.runs.placement import (
     Launch,
@@ -137,17 +137,34 @@ class Book:
     def add(self, values: Iterable[Mapping[str, str]], shared: Mapping[str, Any]) -> None:
         """Raises UsageError where points were started otherwise: they would count as done."""
         begun = self.shared if any(point.sent for point in self.points) else None
-        other = [key for key in shared if (begun or shared).get(key) != shared[key]]
+        self.refuse_other(begun or shared, shared)
+        self.shared = dict(shared)
+        known = [dict(point.values) for point in self.points]
+        self.points += [Point(new) for new in values if dict(new) not in known]
+        self.write()
+
+    def adopt(
+        self, project: Project, options: TrainOptions, found: Sequence[tuple[str, Run]]
+    ) -> int:
+        """Points that were started from elsewhere, or before this book was lost, count as started:
+        of the runs that were `found`, each with its host, the last one of a point. Returns how many
+        those are. Raises UsageError where they were started otherwise."""
+        runs = {label_of(run.asked.point): (host, run) for host, run in found}
+        unknown = [one for one in self.points if not one.sent and label_of(one.values) in runs]
+        for point in unknown:
+            host, run = runs[label_of(point.values)]
+            self.refuse_other(*compared(project, options, run.asked))
+            self.change(point, run=run.run, host=host, sent=True, started=True)
+        return len(unknown)
+
+    def refuse_other(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        other = [key for key in now if then.get(key) != now[key]]
         if other:
             raise UsageError(
                 f"the sweep {self.name!r} was started with another {other[0]}",
                 step="sweep",
                 remedy="repeat its command as it was, or give another --name",
             )
-        self.shared = dict(shared)
-        known = [dict(point.values) for point in self.points]
-        self.points += [Point(new) for new in values if dict(new) not in known]
-        self.write()
 
     def change(self, point: Point, **changes: Any) -> Point:
         changed = dataclasses.replace(point, **changes)
@@ -174,6 +191,18 @@ def shared_by_all(project: Project, options: TrainOptions) -> dict[str, Any]:
         "--data": options.data,
         "command behind --": list(options.arguments or ()),
     }
+
+
+def compared(
+    project: Project, options: TrainOptions, asked: Asked
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same of one point: as its run was asked for, and as it would be now."""
+    request, settings = request_of(project, options, asked.point), project.settings
+    recipe = (request.recipe or settings.recipe) if project.has_own_trainer else None
+    words = ("remote.command", "--recipe", "--set", "--data", "command behind --")
+    then = (asked.command, asked.recipe, dict(asked.fields), asked.data, asked.arguments)
+    now = (settings.command, recipe, dict(request.fields), request.data, request.arguments or ())
+    return dict(zip(words, then, strict=True)), dict(zip(words, now, strict=True))
 
 
 def default_name(project: Project, options: TrainOptions, grid: Sequence[str]) -> str:

@@ -11,23 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remote.records import Run
+from remote.records import FINAL, Run
 from remote.screen.display import Display
 from remote.screen.tables import Column, state_style
 from remote.screen.text import percent, show
 
 SEED = "seed"
 NOT_STARTED = "not started"
+NOT_ASKED = "not asked"
+"""The host that has the point's run: -H did not name it."""
+HEAD = ["host", "run", "state", "epochs", "seconds", "test_accuracy", "best_val_accuracy"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A point of the sweep. `run` None: it is not known to any host that was asked."""
+    """A point of the sweep. `run` None: it is not known to any host that was asked, nor here."""
 
     values: Mapping[str, str]
     host: str | None
     run: Run | None
-    # What is known of a point without a run.
+    # What is known of a point that no host tells of.
     remark: str = ""
 
     @property
@@ -46,9 +49,11 @@ class Row:
         )
 
     @property
-    def without_run(self) -> str:
+    def state(self) -> str:
         """A point that was sent may train on a host that does not answer."""
-        return NOT_STARTED if self.remark == NOT_STARTED else "unknown"
+        if self.run and self.run.state != "unknown":
+            return self.run.state
+        return self.remark if self.remark in (NOT_STARTED, NOT_ASKED) else "unknown"
 
     @property
     def kind(self) -> str:
@@ -101,7 +106,7 @@ def show_sweep(display: Display, name: str, rows: Sequence[Row]) -> None:
             *(row.values.get(key) for key in keys),
             row.host,
             row.run.run if row.run else None,
-            row.run.state if row.run else row.remark,
+            row.remark if row.state == "unknown" and row.remark else row.state,
             f"{row.kind} {percent(row.accuracy)}" if row.accuracy is not None else None,
         ]
         for row in rows
@@ -109,7 +114,7 @@ def show_sweep(display: Display, name: str, rows: Sequence[Row]) -> None:
     columns = [Column("host", least=8, spare=1), Column("run", least=16)]
     columns += [Column("state", style=state_style), Column("accuracy", right=True)]
     display.table([*map(Column, keys), *columns], cells)
-    states = [row.run.state if row.run else row.without_run for row in rows]
+    states = [row.state for row in rows]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     display.line(f"{name}: {len(rows)} points: {counted}")
     groups = group_rows(rows)
@@ -141,13 +146,27 @@ def sweep_json(name: str, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def read_ended(place: Path, keys: Sequence[str]) -> dict[tuple[str, ...], list[str]]:
+    """Rows of runs that have ended, by their values, of an earlier sweep.csv of these keys."""
+    try:
+        with place.open(newline="", encoding="utf-8") as file:
+            head, *rows = csv.reader(file)
+    except (OSError, ValueError):
+        return {}
+    state = len(keys) + HEAD.index("state")
+    rows = rows if head == [*keys, *HEAD] else []
+    ended = [row for row in rows if len(row) == len(head) and row[state] in FINAL]
+    return {tuple(row[: len(keys)]): row for row in ended}
+
+
 def write_csv(place: Path, rows: Sequence[Row]) -> None:
+    """What an earlier one tells of a run that nobody else knows any more stays in it."""
     keys = list(dict.fromkeys(key for row in rows for key in row.values))
-    head = ["host", "run", "state", "epochs", "seconds", "test_accuracy", "best_val_accuracy"]
+    earlier = read_ended(place, keys)
     place.parent.mkdir(parents=True, exist_ok=True)
     with place.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([*keys, *head])
+        writer.writerow([*keys, *HEAD])
         for row in rows:
             run = row.run or Run("")
             metrics = [
@@ -157,7 +176,9 @@ def write_csv(place: Path, rows: Sequence[Row]) -> None:
                 run.progress.metrics.best_val_accuracy,
             ]
             values = [row.values.get(key) for key in keys]
-            writer.writerow([*values, row.host, run.run, run.state, *metrics])
+            known = earlier.get(tuple(value or "" for value in values))
+            told = [*values, row.host, run.run, row.state, *metrics]
+            writer.writerow(told if row.run or known is None else known)
 
 
 def write_picture(place: Path, name: str, rows: Sequence[Row]) -> str | None:

@@ -83,6 +83,8 @@ class Session:
         self.requests = 0
         # It has answered once: what is wrong now may mend itself.
         self.was_there = False
+        # Ctrl-C was typed while a run was watched.
+        self.interrupted = False
         # Behind `fab -H`, where its host is one of several for the same run.
         self.together: str | None = None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from remote.deploy.deploy import Deployed, deploy
 from remote.deploy.shown import show_steps
-from remote.errors import RunFailed
+from remote.errors import RemoteError
 from remote.link.answers import Started
 from remote.link.session import Session, who_am_i
 from remote.project.options import TrainOptions
@@ -38,7 +38,7 @@ from remote.runs.shutdown import tell_plan
 from remote.runs.stop import stop_one
 from remote.screen.text import percent, show
 from remote.watching.follow import Follower, LeaveWanted, StopWanted
-from remote.watching.listing import raise_if_failed, state_line, tell_resume
+from remote.watching.listing import list_runs, raise_if_failed, run_failed, state_line, tell_resume
 
 START_WAIT_S = 180.0
 """Importing torch from a cold network disk takes minutes at times."""
@@ -180,11 +180,12 @@ def watch(
         described = follower.on_screen(look) if follow and display.live else look()
     except StopWanted:
         return stop_one(session, run)
-    except (KeyboardInterrupt, LeaveWanted):
+    except (KeyboardInterrupt, LeaveWanted) as left:
         forget()
+        session.interrupted = isinstance(left, KeyboardInterrupt)
         display.note(f"{follower.goes_on}. Come back with:")
         show_ways(session, f" --run {run}")
-        return described
+        return look_again(session, described) if display.json_mode else described
     if follow:
         show_end(session, described)
     elif described.state == "queued":
@@ -197,6 +198,15 @@ def watch(
         display.line("it trains. Come back with:")
         show_ways(session, "")
     return described
+
+
+def look_again(session: Session, run: Run) -> Run:
+    """As it stands, where nobody waited for it; as it was known, where the server does not say."""
+    session.close()  # in the middle of an answer, perhaps
+    try:
+        return next(iter(list_runs(session, run.run)), run)
+    except RemoteError:
+        return run
 
 
 def show_ways(session: Session, run: str) -> None:
@@ -214,11 +224,8 @@ def wait_for_start(
         show_log_end(session, run, follower)
         raise_if_failed(described, session)
     if not started:
-        raise RunFailed(
-            f"{run} has shown no sign of life for {START_WAIT_S:.0f} s (it goes on)",
-            host=session.host,
-            remedy=f"fab -H {session.typed} follow --run {run}",
-        )
+        text = f"{run} has shown no sign of life for {START_WAIT_S:.0f} s (it goes on)"
+        raise run_failed(described, session, text, f"fab -H {session.typed} follow --run {run}")
     return described
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # loaded only once a task runs: `fab --list` is quick
 
     Answers = Sequence[tuple[Target, Any, RemoteError | None]]
     """Per host what came of a question to it, or why nothing did."""
+    Failed = Sequence[tuple[Target, RemoteError]]
 
 
 GOES_ON = {
@@ -142,7 +143,7 @@ class Work:
             why = {"error": type(error).__name__, "reason": error.message}
             done.append({"host": target.spec, **why})
         self.tell_json(done)
-        return failed[0][1].exit_code if failed else 0
+        return first_code(failed)
 
     def on_each(
         self, targets: Iterable[Target], act: Callable[[Session], Any]
@@ -181,6 +182,10 @@ class Work:
     @staticmethod
     def first_failure(answers: Answers) -> int:
         return next((error.exit_code for _, _, error in answers if error), 0)
+
+
+def first_code(failed: Failed) -> int:
+    return failed[0][1].exit_code if failed else 0
 
 
 def raise_if_silent(answers: Answers) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from remote.tasks.entry import Work, task
+from remote.tasks.entry import Work, first_code, task
 
 if TYPE_CHECKING:
     from remote.link.session import Session
@@ -79,8 +79,7 @@ def setup_key(work: Work) -> int:
     """
     from remote.deploy.setup_key import setup_key as setup_one
 
-    failed = work.on_each(work.targets, setup_one)
-    return failed[0][1].exit_code if failed else 0
+    return first_code(work.on_each(work.targets, setup_one))
 
 
 @task()

@@ -7,17 +7,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from remote.errors import NotFound, RemoteError, UsageError
+from remote.errors import NotFound, UsageError
 from remote.project.options import TrainOptions
 from remote.ssh.target import typed_together
-from remote.tasks.entry import Work, raise_if_silent, task
+from remote.tasks.entry import Work, first_code, raise_if_silent, task
 
 if TYPE_CHECKING:
     from remote.hosts.sweep import Book
     from remote.hosts.sweep_table import Row
+    from remote.link.session import Session
     from remote.records import Run
     from remote.ssh.target import Target
-    from remote.tasks.entry import Answers
+    from remote.tasks.entry import Answers, Failed
 
 
 @task(
@@ -58,6 +59,8 @@ def sweep(
     """
     from remote.deploy.deploy import ask_facts
     from remote.hosts import sweep as sweeps
+    from remote.hosts.sweep_here import runs_here
+    from remote.watching.listing import list_runs
 
     options = dataclasses.replace(options, arguments=work.words or None)
     values = sweeps.parse_grid(grid)
@@ -66,22 +69,29 @@ def sweep(
     chosen = sweeps.check_name(name or sweeps.default_name(work.project, options, grid))
     book = sweeps.Book(work.project, chosen)
     book.add(values, sweeps.shared_by_all(work.project, options))
-    targets = {target.spec: target for target in work.targets}
-    up = work.those_up(work.on_all(ask_facts), "its part goes to the others")
-    hosts = {target.spec: facts for target, facts in up}
-    failed: list[RemoteError] = []
-    for host, points in sweeps.assign(book.points, hosts).items():
-        try:
-            with work.session(targets[host]) as session:
-                started = sweeps.start_points(session, book, points, options)
-            work.display.line(f"{host}: {started} runs started, {len(points)} points in all")
-        except RemoteError as error:
-            work.display.error(error)
-            failed.append(error)
+    answers = work.on_all(lambda session: (ask_facts(session), list_runs(session)))
+    up = work.those_up(answers, "its part goes to the others")
+    found = [(str(run.host), run) for run in runs_here(work.project.dest, chosen).values()]
+    for target, (_, runs) in up:
+        found += [(target.spec, run) for run in runs if run.asked.sweep == chosen]
+    if known := book.adopt(work.project, options, found):
+        work.display.line(
+            f"{known} of {len(book.points)} points were started before, from elsewhere: not started"
+            " again"
+        )
+    assigned = sweeps.assign(book.points, {target.spec: facts for target, (facts, _) in up})
+
+    def start(session: Session) -> None:
+        points = assigned[session.host]
+        started = sweeps.start_points(session, book, points, options)
+        work.display.line(f"{session.host}: {started} runs started, {len(points)} points in all")
+
+    able = [target for target in work.targets if target.spec in assigned]
+    failed = work.on_each(able, start)
     return tell_started(work, book, failed)
 
 
-def tell_started(work: Work, book: Book, failed: Sequence[RemoteError]) -> int:
+def tell_started(work: Work, book: Book, failed: Failed) -> int:
     """What stands now, and what to type next."""
     missing = sum(not point.started for point in book.points)
     typed = typed_together(work.targets)
@@ -93,26 +103,30 @@ def tell_started(work: Work, book: Book, failed: Sequence[RemoteError]) -> int:
     work.display.line("see them, and fetch them:")
     work.display.line(f"  fab -H {typed} status --sweep {book.name}")
     work.display.line(f"  fab -H {typed} fetch-results --sweep {book.name}")
-    return failed[0].exit_code if failed else 0
+    return first_code(failed)
 
 
 # -- with --sweep
 
 
-def rows_of(work: Work, name: str, answers: Answers) -> list[Row]:
-    """The sweep's points in its own order: what the hosts tell, and what only our own record
-    knows. Raises NotFound where nobody knows the sweep."""
+def rows_of(work: Work, name: str, answers: Answers, dest: Path) -> list[Row]:
+    """The sweep's points in its own order: what the hosts tell, else what was fetched to `dest`,
+    and what only our own record knows. Raises NotFound where nobody knows the sweep."""
     from remote.hosts.sweep import Book, check_name
-    from remote.hosts.sweep_table import NOT_STARTED, Row
+    from remote.hosts.sweep_here import runs_here
+    from remote.hosts.sweep_table import NOT_ASKED, NOT_STARTED, Row
 
     book = Book(work.project, check_name(name))
-    told = {run.run: (target.spec, run) for target, runs in runs_of(name, answers) for run in runs}
+    told = {run: (found.host, found) for run, found in runs_here(dest, name).items()}
+    for target, runs in runs_of(name, answers):
+        told |= {run.run: (target.spec, run) for run in runs}
     down = {target.spec: error.message for target, _, error in answers if error}
+    asked = {target.spec: "not found" for target in work.targets} | down
     rows = []
     for point in book.points:
-        host, run = told.pop(point.run or "", (point.host, None))
-        remark = down.get(host or "") or ("not found" if point.sent else NOT_STARTED)
-        rows.append(Row(point.values, host, run, remark))
+        host, run = told.pop(point.run or "", (None, None))
+        remark = asked.get(point.host or "", NOT_ASKED) if point.sent else NOT_STARTED
+        rows.append(Row(point.values, point.host or host, run, remark))
     found = sorted(told.values(), key=lambda pair: pair[1].run)
     rows += [Row(run.asked.point, host, run) for host, run in found]
     if not rows:
@@ -137,7 +151,7 @@ def status_of_sweep(work: Work, name: str) -> int:
     from remote.watching.listing import list_runs
 
     answers = work.on_all(list_runs)
-    rows = rows_of(work, name, answers)
+    rows = rows_of(work, name, answers, work.project.dest)
     work.tell_json(sweep_json(name, rows))
     if not work.json:
         show_sweep(work.display, name, rows)
@@ -151,24 +165,25 @@ def stop_sweep(work: Work, name: str) -> int:
     from remote.runs.stop import wait_until_stopped
     from remote.watching.listing import list_runs, run_json
 
-    answers, ended = work.on_all(list_runs), []
-    rows_of(work, name, answers)
-    for target, runs in runs_of(name, answers):
-        live = [run for run in runs if run.goes_on]
-        if not live:
-            continue
-        with work.session(target) as session:
-            for run in sorted(live, key=lambda run: run.state != "queued"):
-                session.ask_as_owner(Stopping, run=run.run, who=who_am_i())
-            for run in live:
-                if run.state == "running":
-                    wait_until_stopped(session, run.run)
-            work.display.line(f"{target.spec}: {len(live)} runs stopped")
-            names = {run.run for run in live}
-            told = [run for run in list_runs(session) if run.run in names]
-            ended += [run_json(run, target.spec) for run in told]
+    answers, ended = work.on_all(list_runs), list[object]()
+    rows_of(work, name, answers, work.project.dest)
+    live = {target: [run for run in runs if run.goes_on] for target, runs in runs_of(name, answers)}
+
+    def stop(session: Session) -> None:
+        runs = live[session.target]
+        for run in sorted(runs, key=lambda run: run.state != "queued"):
+            session.ask_as_owner(Stopping, run=run.run, who=who_am_i())
+        for run in runs:
+            if run.state == "running":
+                wait_until_stopped(session, run.run)
+        work.display.line(f"{session.host}: {len(runs)} runs stopped")
+        names = {run.run for run in runs}
+        told = [run for run in list_runs(session) if run.run in names]
+        ended.extend(run_json(run, session.host) for run in told)
+
+    failed = work.on_each([target for target, runs in live.items() if runs], stop)
     work.tell_json(ended)
-    return work.tell_failures(answers)
+    return work.tell_failures(answers) or first_code(failed)
 
 
 def fetch_sweep(work: Work, name: str, dest: Path) -> int:
@@ -179,17 +194,21 @@ def fetch_sweep(work: Work, name: str, dest: Path) -> int:
     from remote.watching.listing import list_runs
 
     answers = work.on_all(list_runs)
-    rows = rows_of(work, name, answers)
-    for target, runs in runs_of(name, answers):
-        with work.session(target) as session:
-            received = sum(fetch_run(session, run.run, dest, ask=False).received for run in runs)
+    rows = rows_of(work, name, answers, dest)
+    there = dict(runs_of(name, answers))
+
+    def fetch(session: Session) -> None:
+        runs = there[session.target]
+        received = sum(fetch_run(session, run.run, dest, ask=False).received for run in runs)
         came = size(received)
-        work.display.line(f"{target.spec}: {len(runs)} runs, {came} received, all verified")
+        work.display.line(f"{session.host}: {len(runs)} runs, {came} received, all verified")
+
+    failed = work.on_each(there, fetch)
     work.tell_json(sweep_json(name, rows))
     if not work.json:
         show_sweep(work.display, name, rows)
     tell_files(work.display, dest / "sweeps" / name, name, rows)
-    return work.tell_failures(answers)
+    return work.tell_failures(answers) or first_code(failed)
 
 
 def only_one(run: str, name: str) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING
 
-from remote.errors import UsageError
+from remote.errors import INTERRUPTED, RunFailed, UsageError
 from remote.project.options import TrainOptions
 from remote.tasks.entry import Work, task
 from remote.tasks.sweeps import only_one, stop_sweep
@@ -85,7 +85,12 @@ def train(work: Work, options: TrainOptions, first_free: bool = False) -> int:
     """
 
     options = dataclasses.replace(options, arguments=work.words or None)
-    return start(work, options, first_free)
+    try:
+        return start(work, options, first_free)
+    except RunFailed as error:
+        if run := error.details.get("run"):
+            work.tell_json(run)
+        raise
 
 
 def start(work: Work, options: TrainOptions, first_free: bool = False) -> int:
@@ -120,7 +125,7 @@ def show_started(work: Work, session: Session, run: Run, options: TrainOptions) 
     work.tell_json(run_json(run, session.host))
     if options.interactive and not run.has_ended:
         return attach_one(session, run.run)
-    return 0
+    return INTERRUPTED if session.interrupted else 0
 
 
 def start_on_hosts(work: Work, options: TrainOptions) -> int:

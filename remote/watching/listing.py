@@ -59,12 +59,17 @@ def run_json(run: Run, host: str, shutdown_s: float | None = None) -> dict[str, 
 
 
 def raise_if_failed(run: Run, session: Session) -> None:
+    """Raises RunFailed."""
     if run.state == "failed":
-        raise RunFailed(
-            f"{run.run} failed: {run.reason or 'no reason is known'}",
-            host=session.host,
-            remedy=f"fab -H {session.typed} logs --run {run.run}",
-        )
+        text = f"{run.run} failed: {run.reason or 'no reason is known'}"
+        raise run_failed(run, session, text, f"fab -H {session.typed} logs --run {run.run}")
+
+
+def run_failed(run: Run, session: Session, text: str, remedy: str) -> RunFailed:
+    """With the run, for scripts."""
+    failed = RunFailed(text, host=session.host, remedy=remedy)
+    failed.details["run"] = run_json(run, session.host)
+    return failed
 
 
 def state_line(run: Run) -> str:

@@ -261,3 +261,23 @@ def test_hosts_in_turn_one_that_is_dead_keeps_no_other_from_being_done(
         assert len(done.error_lines) == 1 and "error: a, " in done.err and rows[1]["reason"]
     wrong = lab.on("ab", "upload_data", path="/nowhere", json=True)
     assert wrong.code == 2 and len(wrong.error_lines) == 1, "it is wrong for all"
+
+
+def test_a_script_learns_of_a_run_that_fails_at_once_or_is_not_waited_for(
+    server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = Lab(server, tmp_path, files={"train.sh": "echo up; exit 3\n"})
+    failed = lab.task("train", json=True)
+    told = json.loads(failed.out)
+    assert failed.code == 10 and (told["state"], told["exit_code"]) == ("failed", 3), failed
+    assert f"{told['run']} failed: exit code 3" in failed.err
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Follower, "until_started", interrupt)
+    (lab.project / "train.sh").write_text("sleep 60\n")
+    left = lab.task("train", json=True)
+    told = json.loads(left.out)
+    assert left.code == 130 and told["state"] in ("queued", "running") and told["created"], left
+    assert "the training goes on" in left.err and lab.task("stop", run=told["run"]).code == 0

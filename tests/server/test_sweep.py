@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from remote.errors import ConnectionLost
+from remote.errors import ConnectionLost, Unreachable
 from remote.link.session import Session
 from remote.runs import launch, placement
 from remote.runs.request import start_run
-from tests.support.faults import Done, Lab, wait_until
+from tests.support.faults import Done, Lab, short_pauses, wait_until
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.several import Several
 from tests.support.sshd import MakeServer
@@ -135,6 +136,69 @@ def test_the_same_command_starts_nothing_twice_and_goes_on_where_it_was_cut(
     assert set(lab.ran().values()) == {1}
 
 
+def test_what_was_fetched_of_a_sweep_is_told_whoever_is_asked(lab: Two) -> None:
+    assert lab.sweep(name="rates").code == 0
+    wait_until(lab.finished)
+    shown = lab.on("a", "status", sweep="rates").out
+    assert "6 points: 3 finished, 3 not asked" in shown and "not found" not in shown, shown
+    assert lab.on("ab", "fetch_results", sweep="rates").code == 0
+    table = lab.results / "sweeps/rates/sweep.csv"
+    whole = sorted(table.read_text().splitlines())
+    assert len(whole) == 7 and all(",finished,3," in row for row in whole[:-1])
+
+    def still(names: str) -> int:
+        done = lab.on(names, "fetch_results", sweep="rates")
+        assert sorted(table.read_text().splitlines()) == whole, table.read_text()
+        return done.code
+
+    assert still("a") == 0, "the other one was not asked"
+    assert "6 points: 6 finished" in lab.on("a", "status", sweep="rates").out
+    assert [lab.on(name, "clean", yes=True).code for name in "ab"] == [0, 0]
+    assert not [run for one in lab.labs for run in (one.root / "runs").glob("2*")]
+    assert still("ab") == 0, "nobody but this computer has them"
+    assert len(lab.points()) == 6 and lab.finished()
+    lab.server.close()
+    assert still("ab") == 3, "one is dead"
+    for run in lab.results.glob("2*"):
+        shutil.rmtree(run)
+    assert still("ab") == 3, "nor are they here: a table never gets poorer"
+
+
+def test_a_sweep_is_waited_for_through_broken_connections(
+    lab: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lab.sweep(name="rates").code == 0
+    original, refused = Session.ask, list[Any]()
+
+    def refuse(self: Session, kind: Any, *arguments: Any, **options: Any) -> Any:
+        if kind.OP == "follow" and self.host == "b" and len(refused) < 2:
+            refused.append(kind)
+            raise Unreachable("port 22 refuses connections", host=self.host)
+        return original(self, kind, *arguments, **options)
+
+    monkeypatch.setattr(Session, "ask", refuse)
+    with short_pauses():
+        waited = lab.on("ab", "wait", sweep="rates")
+    assert waited.code == 0 and waited.out.count("finished") == 6 and len(refused) == 2, waited
+
+
+def test_points_that_were_started_from_elsewhere_are_not_started_again(lab: Two) -> None:
+    assert lab.sweep(name="rates").code == 0
+    wait_until(lab.finished)
+    lab.results.rename(lab.directory / "first-laptop")
+    other = lab.sweep(words=(*WORDS, "--for", "1"), name="rates")
+    assert other.code == 2 and "started with another command behind --" in other.err, other
+    again = lab.sweep(name="rates", grid=["lr=70,80", "seed=1,2,3,4"])
+    assert again.code == 0 and "6 of 8 points were started before" in again.out, again
+    wait_until(lambda: lab.finished(8))
+    assert lab.on("ab", "fetch_results", sweep="rates").code == 0
+    assert [lab.on(name, "clean", yes=True).code for name in "ab"] == [0, 0]
+    shutil.rmtree(lab.results / "sweeps")
+    last = lab.sweep(name="rates", grid=["lr=70,80", "seed=1,2,3,4"])
+    assert last.code == 0 and "8 of 8 points were started before" in last.out, last
+    assert set(lab.ran().values()) == {1} and len(lab.ran()) == 8
+
+
 def test_a_host_that_is_down_leaves_its_part_to_the_others(lab: Two) -> None:
     lab.second.server.close()
     done = lab.sweep(name="rates")
@@ -145,12 +209,16 @@ def test_a_host_that_is_down_leaves_its_part_to_the_others(lab: Two) -> None:
 
 def test_on_a_processor_one_point_after_the_other_and_all_can_be_stopped(lab: Two) -> None:
     words = (*WORDS, "--for", "30")
-    assert lab.sweep("a", words, name="rates").code == 0
+    assert lab.sweep("b", words, name="rates").code == 0
     wait_until(lambda: any(row["state"] == "running" for row in lab.points()))
     states = Counter(row["state"] for row in lab.points())
     assert states == {"running": 1, "queued": 5}
-    assert lab.on("a", "stop", sweep="rates").code == 0
-    told = lab.on("a", "wait", sweep="rates", json=True)
+    lab.server.close()
+    stopped = lab.on("ab", "stop", sweep="rates")
+    assert stopped.code == 3 and "b: 6 runs stopped" in stopped.out and "error: a" in stopped.err
+    told = lab.on("ab", "wait", sweep="rates", json=True)
+    assert told.code == 3, "the other one's runs are waited for all the same"
+    told = lab.on("b", "wait", sweep="rates", json=True)
     assert told.code == 10 and {row["state"] for row in json.loads(told.out)} == {"stopped"}
     assert len(lab.ran()) == 1
 

@@ -46,6 +46,7 @@ WORDS = (
         "{0} failed",
         "{0} stopped",
         "{0} not started",
+        "{0} not asked",
         "{0} unknown",
         "found",
         "since {0} h",
