@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import threading
@@ -242,11 +241,8 @@ def test_another_user_reads_nothing_and_hijacks_nothing(
     assert lab.task("stop").code == 0
 
 
-def test_nothing_of_ours_has_a_name_in_tmp_that_can_be_foreseen(
-    make_server: MakeServer, tmp_path: Path
-) -> None:
-    """On a first visit the agent passes through /tmp: in a closed directory of a random name, which
-    is gone at once."""
+def test_nothing_of_ours_passes_through_tmp(make_server: MakeServer, tmp_path: Path) -> None:
+    """Not on a first visit either, when the agent has no other place yet."""
     shared = tmp_path / "tmp"
     shared.mkdir()
     server = make_server(env={"TMPDIR": str(shared)})
@@ -263,8 +259,7 @@ def test_nothing_of_ours_has_a_name_in_tmp_that_can_be_foreseen(
         assert Lab(server, tmp_path, name=f"p{number}").task("status").code == 0
     ended.set()
     thread.join()
-    assert names and all(re.fullmatch(r"(agent-)?[a-z0-9_]{8}", name) for name in names)
-    assert list(shared.iterdir()) == []
+    assert names == set()
 
 
 @pytest.mark.needs("tmux")
