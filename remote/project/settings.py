@@ -70,8 +70,8 @@ def take_environment(environment: MutableMapping[str, str]) -> dict[str, str]:
 
 def with_environment(values: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
     """What fabric.yaml says, and on top of it what `take_environment` has found."""
-    slurm = {key[6:]: value for key, value in given.items() if key.startswith("slurm_")}
-    made = {**values, **{key: value for key, value in given.items() if key[6:] not in slurm}}
+    slurm = {key[6:]: given[key] for key in given if key.startswith("slurm_")}
+    made = {**values, **{key: given[key] for key in given if not key.startswith("slurm_")}}
     configured = made.get("slurm") or {}
     if slurm and isinstance(configured, Mapping):
         made["slurm"] = {**configured, **slurm}

@@ -3,13 +3,11 @@ takes."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,7 +15,7 @@ from remote.link import session
 from remote.loopback import LoopbackServer
 from remote.transfer import upload
 from tests.support.faults import LOST, Done, Lab, short_pauses, wait_until
-from tests.support.project import Link, make_tree, snapshot
+from tests.support.project import Link, make_tree, shut_folders, snapshot
 from tests.support.proxy import Relay
 
 SEES = (
@@ -203,13 +201,7 @@ def test_what_can_not_be_read_or_leads_nowhere_is_never_left_out_unsaid(
         assert done.code == 2 and len(done.error_lines) == 1 and told in done.err, done
         assert not (lab.root / "data").exists()
 
-    def look(path: Any = ".") -> Any:
-        if str(path).endswith("/shut"):
-            raise PermissionError(errno.EACCES, "Permission denied", path)
-        return scandir(path)
-
-    scandir = os.scandir
-    monkeypatch.setattr(os, "scandir", look)
+    shut_folders(monkeypatch)
     (photos / "test" / "shut").mkdir()
     refused(f"{photos}/test/shut can't be read: Permission denied")
     (photos / "test" / "shut").rmdir()

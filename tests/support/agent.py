@@ -94,3 +94,7 @@ def follow(
 
     answer = link.call("follow", event, root=link.root, run=run, until=until, **options)
     return answer["described"], bytes(log)
+
+
+def root_of(server: LoopbackServer) -> Path:
+    return server.home / "projects" / "p"

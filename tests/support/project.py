@@ -7,6 +7,7 @@ make_tree(path, HOSTILE); assert snapshot(path) == snapshot(other)
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,9 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.support.sshd import environment
 
@@ -169,3 +173,15 @@ def _copy(source: Path, target: Path) -> None:
         )
     elif source.exists():
         shutil.copy2(source, target)
+
+
+def shut_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders named `shut` can't be read, not even by root."""
+
+    def look(path: Any = ".") -> Any:
+        if str(path).endswith("/shut"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", look)
