@@ -147,12 +147,12 @@ def test_an_interactive_run_is_in_its_terminal_at_once(
     read_until(leader, b"(Pdb)")
     time.sleep(1)
     os.write(leader, b"p 6 * 7\r")
-    read_until(leader, b"42")
+    log = run_directory(server) / "train.log"
+    wait_for(lambda: "(Pdb) p 6 * 7\n42\n" in log.read_text())
     os.write(leader, b"c\r")
     process.wait(20)
     os.close(leader)
     wait_for(lambda: rows(project, server)[0]["state"] == "finished")
-    assert "(Pdb) p 6 * 7\n42\n" in (run_directory(server) / "train.log").read_text()
 
 
 def git(path: Path, *words: str) -> None:
