@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from remote.agent.shared.gpu_choice import Gpu, GpuProcess, GpuReport
-from remote.agent.shared.states import FINAL, Finish, State
+from remote.agent.shared.states import FINAL, Cause, Finish, State
 
 __all__ = [
     "FINAL",
@@ -267,7 +267,7 @@ class Summary(Lenient):
 class RunDetail(Lenient):
     """state.json as the server tells it now. Times are its own clock's, in seconds since 1970."""
 
-    cause: str | None = None
+    cause: Cause | None = None
     exit_code: int | None = None
     # Since it was asked for.
     since: float | None = None

@@ -8,9 +8,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from remote.agent.shared.states import Cause
 from remote.records import Run
 from remote.watching.listing import run_json
 from tests.support.messages import read_catalogue, template
@@ -86,6 +88,12 @@ def test_every_field_for_scripts_is_explained() -> None:
         re.findall(r"`(\w+)`", "\n".join(row.split("|")[1] for row in table.splitlines()[2:]))
     )
     assert told == set(run_json(Run("r"), "host"))
+
+
+def test_every_cause_of_an_end_is_named() -> None:
+    page = (ROOT / "docs" / "scripting.md").read_text()
+    told = page.split("A `cause` is one of ")[1].split("\n\n")[0]
+    assert re.findall(r"`([^`]+)`", told) == list(get_args(Cause))
 
 
 def test_the_lock_holds_what_the_requirements_name() -> None:

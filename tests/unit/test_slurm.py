@@ -145,7 +145,7 @@ def test_ends_that_no_supervisor_told(
     row: JobRow | None, stopped: str | None, state: str, cause: str
 ) -> None:
     end = tell_end(row, "17", stopped)
-    assert (end["state"], end["cause"]) == (state, cause)
+    assert (end.state, end.cause) == (state, cause)
 
 
 def test_who_sent_a_signal() -> None:
@@ -228,4 +228,4 @@ def test_a_job_that_squeue_leaves_out_is_over_only_where_slurm_says_so(
     monkeypatch.setattr(slurm, "ask_about", lambda job: JobRow(job, job_state))
     for _ in range(2):
         told = slurm.look(str(run), state, {})
-        assert (told.get("verdict") or {}).get("state") == verdict
+        assert getattr(told.get("verdict"), "state", None) == verdict

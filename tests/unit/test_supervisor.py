@@ -32,6 +32,7 @@ import errno, json, sys
 from remote.agent.supervisor import endings, run_state, supervisor
 from remote.agent.launchers import slurm
 from remote.agent.launchers.seam import Launched
+from remote.agent.shared.states import Outcome
 
 write = run_state.write_json
 left = {number}
@@ -172,7 +173,7 @@ def test_slurms_signal_between_two_attempts_is_no_stop(tmp_path: Path) -> None:
     """The time limit comes while it waits to start again: the next job goes on."""
     run = tmp_path / "runs" / "r"
     told = (
-        "slurm.why_signalled = lambda *_: ('failed', 'its time limit is over', 'time limit')\n"
+        "slurm.why_signalled = lambda *_: Outcome('failed', 'its time is over', 'time limit')\n"
         "slurm.start = lambda job: Launched('slurm', None, '7')"
     )
     own = supervise(run, "echo up; exit 3", more=told, launcher="slurm", max_restarts=3)

@@ -9,11 +9,12 @@ import threading
 from typing import Any, Dict, List, NamedTuple, Optional
 
 from remote.agent.root.paths import hash_file, random_name, remove_file
+from remote.agent.shared.states import Cause, Outcome, State
 
 SILENCE_S = float(os.environ.get("REMOTE_SILENCE_S", "60"))
 """A network may be away for some seconds, and a training bears it; after so long it is over."""
 LONGEST = 1 << 20
-HOST_LOST = "host lost"
+HOST_LOST: Cause = "host lost"
 SCHEDULED = ("time limit", "preempted")
 """Ends that come to all hosts at once."""
 ECHO = re.compile(
@@ -27,11 +28,15 @@ class Report(NamedTuple):
     """How a host's part has ended. `again`: another attempt may mend it; `echo`: it ended because
     another one did."""
 
-    state: str
+    state: State
     reason: Optional[str] = None
-    cause: Optional[str] = None
+    cause: Optional[Cause] = None
     again: bool = False
     echo: bool = False
+
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome(self.state, self.reason, self.cause)
 
 
 def choose_verdict(reports: Dict[int, Report], names: List[str], is_trainer: bool) -> Report:

@@ -8,11 +8,12 @@ import subprocess
 import time
 from typing import Any, Dict, List, Optional
 
-from remote.agent.launchers.seam import Job, Launched, State
+from remote.agent.launchers.seam import Job, Launched, StateRecord
 from remote.agent.machine.account import kills_at_logout
 from remote.agent.machine.processes import boot_id, is_same, start_time
 from remote.agent.root.calls import Refusal
 from remote.agent.shared.names import session_name, socket_name
+from remote.agent.shared.states import Cause
 
 NEVER_STARTED_S = 60.0
 SIGNS = ("train.log", "state.json", "progress.json", "gpu.csv")
@@ -98,7 +99,7 @@ def _lingering_scope() -> Optional[List[str]]:
     return None
 
 
-def look(directory: str, state: State, asked: Dict[str, Any]) -> State:
+def look(directory: str, state: StateRecord, asked: Dict[str, Any]) -> StateRecord:
     """By its processes, on the host that recorded it; elsewhere it is told as recorded."""
     if state.get("host") != os.uname().nodename:
         # Homes may be shared: only the host that runs it can tell whether it lives.
@@ -111,7 +112,7 @@ def look(directory: str, state: State, asked: Dict[str, Any]) -> State:
             f" it last wrote {ago} ago",
         )
 
-    def failed(cause: str, reason: str) -> State:
+    def failed(cause: Cause, reason: str) -> StateRecord:
         """Unless our trainer's summary says that all was done."""
         summary = os.path.join(directory, "summary.json")
         if asked.get("finish") == "summary" and os.path.exists(summary):
@@ -144,7 +145,7 @@ def last_sign(directory: str) -> float:
     return max((os.path.getmtime(sign) for sign in signs if os.path.exists(sign)), default=0.0)
 
 
-def stop(directory: str, state: State) -> None:
+def stop(directory: str, state: StateRecord) -> None:
     if state.get("elsewhere"):  # its supervisor there sees stop.json; these are no numbers of ours
         return
     if is_same(state.get("supervisor_pid"), state.get("supervisor_started")):
@@ -153,7 +154,7 @@ def stop(directory: str, state: State) -> None:
         os.kill(int(state["pid"]), signal.SIGTERM)
 
 
-def attach(directory: str, state: State) -> str:
+def attach(directory: str, state: StateRecord) -> str:
     run = os.path.basename(directory)
     if state.get("launched") != "tmux":
         text = f"{run} was started without tmux, so it has no terminal to go to"

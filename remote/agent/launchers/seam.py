@@ -3,7 +3,7 @@
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Protocol
 
-State = Dict[str, Any]
+StateRecord = Dict[str, Any]
 
 
 class Job(NamedTuple):
@@ -28,13 +28,13 @@ class Launcher(Protocol):
         """Start the supervisor so that it outlives this login; the same again for a token that was
         started. Raises Refusal where it can't be had."""
 
-    def look(self, directory: str, state: State, asked: Dict[str, Any]) -> State:
+    def look(self, directory: str, state: StateRecord, asked: Dict[str, Any]) -> StateRecord:
         """A recorded state that is not final, corrected by what can be seen now."""
 
-    def stop(self, directory: str, state: State) -> None:
+    def stop(self, directory: str, state: StateRecord) -> None:
         """Ask the supervisor to end; who wants it stands in stop.json already."""
 
-    def attach(self, directory: str, state: State) -> str:
+    def attach(self, directory: str, state: StateRecord) -> str:
         """A line for the login shell that leads into the run. Raises Refusal where none does."""
 
 

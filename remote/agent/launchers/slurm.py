@@ -9,9 +9,9 @@ import os
 import re
 import shlex
 import time
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional
 
-from remote.agent.launchers.seam import Job, Launched, State, claim, mark_path
+from remote.agent.launchers.seam import Job, Launched, StateRecord, claim, mark_path
 from remote.agent.launchers.slurm_queue import PREFIX, ask, ask_about, find, forget, look_up, queue
 from remote.agent.launchers.slurm_words import (
     SUBMITTED_S,
@@ -23,7 +23,7 @@ from remote.agent.launchers.slurm_words import (
 )
 from remote.agent.root.calls import Refusal
 from remote.agent.root.paths import read_json, write_json, write_whole
-from remote.agent.shared.states import LIVE
+from remote.agent.shared.states import LIVE, Outcome
 
 SUBMIT_S = 60.0
 LIMITED = ("MaxSubmit", "submit limit", "temporarily")
@@ -136,7 +136,7 @@ def render_script(job: Job) -> str:
     return "".join(re.sub(r"[\r\n]", " ", line) + "\n" for line in lines)
 
 
-def look(directory: str, state: State, asked: Dict[str, Any]) -> State:
+def look(directory: str, state: StateRecord, asked: Dict[str, Any]) -> StateRecord:
     """By our files and by what Slurm told last. A `verdict` is added where the job is over and its
     supervisor will tell no more."""
     token = str(state.get("token") or "")
@@ -157,7 +157,7 @@ def look(directory: str, state: State, asked: Dict[str, Any]) -> State:
     return _settle(directory, told, asked, job) if told.pop("over", False) else told
 
 
-def _settle(directory: str, state: State, asked: Dict[str, Any], job: str) -> State:
+def _settle(directory: str, state: StateRecord, asked: Dict[str, Any], job: str) -> StateRecord:
     """Once what the node has written has had its time to arrive."""
     recorded = read_json(os.path.join(directory, "state.json")) or state
     if recorded.get("state") not in LIVE:
@@ -169,7 +169,7 @@ def _settle(directory: str, state: State, asked: Dict[str, Any], job: str) -> St
     if young and not (stopped and state["state"] == "queued"):
         return dict(state, reason=f"job {job} has ended; its last words are waited for")
     if asked.get("finish") == "summary" and os.path.exists(os.path.join(directory, "summary.json")):
-        return dict(state, verdict={"state": "finished", "reason": None, "cause": None})
+        return dict(state, verdict=Outcome("finished"))
     try:
         row = ask_about(job)
     except OSError as problem:
@@ -182,14 +182,14 @@ def _settle(directory: str, state: State, asked: Dict[str, Any], job: str) -> St
     return dict(state, verdict=tell_end(row, job, stopped))
 
 
-def _stopped(directory: str, state: State) -> Optional[str]:
+def _stopped(directory: str, state: StateRecord) -> Optional[str]:
     """By whom, in words."""
     who = (read_json(os.path.join(directory, "stop.json")) or {}).get("who")
     waited = " while it waited" if state["state"] == "queued" else ""
     return f"stopped by {who}{waited}" if who else None
 
 
-def why_signalled(asked: Dict[str, Any], started: float) -> Optional[Tuple[str, str, str]]:
+def why_signalled(asked: Dict[str, Any], started: float) -> Optional[Outcome]:
     """In a job whose supervisor was told to end, though nobody has stopped the run."""
     try:
         row = ask_about(os.environ.get("SLURM_JOB_ID", ""))
@@ -202,7 +202,7 @@ def why_signalled(asked: Dict[str, Any], started: float) -> Optional[Tuple[str, 
     return tell_signal(row, end, time.time(), notice_s)
 
 
-def stop(directory: str, state: State) -> None:
+def stop(directory: str, state: StateRecord) -> None:
     """A job that waits is cancelled. One that runs is told to end by a signal of its own: without
     Slurm's clock, which leaves 30 s to save."""
     kept = job_of(directory, str(state.get("token") or ""))
@@ -214,7 +214,7 @@ def stop(directory: str, state: State) -> None:
         forget(os.path.dirname(directory))
 
 
-def attach(directory: str, state: State) -> str:
+def attach(directory: str, state: StateRecord) -> str:
     kept = job_of(directory, str(state.get("token") or ""))
     srun = find("srun")
     if not kept or not srun:

@@ -1,8 +1,9 @@
 """What a job's state means for its run. Pure: what it needs stands in `Seen`."""
 
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional
 
 from remote.agent.launchers.slurm_queue import JobRow, Queue
+from remote.agent.shared.states import Outcome
 
 SUBMITTED_S = 5.0
 """A job that starts at once is not asked about: its supervisor tells."""
@@ -39,12 +40,14 @@ REASONS = {
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 RUNNING = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING", "COMPLETING")
 ENDS = {
-    "TIMEOUT": ("time limit", "its time limit was reached before it could save and end"),
-    "DEADLINE": ("time limit", "its deadline was reached"),
-    "NODE_FAIL": ("node failed", "its node failed"),
-    "BOOT_FAIL": ("node failed", "its node did not boot"),
-    "PREEMPTED": ("preempted", "it was preempted by a job of higher priority"),
-    "OUT_OF_MEMORY": ("host memory", "out of memory on its node: killed by Slurm"),
+    "TIMEOUT": Outcome(
+        "failed", "its time limit was reached before it could save and end", "time limit"
+    ),
+    "DEADLINE": Outcome("failed", "its deadline was reached", "time limit"),
+    "NODE_FAIL": Outcome("failed", "its node failed", "node failed"),
+    "BOOT_FAIL": Outcome("failed", "its node did not boot", "node failed"),
+    "PREEMPTED": Outcome("failed", "it was preempted by a job of higher priority", "preempted"),
+    "OUT_OF_MEMORY": Outcome("failed", "out of memory on its node: killed by Slurm", "host memory"),
 }
 AGAIN = ("time limit", "preempted", "node failed")
 """Causes after which another attempt is worth its place in the queue."""
@@ -111,42 +114,39 @@ def _about(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{round(minutes / 60)} h"
 
 
-def tell_end(row: Optional[JobRow], job: str, stopped: Optional[str]) -> Dict[str, Any]:
+def tell_end(row: Optional[JobRow], job: str, stopped: Optional[str]) -> Outcome:
     """How a run ended whose supervisor did not tell."""
     if stopped:
-        return {"state": "stopped", "reason": stopped, "cause": "stopped"}
+        return Outcome("stopped", stopped, "stopped")
     if row is None:
-        why = f"the scheduler no longer knows its job {job}"
-        return {"state": "failed", "reason": why, "cause": "scheduler"}
+        return Outcome("failed", f"the scheduler no longer knows its job {job}", "scheduler")
     state = row.state.split()[0].rstrip("+")
     if state == "CANCELLED":
-        return {"state": "stopped", "reason": f"job {job} was cancelled", "cause": "cancelled"}
+        return Outcome("stopped", f"job {job} was cancelled", "cancelled")
     if state in ENDS:
-        cause, reason = ENDS[state]
-        return {"state": "failed", "reason": reason, "cause": cause}
+        return ENDS[state]
     if row.exit_code == "0:53":
         why = f"its directory can't be written on {row.nodes or 'its node'}"
-        return {"state": "failed", "reason": why, "cause": "not started"}
+        return Outcome("failed", why, "not started")
     told = f"{state}, exit code {row.exit_code}" if row.exit_code else state
     where = f" on {row.nodes}" if row.nodes else ""
     why = f"its supervisor was killed{where} (job {job}: {told})"
-    return {"state": "failed", "reason": why, "cause": "killed"}
+    return Outcome("failed", why, "killed")
 
 
 def tell_signal(
     row: Optional[JobRow], end: Optional[float], now: float, notice_s: float
-) -> Optional[Tuple[str, str, str]]:
-    """State, reason and cause of a training that Slurm has told to end; None: somebody else did.
+) -> Optional[Outcome]:
+    """The end of a training that Slurm has told to end; None: somebody else did.
 
     `end`: when its time is over, where Slurm can't be asked.
     """
     state = row.state if row else "RUNNING"
     if state == "CANCELLED":
-        return "stopped", "its job was cancelled", "cancelled"
+        return Outcome("stopped", "its job was cancelled", "cancelled")
     if state in ENDS:
-        cause, reason = ENDS[state]
-        return "failed", reason, cause
+        return ENDS[state]
     end = row.end if row and row.end else end
     if end is not None and end - now <= notice_s:
-        return "failed", "its time limit is over; its state was saved", "time limit"
+        return Outcome("failed", "its time limit is over; its state was saved", "time limit")
     return None

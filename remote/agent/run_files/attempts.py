@@ -9,10 +9,12 @@ from typing import Any, Dict, List
 from remote.agent.launchers.slurm_words import AGAIN
 from remote.agent.machine.processes import boot_id
 from remote.agent.root.paths import random_name, write_json
+from remote.agent.shared.states import Cause, Outcome
 
 ATTEMPT = ("state", "reason", "cause", "exit_code", "host", "started", "ended")
 """What is kept of an attempt that has ended."""
-MOVED, GONE = "moved", "host gone"
+MOVED: Cause = "moved"
+GONE: Cause = "host gone"
 """Causes of an end that no supervisor tells."""
 
 
@@ -83,9 +85,9 @@ def next_attempt(directory: str, ended: Dict[str, Any], asked: Dict[str, Any]) -
 def settle(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) -> Dict[str, Any]:
     """Write down how an attempt ended whose supervisor can't do so any more, as `verdict` says, for
     the scheduler forgets it."""
-    verdict = state.pop("verdict")
-    ended = dict(state, ended=time.time(), waiting=None, **verdict)
-    if verdict["cause"] in AGAIN and restarts_left(state, asked) > 0:
+    verdict: Outcome = state.pop("verdict")
+    ended = dict(state, ended=time.time(), waiting=None, **verdict.as_state())
+    if verdict.cause in AGAIN and restarts_left(state, asked) > 0:
         return next_attempt(directory, ended, asked)
     ended["token"] = new_token()
     write_json(os.path.join(directory, "state.json"), ended)

@@ -9,6 +9,7 @@ from remote.agent.root.paths import Layout, write_json
 from remote.agent.run_files.records import describe_run, find_run, list_runs
 from remote.agent.runs.launch import launch
 from remote.agent.runs.planned_shutdown import describe_plan, look_after_plan
+from remote.agent.shared.states import Outcome
 
 LATER = "waits to be submitted"
 
@@ -38,7 +39,7 @@ def look_after(layout: Layout, known: Dict[str, Any]) -> Dict[str, Any]:
         if refusal.details.get("limited"):
             state["waiting"] = f"{LATER}: {refusal.message}"
             return known
-        ended = {"state": "failed", "reason": refusal.message, "cause": "not started"}
+        ended = Outcome("failed", refusal.message, "not started").as_state()
         write_json(os.path.join(directory, "state.json"), dict(state, **ended, waiting=None))
     return describe_run(layout, known["run"])
 

@@ -4,13 +4,13 @@ import os
 import signal
 import threading
 import time
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional
 
 from remote.agent.group.peers import Report
 from remote.agent.launchers import slurm
 from remote.agent.root.paths import read_json
+from remote.agent.shared.states import Outcome
 from remote.agent.supervisor.gpu_usage import Sampler
-from remote.agent.supervisor.outcome import Outcome
 from remote.agent.supervisor.run_state import RunState
 
 LOOK_EVERY_S = 1.0
@@ -24,14 +24,14 @@ class Limits:
         self.idle_s = float(asked.get("idle_s") or 0)
         self.began = time.monotonic()
 
-    def reached(self, sampler: Optional[Sampler]) -> Optional[Tuple[str, str, str]]:
-        """State, reason and cause of the end that is due; None where none is."""
+    def reached(self, sampler: Optional[Sampler]) -> Optional[Outcome]:
+        """The end that is due, if one is."""
         if self.most_s and time.monotonic() - self.began >= self.most_s:
             reason = f"its time limit of {minutes(self.most_s)} is over; it was told to save"
-            return "stopped", reason, "time limit"
+            return Outcome("stopped", reason, "time limit")
         if self.idle_s and sampler is not None and sampler.idle_s >= self.idle_s:
             reason = f"its GPUs were idle for {minutes(self.idle_s)}; it was told to save"
-            return "stopped", reason, "idle"
+            return Outcome("stopped", reason, "idle")
         return None
 
 
@@ -47,7 +47,7 @@ class Endings:
         self.stop = threading.Event()
         self.stop_file = os.path.join(state.directory, "stop.json")
         self.limits = Limits({})
-        self.limit: Optional[Tuple[str, str, str]] = None
+        self.limit: Optional[Outcome] = None
         self.disk_problem: Optional[str] = None
         self.seen = 0.0
 
@@ -75,9 +75,8 @@ class Endings:
             self.limit = self.limits.reached(sampler)
         return bool(self.stop.is_set() or self.disk_problem or self.limit)
 
-    def why_scheduled(self) -> Optional[Tuple[str, Optional[str], Optional[str]]]:
-        """Where nobody has stopped it, a scheduler's signal or a limit of its own: state, reason,
-        cause."""
+    def why_scheduled(self) -> Optional[Outcome]:
+        """Where nobody has stopped it, a scheduler's signal or a limit of its own."""
         if not self.stop.is_set():
             return self.limit
         if not self.in_job or os.path.exists(self.stop_file):
@@ -94,7 +93,7 @@ class Endings:
         """Of what has to end without having run, or before it is looked at."""
         scheduled = self.why_scheduled()
         if scheduled:
-            return Outcome(*scheduled)
+            return scheduled
         stopped = self.who_stopped()
         if stopped:
             return Outcome("stopped", stopped, "stopped")

@@ -3,7 +3,9 @@
 
 import re
 import signal
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional
+
+from remote.agent.shared.states import Outcome
 
 DIVERGED, DISK_FULL = 5, 7
 """The trainer's exit codes for a loss that became infinite, after all its ways back were used up,
@@ -34,8 +36,8 @@ class Ended(NamedTuple):
     # Who asked for its end, in words; and why we ended it for the disk's sake.
     stopped: Optional[str] = None
     disk_problem: Optional[str] = None
-    # Why a scheduler or a limit of its own has ended it: state, reason, cause.
-    scheduled: Optional[Tuple[str, Optional[str], Optional[str]]] = None
+    # Where a scheduler or a limit of its own has ended it.
+    scheduled: Optional[Outcome] = None
     # Ctrl-C was typed in its terminal.
     interrupted: bool = False
     # The kernel has killed something for want of memory meanwhile.
@@ -44,24 +46,14 @@ class Ended(NamedTuple):
     step: Optional[str] = None
 
 
-class Outcome(NamedTuple):
-    state: str
-    reason: Optional[str] = None
-    cause: Optional[str] = None
-
-    def as_state(self) -> Dict[str, Optional[str]]:
-        return {"state": self.state, "reason": self.reason, "cause": self.cause}
-
-
 def tell_outcome(ended: Ended) -> Outcome:
-    """State, reason and cause."""
     # A command of one's own may well exit with 0 when it is stopped; only a summary says that all
     # was done.
     asked_to_end = ended.stopped or ended.disk_problem or ended.scheduled
     if ended.has_summary if ended.is_trainer else ended.code == 0 and not asked_to_end:
         return Outcome("finished")
     if ended.scheduled:
-        return Outcome(*ended.scheduled)
+        return ended.scheduled
     if ended.stopped:
         return Outcome("stopped", ended.stopped, "stopped")
     if ended.disk_problem:

@@ -7,8 +7,8 @@ import time
 from typing import Any, Dict
 
 from remote.agent.root.paths import read_json, write_json
+from remote.agent.shared.states import Outcome
 from remote.agent.supervisor.disk_guard import DiskGuard
-from remote.agent.supervisor.outcome import Outcome
 
 HEARTBEAT_S = 30.0
 END_WAIT_S, END_AGAIN_S = 600.0, 5.0

@@ -29,10 +29,11 @@ from remote.agent.run_files.attempts import (
 from remote.agent.run_files.records import read_step
 from remote.agent.runs.members import node_of_job, nodes_of
 from remote.agent.runs.queue import Waiting, wanted_by
+from remote.agent.shared.states import Outcome
 from remote.agent.supervisor.afterwards import submit_others, tell_its_address
 from remote.agent.supervisor.endings import Endings
 from remote.agent.supervisor.gpu_usage import Sampler
-from remote.agent.supervisor.outcome import Ended, Outcome, may_restart, tell_outcome
+from remote.agent.supervisor.outcome import Ended, may_restart, tell_outcome
 from remote.agent.supervisor.run_state import RunState, Superseded
 from remote.agent.training.process import Process
 
@@ -149,7 +150,7 @@ class Supervisor:
             group.join(self.endings.asked_to_stop)
         except NotTogether as problem:
             group.close()
-            self.end(Outcome(*problem.report[:3]), exit_code=None)
+            self.end(problem.report.outcome, exit_code=None)
             return False
         self.asked = dict(self.asked, variables=group.variables)
         if self.state.known.get("restarts"):
@@ -205,7 +206,7 @@ class Supervisor:
         interrupted = process.was_interrupted()
         stopped, scheduled = self.endings.who_stopped(), self.endings.why_scheduled()
         if not stopped and process.told and self.group is not None and self.group.ending:
-            scheduled = self.group.ending[:3]
+            scheduled = self.group.ending.outcome
         return Ended(
             process.code,
             is_trainer=self.asked.get("finish") == "summary" and self.leads,
@@ -230,7 +231,7 @@ class Supervisor:
         verdict = group.agree(own, again, self.endings.asked_to_stop)
         group.close()
         group.begin()
-        return Outcome(*verdict[:3]), verdict.again
+        return verdict.outcome, verdict.again
 
     def wait_to_restart(self) -> None:
         """The next attempt goes on from the newest checkpoint where there is one."""
