@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from remote.agent.shared.build_plan import NO_BUILD, BuildKind, BuildPlan
 from remote.agent.shared.gpu_choice import Gpu, GpuProcess, GpuReport
 from remote.agent.shared.states import FINAL, Cause, Finish, State
 
@@ -320,19 +321,23 @@ class Run:
         return self.state in ("queued", "running") and not self.detail.elsewhere
 
 
+PlanKind = Literal["keep", "inspect-first", "resolve-first", BuildKind]
+
+
 @dataclass(frozen=True)
 class EnvironmentPlan:
     """What to do about the environment. `why` is shown as it is.
 
     kind: keep (nothing), inspect-first (call environment_inspect, and plan again with its answer),
-    resolve-first (environment_resolve with `args`, likewise), or as-is, overlay, venv,
-    conda: call environment_prepare with `args`.
+    resolve-first (environment_resolve with `build`, likewise), or as-is, overlay, venv,
+    conda: call environment_prepare with `build`.
     """
 
-    kind: str
+    kind: PlanKind
     why: str
     key: str | None = None
-    # The plan as the agent takes it.
-    args: Mapping[str, Any] = field(default_factory=dict)
+    build: BuildPlan = NO_BUILD
+    # Packages whose extras the inspection is to look into.
+    detail: Sequence[str] = ()
     # What the user should know beside it.
     notes: tuple[str, ...] = ()

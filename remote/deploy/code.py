@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 from remote.errors import ServerUnfit
-from remote.link.answers import ReleaseMissing, ReleasePut, ReleaseUse
+from remote.link.answers import ReleasePut, ReleaseUse
+from remote.link.events import Ready
 from remote.link.facts import Facts, Root
 from remote.link.sending import Sending, waiting_note
 from remote.link.session import Session, who_am_i
@@ -22,12 +24,10 @@ trip."""
 
 @dataclass(frozen=True)
 class ReleasePlan:
-    """`action`: keep, use (it's on the server, but not current) or send; `missing` is None where
-    the server must be asked."""
+    """`action`: keep, use (it's on the server, but not current) or send."""
 
-    action: str
+    action: Literal["keep", "use", "send"]
     why: str
-    missing: frozenset[str] | None = None
 
 
 def plan_release(facts: Facts, release: Release) -> ReleasePlan:
@@ -35,12 +35,7 @@ def plan_release(facts: Facts, release: Release) -> ReleasePlan:
         if facts.current == release.tree:
             return ReleasePlan("keep", "code kept: nothing changed")
         return ReleasePlan("use", "code is on the server already; made current")
-    if facts.missing is not None:
-        missing: frozenset[str] | None = frozenset(facts.missing)
-    else:
-        everything = frozenset(entry.sha256 for entry in release.entries)
-        missing = None if facts.releases else everything
-    return ReleasePlan("send", "code changed" if facts.releases else "first release", missing)
+    return ReleasePlan("send", "code changed" if facts.releases else "first release")
 
 
 def put_release(session: Session, facts: Facts, release: Release) -> Step:
@@ -53,7 +48,7 @@ def put_release(session: Session, facts: Facts, release: Release) -> Step:
         session.ask_as_owner(ReleaseUse, waiting_note(session), tree=release.tree, who=who_am_i())
         return Step(True, f"{plan.why} ({label})")
     require_room(session, facts.root, release)
-    return Step(True, f"{plan.why}: {send_release(session, facts, release, plan)} ({label})")
+    return Step(True, f"{plan.why}: {send_release(session, facts, release)} ({label})")
 
 
 def require_room(session: Session, root: Root, release: Release) -> None:
@@ -69,19 +64,16 @@ def require_room(session: Session, root: Root, release: Release) -> None:
         )
 
 
-def send_release(session: Session, facts: Facts, release: Release, plan: ReleasePlan) -> str:
+def send_release(session: Session, facts: Facts, release: Release) -> str:
     """Send what is missing; returns how much that was."""
-    missing, partial = plan.missing, facts.partial
-    if missing is None:
-        answer = session.ask(ReleaseMissing, tree=release.tree, manifest=release.entries)
-        missing, partial = frozenset(answer.missing), answer.partial
     started = time.monotonic()
-    sending = Sending(session.project.directory, release.entries, missing, partial)
+    ready = Ready(facts.missing, facts.partial)
+    sending = Sending(session.project.directory, release.entries, ready=ready)
     session.ask_as_owner(
         ReleasePut,
         waiting_note(session),
-        sending.frames(session),
-        eager=sending.total <= EAGER_BYTES,
+        sending.upload(session),
+        eager=facts.missing is not None and sending.total <= EAGER_BYTES,
         tree=release.tree,
         manifest=release.entries,
         origin=release.origin,

@@ -159,7 +159,8 @@ def prepare_environment(
             session.display.note(f"environment: {plan.why}")
         settings = session.project.settings
         in_job = settings.launcher == "slurm" and settings.slurm.build == "job"
-        args = {**plan.args, **({"job": build_options(settings.slurm)} if in_job else {})}
+        build = plan.build._replace(job=build_options(settings.slurm) if in_job else None)
+        args = build.to_json()
         answer = session.ask_as_owner(EnvironmentPrepare, show_steps(session), plan=args)
         session.display.clear()
         found, made = answer.environment, answer.built
@@ -190,11 +191,13 @@ def choose_environment(
         while True:
             plan = environment.plan_environment(known, settings, requirements, refresh)
             if plan.kind == "inspect-first":
-                inspection = session.ask(Inspection, show_steps(session), **plan.args)
+                inspection = session.ask(
+                    Inspection, show_steps(session), configured=settings.python, detail=plan.detail
+                )
                 known = dataclasses.replace(known, inspection=inspection)
             elif plan.kind == "resolve-first":
-                told = session.ask(Resolution, show_steps(session), plan=dict(plan.args))
-                if plan.args["kind"] == "overlay":
+                told = session.ask(Resolution, show_steps(session), plan=plan.build.to_json())
+                if plan.build.kind == "overlay":
                     known = dataclasses.replace(known, on_top=told)
                 else:
                     known = dataclasses.replace(known, resolution=told)

@@ -26,8 +26,7 @@ def plan_environment(
     known: Known, settings: Settings, requirements_text: str, refresh: bool = False
 ) -> EnvironmentPlan:
     """The plan of kind `inspect-first` asks for known.inspection, that of kind `resolve-first` for
-    known.resolution, or for known.on_top where it is one of an overlay; its `args` are the
-    question's. `refresh`: nothing is kept.
+    known.resolution, or for known.on_top where it is one of an overlay. `refresh`: nothing is kept.
 
     Raises UsageError for wrong requirements, EnvironmentFailed or GpuUnfit where no environment can
     be had.
@@ -40,8 +39,7 @@ def plan_environment(
     asked = parse_requirements(in_release(requirements_text, facts.root.path))
     if known.inspection is None:
         why = "looking at what the server's interpreters have"
-        args = {"configured": settings.python, "detail": asked.names_with_extras}
-        return EnvironmentPlan("inspect-first", why, args=args)
+        return EnvironmentPlan("inspect-first", why, detail=asked.names_with_extras)
     needs = Needs(known, settings, asked, digest, str(facts.system.time) if refresh else "")
     notes += [f"the environment of before is not used: {changed}"] if changed else []
     if needs.requirements.conda:

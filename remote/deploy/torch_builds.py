@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from remote.agent.shared.build_plan import NO_TORCH, TorchChoice
 from remote.agent.shared.gpu_choice import TORCH_BUILDS, driver_major, fitting_build, lowest_driver
 from remote.agent.shared.names import canonical
 from remote.deploy.needs import Needs
@@ -93,14 +93,12 @@ def torch_problem(torch: Torch, wanted: str, report: GpuReport) -> str | None:
     return None
 
 
-def choose_torch(needs: Needs, markers: Mapping[str, str]) -> dict[str, Any]:
-    """The part `torch` of a plan: build and reason; index or links, and the lines that are
-    installed from there, where it is not the build that pip takes by itself."""
+def choose_torch(needs: Needs, markers: Mapping[str, str]) -> TorchChoice:
     wanted = needs.settings.torch
     if not needs.needs_torch:
-        return {}
+        return NO_TORCH
     if wanted == "auto" and needs.names_torch_source(markers):
-        return {"build": "own", "reason": "from where the requirements or pip's settings say"}
+        return TorchChoice("own", "from where the requirements or pip's settings say")
     choice = TorchBuild(wanted, f"{wanted}, as remote.torch says")
     if wanted == "auto":
         choice = torch_build_for(needs.report, needs.known.facts.system.machine)
@@ -108,13 +106,13 @@ def choose_torch(needs: Needs, markers: Mapping[str, str]) -> dict[str, Any]:
         remedy = "ask for a newer driver, or set remote.torch: cpu to train on the CPU"
         raise GpuUnfit(choice.problem, step="environment", remedy=remedy)
     if choice.name is None:
-        return {"build": "default", "reason": choice.reason}
+        return TorchChoice("default", choice.reason)
     own = [one for one in needs.applicable(markers) if canonical(one.name) == "torch"]
     lines = [public(str(one)) for one in own if not one.url] or ["torch"]
     if "torch" in needs.comes and not needs.is_lock:
         # The newest that the other packages take: their index may hold one that they do not.
         lines.append(f"torch<={needs.comes['torch'].partition('+')[0]}")
-    return source(needs, choice.name, lines) | {"reason": choice.reason}
+    return source(needs, choice.name, lines)._replace(reason=choice.reason)
 
 
 def public(line: str) -> str:
@@ -123,7 +121,7 @@ def public(line: str) -> str:
     return line if "@" in line else re.sub(r"(==[^,+]+)\+[^,\s]+", r"\1", line)
 
 
-def source(needs: Needs, build: str, lines: Sequence[str]) -> dict[str, Any]:
+def source(needs: Needs, build: str, lines: Sequence[str]) -> TorchChoice:
     """`lines` from the index, or with -f from the page of wheels, that has this build."""
     address = needs.settings.torch_index.strip() or TORCH_INDEX
     is_page = address.startswith("-f")
@@ -132,7 +130,8 @@ def source(needs: Needs, build: str, lines: Sequence[str]) -> dict[str, Any]:
         address = address.replace("{build}", build)
     elif not re.search(r"/(cu\d+|cpu|rocm[\d.]*|[\w.]+\.html)/?$", address):
         address = f"{address.rstrip('/')}/{build}"
-    return {"links" if is_page else "index": address, "build": build, "requirements": list(lines)}
+    links, index_url = (address, "") if is_page else ("", address)
+    return TorchChoice(build, index_url=index_url, links=links, requirements=lines)
 
 
 def of_the_family(version: str) -> str | None:
@@ -141,10 +140,10 @@ def of_the_family(version: str) -> str | None:
     return tag if tag == "cpu" or tag.startswith(("cu", "rocm")) else None
 
 
-def need_mib(needs: Needs, torch: Mapping[str, Any], missing: Collection[str] | None = None) -> int:
+def need_mib(needs: Needs, torch: TorchChoice, missing: Collection[str] | None = None) -> int:
     """Room for an environment, or for `missing` alone on top of one that has torch."""
-    if torch.get("build") and missing is None:
-        return CPU_TORCH_MIB if torch["build"] == "cpu" else CUDA_TORCH_MIB
+    if torch.build and missing is None:
+        return CPU_TORCH_MIB if torch.build == "cpu" else CUDA_TORCH_MIB
     count = len(needs.comes or needs.requirements.names) if missing is None else len(missing)
     return SMALL_MIB + PACKAGE_MIB * count
 

@@ -180,29 +180,11 @@ class EnvironmentProve(Answer):
 
 
 @dataclass(frozen=True)
-class ReleaseMissing(Answer):
-    OP = "release_missing"
-
-    missing: tuple[str, ...]
-    partial: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class DataMissing(Answer):
-    OP = "data_missing"
-
-    # All of it is there, under this name.
-    named: bool = False
-    # None: everything.
-    missing: tuple[str, ...] | None = None
-    partial: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class DataPut(Answer):
     OP = "data_put"
 
-    received: int = 0
+    # Bytes; None: all of it was there, under this name.
+    received: int | None = None
 
 
 # -- runs

@@ -4,7 +4,7 @@ is left out: it is news, and the answer at the end has it all."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from remote.link.decoding import decode
@@ -38,6 +38,15 @@ class FollowEvent(Lenient):
     curves: Mapping[str, tuple[float, ...]] | None = None
     # By nvidia-smi's index.
     gpu: Mapping[str, GpuUse] | None = None
+
+
+@dataclass(frozen=True)
+class Ready(Lenient):
+    """For contents. `missing`: the hashes of those that it lacks, None: of all; `partial`: of how
+    many it has so many bytes."""
+
+    missing: tuple[str, ...] | None = None
+    partial: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,6 @@ memory here."""
 QUICK = (
     "facts",
     "runs",
-    "release_missing",
-    "data_missing",
     "fetch_manifest",
     "run_start",
     "run_join",
@@ -89,7 +87,8 @@ POD = (
 )
 
 OnEvent = Callable[[dict[str, Any], bytes], None]
-Upload = Iterable[tuple[dict[str, Any], bytes]]
+Upload = Callable[[dict[str, Any]], Iterable[tuple[dict[str, Any], bytes]]]
+"""Takes the agent's word that it is ready, which says what it lacks; makes the frames."""
 
 
 class Link:
@@ -186,7 +185,7 @@ class Link:
         self._send({"id": number, "op": op, "args": args})
         try:
             if eager and upload is not None:
-                self._upload(number, upload)
+                self._upload(number, upload({}))
                 upload = None
             result = self._hear_result(number, op, on_event, upload)
         except RemoteError as error:
@@ -211,12 +210,12 @@ class Link:
             event = _dict(message.get("event"))
             if event.get("ready") is True:
                 if upload is not None:
-                    self._upload(number, upload)
+                    self._upload(number, upload(event))
             elif on_event is not None:
                 on_event(event, blob)
 
-    def _upload(self, number: int, upload: Upload) -> None:
-        for header, blob in upload:
+    def _upload(self, number: int, frames: Iterable[tuple[dict[str, Any], bytes]]) -> None:
+        for header, blob in frames:
             self._send({"id": number, "data": header}, blob)
         self._send({"id": number, "end": True})
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from remote.agent.shared.protocol import PIECE
 from remote.link.answers import ContentPiece
+from remote.link.decoding import decode
+from remote.link.events import Ready
 from remote.link.lanes import LARGE, MOST, Lanes
-from remote.link.link import Link
+from remote.link.link import Link, Upload
 from remote.link.session import Session
 from remote.records import FileEntry
 from remote.release.release import content_of, frame_of, upload_frames
@@ -36,40 +37,45 @@ Frame = tuple[dict[str, Any], bytes]
 
 @dataclass
 class Sending:
-    """What the server lacks of `entries`, whose files lie below `folder`. `partial`: of how many it
-    has so many bytes, as the server tells. `into`: data or releases."""
+    """What the server lacks of `entries`, whose files lie below `folder`. `ready`: what it has told
+    before it is asked to take them. `into`: data or releases.
+
+    `contents`: what is sent, each once; `total`: its bytes.
+    """
 
     folder: Path
     entries: Sequence[FileEntry]
-    missing: frozenset[str]
-    partial: Mapping[str, int] = field(default_factory=dict)
     into: str = "releases"
+    ready: InitVar[Ready | None] = None
 
-    def __post_init__(self) -> None:
-        self.partial = {sha256: count for sha256, count in self.partial.items() if count > 0}
-        self._begun = dict(self.partial)
+    def __post_init__(self, ready: Ready | None) -> None:
         self._sent, self._counting = 0, threading.Lock()
+        self._choose(ready or Ready())
 
-    @functools.cached_property
-    def contents(self) -> list[FileEntry]:
-        return [
-            entry
-            for entry in {entry.sha256: entry for entry in self.entries}.values()
-            if entry.sha256 in self.missing
-        ]
-
-    @functools.cached_property
-    def total(self) -> int:
-        """Bytes to send."""
-        return sum(map(self._left, self.contents))
+    def _choose(self, ready: Ready) -> None:
+        once = {entry.sha256: entry for entry in self.entries}
+        missing = once.keys() if ready.missing is None else set(ready.missing)
+        self.contents = [entry for sha256, entry in once.items() if sha256 in missing]
+        self.partial = {sha256: count for sha256, count in ready.partial.items() if count > 0}
+        self._begun = dict(self.partial)
+        self.total = sum(map(self._left, self.contents))
 
     def _left(self, entry: FileEntry) -> int:
         return max(0, entry.size - self.partial.get(entry.sha256, 0))
 
-    def frames(self, session: Session) -> Iterator[Frame]:
+    def upload(self, session: Session) -> Upload:
         """Small files first, then large ones, over several channels where that helps."""
+
+        def frames(told: dict[str, Any]) -> Iterator[Frame]:
+            if told:
+                self._choose(decode(Ready, told))
+            yield from self._frames(session)
+
+        return frames
+
+    def _frames(self, session: Session) -> Iterator[Frame]:
         large = [entry for entry in self.contents if self._left(entry) >= LARGE]
-        small = self.missing - {entry.sha256 for entry in large}
+        small = frozenset(entry.sha256 for entry in self.contents if self._left(entry) < LARGE)
         for header, blob in upload_frames(self.folder, self.entries, small, self.partial):
             yield header, blob
             self._count(session, sum(length for _, length, _ in header["pieces"]))
@@ -138,7 +144,7 @@ class Sending:
         try:
             link.ask(
                 ContentPiece,
-                upload=frames(),
+                upload=lambda _: frames(),
                 root=session.project.settings.root,
                 into=self.into,
                 sha256=entry.sha256,

@@ -14,7 +14,7 @@ from remote.agent.shared.trees import tree_hash
 from remote.deploy.deploy import deploy
 from remote.deploy.shown import show_steps
 from remote.errors import NotFound, UsageError
-from remote.link.answers import Imported, ReleaseMissing, Resumed
+from remote.link.answers import Imported, Resumed
 from remote.link.decoding import decode
 from remote.link.sending import Sending, waiting_note
 from remote.link.session import Session, who_am_i
@@ -210,16 +210,15 @@ def send_run(session: Session, run: Path) -> None:
     with refusing_unreadable("train", "mend its rights"):
         entries = list(entries_of(run))
     tree = tree_hash(entries)
-    answer = session.ask(ReleaseMissing, tree=tree, manifest=entries)
-    sending = Sending(run, entries, frozenset(answer.missing), answer.partial)
+    sending = Sending(run, entries)
     session.display.note(
         f"{run.name} is not on {session.host}: sending what was fetched of it,"
-        f" {size(sending.total)}"
+        f" {size(sending.total)}; what has arrived before is not sent again"
     )
     session.ask_as_owner(
         Imported,
         waiting_note(session),
-        sending.frames(session),
+        sending.upload(session),
         run=run.name,
         tree=tree,
         manifest=entries,

@@ -17,7 +17,7 @@ from typing import Any
 from remote.agent.shared.trees import tree_hash
 from remote.agent.shared.weights import SUFFIXES, find_weights
 from remote.errors import NotFound, UsageError
-from remote.link.answers import DataMissing, DataPut, Pretrained, Reach
+from remote.link.answers import DataPut, Pretrained, Reach
 from remote.link.facts import Facts
 from remote.link.sending import Sending, waiting_note
 from remote.link.session import Session, who_am_i
@@ -79,16 +79,16 @@ def upload_data(session: Session, given: str, name: str | None = None) -> Upload
 
 def send(session: Session, data: DataSet) -> int | None:
     """Bytes sent; None where all was there under this name already."""
-    asked: dict[str, Any] = {"tree": data.tree, "manifest": data.entries, "name": data.name}
-    answer = session.ask(DataMissing, **asked)
-    if answer.named:
-        return None
-    everything = frozenset(entry.sha256 for entry in data.entries)
-    missing = everything if answer.missing is None else everything & frozenset(answer.missing)
-    sending = Sending(data.folder, data.entries, missing, answer.partial, "data")
-    note, frames = waiting_note(session, " is sending data"), sending.frames(session)
-    asked |= {"single": data.is_file, "who": who_am_i()}
-    done = session.ask_as_owner(DataPut, note, frames, **asked)
+    done = session.ask_as_owner(
+        DataPut,
+        waiting_note(session, " is sending data"),
+        Sending(data.folder, data.entries, "data").upload(session),
+        tree=data.tree,
+        manifest=data.entries,
+        name=data.name,
+        single=data.is_file,
+        who=who_am_i(),
+    )
     session.display.clear()
     return done.received
 

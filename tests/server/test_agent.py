@@ -12,8 +12,8 @@ import pytest
 
 from remote.errors import ServerUnfit, TransferFailed
 from remote.loopback import LoopbackServer
-from remote.release.release import build_release, upload_frames
-from tests.support.agent import OWNER, ROOT, agent, facts, put, root_of
+from remote.release.release import build_release
+from tests.support.agent import OWNER, ROOT, agent, facts, frames_of, put, root_of
 from tests.support.project import HOSTILE, make_tree, snapshot
 from tests.support.sshd import USUAL, MakeServer, base_python, sparse_path
 
@@ -107,15 +107,12 @@ def test_contents_that_changed_on_their_way_are_refused(
     project = make_tree(tmp_path / "p", {"a": "one"})
     release = build_release(project, 50)
     (project / "a").write_text("two")
-    frames = upload_frames(
-        project, release.entries, frozenset(entry.sha256 for entry in release.entries)
-    )
     with agent(server) as link:
         with pytest.raises(TransferFailed, match="changed while"):
             link.call(
                 "release_put",
                 None,
-                frames,
+                frames_of(project, release),
                 root=ROOT,
                 tree=release.tree,
                 manifest=release.entries,
@@ -135,19 +132,17 @@ def test_a_second_deploy_waits_for_the_first_and_takes_over(
     waiting: list[dict[str, object]] = []
     holding, done = threading.Event(), threading.Event()
 
-    def slow_frames() -> Any:
+    def slow_frames(ready: dict[str, Any]) -> Any:
         holding.set()
         done.wait(10)
-        yield from upload_frames(
-            project, release.entries, frozenset(entry.sha256 for entry in release.entries)
-        )
+        return frames_of(project, release)(ready)
 
     def first() -> None:
         with agent(server) as link:
             link.call(
                 "release_put",
                 None,
-                slow_frames(),
+                slow_frames,
                 root=ROOT,
                 tree=release.tree,
                 manifest=release.entries,

@@ -11,7 +11,7 @@ from typing import Any
 from remote.deploy.code import plan_release
 from remote.link.decoding import decode
 from remote.link.facts import Facts
-from remote.link.link import Link
+from remote.link.link import Link, Upload
 from remote.loopback import LoopbackServer, Route
 from remote.records import Release
 from remote.release.release import build_release, upload_frames
@@ -49,16 +49,26 @@ def facts(link: Link, release: Release | None = None, **options: Any) -> dict[st
     return link.call("facts", root=link.root, **(OWNER | options))
 
 
+def frames_of(project: Path, release: Release) -> Upload:
+    everything = [entry.sha256 for entry in release.entries]
+
+    def frames(ready: dict[str, Any]) -> Any:
+        missing = ready["missing"]
+        lacking = frozenset(everything if missing is None else missing)
+        return upload_frames(project, release.entries, lacking)
+
+    return frames
+
+
 def put(link: Link, project: Path) -> Release:
     """Deploy the code of `project`; returns the release."""
     release = build_release(project, 50)
     plan = plan_release(decode(Facts, facts(link, release)), release)
     if plan.action == "send":
-        frames = upload_frames(project, release.entries, plan.missing or frozenset())
         link.call(
             "release_put",
             None,
-            frames,
+            frames_of(project, release),
             root=link.root,
             tree=release.tree,
             manifest=release.entries,

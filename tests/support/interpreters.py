@@ -106,8 +106,8 @@ def plan(
     *interpreters: Mapping[str, Any], text: str = TEXT, settings: Settings = PLAIN, **more: Any
 ) -> EnvironmentPlan:
     found = plan_told(make_facts(*interpreters, **more), settings, text)
-    if found.key and found.args:
-        assert found.key == found.args["key"] and HASH.match(found.key or "")
+    if found.build.key:
+        assert found.key == found.build.key and HASH.match(found.key or "")
     return found
 
 

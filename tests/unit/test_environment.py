@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from remote.agent.shared.build_plan import NO_TORCH
 from remote.deploy.environment import KEPT, plan_before
 from remote.errors import EnvironmentFailed
 from remote.link.answer import read_answer
@@ -146,19 +147,19 @@ print(plan.kind, before, "packaging" in sys.modules)
 
 def test_an_interpreter_that_has_everything_is_used_as_it_is() -> None:
     found = plan(interpreter("/usr/bin/python3", "3.13.1"), image(), gpu=gpu_facts())
-    assert (found.kind, found.args["python"]) == ("as-is", "/opt/conda/bin/python")
-    assert found.args["imports"] == ["torch", "pytorch_lightning"] and "install" not in found.args
+    assert (found.kind, found.build.python) == ("as-is", "/opt/conda/bin/python")
+    assert found.build.imports == ["torch", "pytorch_lightning"] and not found.build.install
 
 
 def test_the_newest_that_has_everything_is_taken_whatever_the_order() -> None:
     both = [image("/a/python", version="3.10.2"), image("/b/python", version="3.12.0")]
-    assert {plan(*order).args["python"] for order in (both, both[::-1])} == {"/b/python"}
+    assert {plan(*order).build.python for order in (both, both[::-1])} == {"/b/python"}
 
 
 def test_what_its_packages_need_counts_too() -> None:
     without = {name: version for name, version in PACKAGES.items() if name != "torchmetrics"}
     found = plan(image(packages=without))
-    assert found.kind == "overlay" and found.args["install"] == ["torchmetrics>0.7"]
+    assert found.kind == "overlay" and found.build.install == ["torchmetrics>0.7"]
 
 
 def test_extras_and_markers_are_judged_by_the_interpreters_own() -> None:
@@ -169,7 +170,7 @@ def test_extras_and_markers_are_judged_by_the_interpreters_own() -> None:
     }
     assert plan(interpreter("/p", "3.12.0", **base), text=text).kind == "as-is"
     found = plan(interpreter("/p", "3.10.0", **base), text=text, settings=Settings(python="/p"))
-    assert found.kind == "venv" or found.args["install"] == ["speed>=2"]
+    assert found.kind == "venv" or found.build.install == ["speed>=2"]
     with_it = {**base, "packages": {"demo": "1", "speed": "2.1"}}
     assert plan(interpreter("/p", "3.10.0", **with_it), text=text).kind == "as-is"
 
@@ -178,7 +179,7 @@ def test_constraints_count_as_well() -> None:
     text = "demo\n--constrained-to demo<2\n"
     assert plan(interpreter("/p", packages={"demo": "1.9"}), text=text).kind == "as-is"
     found = plan(interpreter("/p", packages={"demo": "2.0"}), text=text)
-    assert found.kind == "venv" and found.args["constraints"] == ["demo<2"]
+    assert found.kind == "venv" and found.build.constraints == ["demo<2"]
 
 
 def test_an_address_is_satisfied_by_what_was_installed_from_it() -> None:
@@ -192,7 +193,7 @@ def test_an_address_is_satisfied_by_what_was_installed_from_it() -> None:
 
 def test_without_requirements_nothing_is_built_or_resolved() -> None:
     found = plan(interpreter("/usr/bin/python3", "3.8.10"), text="", resolution=None)
-    assert (found.kind, found.args["needs_torch"], found.args["names"]) == ("as-is", False, [])
+    assert (found.kind, found.build.needs_torch, found.build.names) == ("as-is", False, [])
     with pytest.raises(EnvironmentFailed, match=r"no python >=3\.8 .*python 3\.7\.10"):
         plan(interpreter("/usr/bin/python3", "3.7.10"), text="")
 
@@ -202,11 +203,11 @@ def test_without_requirements_nothing_is_built_or_resolved() -> None:
 
 def test_only_what_is_missing_is_installed_and_torch_is_pinned() -> None:
     found = plan(image(), text=TEXT + "demo>=2\n", gpu=gpu_facts())
-    assert found.kind == "overlay" and found.args["install"] == ["demo>=2"]
-    assert found.args["constraints"] == ["torch==2.5.1+cu124"] and found.args["torch"] == {}
+    assert found.kind == "overlay" and found.build.install == ["demo>=2"]
+    assert found.build.constraints == ["torch==2.5.1+cu124"] and found.build.torch == NO_TORCH
     assert (
         "1 missing package (demo) on top of /opt/conda/bin/python" in found.why
-        and found.args["need_mib"] < 1000
+        and found.build.need_mib < 1000
     )
 
 
@@ -215,18 +216,18 @@ def test_what_comes_on_top_of_an_images_torch_is_asked_before_it_is_installed() 
     del facts["resolution"], facts["on_top"]
     text = TEXT + "ultralytics\n"
     asked = plan_told(facts, PLAIN, text)
-    assert (asked.kind, asked.args["kind"]) == ("resolve-first", "overlay")
-    assert asked.args["pythons"] == ["/opt/conda/bin/python"]
-    assert asked.args["constraints"] == ["torch==2.5.1+cu124"]
+    assert (asked.kind, asked.build.kind) == ("resolve-first", "overlay")
+    assert asked.build.pythons == ["/opt/conda/bin/python"]
+    assert asked.build.constraints == ["torch==2.5.1+cu124"]
     comes = {"ultralytics": "8", "torchvision": "0.20.1", **{f"p{i}": "1" for i in range(8)}}
     facts["on_top"] = {"python": "/opt/conda/bin/python", "packages": comes, "late": ["p1"]}
     found = plan_told(facts, PLAIN, text)
-    assert (found.kind, found.args["late"], found.args["need_mib"]) == ("overlay", ["p1"], 700)
-    assert found.args["torch"]["index"].endswith("/cu124"), "torchvision comes with it"
+    assert (found.kind, found.build.late, found.build.need_mib) == ("overlay", ("p1",), 700)
+    assert found.build.torch.index_url.endswith("/cu124"), "torchvision comes with it"
     facts["on_top"] = {"failed": [["/opt/conda/bin/python", "ultralytics wants torch>=2.6"]]}
     asked = plan_told(facts, PLAIN, text)
     pythons = ["/new", "/opt/conda/bin/python"]
-    assert (asked.args["kind"], asked.args["pythons"]) == ("venv", pythons)
+    assert (asked.build.kind, asked.build.pythons) == ("venv", pythons)
     facts["resolution"] = {"python": "/new", "packages": {"torch": "2.9"}}
     found = plan_told(facts, PLAIN, text)
     why = "its torch 2.5.1+cu124 can't stay: ultralytics wants torch>=2.6"
@@ -234,7 +235,7 @@ def test_what_comes_on_top_of_an_images_torch_is_asked_before_it_is_installed() 
     mine = Settings(python="/my/python")
     facts["inspection"]["interpreters"] = [configured()]
     found = plan_told(facts, mine, text)
-    assert (found.kind, found.args["python"]) == ("venv", "/my/python")
+    assert (found.kind, found.build.python) == ("venv", "/my/python")
     assert f"passed over /my/python: {why}" in found.notes
 
 
@@ -242,29 +243,29 @@ def test_a_base_without_torch_is_asked_about_and_then_laid_upon() -> None:
     facts = make_facts(configured(packages={}, torch={}))
     del facts["resolution"], facts["on_top"]
     asked = plan_told(facts, MINE, "demo\n")
-    assert (asked.kind, asked.args["pythons"]) == ("resolve-first", ["/my/python"])
-    assert asked.args["kind"] == "venv", "all that is asked for"
+    assert (asked.kind, asked.build.pythons) == ("resolve-first", ["/my/python"])
+    assert asked.build.kind == "venv", "all that is asked for"
     facts["resolution"] = {"python": "/my/python", "packages": {"demo": "1"}}
     assert plan_told(facts, MINE, "demo\n").kind == "overlay"
 
 
 def test_on_top_of_a_venv_its_packages_are_named() -> None:
     found = plan(image(is_venv=True, sites=["/v/site-packages"]), text=TEXT + "demo\n")
-    assert found.args["parent_sites"] == ["/v/site-packages"]
-    assert "parent_sites" not in plan(image(), text=TEXT + "demo\n").args
+    assert found.build.parent_sites == ("/v/site-packages",)
+    assert not plan(image(), text=TEXT + "demo\n").build.parent_sites
 
 
 def test_a_missing_torchvision_comes_from_the_index_of_the_torch_that_is_there() -> None:
     found = plan(image(), text=TEXT + "torchvision\n", gpu=gpu_facts())
-    assert found.kind == "overlay" and found.args["install"] == ["torchvision"]
-    assert found.args["torch"]["index"] == "https://download.pytorch.org/whl/cu124"
-    assert found.args["torch"]["requirements"] == []
-    assert found.args["constraints"] == ["torch==2.5.1+cu124"]
+    assert found.kind == "overlay" and found.build.install == ["torchvision"]
+    assert found.build.torch.index_url == "https://download.pytorch.org/whl/cu124"
+    assert found.build.torch.requirements == []
+    assert found.build.constraints == ["torch==2.5.1+cu124"]
 
 
 def test_a_base_without_torch_is_none() -> None:
     found = plan(interpreter("/usr/bin/python3", packages={"pytorch-lightning": "2.5.0"}))
-    assert found.kind == "venv" and found.args["install"] == [
+    assert found.kind == "venv" and found.build.install == [
         "torch<2.15,>=2.4",
         "pytorch-lightning>=2.5",
     ]
@@ -281,17 +282,13 @@ def test_a_torchvision_made_for_another_torch_is_not_mended_on_top() -> None:
 
 def test_the_configured_one_is_always_the_base() -> None:
     better = image("/opt/newer", version="3.13.0")
-    assert plan(configured(), better, settings=MINE).args["python"] == "/my/python"
+    assert plan(configured(), better, settings=MINE).build.python == "/my/python"
     lacking = plan(configured(), better, settings=MINE, text=TEXT + "demo\n")
-    assert (lacking.kind, lacking.args["python"]) == ("overlay", "/my/python")
+    assert (lacking.kind, lacking.build.python) == ("overlay", "/my/python")
     bare = plan(configured(packages={}, torch={}), better, settings=MINE)
-    assert (bare.kind, bare.args["python"], bare.args["constraints"]) == (
-        "overlay",
-        "/my/python",
-        [],
-    )
+    assert (bare.kind, bare.build.python, bare.build.constraints) == ("overlay", "/my/python", [])
     old = plan(configured(packages={**PACKAGES, "torch": "2.1"}), better, settings=MINE)
-    assert (old.kind, old.args["python"]) == ("venv", "/my/python")
+    assert (old.kind, old.build.python) == ("venv", "/my/python")
     assert "passed over /my/python: its torch 2.1 is not of the version required" in old.notes
 
 

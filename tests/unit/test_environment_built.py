@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remote.agent.environments.builder import SCRIPTS
+from remote.agent.shared.build_plan import NO_TORCH
 from remote.agent.training.surroundings import base_programs
 from remote.errors import EnvironmentFailed, GpuUnfit
 from remote.records import Settings
@@ -50,8 +51,8 @@ def test_the_base_is_the_newest_that_torch_has_wheels_for_and_that_can_make_a_ve
         interpreter("/d", "3.15.0"),
         interpreter("/e", "3.12.1"),
     ]
-    assert plan(*choices).args["python"] == "/b"
-    assert plan(*choices, text="demo\n").args["python"] == "/d"
+    assert plan(*choices).build.python == "/b"
+    assert plan(*choices, text="demo\n").build.python == "/d"
 
 
 def test_where_nothing_can_install_the_plan_says_so() -> None:
@@ -85,14 +86,14 @@ def test_the_torch_build_is_chosen_by_driver_and_capability(
     found = plan(
         interpreter("/p"), text=TEXT + "torchvision\n", gpu=gpu, settings=Settings(torch=torch)
     )
-    chosen = found.args["torch"]
-    assert chosen["build"] == build
+    chosen = found.build.torch
+    assert chosen.build == build
     if build == "default":
-        assert "index" not in chosen and found.args["install"][0] == "torch<2.15,>=2.4"
+        assert not chosen.source and found.build.install[0] == "torch<2.15,>=2.4"
     else:
-        assert chosen["index"] == f"https://download.pytorch.org/whl/{build}"
-        assert chosen["requirements"] == ["torch<2.15,>=2.4"]
-    assert found.args["need_mib"] == (1500 if build == "cpu" else 7168)
+        assert chosen.index_url == f"https://download.pytorch.org/whl/{build}"
+        assert chosen.requirements == ["torch<2.15,>=2.4"]
+    assert found.build.need_mib == (1500 if build == "cpu" else 7168)
 
 
 @pytest.mark.parametrize(
@@ -107,21 +108,21 @@ def test_the_torch_build_is_chosen_by_driver_and_capability(
 def test_whoever_names_the_source_of_torch_gets_it_from_there(line: str) -> None:
     chosen = plan(
         interpreter("/p"), text=f"{line}\ntorch\ntorchvision\n", gpu=gpu_facts("550.1")
-    ).args
-    assert "index" not in chosen["torch"] and "torchvision" in chosen["install"]
+    ).build
+    assert not chosen.torch.source and "torchvision" in chosen.install
     assert plan(
         interpreter("/p"),
         text=f"{line}\ntorch\n",
         gpu=gpu_facts(),
         settings=Settings(torch="cu126"),
-    ).args["torch"]["index"]
+    ).build.torch.index_url
 
 
 @pytest.mark.parametrize(
     ("setting", "place", "address"),
     [
-        ("https://mirror/whl/", "index", "https://mirror/whl/cu126"),
-        ("https://mirror/whl/cu121", "index", "https://mirror/whl/cu121"),
+        ("https://mirror/whl/", "index_url", "https://mirror/whl/cu126"),
+        ("https://mirror/whl/cu121", "index_url", "https://mirror/whl/cu121"),
         ("-f https://mirror/wheels/{build}/", "links", "https://mirror/wheels/cu126/"),
         ("-f https://mirror/torch_stable.html", "links", "https://mirror/torch_stable.html"),
         ("-f /data/wheels/{build}", "links", "/data/wheels/cu126"),
@@ -131,8 +132,10 @@ def test_builds_of_torch_come_from_a_mirror_of_theirs(
     setting: str, place: str, address: str
 ) -> None:
     settings = Settings(torch_index=setting)
-    chosen = plan(interpreter("/p"), gpu=gpu_facts("550.1"), settings=settings).args["torch"]
-    assert chosen[place] == address and {"index", "links"} & set(chosen) == {place}
+    chosen = plan(interpreter("/p"), gpu=gpu_facts("550.1"), settings=settings).build.torch
+    assert (chosen.index_url, chosen.links) == (
+        (address, "") if place == "index_url" else ("", address)
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,9 +149,9 @@ def test_a_lock_has_the_hashes_of_one_build_of_torch(driver: str, setting: str, 
         for name, digest in hashes.items()
     )
     settings = Settings(torch=setting)
-    found = plan(interpreter("/p"), text=text, gpu=gpu_facts(driver), settings=settings).args
-    assert found["torch"]["requirements"] == ["torch==1"]
-    assert found["install"] == ["torch==1", "torchvision==1", "demo==1 --hash=sha256:33"]
+    found = plan(interpreter("/p"), text=text, gpu=gpu_facts(driver), settings=settings).build
+    assert found.torch.requirements == ["torch==1"]
+    assert found.install == ["torch==1", "torchvision==1", "demo==1 --hash=sha256:33"]
 
 
 def test_what_a_lock_has_for_another_system_says_nothing_of_this_one() -> None:
@@ -157,11 +160,11 @@ def test_what_a_lock_has_for_another_system_says_nothing_of_this_one() -> None:
         "torch==2.9.0+cu130; sys_platform == 'win32' --hash=sha256:11\n"
         "torch==2.9.0; sys_platform == 'linux' --hash=sha256:22\n"
     )
-    found = plan(interpreter("/p"), text=text, gpu=gpu_facts("550.1")).args
-    assert found["torch"]["build"] == "cu126" and found["install"] == ["torch==2.9.0"]
+    found = plan(interpreter("/p"), text=text, gpu=gpu_facts("550.1")).build
+    assert found.torch.build == "cu126" and found.install == ["torch==2.9.0"]
     text = text.replace("'win32'", "'x'").replace("'linux'", "'win32'").replace("'x'", "'linux'")
-    found = plan(interpreter("/p"), text=text, gpu=gpu_facts("550.1")).args
-    assert found["torch"]["build"] == "own" and "--hash=sha256:11" in found["install"][0]
+    found = plan(interpreter("/p"), text=text, gpu=gpu_facts("550.1")).build
+    assert found.torch.build == "own" and "--hash=sha256:11" in found.install[0]
 
 
 def test_torch_that_a_package_of_a_package_brings_is_chosen_and_counted_all_the_same() -> None:
@@ -170,16 +173,16 @@ def test_torch_that_a_package_of_a_package_brings_is_chosen_and_counted_all_the_
     del facts["resolution"]
     asked = plan_told(facts, PLAIN, "ultralytics\n--pre\nb==1+cu118\n")
     assert asked.kind == "resolve-first"
-    assert asked.args["install"] == ["ultralytics", "b==1"] and asked.args["pythons"] == ["/p"]
+    assert asked.build.install == ["ultralytics", "b==1"] and asked.build.pythons == ["/p"]
     packages = {"ultralytics": "8", "torch": "2.4.0+cu130", "torchvision": "0.19.0"}
     facts["resolution"] = {"python": "/p", "packages": packages, "late": [], "failed": []}
     found = plan_told(facts, PLAIN, "ultralytics\n")
-    assert found.args["torch"]["build"] == "cu126" and found.args["need_mib"] == 7168
-    assert found.args["torch"]["requirements"] == ["torch", "torch<=2.4.0"]
-    assert found.args["needs_torch"] and found.args["imports"] == ["torch", "torchvision"]
+    assert found.build.torch.build == "cu126" and found.build.need_mib == 7168
+    assert found.build.torch.requirements == ["torch", "torch<=2.4.0"]
+    assert found.build.needs_torch and found.build.imports == ["torch", "torchvision"]
     facts["resolution"]["packages"] = {"ultralytics": "8"}
     found = plan_told(facts, PLAIN, "ultralytics\n")
-    assert (found.args["torch"], found.args["needs_torch"]) == ({}, False)
+    assert (found.build.torch, found.build.needs_torch) == (NO_TORCH, False)
 
 
 def test_torch_that_stands_below_what_is_asked_for_is_judged_and_proved() -> None:
@@ -188,7 +191,7 @@ def test_torch_that_stands_below_what_is_asked_for_is_judged_and_proved() -> Non
         "requires": {"timm": ["torch"], "torch": []},
     }
     found = plan(image(**has), text="timm\n", gpu=gpu_facts())
-    assert found.kind == "as-is" and found.args["imports"] == ["torch"]
+    assert found.kind == "as-is" and found.build.imports == ["torch"]
     unfit = image(**has, torch=CPU_TORCH)
     assert plan(unfit, text="timm\n", gpu=gpu_facts()).kind == "venv"
 
@@ -197,7 +200,7 @@ def test_an_image_keeps_its_torch_though_the_requirements_name_it_only_by_a_pack
     resolution = {"python": "/new", "packages": {"timm": "1", "torch": "2.9"}}
     both = [image(), interpreter("/new", "3.13.0")]
     found = plan(*both, text="timm\n", gpu=gpu_facts(), resolution=resolution)
-    assert found.kind == "overlay" and found.args["constraints"] == ["torch==2.5.1+cu124"]
+    assert found.kind == "overlay" and found.build.constraints == ["torch==2.5.1+cu124"]
 
 
 def test_the_python_is_one_that_project_and_packages_take() -> None:
@@ -210,16 +213,16 @@ def test_the_python_is_one_that_project_and_packages_take() -> None:
     del facts["resolution"]
     text = "--requires-python >=3.10\nnumba==0.57\n"
     asked = plan_told(facts, PLAIN, text)
-    assert asked.args["pythons"] == ["/new", "/mid"]
+    assert asked.build.pythons == ["/new", "/mid"]
     preferred = plan_told(facts, PLAIN, text + "--prefers-python 3.11\n")
-    assert preferred.args["pythons"] == ["/mid", "/new"]
+    assert preferred.build.pythons == ["/mid", "/new"]
     absent = plan(*pythons, text=text + "--prefers-python 3.1\n")
     assert ".python-version asks for python 3.1, which is not there" in absent.notes
     failed = [["/new", "numba==0.57 takes python < 3.12, this is 3.13.0"]]
     facts["resolution"] = {"python": "/mid", "packages": {"numba": "0.57"}, "failed": failed}
     found = plan_told(facts, PLAIN, text)
-    assert found.args["python"] == "/mid" and "python < 3.12" in found.notes[-1]
-    assert found.args["older"] == "" and plan(*pythons, text="x\n").args["older"].startswith("/mid")
+    assert found.build.python == "/mid" and "python < 3.12" in found.notes[-1]
+    assert found.build.older == "" and plan(*pythons, text="x\n").build.older.startswith("/mid")
     with pytest.raises(EnvironmentFailed, match=r"no python >=3\.14 .*requires-python is >=3\.14"):
         plan(*pythons, text="--requires-python >=3.14\nx\n")
 
@@ -238,7 +241,7 @@ def test_what_bends_every_run_is_said() -> None:
 def test_a_server_whose_pip_asks_no_index_is_not_sent_to_one() -> None:
     facts = make_facts(interpreter("/p"), gpu=gpu_facts("550.1"))
     facts["inspection"]["no_index"] = True
-    assert "index" not in plan_told(facts, Settings(), TEXT).args["torch"]
+    assert not plan_told(facts, Settings(), TEXT).build.torch.source
 
 
 def test_a_driver_too_old_for_any_torch_is_told_before_gigabytes_are_fetched() -> None:
@@ -251,23 +254,23 @@ def test_a_gpu_too_old_for_any_torch_is_known_by_name_where_the_driver_does_not_
     with pytest.raises(GpuUnfit, match="no torch build has kernels for all of these GPUs"):
         plan(interpreter("/p"), gpu=gpu_facts("470.1", cap=None, name="Tesla K80"))
     found = plan(interpreter("/p"), gpu=gpu_facts("470.1", cap=None, name="Tesla V100"))
-    assert found.args["torch"]["build"] == "cu118"
+    assert found.build.torch.build == "cu118"
 
 
 def test_torch_is_needed_though_only_lightning_is_named() -> None:
     found = plan(interpreter("/p"), text="lightning\n", gpu=gpu_facts("550.1"))
-    assert found.args["needs_torch"] and found.args["torch"]["requirements"] == ["torch"]
-    assert found.args["imports"] == ["torch", "lightning"]
+    assert found.build.needs_torch and found.build.torch.requirements == ["torch"]
+    assert found.build.imports == ["torch", "lightning"]
 
 
 def test_options_go_along_and_no_password_is_shown() -> None:
     text = "-i https://me:secret@mirror/simple\n--find-links=/wheels\ndemo\n"
     found = plan(interpreter("/p"), text=text)
-    assert found.args["options"] == [
+    assert found.build.options == (
         "--index-url https://me:secret@mirror/simple",
         "--find-links /wheels",
-    ]
-    kept = {name: value for name, value in found.args.items() if name != "options"}
+    )
+    kept = found.build._replace(options=())
     assert "secret" not in f"{found.why} {found.notes} {kept}"
 
 
@@ -301,7 +304,7 @@ def test_an_interpreter_whose_packages_cannot_be_read_is_passed_over() -> None:
     broken = interpreter("/broken", "3.13.0", problem="no answer within 60 s", packages={})
     found = plan(broken, interpreter("/p"))
     assert (
-        found.args["python"] == "/p" and "passed over /broken: no answer within 60 s" in found.notes
+        found.build.python == "/p" and "passed over /broken: no answer within 60 s" in found.notes
     )
 
 
@@ -309,7 +312,7 @@ def test_the_inspection_follows_what_is_named_with_its_extras() -> None:
     text = "Demo_Pkg[b,a]>=1\n-i https://x/simple\ntorch\n"
     asked = plan(inspected=False, text=text, settings=Settings(python="/p"))
     assert asked.kind == "inspect-first"
-    assert asked.args == {"configured": "/p", "detail": ["demo-pkg[a,b]", "torch"]}
+    assert list(asked.detail) == ["demo-pkg[a,b]", "torch"]
 
 
 KNOWN = [

@@ -24,6 +24,7 @@ from remote.agent.environments.commands import Commands
 from remote.agent.environments.installers import NOT_INSTALLED
 from remote.agent.machine.processes import group_members
 from remote.agent.machine.programs import ENDED
+from remote.agent.shared.build_plan import BuildPlan
 from remote.agent.shared.text import redact
 from tests.support.project import make_tree
 
@@ -195,7 +196,7 @@ def test_why_an_installation_failed(output: str, message: str) -> None:
 
 
 def test_torch_that_came_along_unexpected_is_seen_afterwards() -> None:
-    plan = {"needs_torch": False, "imports": [], "names": ["timm"]}
+    plan = BuildPlan(names=["timm"])
     found: dict[str, Any] = {
         "packages": {"timm": "1"},
         "requires": {"timm": ["torch"]},

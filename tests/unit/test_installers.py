@@ -15,6 +15,7 @@ from remote.agent.environments import installers, pip_settings, python_places
 from remote.agent.environments.commands import Commands
 from remote.agent.environments.interpreters import build_environment, same_signature, signature
 from remote.agent.environments.resolution import Resolution
+from remote.agent.shared.build_plan import BuildPlan, TorchChoice
 from tests.support.project import make_tree
 from tests.unit.test_installation import NUMBA
 
@@ -215,7 +216,7 @@ def test_the_first_python_that_can_have_it_all_is_told(
 
     monkeypatch.setattr(installers.Installer, "resolve", resolve)
     lines = ["a", "numba==0.57", "flash-attn @ git+https://h/f"]
-    plan = {"pythons": ["/new", "/old"], "install": lines}
+    plan = BuildPlan(pythons=["/new", "/old"], install=lines)
     found = Resolution(Call(), str(tmp_path), plan).find()  # type: ignore[arg-type]
     assert (found["python"], found["late"]) == (python, late)
     assert [told[0] for told in found["failed"]] == failed
@@ -248,8 +249,8 @@ def test_an_image_is_passed_over_for_what_lies_in_it_alone(
 
     monkeypatch.setattr(installers, "find_uv", lambda: "/bin/uv")
     monkeypatch.setattr(installers.Installer, "resolve", resolve)
-    plan: dict[str, Any] = {"kind": "overlay", "pythons": ["/image"], "install": ["a"]}
-    plan["torch"] = {"build": "cu124", "index": "https://t/cu124", "requirements": []}
+    torch = TorchChoice("cu124", index_url="https://t/cu124")
+    plan = BuildPlan(kind="overlay", pythons=["/image"], install=["a"], torch=torch)
     found = Resolution(Call(), str(tmp_path), plan).find()  # type: ignore[arg-type]
     assert found["packages"] is None and [told[0] for told in found["failed"]] == failed
 

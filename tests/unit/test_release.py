@@ -223,10 +223,8 @@ def test_plan_says_why(tmp_path: Path) -> None:
     assert (keep.action, keep.why) == ("keep", "code kept: nothing changed")
     assert plan_release(replace(facts, current="x"), release).action == "use"
     first = plan_release(Facts(Root("/r")), release)
-    assert first.missing == frozenset({release.entries[0].sha256})
-    later = Facts(Root("/r"), releases=({},))
-    assert plan_release(later, release).missing is None
-    assert plan_release(replace(later, missing=()), release).missing == frozenset()
+    assert (first.action, first.why) == ("send", "first release")
+    assert plan_release(Facts(Root("/r"), releases=({},)), release).why == "code changed"
 
 
 @given(st.lists(st.binary(max_size=5000), min_size=1, max_size=12))

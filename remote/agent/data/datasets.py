@@ -3,11 +3,10 @@ to them."""
 
 import os
 import re
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Container, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from remote.agent.releases.contents import (
     forget,
-    hashes,
     known_contents,
     partly_received,
     receive,
@@ -74,21 +73,6 @@ def find_contents(layout: Layout, entries: List[Entry]) -> Dict[str, bytes]:
     return known_contents(layout.data_incoming, sets_of(layout), entries)
 
 
-@operation("data_missing")
-def data_missing(call: Call, tree: str, manifest: List[Any], name: str) -> Dict[str, Any]:
-    """What of a set is not here. `missing` None: all of it. `named`: the name leads to it
-    already."""
-    layout = call.layout
-    entries = checked_manifest(tree, manifest)
-    link = os.path.join(layout.data, checked_name(layout, name))
-    if os.path.isdir(layout.set(tree)):
-        return {"named": leads_to(link, layout.set(tree)), "missing": []}
-    there = find_contents(layout, entries)
-    missing = sorted(hashes(entries) - set(there))
-    partial = partly_received(layout.data_incoming, missing)
-    return {"named": False, "missing": missing if there else None, "partial": partial}
-
-
 def checked_name(layout: Layout, name: str) -> str:
     """Raises Refusal for what can't be a name, or is one that somebody else gave."""
     if not NAME.match(name):
@@ -121,17 +105,20 @@ class Sent(NamedTuple):
 
 @operation("data_put", takes=Sent)
 def data_put(call: Call, sent: Sent) -> Dict[str, Any]:
-    """Receive what is missing, lay it out, and give it its name."""
+    """Receive what is missing, lay it out, and give it its name. `received`: bytes; null where the
+    name led to it already."""
     layout, tree = call.layout, sent.tree
     entries = checked_manifest(tree, sent.manifest)
     prepare_root(call)
     link = os.path.join(layout.data, checked_name(layout, sent.name))
+    if os.path.isdir(layout.set(tree)) and leads_to(link, layout.set(tree)):
+        return {"received": None}
     received = 0
     with locked(call, layout.data_lock, sent.who), naming_disk(layout.sets):
         if not os.path.isdir(layout.set(tree)):
-            require_space(layout, entries)
-            call.event(ready=True)
-            received = receive(call, layout.data_incoming, entries)
+            there = find_contents(layout, entries)
+            require_space(layout, entries, there)
+            received = receive(call, layout.data_incoming, entries, there)
             lay_out(layout, tree, entries)
             forget(layout.data_incoming, entries)
         target = os.path.join(
@@ -141,8 +128,7 @@ def data_put(call: Call, sent: Sent) -> Dict[str, Any]:
     return {"received": received}
 
 
-def require_space(layout: Layout, entries: List[Entry]) -> None:
-    there = find_contents(layout, entries)
+def require_space(layout: Layout, entries: List[Entry], there: Container[str]) -> None:
     missing = {sha256: size for _, _, size, sha256 in entries if sha256 not in there}
     begun = partly_received(layout.data_incoming, missing)
     need = (

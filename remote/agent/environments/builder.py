@@ -29,6 +29,7 @@ from remote.agent.machine.processes import start_time
 from remote.agent.root.disk import disk_of
 from remote.agent.root.locks import held
 from remote.agent.root.paths import read_json, remove_file, write_json, write_whole
+from remote.agent.shared.build_plan import BuildPlan, TorchChoice
 from remote.agent.shared.text import redact
 
 LIMIT_S = 3 * 3600.0
@@ -72,7 +73,7 @@ def main(arguments: List[str]) -> int:
 class Builder:
     def __init__(self, directory: str) -> None:
         self.directory = directory
-        self.plan: Dict[str, Any] = {}
+        self.plan: BuildPlan
         self.state: Dict[str, Any] = {}
         self.environment: Dict[str, str] = {}
         self.installer: installers.Installer
@@ -86,7 +87,7 @@ class Builder:
         return os.path.join(self.directory, name)
 
     def run(self) -> int:
-        self.plan = read_json(self.path("plan.json")) or {}
+        self.plan = BuildPlan.from_json(read_json(self.path("plan.json")) or {})
         self.state = read_json(self.path("build.json")) or {}
         signal.signal(signal.SIGTERM, self._stop)
         self.say(
@@ -115,7 +116,7 @@ class Builder:
 
     def fail(self, failure: Failure) -> int:
         message, remedy = failure
-        if self.plan.get("job") is not None and "can't be reached" in message:
+        if self.plan.job is not None and "can't be reached" in message:
             remedy = f"this node is offline? remote.slurm.build: login builds there; or {remedy}"
         shutil.rmtree(self.venv, ignore_errors=True)
         self.clean()
@@ -133,10 +134,9 @@ class Builder:
         started = time.time()
         os.makedirs(self.temporary, mode=0o700, exist_ok=True)
         self.environment = build_environment(self.temporary)
-        helpers = list(self.plan.get("helpers") or [])
-        on_top = self.plan["kind"] == "overlay"
+        helpers, on_top = self.plan.helpers, self.plan.kind == "overlay"
         self.installer = installers.Installer(self.commands, self.environment, helpers, on_top)
-        if self.plan["kind"] == "conda":
+        if self.plan.kind == "conda":
             installer = self.make_by_conda()
         else:
             self.make_venv()
@@ -154,10 +154,9 @@ class Builder:
         shutil.rmtree(self.temporary, ignore_errors=True)
 
     def make_venv(self) -> None:
-        base = str(self.plan["python"])
+        base, parents = self.plan.python, self.plan.parent_sites
         self.say(step="venv", line=f"making a venv of {base}")
-        overlay = self.plan["kind"] == "overlay"
-        parents = list(self.plan.get("parent_sites") or []) if overlay else []
+        overlay = self.plan.kind == "overlay"
         installers.make_venv(
             lambda argv: self.commands.run(argv, self.environment),
             base,
@@ -175,14 +174,14 @@ class Builder:
 
     def make_by_conda(self) -> str:
         """Returns the program's name."""
-        conda = str(self.plan["python"])
+        conda = self.plan.python
         self.say(step="conda", line=f"{conda} makes the environment")
         file = self.path("environment.yml")
-        write_whole(file, "".join(f"{line}\n" for line in self.plan["conda"]).encode("utf-8"))
+        write_whole(file, "".join(f"{line}\n" for line in self.plan.conda).encode("utf-8"))
         # Its pip section follows pip's settings as any other build does.
         values = pip_settings.pip_environment(self.environment, self.installer.config)
         values.update(CONDA_ALWAYS_YES="true", MAMBA_ALWAYS_YES="true")
-        if limits := list(self.plan.get("constraints") or []):
+        if limits := self.plan.constraints:
             # pip runs in this folder; a whole path would be parted at its blanks.
             name = "constraints.txt"
             write_whole(self.path(name), "".join(f"{one}\n" for one in limits).encode("utf-8"))
@@ -205,22 +204,21 @@ class Builder:
     def install_all(self) -> str:
         """What the plan wants installed, torch from its own index first, and last what needs torch
         to be built. Returns the installer's name."""
-        torch = self.plan.get("torch") or {}
-        constraints = list(self.plan.get("constraints") or [])
-        options = list(self.plan.get("options") or [])
+        torch, wanted = self.plan.torch, self.plan.install
+        constraints, options, late = map(
+            list, (self.plan.constraints, self.plan.options, self.plan.late)
+        )
         name = "none"
-        if torch.get("requirements"):
+        if torch.requirements:
             constraints.append(self.install_torch(torch, constraints, options))
-        elif torch.get("build") not in (None, "own", "default"):
-            options.append(installers.source_option(torch))
-        wanted = list(self.plan.get("install") or [])
+        elif torch.source:
+            options.append(torch.source)
         if wanted:
             text = f"installing {len(wanted)} package{'s' * (len(wanted) > 1)} and what they need"
             self.say(step="packages", line=text)
         # pip checks hashes of all lines or of none: those with hashes are a lock.
         locked = [line for line in wanted if " --hash=" in line]
         others = [line for line in wanted if line not in locked]
-        late = list(self.plan.get("late") or [])
         for group, limits in ((locked, []), (others, constraints)):
             name, moved = self.installer.apart(group, partial(self.install, options, limits, name))
             late += moved
@@ -232,28 +230,25 @@ class Builder:
             name = self.install(options, constraints, name, [line], ["--no-build-isolation"])
         return name
 
-    def install_torch(
-        self, torch: Dict[str, Any], constraints: List[str], options: List[str]
-    ) -> str:
+    def install_torch(self, torch: TorchChoice, constraints: List[str], options: List[str]) -> str:
         """The pin of the torch that has the build wanted; what it needs comes with the rest, from
         the index that pip is set to. Pages of wheels that pip knows are looked at first; `options`
         gets the source, for those of torch's family."""
-        self.say(step="torch", line=f"installing torch ({torch['build']})")
-        links = torch.get("links")
+        self.say(step="torch", line=f"installing torch ({torch.build})")
         known = [line.split(" ", 1)[1] for line in options if line.startswith("--find-links ")]
-        pages = [links] if links else known + self.installer.config.get("find-links", "").split()
-        pin = self.installer.torch_on_pages(
-            self.python, pages, torch["build"], torch["requirements"]
-        )
-        if links and not pin:
-            message = f"{redact(links)} has no torch of the build {torch['build']} for this python"
+        known += self.installer.config.get("find-links", "").split()
+        pages = [torch.links] if torch.links else known
+        pin = self.installer.torch_on_pages(self.python, pages, torch.build, torch.requirements)
+        if torch.links and not pin:
+            page = redact(torch.links)
+            message = f"{page} has no torch of the build {torch.build} for this python"
             raise BuildFailed(with_log(Failure(message, TORCH_REMEDY), self.place()))
-        if pin and not links:
+        if pin and not torch.links:
             return pin
-        options.append(installers.source_option(torch))
+        options.append(torch.source)
         if pin:
             return pin
-        lines = [f"--index-url {torch['index']}", *torch["requirements"]]
+        lines = [f"--index-url {torch.index_url}", *torch.requirements]
         self.installer.install(self.python, lines, constraints, ["--no-deps"], own_index=True)
         return f"torch=={describe(self.python)['packages'].get('torch')}"
 
@@ -275,9 +270,9 @@ class Builder:
     def finish(self, installer: str, started: float) -> None:
         """Look at what was installed, and write env.json."""
         self.say(step="check", line="looking at what was installed")
-        found = describe(self.python, list(self.plan.get("detail") or []))
+        found = describe(self.python, self.plan.detail)
         packages = found.get("packages") or {}
-        missing = [name for name in self.plan.get("names") or [] if name not in packages]
+        missing = [name for name in self.plan.names if name not in packages]
         problem = found.get("problem") or (missing and f"{', '.join(missing)} is missing in it")
         if problem:
             message = f"the new environment does not work: {problem}"
@@ -297,7 +292,7 @@ class Builder:
 
     def require_whole_lock(self) -> None:
         """What has hashes was installed without looking at what it needs."""
-        lines = [line for line in self.plan.get("install") or [] if " --hash=" in line]
+        lines = [line for line in self.plan.install if " --hash=" in line]
         if not lines:
             return
         locked = {installers.name_of(line) for line in lines}
@@ -325,13 +320,13 @@ class Builder:
             exit_code=self.commands.exit_code,
             mount=disk.mount if disk else "",
             free_mib=disk.free_mib if disk else None,
-            need_mib=self.plan.get("need_mib"),
-            python=self.plan.get("version"),
+            need_mib=self.plan.need_mib,
+            python=self.plan.version,
             glibc=glibc_version(),
-            options="\n".join(self.plan.get("options") or []),
-            torch_index=str((self.plan.get("torch") or {}).get("index") or ""),
+            options="\n".join(self.plan.options),
+            torch_index=self.plan.torch.index_url,
             constraint=pip_settings.pip_config(self.environment).get("constraint", ""),
-            older=str(self.plan.get("older") or ""),
+            older=self.plan.older,
         )
 
     def _stop(self, *_: Any) -> None:
@@ -339,19 +334,19 @@ class Builder:
         raise BuildFailed(Failure("the build was stopped by a signal", "deploy again"))
 
 
-def describe_plan(plan: Dict[str, Any], found: Dict[str, Any]) -> Dict[str, Any]:
+def describe_plan(plan: BuildPlan, found: Dict[str, Any]) -> Dict[str, Any]:
     """The part of a plan that env.json keeps, and what was found installed for it. Holds no
     addresses, so no secrets."""
-    kept = ("key", "kind", "requirements_hash", "wanted", "imports", "names", "version")
-    record = {name: plan.get(name) for name in kept}
+    kept = ("key", "kind", "requirements_hash", "wanted", "names", "version")
+    record = {name: getattr(plan, name) for name in kept}
     # A package may have brought torch along, though nobody expected it.
-    needs_torch = bool(plan.get("needs_torch")) or "torch" in found["requires"]
+    needs_torch = plan.needs_torch or "torch" in found["requires"]
     return dict(
         record,
-        base=plan.get("python"),
+        base=plan.python,
         needs_torch=needs_torch,
-        imports=list(plan.get("imports") or []) or (["torch"] if needs_torch else []),
-        packages={name: found["packages"].get(name) for name in plan.get("names") or []},
+        imports=plan.imports or (["torch"] if needs_torch else []),
+        packages={name: found["packages"].get(name) for name in plan.names},
         torch=found["torch"],
         commits=found["commits"],
     )

@@ -34,6 +34,7 @@ from remote.agent.root.paths import (
     write_whole,
 )
 from remote.agent.root.roots import keep_agent, portable_agent, prepare_root
+from remote.agent.shared.build_plan import BuildPlan
 
 POLL_S = 0.1
 EVENT_EVERY_S = 0.2
@@ -99,23 +100,23 @@ def environment_prepare(call: Call, plan: Dict[str, Any]) -> Dict[str, Any]:
     Events: step, line, seconds, and amount ([bytes, of bytes]) while something is downloaded.
     Raises Refusal with kind EnvironmentFailed where it can't be made.
     """
-    layout = call.layout
+    layout, wanted = call.layout, BuildPlan.from_json(plan)
     prepare_root(call)
-    directory = layout.environment(plan["key"])
+    directory = layout.environment(wanted.key)
     os.makedirs(directory, mode=0o700, exist_ok=True)
-    known = describe_environment(layout, plan["key"])
+    known = describe_environment(layout, wanted.key)
     if known is not None and known["ready"] and known["valid"]:
         return {"environment": known, "built": False}
-    if plan["kind"] == "as-is":
-        _record_as_is(directory, plan)
+    if wanted.kind == "as-is":
+        _record_as_is(directory, wanted)
     else:
-        _build(call, layout, plan, directory)
-    return {"environment": describe_environment(layout, plan["key"]), "built": True}
+        _build(call, layout, wanted, directory)
+    return {"environment": describe_environment(layout, wanted.key), "built": True}
 
 
-def _record_as_is(directory: str, plan: Dict[str, Any]) -> None:
+def _record_as_is(directory: str, plan: BuildPlan) -> None:
     """Nothing is built: the record points to the interpreter."""
-    described = interpreters.describe(plan["python"], list(plan.get("detail") or []))
+    described = interpreters.describe(plan.python, plan.detail)
     if described.get("problem"):
         raise Refusal(
             "EnvironmentFailed",
@@ -149,25 +150,25 @@ def _python_by_name(directory: str, path: str) -> str:
     return os.path.join(place, "python")
 
 
-def _build(call: Call, layout: Layout, plan: Dict[str, Any], directory: str) -> None:
+def _build(call: Call, layout: Layout, plan: BuildPlan, directory: str) -> None:
     """Start the builder, or follow the one that is at it; returns when `ready` is there. Raises
     Refusal."""
     followed: Set[str] = set()
     starts = 0
-    lock = Lock(_lock_path(layout, plan["key"]))
+    lock = Lock(_lock_path(layout, plan.key))
     try:
         while True:
             if not _follow(call, directory, lock, followed):
                 raise BrokenPipeError
             # The lock is ours: no builder lives.
-            made = describe_environment(layout, plan["key"])
+            made = describe_environment(layout, plan.key)
             if made is not None and made["ready"] and made["valid"]:
                 return
             state = read_json(os.path.join(directory, "build.json")) or {}
             if state.get("id") in followed and state.get("phase") == "failed":
                 message, remedy = str(state.get("message")), str(state.get("remedy"))
                 raise Refusal("EnvironmentFailed", message, remedy)
-            if state.get("id") in followed and plan.get("job") is not None:
+            if state.get("id") in followed and plan.job is not None:
                 raise_if_refused(directory, state)
             if starts >= MAX_STARTS:
                 log = os.path.join(directory, "build.log")
@@ -180,7 +181,7 @@ def _build(call: Call, layout: Layout, plan: Dict[str, Any], directory: str) -> 
             starts += 1
             # The builder has this lock now; ours must be another, or it would be free for us.
             lock.hand_over()
-            lock = Lock(_lock_path(layout, plan["key"]))
+            lock = Lock(_lock_path(layout, plan.key))
     finally:
         lock.close()
 
@@ -212,22 +213,22 @@ def _follow(call: Call, directory: str, lock: Lock, followed: Set[str]) -> bool:
 
 
 def _start_builder(
-    layout: Layout, plan: Dict[str, Any], directory: str, last: Dict[str, Any], lock: Lock
+    layout: Layout, plan: BuildPlan, directory: str, last: Dict[str, Any], lock: Lock
 ) -> str:
     """Clear what a dead builder left, and start one that holds `lock`. Returns the build's id."""
     _end_leftovers(last)
-    _make_room(directory, plan.get("need_mib"))
+    _make_room(directory, plan.need_mib)
     build = random_name(8)
-    write_json(os.path.join(directory, "plan.json"), plan)
+    write_json(os.path.join(directory, "plan.json"), plan.to_json())
     state = {"id": build, "phase": "running", "started": time.time(), "host": os.uname().nodename}
-    in_job = plan.get("job") is not None
+    in_job = plan.job is not None
     state.update(directory=directory, step="venv", line="waits for a node of Slurm's" * in_job)
     write_json(os.path.join(directory, "build.json"), state)
     kept, own = keep_agent(layout), [str(lock.file), lock.record]
     words = program.command(kept, "build", directory, *own)
     if in_job:
         inside = program.command(portable_agent(layout), "build", directory)
-        words = program.command(kept, "hold", *own, *in_a_job(directory, plan["job"]), *inside)
+        words = program.command(kept, "hold", *own, *in_a_job(directory, plan.job or []), *inside)
     with open(os.path.join(directory, "build.log"), "ab") as log:
         # A session of its own: neither the end of this login nor Ctrl-C reaches it.
         subprocess.Popen(
@@ -242,14 +243,14 @@ def _start_builder(
     return build
 
 
-def _make_room(directory: str, need_mib: Any) -> None:
+def _make_room(directory: str, need_mib: int) -> None:
     """Nothing of a build before is left: what a killed one had installed takes room. Raises Refusal
     where there is not enough of it then."""
     for name in ("ready", "env.json", "build.json", "build.log", gpu_check.PROOFS):
         remove_file(os.path.join(directory, name))
     for name in ("venv", "tmp"):
         shutil.rmtree(os.path.join(directory, name), ignore_errors=True)
-    if isinstance(need_mib, int):
+    if need_mib:
         files, what = MANY_FILES if need_mib > 1000 else 0, "the environment needs about"
         require_room(directory, need_mib << 20, files, what, "EnvironmentFailed")
 

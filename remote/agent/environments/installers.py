@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
+from typing import Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
 
 from remote.agent.environments import pip_settings
 from remote.agent.environments.build_failures import missing_module
@@ -162,7 +162,7 @@ class Installer:
             raise Failed(before)
         return "pip"
 
-    def apart(self, lines: List[str], act: Callable[[List[str]], T]) -> Tuple[T, List[str]]:
+    def apart(self, lines: Sequence[str], act: Callable[[Sequence[str]], T]) -> Tuple[T, List[str]]:
         """What `act` gives for `lines` but for those that need another package to be built, and
         these. Raises Failed."""
         late: List[str] = []
@@ -289,11 +289,6 @@ def find_pip(python: str, helpers: Sequence[str]) -> Optional[List[str]]:
     others = ([helper, "-m", "pip"] for helper in helpers)
     able = next((pip for pip in others if _pip_version(*pip) >= (22, 3)), None)
     return able and [*able, "--python", python]
-
-
-def source_option(torch: Dict[str, Any]) -> str:
-    links = torch.get("links")
-    return f"--find-links {links}" if links else f"--extra-index-url {torch['index']}"
 
 
 def name_of(line: str) -> str:

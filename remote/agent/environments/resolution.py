@@ -13,6 +13,7 @@ from remote.agent.environments.commands import Commands
 from remote.agent.environments.interpreters import build_environment, describe
 from remote.agent.environments.python_places import glibc_version
 from remote.agent.root.calls import Call, operation
+from remote.agent.shared.build_plan import BuildPlan
 
 LIMIT_S = 900.0
 """Without a word: an index without metadata is read wheel by wheel."""
@@ -22,8 +23,7 @@ ASIDE = ".resolve-"
 
 @operation("environment_resolve")
 def environment_resolve(call: Call, plan: Dict[str, Any]) -> Dict[str, Any]:
-    """`plan`: pythons, the first choice first; install, constraints, options, helpers. That of an
-    overlay: what its python has stays.
+    """`plan`: a BuildPlan with its `pythons`. That of an overlay: what its python has stays.
 
     python and packages (canonical name → version) are of the first that can have it all; late: the
     lines that need another package to be built; failed: [python, why not] of those before it.
@@ -33,21 +33,20 @@ def environment_resolve(call: Call, plan: Dict[str, Any]) -> Dict[str, Any]:
     beside = layout.root if os.path.isdir(layout.root) else None
     directory = tempfile.mkdtemp(prefix=ASIDE, dir=beside)
     try:
-        return Resolution(call, directory, plan).find()
+        return Resolution(call, directory, BuildPlan.from_json(plan)).find()
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
 class Resolution:
-    def __init__(self, call: Call, directory: str, plan: Dict[str, Any]) -> None:
+    def __init__(self, call: Call, directory: str, plan: BuildPlan) -> None:
         self.call = call
         self.plan = plan
-        self.on_top = plan.get("kind") == "overlay"
+        self.on_top = plan.kind == "overlay"
         self.started = self.told = time.monotonic()
         self.commands = Commands(directory, "resolve.log", self.hear, call.alive, LIMIT_S)
-        helpers = list(plan.get("helpers") or [])
         self.installer = installers.Installer(
-            self.commands, build_environment(directory), helpers, self.on_top
+            self.commands, build_environment(directory), plan.helpers, self.on_top
         )
 
     def hear(self, line: Optional[str], amount: Optional[List[int]]) -> None:
@@ -63,7 +62,7 @@ class Resolution:
     def find(self) -> Dict[str, Any]:
         self.tell("resolving the requirements")
         failed: List[List[str]] = []
-        for python in list(self.plan.get("pythons") or [])[:MAX_PYTHONS]:
+        for python in self.plan.pythons[:MAX_PYTHONS]:
             try:
                 packages, late = self.resolve(python)
                 return {"python": python, "packages": packages, "late": late, "failed": failed}
@@ -77,7 +76,7 @@ class Resolution:
                     self.commands.log,
                     python=describe(python).get("version"),
                     glibc=glibc_version(),
-                    options="\n".join(self.plan.get("options") or []),
+                    options="\n".join(self.plan.options),
                 )
                 its_own = depends_on_python(text) or (self.on_top and contradicts(text))
                 if its_own or not self.on_top:
@@ -88,11 +87,9 @@ class Resolution:
 
     def resolve(self, python: str) -> Tuple[Dict[str, str], List[str]]:
         """The packages, and the lines that can't be judged before another one is there."""
-        torch = self.plan.get("torch") or {}
-        options = list(self.plan.get("options") or [])
-        options += [installers.source_option(torch)] if self.on_top and torch else []
-        limits = list(self.plan.get("constraints") or [])
+        torch = self.plan.torch.source if self.on_top else ""
+        options, limits = [*self.plan.options, *filter(None, [torch])], self.plan.constraints
         return self.installer.apart(
-            list(self.plan.get("install") or []),
+            self.plan.install,
             lambda lines: self.installer.resolve(python, [*options, *lines], limits),
         )

@@ -4,7 +4,7 @@ has them."""
 import os
 import re
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 from remote.agent.launchers.slurm_queue import ask, find
 from remote.agent.machine.gpus import FORMAT, GPU_FIELDS, NO_TOOL, read_report
@@ -33,7 +33,7 @@ def on_a_node(options: List[str]) -> Optional[List[str]]:
     return [srun, *least, "--input=none", "--chdir=/", *options]
 
 
-def in_a_job(directory: str, options: List[str]) -> List[str]:
+def in_a_job(directory: str, options: Sequence[str]) -> List[str]:
     """What runs the command behind it in a job of its own, which waits as any other."""
     least = ["--quiet", "--job-name=fab-build", "--nodes=1", "--ntasks=1", "--input=none"]
     return [find("srun") or "srun", *least, f"--chdir={directory}", *options]

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import stat
-from typing import Any, Callable, Dict, Iterable, List, Set, Tuple
+from typing import Any, Callable, Container, Dict, Iterable, List, Set, Tuple
 
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import HASH, hash_file, list_names, place_in, random_name, remove_file
@@ -70,15 +70,20 @@ def partly_received(incoming: str, wanted: Iterable[str]) -> Dict[str, int]:
     return found
 
 
-def receive(call: Call, incoming: str, entries: List[Entry]) -> int:
-    """Store uploaded contents of these by hash. Each appears under its name only when its hash is
-    right. Returns the bytes that came.
+def receive(call: Call, incoming: str, entries: List[Entry], there: Container[str]) -> int:
+    """Tell what is missing but for what is `there`, and store the contents that come, by hash. Each
+    appears under its name only when its hash is right. Returns the bytes that came.
 
+    Event: ready, missing (null: all), partial (hash → bytes that came before).
     A frame's pieces are [hash, length, whether it is the last one]; `from` tells behind how many
     bytes a content goes on. With `stored` the bytes came over another channel, as `content_piece`.
     """
-    os.makedirs(incoming, mode=0o700, exist_ok=True)
     sizes, total = {sha256: size for _, _, size, sha256 in entries}, 0
+    missing = sorted(sha256 for sha256 in sizes if sha256 not in there)
+    all_of_it = len(missing) == len(sizes)
+    begun = partly_received(incoming, missing)
+    call.event(ready=True, missing=None if all_of_it else missing, partial=begun)
+    os.makedirs(incoming, mode=0o700, exist_ok=True)
     partial: Dict[str, _Partial] = {}
     try:
         for header, blob in call.blobs():

@@ -8,7 +8,6 @@ from remote.agent.releases.contents import (
     forget,
     hashes,
     known_contents,
-    partly_received,
     receive,
     require_all,
     write_tree,
@@ -119,27 +118,18 @@ def missing_contents(layout: Layout, tree: str, manifest: List[Any]) -> List[str
     return sorted(hashes(entries) - set(known(layout, entries)))
 
 
-@operation("release_missing")
-def release_missing(call: Call, tree: str, manifest: List[Any]) -> Dict[str, Any]:
-    """For a manifest too large to go with the first call."""
-    layout = call.layout
-    missing = missing_contents(layout, tree, manifest)
-    return {"missing": missing, "partial": partly_received(layout.incoming, missing)}
-
-
 @operation("release_put")
 def release_put(
     call: Call, tree: str, manifest: List[Any], origin: str, who: str
 ) -> Dict[str, Any]:
-    """Receive the missing contents, assemble the release, make it current. Repeating it is
+    """Receive what is missing, assemble the release, make it current. Repeating it is
     harmless."""
     layout = call.layout
     entries = checked_manifest(tree, manifest)
     prepare_root(call)
     with locked(call, layout.lock, who), naming_disk(layout.releases):
         require_space(layout, entries)
-        call.event(ready=True)
-        receive(call, layout.incoming, entries)
+        receive(call, layout.incoming, entries, known(layout, entries))
         if not os.path.isdir(layout.release(tree)):
             remove_leftovers(layout.releases)
             assemble(layout, tree, entries, origin)

@@ -95,8 +95,7 @@ def run_import(call: Call, moving: Moving) -> Dict[str, Any]:
         if os.path.isdir(layout.run(moving.run)):
             return {}
         require_space(layout, entries)
-        call.event(ready=True)
-        receive(call, layout.incoming, entries)
+        receive(call, layout.incoming, entries, known(layout, entries))
         lay_out(layout, moving, entries)
         forget(layout.incoming, entries)
     return {}
