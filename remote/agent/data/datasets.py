@@ -9,8 +9,8 @@ from remote.agent.releases.contents import (
     forget,
     known_contents,
     partly_received,
+    places_of,
     receive,
-    require_all,
     write_tree,
 )
 from remote.agent.releases.releases import checked_manifest, stored_entries
@@ -119,7 +119,7 @@ def data_put(call: Call, sent: Sent) -> Dict[str, Any]:
             there = find_contents(layout, entries)
             require_space(layout, entries, there)
             received = receive(call, layout.data_incoming, entries, there)
-            lay_out(layout, tree, entries)
+            lay_out(layout, tree, entries, there)
             forget(layout.data_incoming, entries)
         target = os.path.join(
             os.path.basename(layout.sets), tree, *([entries[0][0]] if sent.single else [])
@@ -138,10 +138,10 @@ def require_space(layout: Layout, entries: List[Entry], there: Container[str]) -
     require_room(layout.data, need, len(entries) * 2, "the data needs")
 
 
-def lay_out(layout: Layout, tree: str, entries: List[Entry]) -> None:
+def lay_out(layout: Layout, tree: str, entries: List[Entry], there: Dict[str, bytes]) -> None:
     """The set appears whole. What another set has already takes no room twice."""
-    places = find_contents(layout, entries)
-    require_all(places, entries, "the data is not complete on the server")
+    problem = "the data is not complete on the server"
+    places = places_of(layout.data_incoming, entries, there, problem)
     incoming = os.fsencode(layout.data_incoming)
     os.makedirs(layout.sets, mode=0o700, exist_ok=True)
     remove_leftovers(layout.sets)

@@ -45,10 +45,15 @@ def known_contents(
     return found
 
 
-def require_all(places: Dict[str, bytes], entries: List[Entry], problem: str) -> None:
-    """Raises Refusal where a content lies nowhere though all were sent."""
+def places_of(
+    incoming: str, entries: List[Entry], there: Dict[str, bytes], problem: str
+) -> Dict[str, bytes]:
+    """Where each content lies now: where it was found before, or where it has been received. Raises
+    Refusal where one lies nowhere though all were sent."""
+    places = {**known_contents(incoming, (), entries), **there}
     if any(sha256 not in places for _, _, _, sha256 in entries):
         raise Refusal("TransferFailed", problem, "run the same command again")
+    return places
 
 
 def _is_file_of(path: bytes, size: int) -> bool:

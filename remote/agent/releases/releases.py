@@ -8,8 +8,8 @@ from remote.agent.releases.contents import (
     forget,
     hashes,
     known_contents,
+    places_of,
     receive,
-    require_all,
     write_tree,
 )
 from remote.agent.root.calls import Call, Refusal, operation
@@ -129,10 +129,11 @@ def release_put(
     prepare_root(call)
     with locked(call, layout.lock, who), naming_disk(layout.releases):
         require_space(layout, entries)
-        receive(call, layout.incoming, entries, known(layout, entries))
+        there = known(layout, entries)
+        receive(call, layout.incoming, entries, there)
         if not os.path.isdir(layout.release(tree)):
             remove_leftovers(layout.releases)
-            assemble(layout, tree, entries, origin)
+            assemble(layout, tree, entries, there, origin)
         make_current(layout, tree)
         forget(layout.incoming, entries)
         _prune(layout)
@@ -161,10 +162,12 @@ def require_space(layout: Layout, entries: List[Entry]) -> None:
     require_room(layout.releases, need, len(entries) * 2, "the release needs")
 
 
-def assemble(layout: Layout, tree: str, entries: List[Entry], origin: str) -> None:
+def assemble(
+    layout: Layout, tree: str, entries: List[Entry], there: Dict[str, bytes], origin: str
+) -> None:
     uses = collections.Counter(sha256 for _, _, _, sha256 in entries)
-    places = known(layout, entries)
-    require_all(places, entries, "the release is not complete on the server")
+    problem = "the release is not complete on the server"
+    places = places_of(layout.incoming, entries, there, problem)
     incoming = os.fsencode(layout.incoming)
     above = len(os.fsencode(layout.releases)) + 1
     complete: Dict[bytes, int] = {}

@@ -108,7 +108,8 @@ def lay_out(layout: Layout, moving: Moving, entries: List[Entry]) -> None:
     rest = [entry for entry in entries if not is_code(entry) and entry[0] not in OWN]
     release = tree_hash(code)
     if not os.path.isdir(layout.release(release)):
-        assemble(layout, release, code, str(moving.asked.get("origin") or ""))
+        origin = str(moving.asked.get("origin") or "")
+        assemble(layout, release, code, known(layout, code), origin)
     # Looked up afterwards: assembling may have moved what it used.
     places = known(layout, rest)
     lost = [path for path, _, _, sha256 in rest if sha256 not in places]
