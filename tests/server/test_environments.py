@@ -157,6 +157,16 @@ def test_no_requirements_build_nothing(scene: Scene) -> None:
     assert last_step(scene.deploy("", requirements="none"))[0] is False and scene.requests == 1
 
 
+def test_code_of_many_files_costs_no_more_round_trips(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the server lacks of it is told by the operation that takes it."""
+    monkeypatch.setattr("remote.deploy.deploy.SMALL_MANIFEST", 0)
+    scene.deploy("", requirements="none")
+    (scene.project / "train.py").write_text("print('another')\n")
+    assert scene.deploy("", requirements="none").steps[0].changed and scene.requests == 2
+
+
 def test_the_proof_is_made_again_when_driver_or_gpus_change(scene: Scene) -> None:
     image = make_image(scene.server.home / "image", scene.index.wheels, "torch", *LIGHTNING)
     card, other = FakeGpu(), FakeGpu()
