@@ -55,6 +55,7 @@ class ConnectionLost(RemoteError):
 
     exit_code = 4
     usual_remedy = "run the same command again"
+    silent = False
 
 
 class HostKeyRefused(RemoteError):

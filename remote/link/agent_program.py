@@ -18,7 +18,7 @@ PYTHON_PLACES = (
     " /venv/main /usr/local $HOME/.conda/envs/* $HOME/micromamba/envs/* $HOME/.pyenv/versions/*"
     " $HOME/.local/share/uv/python/*"
 )
-NO_PYTHON, OLD_PYTHON, BROKEN_PYTHON = 97, 95, 93
+NO_PYTHON, OLD_PYTHON, BROKEN_PYTHON, INPUT_READ = 97, 95, 93, 92
 
 
 @functools.cache
@@ -57,12 +57,12 @@ def start_command(nonce: str, python: str = "") -> str:
     code = base64.b64encode(zlib.compress(_source(AGENT / "serve" / "bootstrap.py"), 9)).decode()
     loader = "import sys,base64,zlib;exec(zlib.decompress(base64.b64decode(sys.argv.pop())))"
     first = python if re.fullmatch(r"[A-Za-z0-9_./~+-]+", python) else ""
-    # 0 and 94: our program has run, and a signal from outside may have ended it; 126: one that this
-    # user may not execute, which dash's `command -v` names all the same. Whatever else: it is a
-    # python that does not run, and the next one may.
+    # 0, 92 and 94: our program has run, and a signal from outside may have ended it; 126: one that
+    # this user may not execute, which dash's `command -v` names all the same. Whatever else: it is
+    # a python that does not run, and the next one may.
     attempt = (
-        '"$p" -I -S -c "$2" "$1" "$3"; r=$?; case $r in 0|94|129|130|131|137|141|143) exit $r;;'
-        " 126) ;; 96) o=$p;; *) b=$p;; esac"
+        '"$p" -I -S -c "$2" "$1" "$3"; r=$?; case $r in 0|92|94|129|130|131|137|141|143) exit'
+        " $r;; 126) ;; 96) o=$p;; *) b=$p;; esac"
     )
     script = (
         f"for p in {first} {PYTHONS}; do command -v $p >/dev/null 2>&1 || continue; {attempt};"

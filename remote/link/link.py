@@ -15,6 +15,7 @@ from remote.agent.shared import protocol
 from remote.errors import BY_KIND, ConnectionLost, ProtocolError, RemoteError, ServerUnfit
 from remote.link.agent_program import (
     BROKEN_PYTHON,
+    INPUT_READ,
     NO_PYTHON,
     OLD_PYTHON,
     agent_hash,
@@ -23,6 +24,7 @@ from remote.link.agent_program import (
 )
 from remote.link.answer import A, read_answer
 from remote.screen.text import one_line
+from remote.ssh.connection import NEVER_HEARD
 from remote.ssh.said import refused_login
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ FAILED = 94
 CLOSED = 254
 """sshd's own, where /etc/nologin keeps everybody out."""
 EXPIRED = re.compile("password has expired|password change required", re.I)
-WITHOUT_PYTHON = {
+NOT_STARTED = {
     NO_PYTHON: (
         "no python3 was found on the server",
         "install one (apt install python3, or miniconda), or set remote.python in fabric.yaml to"
@@ -73,6 +75,12 @@ WITHOUT_PYTHON = {
     BROKEN_PYTHON: (
         "no python3 found on the server runs",
         "mend it there, or set remote.python in fabric.yaml to the path of one that runs",
+    ),
+    INPUT_READ: (
+        "something on the server has read what was meant for our program: its shell's start files,"
+        " most likely",
+        "look at ~/.bashrc and ~/.profile there; for commands they must read no input (`read`,"
+        " `ssh-add`)",
     ),
 }
 """By the exit code of our command: what is wrong, and what to do."""
@@ -117,6 +125,8 @@ class Link:
         self._channel: Channel | None = None
         self._closed = threading.Event()
         self._greeted = False
+        # A message of the agent's has come.
+        self.heard = False
         self._send_program = new_there
         self._nonce = f"agent-{secrets.token_hex(8)}"
 
@@ -277,6 +287,11 @@ class Link:
                 ) from None
             except EOFError:
                 raise self._ended() from None
+            except ConnectionLost as error:
+                if error.silent and not self.heard:
+                    error.remedy = NEVER_HEARD
+                raise
+            self.heard = True
             if "need" in message:
                 if not self._send_program:
                     self._send({"agent": True}, zlib.compress(agent_program()))
@@ -328,8 +343,8 @@ class Link:
         said = self._last_said(errors or bytes(self._buffer))
         words = f": {said}" if said else ""
         log.debug("%s: our program's exit code is %s%s", self.host, code, words)
-        if code in WITHOUT_PYTHON:
-            problem, remedy = WITHOUT_PYTHON[code]
+        if code in NOT_STARTED:
+            problem, remedy = NOT_STARTED[code]
             if code == BROKEN_PYTHON:
                 last = errors.strip().split(b"\n")[-1]
                 problem += f": {self._last_said(last)}"

@@ -81,7 +81,7 @@ class Session:
         self.connection: Connection | None = None
         self.link: Link | None = None
         self.requests = 0
-        # It has answered once: what is wrong now may mend itself.
+        # Its agent was heard once: what is wrong now may mend itself.
         self.was_there = False
         # Ctrl-C was typed while a run was watched.
         self.interrupted = False
@@ -174,7 +174,8 @@ class Session:
 
     def patiently(self, ask: Callable[[], T], stays: str, tries: int | None = None) -> T:
         """`ask()`, and again after each lost connection; `tries` bounds that, None: for as long as
-        it takes. `stays` is told each time. A server that was never there is told at once.
+        it takes. `stays` is told each time. A server that was never there, or whose agent was
+        never heard, is told at once.
 
         What is asked must be the same when it is asked twice.
         """
@@ -185,7 +186,8 @@ class Session:
                 return ask()
             except (ConnectionLost, Unreachable, StartsOrEnds) as error:
                 self.close()
-                self.was_there |= isinstance(error, (ConnectionLost, StartsOrEnds))
+                silent = isinstance(error, ConnectionLost) and error.silent
+                self.was_there |= not (silent or isinstance(error, Unreachable))
                 failed = 1 if time.monotonic() - began > WORKED_S else failed + 1
                 if not self.was_there or (tries is not None and failed >= tries):
                     raise
@@ -204,10 +206,11 @@ class Session:
         """Ask the agent about this project's root."""
         self.open()
         assert self.link is not None
-        root = self.project.settings.root
-        answer = self.link.ask(kind, on_event, upload, root=root, **args)
-        self.was_there = True
-        return answer
+        link, root = self.link, self.project.settings.root
+        try:
+            return link.ask(kind, on_event, upload, root=root, **args)
+        finally:
+            self.was_there |= link.heard
 
     def ask_as_owner(
         self,

@@ -18,6 +18,11 @@ RESOLVE_TIMEOUT_S = 15.0
 MAX_ERRORS = 64 << 10
 """Bytes of a command's stderr that are held, its last ones."""
 
+NEVER_HEARD = (
+    "run the same command again; where the login is slow, set a longer remote.timeout_s; ~/.bashrc"
+    " there must start no other program and read no input (`read`, `ssh-add`)"
+)
+
 
 class Channel(Protocol):
     """A running command.
@@ -82,13 +87,11 @@ class Connection(ABC):
 
 def silence(host: str, timeout_s: float, spoke: bool) -> ConnectionLost:
     """`spoke`: whether anything had come before."""
-    slow = (
-        "run the same command again; where the login is slow, set a longer remote.timeout_s;"
-        " ~/.bashrc there must start no other program"
-    )
-    return ConnectionLost(
+    lost = ConnectionLost(
         f"no answer for {timeout_s:g} s",
         host=host,
         step=None if spoke else "login",
-        remedy=None if spoke else slow,
+        remedy=None if spoke else NEVER_HEARD,
     )
+    lost.silent = True
+    return lost

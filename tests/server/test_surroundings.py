@@ -76,6 +76,29 @@ class TestShells:
             "forced command",
         )
 
+    @pytest.mark.parametrize("line", ["read x", "head -c 9 >/dev/null", "head -c 99999 >/dev/null"])
+    def test_one_that_reads_what_is_sent(
+        self, make_server: MakeServer, tmp_path: Path, line: str
+    ) -> None:
+        """As `ssh-add` does in ~/.bashrc, where it asks."""
+        lab = Lab(make_server(shell=reading_shell(tmp_path, line)), tmp_path)
+        for name in ("status", "wait"):
+            refused(lab.task(name), 7, ".bashrc", "read no input")
+
+    def test_one_that_reads_all_of_it_is_not_waited_for_without_end(
+        self, make_server: MakeServer, tmp_path: Path
+    ) -> None:
+        shell = reading_shell(tmp_path, "cat >/dev/null")
+        lab = Lab(make_server(shell=shell), tmp_path, settings={"timeout_s": 1})
+        refused(lab.task("wait"), 4, ".bashrc", "read no input")
+
+
+def reading_shell(folder: Path, line: str) -> str:
+    shell = folder / "reads"
+    shell.write_text(f'#!/bin/sh\n{line}\nexec /bin/sh "$@"\n')
+    shell.chmod(0o755)
+    return str(shell)
+
 
 class TestPrograms:
     def test_no_python_or_one_too_old(self, make_server: MakeServer, tmp_path: Path) -> None:

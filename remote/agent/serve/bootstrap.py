@@ -2,7 +2,8 @@
 the laptop, and starts it.
 
 The text of this file is executed by whatever python the server has, so it first refuses one that is
-too old (exit code 96). What fails once it has spoken ends with 94.
+too old (exit code 96). What fails once it has spoken ends with 94, a first frame that is none of
+the laptop's with 92.
 """
 
 import sys
@@ -30,6 +31,17 @@ def read_exactly(count: int) -> bytes:
 def read_frame() -> tuple:  # type: ignore[type-arg]  # this text must compile on any python 3
     header, blob = struct.unpack(">II", read_exactly(8))
     return json.loads(read_exactly(header)), read_exactly(blob)
+
+
+def read_hello() -> dict:  # type: ignore[type-arg]
+    header, blob = struct.unpack(">II", read_exactly(8))
+    try:
+        hello = json.loads(read_exactly(header)) if header < 1 << 16 and not blob else None
+    except ValueError:
+        hello = None
+    if not isinstance(hello, dict) or "root" not in hello:
+        sys.exit(92)  # what the shell has run before us has read from it
+    return hello
 
 
 def send(message: dict) -> None:  # type: ignore[type-arg]
@@ -100,7 +112,7 @@ class Memory:
 
 def main() -> None:
     os.write(1, ("\n" + sys.argv[1] + "\n").encode())
-    hello, _ = read_frame()
+    hello = read_hello()
     content, path, waiting = load(hello)
     os.environ["REMOTE_AGENT_HASH"] = hello["agent"]
     if path:
