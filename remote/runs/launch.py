@@ -183,7 +183,7 @@ def watch(
     except (KeyboardInterrupt, LeaveWanted) as left:
         forget()
         session.interrupted = isinstance(left, KeyboardInterrupt)
-        display.note(f"{follower.goes_on}. Come back with:")
+        display.interrupted(f"{follower.goes_on}. Come back with:")
         show_ways(session, f" --run {run}")
         return look_again(session, described) if display.json_mode else described
     if follow:

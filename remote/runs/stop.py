@@ -16,7 +16,12 @@ def stop_one(session: Session, run: str, gone: bool = False) -> Run:
     """Ask for its end, and wait for it; `gone`: record it, as its host is."""
     answer = session.ask_as_owner(Stopping, run=run, who=who_am_i(), gone=gone)
     if answer.asked:
-        return wait_until_stopped(session, answer.run)
+        try:
+            return wait_until_stopped(session, answer.run)
+        except KeyboardInterrupt:
+            look = f"fab -H {session.typed} status"
+            told = f"{answer.run} was told to stop, and does; how it ends: {look}"
+            raise KeyboardInterrupt(told) from None
     described = session.ask(Followed, run=answer.run, until="now", tail=0).described
     if gone:
         tell_end(session, described)

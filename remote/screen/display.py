@@ -75,6 +75,17 @@ class Display:
         """A remark beside the result: a step, a warning."""
         self._write(self.notes, translate(text))
 
+    def interrupted(self, text: str) -> None:
+        """A remark after Ctrl-C, in the place of the ^C that the terminal has written."""
+        self.clear()
+        if is_terminal(self.notes):
+            from rich.control import Control
+            from rich.segment import ControlType
+
+            start_again = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
+            self.console(self.notes).control(start_again)
+        self.note(text)
+
     def error(self, error: RemoteError | str) -> None:
         self.steps("so far")
         self._write(self.notes, translate_error(error))

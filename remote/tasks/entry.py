@@ -31,12 +31,18 @@ if TYPE_CHECKING:  # loaded only once a task runs: `fab --list` is quick
     Failed = Sequence[tuple[Target, RemoteError]]
 
 
-GOES_ON = {
-    "follow": ": the training goes on; the same command shows it again",
-    "logs": ": the training goes on; the same command shows it again",
-    "fetch-results": ": what has arrived stays; the same command goes on behind it",
-    "upload-data": ": what has arrived stays; the same command goes on behind it",
-    "deploy": ": what has arrived stays; the same command goes on behind it",
+SHOWN_AGAIN = "interrupted: the training goes on; the same command shows it again"
+ARRIVED = "interrupted: what has arrived stays; the same command goes on behind it"
+INTERRUPTED_IN = {
+    "train": "interrupted: a run that was started goes on; the same command leads back to it",
+    "sweep": "interrupted: what has started goes on; the same command starts the rest",
+    "follow": SHOWN_AGAIN,
+    "logs": SHOWN_AGAIN,
+    "wait": "interrupted: the training goes on; the same command waits for it again",
+    "stop": "interrupted: what was not told to stop goes on; the same command stops it",
+    "fetch-results": ARRIVED,
+    "upload-data": ARRIVED,
+    "deploy": ARRIVED,
 }
 
 
@@ -268,8 +274,8 @@ def run(context: Any, name: str, body: Callable[[Work], int], json: bool, server
             display.fab = f"fab -H {typed}"
         display.error(error)
         return error.exit_code
-    except KeyboardInterrupt:
-        display.note(f"interrupted{GOES_ON.get(name, '')}")
+    except KeyboardInterrupt as left:
+        display.interrupted(str(left) or INTERRUPTED_IN.get(name, "interrupted"))
         return INTERRUPTED
     except BrokenPipeError:
         leave_pipe()

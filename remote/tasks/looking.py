@@ -72,7 +72,7 @@ def follow(work: Work, run: str = "latest") -> int:
             stop_one(session, follower.view.run)
             return 0
         except (LeaveWanted, KeyboardInterrupt) as left:
-            work.display.note(f"{follower.goes_on}; the same command shows it again")
+            work.display.interrupted(f"{follower.goes_on}; the same command shows it again")
             return INTERRUPTED if isinstance(left, KeyboardInterrupt) else 0
         work.display.note(state_line(ended))
     return 0

@@ -123,9 +123,13 @@ def show_started(work: Work, session: Session, run: Run, options: TrainOptions) 
     from remote.watching.listing import run_json
 
     work.tell_json(run_json(run, session.host))
+    if session.interrupted:
+        if options.interactive:
+            work.display.line(f"  fab -H {session.typed} attach --run {run.run}")
+        return INTERRUPTED
     if options.interactive and not run.has_ended:
         return attach_one(session, run.run)
-    return INTERRUPTED if session.interrupted else 0
+    return 0
 
 
 def start_on_hosts(work: Work, options: TrainOptions) -> int:

@@ -50,7 +50,7 @@ def serve(session: Session, run: str, dest: Path, port: int, browser: bool) -> i
         return board.wait()
     except KeyboardInterrupt:
         goes_on = "" if ended else "the training goes on, and "
-        session.display.note(f"\nended; {goes_on}what was mirrored stays")
+        session.display.interrupted(f"ended; {goes_on}what was mirrored stays")
         return 0
     finally:
         if board is not None:

@@ -19,7 +19,7 @@ from rich.cells import cell_len
 from remote.loopback import LoopbackServer
 from remote.screen import display
 from tests.e2e.test_three_commands import FAB, OWN, fab, wait_for
-from tests.support.faults import Lab
+from tests.support.faults import Lab, wait_until
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.project import make_project
 from tests.support.sshd import MakeServer
@@ -411,4 +411,34 @@ def test_ctrl_c_says_what_goes_on(project: Path, server: LoopbackServer) -> None
     os.write(leader, b"\x03")
     assert b"the training goes on; the same command shows it again" in read_until(leader, b"again")
     assert process.wait(20) == 130
+    leader, process = fab_on_terminal(project, server, "wait")
+    time.sleep(2)
+    os.write(leader, b"\x03")
+    told = read_until(leader, b"again")
+    assert b"the training goes on" in told and process.wait(20) == 130
+    assert b"\r\x1b[2Kinterrupted" in told, "it begins where the terminal has written ^C"
+    fab(project, server, "stop")
+
+
+def test_ctrl_c_in_stop_says_that_it_was_told(project: Path, server: LoopbackServer) -> None:
+    (project / "train.sh").write_text("trap 'sleep 3; exit' TERM; echo up; sleep 60 & wait\n")
+    fab(project, server, "train", "--no-follow")
+    leader, process = fab_on_terminal(project, server, "stop")
+    read_until(leader, b"stopping")
+    time.sleep(1)
+    os.write(leader, b"\x03")
+    assert b"was told to stop" in read_until(leader, b"status") and process.wait(20) == 130
+    wait_until(lambda: '"stopped"' in fab(project, server, "status", "--json").stdout, 30)
+
+
+def test_ctrl_c_before_a_run_of_ones_own_terminal_shows_life(
+    project: Path, server: LoopbackServer
+) -> None:
+    (project / "train.sh").write_text("sleep 60\n")
+    leader, process = fab_on_terminal(project, server, "train", "--interactive")
+    read_until(leader, b"started in tmux")
+    time.sleep(1)
+    os.write(leader, b"\x03")
+    told = read_until(leader, b"attach --run")
+    assert b"error" not in told and b"follow --run" in told and process.wait(20) == 130
     fab(project, server, "stop")
