@@ -17,7 +17,7 @@ from remote.screen.activity import Region, Transfer, step_tree
 from remote.screen.language import translate, translate_error
 from remote.screen.plain import leave_pipe
 from remote.screen.tables import Column, build_table
-from remote.screen.text import COMMAND, broken_at_words, printable
+from remote.screen.text import COMMAND, as_typed, broken_at_words, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -199,7 +199,8 @@ class Display:
         return self.consoles[stream]
 
     def _ours(self, text: str) -> str:
-        return printable(text).replace("fab -H …", self.fab).replace("fab …", self.fab)
+        told = printable(text).replace("fab -H …", self.fab).replace("fab …", self.fab)
+        return as_typed(told)
 
     def _hanging(self, head: str, text: str) -> RenderableType:
         from rich.table import Table

@@ -12,10 +12,24 @@ from remote.screen.language import translate
 
 __all__ = ["duration", "moment", "number", "one_line", "percent", "printable", "show", "size"]
 UNKNOWN = "–"
-COMMAND = r"\bfab(?: -\w \S+)* [a-z][a-z-]+(?: --?[a-z-]+(?: [\w./-]+)?)*"
+COMMAND = r"\b(?:fab|remote-train)(?: -\w \S+)* [a-z][a-z-]+(?: --?[a-z-]+(?: [\w./-]+)?)*"
 _WHOLE = re.compile(rf"`[^`]+`|{COMMAND}|\b(?:pip|git|ssh-keygen|python -m) \S.*")
 _WIDE = re.compile(r"[\u1100-\u115f\u2e80-\uffef]")
 """Signs of two cells, most of which need no blank to break a line at."""
+
+
+_program = "fab"
+
+
+def call_it(program: str) -> None:
+    """What was typed in fab's place."""
+    global _program
+    _program = program
+
+
+def as_typed(text: str) -> str:
+    """What is said of fab, of the program that was typed."""
+    return re.sub(r"(?<![\w./~-])fab(?= )", _program, text)
 
 
 def broken_at_words(text: str, width: int) -> str:

@@ -15,7 +15,9 @@ from invoke.exceptions import Exit
 
 from remote.errors import UsageError
 from remote.project.settings import take_environment
+from remote.project.settings_file import read_remote
 from remote.screen.language import choose_language, translate, translate_error, translate_paragraphs
+from remote.screen.text import as_typed
 from remote.tasks import command_line, demo, looking, prepare, results, sweeps, training
 from remote.tasks.command_line import LINE
 
@@ -54,14 +56,14 @@ def tasks(project: Path) -> Collection:
     wanted = LINE.environment.get("language")
     choose_language(wanted or "auto")
     try:
-        settings = command_line.read_remote(LINE.project / "fabric.yaml")
+        settings = read_remote(LINE.project / "fabric.yaml")
     except UsageError as error:
-        raise Exit(translate_error(error), error.exit_code) from None
+        raise Exit(as_typed(translate_error(error)), error.exit_code) from None
     choose_language(wanted or settings.get("language") or "auto")
     ours = [task for group in GROUPS.values() for task in group]
     for task in ours:
-        task.__doc__ = translate_paragraphs(task.__doc__ or "")
-        task.help = {name: translate(text) for name, text in task.help.items()}
+        task.__doc__ = as_typed(translate_paragraphs(task.__doc__ or ""))
+        task.help = {name: as_typed(translate(text)) for name, text in task.help.items()}
     collection = Collection(*ours)
     command_line.take_over(
         {title: [task.name.replace("_", "-") for task in group] for title, group in GROUPS.items()}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,17 +21,13 @@ from typing import Any
 
 from invoke.exceptions import Exit, ParseError
 
-from remote.errors import UsageError
-from remote.project.settings import defaults
-from remote.records import SlurmSettings
 from remote.screen.language import translate
-from remote.screen.plain import say
-from remote.screen.text import one_line
+from remote.screen.plain import leave_pipe, open_closed_streams, say
+from remote.screen.text import as_typed
 from remote.ssh.target import Target, typed_together
 
 FIRST = {"hosts": "-H", "identity": "-i", "ssh-config": "-S"}
 """fab's own options that have to stand before the task."""
-KNOWN = {"remote", *defaults(), *defaults(SlurmSettings)}
 
 
 @dataclass
@@ -73,6 +70,7 @@ def take_over(groups: Mapping[str, Sequence[str]]) -> None:
             raise Exit
 
     program.parse_tasks = partial(parse_tasks, program, program.parse_tasks)
+    program.parse_cleanup = partial(written, program.parse_cleanup)
     program.list_tasks = show_list
     program.no_tasks_given = show_list_or_run
     ours = {name for names in groups.values() for name in names}
@@ -105,8 +103,24 @@ def parse_tasks(program: Any, read_tasks: Callable[[], None]) -> None:
         raise refusal(f"{late[0]} goes before the task: fab {line}")
 
 
-def refusal(problem: str) -> Exit:
-    return Exit(translate(f"error: {problem}"), 2)
+def written(show: Callable[[], None]) -> None:
+    """Help and lists, as far as stdout takes them."""
+    open_closed_streams()
+    try:
+        try:
+            show()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        leave_pipe()
+        raise Exit from None
+    except OSError as error:
+        leave_pipe()
+        raise refusal(f"stdout can't be written: {error.strerror}", 12) from None
+
+
+def refusal(problem: str, code: int = 2) -> Exit:
+    return Exit(as_typed(translate(f"error: {problem}")), code)
 
 
 def take_hosts(program: Any) -> None:
@@ -206,39 +220,5 @@ def show_tasks(collection: Any, groups: Mapping[str, Sequence[str]]) -> None:
             say(f"  {name:<18} {next(iter(told.strip().splitlines()), '')}".rstrip())
         if names:
             say("")
-    say(translate("fab TASK --help tells its options; fab -H user@host TASK runs it on a server"))
-
-
-def read_remote(path: Path) -> dict[str, Any]:
-    """What is under `remote:` in fabric.yaml. Raises UsageError in one line for what is no YAML, or
-    has no words for keys, where Fabric would show a traceback."""
-    import yaml
-
-    if not path.exists():
-        return {}
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = str(error.problem or "it can't be read")
-        if "\\t" in problem:
-            problem = "a tab stands where spaces belong"
-        raise UsageError(f"{path.name}{place}: {problem}", remedy="mend that line") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path.name} is no UTF-8", remedy="save it as UTF-8") from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        said = one_line(str(error), 200)
-        raise UsageError(f"{path.name} can't be read: {said}", remedy="mend it") from None
-    remote = found.get("remote", {}) if isinstance(found, dict) else found
-    if remote is not None and not isinstance(remote, dict):
-        text = f"{path.name}: settings stand as `key: value` below `remote:`"
-        raise UsageError(text, remedy="mend fabric.yaml")
-    tables = [one for one in (found, remote, (remote or {}).get("slurm")) if isinstance(one, dict)]
-    for key in (key for table in tables for key in table):
-        wrong = not isinstance(key, str) or (key.lower() in KNOWN and key != key.lower())
-        if wrong or ("remote" not in found and difflib.get_close_matches("remote", [key], 1, 0.8)):
-            text = f"{path.name}: {key!r:.60} is no setting"
-            remedy = "settings are words in small letters, below `remote:`"
-            raise UsageError(text, remedy=remedy)
-    return remote or {}
+    told = "fab TASK --help tells its options; fab -H user@host TASK runs it on a server"
+    say(as_typed(translate(told)))

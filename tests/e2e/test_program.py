@@ -48,6 +48,42 @@ def test_a_fabfile_is_used_where_there_is_one(tmp_path: Path) -> None:
     assert remote_train(inside, "mine").stdout == "mine\n"
 
 
+def test_a_project_is_found_from_within(tmp_path: Path, server: LoopbackServer) -> None:
+    """Its settings and its files, as fab finds them; and hints name what was typed."""
+    settings = "load_ssh_configs: false\nremote: {command: sh a.sh, requirements: none}\n"
+    project = make_tree(tmp_path / "p", {"a.sh": "echo up\n", "fabric.yaml": settings, "d/x": ""})
+    before = ("-S", str(server.ssh_config), "-H", "loopback")
+    done = remote_train(project / "d", *before, "train", "--follow")
+    assert done.returncode == 0 and (server.home / "projects" / "p" / "runs").is_dir(), done
+    assert "  remote-train -H loopback -S " in done.stdout and "fab " not in done.stdout
+    for words in (("train", "--help"), ("--list",), ("status",), ("statsu",)):
+        told = remote_train(project / "d", *words)
+        assert "remote-train " in told.stdout + told.stderr, told
+        assert "fab " not in told.stdout + told.stderr, told
+
+
+@pytest.mark.parametrize("text", ["a: [\n", "- a\n", "a: 1\na: 2\n"])
+def test_settings_of_fabrics_own_that_can_not_be_read_are_one_line(
+    tmp_path: Path, text: str
+) -> None:
+    (tmp_path / ".fabric.yaml").write_text(text)
+    done = by_shell(tmp_path, '"$@" --list', HOME=str(tmp_path))
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done
+    assert done.stderr.startswith(f"error: {tmp_path}/.fabric.yaml"), done
+
+
+@pytest.mark.parametrize("line", ['"$@" --list', '"$@" train --help', '"$@"'])
+def test_lists_and_help_that_can_not_be_written_end_in_no_traceback(
+    tmp_path: Path, line: str
+) -> None:
+    for where, code in ((">/dev/full", 12), (">&-", 12)):
+        done = by_shell(tmp_path, f"{line} {where}")
+        assert done.returncode == code and len(done.stderr.splitlines()) == 1, done
+        assert done.stderr.startswith("error: stdout can't be written: "), done
+    piped = by_shell(tmp_path, f"({line}; echo ends with $? >&2) | true")
+    assert piped.stderr == "ends with 0\n", piped
+
+
 def test_completion(tmp_path: Path) -> None:
     """What the shells' script asks for."""
     done = remote_train(tmp_path, "--complete", "--", "remote-train train --with")

@@ -10,7 +10,7 @@ import pytest
 
 from remote.errors import UsageError
 from remote.project.settings import defaults, parse_settings, take_environment, with_environment
-from remote.tasks.command_line import read_remote
+from remote.project.settings_file import read_remote
 
 
 def test_the_project_is_named_after_its_directory(tmp_path: Path) -> None:
@@ -106,6 +106,28 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     path.mkdir()
     with pytest.raises(UsageError, match="can't be read"):
         read_remote(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("remote:\n  root: a\n  command: b\n  root: c\n", "line 4, column 3: root"),
+        ('remote: {root: a, "root": a}\n', "line 1, column 19: root"),
+        ("remote: {}\nremote: {}\n", "line 2, column 1: remote"),
+        ("remote: {slurm: {time: 1, time: 2}}\n", "line 1, column 27: time"),
+    ],
+)
+def test_a_key_that_is_there_twice(tmp_path: Path, text: str, place: str) -> None:
+    path = tmp_path / "fabric.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=f"fabric.yaml {place} is set a second time"):
+        read_remote(path)
+
+
+def test_a_key_beside_one_that_is_merged_in(tmp_path: Path) -> None:
+    path = tmp_path / "fabric.yaml"
+    path.write_text("a: &a {root: x}\nb: &b {<<: *a, root: y}\nremote: {<<: *b, dest: z}\n")
+    assert read_remote(path) == {"root": "y", "dest": "z"}
 
 
 @pytest.mark.parametrize(
