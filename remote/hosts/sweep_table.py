@@ -18,8 +18,8 @@ from remote.screen.text import percent, show
 
 SEED = "seed"
 NOT_STARTED = "not started"
-NOT_ASKED = "not asked"
-"""The host that has the point's run: -H did not name it."""
+NOT_ASKED, NOT_FOUND, UNREACHABLE = "not asked", "not found", "unreachable"
+"""The host that has the point's run: -H did not name it, it does not know the run, it is down."""
 HEAD = ["host", "run", "state", "epochs", "seconds", "test_accuracy", "best_val_accuracy"]
 
 
@@ -30,7 +30,7 @@ class Row:
     values: Mapping[str, str]
     host: str | None
     run: Run | None
-    # What is known of a point that no host tells of.
+    # The state of a point that no host tells of.
     remark: str = ""
 
     @property
@@ -53,7 +53,7 @@ class Row:
         """A point that was sent may train on a host that does not answer."""
         if self.run and self.run.state != "unknown":
             return self.run.state
-        return self.remark if self.remark in (NOT_STARTED, NOT_ASKED) else "unknown"
+        return self.remark or "unknown"
 
     @property
     def kind(self) -> str:
@@ -106,7 +106,7 @@ def show_sweep(display: Display, name: str, rows: Sequence[Row]) -> None:
             *(row.values.get(key) for key in keys),
             row.host,
             row.run.run if row.run else None,
-            row.remark if row.state == "unknown" and row.remark else row.state,
+            row.state,
             f"{row.kind} {percent(row.accuracy)}" if row.accuracy is not None else None,
         ]
         for row in rows

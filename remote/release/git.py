@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -32,6 +33,9 @@ def run_git(project: Path, *arguments: str, warnings: list[str] | None = None) -
             warnings += os.fsdecode(done.stderr).splitlines()
         return done.stdout
     error = done.stderr.decode("utf-8", "replace").strip()
+    if allowed := re.search(r"git config --global --add safe\.directory .+", error):
+        text = "git reads no repository that belongs to another user"
+        raise UsageError(text, step="release", remedy=allowed[0])
     if "not a git repository" in error or arguments[0] in ("log", "check-ignore"):
         return None
     raise UsageError(

@@ -289,6 +289,7 @@ def make_work(context: Any, name: str, display: Display, server: bool) -> Work:
     from remote.link.session import Project
     from remote.project.settings import parse_settings, with_environment
     from remote.screen.language import choose_language
+    from remote.ssh.login import each_once
 
     configured = context.config.get("remote") or {}
     settings = parse_settings(with_environment(configured, LINE.environment), LINE.project)
@@ -297,7 +298,8 @@ def make_work(context: Any, name: str, display: Display, server: bool) -> Work:
         raise UsageError(
             f"what follows -- belongs to train, not to {name}: {LINE.words[0]!r:.80}", step=name
         )
-    targets = [complete_target(target, context, settings) for target in LINE.targets]
+    typed = [complete_target(target, context, settings) for target in LINE.targets]
+    targets = list(each_once(typed)) if len(typed) > 1 else typed
     if not targets and server:
         raise UsageError(f"{name} needs a server", remedy=f"fab -H user@host[:port] {name}")
     return Work(name, Project(LINE.project, settings), targets, LINE.words, display)

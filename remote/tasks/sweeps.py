@@ -114,14 +114,13 @@ def rows_of(work: Work, name: str, answers: Answers, dest: Path) -> list[Row]:
     and what only our own record knows. Raises NotFound where nobody knows the sweep."""
     from remote.hosts.sweep import Book, check_name
     from remote.hosts.sweep_here import runs_here
-    from remote.hosts.sweep_table import NOT_ASKED, NOT_STARTED, Row
+    from remote.hosts.sweep_table import NOT_ASKED, NOT_FOUND, NOT_STARTED, UNREACHABLE, Row
 
     book = Book(work.project, check_name(name))
     told = {run: (found.host, found) for run, found in runs_here(dest, name).items()}
     for target, runs in runs_of(name, answers):
         told |= {run.run: (target.spec, run) for run in runs}
-    down = {target.spec: error.message for target, _, error in answers if error}
-    asked = {target.spec: "not found" for target in work.targets} | down
+    asked = {target.spec: UNREACHABLE if error else NOT_FOUND for target, _, error in answers}
     rows = []
     for point in book.points:
         host, run = told.pop(point.run or "", (None, None))

@@ -3,13 +3,15 @@ program."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from remote.errors import AuthenticationFailed, HostKeyRefused, Unreachable, UsageError
 from remote.loopback import LoopbackServer, make_key
-from remote.ssh.login import connect
+from remote.ssh.login import connect, each_once
+from remote.ssh.target import Target
 from tests.support.login import join, logs_in, refusal, target, write_config
 from tests.support.sshd import MakeServer
 
@@ -126,3 +128,18 @@ def refusal_of(act: object) -> BaseException:
     with pytest.raises(UsageError) as found:
         act()  # type: ignore[operator]
     return found.value
+
+
+def test_a_host_that_is_named_twice_is_one(tmp_path: Path) -> None:
+    """Also by what ssh_config says anyway; another user or port is another login."""
+    if not shutil.which("ssh"):
+        pytest.skip("there is no ssh program")
+    config = tmp_path / "config"
+    config.write_text("Host a\n  User me\n  Port 2200\nHost b\n  User me\n")
+
+    def once(*specs: str) -> list[str]:
+        given = [Target(spec, ssh_config=str(config)) for spec in specs]
+        return [target.spec for target in each_once(given)]
+
+    assert once("a", "a", "me@a", "a:2200", "b", "me@b:22") == ["a", "b"]
+    assert once("b", "you@b", "b:23", "a", "[bad", "[bad") == ["b", "you@b", "b:23", "a", "[bad"]

@@ -263,3 +263,16 @@ def test_identity_is_the_first_commit_and_the_folder(tmp_path: Path) -> None:
         check=True,
     )
     assert project_identity(tmp_path / "shallow") is None
+
+
+def test_a_repository_of_somebody_else_is_refused_with_gits_own_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_tree(tmp_path / "p", {"a.py": ""})
+    commit(project, "first")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(UsageError) as refused:
+        build_release(project, 50)
+    remedy = refused.value.remedy
+    assert remedy == f"git config --global --add safe.directory {project}"
