@@ -84,7 +84,8 @@ def run_once(
             f" {summary['checkpoint']}){beside}"
         )
         times = f"{summary['seconds']:.1f} s of training, {summary['wall_seconds']:.1f} s in all"
-        print(f"{summary['epochs']} epochs in {times}; {run_dir}", flush=True)
+        epochs = f"{summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}"
+        print(f"{epochs} in {times}; {run_dir}", flush=True)
     return summary
 
 

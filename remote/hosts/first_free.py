@@ -53,7 +53,7 @@ def look_at_server(host: str, facts: Facts, remark: str = "") -> Look:
     free = choose_gpus(gpus, "auto", limit=0, held=facts.held).gpus
     waiting, usable = facts.waiting, len(facts.usable)
     memory = min((gpu.memory_total_mib or 0 for gpu in free), default=0)
-    able, queue = 0 if waiting else len(free), f", {waiting} runs wait" if waiting else ""
+    able, queue = 0 if waiting else len(free), f", {waiting} waiting" if waiting else ""
     seen = f"{host}: {able} of {usable} GPUs free{queue}{remark}"
     return Look(host, seen, able, usable, waiting, memory, len(facts.live))
 

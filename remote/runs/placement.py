@@ -167,7 +167,7 @@ def place_run(launch: Launch, held: Mapping[str, str]) -> Placement:
     if request.now and not enough:
         free = f"{len(choice.gpus)} of {request.gpus} GPUs are free"
         raise GpuUnfit(
-            "; ".join([f"{waiting} runs wait already" if waiting else free, *choice.notes]),
+            "; ".join([f"runs that wait already: {waiting}" if waiting else free, *choice.notes]),
             host=host,
             step="choose GPUs",
             remedy="leave out --now to wait for them",

@@ -118,12 +118,14 @@ def plan_text(host: str, plan: PlannedShutdown) -> str:
     return f"{host} is shut down in {left}{f' ({plan.why})' if plan.why else ''}"
 
 
-def keep(session: Session) -> None:
+def keep(session: Session) -> bool:
+    """Whether there was a plan, which is cancelled."""
     cancelled = session.ask(Kept).cancelled
     told = (
         f"the plan was: {plan_text(session.host, cancelled)}" if cancelled else "none was planned"
     )
     session.display.line(f"{session.host} is not shut down; {told}")
+    return cancelled is not None
 
 
 def _span(seconds: float | None) -> str:

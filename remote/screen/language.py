@@ -22,6 +22,7 @@ SIMPLIFIED = re.compile(r"zh(_(?!TW|HK|MO|Hant)|[.@]|$)|Chinese(_China| \(Simpli
 TITLE = "title\x04"
 """gettext's context for columns' titles and the like, which could be a host's name elsewhere."""
 
+ONE = re.compile(r"(?<![\w.,:-])(?<!of )1 (epoch|file|GPU|host|image|point)s\b")
 HEADS = re.compile(r"(error|warning|note|waiting|kept|not sent|not fetched): (?=\S)")
 ANYTHING, ONE_PART = "(.*?)", "((?:(?![:;,] ).)*?)"
 BALANCED = r"([^()]*(?:\([^()]*\)[^()]*)*)"
@@ -200,8 +201,8 @@ def load(name: str) -> Catalogue:
 
 
 def translate(text: str) -> str:
-    """A line as it is shown to a person; in English as it came."""
-    return _chosen.translate(text) if _chosen else text
+    """A line as it is shown to a person; in English as it came, but for what there is one of."""
+    return _chosen.translate(text) if _chosen else ONE.sub(r"1 \1", text)
 
 
 def title(text: str) -> str:

@@ -69,6 +69,8 @@ def submit(
     tell_made(display, place, made, commit)
     fab = f"fab -H {session.typed}" if session else "fab"
     hand_over(display, place, commit, options, f"{fab} {typed(options)}")
+    if display.json_mode:
+        display.json(made_json(place, made, commit))
     return 0
 
 
@@ -94,6 +96,17 @@ def tell_made(display: Display, place: Path, made: Made, commit: str | None) -> 
     )
     for item in made.left_out:
         display.line(f"  left out       {item}")
+
+
+def made_json(place: Path, made: Made, commit: str | None) -> dict[str, Any]:
+    return {
+        "path": str(place),
+        "run": made.source.name,
+        "commit": commit,
+        "claimed": made.claim.accuracy,
+        "test_accuracy": made.evaluation["test_accuracy"],
+        "left_out": made.left_out,
+    }
 
 
 def hand_over(

@@ -146,8 +146,7 @@ class Work:
 
         failed = self.on_each(self.targets, act_on)
         for target, error in failed:
-            why = {"error": type(error).__name__, "reason": error.message}
-            done.append({"host": target.spec, **why})
+            done.append(failure_row(target, error))
         self.tell_json(done)
         return first_code(failed)
 
@@ -188,6 +187,11 @@ class Work:
     @staticmethod
     def first_failure(answers: Answers) -> int:
         return next((error.exit_code for _, _, error in answers if error), 0)
+
+
+def failure_row(target: Target, error: RemoteError) -> dict[str, str]:
+    """For scripts, of a host that was not done."""
+    return {"host": target.spec, "error": type(error).__name__, "reason": error.message}
 
 
 def first_code(failed: Failed) -> int:

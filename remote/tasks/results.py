@@ -149,6 +149,7 @@ def tensorboard(work: Work, run: str = "latest", port: int = 0, browser: bool = 
             "a file that may stay although it looks like a secret; may be given several times"
         ),
         "yes": "don't ask before a public repository is created",
+        "json": "print only JSON on stdout: the bundle",
     },
 )
 def submit(work: Work, options: SubmitOptions) -> int:

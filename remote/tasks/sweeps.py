@@ -84,7 +84,7 @@ def sweep(
     def start(session: Session) -> None:
         points = assigned[session.host]
         started = sweeps.start_points(session, book, points, options)
-        work.display.line(f"{session.host}: {started} runs started, {len(points)} points in all")
+        work.display.line(f"{session.host}: runs started: {started} (points: {len(points)})")
 
     able = [target for target in work.targets if target.spec in assigned]
     failed = work.on_each(able, start)
@@ -175,7 +175,7 @@ def stop_sweep(work: Work, name: str) -> int:
         for run in runs:
             if run.state == "running":
                 wait_until_stopped(session, run.run)
-        work.display.line(f"{session.host}: {len(runs)} runs stopped")
+        work.display.line(f"{session.host}: stopped runs: {len(runs)}")
         names = {run.run for run in runs}
         told = [run for run in list_runs(session) if run.run in names]
         ended.extend(run_json(run, session.host) for run in told)
@@ -200,7 +200,7 @@ def fetch_sweep(work: Work, name: str, dest: Path) -> int:
         runs = there[session.target]
         received = sum(fetch_run(session, run.run, dest, ask=False).received for run in runs)
         came = size(received)
-        work.display.line(f"{session.host}: {len(runs)} runs, {came} received, all verified")
+        work.display.line(f"{session.host}: {len(runs)} points, {came} received, all verified")
 
     failed = work.on_each(there, fetch)
     work.tell_json(sweep_json(name, rows))

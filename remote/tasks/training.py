@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from remote.errors import INTERRUPTED, RunFailed, UsageError
 from remote.project.options import TrainOptions
-from remote.tasks.entry import Work, task
+from remote.tasks.entry import Work, failure_row, task
 from remote.tasks.sweeps import only_one, stop_sweep
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def attach(work: Work, run: str = "latest") -> int:
         return attach_one(session, name)
 
 
-@task()
+@task(help={"json": "print only JSON on stdout: a list of hosts"})
 def keep(work: Work) -> int:
     """
     Keep a server on: cancels `train --shutdown-after`.
@@ -197,7 +197,14 @@ def keep(work: Work) -> int:
 
     from remote.runs.shutdown import keep as keep_on
 
-    return work.tell_failures(work.on_all(keep_on))
+    answers = work.on_all(keep_on)
+    work.tell_json(
+        [
+            failure_row(target, error) if error else {"host": target.spec, "cancelled": cancelled}
+            for target, cancelled, error in answers
+        ]
+    )
+    return work.tell_failures(answers)
 
 
 @task(

@@ -107,6 +107,8 @@ def test_keep_cancels_it_and_a_later_launch_changes_it(lab: Rented) -> None:
     assert done.code == 0 and "loopback is not shut down; the plan was:" in done.out
     assert "in 23 h 59 min" in done.out
     wait_until(lambda: start_time(second) is None)
+    told = json.loads(lab.task("keep", json=True).out)
+    assert told == [{"host": "loopback", "cancelled": False}]
     assert "none was planned" in lab.task("keep").out and "shut down" not in lab.task("status").err
 
 

@@ -118,7 +118,11 @@ def test_the_same_command_starts_nothing_twice_and_goes_on_where_it_was_cut(
         assert lab.sweep(name="rates").code == 130
     assert "6 of 6 points" in lab.sweep(name="rates").out
     again = lab.sweep(name="rates")
-    assert again.code == 0 and "a: 0 runs started" in again.out and "b: 0 runs" in again.out, again
+    assert (
+        again.code == 0
+        and "a: runs started: 0 " in again.out
+        and "b: runs started: 0 " in again.out
+    ), again
     wait_until(lab.finished)
     assert set(lab.ran().values()) == {1} and len(lab.ran()) == 6
     other = lab.sweep(words=(*WORDS, "--for", "1"), name="rates")
@@ -215,7 +219,7 @@ def test_on_a_processor_one_point_after_the_other_and_all_can_be_stopped(lab: Tw
     assert states == {"running": 1, "queued": 5}
     lab.server.close()
     stopped = lab.on("ab", "stop", sweep="rates")
-    assert stopped.code == 3 and "b: 6 runs stopped" in stopped.out and "error: a" in stopped.err
+    assert stopped.code == 3 and "b: stopped runs: 6" in stopped.out and "error: a" in stopped.err
     told = lab.on("ab", "wait", sweep="rates", json=True)
     assert told.code == 3, "the other one's runs are waited for all the same"
     told = lab.on("b", "wait", sweep="rates", json=True)

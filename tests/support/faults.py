@@ -65,7 +65,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "wait": {},
     "keep": {},
 }
-WITHOUT_JSON = ("train", "stop", "sweep", "keep")
+WITHOUT_JSON = ("train", "stop", "sweep")
 TASKS = {task.name.replace("-", "_"): task for group in tasks.GROUPS.values() for task in group}
 LOST, UNREACHABLE = 4, 3
 

@@ -139,6 +139,17 @@ def test_lines_that_are_put_together_from_parts(chinese: None, told: str, theirs
     assert translate(told) == theirs
 
 
+def test_one_is_not_several() -> None:
+    for told, shown in (
+        ("1 files, 3 B", "1 file, 3 B"),
+        ("done (ab1, 1 files)", "done (ab1, 1 file)"),
+        ("finished after 1 epochs", "finished after 1 epoch"),
+        ("no server has 1 GPUs", "no server has 1 GPU"),
+        ("1 of 1 files new, 11 files, 2.1 files", "1 of 1 files new, 11 files, 2.1 files"),
+    ):
+        assert translate(told) == shown
+
+
 def test_an_error_says_in_chinese_what_where_and_what_to_type_next(
     chinese: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,6 +170,14 @@ def test_a_bundle_is_a_repository_that_says_what_it_claims(desk: Desk) -> None:
     assert not list(desk.dest.parent.glob(".submission-*"))
 
 
+def test_a_bundle_for_scripts(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    options = SubmitOptions(dest=str(desk.dest), data="synthetic")
+    assert submit.submit(desk.project, Display(json_mode=True), None, options) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["path"] == str(desk.dest) and told["run"] == RUN and told["commit"]
+    assert told["claimed"] == told["test_accuracy"] == 0.9123
+
+
 @pytest.mark.parametrize(
     ("accuracy", "sha256", "told"),
     [

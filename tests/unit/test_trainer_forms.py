@@ -186,7 +186,7 @@ def test_what_is_no_image_of_the_set_is_ignored_and_counted(tmp_path: Path) -> N
         (folder / name).write_bytes(b"x")
     data, said = load(folder)
     assert len(data.train) + len(data.test) == 10 and data.classes == ("cat", "dog")
-    assert said[0].startswith("ignored 6 files that are no images of the set: .txt (2), ")
+    assert said[0].startswith("ignored files that are no images of the set (6): .txt (2), ")
     for what in ("__MACOSX (1)", ".ipynb_checkpoints (1)", "Thumbs.db (1)", "hidden (1)"):
         assert what in said[0]
 

@@ -385,10 +385,7 @@ def test_every_kind_of_image_becomes_32_by_32_in_rgb(folder: Path) -> None:
         [90] * 3,
         [255] * 3,
     ]
-    assert (
-        "1 grey images were converted to RGB" in said
-        and "2 RGBA images were converted to RGB" in said
-    )
+    assert "images converted to RGB: 1 grey" in said and "images converted to RGB: 2 RGBA" in said
 
 
 @pytest.mark.parametrize(

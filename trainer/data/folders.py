@@ -193,7 +193,7 @@ def leave_out_damaged(images: Set, findings: Findings, say: Say, skip: bool) -> 
     to be skipped."""
     damaged = sorted(findings.damaged)
     for mode, count in findings.modes.items():
-        say(f"{count} {MODES.get(mode, mode)} images were converted to RGB")
+        say(f"images converted to RGB: {count} {MODES.get(mode, mode)}")
     if damaged and not skip:
         first, others = images.paths[damaged[0]], damaged[1 : SHOWN + 1]
         names = ", ".join(os.path.relpath(images.paths[place], images.root) for place in others)

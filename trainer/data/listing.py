@@ -87,7 +87,7 @@ def list_images(path: Path, say: Callable[[str], None]) -> Listing | None:
             return None
     if ignored:
         what = ", ".join(f"{name} ({count})" for name, count in ignored.most_common(SHOWN))
-        say(f"ignored {ignored.total()} files that are no images of the set: {what}")
+        say(f"ignored files that are no images of the set ({ignored.total()}): {what}")
     return listing
 
 
