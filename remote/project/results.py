@@ -19,8 +19,9 @@ def find_run(results: Path, name: str, having: str = "summary.json") -> Path:
     or the name it was given."""
     if os.sep in name and Path(name).is_dir():
         return Path(name)
+    marks = ("run.json", "train.log", having)
     runs = sorted(
-        (path for path in results.glob("*") if path.is_dir() and not path.name.startswith(".")),
+        (path for path in results.glob("[!.]*") if any((path / it).exists() for it in marks)),
         reverse=True,
     )
     if name == "latest":

@@ -250,4 +250,4 @@ def show_end(session: Session, run: Run) -> None:
     result = f", test accuracy {percent(accuracy)}{beside}" if accuracy is not None else ""
     after = f" after {show(epochs)} epochs" if epochs is not None else ""
     session.display.line(f"{run.run} finished{after}{result}; fetch everything:")
-    session.display.line(f"  fab -H {session.typed} fetch-results")
+    session.display.line(f"  fab -H {session.typed} fetch-results --run {run.run}")

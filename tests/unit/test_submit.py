@@ -349,6 +349,14 @@ def test_runs_are_found_by_id_beginning_name_or_path(desk: Desk) -> None:
         find_run(desk.results, "2026")
     with pytest.raises(UsageError, match="has not finished"):
         desk.submit(run=newer.name)
+    make_tree(newer, {"run.json": '{"finish": "exit"}'})
+    with pytest.raises(UsageError, match="of a command of your own"):
+        desk.submit(run=newer.name)
+
+
+def test_the_folder_of_sweeps_is_no_run(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"sweeps/rates/sweep.csv": "", "20261124-200000-a-cd34/run.json": "{}"})
+    assert find_run(tmp_path, "latest").name == "20261124-200000-a-cd34"
 
 
 def test_pushing_where_nothing_is_told_in_one_line_and_the_bundle_stays(desk: Desk) -> None:
