@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.support.desk import Desk
 
 
 @pytest.fixture
@@ -19,3 +23,22 @@ def quiet_trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
     command.quiet()
     with signals_kept():
         yield
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A user who has never told git a name."""
+    from remote.submission import repository
+
+    monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "nobody"))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setattr(repository, "_configured", lambda place, name: False)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    from tests.support.desk import Desk, measured
+
+    measured(monkeypatch, 0.9123)
+    return Desk(tmp_path / "project")

@@ -3,128 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
 import os
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from remote.errors import NotFound, RemoteError, TransferFailed, UsageError
-from remote.link.session import Project
+from remote.errors import NotFound, TransferFailed, UsageError
 from remote.project.options import SubmitOptions
 from remote.project.results import find_run
-from remote.records import Settings
 from remote.screen.display import Display
-from remote.submission import bundle, evaluation, repository, secret_scan, submit
-from tests.support.project import REPOSITORY, Executable, make_tree
+from remote.submission import bundle, evaluation, submit
+from tests.support.desk import RUN, Desk, measured
+from tests.support.project import make_tree
 
-SUMMARY: dict[str, Any] = {
-    "test_accuracy": 0.9123,
-    "test_images": 10000,
-    "epochs": 3,
-    "max_epochs": 3,
-    "seconds": 75.0,
-    "seed": 1,
-    "per_class": {"cat": 0.85, "dog": None},
-    "data": {"kind": "folder", "sha256": "ab" * 32, "train": 9, "validation": 1, "test": 2},
-    "config": {
-        "recipe": "fast",
-        "data": "/home/wang/cifar",
-        "run_dir": "/home/wang/runs/r",
-        "devices": "0",
-        "learning_rate": 1e-05,
-    },
-    "versions": {"torch": "2.14.1"},
-    "devices": ["1 GPU(s)", "  gpu 0: H100"],
-}
-RUN = "20261124-101500-fast-ab12"
-
-
-@pytest.fixture(autouse=True)
-def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A user who has never told git a name."""
-    monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "nobody"))
-    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-    monkeypatch.setattr(repository, "_configured", lambda place, name: False)
-
-
-class Desk:
-    """A project with a fetched run, and what `submit` says of it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.results = folder / "results"
-        self.project = Project(folder, Settings(dest="results"))
-        self.dest = folder / "submission"
-        self.told = ""
-        source = {"trainer/train.py": "print(1)\n", "odd\nname\\x": "1", "run.sh": "true\n"}
-        files: dict[str, Any] = {f"source/{name}": content for name, content in source.items()}
-        files |= {
-            "weights.pt": b"w" * 99,
-            "train.log": "saved in /home/wang/runs/r\n",
-            "logs/events": b"\0e",
-            "curves.png": b"p",
-        }
-        self.run = make_tree(
-            self.results / RUN,
-            {
-                **files,
-                "summary.json": json.dumps(SUMMARY),
-                "run.json": json.dumps({"name": "mine"}),
-            },
-        )
-
-    def submit(self, **options: Any) -> int:
-        given = {
-            "run": "latest",
-            "dest": str(self.dest),
-            "data": "synthetic",
-            "push": None,
-            "github": None,
-            "accept": (),
-            "yes": False,
-        }
-        out = io.StringIO()
-        try:
-            return submit.submit(
-                self.project,
-                Display(out=out, notes=out),
-                None,
-                SubmitOptions(**{**given, **options}),
-            )
-        finally:
-            self.told = out.getvalue()
-
-    def verify(self, folder: Path | None = None) -> str:
-        out = io.StringIO()
-        try:
-            assert (
-                submit.verify(
-                    self.project, Display(out=out, notes=out), str(folder or self.dest), None
-                )
-                == 0
-            )
-        except TransferFailed as error:
-            return out.getvalue() + str(error)
-        return ""
-
-
-@pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    measured(monkeypatch, 0.9123)
-    return Desk(tmp_path / "project")
-
-
-def measured(monkeypatch: pytest.MonkeyPatch, accuracy: float, sha256: str = "ab" * 32) -> None:
-    def evaluate(project: Project, place: Path, data: str) -> Mapping[str, Any]:
-        assert (place / "weights.pt").read_bytes() == b"w" * 99
-        return {"test_accuracy": accuracy, "data_sha256": sha256}
-
-    monkeypatch.setattr(submit, "evaluate_here", evaluate)
+pytestmark = pytest.mark.usefixtures("nobody")
 
 
 def test_a_bundle_is_a_repository_that_says_what_it_claims(desk: Desk) -> None:
@@ -192,84 +86,6 @@ def test_a_figure_that_is_not_given_again_is_not_handed_in(
     with pytest.raises(TransferFailed, match=told):
         desk.submit()
     assert not desk.dest.exists() and not list(desk.dest.parent.glob(".submission-*"))
-
-
-SECRETS = {
-    "private key": (
-        "-----BEGIN OPENSSH " + "PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQ\n"
-    ),
-    "GitHub token": "t = 'ghp_" + "a1B2" * 9 + "'",
-    "Hugging Face token": "hf_" + "aB3" * 10,
-    "AWS key": "AKIA" + "ABCD" * 4,
-    "Slack token": "xoxb-" + "1234567890",
-    "API key": "sk-" + "a" * 24,
-    "Weights & Biases key": "wandb.login(key='" + "0f" * 20 + "')",
-    "webhook address": "https://open.feishu" + ".cn/open-apis/bot/v2/hook/abcdef-123",
-}
-
-
-@pytest.mark.parametrize("kind", SECRETS)
-def test_a_secret_in_the_code_stops_it_and_is_not_repeated(desk: Desk, kind: str) -> None:
-    (desk.run / "source" / "a b.py").write_text(f"first\n{SECRETS[kind]}\n")
-    with pytest.raises(UsageError) as caught:
-        desk.submit()
-    assert f"source/a b.py:2: {kind}" in str(caught.value) and SECRETS[kind][5:] not in str(
-        caught.value
-    )
-    assert not desk.dest.exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "kind"),
-    [
-        ("conf.yaml", "password: hunter2-Zq9", "password"),
-        ("conf.yaml", "index: https://me:hunter2@mirror.example/simple", "address with a password"),
-        ("conf.yaml", "data: /home/wang/images", "home directory"),
-        ("conf.json", '{"data": "C:\\\\Users\\\\wang\\\\images"}', "home directory"),
-        ("run.sh", "cd /Users/wang/code", "home directory"),
-        (".env", "A=1", "a file for secrets, by its name"),
-        ("id_ed25519", "x", "a file for secrets, by its name"),
-    ],
-)
-def test_settings_and_names_are_looked_at(tmp_path: Path, name: str, text: str, kind: str) -> None:
-    (tmp_path / name).write_text(text)
-    assert [finding.kind for finding in secret_scan.search(tmp_path, [name])] == [kind]
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("a.py", "password = read_password()  # /home/wang"),
-        ("a.yaml", "# password: the one of your account"),
-        ("a.yaml", "password: ${PASSWORD}"),
-        ("a.yaml", "root: ~/projects\npython: /root/miniconda3/bin/python"),
-        ("a.py", "'-----BEGIN PRIVATE KEY-----' in text"),
-        (".env.example", "A="),
-        ("b.bin", "\0ghp_" + "a" * 36),
-    ],
-)
-def test_what_only_speaks_of_secrets_is_let_through(tmp_path: Path, name: str, text: str) -> None:
-    (tmp_path / name).write_text(text)
-    assert secret_scan.search(tmp_path, [name]) == []
-
-
-def test_this_repository_can_be_handed_in() -> None:
-    """Whoever trains in a clone of it submits its tests, too, with their made-up secrets."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True
-    )
-    names = listed.stdout.split("\0")[:-1] or [
-        path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "tests").rglob("*.py")
-    ]
-    assert secret_scan.search(REPOSITORY, names) == []
-
-
-def test_a_finding_can_be_accepted_and_the_check_remembers_it(desk: Desk) -> None:
-    (desk.run / "source" / "conf.yaml").write_text("password: only-a-test\n")
-    with pytest.raises(UsageError, match=r"--accept source/conf\.yaml"):
-        desk.submit()
-    assert desk.submit(accept=["source/conf.yaml"]) == 0
-    assert desk.verify() == ""
 
 
 def test_a_link_that_leads_nowhere_is_taken_as_it_is(desk: Desk) -> None:
@@ -359,82 +175,7 @@ def test_the_folder_of_sweeps_is_no_run(tmp_path: Path) -> None:
     assert find_run(tmp_path, "latest").name == "20261124-200000-a-cd34"
 
 
-def test_pushing_where_nothing_is_told_in_one_line_and_the_bundle_stays(desk: Desk) -> None:
-    with pytest.raises(RemoteError, match="git push failed"):
-        desk.submit(push=str(desk.dest.parent / "nowhere.git"))
-    with pytest.raises(UsageError, match="--push needs the address"):
-        desk.submit(push="--receive-pack=touch pwned")
-    assert desk.verify() == ""
-    assert (
-        repository.without_password("https://me:token@github.com/a/b.git")
-        == "https://github.com/a/b.git"
-    )
-
-
-GH = """#!/bin/sh
-echo "$@" >> "$TOLD"
-test -n "$FAILS" && {
-  echo "GraphQL: Name already exists on this account (createRepository)" >&2; exit 1; }
-for word; do case $word in --source=*) source=${word#--source=};; esac; done
-git -C "$source" remote add origin "$BARE" && git -C "$source" push --quiet origin main || exit 1
-echo "https://github.com/you/cifar10"
-"""
 """As far as we use it: https://cli.github.com/manual/gh_repo_create."""
-
-
-@pytest.fixture
-def gh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for GitHub's program, with a bare repository for GitHub. Returns what it was
-    told."""
-    make_tree(tmp_path / "bin", {"gh": Executable(GH)})
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setenv("TOLD", str(tmp_path / "told"))
-    monkeypatch.setenv("BARE", str(tmp_path / "github.git"))
-    subprocess.run(
-        ["git", "init", "--quiet", "--bare", "--initial-branch=main", tmp_path / "github.git"],
-        check=True,
-    )
-    return tmp_path / "told"
-
-
-def test_a_public_repository_is_made_only_after_a_yes_and_its_address_is_shown(
-    desk: Desk, gh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    with pytest.raises(UsageError, match="--yes says so beforehand"):
-        desk.submit(github="you/cifar10")
-    assert not gh.exists() and desk.verify() == ""
-    monkeypatch.setattr(
-        Display,
-        "confirm",
-        lambda display, question: "PUBLIC repository you/cifar10" not in question,
-    )
-    desk.submit(github="you/cifar10")
-    assert not gh.exists() and "not published" in desk.told
-    assert desk.submit(github="you/cifar10", yes=True) == 0
-    assert "published, to be sent: https://github.com/you/cifar10\n" in desk.told
-    assert (
-        gh.read_text()
-        == f"repo create you/cifar10 --public --source={desk.dest} --remote=origin --push\n"
-    )
-    subprocess.run(
-        ["git", "clone", "--quiet", tmp_path / "github.git", tmp_path / "clone"], check=True
-    )
-    assert desk.verify(tmp_path / "clone") == ""
-
-
-def test_what_github_refuses_is_told_in_one_line_and_the_bundle_stays(
-    desk: Desk, gh: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FAILS", "1")
-    with pytest.raises(TransferFailed, match="Name already exists"):
-        desk.submit(github="cifar10", yes=True)
-    assert desk.verify() == ""
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr(submit, "make_repository", lambda place, message: "abc")
-    with pytest.raises(
-        UsageError, match="gh is not installed — create a repository by hand, then --push URL"
-    ):
-        desk.submit(github="cifar10", yes=True, dest=str(desk.dest.parent / "other"))
 
 
 def test_without_torch_it_says_what_to_install(
