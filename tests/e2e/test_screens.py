@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
-import subprocess
 import sys
 import termios
 import time
@@ -18,7 +16,8 @@ from rich.cells import cell_len
 
 from remote.loopback import LoopbackServer
 from remote.screen import display
-from tests.e2e.test_three_commands import FAB, OWN, fab, wait_for
+from tests.e2e.test_three_commands import OWN, fab, wait_for
+from tests.e2e.test_what_is_typed import alone
 from tests.support.faults import Lab, wait_until
 from tests.support.nvidia_smi import FakeGpu, write_nvidia_smi
 from tests.support.project import make_project
@@ -59,21 +58,6 @@ def run_of(server: LoopbackServer) -> Path:
 def told(project: Path, server: LoopbackServer) -> dict[str, object]:
     rows: list[dict[str, object]] = json.loads(fab(project, server, "status", "--json").stdout)
     return rows[0]
-
-
-def alone(project: Path, *words: str, code: int, **environment: str) -> str:
-    """fab without a server; what it says on stderr and stdout."""
-    done = subprocess.run(
-        [*FAB, *words],
-        cwd=project,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, **environment},
-    )
-    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
-    return done.stderr + done.stdout
 
 
 def test_people_read_chinese_and_scripts_what_they_always_did(
@@ -264,120 +248,6 @@ def test_a_reader_that_goes_away_leaves_no_trace(project: Path, server: Loopback
     assert read_until(leader, b"over").replace(b"\r\n", b"").endswith(b"over")
     process.wait(20)
     fab(project, server, "stop")
-
-
-def test_the_list_of_tasks_is_grouped_and_fits(project: Path) -> None:
-    listed = alone(project, "--list", code=0)
-    assert listed.startswith("Three commands:\n  deploy ") and alone(project, code=0) == listed
-    assert [line.split()[0] for line in listed.splitlines()[1:4]] == [
-        "deploy",
-        "train",
-        "fetch-results",
-    ]
-    assert max(map(len, listed.splitlines())) <= 80
-    assert all(
-        re.match(r"  [a-z-]+ +[A-Z].*\.$", line) for line in listed.splitlines() if line[:1] == " "
-    )
-
-
-def test_whoever_reads_the_list_may_go_away(project: Path) -> None:
-    pipe = subprocess.PIPE
-    with subprocess.Popen([*FAB, "--list"], cwd=project, stdout=pipe, stderr=pipe) as listing:
-        assert listing.stdout and listing.stderr
-        listing.stdout.close()
-        assert listing.stderr.read() == b"" and listing.wait(20) == 0
-
-
-def test_tasks_of_one_s_own_are_listed_and_run(project: Path) -> None:
-    with open(project / "fabfile.py", "a") as fabfile:
-        fabfile.write(
-            "from invoke.tasks import task\n"
-            "@task\ndef mine(c):\n    'Does something.'\n    print('done')\n"
-            "ns.add_task(mine)\n"
-        )
-    assert "Of this fabfile:\n  mine               Does something.\n" in alone(
-        project, "--list", code=0
-    )
-    assert alone(project, "mine", code=0) == "done\n"
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["trian"], "there is no task trian (did you mean train?); fab --list shows them"),
-        (["fetch"], "there is no task fetch (did you mean fetch-results?); fab --list shows them"),
-        (["init"], "init is no task: python -m remote init [FOLDER]"),
-        (["logs", "20261128-x"], "there is no task 20261128-x; is --run 20261128-x meant?"),
-        (["train", "--set", "a=1", "b=2"], "there is no task b=2; is --set b=2 meant?"),
-        (["deploy", "-H", "gpu"], "-H goes before the task: fab -H gpu deploy"),
-        (["status", "-i", "key"], "-i goes before the task: fab -i … status"),
-        (["logs", "--run"], "--run needs a value — fab logs --help tells its options"),
-        (["train", "--env"], "--env needs a value — fab train --help tells its options"),
-        (
-            ["sweep", "--grid", "a=1", "--set", "--name", "x"],
-            "--set needs a value — fab sweep --help tells its options",
-        ),
-        (["train", "--gpus", "two"], "'two' is no number — fab train --help tells its options"),
-        (["-H", "gpu", "upload-data"], "upload-data needs PATH: fab -H gpu upload-data PATH"),
-        (
-            ["train", "--recpie", "x"],
-            "train has no option --recpie (did you mean --recipe?); fab train --help lists them",
-        ),
-    ],
-)
-def test_a_mistyped_line_is_one_line_and_exit_2(project: Path, words: list[str], said: str) -> None:
-    assert alone(project, *words, code=2) == f"error: {said}\n"
-
-
-@pytest.mark.parametrize(
-    "words",
-    ["keep", "stop --sweep x", "status --sweep x", "follow", "logs", "sweep --grid a=1 -- {a}"],
-)
-def test_a_server_that_is_down_is_told_by_every_task(project: Path, words: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    for hosts in (f"127.0.0.1:{port}", f"127.0.0.1:{port},127.0.0.1:{port}"):
-        shown = alone(project, "-H", hosts, *words.split(), code=3)
-        assert f"error: 127.0.0.1:{port}, connect: " in shown and "refuses connections" in shown
-        assert "its part goes to the others" not in shown
-
-
-def test_one_line_may_hold_several_tasks(project: Path) -> None:
-    """The next one begins where the one before it has ended well, and not after an error."""
-    hosts = ("-H", "127.0.0.1:1")
-    both = alone(project, *hosts, "logout", "keep", code=3)
-    assert "no login was kept" in both and "refuses connections" in both
-    assert "no login was kept" not in alone(project, *hosts, "keep", "logout", code=3)
-
-
-@pytest.mark.parametrize("option", ["--watch", "--then-shutdown"])
-def test_a_sweep_is_not_fetched_for_ever(project: Path, option: str) -> None:
-    words = ("-H", "gpu", "fetch-results", "--sweep", "rates", option)
-    assert "go without it" in alone(project, *words, code=2)
-
-
-def test_the_demo_is_refused_at_once_where_there_is_nothing_to_train(project: Path) -> None:
-    shown = alone(project, "demo", code=2)
-    assert "there is none in this project" in shown and len(shown.splitlines()) == 1
-
-
-def test_help_of_a_task_that_needs_a_path(project: Path) -> None:
-    shown = alone(project, "upload-data", "--help", code=0)
-    assert "Send data to the server once" in shown and "--path" in shown
-
-
-@pytest.mark.parametrize(
-    ("yaml", "said"),
-    [
-        ("remote:\n\tproject: x\n", "fabric.yaml line 2, column 1: a tab stands where spaces"),
-        ("remote:\n  project: [x\n", "fabric.yaml line 3"),
-        ("remote: hello\n", "settings stand as `key: value`"),
-    ],
-)
-def test_a_fabric_yaml_that_is_none_is_one_line(project: Path, yaml: str, said: str) -> None:
-    (project / "fabric.yaml").write_text(yaml)
-    shown = alone(project, "status", code=2)
-    assert said in shown and len(shown.splitlines()) == 1
 
 
 def test_a_transfer_tells_how_far_it_is(
