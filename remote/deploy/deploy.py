@@ -17,7 +17,7 @@ from remote.link.answers import EnvironmentPrepare, EnvironmentProve, Inspection
 from remote.link.events import StepEvent, heard
 from remote.link.facts import Environment, Facts, Proof
 from remote.link.link import OnEvent
-from remote.link.session import Session
+from remote.link.session import Project, Session
 from remote.project.command import describe_command, missing_script
 from remote.project.own_trainer import no_trainer, require_whole_trainer
 from remote.project.slurm import build_options, node_options
@@ -53,7 +53,7 @@ def deploy(
     """Update the server to this project's state. `data`: also look for this path there.
     `refresh`: the environment is made anew, with what branches and ranges stand for today.
     `before`: of a run that goes on in the environment that it has had, where that still holds."""
-    requirements = read_requirements(session)
+    requirements = read_requirements(session.project)
     session.open()  # the login waits for the network, while files are listed and hashed
     release = session.project.build_release()
     sent = {entry.path for entry in release.entries}
@@ -77,10 +77,10 @@ def deploy(
     return Deployed(release, facts, made, (*steps, step), local)
 
 
-def read_requirements(session: Session) -> str:
+def read_requirements(project: Project) -> str:
     """The text of remote.requirements with what it includes; empty for `none`. Raises UsageError
     for what is wrong in it."""
-    directory, settings = session.project.directory, session.project.settings
+    directory, settings = project.directory, project.settings
     if settings.requirements in ("", "none"):
         return ""
     missing = no_trainer(settings.command, directory)

@@ -19,13 +19,15 @@ from remote.deploy import proofs
 from remote.deploy.deploy import ask_facts, choose_environment, read_requirements
 from remote.deploy.setup_key import PREFERRED
 from remote.deploy.torch_builds import torch_build_for
-from remote.errors import GpuUnfit, RemoteError, ServerUnfit, UsageError
+from remote.errors import GpuUnfit, NotFound, RemoteError, ServerUnfit, UsageError
 from remote.link.answers import Reach, Runs
 from remote.link.facts import Facts, Root
 from remote.link.session import Project, Session
 from remote.project.command import missing_script
 from remote.project.own_trainer import ARCHIVE, load_data_modules
 from remote.project.results import room_at
+from remote.project.run_env import read_env
+from remote.project.settings import listed
 from remote.records import Release
 from remote.release.code_files import FETCHED_RUNS, how_to_send
 from remote.screen.display import Display
@@ -152,10 +154,14 @@ def project_checks(project: Project) -> Iterator[Check]:
     sent = {entry.path for entry in release.entries} if release else None
     if missing := missing_script(settings.command, project.directory, sent):
         yield problem("command", *missing, UsageError)
-    name = settings.requirements
-    if name not in ("", "none") and not (project.directory / name).exists():
-        text = f"remote.requirements names {name}, which is not here"
-        yield problem("packages", text, "mend fabric.yaml", UsageError)
+    try:
+        read_requirements(project)
+    except UsageError as error:
+        yield failed("packages", error)
+    try:
+        read_env(listed(settings.env), "remote.env", project.directory)
+    except ValueError as error:
+        yield problem("variables", str(error), "mend it, or fabric.yaml", UsageError)
     yield from code if release is None else [code_check(release)]
 
 
@@ -324,7 +330,7 @@ def gpu_checks(project: Project, facts: Facts) -> Iterator[Check]:
 
 def environment_checks(session: Session, facts: Facts) -> Iterator[Check]:
     try:
-        plan = choose_environment(session, facts, read_requirements(session))
+        plan = choose_environment(session, facts, read_requirements(session.project))
     except RemoteError as error:
         yield failed("environment", error)
         return
@@ -338,6 +344,9 @@ def environment_checks(session: Session, facts: Facts) -> Iterator[Check]:
 
 
 def data_checks(session: Session, facts: Facts) -> Iterator[Check]:
+    for name in facts.datasets.lacking(session.project.settings):
+        remedy = f"fab -H {session.typed} upload-data PATH --name {name}"
+        yield problem("data", f"remote.data names {name}, which is not there", remedy, NotFound)
     names = ", ".join(map(show, facts.datasets.names[:8]))
     if not session.project.has_own_trainer:
         if names:

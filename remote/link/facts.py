@@ -10,6 +10,8 @@ from typing import Any
 
 from remote.agent.shared.gpu_choice import NOT_ASKED, Gpu, GpuReport, unusable_reason
 from remote.link.answer import Answer
+from remote.project.settings import listed
+from remote.records import Settings
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class Datasets:
     names: tuple[str, ...] = ()
     # Where CIFAR-10 lies.
     cifar10: str | None = None
+
+    def lacking(self, settings: Settings) -> list[str]:
+        """Of remote.data."""
+        return [one for one in listed(settings.data) if one.partition("/")[0] not in self.names]
 
 
 @dataclass(frozen=True)

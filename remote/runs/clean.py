@@ -64,7 +64,7 @@ def needed_environment(session: Session) -> str:
     facts = ask_facts(session)
     try:
         plan = environment.plan_environment(
-            Known(facts), session.project.settings, read_requirements(session)
+            Known(facts), session.project.settings, read_requirements(session.project)
         )
     except RemoteError:
         return ""

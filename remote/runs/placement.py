@@ -13,7 +13,6 @@ from remote.agent.shared.gpu_choice import choose_gpus
 from remote.deploy.deploy import Deployed
 from remote.errors import GpuUnfit, NotFound, RemoteError
 from remote.link.session import Session
-from remote.project.settings import listed
 from remote.project.slurm import job_request
 from remote.records import Gpu
 from remote.runs.request import TrainRequest, effective_config, require_gpu
@@ -90,12 +89,10 @@ def prepare_launch(session: Session, request: TrainRequest, deployed: Deployed) 
             shared = f"{deployed.root}/{config.data}"
             images = provide_cifar10(session, facts) if config.data == "data" else shared
             launch = dataclasses.replace(launch, images=images)
-    needed = listed(session.project.settings.data)
-    for name in needed:
-        if name.partition("/")[0] not in facts.datasets.names:
-            text = f"remote.data names {name}, which is not in {deployed.root}/data there"
-            remedy = f"send it once: fab -H {session.typed} upload-data PATH --name {name}"
-            raise NotFound(text, host=session.host, step="train", remedy=remedy)
+    for name in facts.datasets.lacking(session.project.settings):
+        text = f"remote.data names {name}, which is not in {deployed.root}/data there"
+        remedy = f"send it once: fab -H {session.typed} upload-data PATH --name {name}"
+        raise NotFound(text, host=session.host, step="train", remedy=remedy)
     if request.data not in (None, "synthetic") and facts.data_path is None:
         here = os.path.exists(os.path.expanduser(str(request.data)))
         send = f"it is here; send it once: fab -H {session.typed} upload-data {request.data}"

@@ -272,6 +272,14 @@ def test_the_doctor_tells_what_is_well_and_what_is_not(
 
     wrong = doctor(FABRIC_REMOTE_COMMAND="python your_script.py")
     assert wrong.returncode == 2 and "names your_script.py, which is not here" in wrong.stdout
+    wrong = doctor(FABRIC_REMOTE_REQUIREMENTS="none.txt", FABRIC_REMOTE_ENV="NOWHERE_SET")
+    assert wrong.returncode == 2 and "packages     none.txt" in wrong.stdout
+    assert "variables    remote.env NOWHERE_SET: there is no such variable here" in wrong.stdout
+    (project / "pyproject.toml").write_text(
+        '[project]\nname = "p"\nversion = "1"\noptional-dependencies = {train = []}\n'
+    )
+    assert doctor(FABRIC_REMOTE_REQUIREMENTS="pyproject.toml[train]").returncode == 0
+    (project / "pyproject.toml").unlink()
     alone = doctor()
     assert (
         alone.returncode == 0
@@ -295,6 +303,9 @@ def test_the_doctor_tells_what_is_well_and_what_is_not(
     } == {"here", "loopback"}
     assert all(row["remedy"] for row in rows if row["level"] != "ok")
 
+    needs = {"FABRIC_REMOTE_DATA": "photos/small"}
+    lacking = fab(project, server, "doctor", code=11, env=needs).stdout
+    assert "remote.data names photos/small, which is not there" in lacking, lacking
     fab(project, server, "deploy")
     make_tree(project / "results" / "20260101-000000-x", {"run.json": "{}"})
     told = fab(project, server, "doctor").stdout
