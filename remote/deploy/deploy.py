@@ -4,6 +4,8 @@ did nothing."""
 from __future__ import annotations
 
 import dataclasses
+import posixpath
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +109,14 @@ def own_packages(session: Session, requirements: str, release: Release) -> tuple
                 f"note: {one.shown}: its compiled part ({one.built}) is not built there: runs"
                 " import its Python code alone; remote.command can build it first"
             )
+    path = re.search(r"\bPYTHONPATH=([^\s$]*)(?!\S)", session.project.settings.command)
+    seen = [".", *map(posixpath.normpath, path[1].strip("'\"").split(":"))] if path else []
+    hidden = [place for one in found for place in one.package.places if place not in seen]
+    if path and hidden:
+        note(
+            f"warning: remote.command sets PYTHONPATH, which hides {', '.join(hidden)}; write"
+            f" {path[0]}:$PYTHONPATH"
+        )
     sent = {entry.path for entry in release.entries}
     for place in archives:
         layout.require_sent(place, sent)

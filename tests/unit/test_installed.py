@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,12 @@ import pytest
 
 from remote.agent.training import own_packages
 from remote.agent.training.own_packages import lay_out_packages
+from remote.deploy.deploy import own_packages as own_packages_of
+from remote.link.session import Project, Session
+from remote.records import Settings
+from remote.release.release import build_release
+from remote.screen.display import Display
+from remote.ssh.target import Target
 from tests.support.project import make_tree
 from tests.unit.test_layout import MINE, POETRY, SETUP, imported, read
 
@@ -170,3 +177,23 @@ def test_a_run_of_an_older_version_names_folders_alone(tmp_path: Path) -> None:
 )
 def test_what_is_compiled_is_known(tmp_path: Path, files: Mapping[str, str], built: str) -> None:
     assert read(tmp_path, files).built == built
+
+
+@pytest.mark.parametrize(
+    ("command", "hidden"),
+    [
+        ("PYTHONPATH=. python train.py", True),
+        ("PYTHONPATH=.:$PYTHONPATH python train.py", False),
+        ("PYTHONPATH=src python train.py", False),
+        ("python train.py", False),
+    ],
+)
+def test_a_command_that_hides_the_projects_packages_is_told(
+    tmp_path: Path, command: str, hidden: bool
+) -> None:
+    make_tree(tmp_path, {"pyproject.toml": MINE, "src/mine/__init__.py": "", "train.py": ""})
+    said = io.StringIO()
+    project = Project(tmp_path, Settings(command=command))
+    with Session(Target("gpu"), project, Display(out=said, notes=said)) as session:
+        own_packages_of(session, "--local-package .\n", build_release(tmp_path, 50))
+    assert ("hides src; write PYTHONPATH=.:$PYTHONPATH" in said.getvalue()) is hidden
