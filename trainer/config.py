@@ -32,8 +32,9 @@ class TrainConfig:
     recipe: str = "standard"
     # A CIFAR-10 archive or directory, or `synthetic`, or images of one's own: a folder with
     # train/<class>/* and test/<class>/* (and perhaps val/), one with <class>/*, a CSV of
-    # path,label[,split], or a zip or tar of these. An empty or missing directory gets CIFAR-10,
-    # downloaded.
+    # path,label[,split], or a zip or tar of these. An empty directory gets CIFAR-10,
+    # downloaded, and so does a missing one that is this default or is called cifar10. Images of 16
+    # bits that hold no value above 4095 are taken for 12 bits.
     data: str = "data"
     # Pixels per side; 0: as the images are, at most 224.
     image_size: int = 0

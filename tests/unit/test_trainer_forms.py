@@ -81,11 +81,24 @@ def test_a_folder_without_a_split_is_split_by_class_and_always_the_same(tmp_path
     assert counts(data)[2] == {"cat": 10, "dog": 4, "owl": 1}
     assert said == [
         "no split there: 15 of 76 images are kept for the test, 20% of each class by a fixed seed",
-        "yak has a single image to train on",
-        "yak has no image to test on, its accuracy stays unknown",
+        "'yak' has a single image to train on",
+        "'yak' has no image to test on, its accuracy stays unknown",
     ]
     shutil.copytree(tmp_path / "set", tmp_path / "elsewhere")
     assert load(tmp_path / "elsewhere")[0].sha256 == data.sha256
+
+
+def test_too_few_images_to_keep_some_for_the_test_are_told_so(tmp_path: Path) -> None:
+    text = refusal(write(tmp_path / "set", cat=1, dog=1))
+    assert "has no test set, and one image of each class" in text
+
+
+def test_a_path_that_is_not_there_is_refused_and_not_made(tmp_path: Path) -> None:
+    """A typing error must not become a training on other images."""
+    assert f"no such file or folder: {tmp_path / 'potos'};" in refusal(tmp_path / "potos")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert f"no such file or folder: {tmp_path / 'link'};" in refusal(tmp_path / "link")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["link"]
 
 
 def test_a_table_says_where_the_images_are_and_what_they_show(tmp_path: Path) -> None:
@@ -101,7 +114,10 @@ def test_a_table_says_where_the_images_are_and_what_they_show(tmp_path: Path) ->
     for place in (table, table.parent):
         data, said = load(place)
         assert data.classes == ("cat", "dog, large") and said == []
+        assert (data.kind, data.path) == ("table", str(table))
         assert counts(data) == [{"cat": n, "dog, large": n} for n in (2, 1, 1)]
+    table.write_text("\n".join([*lines, lines[0]]))
+    assert len(load(table)[0].train) == 5, "an image may count twice in the training"
     table.write_text("\n".join(line.rpartition(",")[0] for line in lines))
     data, said = load(table)
     assert len(data.train) == 6 and len(data.test) == 2 and said[0].startswith("no split there: 2")
@@ -116,6 +132,11 @@ def test_a_table_says_where_the_images_are_and_what_they_show(tmp_path: Path) ->
         ("where,what\na/0.png,x", "{} needs the columns path,label[,split] in its first line"),
         ("", "{} needs the columns path,label"),
         ("path,label\na/0.png,x", "needs two classes or more, and has x"),
+        (
+            "path,label\na/0.png,x\n./a/0.png,y",
+            "lines 2 and 3 of {} name the same image, ./a/0.png",
+        ),
+        ("path,label,split\na/0.png,x,train\na/0.png,x,test", "lines 2 and 3 of {} name the same"),
     ],
 )
 def test_a_table_that_is_wrong_is_one_line(tmp_path: Path, text: str, what: str) -> None:
@@ -194,7 +215,7 @@ def test_what_is_no_image_of_the_set_is_ignored_and_counted(tmp_path: Path) -> N
 def test_a_class_that_is_missing_in_a_split_is_said(tmp_path: Path) -> None:
     folder = split_folder(tmp_path, "train", "test")
     shutil.rmtree(folder / "test" / "dog")
-    assert load(folder)[1] == ["dog has no image to test on, its accuracy stays unknown"]
+    assert load(folder)[1] == ["'dog' has no image to test on, its accuracy stays unknown"]
     write(folder / "test", fox=1)
     assert "has classes that train/ lacks, fox" in refusal(folder)
 

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 from tests.support.training import pixels_of, signals_kept, tiny_config, tiny_data
 from trainer.data import store, workers
 from trainer.data.data_module import ImageDataModule, WorkerLoader
-from trainer.data.decode import Form, decode, usual_size
+from trainer.data.decode import Form, decode, reason, usual_size
 from trainer.data.images import Arrays, Files, ImageData
 from trainer.data.sources import load_images
 from trainer.data.workers import LoaderOptions, as_tensors, evaluation_batches, make_loader
@@ -274,3 +274,37 @@ def test_trainings_that_decode_the_same_at_once_write_the_same(
     one, other = (store.write_pixels(tmp_path / name, images, quiet)[0] for name in ("1", "2"))
     assert one.file.read_bytes() == other.file.read_bytes()
     assert (one.starts == other.starts).all() and len(set(one.starts)) == len(paths)
+
+
+def test_16_bits_are_scaled_by_the_bits_that_are_used(tmp_path: Path) -> None:
+    """A camera's 12 bits would be almost black as 16."""
+    for bits in (12, 16):
+        values = np.linspace(0, 2**bits - 1, 32 * 32).astype(np.uint16).reshape(32, 32)
+        for suffix in ("png", "tif"):
+            Image.fromarray(values).save(tmp_path / f"{bits}.{suffix}")
+            pixels, kind = decode(str(tmp_path / f"{bits}.{suffix}"), Form(32))
+            assert kind == f"{bits}-bit" and (pixels.min(), pixels.max()) == (0, 255)
+            assert 126 < pixels.mean() < 129
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
+def test_of_an_animation_the_first_frame_is_taken_and_that_is_told(
+    suffix: str, tmp_path: Path
+) -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    for name, more in (("one", []), ("two", frames[1:])):
+        path = tmp_path / f"{name}.{suffix}"
+        frames[0].save(path, save_all=True, append_images=more)
+        pixels, kind = decode(str(path), Form(32))
+        assert (kind == "animated") is (name == "two")
+        assert pixels[..., 0].min() > 240 and pixels[..., 2].max() < 20
+
+
+def test_a_reason_does_not_name_the_file_again(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    for name, text in (("empty", "cannot identify image file"), ("no", "No such file or")):
+        path = str(tmp_path / f"{name}.png")
+        with pytest.raises(OSError) as caught:
+            decode(path, Form(32))
+        told = reason(caught.value, path)
+        assert told.startswith(text) and path not in told and not told.endswith(" it")

@@ -199,11 +199,11 @@ def web(archive: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def test_a_missing_folder_gets_the_archive(web: Server, archive: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    data = load_images(str(tmp_path / "new" / "place"), said.append)
+    data = load_images(str(tmp_path / "new" / "cifar10"), said.append)
     assert data.sha256 == load_images(str(archive)).sha256
-    assert [file.name for file in (tmp_path / "new" / "place").iterdir()] == [ARCHIVE]
+    assert [file.name for file in (tmp_path / "new" / "cifar10").iterdir()] == [ARCHIVE]
     assert said[0].startswith("downloading CIFAR-10") and web.url in said[0]
-    load_images(str(tmp_path / "new" / "place"), said.append)
+    load_images(str(tmp_path / "new" / "cifar10"), said.append)
     assert len(web.ranges) == 1, "the second time it is there"
 
 
@@ -212,7 +212,9 @@ def test_trainings_that_start_at_once_download_it_once(web: Server, tmp_path: Pa
     web.pause_s = 0.5
     said: list[str] = []
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda _: load_images(str(tmp_path / "new"), said.append), range(2)))
+        found = list(
+            pool.map(lambda _: load_images(str(tmp_path / "cifar10"), said.append), range(2))
+        )
     assert web.ranges == [None] and found[0].sha256 == found[1].sha256
     assert "another training downloads CIFAR-10: waiting for that" in said
 
@@ -221,7 +223,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_stopped(
     web: Server, archive: Path, tmp_path: Path
 ) -> None:
     web.cuts = 2
-    load_images(str(tmp_path / "new"), lambda text: None)
+    load_images(str(tmp_path / "cifar10"), lambda text: None)
     size = len(web.content)
     assert web.ranges == [
         None,
@@ -232,14 +234,14 @@ def test_a_download_that_breaks_off_goes_on_where_it_stopped(
 
 def test_a_server_that_knows_no_ranges_is_read_from_the_start(web: Server, tmp_path: Path) -> None:
     web.cuts, web.honours_range = 1, False
-    load_images(str(tmp_path / "new"), lambda text: None)
+    load_images(str(tmp_path / "cifar10"), lambda text: None)
     assert len(web.ranges) == 2
 
 
 def test_a_part_from_another_archive_is_thrown_away(
     web: Server, archive: Path, tmp_path: Path
 ) -> None:
-    part = tmp_path / "new" / f"{ARCHIVE}.part"
+    part = tmp_path / "cifar10" / f"{ARCHIVE}.part"
     part.parent.mkdir()
     part.write_bytes(b"\x1f\x8b" + b"x" * 1000)
     load_images(str(part.parent), lambda text: None)
@@ -248,29 +250,29 @@ def test_a_part_from_another_archive_is_thrown_away(
 
 def test_a_web_page_is_refused_at_once(web: Server, tmp_path: Path) -> None:
     web.content = b"<html>please log in</html>"
-    text = refusal(tmp_path / "new")
+    text = refusal(tmp_path / "cifar10")
     assert "what came is a web page; bring" in text and web.url in text
     assert len(web.ranges) == 1
-    assert [file.suffix for file in (tmp_path / "new").iterdir()] == [".lock"]
+    assert [file.suffix for file in (tmp_path / "cifar10").iterdir()] == [".lock"]
 
 
 def test_a_wrong_archive_is_tried_twice_and_refused(web: Server, tmp_path: Path) -> None:
     web.content = web.content[:-1] + bytes([web.content[-1] ^ 1])
-    text = refusal(tmp_path / "new")
+    text = refusal(tmp_path / "cifar10")
     assert "what came is damaged: its md5 is" in text and "; bring" in text
     assert len(web.ranges) == 2
-    assert [file.suffix for file in (tmp_path / "new").iterdir()] == [".lock"]
+    assert [file.suffix for file in (tmp_path / "cifar10").iterdir()] == [".lock"]
 
 
 def test_a_server_with_less_than_we_have_is_no_endless_loop(web: Server, tmp_path: Path) -> None:
     web.content = web.content[:300]
-    assert "; bring" in refusal(tmp_path / "new")
+    assert "; bring" in refusal(tmp_path / "cifar10")
     assert len(web.ranges) <= 5
 
 
 def test_a_missing_page_is_refused_at_once(web: Server, tmp_path: Path) -> None:
     web.status = 404
-    assert "Not Found; bring" in refusal(tmp_path / "new")
+    assert "Not Found; bring" in refusal(tmp_path / "cifar10")
     assert len(web.ranges) == 1
 
 
@@ -279,7 +281,7 @@ def test_no_server_is_one_line(
 ) -> None:
     monkeypatch.setenv("CIFAR10_URL", "http://127.0.0.1:9/nothing")
     assert "can't be downloaded from http://127.0.0.1:9/nothing: [Errno" in refusal(
-        tmp_path / "new"
+        tmp_path / "cifar10"
     )
     assert "there are no images at" in refusal(tmp_path / "new2", download=False)
 
@@ -385,7 +387,7 @@ def test_every_kind_of_image_becomes_32_by_32_in_rgb(folder: Path) -> None:
         [90] * 3,
         [255] * 3,
     ]
-    assert "images converted to RGB: 1 grey" in said and "images converted to RGB: 2 RGBA" in said
+    assert {f"images converted to RGB: {what}" for what in ("1 grey", "1 of 16 bits")} <= {*said}
 
 
 @pytest.mark.parametrize(
@@ -446,9 +448,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_a_path_below_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert "can't be read (" in refusal(
-        tmp_path / "file" / "below"
-    ) or "can't be downloaded" in refusal(tmp_path / "file" / "below")
+    assert "no such file or folder" in refusal(tmp_path / "file" / "below")
 
 
 def test_the_command_ends_with_3_and_one_line(

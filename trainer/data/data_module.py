@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -24,6 +25,7 @@ from trainer.data.workers import (
     evaluation_parts,
     make_loader,
 )
+from trainer.processes import say
 from trainer.schedule import resolution, scaled
 
 BLOCK_BATCHES = 16
@@ -52,6 +54,16 @@ class ImageDataModule(pl.LightningDataModule):
         assert self.trainer is not None
         self.rank, self.world = self.trainer.global_rank, self.trainer.world_size
         self.device = self.trainer.strategy.root_device
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sha256": self.data.sha256}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.trainer and self.trainer.state.fn == "fit" and state["sha256"] != self.data.sha256:
+            say(
+                "warning: the images are not those that this training has had: some of those that"
+                " are now kept for validation and test may have been trained on"
+            )
 
     def train_dataloader(self) -> EpochLoader:
         return EpochLoader(

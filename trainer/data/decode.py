@@ -7,6 +7,7 @@ import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ EVALUATED_SHARE = 0.875
 """Of the shorter side: evaluation crops 224 pixels of 256, as is usual."""
 LARGE_SIZE, SMALL_SIZE = 224, 32
 HEADERS = 200
+ANIMATED = ("GIF", "PNG", "WEBP", "TIFF")
 
 
 FIT_SIZE = 64
@@ -39,10 +41,10 @@ class Form:
 
 
 def decode(path: str, form: Form) -> tuple[NDArray[np.uint8], str]:
-    """Pixels, uint8 [height, width, 3], and the file's own mode. Raises whatever the format's
-    decoder raises for a damaged file."""
+    """Pixels, uint8 [height, width, 3], and what the file is: a mode of Pillow's, "12-bit",
+    "16-bit" or "animated". Raises whatever the format's decoder raises for a damaged file."""
     with Image.open(path) as image:
-        mode = image.mode
+        mode = kind_of(image)
         if not form.fit:
             # JPEG files are decoded at a half, a quarter or an eighth at once.
             scale = form.shorter / min(image.size)
@@ -57,15 +59,30 @@ def decode(path: str, form: Form) -> tuple[NDArray[np.uint8], str]:
 
 def reason(error: Exception, path: str | os.PathLike[str]) -> str:
     """Of a file that decode() can't read, without its name."""
-    text = " ".join(str(error).replace(repr(str(path)), "it").split())
+    said = (isinstance(error, OSError) and error.strerror) or str(error)
+    text = " ".join(said.replace(repr(str(path)), "").split())
     return text[:100] or type(error).__name__
 
 
+def kind_of(image: Image.Image) -> str:
+    """Cameras and microscopes write 12 bits into files of 16, which don't say so."""
+    if image.format in ANIMATED and getattr(image, "n_frames", 1) > 1:
+        return "animated"
+    if not image.mode.startswith("I"):
+        return image.mode
+    return f"{bits_of(np.asarray(image))}-bit"
+
+
+def bits_of(pixels: NDArray[Any]) -> int:
+    return 12 if pixels.max() < 1 << 12 else 16
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """On white where it is transparent. 16 bits and floats, which convert() would clip, are
-    scaled."""
+    """On white where it is transparent. More than 8 bits and floats, which convert() would clip,
+    are scaled."""
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+        pixels = np.asarray(image)
+        image = Image.fromarray((pixels >> bits_of(pixels) - 8).clip(0, 255).astype(np.uint8))
     elif image.mode == "F":
         pixels = np.nan_to_num(np.asarray(image))
         scale = 255 if pixels.max() <= 1 else 1

@@ -4,6 +4,7 @@ for everything that a person should know of them."""
 from __future__ import annotations
 
 import collections
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ MODES = {
     "P": "palette",
     "1": "black-and-white",
     "LA": "grey with transparency",
+    "12-bit": "of 12 bits in files of 16 (no value above 4095)",
+    "16-bit": "of 16 bits",
+    "animated": "of several frames or pages, whose first one alone is used",
 }
 
 
@@ -68,8 +72,8 @@ def load_listing(listing: Listing, say: Say, wanted: Wanted) -> ImageData:
         whole.take(parts["train"]),
         whole.take(parts["test"]),
         tuple(classes),
-        "folder",
-        str(listing.root),
+        "table" if listing.table else "folder",
+        str(listing.table or listing.root),
         "" if isinstance(whole, Arrays) else lasting,
         whole.take(parts["val"]) if len(parts["val"]) else None,
         tuple(listing.entries[place].path for place in sorted(findings.damaged)),
@@ -141,7 +145,7 @@ def settle_splits(listing: Listing, say: Say) -> Listing:
         entry._replace(split=changes.get(entry.split, entry.split)) for entry in listing.entries
     ]
     classes = frozenset((changes.get(split, split), name) for split, name in listing.classes)
-    return Listing(root, entries, classes)
+    return dataclasses.replace(listing, entries=entries, classes=classes)
 
 
 def places_of(listing: Listing, labels: Tensor, sound: Tensor, say: Say) -> Mapping[str, Tensor]:
@@ -159,6 +163,11 @@ def places_of(listing: Listing, labels: Tensor, sound: Tensor, say: Say) -> Mapp
         parts["train"], parts["test"] = (
             whole[torch.cat(some)].sort().values for some in (rest, held)
         )
+        if not len(parts["test"]):
+            raise DataError(
+                f"{listing.root} has no test set, and one image of each class, of which none can be"
+                " kept for the test: add images"
+            )
         say(
             f"no split there: {len(parts['test'])} of {len(whole)} images are kept for the test,"
             " 20% of each class by a fixed seed"
@@ -179,13 +188,13 @@ def say_thin_classes(
         return [name for name, found in zip(classes, counts, strict=True) if found == count]
 
     if lacking := those(train, 0):
-        raise DataError(f"no sound image to train on is left of {lacking[0]}: add some")
+        raise DataError(f"no sound image to train on is left of {lacking[0]!r}: add some")
     if not sum(test):
         raise DataError("no sound image is left to test on: add some")
     if thin := those(train, 1):
-        say(f"{thin[0]} has a single image to train on{_more(thin[1:])}")
+        say(f"{thin[0]!r} has a single image to train on{_more(thin[1:])}")
     if thin := those(test, 0):
-        say(f"{thin[0]} has no image to test on, its accuracy stays unknown{_more(thin[1:])}")
+        say(f"{thin[0]!r} has no image to test on, its accuracy stays unknown{_more(thin[1:])}")
 
 
 def leave_out_damaged(images: Set, findings: Findings, say: Say, skip: bool) -> Tensor:

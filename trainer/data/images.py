@@ -131,9 +131,9 @@ def read_evaluated(path: str, form: Form) -> Tensor:
 
 @dataclass(frozen=True)
 class ImageData:
-    """All images of a training. `kind`: cifar10, folder or synthetic. `sha256` is over pixels and
-    labels, of images that are read as needed over names, sizes and labels. `validation`: where the
-    set brings one of its own. `damaged`: files that were left out."""
+    """All images of a training. `kind`: cifar10, folder, table or synthetic. `sha256` is over
+    pixels and labels, of images that are read as needed over names, sizes and labels. `validation`:
+    where the set brings one of its own. `damaged`: files that were left out."""
 
     train: Arrays | Files
     test: Arrays | Files

@@ -48,6 +48,8 @@ class Listing:
     entries: Sequence[Entry]
     # Every class that has a folder, with images or without; a split's class folders.
     classes: frozenset[tuple[str, str]] = frozenset()
+    # The CSV that says so.
+    table: Path | None = None
 
 
 def archive_of(path: Path) -> Path | None:
@@ -169,7 +171,22 @@ def list_csv(table: Path) -> Listing:
         if len(first) in (columns["path"], columns["label"]):
             raise DataError(f"{table} needs the columns path,label[,split] in its first line")
         rows = rows[1:]
-    return Listing(table.parent, [table_entry(table, number, row, columns) for number, row in rows])
+    entries = {number: table_entry(table, number, row, columns) for number, row in rows}
+    check_repetitions(table, entries)
+    return Listing(table.parent, [*entries.values()], table=table)
+
+
+def check_repetitions(table: Path, entries: Mapping[int, Entry]) -> None:
+    """An image may stand there twice where that only makes it count twice in the training. Raises
+    DataError."""
+    first: dict[str, int] = {}
+    for number, entry in entries.items():
+        before = first.setdefault(os.path.normpath(entry.path), number)
+        if before != number and (entry.split != "train" or entry[1:] != entries[before][1:]):
+            raise DataError(
+                f"lines {before} and {number} of {table} name the same image, {entry.path}: remove"
+                " one of them"
+            )
 
 
 def table_entry(table: Path, number: int, row: list[str], columns: Mapping[str, int]) -> Entry:
@@ -190,7 +207,8 @@ def table_entry(table: Path, number: int, row: list[str], columns: Mapping[str, 
 def listing_hashes(listing: Listing) -> tuple[str, str]:
     """Over paths, classes, splits and sizes; and over the files' times too, which change with every
     copy."""
-    lasting, here = hashlib.sha256(b"2\0"), hashlib.sha256(b"2\0")
+    # `here` has another number once decode() gives other pixels.
+    lasting, here = hashlib.sha256(b"2\0"), hashlib.sha256(b"3\0")
     for entry in listing.entries:
         status = os.stat(os.path.join(listing.root, entry.path))
         text = "\0".join((*entry, str(status.st_size))).encode("utf-8", "surrogateescape")

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from trainer.config import TrainConfig
 from trainer.data.archive import ARCHIVE, BATCHES, REMEDY, DataError, download_archive
 from trainer.data.cifar10 import load_archive, load_batches
 from trainer.data.folders import Wanted, load_listing
@@ -18,6 +19,9 @@ from trainer.data.synthetic import make_synthetic
 from trainer.data.unpacking import unpack
 
 Say = Callable[[str], None]
+OWN_FOLDER = "cifar10"
+"""What a folder is called that is made for the download; another one that is missing was
+mistyped."""
 
 
 def load_images(
@@ -66,6 +70,11 @@ def _load_path(path: Path, say: Say, download: bool, wanted: Wanted) -> ImageDat
         return _load_own(path, say, wanted)
     if not download:
         raise DataError(f"there are no images at {path}; {REMEDY}")
+    if not path.is_dir() and path != Path(TrainConfig.data) and path.name != OWN_FOLDER:
+        raise DataError(
+            f"no such file or folder: {path}; CIFAR-10 is downloaded into an empty folder, or a new"
+            f" one that is called {OWN_FOLDER}"
+        )
     download_archive(archive, say)
     return load_archive(archive)
 
