@@ -24,6 +24,8 @@ from trainer.networks import make_network
 from trainer.scores import Answers, Evaluation, table
 
 EXIT_USAGE, EXIT_DATA = 2, 3
+SHOWN = 8
+IN_RUN = ("weights.pt", "checkpoints/best.ckpt", "checkpoints/last.ckpt")
 
 
 @torch.no_grad()
@@ -78,8 +80,13 @@ class Loaded:
 
 
 def load_network(path: Path) -> Loaded:
-    """From best.ckpt, last.ckpt or weights.pt; nothing in the file is executed. Raises DataError
-    for what can't be loaded."""
+    """From best.ckpt, last.ckpt, weights.pt or the folder of a run, which has them; nothing in the
+    file is executed. Raises DataError for what can't be loaded."""
+    if path.is_dir():
+        there = [path / name for name in IN_RUN if (path / name).exists()]
+        if not there:
+            raise DataError(f"no trained network in the folder {path}: name a {IN_RUN[0]}")
+        path = there[0]
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         about = content["hyper_parameters"]
@@ -117,10 +124,11 @@ def evaluate_checkpoint(
         skip_damaged=loaded.config.skip_damaged,
     )
     if images.classes != loaded.classes:
-        raise DataError(
-            f"the checkpoint knows {', '.join(loaded.classes[:4])} …, the images are"
-            f" {', '.join(images.classes[:4])} …"
+        known, found = (
+            ", ".join(names[:SHOWN]) + " …" * (len(names) > SHOWN)
+            for names in (loaded.classes, images.classes)
         )
+        raise DataError(f"the checkpoint knows {known}; the images are {found}")
     device = torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     half = device.type == "cuda" and uses_half(loaded.config, device)
     return (
@@ -168,7 +176,10 @@ def main(arguments: list[str] | None = None) -> int:
         description="Accuracy of a checkpoint on the test images.",
     )
     parser.add_argument(
-        "--checkpoint", required=True, type=Path, help="best.ckpt, last.ckpt or weights.pt"
+        "--checkpoint",
+        required=True,
+        type=Path,
+        help="best.ckpt, last.ckpt, weights.pt or a run's folder",
     )
     parser.add_argument(
         "--data",

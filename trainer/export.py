@@ -51,9 +51,9 @@ def real_images(model: Model, places: list[str]) -> Tensor:
     """Some of the images, uint8 [N, 3, size, size]; without places those it was trained on are
     looked for. Raises DataError."""
     if places:
-        paths = find_images(places)
-        chosen = paths[:: max(1, len(paths) // MOST_IMAGES)][:MOST_IMAGES]
         failed: list[str] = []
+        paths = find_images(places, failed)
+        chosen = paths[:: max(1, len(paths) // MOST_IMAGES)][:MOST_IMAGES]
         found = model.read_all(chosen, failed)
         if not found:
             raise DataError(failed[0])

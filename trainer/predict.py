@@ -124,9 +124,9 @@ def load(checkpoint: str | Path, accelerator: str = "auto") -> Model:
     return Model(load_network(Path(checkpoint)), accelerator)
 
 
-def find_images(places: Sequence[str]) -> list[str]:
-    """Files as they are named, the images below folders, and what fits a pattern. Raises DataError
-    where there is none."""
+def find_images(places: Sequence[str], failed: list[str]) -> list[str]:
+    """Files as they are named, the images below folders, and what fits a pattern. A place without
+    any is told in `failed`."""
     found: list[str] = []
     for place in places:
         if os.path.isdir(place):
@@ -139,7 +139,7 @@ def find_images(places: Sequence[str]) -> list[str]:
         else:
             below = [place] if os.path.exists(place) else glob.glob(place, recursive=True)
         if not below:
-            raise DataError(f"there is no image at {place}: name a file, a folder or a pattern")
+            failed.append(f"there is no image at {place}: name a file, a folder or a pattern")
         found += sorted(below)
     return list(dict.fromkeys(found))
 
@@ -175,20 +175,20 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="exit codes: 0 done, 2 wrong options, 3 some image or the checkpoint can't be read",
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="files, folders, patterns")
-    parser.add_argument("--checkpoint", required=True, help="weights.pt or a checkpoint")
+    parser.add_argument("--checkpoint", required=True, help="weights.pt, a checkpoint or a run")
     parser.add_argument("--json", action="store_true", help="JSON instead of CSV")
     parser.add_argument("--output", type=Path, help="a file for it; default: the screen")
     parser.add_argument("--accelerator", choices=("auto", "cpu"), default="auto")
     options = parser.parse_args(arguments)
     failed: list[str] = []
     try:
-        paths = find_images(options.paths)
-        model = load(options.checkpoint, options.accelerator)
-        target = open(options.output, "w", encoding="utf-8") if options.output else sys.stdout
-        write = write_json if options.json else write_csv
-        write(model.predict_each(paths, failed), target)
-        if options.output:
-            target.close()
+        if paths := find_images(options.paths, failed):
+            model = load(options.checkpoint, options.accelerator)
+            target = open(options.output, "w", encoding="utf-8") if options.output else sys.stdout
+            write = write_json if options.json else write_csv
+            write(model.predict_each(paths, failed), target)
+            if options.output:
+                target.close()
     except (DataError, OSError) as error:
         failed.append(str(error))
     for text in failed:

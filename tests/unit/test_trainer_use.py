@@ -61,7 +61,7 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory, request: Any) ->
 
 
 def test_three_lines_of_one_s_own_code(run: Path, photos: Path) -> None:
-    model = trainer.load(run / "weights.pt")
+    model = trainer.load(run)
     [found] = model.predict(photos / "test" / "green" / "0.png")
     assert found.label == "green" and 1 / 3 < found.probability <= 1
     assert found.top[0].label == "green" and len(found.top) == 3
@@ -72,7 +72,7 @@ def test_three_lines_of_one_s_own_code(run: Path, photos: Path) -> None:
 def test_predictions_are_those_of_the_evaluation(run: Path, photos: Path) -> None:
     evaluation, _, _ = evaluate_checkpoint(run / "weights.pt", str(photos), "cpu")
     model = trainer.load(run / "weights.pt", "cpu")
-    paths = predict.find_images([str(photos / "test")])
+    paths = predict.find_images([str(photos / "test")], [])
     failed: list[str] = []
     right = [
         Path(found.path).parent.name == found.label for found in model.predict_each(paths, failed)
@@ -89,19 +89,23 @@ def test_files_folders_and_patterns_as_csv_and_json(
         str(photos / "test" / "red" / "0.png"),
         str(photos / "test" / "blue"),
         str(photos / "*" / "green" / "1?.png"),
+        str(tmp_path / "nowhere"),
         str(tmp_path / "bad.png"),
     ]
     command = ["--checkpoint", str(run / "weights.pt"), "--accelerator", "cpu", *places]
     assert predict.main(command) == 3
     shown = capsys.readouterr()
-    assert shown.err.startswith(f"error: {tmp_path / 'bad.png'} is no image that can be read (")
+    assert [line.partition(" (")[0] for line in shown.err.splitlines()] == [
+        f"error: there is no image at {tmp_path / 'nowhere'}: name a file, a folder or a pattern",
+        f"error: {tmp_path / 'bad.png'} is no image that can be read",
+    ]
     rows = list(csv.DictReader(io.StringIO(shown.out)))
     assert len(rows) == 1 + 20 + 20 and rows[0]["path"] == places[0]
     assert rows[0]["class"] == "red" and rows[1]["class"] == "blue"
     shares = [float(rows[0][f"probability{end}"]) for end in ("", "_2", "_3")]
     assert sum(shares) == pytest.approx(1, abs=1e-4)
     out = tmp_path / "found.json"
-    assert predict.main([*command[:-1], "--json", "--output", str(out)]) == 0
+    assert predict.main([*command[:-2], "--json", "--output", str(out)]) == 0
     found = json.loads(out.read_text())
     assert [one["path"] for one in found] == [row["path"] for row in rows]
     assert found[0]["class"] == found[0]["top"][0]["class"] == "red"
@@ -112,6 +116,7 @@ def test_files_folders_and_patterns_as_csv_and_json(
     [
         ("nowhere/*.png", "weights.pt", "there is no image at nowhere/*.png: name a file, a"),
         ("{run}/curves.png", "summary.json", "can't be loaded as a checkpoint of this trainer"),
+        ("{run}/curves.png", "logs", "no trained network in the folder {run}/logs"),
     ],
 )
 def test_nothing_to_predict_is_one_line(
@@ -120,7 +125,7 @@ def test_nothing_to_predict_is_one_line(
     given = path.format(run=run)
     assert predict.main(["--checkpoint", str(run / checkpoint), given]) == 3
     shown = capsys.readouterr().err
-    assert text in shown and shown.count("\n") == 1
+    assert text.format(run=run) in shown and shown.count("\n") == 1
 
 
 def test_reading_the_configuration_takes_no_torch() -> None:
