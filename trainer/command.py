@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
+import importlib.util
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer.config import ConfigError, TrainConfig, to_dict, to_yaml
 from trainer.options import (
+    ELSEWHERE,
     EXIT_DATA,
     EXIT_DISK,
     EXIT_DIVERGED,
@@ -33,16 +35,8 @@ from trainer.processes import end_others, end_with_parent, is_first_process, say
 if TYPE_CHECKING:
     from trainer.data.images import ImageData
 
-ELSEWHERE = (
-    "recipe",
-    "run_dir",
-    "devices",
-    "num_workers",
-    "prefetch_factor",
-    "pin_memory",
-    "persistent_workers",
-)
-"""Fields that may differ between seeds that are averaged: where and how, not what."""
+OF_ONE = ("seed", "best_epoch", "checkpoint")
+"""Of a summary, what stands for one seed alone."""
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -89,7 +83,7 @@ def run_once(
     return summary
 
 
-def run_new(config: TrainConfig, data: ImageData, run_dir: Path) -> None:
+def check_new(run_dir: Path) -> None:
     """Raises TrainError where a training would be overwritten."""
     if is_first_process() and (
         any((run_dir / "checkpoints").glob("*.ckpt")) or (run_dir / "summary.json").exists()
@@ -99,7 +93,17 @@ def run_new(config: TrainConfig, data: ImageData, run_dir: Path) -> None:
             " --run_dir",
             EXIT_USAGE,
         )
-    run_once(config, data, run_dir, None)
+
+
+def check_packages(config: TrainConfig) -> None:
+    """A network or a logger that can't be had, before the images are decoded. Raises TrainError."""
+    from trainer.networks.elsewhere import find_maker
+    from trainer.train import no_logger
+
+    if ":" in config.network:
+        find_maker(config.network)
+    if config.logger != "tensorboard" and importlib.util.find_spec(config.logger) is None:
+        raise no_logger(config.logger)
 
 
 def run_resumed(config: TrainConfig, data: ImageData, run_dir: Path, start: Start) -> None:
@@ -162,7 +166,8 @@ def check_same_values(before: Mapping[str, Any], config: TrainConfig, place: Pat
 
 
 def summarise(summaries: Sequence[Mapping[str, Any]], run_dir: Path) -> None:
-    """Mean and standard deviation of several seeds, in place of a single run's summary."""
+    """Of several seeds, in place of a single run's summary: the mean of each figure, and the
+    accuracy's standard deviation. What stands for one alone is left out."""
     from trainer.progress import write_json
 
     accuracies = [summary["test_accuracy"] for summary in summaries]
@@ -171,14 +176,29 @@ def summarise(summaries: Sequence[Mapping[str, Any]], run_dir: Path) -> None:
         "test_accuracy": mean,
         "test_accuracy_std": deviation,
         "test_accuracies": accuracies,
-        "seconds": statistics.mean(summary["seconds"] for summary in summaries),
         "seeds": [summary["seed"] for summary in summaries],
+        "about": "means over the seeds; seed-N/summary.json has each one's own figures",
+        "config": summaries[0]["config"],
     }
-    write_json(run_dir / "summary.json", {**summaries[-1], **own})
+    shared = {name: value for name, value in mean_of(summaries).items() if name not in OF_ONE}
+    write_json(run_dir / "summary.json", shared | own)
     say(
         f"test_accuracy {mean:.4f} ± {deviation:.4f} (mean and standard deviation of"
         f" {len(summaries)} seeds)"
     )
+
+
+def mean_of(values: Sequence[Any]) -> Any:
+    """Of figures, and of those within mappings; what is the same in all stays, None is what has no
+    mean."""
+    first = values[0]
+    if all(value == first for value in values):
+        return first
+    if all(isinstance(value, Mapping) for value in values):
+        return {name: mean_of([value.get(name) for value in values]) for name in first}
+    if all(isinstance(value, (int, float)) for value in values):
+        return statistics.mean(values)
+    return None
 
 
 def run(options: argparse.Namespace, config: TrainConfig, start: Start | None) -> None:
@@ -194,6 +214,9 @@ def run(options: argparse.Namespace, config: TrainConfig, start: Start | None) -
         or os.environ.setdefault("TRAINER_RUN_DIR", f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
     )
     choose_devices(config)
+    check_packages(config)
+    if not start and options.repeat == 1:
+        check_new(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -210,7 +233,7 @@ def run(options: argparse.Namespace, config: TrainConfig, start: Start | None) -
         elif start:
             run_resumed(config, data, run_dir, start)
         else:
-            run_new(config, data, run_dir)
+            run_once(config, data, run_dir, None)
     except DataError as error:
         raise TrainError(str(error), EXIT_DATA) from None
     except Stopped:
@@ -223,12 +246,14 @@ def run(options: argparse.Namespace, config: TrainConfig, start: Start | None) -
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        again = f"free space, then --resume auto --run_dir {run_dir}"
-        raise TrainError(
-            f"the disk is full ({error.strerror}); the checkpoint before is kept. To go on:"
-            f" {again}",
-            EXIT_DISK,
-        ) from None
+        saved = any((run_dir / "checkpoints").glob("*.ckpt"))
+        again = (
+            "the checkpoint before is kept. To go on: free space, then --resume auto --run_dir"
+            f" {run_dir}"
+            if saved and options.repeat == 1
+            else f"to go on: free space, then the same command, with --run_dir {run_dir}"
+        )
+        raise TrainError(f"the disk is full ({error.strerror}); {again}", EXIT_DISK) from None
 
 
 def tell(text: str) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.callbacks.find_divergence import FindDivergence
 from trainer.config import TrainConfig, from_dict, peak_learning_rate
 from trainer.data.images import balanced_weights
 from trainer.evaluate import averaged_logits
@@ -84,6 +85,21 @@ class Classifier(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A training that goes on has the rates and decays of its own configuration, which may be
+        others than those that were saved: Lightning restores the optimizer's."""
+        if self._trainer is None or self.trainer.state.fn != "fit":
+            return
+        peak = peak_learning_rate(self.config, self.trainer.world_size)
+        wanted = make_optimizer(self.network, self.config, peak, self.trainer.world_size)
+        # What a divergence has lowered stays lowered.
+        scale = checkpoint["callbacks"].get(FindDivergence.__qualname__, {}).get("rate_scale", 1.0)
+        groups = checkpoint["optimizer_states"][0]["param_groups"]
+        for group, own in zip(groups, wanted.param_groups, strict=True):
+            kept = {name: group[name] for name in ("params", "fused") if name in group}
+            group.update(own | kept, initial_lr=scale * own["lr"])
+        checkpoint["lr_schedulers"][0]["base_lrs"] = [group["initial_lr"] for group in groups]
 
     def epochs_and_steps(self) -> tuple[int, float]:
         """Of this training: epochs, and steps of the optimizer in each.

@@ -41,16 +41,20 @@ def layer_groups(network: nn.Module, config: TrainConfig, peak: float) -> list[d
     the first layers to the peak in the last one, whose group comes first."""
     layers = layers_of(network)
     place = {p: number for number, layer in enumerate(layers) for p in layer.parameters(False)}
-    groups: dict[tuple[int, float], list[Tensor]] = {}
+    groups: dict[tuple[int, bool], list[Tensor]] = {}
     for p, number in place.items():
         if p.requires_grad:
             portion = PORTIONS * number // max(1, len(layers) - 1)
             portion = portion if config.lowest_rate < 1 else PORTIONS
             decays = config.optimizer == "adam" or p.dim() > 1
-            groups.setdefault((portion, config.weight_decay * decays), []).append(p)
+            groups.setdefault((portion, decays), []).append(p)
     return [
-        {"params": ps, "weight_decay": decay, "lr": peak * config.lowest_rate ** (1 - n / PORTIONS)}
-        for (n, decay), ps in reversed(groups.items())
+        {
+            "params": ps,
+            "weight_decay": config.weight_decay * decays,
+            "lr": peak * config.lowest_rate ** (1 - n / PORTIONS),
+        }
+        for (n, decays), ps in reversed(groups.items())
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,18 @@ FIXED = (
     "validation_max",
 )
 """What the weights, the optimizer's state and the honesty of the validation split depend on."""
+
+
+ELSEWHERE = (
+    "recipe",
+    "run_dir",
+    "devices",
+    "num_workers",
+    "prefetch_factor",
+    "pin_memory",
+    "persistent_workers",
+)
+"""Where and how a training runs, not what it is: may differ between seeds that are averaged."""
 
 
 class TrainError(Exception):
@@ -73,7 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume",
         metavar="PATH|auto",
-        help="go on from a checkpoint; auto: the newest of --run_dir that loads",
+        help="go on from a checkpoint or a run's folder; auto: the newest of --run_dir that loads",
     )
     parser.add_argument(
         "--repeat",
@@ -148,11 +161,11 @@ def unknown_options(rest: Sequence[str]) -> list[str]:
     for before, word in zip(["", *rest], rest, strict=False):
         if word.startswith("--"):
             name = word.partition("=")[0]
-            near = suggestion(name.replace("-", "_"), [f"__{field}" for field in FIELDS])
-            errors.append(f"unknown option {shown(name)}{near}")
+            near = suggestion(name.strip("-").replace("-", "_"), FIELDS)
+            errors.append(f"unknown option {shown(name)}{near.replace('mean ', 'mean --')}")
         elif not before.startswith("--"):
             errors.append(f"an option is missing before {shown(word)}")
-    return [error.replace("(did you mean __", "(did you mean --") for error in errors]
+    return errors
 
 
 def resumed_config(
@@ -178,11 +191,24 @@ def resumed_config(
     return dataclasses.replace(config, recipe=before.recipe)
 
 
+def changed_values(before: Mapping[str, Any], config: TrainConfig) -> str:
+    """What a training that goes on does in another way than the one of this configuration. Where
+    its images lie is not what they are."""
+    old, new = from_dict(before), from_dict(to_dict(config))
+    return ", ".join(
+        f"{name} {shown(value)} instead of {shown(getattr(old, name))}"
+        for name, value in vars(new).items()
+        if name not in (*ELSEWHERE, "data") and value != getattr(old, name)
+    )
+
+
 def find_start(resume: str, run_dir: str) -> Start:
     """The checkpoint to go on from. Raises TrainError where there is none: a training must not
     restart in silence."""
     from trainer.checkpoints import load_checkpoint, newest_that_loads
 
+    if resume != "auto" and os.path.isdir(resume):
+        resume, run_dir = "auto", resume
     if resume != "auto":
         try:
             return Start(Path(resume), load_checkpoint(Path(resume)))

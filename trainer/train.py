@@ -4,18 +4,18 @@ Trainer, fit, test. `python -m trainer.train --help` has the options (`trainer/c
 from __future__ import annotations
 
 import os
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.config import TrainConfig, to_dict
-from trainer.options import EXIT_DIVERGED, EXIT_MEMORY, EXIT_USAGE, TrainError
+from trainer.options import EXIT_DIVERGED, EXIT_MEMORY, EXIT_USAGE, TrainError, changed_values
 from trainer.processes import is_first_process, leave_others, remember_others, say, wait_for_others
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
-    from trainer.callbacks import FindDivergence
+    from trainer.callbacks import FindDivergence, TellProgress
     from trainer.data.images import ImageData
     from trainer.devices import Devices
 
@@ -35,14 +35,13 @@ def train(
     import torch
 
     from trainer import callbacks as ours
-    from trainer.checkpoints import BEST, LAST, WITHIN, remove_unfinished, standing
+    from trainer.checkpoints import BEST, LAST, WITHIN, load_checkpoint, remove_unfinished, standing
     from trainer.data.data_module import ImageDataModule
     from trainer.devices import choose_devices, compile_wanted, keep_freed_memory, torch_device
     from trainer.model import Classifier
     from trainer.progress import News
     from trainer.report.summary import describe, write_summary
 
-    began = time.monotonic()
     first, checkpoints = is_first_process(), run_dir / "checkpoints"
     run_dir.mkdir(parents=True, exist_ok=True)
     if first:
@@ -51,7 +50,8 @@ def train(
     if devices.indices is None:
         keep_freed_memory()
     datamodule = ImageDataModule(data, config, torch_device(devices))
-    steps, images = datamodule.steps_for(devices.world), datamodule.share * devices.world
+    steps = datamodule.steps_for(devices.world)
+    images = min(datamodule.share * devices.world, len(datamodule.train_images))
     describe(config, devices, datamodule)
 
     judged = datamodule.validation is not None
@@ -59,6 +59,8 @@ def train(
     stop = ours.StopWhenAsked(within)
     stop.install()
     tell = ours.TellProgress(run_dir if first else None, images)
+    if start:
+        take_up(load_checkpoint(start), config, tell)
     tell.progress.tell(News("starting", standing(start)["epoch"], config.max_epochs))
     cut = ours.CutBatches(config.part_images, at_least=config.accumulate_grad_batches)
     compile_first = ours.CompileFirst(config.compile == "true", datamodule.example_batches, cut)
@@ -105,11 +107,24 @@ def train(
     trainer.test(model, datamodule=datamodule, ckpt_path=chosen, verbose=False)
     about = {
         "checkpoint": f"checkpoints/{chosen.name}",
-        "wall_seconds": time.monotonic() - began,
+        "wall_seconds": tell.whole.now(),
         "restores": find_divergence.restores,
         "parts": cut.parts_of(datamodule.share, datamodule.device),
     }
     return write_summary(run_dir, devices, model, tell, about)
+
+
+def take_up(content: Mapping[str, Any], config: TrainConfig, tell: TellProgress) -> None:
+    """What the checkpoint of a training that goes on tells of it, and what is done in another way
+    from now on."""
+    training = content["training"]
+    tell.whole.seconds = training.get("wall_seconds", training["seconds"])
+    tell.changes = list(training.get("changes", []))
+    if changed := changed_values(content["hyper_parameters"]["config"], config):
+        tell.changes.append(f"after {training['step']} steps: {changed}")
+        say(f"from here on: {changed}")
+    if training["epoch"] >= config.max_epochs:
+        say(f"all epochs ({config.max_epochs}) are trained already: only the test is done")
 
 
 def make_savers(config: TrainConfig, checkpoints: Path, judged: bool) -> list[pl.Callback]:
@@ -187,9 +202,13 @@ def make_loggers(config: TrainConfig, run_dir: Path, done: int | None) -> list[A
             place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run_dir / 'mlflow.db'}"
             return [board, loggers.MLFlowLogger(run_name=name, tracking_uri=place)]
     except ModuleNotFoundError:
-        text = f"logger {config.logger}: the package is not installed: pip install {config.logger}"
-        raise TrainError(text, EXIT_USAGE) from None
+        raise no_logger(config.logger) from None
     return [board]
+
+
+def no_logger(name: str) -> TrainError:
+    text = f"logger {name}: the package is not installed: pip install {name}"
+    return TrainError(text, EXIT_USAGE)
 
 
 def last_good(

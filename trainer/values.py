@@ -136,7 +136,8 @@ def _number(value: object) -> float:
 
 
 def _numbers(value: object) -> tuple[int, ...]:
-    parts = value.replace(",", " ").split() if isinstance(value, str) else value
+    # As --print_config shows them, too.
+    parts = value.strip("[]").replace(",", " ").split() if isinstance(value, str) else value
     numbers = [_finite(part) for part in parts] if isinstance(parts, (list, tuple)) else []
     found = [int(n) for n in numbers if n is not None and n == int(n) and 1 <= n <= 8192]
     if not 0 < len(numbers) == len(found) <= 16:
@@ -180,9 +181,9 @@ def check_values(values: Mapping[str, Any]) -> list[tuple[str, str]]:
                 (name, f"{name} must be one of {', '.join(CHOICES[name])}, not {shown(value)}")
             )
         if name in AT_LEAST and value < AT_LEAST[name]:
-            errors.append((name, f"{name} must be at least {AT_LEAST[name]:g}, not {value:g}"))
+            errors.append((name, f"{name} must be at least {AT_LEAST[name]:g}, not {value:.15g}"))
         if name in AT_MOST and value > AT_MOST[name]:
-            errors.append((name, f"{name} must be at most {AT_MOST[name]:g}, not {value:g}"))
+            errors.append((name, f"{name} must be at most {AT_MOST[name]:.15g}, not {value:.15g}"))
     if "learning_rate" in values and values["learning_rate"] <= 0:
         errors.append(
             ("learning_rate", f"learning_rate must be above 0, not {values['learning_rate']:g}")

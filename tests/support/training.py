@@ -90,7 +90,7 @@ def same_bits(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
-        timed = ("seconds", "images_per_s", "epoch_began")
+        timed = ("seconds", "wall_seconds", "images_per_s", "epoch_began")
         return one.keys() == other.keys() and all(
             same_bits(one[name], other[name]) for name in one if name not in timed
         )

@@ -77,6 +77,7 @@ def test_a_recipe_is_not_changed_like_a_field() -> None:
     [
         ("widths", "64, 128 256", (64, 128, 256)),
         ("widths", [8, 9], (8, 9)),
+        ("resolutions", "[16, 32]", (16, 32)),
         ("deterministic", "TRUE", True),
         ("amsgrad", "no", False),
         ("max_epochs", "1e2", 100),
@@ -147,6 +148,8 @@ def test_unknown_options_are_named_together_with_wrong_values(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 5 and all(line.startswith("error: ") for line in lines)
     assert lines[0] == "error: unknown option '--learning-rte' (did you mean --learning_rate?)"
+    assert options.unknown_options(["--nonsense"]) == ["unknown option '--nonsense'"]
+    assert errors_of(seed=1e20) == ["seed must be at most 2147483647, not 1e+20"]
 
 
 HOSTILE = st.recursive(

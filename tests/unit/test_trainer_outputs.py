@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import json
 import os
-import statistics
 import threading
 import time
 from pathlib import Path
@@ -361,44 +360,6 @@ def test_a_run_without_a_directory_goes_to_runs_and_logs_shows_it(
     [run] = Path("runs").iterdir()
     assert (run / "summary.json").exists()
     assert Path("logs").resolve() == (run / "logs").resolve() and list(Path("logs").iterdir())
-
-
-# -- several seeds
-
-
-def test_seeds_are_averaged_and_finished_ones_are_not_trained_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("trainer.data.sources.make_synthetic", lambda: DATA)
-    place = tmp_path / "seeds"
-    arguments = [*ARGUMENTS, "--seed", "4", "--repeat", "2", "--run_dir", str(place)]
-    assert cli.main(arguments) == 0
-    own = [json.loads((place / f"seed-{seed}" / "summary.json").read_text()) for seed in (4, 5)]
-    accuracies = [summary["test_accuracy"] for summary in own]
-    summary = json.loads((place / "summary.json").read_text())
-    assert [summary["seed"] for summary in own] == summary["seeds"] == [4, 5]
-    assert summary["test_accuracy"] == pytest.approx(statistics.mean(accuracies))
-    assert (
-        summary["test_accuracy_std"] == pytest.approx(statistics.stdev(accuracies))
-        and summary["test_accuracies"] == accuracies
-    )
-    assert (
-        f"{statistics.mean(accuracies):.4f} ± {statistics.stdev(accuracies):.4f}"
-        in capsys.readouterr().out
-    )
-
-    (place / "seed-5" / "summary.json").unlink()
-    before = (place / "seed-4" / "weights.pt").stat().st_mtime_ns
-    assert cli.main(arguments) == 0
-    out = capsys.readouterr().out
-    assert "seed 4: done already" in out and "resuming from" in out and out.count("epoch 1/1") == 0
-    assert (place / "seed-4" / "weights.pt").stat().st_mtime_ns == before
-
-    assert cli.main([*arguments, "--learning_rate", "0.5"]) == 2
-    assert (
-        "seed-4 was trained with another learning_rate: give the same values, or another --run_dir"
-        in capsys.readouterr().err
-    )
 
 
 # -- pure decisions

@@ -33,7 +33,11 @@ class TellProgress(pl.Callback):
         self.run_dir, self.images_per_step = run_dir, images_per_step
         self.progress = Progress(run_dir)
         self.history: list[dict[str, Any]] = []
-        self.clock = Clock()
+        # Of training; and in all, since this attempt began and in those before it.
+        self.clock, self.whole = Clock(), Clock()
+        self.whole.start()
+        # What was changed when the training went on, and when.
+        self.changes: list[str] = []
         # On it: when this epoch began, and when its steps were done.
         self.epoch_began = self.trained = 0.0
         self.rate = 0.0
@@ -51,8 +55,10 @@ class TellProgress(pl.Callback):
             "batch": batch,
             "step": trainer.global_step,
             "seconds": self.clock.now(),
+            "wall_seconds": self.whole.now(),
             "epoch_began": self.epoch_began,
             "learning_rate": self.rate,
+            "changes": list(self.changes),
             "history": copy.deepcopy(self.history),
         }
 

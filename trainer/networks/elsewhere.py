@@ -4,7 +4,8 @@ project, which takes the number of classes and gives a module."""
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,8 @@ from trainer.processes import say
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, as pretrained networks expect it where they do not say otherwise."""
 CLASSIFIER_TENSORS = 2
+ERRORS = (ImportError, AttributeError, ValueError, RuntimeError, TypeError)
+"""Of an import, of a library's look-up and of a network that is made."""
 
 
 class FromElsewhere(nn.Module):
@@ -32,18 +35,27 @@ class FromElsewhere(nn.Module):
         return cast(Tensor, self.network(self.normalise(images)))
 
 
-def from_elsewhere(name: str, classes: int) -> FromElsewhere:
+def find_maker(name: str) -> Callable[[int], Any]:
+    """Of a network of so many classes. Raises TrainError."""
     place, _, what = name.partition(":")
     try:
         if place == "torchvision":
-            network = importlib.import_module("torchvision").models.get_model(
-                what, num_classes=classes
-            )
+            make = importlib.import_module("torchvision").models.get_model_builder(what)
         elif place == "timm":
-            network = importlib.import_module("timm").create_model(what, num_classes=classes)
+            make = partial(importlib.import_module("timm").create_model, what)
         else:
-            network = getattr(importlib.import_module(place), what)(classes)
-    except (ImportError, AttributeError, ValueError, RuntimeError, TypeError) as error:
+            own: Callable[[int], Any] = getattr(importlib.import_module(place), what)
+            return own
+    except ERRORS as error:
+        raise wrong(f"network {name}", error) from None
+    return lambda classes: make(num_classes=classes)
+
+
+def from_elsewhere(name: str, classes: int) -> FromElsewhere:
+    make = find_maker(name)
+    try:
+        network = make(classes)
+    except ERRORS as error:
         raise wrong(f"network {name}", error) from None
     if not isinstance(network, nn.Module):
         raise TrainError(f"network {name}: it gives no torch.nn.Module", EXIT_USAGE)
@@ -98,4 +110,6 @@ def fitting_by_name(own: Mapping[str, Tensor], state: Mapping[str, Any]) -> dict
 
 def wrong(what: str, error: Exception) -> TrainError:
     said = " ".join(str(error).split())[:200]
+    if isinstance(error, ModuleNotFoundError) and error.name in ("timm", "safetensors"):
+        said += f": pip install {error.name}"
     return TrainError(f"{what} can't be had: {type(error).__name__}: {said}", EXIT_USAGE)

@@ -108,7 +108,8 @@ def render_report(summary: Mapping[str, Any], mistakes: Mistakes | None = None) 
     versions = ", ".join(
         f"{name} {version}" for name, version in summary["versions"].items() if name != "system"
     )
-    changed = "\n".join(f"    {name}: {value}" for name, value in config.items())
+    values = "\n".join(f"    {name}: {value}" for name, value in config.items())
+    changes = "".join(f"- {text}\n" for text in summary.get("changes", ()))
     epochs = f"{summary['epochs']} of {summary['max_epochs']} epochs"
     rate = f"peak learning rate {summary['learning_rate']:g}"
     return f"""# Test accuracy {percent(summary["test_accuracy"])}{uneven}
@@ -120,7 +121,7 @@ On {summary["test_images"]} test images, of `{summary["checkpoint"]}`, read once
 - expected calibration error {percent(summary["calibration_error"])}: how far the probabilities are
   from the share of right answers, in the mean
 - effective batch {summary["effective_batch"]}, {rate}, seed {summary["seed"]}
-- {"; ".join(line.strip() for line in summary["devices"])}
+{changes}- {"; ".join(line.strip() for line in summary["devices"])}
 - {versions}
 
 ![curves](curves.png)
@@ -131,5 +132,5 @@ On {summary["test_images"]} test images, of `{summary["checkpoint"]}`, read once
 {legend_of_numbers(data["classes"])}{describe_mistakes(mistakes, data["classes"])}
 Every value of the recipe `{config["recipe"]}`:
 
-{changed}
+{values}
 """

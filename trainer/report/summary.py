@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import statistics
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,18 @@ def describe(config: TrainConfig, devices: Devices, module: ImageDataModule) -> 
         print(f"loading in {workers} worker processes{capped}")
     else:
         print("loading from a copy of the images on the device")
+    step = effective_batch(config, devices.world)
+    if step > len(module.train_images):
+        print(
+            f"warning: a step takes {step} images, and there are {len(module.train_images)} to"
+            " train on: every epoch is one step of all, with a learning rate for"
+            f" {step}; lower batch_size"
+        )
     count = parameter_count(make_network(config, len(data.classes)).parameters())
+    weights = f"{count / 1e6:.2f} million" if count >= 1e5 else f"{count}"
     print(
-        f"recipe {config.recipe}: network {config.network}, {count / 1e6:.2f} million parameters,"
-        f" effective batch {effective_batch(config, devices.world)}, peak learning rate"
+        f"recipe {config.recipe}: network {config.network}, {weights} parameters,"
+        f" effective batch {step}, peak learning rate"
         f" {peak_learning_rate(config, devices.world):g}",
         flush=True,
     )
@@ -75,6 +84,7 @@ def write_summary(
     evaluation = model.evaluation
     assert evaluation is not None
     write_weights(model, run_dir / "weights.pt")
+    rates = [row["images_per_s"] for row in history]
     top = best_row(history) or {"epoch": None, "val_accuracy": None}
     summary = {
         **as_json(evaluation, module.data.classes),
@@ -83,7 +93,7 @@ def write_summary(
         "max_epochs": config.max_epochs,
         "best_epoch": top["epoch"],
         "seconds": tell.clock.seconds,
-        "images_per_s": history[-1]["images_per_s"] if history else None,
+        "images_per_s": statistics.median(rates) if rates else None,
         **about,
         "effective_batch": effective_batch(config, devices.world),
         "learning_rate": peak_learning_rate(config, devices.world),
@@ -101,6 +111,7 @@ def write_summary(
         "devices": describe_devices(devices),
         "versions": versions(),
         "config": to_dict(config),
+        "changes": tell.changes,
     }
     answers = evaluation.answers
     try:
