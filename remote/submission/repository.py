@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from remote.agent.shared.text import redact
 from remote.errors import RemoteError, TransferFailed, UsageError
+from remote.project.options import SubmitOptions
 from remote.screen.display import Display
 from remote.screen.text import one_line
+from remote.submission.bundle import SUMS
 
 NOBODY = ("-c", "user.name=submission", "-c", "user.email=submission@localhost")
 """The commit's identity where the user has none."""
+ADVICE = re.compile(r"hint:|To |Please make sure|and the repository exists")
+"""Of git's lines those that say nothing of the cause."""
 
 
 def git(place: Path, *words: str, options: Sequence[str] = ()) -> str:
@@ -32,15 +38,13 @@ def git(place: Path, *words: str, options: Sequence[str] = ()) -> str:
         errors="replace",
     )
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        fatal = next(
-            (line for line in lines if line.startswith(("fatal:", "error:", "remote: error"))),
-            lines[-1] if lines else "",
-        )
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        said = "; ".join(line for line in lines if not ADVICE.match(line))
+        afar = words[0] in ("push", "fetch", "ls-remote")
         raise TransferFailed(
-            f"git {words[0]} failed: {one_line(fatal, 300)}",
+            f"git {words[0]} failed: {one_line(redact(said), 300)}",
             step="submit",
-            remedy=f"look at {place}",
+            remedy="check the address, and that it lets you in" if afar else f"look at {place}",
         )
     return done.stdout.strip()
 
@@ -51,11 +55,15 @@ def make_repository(place: Path, message: str) -> str | None:
     if shutil.which("git") is None:
         return None
     git(place, "init", "--quiet", "--initial-branch=main")
-    known = all(_configured(place, name) for name in ("user.name", "user.email"))
     git(place, "add", "--all", "--force")
     words = ("commit", "--quiet", "--no-verify", "--no-gpg-sign", "-m", message)
-    git(place, *words, options=() if known else NOBODY)
+    git(place, *words, options=_identity(place))
     return git(place, "rev-parse", "--short", "HEAD")
+
+
+def _identity(place: Path) -> Sequence[str]:
+    known = all(_configured(place, name) for name in ("user.name", "user.email"))
+    return () if known else NOBODY
 
 
 def _configured(place: Path, name: str) -> bool:
@@ -65,13 +73,57 @@ def _configured(place: Path, name: str) -> bool:
         return False
 
 
-def push_to(place: Path, url: str, display: Display) -> None:
-    if url.startswith("-"):
+def require_way(options: SubmitOptions) -> None:
+    """Before anything is evaluated: that it could be pushed. Raises UsageError, TransferFailed."""
+    if (options.push or options.github) and shutil.which("git") is None:
         raise UsageError(
-            f"--push needs the address of a repository, not {url!r:.60}", step="submit"
+            "nothing can be pushed without git",
+            step="submit",
+            remedy="install git, then the same command again",
         )
-    git(place, "push", "--quiet", url, "main:main")
+    if options.push:
+        if options.push.startswith("-"):
+            text = f"--push needs the address of a repository, not {options.push!r:.60}"
+            raise UsageError(text, step="submit")
+        _tip(Path.cwd(), _address(options.push))
+    elif options.github and shutil.which("gh") is None:
+        raise UsageError(
+            "GitHub's program gh is not installed",
+            step="submit",
+            remedy="create a repository by hand, then --push URL",
+        )
+
+
+def push_to(place: Path, url: str, display: Display) -> None:
+    """Into an empty repository, or behind an earlier bundle, which its history keeps. Raises
+    UsageError where something else is there."""
+    address, commit = _address(url), "main"
+    if _tip(place, address):
+        git(place, "fetch", "--quiet", "--depth=1", address, "refs/heads/main")
+        if SUMS not in git(place, "ls-tree", "--name-only", "FETCH_HEAD").splitlines():
+            raise UsageError(
+                f"{without_password(url)} holds something else than a bundle",
+                step="submit",
+                remedy="name an empty repository",
+            )
+        if git(place, "rev-parse", "FETCH_HEAD^{tree}") == git(place, "rev-parse", "main^{tree}"):
+            display.line(f"{without_password(url)} has it already")
+            return
+        message = git(place, "log", "-1", "--format=%B", "main")
+        words = ("commit-tree", "main^{tree}", "-p", "FETCH_HEAD", "-m", message)
+        commit = git(place, *words, options=_identity(place))
+    git(place, "push", "--quiet", address, f"{commit}:refs/heads/main")
     display.line(f"pushed to {without_password(url)}")
+
+
+def _tip(place: Path, address: str) -> str:
+    """The commit at its main; empty where it has none."""
+    return git(place, "ls-remote", address, "refs/heads/main")
+
+
+def _address(url: str) -> str:
+    """Of a folder as it was typed here: git would look for it from the bundle on."""
+    return str(Path(url).absolute()) if "://" not in url and Path(url).is_dir() else url
 
 
 def without_password(url: str) -> str:
@@ -82,12 +134,6 @@ def without_password(url: str) -> str:
 def publish(place: Path, name: str, display: Display, yes: bool) -> None:
     """Create a public repository by GitHub's own program, after a confirmation; its address is what
     is to be sent."""
-    if shutil.which("gh") is None:
-        raise UsageError(
-            "GitHub's program gh is not installed",
-            step="submit",
-            remedy="create a repository by hand, then --push URL",
-        )
     if not yes:
         agreed = display.confirm(
             f"create the PUBLIC repository {name} on GitHub and push {place} to it?"

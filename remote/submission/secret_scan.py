@@ -20,6 +20,9 @@ SECRETS = {
     "API key": re.compile(r"\b(?:sk-[A-Za-z0-9_-]{20}|AIza[A-Za-z0-9_-]{35})"),
     "AWS key": re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
     "Slack token": re.compile(r"\bxox[abeprs]-[A-Za-z0-9-]{10}"),
+    "Telegram token": re.compile(r"\b\d{8,10}:AA[A-Za-z0-9_-]{33}\b"),
+    "ServerChan key": re.compile(r"\bSCT\d{3,}T[A-Za-z0-9]{20}"),
+    "netrc entry": re.compile(r"\bmachine\s+\S+\s+login\s+\S+\s+password\s+\S"),
     "Weights & Biases key": re.compile(r"(?i)\bwandb[^\n]{0,40}['\"\s:=][0-9a-f]{40}\b"),
     "webhook address": re.compile(
         r"https?://(?:hooks\.slack\.com/services|open\.(?:feishu\.cn|larksuite\.com)/open-apis/bot|qyapi\.weixin\.qq\.com/cgi-bin/webhook"
@@ -29,15 +32,17 @@ SECRETS = {
 """Forms that only a secret has. Searched for in the whole text: a key spans lines."""
 LIKELY = {
     "password": re.compile(
-        r"(?im)^[^#\n]*\b(?:password|passwd|passphrase|secret|api_?key|access_?token|auth_?token)['\"]?\s*[:=]\s*['\"]?[^'\"\s${<]{6,}"
+        r"(?im)^[^#\n]*(?:\b|_)(?:password|passwd|passphrase|secret|(?:api|secret|access)_?key|(?:access|auth|api)_?token)"
+        r"['\"]?\s*[:=]\s*['\"]?[^'\"\s${<]{6,}"
     ),
     "address with a password": re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s/:@'\"]+:[^\s/@'\"${]{3,}@"),
 }
-"""In settings alone: code speaks of such things without holding them."""
+"""In settings and plain text alone: code speaks of such things without holding them."""
 HOME = re.compile(
     r"(?:/home|/Users|/mnt/[a-z]/Users|[A-Za-z]:[\\/]{1,2}Users)[\\/]{1,2}[^\\/\s'\"<>:,;)]+"
 )
 SETTINGS = {".yaml", ".yml", ".json", ".toml", ".ini", ".cfg", ".conf", ".env", ".sh"}
+PLAIN = {"", ".in", ".properties", ".txt"}
 MOST_BYTES = 8 << 20
 
 
@@ -70,8 +75,10 @@ def _search_file(file: Path, path: str) -> Iterator[Finding]:
     if b"\0" in data:
         return
     text = data.decode("utf-8", "replace")
-    settings = PurePosixPath(path).suffix.lower() in SETTINGS or name.startswith(".env")
-    wanted = {**SECRETS, **LIKELY, "home directory": HOME} if settings else SECRETS
+    suffix = PurePosixPath(path).suffix.lower()
+    wanted = {**SECRETS, **LIKELY} if suffix in PLAIN else SECRETS
+    if suffix in SETTINGS or name.startswith(".env"):
+        wanted = {**SECRETS, **LIKELY, "home directory": HOME}
     for kind, pattern in wanted.items():
         for match in pattern.finditer(text):
             yield Finding(path, text.count("\n", 0, match.start()) + 1, kind)

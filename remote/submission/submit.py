@@ -22,7 +22,7 @@ from remote.screen.display import Display
 from remote.screen.text import one_line, percent
 from remote.submission import bundle
 from remote.submission.evaluation import default_data, evaluate_here, evaluate_there
-from remote.submission.repository import git, make_repository, publish, push_to
+from remote.submission.repository import git, make_repository, publish, push_to, require_way
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def submit(
     source = find_run(project.dest, options.run)
     place = Path(options.dest).expanduser().absolute()
     require_free(place)
+    require_way(options)
     claim = bundle.read_claim(source)
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".submission-", dir=place.parent) as folder:
@@ -68,7 +69,7 @@ def submit(
         os.rename(draft, place)
     tell_made(display, place, made, commit)
     fab = f"fab -H {session.typed}" if session else "fab"
-    hand_over(display, place, commit, options, f"{fab} {typed(options)}")
+    hand_over(display, place, options, f"{fab} {typed(options)}")
     if display.json_mode:
         display.json(made_json(place, made, commit))
     return 0
@@ -109,16 +110,8 @@ def made_json(place: Path, made: Made, commit: str | None) -> dict[str, Any]:
     }
 
 
-def hand_over(
-    display: Display, place: Path, commit: str | None, options: SubmitOptions, again: str
-) -> None:
+def hand_over(display: Display, place: Path, options: SubmitOptions, again: str) -> None:
     """Push it where that is asked for, else tell how. `again`: what was typed."""
-    if not commit and (options.push or options.github):
-        raise UsageError(
-            "nothing can be pushed without git",
-            step="submit",
-            remedy="install git, then the same command again",
-        )
     if options.push:
         push_to(place, options.push, display)
     elif options.github:
