@@ -5,11 +5,12 @@ then part by part. What is not found stays English."""
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import re
 import string
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import cleandoc
 from pathlib import Path
@@ -121,24 +122,27 @@ class Catalogue:
         in part. `whole`: None for that."""
         if not text or (exact := self.exact.get(text)) is not None:
             return exact if text else None
-        if (first := self._filled(self.first, text)) is not None:
+        head = HEADS.match(text)
+        is_known = bool(head and text[head.end() :] in self.exact)
+        if not is_known and (first := self._filled(self.first, text)) is not None:
             return first
-        if head := HEADS.match(text):
+        if head:
             return f"{self.exact[head[1]]}：{self.translate(text[head.end() :])}"
-        found = (
-            self._joined(text, all)
-            or self._filled(self.whole, text)
-            or self._filled(self.parts, text)
-        )
+        found = least_english(
+            self._joined(text, all), self._filled(self.whole, text)
+        ) or self._filled(self.parts, text)
+        weak = None if found else self._filled(self.weak, text)
         if found or whole:
-            return found or self._filled(self.weak, text)
-        return (
-            least_english(self._joined(text, any), self._filled(self.loose, text))
-            or self._filled(self.weak, text)
-            or self._inside_blanks(text)
-        )
+            return found or weak
+        return least_english(
+            self._joined(text, any), self._filled(self.loose, text), weak
+        ) or self._inside_blanks(text)
 
     def _filled(self, templates: Sequence[Template], text: str) -> str | None:
+        """By the first that fits, or the second where that leaves less in English."""
+        return least_english(*itertools.islice(self._fillings(templates, text), 2))
+
+    def _fillings(self, templates: Sequence[Template], text: str) -> Iterator[str]:
         for one in templates:
             if one.longest in text and (match := one.pattern.fullmatch(text)):
                 before, *values = match.groups()
@@ -146,8 +150,7 @@ class Catalogue:
                     continue
                 if before.count("(") == before.count(")"):
                     told = one.translation.format(*map(self.translate, values))
-                    return self.translate(before) + told
-        return None
+                    yield self.translate(before) + told
 
     def _joined(self, text: str, known: Callable[[Iterable[str | None]], bool]) -> str | None:
         if len(re.findall(r"\n|[:;,] ", text)) > MOST_JOINTS:

@@ -151,7 +151,7 @@ def test_a_time_limit_lets_all_nodes_save_and_the_next_job_goes_on(
     logs = [(run / name).read_text() for name in ("train.log", "node-1/train.log")]
     assert len(cluster.jobs(run.name)) == len(row["attempts"]) + 1
     assert logs[0].count("the state is saved") == logs[0].count("resuming from") >= 1, logs
-    assert "supervisor: its time limit is over; its state was saved; restarting (1 of 3)" in logs[0]
+    assert "supervisor: its time limit is over; it was told to save; restarting (1 of 3)" in logs[0]
     assert lab.task("train", name="whole", follow=True, **asked).code == 0
     whole = lab.root / "runs" / lab.rows()[0]["run"]
     one, other = (weights_of(path / "checkpoints" / "last.ckpt") for path in (run, whole))

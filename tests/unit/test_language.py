@@ -127,6 +127,14 @@ def test_every_message_is_found_with_something_filled_in(chinese: None, value: s
             "还有别人在用它：wang (tmux)。关闭 gpu1 吗（`poweroff`）？",
         ),
         ("an unheard-of word on the way", "an unheard-of word on the way"),
+        ("zh: 2 points: 2 finished", "zh：2 个组合：2 已完成"),
+        ("a has 2 free (a: 2 of 2 GPUs free)", "a 有 2 块空闲（a：2 块 GPU 中 2 块空闲）"),
+        (
+            "note: this server has Slurm: where trainings belong into its queue, set"
+            " remote.launcher: slurm in fabric.yaml",
+            "提示：这台服务器有 Slurm：若训练应进入它的队列，在 fabric.yaml 里设置"
+            " remote.launcher: slurm",
+        ),
         (
             "the server did not start our program (exit code 1: This account is closed)",
             "服务器没有启动我们的程序（退出码 1: This account is closed）",

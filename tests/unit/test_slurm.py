@@ -152,7 +152,7 @@ def test_who_sent_a_signal() -> None:
     running = JobRow("17", "RUNNING", end=NOW + 100)
     assert tell_signal(running, None, NOW, 210) == (
         "failed",
-        "its time limit is over; its state was saved",
+        "its time limit is over; it was told to save",
         "time limit",
     )
     assert tell_signal(running._replace(end=NOW + 9000), None, NOW, 210) is None

@@ -148,5 +148,5 @@ def tell_signal(
         return ENDS[state]
     end = row.end if row and row.end else end
     if end is not None and end - now <= notice_s:
-        return Outcome("failed", "its time limit is over; its state was saved", "time limit")
+        return Outcome("failed", "its time limit is over; it was told to save", "time limit")
     return None

@@ -62,6 +62,14 @@ def facts(call: Call, question: Question) -> Dict[str, Any]:
     return answer
 
 
+NO_NODE = GpuReport(
+    found=False,
+    problem="no node was asked for its GPUs",
+    remedy="set remote.slurm.gres (such as gpu:1), and one is",
+)
+"""Of a login node, which trains nothing itself."""
+
+
 class GpuQuestion:
     """Answered while the rest is looked at: this machine's GPUs, or those of a node of Slurm's."""
 
@@ -78,7 +86,7 @@ class GpuQuestion:
         elif self.slurm:
             self.found = node_report(self.layout.root, self.slurm)
         else:
-            self.found = gpus.NO_TOOL
+            self.found = NO_NODE
 
     def answer(self) -> Dict[str, Any]:
         self.thread.join(15 if self.slurm is None else NOW_S + 60)
