@@ -90,7 +90,7 @@ def _version_problem(needs: Needs, python: Interpreter) -> str | None:
     from packaging.specifiers import SpecifierSet
 
     if python.version_info[:2] < OLDEST:
-        return f"it is python {python.version}, the project needs {dotted(OLDEST)}"
+        return f"it is python {python.version}, and {dotted(OLDEST)} is the oldest that will do"
     asked = needs.requirements.python
     version = dotted(python.version_info[:3])
     if asked and not SpecifierSet(asked).contains(version, prereleases=True):
