@@ -41,6 +41,13 @@ def ended(
         (ended(0), "failed", "no summary", "without a summary", False),
         (ended(2, tail="error: x\nbye"), "failed", "exit code", "exit code 2: error: x", False),
         (ended(1), "failed", "exit code", "exit code 1", True),
+        (
+            ended(3, tail="epoch 4"),
+            "failed",
+            "exit code",
+            "exit code 3; its last line: epoch 4",
+            False,
+        ),
     ],
 )
 def test_how_it_ended(

@@ -78,8 +78,7 @@ def tell_failure(ended: Ended) -> Outcome:
         return Outcome("failed", "out of memory on the host: killed by the kernel", "host memory")
     if code < 0:
         return Outcome("failed", f"killed from outside ({signal_name(-code)})", "killed")
-    last = last_error_line(tail)
-    because = f": {last}" if last else ""
+    because = last_words(tail)
     if ended.is_trainer and code == DIVERGED:
         return Outcome("failed", f"diverged{because}", "diverged")
     if code == 0:
@@ -102,13 +101,12 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def last_error_line(tail: str) -> str:
-    """The line that a person would quote: the last one that looks like an error, else the last one
-    at all."""
+def last_words(tail: str) -> str:
+    """What a person would quote: the last line that looks like an error, else the last one."""
     lines = [line.strip() for line in tail.splitlines() if line.strip()]
     if any(line.endswith("bdb.BdbQuit") for line in lines[-3:]):
-        return NOBODY_ANSWERED
+        return f": {NOBODY_ANSWERED}"
     for line in reversed(lines[-200:]):
         if re.match(r"(\w+\.)*\w*(Error|Exception|Interrupt)\b|error:|fatal:", line, re.IGNORECASE):
-            return line[:300]
-    return lines[-1][:300] if lines else ""
+            return f": {line[:300]}"
+    return f"; its last line: {lines[-1][:300]}" if lines else ""
