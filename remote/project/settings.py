@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -125,62 +125,61 @@ def _typed(default: Any, value: Any) -> Any:
     return str(value)
 
 
-def _problems(settings: Settings, project: str) -> list[str]:
-    errors = []
-    if not PROJECT_NAME.match(project) or project in (".", ".."):
-        errors.append(
-            f"the project's name {project!r:.120} can't be used as a directory's name; set"
-            " remote.project"
-        )
-    root = settings.root.replace("{project}", "")
-    if not settings.root.strip() or re.search(r"[\x00-\x1f\x7f]", settings.root):
-        errors.append("remote.root must be a path")
-    elif re.search(r"[${}]|^\s|\s$|^~[^/]", root):
-        errors.append(
-            "remote.root is taken as it stands, but for ~ and {project}; it can't be"
-            f" {settings.root!r:.120}"
-        )
-    if settings.python and not settings.python.startswith(("/", "~")):
-        errors.append(
-            "remote.python must be an absolute path there, or begin with ~, not"
-            f" {settings.python!r:.120}"
-        )
-    if not settings.dest.strip():
-        errors.append("remote.dest must name a folder")
-    # It stands in PATH and PYTHONPATH, which colons divide.
-    if ":" in project:
-        errors.append(f"the project's name {project!r:.120} holds a colon; set remote.project")
-    elif ":" in settings.root:
-        errors.append(f"remote.root must be a path without a colon, not {settings.root!r:.120}")
+def _problems(settings: Settings, project: str) -> Iterator[str]:
+    yield from _places(settings, project)
+    yield from slurm_problems(settings.slurm)
     if not 0 < settings.timeout_s <= 3600:
-        errors.append("remote.timeout_s must be between 0 and 3600 seconds")
+        yield "remote.timeout_s must be between 0 and 3600 seconds"
     if not 0 <= settings.stay_s <= 86400:
-        errors.append("remote.stay_s must be between 0 and 86400 seconds")
-    errors += slurm_problems(settings.slurm)
+        yield "remote.stay_s must be between 0 and 86400 seconds"
     for key, known in CHOICES.items():
         if (given := getattr(settings, key)) not in known:
-            errors.append(f"remote.{key} must be {', '.join(known)}, not {given!r:.40}")
+            yield f"remote.{key} must be {', '.join(known)}, not {given!r:.40}"
     for key in ("max_file_mib", "ask_above_mib"):
         if getattr(settings, key) <= 0:
-            errors.append(f"remote.{key} must be above 0")
+            yield f"remote.{key} must be above 0"
     if not re.fullmatch(r"auto|cpu|cu\d{2,4}|rocm[\d.]+", settings.torch):
-        errors.append(
-            f"remote.torch must be auto, cpu or a build such as cu126, not {settings.torch!r:.40}"
-        )
+        yield f"remote.torch must be auto, cpu or a build such as cu126, not {settings.torch!r:.40}"
     if not re.fullmatch(r"(-f\s*)?\S*", settings.torch_index.strip()):
-        errors.append(
+        yield (
             "remote.torch_index must be an address, or -f and a page or folder of wheels, not"
             f" {settings.torch_index!r:.80}"
         )
     for key in ("command", "results", "requirements", "python", "dest", "shutdown"):
         if "\0" in getattr(settings, key):
-            errors.append(f"remote.{key} holds a NUL character")
+            yield f"remote.{key} holds a NUL character"
     if not settings.command.strip():
-        errors.append("remote.command must not be empty")
+        yield "remote.command must not be empty"
     try:
         shell_signs(settings.command)
     except ValueError as error:
-        errors.append(
-            f"remote.command can't be read ({str(error).lower()}): {settings.command!r:.80}"
+        yield f"remote.command can't be read ({str(error).lower()}): {settings.command!r:.80}"
+
+
+def _places(settings: Settings, project: str) -> Iterator[str]:
+    """Of what names a place, here or there."""
+    if not PROJECT_NAME.match(project) or project in (".", ".."):
+        yield (
+            f"the project's name {project!r:.120} can't be used as a directory's name; set"
+            " remote.project"
         )
-    return errors
+    root = settings.root.replace("{project}", "")
+    if not settings.root.strip() or re.search(r"[\x00-\x1f\x7f]", settings.root):
+        yield "remote.root must be a path"
+    elif re.search(r"[${}]|^\s|\s$|^~[^/]", root):
+        yield (
+            "remote.root is taken as it stands, but for ~ and {project}; it can't be"
+            f" {settings.root!r:.120}"
+        )
+    if settings.python and not settings.python.startswith(("/", "~")):
+        yield (
+            "remote.python must be an absolute path there, or begin with ~, not"
+            f" {settings.python!r:.120}"
+        )
+    if not settings.dest.strip():
+        yield "remote.dest must name a folder"
+    # It stands in PATH and PYTHONPATH, which colons divide.
+    if ":" in project:
+        yield f"the project's name {project!r:.120} holds a colon; set remote.project"
+    elif ":" in settings.root:
+        yield f"remote.root must be a path without a colon, not {settings.root!r:.120}"
