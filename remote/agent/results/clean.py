@@ -5,7 +5,7 @@ import contextlib
 import os
 import shutil
 import time
-from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from remote.agent.data.datasets import leads_to
 from remote.agent.environments.environments import describe_environment
@@ -26,20 +26,21 @@ older was left by one that was killed."""
 UPLOAD_S = 24 * 3600.0
 
 
-@operation("clean")
-def clean(
-    call: Call,
-    who: str,
-    environment: str = "",
-    named: Sequence[str] = (),
-    here: Optional[Dict[str, str]] = None,
-    remove: bool = False,
-) -> Dict[str, Any]:
-    """List, and with `remove` also remove, what nothing needs. `environment`: the key of the one
-    that the next deploy would keep.
+class Wanted(NamedTuple):
+    who: str
+    # The key of the one that the next deploy would keep.
+    environment: str = ""
+    # Runs that have ended and may go although the laptop has not all of them.
+    named: Sequence[str] = ()
+    # Those that it has, each with the hash over what it has compared, as `fetch_manifest` told it.
+    here: Mapping[str, str] = {}
+    # Else they are listed alone.
+    remove: bool = False
 
-    `named`: runs that have ended and may go although the laptop has not all of them. `here`: those
-    that it has, each with the hash over what it has compared, as `fetch_manifest` told it.
+
+@operation("clean", takes=Wanted)
+def clean(call: Call, wanted: Wanted) -> Dict[str, Any]:
+    """List, or remove, what nothing needs.
 
     Answers `items` (kind, name, bytes, why) and `kept` (the runs that stay, with why).
     """
@@ -48,19 +49,19 @@ def clean(
         return {"items": [], "kept": [], "removed": False}
     prepare_root(call)
     # Images that are being sent just now are left alone, with all that lies beside them.
-    with locked(call, layout.lock, who), locked_if_free(layout.data_lock) as has_data:
-        unwanted = {find_run(layout, name)["run"] for name in named}
-        items, kept = find_unneeded(layout, environment, unwanted, here or {})
+    with locked(call, layout.lock, wanted.who), locked_if_free(layout.data_lock) as has_data:
+        unwanted = {find_run(layout, name)["run"] for name in wanted.named}
+        items, kept = find_unneeded(layout, wanted.environment, unwanted, wanted.here)
         items += find_unneeded_data(layout) if has_data else []
-        if remove:
+        if wanted.remove:
             for item in items:
                 _remove(layout, item)
     told = [{key: item[key] for key in ("kind", "name", "bytes", "why")} for item in items]
-    return {"items": told, "kept": kept, "removed": remove}
+    return {"items": told, "kept": kept, "removed": wanted.remove}
 
 
 def find_unneeded(
-    layout: Layout, environment: str, unwanted: Set[str], here: Dict[str, str]
+    layout: Layout, environment: str, unwanted: Set[str], here: Mapping[str, str]
 ) -> Any:
     """The items to remove, each with its `paths`; and the runs that stay."""
     items: List[Dict[str, Any]] = []
@@ -111,7 +112,7 @@ def find_unneeded_data(layout: Layout) -> List[Dict[str, Any]]:
 
 
 def why_to_keep(
-    layout: Layout, run: Dict[str, Any], here: Dict[str, str], directory: str = ""
+    layout: Layout, run: Dict[str, Any], here: Mapping[str, str], directory: str = ""
 ) -> Optional[str]:
     """None where nothing needs the run any more: the laptop that asks has all of it."""
     if run["state"] not in FINAL:
