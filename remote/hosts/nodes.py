@@ -40,6 +40,7 @@ from remote.runs.resume import (
     changes_for,
     find_there,
     plan_resumption,
+    require_first,
     send_run,
     tell_resumed,
 )
@@ -111,9 +112,8 @@ def resume_on_hosts(
         changes = changes_for(launch, plan, placement, with_new_code)
         if launch.session is first:
             return changes
-        own = {"release": plan.asked.release, "local": list(plan.asked.local)}
-        code = {} if with_new_code else own
-        return {**asked_for(launch, plan.run, placement), **changes, **code}
+        new = asked_for(launch, plan.run, placement)
+        return {**new, **kept_of(plan.asked, with_new_code), **changes}
 
     def ask(asked: dict[str, Any]) -> Resumed:
         return first.ask_as_owner(Resumed, run=plan.run, asked=asked, **plan.request.beside)
@@ -126,6 +126,13 @@ def resume_on_hosts(
     return first, watch(first, plan.run, following, tail=LAST_LINES)
 
 
+def kept_of(asked: Asked, with_new_code: bool) -> dict[str, Any]:
+    """What a run keeps on a host that joins its next attempt, and may never have had it."""
+    names = ["name", "recipe", "fields", "command", "finish"]
+    kept = {name: getattr(asked, name) for name in names}
+    return kept if with_new_code else {**kept, "release": asked.release, "local": [*asked.local]}
+
+
 def in_order(sessions: Sequence[Session], name: str) -> tuple[list[Session], str]:
     """The host with the newest checkpoint first, else the one that led before; and the run's
     id."""
@@ -133,6 +140,10 @@ def in_order(sessions: Sequence[Session], name: str) -> tuple[list[Session], str
     run = max((known.run for known in found if known), default=name)
     if run != name:
         found = [find_there(session, run) for session in sessions]
+
+    with_it = [session for session, known in zip(sessions, found, strict=True) if known]
+    if with_it:
+        require_first(with_it[0], found)
 
     def place(known: Run | None) -> tuple[float, int]:
         if known is None:

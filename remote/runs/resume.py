@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from remote.runs.shutdown import tell_plan
 from remote.screen.text import show, size
 from remote.transfer.manifest import PARTS
 from remote.watching.follow import LAST_LINES
-from remote.watching.listing import list_runs
+from remote.watching.listing import list_runs, way_on
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def resume_one(session: Session, run: str, options: TrainOptions) -> Run:
     request, following = plan.request, options.follows(session.display)
     if plan.kept and plan.kept.goes_on:
         return watch(session, plan.run, following, tail=LAST_LINES)
+    require_first(session, [plan.kept])
     before = None if options.with_new_code else plan.asked
     deployed = deploy(session, data=request.data, before=before)
     show_steps(session, deployed, only_changes=True)
@@ -196,6 +197,20 @@ def refuse_earlier(session: Session, kept: Run) -> None:
             step="train",
             remedy=f"go on there; or remove it here ({typed}), and what was fetched is sent;"
             " or move that folder away",
+        )
+
+
+def require_first(session: Session, found: Sequence[Run | None]) -> None:
+    """Raises UsageError where hosts have the run that only trained along: its checkpoints lie on
+    the first one."""
+    known = [run for run in found if run]
+    if known and all(run.asked.nodes.rank and run.has_ended for run in known):
+        run, again = known[0].run, f"fab -H {session.typed} clean --run {known[0].run}"
+        raise UsageError(
+            f"{run}: its checkpoints lie on the first of its {known[0].asked.nodes.count} hosts",
+            step="train",
+            remedy=f"{way_on(known[0], session.target)}; where that host is gone for good, {again}:"
+            " what was fetched is sent then",
         )
 
 

@@ -16,7 +16,7 @@ from remote.screen.tables import Column, state_style
 from remote.screen.text import brief, duration, moment, one_line, percent, show, size
 from remote.ssh.target import Target, typed_together
 from remote.transfer.receiving import Fetched
-from remote.watching.listing import run_json
+from remote.watching.listing import run_json, way_on
 
 if TYPE_CHECKING:
     from remote.tasks.entry import Answers
@@ -56,6 +56,7 @@ def show_status(display: Display, answers: Answers) -> None:
         remarks = [(row[1] or row[0], row[-1]) for row in rows if row[-1]]
         for name, remark in remarks[:REMARKS]:
             display.note(f"{name}: {one_line(str(remark), 400)}")
+    led = {run.run for _, runs, _ in answers for run in runs or [] if not run.asked.nodes.rank}
     for target, runs, _ in answers:
         for run in runs or []:
             if run.state == "running" and run.detail.asking:
@@ -63,10 +64,9 @@ def show_status(display: Display, answers: Answers) -> None:
                 display.note(f"  fab -H {target.typed} attach --run {run.run}")
         # Of the newest one, which is what a person is about to go on with.
         if runs and runs[0].state in ("failed", "stopped") and not runs[0].detail.elsewhere:
-            together = runs[0].asked.nodes.count > 1 and several
-            typed = typed_together([row[0] for row in answers]) if together else target.typed
-            if not (together and runs[0].asked.nodes.rank):
-                display.note(resume_hint(runs[0], typed))
+            together = typed_together([row[0] for row in answers]) if several else None
+            if not runs[0].asked.nodes.rank or runs[0].run not in led:
+                display.note(resume_hint(runs[0], way_on(runs[0], target, together)))
 
 
 def show_plans(
@@ -150,14 +150,14 @@ def command_cell(run: Run) -> str | None:
 
 
 def resume_hint(run: Run, typed: str) -> str:
-    """What an end has cost, and which command goes on."""
+    """What an end has cost, and what goes on, `typed`."""
     saved, told = run.detail.checkpointed, run.progress.time
-    if saved is None and run.asked.is_trainer:
+    if saved is None and run.asked.is_trainer and not run.asked.nodes.rank:
         return f"{run.run} has saved no checkpoint: train again"
     place = "" if saved is None else " from its newest checkpoint"
     lost = told - saved if told is not None and saved is not None else 0.0
     cost = f", {duration(lost)} of training before its end are lost" if lost >= 1 else ""
-    return f"to go on{place}{cost}:\n  fab -H {typed} train --resume {run.run}"
+    return f"to go on{place}{cost}:\n  {typed}"
 
 
 def status_json(answers: Answers, plans: Mapping[str, PlannedShutdown]) -> list[dict[str, Any]]:

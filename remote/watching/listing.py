@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from remote.errors import RunFailed
 from remote.link.answers import Runs
 from remote.link.session import Session
 from remote.records import Run
+from remote.ssh.target import Target, typed_together
 
 
 def list_runs(session: Session, run: str | None = None) -> list[Run]:
@@ -78,4 +80,18 @@ def state_line(run: Run) -> str:
 
 def tell_resume(session: Session, run: Run) -> None:
     session.display.line("to go on:")
-    session.display.line(f"  fab -H {session.typed} train --resume {run.run}")
+    session.display.line(f"  {way_on(run, session.target, session.together)}")
+
+
+def way_on(run: Run, target: Target, together: str | None = None) -> str:
+    """What is typed to go on with it. A training on several hosts goes on with all of them: as they
+    were typed at its start, else as they are now, `together`."""
+    hosts, typed = run.asked.nodes.hosts, target.typed
+    if target.spec in hosts:
+        typed = typed_together([dataclasses.replace(target, spec=host) for host in hosts])
+    elif hosts and together is None:
+        named = ", ".join(hosts)
+        return f"it was on {named}: name all of them to train --resume {run.run}, the first first"
+    elif hosts:
+        typed = together or typed
+    return f"fab -H {typed} train --resume {run.run}"

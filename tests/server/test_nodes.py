@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -220,6 +221,44 @@ def test_a_resumed_one_gives_hosts_that_lack_it_the_checkpoint(group: Group) -> 
     assert "0 goes on from step-7" in group.log(0) and "done" in group.log(1)
     asked = [json.loads((place / "run.json").read_text()) for place in group.run_dirs()]
     assert [one["local"][0]["version"] for one in asked] == ["1", "1"], "its own code's"
+
+
+def test_every_way_on_names_all_hosts_and_no_other_host_begins_it_anew(group: Group) -> None:
+    """The first one has its checkpoints."""
+    assert group.train(WAITS, follow=False, name="both").code == 0
+    run = group.both()[0]["run"]
+    way_on = re.compile(rf"fab -H a,b .*train --resume {run}")
+    for names, task, options in (
+        ("b", "stop", {"run": "both"}),
+        ("b", "status", {}),
+        ("a", "status", {}),
+        ("ab", "status", {}),
+    ):
+        done = group.on(names, task, **options)
+        assert done.code == 0 and len(way_on.findall(done.out + done.err)) == 1, (task, done)
+    before = group.both(run)
+    refused = group.on("b", "train", resume="both")
+    assert refused.code == 2 and len(refused.error_lines) == 1, refused
+    assert "the first of its 2 hosts" in refused.err and way_on.search(refused.err), refused
+    assert group.both(run) == before
+    assert group.on("ab", "train", resume="both", no_follow=True).code == 0
+    assert [row["state"] for row in group.both(run)] == ["running"] * 2
+    assert group.on("b", "stop", run="both").code == 0, "its name is known on all hosts"
+    asked = [json.loads((place / "run.json").read_text()) for place in group.run_dirs()]
+    differ = {key for key in asked[0] if asked[0][key] != asked[1].get(key)}
+    assert differ <= {"nodes", "created", "environment_key", "python", "prefix"}, differ
+
+
+def test_hosts_typed_in_another_way_are_told_to_be_named_all(group: Group) -> None:
+    assert group.train(WAITS, follow=False).code == 0
+    for place in group.run_dirs():
+        asked = json.loads((place / "run.json").read_text())
+        asked["nodes"]["hosts"] = ["me@one", "me@two"]
+        (place / "run.json").write_text(json.dumps(asked))
+    done = group.on("b", "stop")
+    assert (
+        "it was on me@one, me@two: name all" in done.out and "fab -H me@one,me@two" not in done.out
+    ), done
 
 
 def test_a_resumed_one_has_the_packages_of_before_on_every_host(
