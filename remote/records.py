@@ -316,6 +316,12 @@ class Run:
         return self.state in FINAL
 
     @property
+    def has_begun(self) -> bool:
+        """Its training, in some attempt; else it has waited only."""
+        attempts = [one.get("started") for one in self.detail.attempts]
+        return any([self.detail.started, *attempts])
+
+    @property
     def goes_on(self) -> bool:
         """Here, on the host that was asked."""
         return self.state in ("queued", "running") and not self.detail.elsewhere

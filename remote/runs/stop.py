@@ -17,7 +17,7 @@ def stop_one(session: Session, run: str, gone: bool = False) -> Run:
     answer = session.ask_as_owner(Stopping, run=run, who=who_am_i(), gone=gone)
     if answer.asked:
         try:
-            return wait_until_stopped(session, answer.run)
+            return wait_until_stopped(session, answer.run, answer.state == "queued")
         except KeyboardInterrupt:
             look = f"fab -H {session.typed} status"
             told = f"{answer.run} was told to stop, and does; how it ends: {look}"
@@ -30,9 +30,12 @@ def stop_one(session: Session, run: str, gone: bool = False) -> Run:
     return described
 
 
-def wait_until_stopped(session: Session, run: str) -> Run:
+def wait_until_stopped(session: Session, run: str, waits: bool = False) -> Run:
     """Show that it is being stopped, and how it ended."""
-    session.display.doing(f"stopping {run}: it has 60 s to save its state", "stop")
+    if waits:
+        session.display.doing(f"stopping {run}: it waits, and has not begun", "stop")
+    else:
+        session.display.doing(f"stopping {run}: it has 60 s to save its state", "stop")
     ended = session.ask(Followed, run=run, until="end", wait_s=STOP_WAIT_S, tail=0)
     described = ended.described
     session.display.clear()

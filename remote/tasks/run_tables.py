@@ -16,7 +16,7 @@ from remote.screen.tables import Column, state_style
 from remote.screen.text import brief, duration, moment, one_line, percent, show, size
 from remote.ssh.target import Target, typed_together
 from remote.transfer.receiving import Fetched
-from remote.watching.listing import run_json, way_on
+from remote.watching.listing import resume_hint, run_json, way_on
 
 if TYPE_CHECKING:
     from remote.tasks.entry import Answers
@@ -147,17 +147,6 @@ def command_cell(run: Run) -> str | None:
     if len(text) > LONGEST_COMMAND:
         text = f"{text[: LONGEST_COMMAND - 17]}…{text[-16:]}"
     return text or None
-
-
-def resume_hint(run: Run, typed: str) -> str:
-    """What an end has cost, and what goes on, `typed`."""
-    saved, told = run.detail.checkpointed, run.progress.time
-    if saved is None and run.asked.is_trainer and not run.asked.nodes.rank:
-        return f"{run.run} has saved no checkpoint: train again"
-    place = "" if saved is None else " from its newest checkpoint"
-    lost = told - saved if told is not None and saved is not None else 0.0
-    cost = f", {duration(lost)} of training before its end are lost" if lost >= 1 else ""
-    return f"to go on{place}{cost}:\n  {typed}"
 
 
 def status_json(answers: Answers, plans: Mapping[str, PlannedShutdown]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from remote.errors import RunFailed
 from remote.link.answers import Runs
 from remote.link.session import Session
 from remote.records import Run
+from remote.screen.text import duration
 from remote.ssh.target import Target, typed_together
 
 
@@ -79,8 +80,22 @@ def state_line(run: Run) -> str:
 
 
 def tell_resume(session: Session, run: Run) -> None:
-    session.display.line("to go on:")
-    session.display.line(f"  {way_on(run, session.target, session.together)}")
+    session.display.line(resume_hint(run, way_on(run, session.target, session.together)))
+
+
+def resume_hint(run: Run, typed: str) -> str:
+    """What an end has cost, and what goes on, `typed`."""
+    saved, told = run.detail.checkpointed, run.progress.time
+    if not run.has_begun:
+        if run.asked.is_trainer:
+            return f"{run.run} had not begun: train again"
+        return f"{run.run} had not begun; to start it:\n  {typed}"
+    if saved is None and run.asked.is_trainer and not run.asked.nodes.rank:
+        return f"{run.run} has saved no checkpoint: train again"
+    place = "" if saved is None else " from its newest checkpoint"
+    lost = told - saved if told is not None and saved is not None else 0.0
+    cost = f", {duration(lost)} of training before its end are lost" if lost >= 1 else ""
+    return f"to go on{place}{cost}:\n  {typed}"
 
 
 def way_on(run: Run, target: Target, together: str | None = None) -> str:

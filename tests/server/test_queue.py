@@ -170,7 +170,9 @@ def test_one_that_waits_can_be_stopped_and_resumed(server: LoopbackServer, tmp_p
     show(server, BUSY)
     lab = Lab(server, tmp_path)
     lab.task("train", name="mine")
-    assert "stopped by" in lab.task("stop").out
+    stopped = lab.task("stop")
+    assert "stopped by" in stopped.out and "had not begun; to start it" in stopped.out, stopped
+    assert "60 s to save" not in stopped.err and "has not begun" in stopped.err, stopped
     row = rows(lab)["mine"]
     assert (row["state"], row["cause"]) == ("stopped", "stopped") and row["reason"].endswith(
         "while it waited"
