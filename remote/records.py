@@ -310,6 +310,14 @@ class Run:
     detail: RunDetail = RunDetail()
     # Its directory on the server.
     path: str = ""
+    # By the server's clock, when this was told.
+    now: float | None = None
+
+    @property
+    def took_s(self) -> float | None:
+        """From its start to its end, or so far."""
+        began, until = self.detail.started, self.detail.ended or self.now or self.progress.time
+        return None if began is None or until is None else max(0.0, until - began)
 
     @property
     def has_ended(self) -> bool:

@@ -122,7 +122,9 @@ def show_sweep(display: Display, name: str, rows: Sequence[Row]) -> None:
         means = [[label_of(group.values), describe_group(group)] for group in groups]
         display.table([Column("mean over seeds", least=20), Column("accuracy")], means)
     if groups:
-        display.line(f"best: {label_of(groups[0].values)}: {describe_group(groups[0])}")
+        point, reached = label_of(groups[0].values), describe_group(groups[0])
+        over = all(row.run and row.run.has_ended for row in rows)
+        display.line(f"best: {point}: {reached}" if over else f"best so far: {point}: {reached}")
 
 
 def sweep_json(name: str, rows: Sequence[Row]) -> dict[str, Any]:
@@ -144,6 +146,11 @@ def sweep_json(name: str, rows: Sequence[Row]) -> dict[str, Any]:
             for group in group_rows(rows)
         ],
     }
+
+
+def rounded(value: float | None, digits: int) -> float | None:
+    """Without what a binary fraction adds."""
+    return None if value is None else round(value, digits)
 
 
 def read_ended(place: Path, keys: Sequence[str]) -> dict[tuple[str, ...], list[str]]:
@@ -169,11 +176,12 @@ def write_csv(place: Path, rows: Sequence[Row]) -> None:
         writer.writerow([*keys, *HEAD])
         for row in rows:
             run = row.run or Run("")
+            epochs, seconds = run.summary.epochs, run.summary.seconds
             metrics = [
-                run.summary.epochs if run.summary.epochs is not None else run.progress.epoch,
-                run.summary.seconds,
-                run.summary.test_accuracy,
-                run.progress.metrics.best_val_accuracy,
+                run.progress.epoch if epochs is None else epochs,
+                rounded(run.took_s if seconds is None and run.has_ended else seconds, 1),
+                rounded(run.summary.test_accuracy, 6),
+                rounded(run.progress.metrics.best_val_accuracy, 6),
             ]
             values = [row.values.get(key) for key in keys]
             known = earlier.get(tuple(value or "" for value in values))

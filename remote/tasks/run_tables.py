@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -86,19 +85,12 @@ def status_cells(run: Run) -> list[object]:
         command_cell(run),
         run.state,
         moment(run.detail.started),
-        brief(seconds_so_far(run)),
+        brief(run.took_s),
         epoch_cell(run),
         accuracy_cell(run),
         ", ".join(gpus) if gpus else None,
         remark_cell(run),
     ]
-
-
-def seconds_so_far(run: Run) -> float | None:
-    """To its end, or to when it last told; both by the server's clock."""
-    began = run.detail.started
-    until = run.detail.ended or run.progress.time or time.time()
-    return None if began is None else max(0.0, until - began)
 
 
 def epoch_cell(run: Run) -> str | None:

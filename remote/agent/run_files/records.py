@@ -2,6 +2,7 @@
 processes are gone is corrected."""
 
 import os
+import time
 from typing import Any, Dict, List, Optional, Tuple
 
 from remote.agent.launchers.choice import launcher_of
@@ -93,6 +94,7 @@ def describe_run(layout: Layout, run: str) -> Dict[str, Any]:
         "progress": read_json(os.path.join(directory, "progress.json")) or {},
         "summary": read_json(os.path.join(directory, "summary.json")) or {},
         "path": directory,
+        "now": time.time(),
     }
 
 
