@@ -26,6 +26,8 @@ from remote.tasks.run_tables import accuracy_cell, epoch_cell
 from remote.watching.listing import run_json
 
 KEPT = 20
+LATE_S = 5.0
+"""After the time of a host's next answer: older figures are told to be so."""
 COLUMNS = (
     Column("host", least=8),
     Column("gpu", right=True),
@@ -40,6 +42,8 @@ COLUMNS = (
     Column("accuracy", right=True, spare=7),
     Column("left", right=True, spare=3),
 )
+STATE = 6
+"""Its place in a host's rows, which have no host yet."""
 
 
 @dataclass
@@ -47,12 +51,18 @@ class Board:
     """What each host has answered last; drawn again and again."""
 
     hosts: Sequence[str]
+    every_s: float = 0.0
     told: dict[str, Overview | RemoteError] = field(default_factory=dict)
+    # When each has answered, by time.monotonic().
+    heard: dict[str, float] = field(default_factory=dict)
     uses: dict[str, deque[float]] = field(default_factory=dict)
 
     def put(self, host: str, answer: Overview | RemoteError) -> None:
         self.told[host] = answer
-        for gpu in () if isinstance(answer, RemoteError) else answer.gpus.gpus:
+        if isinstance(answer, RemoteError):
+            return
+        self.heard[host] = time.monotonic()
+        for gpu in answer.gpus.gpus:
             if gpu.utilization_percent is not None:
                 lately = self.uses.setdefault(gpu.uuid, deque(maxlen=KEPT))
                 lately.append(gpu.utilization_percent)
@@ -62,16 +72,22 @@ class Board:
 
     def host_rows(self, host: str) -> list[list[object]]:
         answer = self.told.get(host)
+        age_s = time.monotonic() - self.heard.get(host, time.monotonic())
         rows: list[list[object]]
         if not isinstance(answer, Overview):
             state, why = ("asking", "") if answer is None else ("unreachable", answer.message)
-            rows = [[*[None] * 6, state, one_line(why, 200), *[None] * 3]]
+            why = one_line(why, 200)
+            why = f"{why}; it was last heard {brief(age_s)} ago" if host in self.heard else why
+            rows = [[*[None] * 6, state, why, *[None] * 3]]
         else:
             rows = [self.gpu_cells(gpu, answer) for gpu in answer.gpus.gpus]
             shown = {gpu.uuid for gpu in answer.gpus.gpus}
             beside = [run for run in answer.runs if not shown & set(run.asked.gpus or ())]
             rows += [[*[None] * 6, run.state, *run_cells(run)] for run in beside]
             rows = rows or [[*[None] * 6, "idle", answer.gpus.problem, *[None] * 3]]
+            if age_s > self.every_s + LATE_S:
+                for row in rows:
+                    row[STATE] = f"{row[STATE]}, told {brief(age_s)} ago"
         return [[host if not place else " ", *row] for place, row in enumerate(rows)]
 
     def gpu_cells(self, gpu: Gpu, answer: Overview) -> list[object]:
@@ -117,7 +133,7 @@ def watch_live(work: Work, every_s: float) -> int:
     sessions = [work.session(target) for target in work.targets]
     if len(sessions) == 1:
         sessions[0].log_in()  # which may ask for a password
-    board, left = Board([session.host for session in sessions]), threading.Event()
+    board, left = Board([session.host for session in sessions], every_s), threading.Event()
     drawing = LiveTable(COLUMNS, board.rows, board.footer)
 
     def pressed(key: str) -> None:
