@@ -101,8 +101,9 @@ def first_free(looks: Sequence[Look], wanted: int) -> tuple[Look, str]:
         if best.waiting is None:
             return best, f"no GPU is free; the run waits in Slurm's queue on {best.host} ({seen})"
         return best, f"no GPU is free; the queue of {best.host} is the shortest ({seen})"
-    quiet = min(looks, key=lambda look: look.live)
-    return quiet, f"no server has {wanted} GPUs; {quiet.host} has the fewest runs ({seen})"
+    best = min(looks, key=lambda look: look.live)
+    several = "s" * (wanted != 1)
+    return best, f"no server has {wanted} GPU{several}; {best.host} has the fewest runs ({seen})"
 
 
 def queue_of(look: Look) -> float:

@@ -116,7 +116,7 @@ def show_sweep(display: Display, name: str, rows: Sequence[Row]) -> None:
     display.table([*map(Column, keys), *columns], cells)
     states = [row.state for row in rows]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    display.line(f"{name}: {len(rows)} points: {counted}")
+    display.line(f"{name}: {len(rows)} point{'s' * (len(rows) != 1)}: {counted}")
     groups = group_rows(rows)
     if any(SEED in row.values for row in rows) and len(groups) > 1:
         means = [[label_of(group.values), describe_group(group)] for group in groups]

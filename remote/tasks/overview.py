@@ -87,7 +87,7 @@ class Board:
             rows = rows or [[*[None] * 6, "idle", answer.gpus.problem, *[None] * 3]]
             if age_s > self.every_s + LATE_S:
                 for row in rows:
-                    row[STATE] = f"{row[STATE]}, told {brief(age_s)} ago"
+                    row[STATE] = f"{row[STATE]}, as told {brief(age_s)} ago"
         return [[host if not place else " ", *row] for place, row in enumerate(rows)]
 
     def gpu_cells(self, gpu: Gpu, answer: Overview) -> list[object]:

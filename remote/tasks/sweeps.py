@@ -99,7 +99,9 @@ def tell_started(work: Work, book: Book, failed: Failed) -> int:
         f"{book.name}: {len(book.points) - missing} of {len(book.points)} points are started"
     )
     if missing:
-        work.display.note(f"not started: {missing} points; the same command starts them")
+        work.display.note(
+            f"not started: {missing} point{'s' * (missing != 1)}; the same command starts them"
+        )
     work.display.line("see them, and fetch them:")
     work.display.line(f"  fab -H {typed} status --sweep {book.name}")
     work.display.line(f"  fab -H {typed} fetch-results --sweep {book.name}")
@@ -199,8 +201,9 @@ def fetch_sweep(work: Work, name: str, dest: Path) -> int:
     def fetch(session: Session) -> None:
         runs = there[session.target]
         received = sum(fetch_run(session, run.run, dest, ask=False).received for run in runs)
-        came = size(received)
-        work.display.line(f"{session.host}: {len(runs)} points, {came} received, all verified")
+        count, came = len(runs), size(received)
+        points = f"{session.host}: {count} point{'s' * (count != 1)}, {came} received, all verified"
+        work.display.line(points)
 
     failed = work.on_each(there, fetch)
     work.tell_json(sweep_json(name, rows))

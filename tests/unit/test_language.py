@@ -32,7 +32,7 @@ from remote.tasks.run_tables import COLUMNS
 from tests.support.messages import find_messages, read_catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
-SEVERAL = re.compile(r"(?<=[a-z])\{\d+\}")
+SEVERAL = re.compile(r"(?<=[A-Za-z])\{\d+\}")
 """The s of several, which Chinese has not."""
 HALF_WIDTH = re.compile(r"[，；：（）？] |[\u4e00-\u9fff][,.;:?!()]|[,;:?!()][\u4e00-\u9fff]")
 """Punctuation that is not Chinese, or has a blank where Chinese has none."""

@@ -25,7 +25,7 @@ def test_figures_of_a_host_that_has_gone_silent_are_told_to_be_old(
     board.put("b", answer)
     now[0] += 12
     board.put("a", answer)
-    assert [row[7] for row in board.rows()] == ["free", "free, told 12s ago"]
+    assert [row[7] for row in board.rows()] == ["free", "free, as told 12s ago"]
     now[0] += 30
     board.put("a", answer)
     board.put("b", ConnectionLost("no answer for 30 s", host="b"))

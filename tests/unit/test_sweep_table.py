@@ -34,6 +34,10 @@ def test_what_is_not_known_does_not_count_as_not_started() -> None:
     assert told(*rows).endswith("rates: 3 points: 1 running, 1 unreachable, 1 not started\n")
 
 
+def test_one_point_is_not_several() -> None:
+    assert "rates: 1 point: 1 finished\n" in told(Row({"seed": "1"}, "a", finished(0.5)))
+
+
 def test_the_best_is_so_far_until_all_points_have_ended() -> None:
     one, other = Row({"lr": "1"}, "a", finished(0.5)), Row({"lr": "2"}, "a", finished(0.25))
     assert told(one, other).endswith("best: lr=1: 50.00% (n=1)\n")
