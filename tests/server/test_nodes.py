@@ -249,6 +249,21 @@ def test_every_way_on_names_all_hosts_and_no_other_host_begins_it_anew(group: Gr
     assert differ <= {"nodes", "created", "environment_key", "python", "prefix"}, differ
 
 
+def test_where_the_first_host_is_gone_another_goes_on_from_what_was_fetched(group: Group) -> None:
+    group.settings = {"results": ""}
+    assert group.train(GOES_ON).code == 10
+    group.ended()
+    assert group.on("ab", "fetch_results").code == 0
+    run = group.both()[0]["run"]
+    shutil.rmtree(group.run_dirs()[0])
+    refused = group.on("ab", "train", resume=run)
+    assert refused.code == 2 and f"clean --run {run}" in refused.err, refused
+    assert group.on("b", "clean", run=[run], yes=True).code == 0
+    assert group.on("b", "train", resume=run, follow=True).code == 0
+    log = group.second.root / "runs" / run / "train.log"
+    assert "goes on from step-7" in log.read_text()
+
+
 def test_hosts_typed_in_another_way_are_told_to_be_named_all(group: Group) -> None:
     assert group.train(WAITS, follow=False).code == 0
     for place in group.run_dirs():
