@@ -45,7 +45,7 @@ def put_release(session: Session, facts: Facts, release: Release) -> Step:
     if plan.action == "keep":
         return Step(False, f"{plan.why} ({label})")
     if plan.action == "use":
-        session.ask_as_owner(ReleaseUse, waiting_note(session), tree=release.tree, who=who_am_i())
+        session.ask(ReleaseUse, waiting_note(session), tree=release.tree, who=who_am_i())
         return Step(True, f"{plan.why} ({label})")
     require_room(session, facts.root, release)
     return Step(True, f"{plan.why}: {send_release(session, facts, release)} ({label})")
@@ -69,7 +69,7 @@ def send_release(session: Session, facts: Facts, release: Release) -> str:
     started = time.monotonic()
     ready = Ready(facts.missing, facts.partial)
     sending = Sending(session.project.directory, release.entries, ready=ready)
-    session.ask_as_owner(
+    session.ask(
         ReleasePut,
         waiting_note(session),
         sending.upload(session),

@@ -141,7 +141,7 @@ def ask_facts(session: Session, release: Release | None = None, data: str | None
     if data is not None and data != "synthetic":
         arguments["data"] = data
     arguments |= on_a_node(session)
-    facts = session.ask_as_owner(Facts, **arguments)
+    facts = session.ask(Facts, **arguments)
     problem = facts.root.problem
     if problem is not None and release is not None:
         raise ServerUnfit(problem.message, host=session.host, step="root", remedy=problem.remedy)
@@ -171,7 +171,7 @@ def prepare_environment(
         in_job = settings.launcher == "slurm" and settings.slurm.build == "job"
         build = plan.build._replace(job=build_options(settings.slurm) if in_job else None)
         args = build.to_json()
-        answer = session.ask_as_owner(EnvironmentPrepare, show_steps(session), plan=args)
+        answer = session.ask(EnvironmentPrepare, show_steps(session), plan=args)
         session.display.clear()
         found, made = answer.environment, answer.built
     reason = proofs.proof_needed(found, facts)

@@ -38,7 +38,7 @@ def look_at(session: Session) -> Look:
     """One answer of a server; where the launcher is Slurm and the server has it, one question to
     its controller, too."""
     settings = session.project.settings
-    facts = session.ask_as_owner(Facts)
+    facts = session.ask(Facts)
     if settings.launcher != "slurm":
         return look_at_server(session.host, facts)
     if facts.sbatch is None:

@@ -116,7 +116,7 @@ def resume_on_hosts(
         return {**new, **kept_of(plan.asked, with_new_code), **changes}
 
     def ask(asked: dict[str, Any]) -> Resumed:
-        return first.ask_as_owner(Resumed, run=plan.run, asked=asked, **plan.request.beside)
+        return first.ask(Resumed, run=plan.run, asked=asked, **plan.request.beside)
 
     answer = start_all(launches, plan.run, describe, ask)
     tell_resumed(launches[0], plan, answer, with_new_code)
@@ -279,7 +279,7 @@ def is_started(sessions: Sequence[Session], run: str) -> bool:
         return True
     for session, known in found:
         if known and known.goes_on:
-            session.ask_as_owner(Stopping, run=run, who=who_am_i())
+            session.ask(Stopping, run=run, who=who_am_i())
     return False
 
 
@@ -319,7 +319,7 @@ def start_all(
         raise  # the same command finds out how far it has come
     except RemoteError:
         for session in started:
-            session.ask_as_owner(Stopping, run=run, who=who_am_i())
+            session.ask(Stopping, run=run, who=who_am_i())
         raise
     return answer
 
@@ -329,7 +329,7 @@ def join(session: Session, run: str, asked: dict[str, Any], beside: Mapping[str,
     own = {name: value for name, value in beside.items() if name != "notify"}
 
     def ask() -> Joined:
-        return session.ask_as_owner(Joined, run=run, asked=asked, **own)
+        return session.ask(Joined, run=run, asked=asked, **own)
 
     answer = start_patiently(session, ask)
     if answer.note:

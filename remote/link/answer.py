@@ -17,6 +17,10 @@ class Answer:
     OP: ClassVar[str]
 
 
+class Owned(Answer):
+    """Of what writes there, or ends or takes a run: the agent is told whose root it must be."""
+
+
 A = TypeVar("A", bound=Answer)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from remote.agent.shared.gpu_choice import NOT_ASKED, GpuReport
 from remote.agent.shared.states import State
-from remote.link.answer import Answer
+from remote.link.answer import A, Answer, Owned
 from remote.link.facts import Environment, Interpreter, Proof
 from remote.records import Run
 
@@ -161,7 +161,7 @@ class Resolution(Answer):
 
 
 @dataclass(frozen=True)
-class EnvironmentPrepare(Answer):
+class EnvironmentPrepare(Owned):
     OP = "environment_prepare"
 
     environment: Environment
@@ -180,7 +180,7 @@ class EnvironmentProve(Answer):
 
 
 @dataclass(frozen=True)
-class DataPut(Answer):
+class DataPut(Owned):
     OP = "data_put"
 
     # Bytes; None: all of it was there, under this name.
@@ -210,7 +210,7 @@ class Overview(Answer):
 
 
 @dataclass(frozen=True)
-class Started(Answer):
+class Started(Owned):
     """A run's launch. `again`: an earlier call has done it."""
 
     OP = "run_start"
@@ -235,7 +235,7 @@ class Resumed(Started):
 
 
 @dataclass(frozen=True)
-class Stopping(Answer):
+class Stopping(Owned):
     """`asked`: False where it had ended by then."""
 
     OP = "run_stop"
@@ -295,7 +295,7 @@ class KeptRun:
 
 
 @dataclass(frozen=True)
-class Cleaned(Answer):
+class Cleaned(Owned):
     OP = "clean"
 
     items: tuple[CleanItem, ...] = ()
@@ -307,7 +307,7 @@ class Cleaned(Answer):
 
 
 @dataclass(frozen=True)
-class FetchManifest(Answer):
+class FetchManifest(Owned):
     OP = "fetch_manifest"
 
     run: Run
@@ -338,19 +338,15 @@ class FetchHash(Answer):
 # -- without anything to read
 
 
-def done(op: str) -> type[Answer]:
+def done(op: str, base: type[A]) -> type[A]:
     """Of an operation that tells nothing but that it is done."""
-
-    class Done(Answer):
-        OP = op
-
-    return Done
+    return type("Done", (base,), {"OP": op})
 
 
-ListenedEnough = done("network_close")
-ReleasePut = done("release_put")
-ReleaseUse = done("release_use")
-ContentPiece = done("content_piece")
-Imported = done("run_import")
-FetchRead = done("fetch_read")
-FetchDone = done("fetch_done")
+ListenedEnough = done("network_close", Answer)
+ReleasePut = done("release_put", Owned)
+ReleaseUse = done("release_use", Owned)
+ContentPiece = done("content_piece", Answer)
+Imported = done("run_import", Owned)
+FetchRead = done("fetch_read", Answer)
+FetchDone = done("fetch_done", Answer)

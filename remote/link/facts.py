@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from remote.agent.shared.gpu_choice import NOT_ASKED, Gpu, GpuReport, unusable_reason
-from remote.link.answer import Answer
+from remote.link.answer import Owned
 from remote.project.settings import listed
 from remote.records import Settings
 
@@ -145,7 +145,7 @@ class KnownRun:
 
 
 @dataclass(frozen=True)
-class Facts(Answer):
+class Facts(Owned):
     OP = "facts"
 
     root: Root

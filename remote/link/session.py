@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from remote.errors import ConnectionLost, StartsOrEnds, Unreachable
 from remote.link.agent_program import agent_hash
-from remote.link.answer import A
+from remote.link.answer import A, Owned
 from remote.link.link import Link, OnEvent, Upload
 from remote.project.own_trainer import runs_own_trainer
 from remote.records import Release, Settings
@@ -206,20 +206,11 @@ class Session:
         """Ask the agent about this project's root."""
         self.open()
         assert self.link is not None
-        link, root = self.link, self.project.settings.root
+        link, settings = self.link, self.project.settings
+        args["root"] = settings.root
+        if issubclass(kind, Owned):
+            args |= {"project": settings.project, "identity": self.project.identity}
         try:
-            return link.ask(kind, on_event, upload, root=root, **args)
+            return link.ask(kind, on_event, upload, **args)
         finally:
             self.was_there |= link.heard
-
-    def ask_as_owner(
-        self,
-        kind: type[A],
-        on_event: OnEvent | None = None,
-        upload: Upload | None = None,
-        **args: Any,
-    ) -> A:
-        """The same for what writes there, or ends or takes a run: the agent checks whose root it
-        is."""
-        owner = {"project": self.project.settings.project, "identity": self.project.identity}
-        return self.ask(kind, on_event, upload, **owner, **args)

@@ -34,7 +34,7 @@ def clean_one(session: Session, remove: bool, named: Sequence[str], dest: Path) 
     """The server's answer: `items` that nothing needs (removed with `remove`), and the runs `kept`.
     `named`: runs that may go although `dest` has not all of them."""
     needed, here = needed_environment(session), find_here(session, dest)
-    return session.ask_as_owner(
+    return session.ask(
         Cleaned,
         waiting_note(session),
         who=who_am_i(),

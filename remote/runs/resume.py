@@ -75,7 +75,7 @@ def resume_one(session: Session, run: str, options: TrainOptions) -> Run:
 
     def start(placement: Placement) -> Resumed:
         changes = changes_for(launch, plan, placement, options.with_new_code)
-        return session.ask_as_owner(Resumed, run=plan.run, asked=changes, **request.beside)
+        return session.ask(Resumed, run=plan.run, asked=changes, **request.beside)
 
     answer = launch_on_free_gpus(launch, start)
     tell_resumed(launch, plan, answer, options.with_new_code)
@@ -230,7 +230,7 @@ def send_run(session: Session, run: Path) -> None:
         f"{run.name} is not on {session.host}: sending what was fetched of it,"
         f" {size(sending.total)}; what has arrived before is not sent again"
     )
-    session.ask_as_owner(
+    session.ask(
         Imported,
         waiting_note(session),
         sending.upload(session),

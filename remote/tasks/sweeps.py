@@ -173,7 +173,7 @@ def stop_sweep(work: Work, name: str) -> int:
     def stop(session: Session) -> None:
         runs = live[session.target]
         for run in sorted(runs, key=lambda run: run.state != "queued"):
-            session.ask_as_owner(Stopping, run=run.run, who=who_am_i())
+            session.ask(Stopping, run=run.run, who=who_am_i())
         for run in runs:
             if run.state == "running":
                 wait_until_stopped(session, run.run)

@@ -79,7 +79,7 @@ def ask_manifest(
         rows.extend(more)
 
     results = listed(session.project.settings.results) if patterns is None else list(patterns)
-    answer = session.ask_as_owner(FetchManifest, take, run=run, results=results)
+    answer = session.ask(FetchManifest, take, run=run, results=results)
     return dataclasses.replace(answer, files=tuple(rows))
 
 

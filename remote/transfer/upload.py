@@ -79,7 +79,7 @@ def upload_data(session: Session, given: str, name: str | None = None) -> Upload
 
 def send(session: Session, data: DataSet) -> int | None:
     """Bytes sent; None where all was there under this name already."""
-    done = session.ask_as_owner(
+    done = session.ask(
         DataPut,
         waiting_note(session, " is sending data"),
         Sending(data.folder, data.entries, "data").upload(session),
