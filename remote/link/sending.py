@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from dataclasses import InitVar, dataclass
@@ -63,12 +63,14 @@ class Sending:
     def _left(self, entry: FileEntry) -> int:
         return max(0, entry.size - self.partial.get(entry.sha256, 0))
 
-    def upload(self, session: Session) -> Upload:
-        """Small files first, then large ones, over several channels where that helps."""
+    def upload(self, session: Session, begin: Callable[[], None] = lambda: None) -> Upload:
+        """Small files first, then large ones, over several channels where that helps. `begin` is
+        called once it is known what is sent."""
 
         def frames(told: dict[str, Any]) -> Iterator[Frame]:
             if told:
                 self._choose(decode(Ready, told))
+            begin()
             yield from self._frames(session)
 
         return frames

@@ -226,14 +226,17 @@ def send_run(session: Session, run: Path) -> None:
         entries = list(entries_of(run))
     tree = tree_hash(entries)
     sending = Sending(run, entries)
-    session.display.note(
-        f"{run.name} is not on {session.host}: sending what was fetched of it,"
-        f" {size(sending.total)}; what has arrived before is not sent again"
-    )
+
+    def begin() -> None:
+        session.display.note(
+            f"{run.name} is not on {session.host}: sending what was fetched of it,"
+            f" {size(sending.total)}"
+        )
+
     session.ask(
         Imported,
         waiting_note(session),
-        sending.upload(session),
+        sending.upload(session, begin),
         run=run.name,
         tree=tree,
         manifest=entries,

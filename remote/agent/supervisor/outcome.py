@@ -21,6 +21,10 @@ NOBODY_ANSWERED = (
     "breakpoint() in the code, and nobody is there to answer: take it out, or answer it by"
     " train --interactive, or attach while it waits"
 )
+ERROR = re.compile(
+    r"(\w+\.)*\w*(Error|Exception|Interrupt)\b|([\w.-]+: )?(error|fatal):", re.IGNORECASE
+)
+"""How a line begins that tells one: Python's, or a program's."""
 NO_SPACE = r"No space left on device|Disk quota exceeded"
 
 
@@ -107,6 +111,6 @@ def last_words(tail: str) -> str:
     if any(line.endswith("bdb.BdbQuit") for line in lines[-3:]):
         return f": {NOBODY_ANSWERED}"
     for line in reversed(lines[-200:]):
-        if re.match(r"(\w+\.)*\w*(Error|Exception|Interrupt)\b|error:|fatal:", line, re.IGNORECASE):
+        if ERROR.match(line):
             return f": {line[:300]}"
     return f"; its last line: {lines[-1][:300]}" if lines else ""
