@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import threading
 from pathlib import Path
 
@@ -17,7 +16,8 @@ import pytest
 
 from remote.loopback import LoopbackServer
 from tests.e2e.test_main_job import only_run
-from tests.e2e.test_three_commands import FAB, OWN, fab, wait_for
+from tests.e2e.test_three_commands import OWN, fab, wait_for
+from tests.e2e.test_what_is_typed import alone
 from tests.support.project import make_project, make_tree
 from tests.support.proxy import Relay
 from tests.support.terminal import fab_on_terminal, read_until
@@ -259,33 +259,21 @@ def test_the_doctor_tells_what_is_well_and_what_is_not(
         parts=("fabfile.py", "remote"),
     )
 
-    def doctor(**variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*FAB, "doctor"],
-            cwd=project,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **variables},
-        )
+    def doctor(code: int, **variables: str) -> str:
+        return alone(project, "doctor", code=code, **variables)
 
-    wrong = doctor(FABRIC_REMOTE_COMMAND="python your_script.py")
-    assert wrong.returncode == 2 and "names your_script.py, which is not here" in wrong.stdout
-    wrong = doctor(FABRIC_REMOTE_REQUIREMENTS="none.txt", FABRIC_REMOTE_ENV="NOWHERE_SET")
-    assert wrong.returncode == 2 and "packages     none.txt" in wrong.stdout
-    assert "variables    remote.env NOWHERE_SET: there is no such variable here" in wrong.stdout
+    wrong = doctor(2, FABRIC_REMOTE_COMMAND="python your_script.py")
+    assert "names your_script.py, which is not here" in wrong
+    wrong = doctor(2, FABRIC_REMOTE_REQUIREMENTS="none.txt", FABRIC_REMOTE_ENV="NOWHERE_SET")
+    assert "packages     none.txt" in wrong
+    assert "variables    remote.env NOWHERE_SET: there is no such variable here" in wrong
     (project / "pyproject.toml").write_text(
         '[project]\nname = "p"\nversion = "1"\noptional-dependencies = {train = []}\n'
     )
-    assert doctor(FABRIC_REMOTE_REQUIREMENTS="pyproject.toml[train]").returncode == 0
+    doctor(0, FABRIC_REMOTE_REQUIREMENTS="pyproject.toml[train]")
     (project / "pyproject.toml").unlink()
-    alone = doctor()
-    assert (
-        alone.returncode == 0
-        and alone.stdout.startswith("this computer:\n  ok       python ")
-        and ".env (looks like a secret)" in alone.stdout
-    )
+    here = doctor(0)
+    assert "this computer:\n  ok       python " in here and ".env (looks like a secret)" in here
     told = fab(project, server, "doctor").stdout
     for part in (
         "\nloopback:\n  ok       login ",
