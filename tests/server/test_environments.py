@@ -157,7 +157,7 @@ def test_no_requirements_build_nothing(scene: Scene) -> None:
     assert last_step(scene.deploy("", requirements="none"))[0] is False and scene.requests == 1
 
 
-def test_code_of_many_files_costs_no_more_round_trips(
+def test_code_of_many_files_costs_no_more_requests(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the server lacks of it is told by the operation that takes it."""
