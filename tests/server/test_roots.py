@@ -21,6 +21,12 @@ from tests.support.sshd import MakeServer
 pytestmark = pytest.mark.timeout(120)
 
 
+def on_disk(server: LoopbackServer, tmp_path: Path, disk: Path) -> Lab:
+    """A project of 3 MiB whose root lies there."""
+    files: dict[str, str | bytes] = {"big": os.urandom(3 << 20), "train.sh": "true\n"}
+    return Lab(server, tmp_path, files=files, settings={"root": str(disk / "p")})
+
+
 class TestRoots:
     """The root can't be used: told by the first answer, and nothing was sent but our own
     program."""
@@ -93,12 +99,7 @@ class TestRoots:
     def test_its_disk_is_full(
         self, server: LoopbackServer, tmp_path: Path, small_disk: Path
     ) -> None:
-        lab = Lab(
-            server,
-            tmp_path,
-            files={"big": os.urandom(3 << 20), "train.sh": "true\n"},
-            settings={"root": str(small_disk / "p")},
-        )
+        lab = on_disk(server, tmp_path, small_disk)
         fill(small_disk)
         with Relay(server.host, server.port) as relay:
             lab.relay = relay
@@ -115,12 +116,7 @@ class TestRoots:
     def test_its_disk_fills_while_the_code_comes(
         self, server: LoopbackServer, tmp_path: Path, small_disk: Path
     ) -> None:
-        lab = Lab(
-            server,
-            tmp_path,
-            files={"big": os.urandom(3 << 20), "train.sh": "true\n"},
-            settings={"root": str(small_disk / "p")},
-        )
+        lab = on_disk(server, tmp_path, small_disk)
         with Relay(server.host, server.port, bytes_per_s=2_000_000) as relay:
             lab.relay = relay
             ended: list[Done] = []
