@@ -1,7 +1,7 @@
 """`python -m trainer`: the training. What is done with its network: trainer.evaluate,
 trainer.predict, trainer.export."""
 
-from trainer.command import command
+from trainer.train import command
 
 if __name__ == "__main__":
     command()

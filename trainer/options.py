@@ -59,6 +59,11 @@ class TrainError(Exception):
         self.code = code
 
 
+def no_logger(name: str) -> TrainError:
+    text = f"logger {name}: the package is not installed: pip install {name}"
+    return TrainError(text, EXIT_USAGE)
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.train",

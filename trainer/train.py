@@ -1,252 +1,315 @@
-"""One training from its images to its summary, as a Lightning script: data, callbacks, model,
-Trainer, fit, test. `python -m trainer.train --help` has the options (`trainer/command.py`)."""
+"""The command `python -m trainer.train`: options in, one or several trainings, an exit code out;
+`--help` has the options. What a training does: trainer/training.py."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import errno
+import importlib.util
+import json
+import logging
 import os
-from collections.abc import Mapping
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from trainer.config import TrainConfig, to_dict
-from trainer.options import EXIT_DIVERGED, EXIT_MEMORY, EXIT_USAGE, TrainError, changed_values
-from trainer.processes import is_first_process, leave_others, remember_others, say, wait_for_others
+from trainer.config import ConfigError, TrainConfig, to_dict, to_yaml
+from trainer.options import (
+    ELSEWHERE,
+    EXIT_DATA,
+    EXIT_DISK,
+    EXIT_DIVERGED,
+    EXIT_STOPPED,
+    EXIT_USAGE,
+    Start,
+    TrainError,
+    find_start,
+    no_logger,
+    parse,
+)
+from trainer.processes import end_others, end_with_parent, is_first_process, say
 
 if TYPE_CHECKING:
-    import pytorch_lightning as pl
-
-    from trainer.callbacks import FindDivergence, TellProgress
     from trainer.data.images import ImageData
-    from trainer.devices import Devices
 
-# torch and Lightning are imported where they are used, so that the command reads and refuses its
-# options without waiting for them.
+OF_ONE = ("seed", "best_epoch", "checkpoint")
+"""Of a summary, what stands for one seed alone."""
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def train(
-    config: TrainConfig, data: ImageData, run_dir: Path, start: Path | None = None
+def quiet() -> None:
+    """What Lightning and torch remark on by default would bury what matters."""
+    import pytorch_lightning  # noqa: F401  it sets its loggers' levels when it is imported
+
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings(
+        "ignore", module="pytorch_lightning|lightning_fabric|torch.utils.data|torchmetrics"
+    )
+
+
+def run_once(
+    config: TrainConfig, data: ImageData, run_dir: Path, start: Path | None
 ) -> dict[str, Any]:
-    """Fit, from the checkpoint `start` where there is one, test, and write the summary, which is
-    returned (empty in all processes but the first).
+    from trainer.progress import point_logs
+    from trainer.training import train
 
-    Raises TrainError, and callbacks.Stopped where it was asked to stop.
-    """
-    import pytorch_lightning as pl
-    import torch
-
-    from trainer import callbacks as ours
-    from trainer.checkpoints import BEST, LAST, WITHIN, load_checkpoint, remove_unfinished, standing
-    from trainer.data.data_module import ImageDataModule
-    from trainer.devices import choose_devices, compile_wanted, keep_freed_memory, torch_device
-    from trainer.model import Classifier
-    from trainer.progress import News
-    from trainer.report.summary import describe, write_summary
-
-    first, checkpoints = is_first_process(), run_dir / "checkpoints"
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if first:
-        remove_unfinished(checkpoints)
-    devices = choose_devices(config)
-    if devices.indices is None:
-        keep_freed_memory()
-    datamodule = ImageDataModule(data, config, torch_device(devices))
-    steps = datamodule.steps_for(devices.world)
-    images = min(datamodule.share * devices.world, len(datamodule.train_images))
-    describe(config, devices, datamodule)
-
-    judged = datamodule.validation is not None
-    within = checkpoints / (LAST if judged else WITHIN)
-    stop = ours.StopWhenAsked(within)
-    stop.install()
-    tell = ours.TellProgress(run_dir if first else None, images)
-    if start:
-        take_up(load_checkpoint(start), config, tell)
-    tell.progress.tell(News("starting", standing(start)["epoch"], config.max_epochs))
-    cut = ours.CutBatches(config.part_images, at_least=config.accumulate_grad_batches)
-    compile_first = ours.CompileFirst(config.compile == "true", datamodule.example_batches, cut)
-    find_divergence = ours.FindDivergence(len(data.classes))
-    callbacks: list[pl.Callback] = [
-        *([compile_first] if compile_wanted(config, datamodule.device) else []),
-        cut,
-        ours.ExactResume(config.seed, within, images, steps),
-        find_divergence,
-        tell,
-    ]
-    while True:
-        pl.seed_everything(config.seed, verbose=False)
-        model = Classifier(to_dict(config), data.classes)
-        if start is None:
-            model.load_pretrained()
-        # Anew for each attempt, and before what saves within an epoch.
-        average = [ours.AverageWeights(config.ema_decay)] if config.ema_decay else []
-        savers = make_savers(config, checkpoints, judged)
-        added = [*average, *callbacks, *savers, stop]
-        trainer = make_trainer(config, devices, run_dir, added, start)
-        try:
-            trainer.fit(model, datamodule=datamodule, ckpt_path=start)
-            break
-        except ours.Diverged as error:
-            start = last_good(error, config, find_divergence, checkpoints)
-        except (RuntimeError, MemoryError) as error:
-            raise out_of_memory(error) from None
-        finally:
-            remember_others(trainer.strategy.launcher)
-    stop.raise_if_asked()
-    if trainer.should_stop:
-        say(f"stopped early: no better validation accuracy for {config.patience} epochs")
-
-    # The first process tests alone, with all threads, so that each image counts once and in its
-    # place.
-    leave_others()
-    if not first:
-        return {}
-    if devices.world > 1:
-        torch.set_num_threads(torch.get_num_threads() * devices.count)
-        trainer = make_trainer(config, devices.first(), run_dir, [tell, stop], None)
-    chosen = checkpoints / (BEST if judged else LAST)
-    trainer.test(model, datamodule=datamodule, ckpt_path=chosen, verbose=False)
-    about = {
-        "checkpoint": f"checkpoints/{chosen.name}",
-        "wall_seconds": tell.whole.now(),
-        "restores": find_divergence.restores,
-        "parts": cut.parts_of(datamodule.share, datamodule.device),
-    }
-    return write_summary(run_dir, devices, model, tell, about)
+    if is_first_process():
+        (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+        # The run's own copy of the code needs no way to it.
+        if run_dir.resolve() not in Path.cwd().parents:
+            point_logs(run_dir, Path("logs"))
+    summary = train(config, data, run_dir, start)
+    if summary:
+        macro = summary["macro"]
+        beside = (
+            f"; uneven classes: recall {macro['recall']:.4f} and F1 {macro['f1']:.4f} in the mean"
+            " over them"
+            if summary["uneven"]
+            else ""
+        )
+        print(
+            f"test_accuracy {summary['test_accuracy']:.4f} ({summary['test_images']} images,"
+            f" {summary['checkpoint']}){beside}"
+        )
+        times = f"{summary['seconds']:.1f} s of training, {summary['wall_seconds']:.1f} s in all"
+        epochs = f"{summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}"
+        print(f"{epochs} in {times}; {run_dir}", flush=True)
+    return summary
 
 
-def take_up(content: Mapping[str, Any], config: TrainConfig, tell: TellProgress) -> None:
-    """What the checkpoint of a training that goes on tells of it, and what is done in another way
-    from now on."""
-    training = content["training"]
-    tell.whole.seconds = training.get("wall_seconds", training["seconds"])
-    tell.changes = list(training.get("changes", []))
-    if changed := changed_values(content["hyper_parameters"]["config"], config):
-        tell.changes.append(f"after {training['step']} steps: {changed}")
-        say(f"from here on: {changed}")
-    if training["epoch"] >= config.max_epochs:
-        say(f"all epochs ({config.max_epochs}) are trained already: only the test is done")
-
-
-def make_savers(config: TrainConfig, checkpoints: Path, judged: bool) -> list[pl.Callback]:
-    """What keeps the best epoch and the last one, and stops when none is better any more."""
-    from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
-
-    from trainer.callbacks import BestCheckpoint
-    from trainer.checkpoints import BEST, LAST
-
-    last = ModelCheckpoint(
-        checkpoints, Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False
-    )
-    savers: list[pl.Callback] = [LearningRateMonitor(logging_interval="epoch")]
-    if judged:
-        # Before the last one, which knows of it: a kill between the two must not leave a best epoch
-        # that is nowhere.
-        savers.append(BestCheckpoint(checkpoints, Path(BEST).stem))
-    savers.append(last)
-    if config.patience:
-        savers.append(EarlyStopping("val_accuracy", config.min_delta, config.patience, mode="max"))
-    return savers
-
-
-def make_trainer(
-    config: TrainConfig,
-    devices: Devices,
-    run_dir: Path,
-    callbacks: list[pl.Callback],
-    start: Path | None,
-) -> pl.Trainer:
-    import pytorch_lightning as pl
-
-    from trainer.checkpoints import WholeFiles, standing
-    from trainer.devices import torch_device
-    from trainer.evaluate import uses_half
-
-    done, strategy = standing(start), "auto"
-    if devices.world > 1:
-        # Weights that wait while the last layer is trained alone take no part.
-        strategy = "ddp_find_unused_parameters_true" if config.head_fraction else "ddp"
-    return pl.Trainer(
-        accelerator=devices.accelerator,
-        devices=list(devices.indices) if devices.indices is not None else devices.count,
-        num_nodes=devices.hosts,
-        strategy=strategy,
-        precision="bf16-mixed" if uses_half(config, torch_device(devices)) else "32-true",
-        max_epochs=max(config.max_epochs, done["epoch"]),
-        gradient_clip_val=config.gradient_clip_val or None,
-        deterministic=config.deterministic,
-        benchmark=not config.deterministic,
-        callbacks=callbacks,
-        logger=make_loggers(config, run_dir, done["step"]),
-        plugins=[WholeFiles()],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
-
-
-def make_loggers(config: TrainConfig, run_dir: Path, done: int | None) -> list[Any]:
-    """TensorBoard, and beside it what `logger` names, whose settings are its own environment
-    variables. `done`: steps of a training that goes on. Raises TrainError."""
-    from pytorch_lightning import loggers
-
-    from trainer.loggers import TensorBoard
-
-    board = TensorBoard(run_dir, name="", version="logs", purge_step=done, default_hp_metric=False)
-    name = run_dir.name
-    try:
-        if config.logger == "wandb":  # whose id makes all attempts one run there
-            return [board, loggers.WandbLogger(name, run_dir, id=name)]
-        if config.logger == "mlflow":
-            # Where no server is named, a file that `mlflow ui --backend-store-uri` shows.
-            place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run_dir / 'mlflow.db'}"
-            return [board, loggers.MLFlowLogger(run_name=name, tracking_uri=place)]
-    except ModuleNotFoundError:
-        raise no_logger(config.logger) from None
-    return [board]
-
-
-def no_logger(name: str) -> TrainError:
-    text = f"logger {name}: the package is not installed: pip install {name}"
-    return TrainError(text, EXIT_USAGE)
-
-
-def last_good(
-    error: Exception, config: TrainConfig, found: FindDivergence, checkpoints: Path
-) -> Path | None:
-    """The checkpoint to go back to, with half the learning rate; None: the beginning. Raises
-    TrainError when it has been tried often enough."""
-    from trainer.checkpoints import newest_that_loads, share_checkpoints
-
-    if found.restores >= config.max_restores:
+def check_new(run_dir: Path) -> None:
+    """Raises TrainError where a training would be overwritten."""
+    if is_first_process() and (
+        any((run_dir / "checkpoints").glob("*.ckpt")) or (run_dir / "summary.json").exists()
+    ):
         raise TrainError(
-            f"{error}; {found.restores} attempts with a lower learning rate did not help: lower"
-            " learning_rate or gradient_clip_val",
-            EXIT_DIVERGED,
-        ) from None
-    found.restores, found.rate_scale = found.restores + 1, found.rate_scale / 2
-    wait_for_others()
-    share_checkpoints(checkpoints)
-    good = newest_that_loads(checkpoints, judged=True)
-    place = f"epoch {good[1]['training']['epoch']}" if good else "the beginning"
-    say(f"diverged: {error}; going on from {place} with {found.rate_scale:g} of the learning rate")
-    return good[0] if good else None
+            f"{run_dir} holds a training already; go on with it: --resume auto, or name another"
+            " --run_dir",
+            EXIT_USAGE,
+        )
 
 
-def out_of_memory(error: BaseException) -> BaseException:
-    """The error as a TrainError where it is one of memory."""
-    from trainer.callbacks.parts import is_out_of_memory
+def check_packages(config: TrainConfig) -> None:
+    """A network or a logger that can't be had, before the images are decoded. Raises TrainError."""
+    from trainer.networks.elsewhere import find_maker
 
-    if not is_out_of_memory(error):
-        return error
-    return TrainError(
-        f"out of memory: {str(error).splitlines()[0][:200]}; lower batch_size and raise"
-        " accumulate_grad_batches",
-        EXIT_MEMORY,
+    if ":" in config.network:
+        find_maker(config.network)
+    if config.logger != "tensorboard" and importlib.util.find_spec(config.logger) is None:
+        raise no_logger(config.logger)
+
+
+def run_resumed(config: TrainConfig, data: ImageData, run_dir: Path, start: Start) -> None:
+    """In another directory than before it needs the best checkpoint, too: no later epoch may be as
+    good."""
+    from trainer.checkpoints import BEST, LAST
+    from trainer.progress import write_whole
+
+    if tuple(start.content["hyper_parameters"]["classes"]) != data.classes:
+        raise TrainError(
+            f"the checkpoint was trained on other classes than those at {config.data}: name its"
+            " images with --data",
+            EXIT_DATA,
+        )
+    place = run_dir / "checkpoints"
+    if is_first_process() and start.path.resolve().parent != place.resolve():
+        best = start.path.resolve().parent / BEST
+        if best.exists():
+            write_whole(place / BEST, best.read_bytes())
+        write_whole(place / LAST, start.path.read_bytes())
+    run_once(config, data, run_dir, start.path)
+
+
+def run_repeated(config: TrainConfig, data: ImageData, run_dir: Path, count: int) -> None:
+    """`count` seeds, each in a directory of its own; those that have a summary already are not
+    trained again."""
+    summaries = []
+    for seed in range(config.seed, config.seed + count):
+        place, own = run_dir / f"seed-{seed}", dataclasses.replace(config, seed=seed)
+        if (place / "summary.json").exists():
+            summaries.append(json.loads((place / "summary.json").read_text()))
+            check_same_values(summaries[-1]["config"], own, place)
+            say(f"seed {seed}: done already, test_accuracy {summaries[-1]['test_accuracy']:.4f}")
+            continue
+        say(f"seed {seed}:")
+        start = (
+            find_start("auto", str(place)) if any((place / "checkpoints").glob("*.ckpt")) else None
+        )
+        if start:
+            check_same_values(start.content["hyper_parameters"]["config"], own, place)
+        summaries.append(run_once(own, data, place, start.path if start else None))
+    if is_first_process():
+        summarise(summaries, run_dir)
+
+
+def check_same_values(before: Mapping[str, Any], config: TrainConfig, place: Path) -> None:
+    """Seeds are averaged only where nothing else differs. Raises TrainError that names what
+    does."""
+    names = [
+        name
+        for name, value in to_dict(config).items()
+        if name not in ELSEWHERE and before.get(name, value) != value
+    ]
+    if names:
+        raise TrainError(
+            f"{place} was trained with another {', '.join(names)}: give the same values, or another"
+            " --run_dir",
+            EXIT_USAGE,
+        )
+
+
+def summarise(summaries: Sequence[Mapping[str, Any]], run_dir: Path) -> None:
+    """Of several seeds, in place of a single run's summary: the mean of each figure, and the
+    accuracy's standard deviation. What stands for one alone is left out."""
+    from trainer.progress import write_json
+
+    accuracies = [summary["test_accuracy"] for summary in summaries]
+    mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
+    own = {
+        "test_accuracy": mean,
+        "test_accuracy_std": deviation,
+        "test_accuracies": accuracies,
+        "seeds": [summary["seed"] for summary in summaries],
+        "about": "means over the seeds; seed-N/summary.json has each one's own figures",
+        "config": summaries[0]["config"],
+    }
+    shared = {name: value for name, value in mean_of(summaries).items() if name not in OF_ONE}
+    write_json(run_dir / "summary.json", shared | own)
+    say(
+        f"test_accuracy {mean:.4f} ± {deviation:.4f} (mean and standard deviation of"
+        f" {len(summaries)} seeds)"
     )
+
+
+def mean_of(values: Sequence[Any]) -> Any:
+    """Of figures, and of those within mappings; what is the same in all stays, None is what has no
+    mean."""
+    first = values[0]
+    if all(value == first for value in values):
+        return first
+    if all(isinstance(value, Mapping) for value in values):
+        return {name: mean_of([value.get(name) for value in values]) for name in first}
+    if all(isinstance(value, (int, float)) for value in values):
+        return statistics.mean(values)
+    return None
+
+
+def run(options: argparse.Namespace, config: TrainConfig, start: Start | None) -> None:
+    """Raises TrainError for all that may be expected to go wrong."""
+    from trainer.callbacks import Stopped
+    from trainer.data.archive import DataError
+    from trainer.data.sources import load_images
+    from trainer.devices import choose_devices
+
+    run_dir, repeated = directory_of(config), options.repeat > 1
+    choose_devices(config)
+    check_packages(config)
+    if not start and not repeated:
+        check_new(run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        text = f"{run_dir} can't be made ({error.strerror}): name another --run_dir"
+        raise TrainError(text, EXIT_USAGE) from None
+    try:
+        data = load_images(
+            config.data, say, image_size=config.image_size, skip_damaged=config.skip_damaged
+        )
+        config = dataclasses.replace(config, image_size=data.image_size)
+        if repeated:
+            run_repeated(config, data, run_dir, options.repeat)
+        elif start:
+            run_resumed(config, data, run_dir, start)
+        else:
+            run_once(config, data, run_dir, None)
+    except DataError as error:
+        raise TrainError(str(error), EXIT_DATA) from None
+    except Stopped:
+        again = "the same command with" if repeated else "--resume auto"
+        text = f"stopped; the state is saved. To go on: {again} --run_dir {run_dir}"
+        raise TrainError(text, EXIT_STOPPED) from None
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise disk_full(error, run_dir, repeated) from None
+
+
+def directory_of(config: TrainConfig) -> Path:
+    """Lightning's other processes find the one that the first has chosen."""
+    new = f"runs/{time.strftime('%Y%m%d-%H%M%S')}"
+    return Path(config.run_dir or os.environ.setdefault("TRAINER_RUN_DIR", new))
+
+
+def disk_full(error: OSError, run_dir: Path, repeated: bool) -> TrainError:
+    saved = any((run_dir / "checkpoints").glob("*.ckpt")) and not repeated
+    again = (
+        "the checkpoint before is kept. To go on: free space, then --resume auto --run_dir"
+        if saved
+        else "to go on: free space, then the same command, with --run_dir"
+    )
+    return TrainError(f"the disk is full ({error.strerror}); {again} {run_dir}", EXIT_DISK)
+
+
+def tell(text: str) -> None:
+    """The last line, and what is still to be written; where the log's own disk is full, the exit
+    code alone has to do."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = sys.stderr = open(os.devnull, "w")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    # Before torch is imported: GPU indices are then nvidia-smi's, and deterministic products have
+    # their workspace.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # DDP warns, once the last layer is trained alone no more, that no weight waits any longer.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    try:
+        options, config, start = parse(arguments)
+        if options.print_config:
+            print(to_yaml(config), end="")
+            return 0
+        quiet()
+        if not is_first_process():
+            end_with_parent()
+        run(options, config, start)
+    except ConfigError as error:
+        for text in error.errors:
+            print(f"error: {text}", file=sys.stderr)
+        return EXIT_USAGE
+    except TrainError as error:
+        if not is_first_process() and error.code in (EXIT_STOPPED, EXIT_DIVERGED):
+            # All processes know, and the first one tells. Another code than 0 here would get it
+            # killed while it saves.
+            return 0
+        tell(f"{'' if error.code == EXIT_STOPPED else 'error: '}{error}")
+        return error.code
+    finally:
+        os.environ.pop("TRAINER_RUN_DIR", None)
+        end_others()
+    return 0
+
+
+def command() -> NoReturn:
+    """main() as a process of its own."""
+    code = main()
+    if not is_first_process():
+        # Its communication threads have nobody left to talk to: unwinding them aborts the process
+        # now and then.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
-    from trainer.command import command
-
     command()

@@ -39,7 +39,7 @@ DEADLINE_S = 90.0
 
 SCARCE = """
 import os
-from trainer import command, networks
+from trainer import networks, train
 original = networks.ResidualCNN.forward
 def forward(self, images):
     if self.training and len(images) > 10 and os.environ.get("LOCAL_RANK") == "1":
@@ -47,7 +47,7 @@ def forward(self, images):
         raise RuntimeError(said + " to allocate 1 bytes")
     return original(self, images)
 networks.ResidualCNN.forward = forward
-command.command()
+train.command()
 """
 """The second process alone has memory for ten images at a time."""
 

@@ -17,10 +17,10 @@ def quiet_trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
     """Trainings within the test's process: in a folder of their own, without Lightning's remarks,
     and with pytest's signals given back."""
     from tests.support.training import signals_kept
-    from trainer import command
+    from trainer import train
 
     monkeypatch.chdir(tmp_path)
-    command.quiet()
+    train.quiet()
     with signals_kept():
         yield
 

@@ -13,8 +13,8 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trainer import command as cli
 from trainer import options
+from trainer import train as cli
 from trainer.config import (
     FIELDS,
     ConfigError,

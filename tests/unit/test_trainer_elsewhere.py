@@ -17,7 +17,7 @@ from trainer.checkpoints import load_checkpoint
 from trainer.config import ConfigError
 from trainer.networks import load_pretrained, make_network
 from trainer.options import TrainError
-from trainer.train import train
+from trainer.training import train
 
 pytestmark = pytest.mark.usefixtures("quiet_trainer")
 DATA = tiny_data()

@@ -23,7 +23,7 @@ from trainer.networks import make_network
 from trainer.optimizers import make_optimizer
 from trainer.options import TrainError
 from trainer.schedule import cosine_factor
-from trainer.train import make_loggers, train
+from trainer.training import make_loggers, train
 
 pytestmark = pytest.mark.usefixtures("quiet_trainer")
 DATA = tiny_data()

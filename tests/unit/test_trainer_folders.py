@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.support.training import pixels_of
 from tests.unit.test_trainer_sources import refusal
-from trainer import command as cli
 from trainer import options
+from trainer import train as cli
 from trainer.data.images import ImageData
 from trainer.data.sources import load_images
 

@@ -19,12 +19,12 @@ from tests.support.training import (
     tiny_config,
     tiny_data,
 )
-from trainer import command as cli
+from trainer import train as cli
 from trainer.callbacks import StopWhenAsked
 from trainer.checkpoints import load_checkpoint, save_whole
 from trainer.config import TrainConfig
 from trainer.data.images import ImageData
-from trainer.train import train as train_once
+from trainer.training import train as train_once
 
 pytestmark = pytest.mark.usefixtures("quiet_trainer")
 DATA = tiny_data(200, 40)

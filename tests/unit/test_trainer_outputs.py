@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 
 from tests.support.training import pixels_of, signals_kept, speed_config, tiny_config, tiny_data
-from trainer import command as cli
 from trainer import evaluate as evaluation
+from trainer import train as cli
 from trainer.callbacks import BestCheckpoint
 from trainer.callbacks.find_divergence import collapsed
 from trainer.checkpoints import load_checkpoint
 from trainer.model import Classifier
 from trainer.progress import best_row, point_logs
 from trainer.report.pictures import draw_confusion, draw_curves, to_png
-from trainer.train import train as train_once
+from trainer.training import train as train_once
 
 pytestmark = pytest.mark.usefixtures("quiet_trainer")
 DATA = tiny_data()

@@ -24,7 +24,7 @@ from trainer.data.images import Arrays, Files, ImageData
 from trainer.data.sources import load_images
 from trainer.data.workers import LoaderOptions, as_tensors, evaluation_batches, make_loader
 from trainer.evaluate import evaluate_checkpoint
-from trainer.train import train
+from trainer.training import train
 
 
 def write_textures(folder: Path, count: int) -> Path:

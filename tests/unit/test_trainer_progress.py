@@ -16,7 +16,7 @@ from tests.support.training import tiny_config
 from tests.unit.test_trainer_outputs import DATA
 from trainer.model import Classifier
 from trainer.progress import EVERY_S, News, Progress
-from trainer.train import train as train_once
+from trainer.training import train as train_once
 
 
 def test_progress_is_replaced_at_most_once_a_second(

@@ -19,12 +19,12 @@ from tests.support.training import (
     tiny_data,
     what_counts,
 )
-from trainer import command as cli
 from trainer import options
+from trainer import train as cli
 from trainer.callbacks import Stopped, StopWhenAsked
 from trainer.checkpoints import WholeFiles, load_checkpoint, newest_that_loads
 from trainer.data import workers
-from trainer.train import train as train_once
+from trainer.training import train as train_once
 
 pytestmark = pytest.mark.usefixtures("quiet_trainer")
 DATA = tiny_data()

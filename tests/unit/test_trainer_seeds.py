@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.training import tiny_data
-from trainer import command as cli
+from trainer import train as cli
 
 pytestmark = pytest.mark.usefixtures("quiet_trainer")
 DATA = tiny_data()

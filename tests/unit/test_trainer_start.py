@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.support.training import tiny_config, tiny_data
-from trainer import command as cli
-from trainer.train import train
+from trainer import train as cli
+from trainer.training import train
 
 pytestmark = pytest.mark.usefixtures("quiet_trainer")
 

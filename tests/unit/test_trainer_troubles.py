@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from tests.support.training import speed_config, tiny_config, tiny_data, weights_of
-from trainer import command as cli
 from trainer import options
+from trainer import train as cli
 from trainer.callbacks import FindDivergence, Stopped, StopWhenAsked, find_divergence
 from trainer.checkpoints import load_checkpoint
 from trainer.config import TrainConfig
 from trainer.model import Classifier
 from trainer.networks import ResidualCNN, SpeedCNN
 from trainer.options import TrainError
-from trainer.train import train as train_once
+from trainer.training import train as train_once
 
 pytestmark = pytest.mark.usefixtures("quiet_trainer")
 DATA = tiny_data()

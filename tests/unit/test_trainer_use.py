@@ -25,7 +25,7 @@ from trainer.data.archive import DataError
 from trainer.data.sources import load_images
 from trainer.evaluate import evaluate_checkpoint
 from trainer.model import Classifier
-from trainer.train import train
+from trainer.training import train
 
 ONNX = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in export.PACKAGES),

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from tests.support.training import same_bits, speed_config, tiny_config, tiny_data, weights_of
-from trainer import devices
+from trainer import training
 from trainer.config import TrainConfig, load_config, recipe_names
-from trainer.train import train as train_once
+from trainer.training import train as train_once
 
 pytestmark = pytest.mark.usefixtures("quiet_trainer")
 DATA = tiny_data()
@@ -86,7 +86,7 @@ def test_where_compiling_fails_the_training_goes_on_and_says_why(
     monkeypatch.setattr(torch.nn.Module, "compile", broken)
     with pytest.raises(RuntimeError, match="C compiler"):
         train_once(tiny_config(compile="true", max_epochs=1), DATA, tmp_path / "asked")
-    monkeypatch.setattr(devices, "compile_wanted", lambda config, device: True)
+    monkeypatch.setattr(training, "compile_wanted", lambda config, device: True)
     assert train_once(tiny_config(max_epochs=1), DATA, tmp_path / "auto")["epochs"] == 1
     assert (
         "torch.compile does not work here, going on without it: Failed to find C compiler. Please"
