@@ -119,12 +119,12 @@ def share_checkpoints(directory: Path) -> None:
 
 
 def newest_that_loads(
-    directory: Path, judged: bool = False
+    directory: Path, epochs_only: bool = False
 ) -> tuple[Path, dict[str, Any], list[str]] | None:
     """The checkpoint that is furthest on, and what was wrong with those passed over; None where
     none loads.
 
-    `judged`: only those from an epoch's end, whose loss and accuracy were found good.
+    `epochs_only`: only those from an epoch's end, whose loss and accuracy were found good.
     """
     found: list[tuple[tuple[int, int], Path, dict[str, Any]]] = []
     wrong = []
@@ -132,7 +132,7 @@ def newest_that_loads(
         try:
             content = load_checkpoint(path)
             position = (int(content["training"]["epoch"]), int(content["training"]["batch"]))
-            if not judged or position[1] == 0:
+            if not epochs_only or position[1] == 0:
                 found.append((position, path, content))
         except (ValueError, KeyError, TypeError) as error:
             wrong.append(str(error))

@@ -75,8 +75,8 @@ class Training:
     ) -> None:
         self.config, self.devices, self.datamodule = config, devices, datamodule
         self.run_dir, self.checkpoints = run_dir, run_dir / "checkpoints"
-        self.judged = datamodule.validation is not None
-        within = self.checkpoints / (LAST if self.judged else WITHIN)
+        self.validated = datamodule.validation is not None
+        within = self.checkpoints / (LAST if self.validated else WITHIN)
         self.stop = ours.StopWhenAsked(within)
         self.stop.install()
         images = min(datamodule.share * devices.world, len(datamodule.train_images))
@@ -123,7 +123,7 @@ class Training:
         config = self.config
         # Anew for each attempt, and before what saves within an epoch.
         average = [ours.AverageWeights(config.ema_decay)] if config.ema_decay else []
-        savers = make_savers(config, self.checkpoints, self.judged)
+        savers = make_savers(config, self.checkpoints, self.validated)
         added = [*average, *self.callbacks, *savers, self.stop]
         return make_trainer(config, self.devices, self.run_dir, added, start)
 
@@ -140,7 +140,7 @@ class Training:
         found.restores, found.rate_scale = found.restores + 1, found.rate_scale / 2
         wait_for_others()
         share_checkpoints(self.checkpoints)
-        good = newest_that_loads(self.checkpoints, judged=True)
+        good = newest_that_loads(self.checkpoints, epochs_only=True)
         place = f"epoch {good[1]['training']['epoch']}" if good else "the beginning"
         rate = f"{found.rate_scale:g} of the learning rate"
         say(f"diverged: {error}; going on from {place} with {rate}")
@@ -155,7 +155,7 @@ class Training:
             trainer = make_trainer(self.config, devices.first(), self.run_dir, added, None)
         else:
             trainer = model.trainer
-        chosen = self.checkpoints / (BEST if self.judged else LAST)
+        chosen = self.checkpoints / (BEST if self.validated else LAST)
         trainer.test(model, datamodule=self.datamodule, ckpt_path=chosen, verbose=False)
         about = {
             "checkpoint": f"checkpoints/{chosen.name}",
@@ -179,13 +179,13 @@ def take_up(content: Mapping[str, Any], config: TrainConfig, tell: ours.TellProg
         say(f"all epochs ({config.max_epochs}) are trained already: only the test is done")
 
 
-def make_savers(config: TrainConfig, checkpoints: Path, judged: bool) -> list[pl.Callback]:
+def make_savers(config: TrainConfig, checkpoints: Path, validated: bool) -> list[pl.Callback]:
     """What keeps the best epoch and the last one, and stops when none is better any more."""
     last = ModelCheckpoint(
         checkpoints, Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False
     )
     savers: list[pl.Callback] = [LearningRateMonitor(logging_interval="epoch")]
-    if judged:
+    if validated:
         # Before the last one, which knows of it: a kill between the two must not leave a best epoch
         # that is nowhere.
         savers.append(ours.BestCheckpoint(checkpoints, Path(BEST).stem))

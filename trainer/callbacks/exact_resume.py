@@ -95,13 +95,13 @@ class ExactResume(pl.Callback):
 def is_validation_ahead(trainer: pl.Trainer) -> bool:
     """All steps of the epoch are done, and its validation has not come to its end."""
     epochs: Any = trainer.fit_loop.epoch_progress.current
-    judged = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    batches = trainer.fit_loop.epoch_loop.val_loop.batch_progress
     wanted = trainer.enable_validation and sum(trainer.num_val_batches) > 0
     every = trainer.check_val_every_n_epoch or 1
     finished = (
         trainer.validating
-        and judged.is_last_batch
-        and 0 < judged.current.ready == judged.current.completed
+        and batches.is_last_batch
+        and 0 < batches.current.ready == batches.current.completed
     )
     return (
         wanted

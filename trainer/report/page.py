@@ -76,6 +76,19 @@ def render_scores(summary: Mapping[str, Any]) -> str:
     return head + "\n".join(rows)
 
 
+def describe_images(data: Mapping[str, Any]) -> str:
+    damaged = f"; {len(data['damaged'])} damaged files left out" if data["damaged"] else ""
+    held = (
+        f", {data['validation']} for validation"
+        if data["validation"]
+        else "; no validation split, the last epoch counts"
+    )
+    return (
+        f"{data['kind']}, {data['train']} images of {data['image_size']} pixels per side to train"
+        f" on{held}{damaged}; sha256 `{data['sha256']}`"
+    )
+
+
 def render_report(summary: Mapping[str, Any], mistakes: Mistakes | None = None) -> str:
     data, config = summary["data"], summary["config"]
     note = (
@@ -89,16 +102,6 @@ def render_report(summary: Mapping[str, Any], mistakes: Mistakes | None = None) 
         f" F1 {percent(macro['f1'])}"
         if summary["uneven"]
         else ""
-    )
-    damaged = f"; {len(data['damaged'])} damaged files left out" if data["damaged"] else ""
-    held = (
-        f", {data['validation']} for validation"
-        if data["validation"]
-        else "; no validation split, the last epoch counts"
-    )
-    images = (
-        f"{data['kind']}, {data['train']} images of {data['image_size']} pixels per side to train"
-        f" on{held}{damaged}"
     )
     best = (
         f" (best epoch {summary['best_epoch']}, validation {percent(summary['val_accuracy'])})"
@@ -117,7 +120,7 @@ def render_report(summary: Mapping[str, Any], mistakes: Mistakes | None = None) 
 On {summary["test_images"]} test images, of `{summary["checkpoint"]}`, read once at the end.{note}
 
 - {epochs}{best}, {summary["seconds"]:.0f} s of training
-- data: {images}; sha256 `{data["sha256"]}`
+- data: {describe_images(data)}
 - expected calibration error {percent(summary["calibration_error"])}: how far the probabilities are
   from the share of right answers, in the mean
 - effective batch {summary["effective_batch"]}, {rate}, seed {summary["seed"]}
