@@ -49,7 +49,7 @@ def log_in_with(key: Path, public: str, target: Target) -> bool:
         process.receive(1)
         blob = base64.b64decode(public.split()[1])
         fingerprint = base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
-        return not isinstance(process, Process) or f"SHA256:{fingerprint}" in process.keys
+        return not isinstance(process, Process) or f"SHA256:{fingerprint}" in process.log.keys
 
 
 def refused(session: Session, why: str) -> AuthenticationFailed:

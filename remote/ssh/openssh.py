@@ -67,7 +67,7 @@ class OpenSSH(Connection):
 
     @property
     def method(self) -> str:  # type: ignore[override]  # known only once a command has logged in
-        return next((process.method for process in self._running if process.method), "")
+        return next((one.log.method for one in self._running if one.log.method), "")
 
     @property
     def shared(self) -> bool:  # type: ignore[override]  # known only once the settings are read

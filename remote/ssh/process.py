@@ -7,15 +7,12 @@ import functools
 import logging
 import math
 import os
-import re
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import IO, Protocol
 
@@ -23,6 +20,7 @@ from remote.errors import ConnectionLost, RemoteError
 from remote.screen.text import printable
 from remote.ssh.connection import LOGIN_S, MAX_ERRORS, silence
 from remote.ssh.said import explain
+from remote.ssh.ssh_log import SshLog, without_steps
 from remote.ssh.target import Host, Target
 
 log = logging.getLogger("remote.ssh")
@@ -38,12 +36,6 @@ POLL_S = 0.1
 SSH_FAILED = 255
 BREAKS_S = 0.3
 """A kept login that has just broken may still answer."""
-GAVE_UP = re.compile(
-    r"^(Connection (to |closed|reset)|client_loop:|Timeout, server|ssh_|Control master"
-    r"|unix_listener: cannot)",
-    re.M,
-)
-"""ssh's lines about a broken connection; a command's own 255 leaves none of them."""
 
 
 class KeptLogin(Protocol):
@@ -77,9 +69,7 @@ class Process:
         self._sending = threading.Lock()
         self._rest = b""
         self._closed = False
-        handle, name = tempfile.mkstemp(prefix="ssh-", suffix=".log")
-        os.close(handle)
-        self._log = Path(name)
+        self.log = SshLog()
         self._spawn()
 
     def _spawn(self) -> None:
@@ -90,7 +80,7 @@ class Process:
         self._begun = time.monotonic()
         with uninterrupted():
             self._process = process = subprocess.Popen(
-                ["ssh", "-E", str(self._log), *self._words],
+                ["ssh", "-E", str(self.log.path), *self._words],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -148,7 +138,7 @@ class Process:
             with contextlib.suppress(Empty):
                 return self._output.get(timeout=POLL_S)
             self._show_what_is_said()
-            if not logged_in and self.method:
+            if not logged_in and self.log.method:
                 since, logged_in = time.monotonic(), True
             patience_s = self._target.timeout_s if logged_in else self._patience()
             if time.monotonic() > since + patience_s:
@@ -159,7 +149,7 @@ class Process:
         """How long a login may take: where somebody is asked or told something, as long as a person
         needs."""
         timeout_s = self._target.timeout_s
-        if not self.log() and self._stood:
+        if not self.log.said() and self._stood:
             return timeout_s
         asked = self._errors or self._target.can_ask
         return LOGIN_S if asked else timeout_s + math.ceil(timeout_s)
@@ -181,7 +171,7 @@ class Process:
     def _begin_again(self) -> bool:
         """Over a new login, where the kept one gave nothing at all. False where there was none,
         or it was tried."""
-        if self._kept is None or self._sent is None or self._closed or self.log():
+        if self._kept is None or self._sent is None or self._closed or self.log.said():
             return False
         log.debug("%s: the login that was kept does not answer; a new one", self._host.name)
         self._end()
@@ -197,8 +187,8 @@ class Process:
         """What ended ssh before the command's own end."""
         if self._closed:
             return self._lost("the connection is closed")
-        code, said = self.exit_code(), self.log()
-        if code is not None and (code < SSH_FAILED or self.method):
+        code, said = self.exit_code(), self.log.said()
+        if code is not None and (code < SSH_FAILED or self.log.method):
             return None
         if code == SSH_FAILED and not said:
             # Over a kept login ssh says nothing: either the login broke, or the command ended so.
@@ -215,27 +205,6 @@ class Process:
     def _lost(self, message: str) -> ConnectionLost:
         return ConnectionLost(message, host=self._host.name)
 
-    @property
-    def keys(self) -> list[str]:
-        """The fingerprints of the keys that the server takes, where ssh tells them (`-v`)."""
-        return re.findall(r"(?m)^debug1: Server accepts key: .* (SHA256:\S+)", self._steps())
-
-    @property
-    def method(self) -> str:
-        """How this process logged in; "" before that, or over a login that was kept."""
-        found = re.search(r'(?m)^Authenticated to .* using "([^"]+)"', self.log())
-        return found[1] if found else ""
-
-    def log(self) -> str:
-        """What ssh said about itself, without its steps."""
-        return without_steps(self._steps())
-
-    def _steps(self) -> str:
-        try:
-            return self._log.read_text("utf-8", "replace")
-        except OSError:
-            return ""
-
     def errors(self) -> bytes:
         if self._process.poll() is not None:
             self._saying.join(0.5)  # a jump host's ssh may hold that pipe for longer
@@ -249,7 +218,7 @@ class Process:
             code = self._process.wait(EXIT_WAIT_S)
         except subprocess.TimeoutExpired:
             return None
-        broke = code < 0 or (code == SSH_FAILED and GAVE_UP.search(self.log()))
+        broke = code < 0 or (code == SSH_FAILED and self.log.gave_up)
         return None if broke else code
 
     def close(self) -> None:
@@ -257,9 +226,9 @@ class Process:
             return
         self._closed = True
         self._end()
-        for line in self.log().splitlines():
+        for line in self.log.said().splitlines():
             log.debug("%s: ssh: %s", self._host.name, line)
-        self._log.unlink(missing_ok=True)
+        self.log.remove()
 
     def _end(self) -> None:
         """Politely first: ssh puts a terminal right again that it has asked at."""
@@ -289,11 +258,6 @@ def uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def without_steps(said: str) -> str:
-    """Of what `ssh -v` says, ours or a jump host's, what it says without -v."""
-    return re.sub(r"(?m)^(debug\d: |OpenSSH_\d).*\n?", "", said)
 
 
 def begin(work: Callable[..., None], pipe: IO[bytes] | None, place: object) -> threading.Thread:
