@@ -142,8 +142,10 @@ class Training:
         share_checkpoints(self.checkpoints)
         good = newest_that_loads(self.checkpoints, epochs_only=True)
         place = f"epoch {good[1]['training']['epoch']}" if good else "the beginning"
-        rate = f"{found.rate_scale:g} of the learning rate"
-        say(f"diverged: {error}; going on from {place} with {rate}")
+        say(
+            f"diverged: {error}; going on from {place} with {found.rate_scale:g} of the learning"
+            " rate"
+        )
         return good[0] if good else None
 
     def test(self, model: Classifier) -> dict[str, Any]:
