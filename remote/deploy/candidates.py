@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 
+from remote.agent.shared.environment import Interpreter
 from remote.agent.shared.text import redact
 from remote.deploy.needs import Needs
 from remote.deploy.torch_builds import torch_problem
 from remote.errors import EnvironmentFailed
-from remote.link.facts import Interpreter
 from remote.requirements.parsed import find_missing
 from remote.screen.text import one_line
 
@@ -19,12 +18,11 @@ TORCH_NEWEST = (3, 14)
 MAX_NOTES = 5
 
 
-@dataclass(frozen=True)
 class Candidate(Interpreter):
     """`missing`: canonical name → lines to install; `torch_problem`: why its torch won't do."""
 
-    order: int = 0
-    missing: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    order = 0
+    missing: Mapping[str, Sequence[str]] = {}
     torch_problem: str | None = None
 
     @property
@@ -101,12 +99,11 @@ def _version_problem(needs: Needs, python: Interpreter) -> str | None:
 def _assess(needs: Needs, python: Interpreter, order: int) -> Candidate:
     missing = find_missing(needs.requirements, python)
     missing |= {redact(address): [address] for address in needs.requirements.unnamed}
-    item = Candidate(**vars(python), order=order, missing=missing)
-    if not needs.needs_torch and not item.requires_torch:
-        return item
-    return replace(
-        item, torch_problem=torch_problem(item.torch, needs.settings.torch, needs.report)
-    )
+    item = Candidate(*python)
+    item.order, item.missing = order, missing
+    if needs.needs_torch or item.requires_torch:
+        item.torch_problem = torch_problem(item.torch, needs.settings.torch, needs.report)
+    return item
 
 
 def best_to_build(needs: Needs, items: Iterable[Candidate]) -> list[Candidate]:

@@ -9,7 +9,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from remote.agent.shared.environment import Environment, Proof
 from remote.agent.shared.local_package import INSTALLABLE, LocalPackage
+from remote.agent.shared.reading import tell
 from remote.deploy import environment, proofs
 from remote.deploy.code import put_release
 from remote.deploy.needs import Known
@@ -17,7 +19,7 @@ from remote.deploy.proofs import Ready
 from remote.errors import RemoteError, ServerUnfit, UsageError
 from remote.link.answers import EnvironmentPrepare, EnvironmentProve, Inspection, Resolution
 from remote.link.events import StepEvent, heard
-from remote.link.facts import Environment, Facts, Proof
+from remote.link.facts import Facts
 from remote.link.link import OnEvent
 from remote.link.session import Project, Session
 from remote.project.command import describe_command, missing_script
@@ -170,7 +172,7 @@ def prepare_environment(
         settings = session.project.settings
         in_job = settings.launcher == "slurm" and settings.slurm.build == "job"
         build = plan.build._replace(job=build_options(settings.slurm) if in_job else None)
-        args = build.to_json()
+        args = tell(build)
         answer = session.ask(EnvironmentPrepare, show_steps(session), plan=args)
         session.display.clear()
         found, made = answer.environment, answer.built
@@ -206,7 +208,7 @@ def choose_environment(
                 )
                 known = dataclasses.replace(known, inspection=inspection)
             elif plan.kind == "resolve-first":
-                told = session.ask(Resolution, show_steps(session), plan=plan.build.to_json())
+                told = session.ask(Resolution, show_steps(session), plan=tell(plan.build))
                 if plan.build.kind == "overlay":
                     known = dataclasses.replace(known, on_top=told)
                 else:

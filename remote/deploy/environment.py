@@ -7,13 +7,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from remote.agent.shared.environment import Environment
 from remote.deploy.build_plan import as_is, ask_first, conda, overlay, venv
 from remote.deploy.candidates import MAX_NOTES, Candidate, best_to_build, usable
 from remote.deploy.needs import Known, Needs
 from remote.deploy.torch_builds import torch_problem
 from remote.errors import EnvironmentFailed
 from remote.link.answers import Resolution
-from remote.link.facts import Environment, Facts
+from remote.link.facts import Facts
 from remote.records import Asked, EnvironmentPlan, Settings
 from remote.requirements.lines import in_release, requirements_hash
 from remote.requirements.parsed import parse_requirements

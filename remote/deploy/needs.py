@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from remote.agent.shared.environment import Interpreter
 from remote.agent.shared.names import canonical
 from remote.link.answers import Inspection, Resolution
-from remote.link.facts import Facts, Interpreter
+from remote.link.facts import Facts
 from remote.records import GpuReport, Settings
 from remote.requirements.parsed import Requirements, applicable
 

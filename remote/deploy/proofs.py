@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from remote.link.facts import Environment, Facts, Proof
+from remote.agent.shared.environment import Environment, Proof
+from remote.link.facts import Facts
 from remote.records import EnvironmentPlan
 from remote.screen.text import one_line
 

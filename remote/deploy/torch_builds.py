@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from remote.agent.shared.build_plan import NO_TORCH, TorchChoice
+from remote.agent.shared.environment import Torch
 from remote.agent.shared.gpu_choice import TORCH_BUILDS, driver_major, fitting_build, lowest_driver
 from remote.agent.shared.names import canonical
 from remote.deploy.needs import Needs
 from remote.errors import GpuUnfit
-from remote.link.facts import Torch
 from remote.records import Gpu, GpuReport
 
 TORCH_INDEX = "https://download.pytorch.org/whl"

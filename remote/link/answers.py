@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from remote.agent.shared.environment import Environment, Interpreter, Proof
 from remote.agent.shared.gpu_choice import NOT_ASKED, GpuReport
 from remote.agent.shared.states import State
 from remote.link.answer import A, Answer, Owned
-from remote.link.facts import Environment, Interpreter, Proof
 from remote.records import Run
 
 # -- the server

@@ -1,4 +1,4 @@
-"""What is known of a server: the machine, the project's root, GPUs, environments and interpreters;
+"""What is known of a server: the machine, the project's root, GPUs, environments;
 all of it in one answer."""
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from remote.agent.shared.environment import Environment
 from remote.agent.shared.gpu_choice import NOT_ASKED, Gpu, GpuReport, unusable_reason
 from remote.link.answer import Owned
 from remote.project.settings import listed
@@ -57,80 +58,6 @@ class Datasets:
     def lacking(self, settings: Settings) -> list[str]:
         """Of remote.data."""
         return [one for one in listed(settings.data) if one.partition("/")[0] not in self.names]
-
-
-@dataclass(frozen=True)
-class Torch:
-    """A torch that is installed: its version, and the CUDA or HIP that it was built with."""
-
-    version: str | None = None
-    cuda: str | None = None
-    hip: str | None = None
-
-
-@dataclass(frozen=True)
-class Proof:
-    """torch was tried on the GPUs, at one boot of one host."""
-
-    ok: bool = False
-    # Whether a GPU was computed on; None: the requirements name no torch.
-    gpu: bool | None = None
-    reason: str | None = None
-    driver: str | None = None
-    gpu_uuids: tuple[str, ...] = ()
-    boot_id: str | None = None
-    host: str | None = None
-
-
-@dataclass(frozen=True)
-class Environment:
-    """One that was made there, or is being made."""
-
-    key: str
-    ready: bool = False
-    # False: what it was made from has changed, as `changed` says.
-    valid: bool = False
-    changed: str | None = None
-    kind: str = ""
-    python: str = ""
-    prefix: str = ""
-    base: str | None = None
-    version: str | None = None
-    installer: str | None = None
-    torch: Torch = Torch()
-    needs_torch: bool = False
-    packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    proofs: tuple[Proof, ...] = ()
-    names: tuple[str, ...] = ()
-    # Canonical name → branch or tag, and the commit that it stood for.
-    commits: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    # When, in seconds since 1970, and how long it took.
-    built: float = 0.0
-    seconds: float | None = None
-    requirements_hash: str = ""
-    wanted: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Interpreter:
-    """A python there. `packages` and what follows are known after an inspection alone."""
-
-    path: str = ""
-    problem: str | None = None
-    version: str | None = None
-    version_info: tuple[int, ...] = ()
-    # Named by remote.python.
-    configured: bool = False
-    has_pip: bool = False
-    has_venv: bool = False
-    has_virtualenv: bool = False
-    is_venv: bool = False
-    sites: tuple[str, ...] = ()
-    markers: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    requires: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    urls: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    torch: Torch = Torch()
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from remote.agent.shared.environment import Interpreter
 from remote.agent.shared.names import canonical
-from remote.link.facts import Interpreter
 from remote.requirements.lines import (
     CONDA,
     CONSTRAINED,

@@ -143,7 +143,7 @@ def attempt_of(launch: Launch, placement: Placement) -> dict[str, Any]:
         "environment_key": made.key,
         "requirements_hash": made.requirements_hash,
         "python": made.python,
-        "prefix": made.prefix,
+        "prefix": made.prefix or "",
         "who": who_am_i(),
         "max_restarts": request.max_restarts,
         **limits_of(request, launcher),

@@ -18,6 +18,7 @@ import pytest
 
 from remote.agent.machine.processes import children_of
 from remote.agent.shared.build_plan import BuildPlan
+from remote.agent.shared.reading import tell
 from remote.deploy.deploy import Deployed
 from remote.errors import ConnectionLost, EnvironmentFailed, RemoteError, ServerUnfit
 from remote.link.session import Session
@@ -340,7 +341,7 @@ def test_an_environment_that_was_spoilt_is_made_again(scene: Scene) -> None:
 def test_no_environment_is_made_in_another_projects_root(scene: Scene) -> None:
     scene.deploy("", requirements="none")
     record = json.loads((scene.only_environment() / "env.json").read_text())
-    plan = BuildPlan("a" * 16, "as-is", record["base"]).to_json()
+    plan = tell(BuildPlan("a" * 16, "as-is", record["base"]))
     with agent(scene.server) as link, pytest.raises(ServerUnfit, match="belongs to the project"):
         link.call("environment_prepare", root=link.root, project="other", identity=None, plan=plan)
     assert scene.only_environment().name == record["key"]

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from remote.agent.group.peers import HOST_LOST, Report, choose_verdict, lacking
+from remote.agent.shared.environment import Environment
 from remote.deploy.deploy import Deployed
 from remote.errors import EnvironmentFailed, ServerUnfit
 from remote.hosts.network import choose_networks, raise_if_unfit
 from remote.hosts.nodes import require_same
 from remote.link.answers import Address, Addresses, Exchanged
-from remote.link.facts import Environment, Facts, Root
+from remote.link.facts import Facts, Root
 from remote.records import Release
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from remote.agent.shared.environment import Environment, Proof
 from remote.deploy.environment import KEPT
 from remote.deploy.proofs import Ready, describe_environment, describe_proofs, proof_needed
 from remote.link.decoding import decode
-from remote.link.facts import Environment, Facts, Proof
+from remote.link.facts import Facts
 from remote.records import EnvironmentPlan
 from tests.support.interpreters import NO_GPU, SYSTEM, gpu_facts, record
 

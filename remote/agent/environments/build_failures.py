@@ -16,7 +16,6 @@ class Failure(NamedTuple):
 class Place(NamedTuple):
     """Where it failed. `glibc` and `python` are versions; None where unknown."""
 
-    log: str
     mount: str = ""
     free_mib: Optional[int] = None
     need_mib: Optional[int] = None
@@ -85,8 +84,7 @@ NO_COMPILER = re.compile(
 
 
 def classify(text: str, place: Place) -> Failure:
-    """One line of cause and one of remedy; the remedy always names the log. `text` is the log's
-    end."""
+    """One line of cause and one of remedy, which may be empty. `text` is the log's end."""
     for look in (
         _disk_full,
         _killed,
@@ -101,10 +99,8 @@ def classify(text: str, place: Place) -> Failure:
     ):
         failure = look(text, place)
         if failure is not None:
-            return with_log(failure, place)
-    return with_log(
-        Failure(f"the installation failed: {last_error(text, place.exit_code)}", ""), place
-    )
+            return failure
+    return Failure(f"the installation failed: {last_error(text, place.exit_code)}", "")
 
 
 def missing_module(text: str) -> Optional[Tuple[str, str]]:
@@ -145,11 +141,6 @@ def last_error(text: str, exit_code: Optional[int]) -> str:
     below = itertools.takewhile(lambda line: line[0].isspace(), lines[last + 1 :])
     told = " ".join(" ".join([lines[last], *below]).split())
     return re.sub(r"^(ERROR|error): ", "", told)[:300]
-
-
-def with_log(failure: Failure, place: Place) -> Failure:
-    log = f"the whole output is in {place.log} there"
-    return Failure(failure.message, f"{failure.remedy}; {log}" if failure.remedy else log)
 
 
 def _disk_full(text: str, place: Place) -> Optional[Failure]:

@@ -15,13 +15,7 @@ from functools import partial
 from typing import Any, Dict, List, Optional, Sequence
 
 from remote.agent.environments import installers, pip_settings
-from remote.agent.environments.build_failures import (
-    TORCH_REMEDY,
-    Failure,
-    Place,
-    classify,
-    with_log,
-)
+from remote.agent.environments.build_failures import TORCH_REMEDY, Failure, Place, classify
 from remote.agent.environments.commands import Commands
 from remote.agent.environments.interpreters import build_environment, describe, signature
 from remote.agent.environments.python_places import glibc_version
@@ -30,6 +24,8 @@ from remote.agent.root.disk import disk_of
 from remote.agent.root.locks import held
 from remote.agent.root.paths import read_json, remove_file, write_json, write_whole
 from remote.agent.shared.build_plan import BuildPlan, TorchChoice
+from remote.agent.shared.environment import Environment, Interpreter
+from remote.agent.shared.reading import read
 from remote.agent.shared.text import redact
 
 LIMIT_S = 3 * 3600.0
@@ -55,11 +51,7 @@ for one in importlib.metadata.distributions():
 
 
 class BuildFailed(Exception):
-    """Ends the build."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__()
-        self.failure = failure
+    """Ends the build; made of its message and remedy."""
 
 
 def main(arguments: List[str]) -> int:
@@ -87,7 +79,7 @@ class Builder:
         return os.path.join(self.directory, name)
 
     def run(self) -> int:
-        self.plan = BuildPlan.from_json(read_json(self.path("plan.json")) or {})
+        self.plan = read(BuildPlan, read_json(self.path("plan.json")))
         self.state = read_json(self.path("build.json")) or {}
         signal.signal(signal.SIGTERM, self._stop)
         self.say(
@@ -100,9 +92,9 @@ class Builder:
         try:
             self.build()
         except BuildFailed as failed:
-            return self.fail(failed.failure)
+            return self.fail(Failure(*failed.args))
         except installers.InstallerMissing as missing:
-            return self.fail(with_log(Failure(str(missing), installers.APT_REMEDY), self.place()))
+            return self.fail(Failure(str(missing), installers.APT_REMEDY))
         except installers.Failed as failed:
             return self.fail(classify(self.commands.output(failed.log_from), self.place()))
         except OSError as error:
@@ -118,6 +110,8 @@ class Builder:
         message, remedy = failure
         if self.plan.job is not None and "can't be reached" in message:
             remedy = f"this node is offline? remote.slurm.build: login builds there; or {remedy}"
+        log = f"the whole output is in {self.commands.log} there"
+        remedy = f"{remedy}; {log}" if remedy else log
         shutil.rmtree(self.venv, ignore_errors=True)
         self.clean()
         self.say(
@@ -168,8 +162,7 @@ class Builder:
             # A venv made from a venv sees only the base interpreter: its parent's packages are
             # added by name.
             line = "import site; " + "; ".join(f"site.addsitedir({site!r})" for site in parents)
-            sites = describe(self.python).get("sites") or []
-            own = next(site for site in sites if site.startswith(self.venv))
+            own = next(site for site in describe(self.python).sites if site.startswith(self.venv))
             write_whole(os.path.join(own, "_parent.pth"), line.encode() + b"\n", 0o644)
 
     def make_by_conda(self) -> str:
@@ -242,7 +235,7 @@ class Builder:
         if torch.links and not pin:
             page = redact(torch.links)
             message = f"{page} has no torch of the build {torch.build} for this python"
-            raise BuildFailed(with_log(Failure(message, TORCH_REMEDY), self.place()))
+            raise BuildFailed(message, TORCH_REMEDY)
         if pin and not torch.links:
             return pin
         options.append(torch.source)
@@ -250,7 +243,7 @@ class Builder:
             return pin
         lines = [f"--index-url {torch.index_url}", *torch.requirements]
         self.installer.install(self.python, lines, constraints, ["--no-deps"], own_index=True)
-        return f"torch=={describe(self.python)['packages'].get('torch')}"
+        return f"torch=={describe(self.python).packages.get('torch')}"
 
     def install(
         self,
@@ -271,24 +264,18 @@ class Builder:
         """Look at what was installed, and write env.json."""
         self.say(step="check", line="looking at what was installed")
         found = describe(self.python, self.plan.detail)
-        packages = found.get("packages") or {}
-        missing = [name for name in self.plan.names if name not in packages]
-        problem = found.get("problem") or (missing and f"{', '.join(missing)} is missing in it")
+        missing = [name for name in self.plan.names if name not in found.packages]
+        problem = found.problem or (missing and f"{', '.join(missing)} is missing in it")
         if problem:
-            message = f"the new environment does not work: {problem}"
-            raise BuildFailed(with_log(Failure(message, ""), self.place()))
+            raise BuildFailed(f"the new environment does not work: {problem}", "")
         self.require_whole_lock()
-        record = dict(
-            describe_plan(self.plan, found),
+        made = describe_plan(self.plan, found)._replace(
             python=self.python,
             prefix=self.venv,
-            version=found["version"],
             installer=installer,
-            built=time.time(),
             seconds=round(time.time() - started, 1),
-            signature=signature(self.python, found["sites"]),
         )
-        write_json(self.path("env.json"), record)
+        write_json(self.path("env.json"), made.to_json())
 
     def require_whole_lock(self) -> None:
         """What has hashes was installed without looking at what it needs."""
@@ -301,7 +288,7 @@ class Builder:
             what = ", ".join(f"{needed} (for {package})" for package, needed in lacking[:3])
             message = f"the requirements have hashes, but lack {what}"
             remedy = "write them anew with all that is needed (pip-compile --generate-hashes)"
-            raise BuildFailed(with_log(Failure(message, remedy), self.place()))
+            raise BuildFailed(message, remedy)
 
     def hear(self, line: Optional[str], amount: Optional[List[int]]) -> None:
         self.say(often=True, amount=amount, **({} if line is None else {"line": line}))
@@ -316,7 +303,6 @@ class Builder:
     def place(self) -> Place:
         disk = disk_of(self.directory)
         return Place(
-            log=self.path("build.log"),
             exit_code=self.commands.exit_code,
             mount=disk.mount if disk else "",
             free_mib=disk.free_mib if disk else None,
@@ -331,22 +317,27 @@ class Builder:
 
     def _stop(self, *_: Any) -> None:
         self.commands.stop()
-        raise BuildFailed(Failure("the build was stopped by a signal", "deploy again"))
+        raise BuildFailed("the build was stopped by a signal", "deploy again")
 
 
-def describe_plan(plan: BuildPlan, found: Dict[str, Any]) -> Dict[str, Any]:
+def describe_plan(plan: BuildPlan, found: Interpreter) -> Environment:
     """The part of a plan that env.json keeps, and what was found installed for it. Holds no
     addresses, so no secrets."""
-    kept = ("key", "kind", "requirements_hash", "wanted", "names", "version")
-    record = {name: getattr(plan, name) for name in kept}
     # A package may have brought torch along, though nobody expected it.
-    needs_torch = plan.needs_torch or "torch" in found["requires"]
-    return dict(
-        record,
-        base=plan.python,
+    needs_torch = plan.needs_torch or "torch" in found.requires
+    return Environment(
+        plan.key,
+        plan.kind,
+        plan.requirements_hash,
+        plan.wanted,
+        tuple(plan.names),
+        found.version or "",
+        plan.python,
         needs_torch=needs_torch,
-        imports=plan.imports or (["torch"] if needs_torch else []),
-        packages={name: found["packages"].get(name) for name in plan.names},
-        torch=found["torch"],
-        commits=found["commits"],
+        imports=tuple(plan.imports or (["torch"] if needs_torch else [])),
+        packages={name: found.packages[name] for name in plan.names if name in found.packages},
+        torch=found.torch,
+        commits=found.commits,
+        built=time.time(),
+        signature=signature(found.path, found.sites),
     )

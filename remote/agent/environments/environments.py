@@ -35,6 +35,8 @@ from remote.agent.root.paths import (
 )
 from remote.agent.root.roots import keep_agent, portable_agent, prepare_root
 from remote.agent.shared.build_plan import BuildPlan
+from remote.agent.shared.environment import Environment, Signature
+from remote.agent.shared.reading import read, tell
 
 POLL_S = 0.1
 EVENT_EVERY_S = 0.2
@@ -44,34 +46,26 @@ MANY_FILES = 30_000
 """In an environment with torch."""
 
 
-def list_environments(layout: Layout) -> List[Dict[str, Any]]:
+def list_environments(layout: Layout) -> List[Environment]:
     """Every environment with a record: `ready`, and `valid` or what `changed`, told without
     starting a python."""
     keys = sorted(filter(HASH.match, list_names(layout.environments)))
     return [found for found in (describe_environment(layout, key) for key in keys) if found]
 
 
-def describe_environment(layout: Layout, key: str) -> Optional[Dict[str, Any]]:
-    """None where there's no directory. `building`: somebody is at it now."""
+def describe_environment(layout: Layout, key: str) -> Optional[Environment]:
+    """None where there's no directory."""
     directory = layout.environment(key)
     if not os.path.isdir(directory):
         return None
-    record = read_json(os.path.join(directory, "env.json"))
-    ready = record is not None and os.path.exists(os.path.join(directory, "ready"))
-    if record is None or not ready:
-        return {"key": key, "ready": False, "valid": False, "building": _is_building(layout, key)}
-    python = str(record.get("real_python") or record.get("python"))
-    version = str(record.get("version"))
-    changed = interpreters.same_signature(record.get("signature"), python, version)
-    told = {name: value for name, value in record.items() if name != "signature"}
-    return dict(
-        told,
-        key=key,
-        ready=True,
-        valid=changed is None,
-        changed=changed,
-        proofs=gpu_check.read_proofs(directory),
-    )
+    made = gpu_check.read_environment(directory)
+    if made is None:
+        return Environment(key, building=_is_building(layout, key))
+    python = made.real_python or made.python
+    changed = interpreters.same_signature(made.signature, python, made.version)
+    proofs = gpu_check.read_proofs(directory)
+    told = made._replace(key=key, signature=Signature())
+    return told._replace(valid=changed is None, changed=changed, proofs=proofs)
 
 
 @operation("environment_inspect")
@@ -84,7 +78,7 @@ def environment_inspect(
     path = python_places.login_environment().get("PATH")
     config = pip_settings.pip_config(python_places.plain_environment())
     return {
-        "interpreters": interpreters.list_interpreters(configured, path, detail or []),
+        "interpreters": tell(interpreters.list_interpreters(configured, path, detail or [])),
         "uv": installers.find_uv(),
         "virtualenv": shutil.which("virtualenv"),
         "conda": installers.find_conda(),
@@ -100,42 +94,32 @@ def environment_prepare(call: Call, plan: Dict[str, Any]) -> Dict[str, Any]:
     Events: step, line, seconds, and amount ([bytes, of bytes]) while something is downloaded.
     Raises Refusal with kind EnvironmentFailed where it can't be made.
     """
-    layout, wanted = call.layout, BuildPlan.from_json(plan)
+    layout, wanted = call.layout, read(BuildPlan, plan)
     prepare_root(call)
     directory = layout.environment(wanted.key)
     os.makedirs(directory, mode=0o700, exist_ok=True)
     known = describe_environment(layout, wanted.key)
-    if known is not None and known["ready"] and known["valid"]:
-        return {"environment": known, "built": False}
-    if wanted.kind == "as-is":
+    built = known is None or not known.valid
+    if built and wanted.kind == "as-is":
         _record_as_is(directory, wanted)
-    else:
+    elif built:
         _build(call, layout, wanted, directory)
-    return {"environment": describe_environment(layout, wanted.key), "built": True}
+    return {"environment": tell(describe_environment(layout, wanted.key)), "built": built}
 
 
 def _record_as_is(directory: str, plan: BuildPlan) -> None:
     """Nothing is built: the record points to the interpreter."""
-    described = interpreters.describe(plan.python, plan.detail)
-    if described.get("problem"):
-        raise Refusal(
-            "EnvironmentFailed",
-            described["problem"],
-            "set remote.python to an interpreter that works",
-        )
-    python = _python_by_name(directory, described["path"])
-    record = dict(
-        describe_plan(plan, described),
-        python=python,
-        real_python=described["path"],
-        prefix=described["prefix"] if described["is_venv"] else None,
-        version=described["version"],
-        installer="none",
-        built=time.time(),
-        signature=interpreters.signature(described["path"], described["sites"]),
+    found = interpreters.describe(plan.python, plan.detail)
+    if found.problem:
+        remedy = "set remote.python to an interpreter that works"
+        raise Refusal("EnvironmentFailed", found.problem, remedy)
+    made = describe_plan(plan, found)._replace(
+        python=_python_by_name(directory, found.path),
+        real_python=found.path,
+        prefix=found.prefix if found.is_venv else None,
     )
     remove_file(os.path.join(directory, gpu_check.PROOFS))
-    write_json(os.path.join(directory, "env.json"), record)
+    write_json(os.path.join(directory, "env.json"), made.to_json())
     write_whole(os.path.join(directory, "ready"), b"")
 
 
@@ -162,7 +146,7 @@ def _build(call: Call, layout: Layout, plan: BuildPlan, directory: str) -> None:
                 raise BrokenPipeError
             # The lock is ours: no builder lives.
             made = describe_environment(layout, plan.key)
-            if made is not None and made["ready"] and made["valid"]:
+            if made is not None and made.valid:
                 return
             state = read_json(os.path.join(directory, "build.json")) or {}
             if state.get("id") in followed and state.get("phase") == "failed":
@@ -197,16 +181,11 @@ def _follow(call: Call, directory: str, lock: Lock, followed: Set[str]) -> bool:
         state: Dict[str, Any] = read_json(os.path.join(directory, "build.json")) or {}
         if isinstance(state.get("id"), str):
             followed.add(state["id"])
-        news = (state.get("step"), state.get("line"), state.get("amount"))
+        news: Dict[str, Any] = {name: state.get(name) for name in ("step", "line", "amount")}
         now = time.monotonic()
         if state and ((news != told and now - told_at >= EVENT_EVERY_S) or now - told_at >= 2.0):
             seconds = round(time.time() - float(state.get("started") or time.time()), 1)
-            call.event(
-                step=state.get("step"),
-                line=state.get("line"),
-                amount=state.get("amount"),
-                seconds=seconds,
-            )
+            call.event(**news, seconds=seconds)
             told, told_at = news, now
         time.sleep(POLL_S)
     return True
@@ -219,7 +198,7 @@ def _start_builder(
     _end_leftovers(last)
     _make_room(directory, plan.need_mib)
     build = random_name(8)
-    write_json(os.path.join(directory, "plan.json"), plan.to_json())
+    write_json(os.path.join(directory, "plan.json"), tell(plan))
     state = {"id": build, "phase": "running", "started": time.time(), "host": os.uname().nodename}
     in_job = plan.job is not None
     state.update(directory=directory, step="venv", line="waits for a node of Slurm's" * in_job)

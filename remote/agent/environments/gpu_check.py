@@ -4,7 +4,7 @@ result."""
 import json
 import os
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from remote.agent.environments.python_places import plain_environment
 from remote.agent.launchers.slurm_nodes import node_report, on_a_node
@@ -13,7 +13,9 @@ from remote.agent.machine.programs import begin, watch
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import read_json, write_json
 from remote.agent.shared import gpu_choice
+from remote.agent.shared.environment import Environment, Proof
 from remote.agent.shared.gpu_choice import GpuReport
+from remote.agent.shared.reading import read, tell
 
 PROVE_TIMEOUT_S = 300.0
 """Importing torch from a cold network disk takes minutes at times."""
@@ -23,13 +25,12 @@ KEPT = 16
 
 SCRIPT = r"""
 import importlib, json, sys, warnings
-answer = {"modules": {}, "devices": []}
+answer = {"devices": []}
 def tell():
     print("\x1e" + json.dumps(answer), flush=True)
 for name in sys.argv[1:]:
     try:
-        module = importlib.import_module(name)
-        answer["modules"][name] = str(getattr(module, "__version__", ""))
+        importlib.import_module(name)
     except BaseException as error:
         first = (str(error).splitlines() or [""])[0][:300]
         answer["failed"] = [name, "%s: %s" % (type(error).__name__, first)]
@@ -73,109 +74,139 @@ tell()
 """
 
 
+class Device(NamedTuple):
+    """A GPU, as torch sees it. `busy`: others have its memory."""
+
+    number: int = 0
+    name: str = ""
+    capability: str = ""
+    ok: bool = False
+    busy: bool = False
+    problem: str = ""
+
+
+class Trial(NamedTuple):
+    """What SCRIPT tells. `failed`: a module that can't be imported, and the error."""
+
+    failed: Tuple[str, ...] = ()
+    torch: Optional[str] = None
+    cuda: Optional[str] = None
+    hip: Optional[str] = None
+    available: bool = False
+    arch: Tuple[str, ...] = ()
+    warnings: Tuple[str, ...] = ()
+    devices: Tuple[Device, ...] = ()
+
+
 @operation("environment_prove")
 def environment_prove(call: Call, key: str, slurm: Optional[List[str]] = None) -> Dict[str, Any]:
     """Import the environment's torch and compute on every GPU. Returns and keeps the proof.
 
-    ok: nothing speaks against training here; gpu: some GPU computed; reason: what to know beside
-    it. Raises Refusal (EnvironmentFailed, GpuUnfit) where torch and GPUs don't work together.
+    Raises Refusal (EnvironmentFailed, GpuUnfit) where torch and GPUs don't work together.
     `slurm`: it is done on a node that these options of srun choose. Events: step, line, seconds.
     """
     directory = call.layout.environment(key)
-    record = ready_record(directory, key)
-    if not record.get("needs_torch"):
-        reason = "the requirements name no torch: nothing to prove on a GPU"
-        return {"proof": {"ok": True, "gpu": None, "reason": reason}}
+    made = read_environment(directory)
+    if made is None:
+        problem = f"there is no environment {key[:12]} on the server"
+        raise Refusal("NotFound", problem, "deploy first: fab -H … deploy")
+    if not made.needs_torch:
+        return _told(Proof(True, None, "the requirements name no torch: nothing to prove on a GPU"))
     report = node_report(call.layout.root, slurm) if slurm else gpus.look_at_gpus()
     if not report.host:
         return not_tried(str(report.problem))
-    proof = begin_proof(report)
-    started = time.monotonic()
+    began, trial = time.time(), Trial()
     try:
-        proof.update(run_script(call, (on_a_node(slurm) or []) if slurm else [], record))
-        proof.update(verdict_of(proof, report, record))
+        trial = run_script(call, (on_a_node(slurm) or []) if slurm else [], made)
+        verdict = verdict_of(trial, report, made)
     except Refusal as refusal:
         if slurm and "Unable to allocate" in refusal.message:
             return not_tried(refusal.message)
-        proof.update(ok=False, reason=refusal.message)
+        _keep(directory, Proof(reason=refusal.message, time=began), trial, report)
         raise
-    finally:
-        proof["seconds"] = round(time.monotonic() - started, 1)
-        if "ok" in proof:
-            _keep(directory, proof)
-    return {"proof": proof}
+    return _told(_keep(directory, verdict._replace(time=began), trial, report))
 
 
-def ready_record(directory: str, key: str) -> Dict[str, Any]:
+def _keep(directory: str, verdict: Proof, trial: Trial, report: GpuReport) -> Proof:
+    """One per boot of a host, the newest last."""
+    proof = verdict._replace(
+        driver=report.driver_version,
+        gpu_uuids=tuple(sorted(gpu.uuid for gpu in report.gpus)),
+        boot_id=report.boot_id,
+        host=report.host,
+        seconds=round(time.time() - (verdict.time or 0), 1),
+        torch=trial.torch,
+        cuda=trial.cuda,
+    )
+    others = [old for old in read_proofs(directory) if old.boot_id != proof.boot_id]
+    kept = [*others, proof][-KEPT:]
+    write_json(os.path.join(directory, PROOFS), {"proofs": tell(kept)})
+    return proof
+
+
+def read_environment(directory: str) -> Optional[Environment]:
+    """None where it is not ready."""
     record = read_json(os.path.join(directory, "env.json"))
-    if record is None or not os.path.exists(os.path.join(directory, "ready")):
-        problem = f"there is no environment {key[:12]} on the server"
-        raise Refusal("NotFound", problem, "deploy first: fab -H … deploy")
-    return record
+    ready = record is not None and os.path.exists(os.path.join(directory, "ready"))
+    return read(Environment, record)._replace(ready=True) if ready else None
 
 
-def begin_proof(report: GpuReport) -> Dict[str, Any]:
-    """Of which machine it is, as nvidia-smi and the kernel tell it."""
-    uuids = sorted(gpu.uuid for gpu in report.gpus)
-    own = {"boot_id": report.boot_id, "host": report.host, "time": time.time()}
-    return {"driver": report.driver_version, "gpu_uuids": uuids, **own}
+def read_proofs(directory: str) -> Tuple[Proof, ...]:
+    return read(Environment, read_json(os.path.join(directory, PROOFS))).proofs
 
 
 def not_tried(why: str) -> Dict[str, Any]:
     """Of a cluster whose nodes are all taken: nothing speaks against training, and nothing for
     it."""
-    reason = f"no node was free to try it on ({why})"
-    return {"proof": {"ok": True, "gpu": None, "reason": reason}}
+    return _told(Proof(True, None, f"no node was free to try it on ({why})"))
 
 
-def verdict_of(proof: Dict[str, Any], report: GpuReport, record: Dict[str, Any]) -> Dict[str, Any]:
+def _told(proof: Proof) -> Dict[str, Any]:
+    return {"proof": tell(proof)}
+
+
+def verdict_of(trial: Trial, report: GpuReport, made: Environment) -> Proof:
     """ok, gpu and reason from what torch did and what nvidia-smi shows. Raises Refusal where they
     don't fit. Pure."""
-    if proof.get("failed"):
-        raise _not_imported(proof["failed"], record)
-    working = [device for device in proof["devices"] if device.get("ok")]
-    busy = [device for device in proof["devices"] if device.get("busy")]
-    broken = [
-        device for device in proof["devices"] if not device.get("ok") and not device.get("busy")
-    ]
-    version = f"torch {proof.get('torch')}"
-    if not report.gpus and not proof["devices"]:
+    if trial.failed:
+        raise _not_imported(trial.failed, made)
+    working = [device for device in trial.devices if device.ok]
+    busy = [device for device in trial.devices if device.busy]
+    broken = [device for device in trial.devices if not device.ok and not device.busy]
+    version = f"torch {trial.torch}"
+    if not report.gpus and not trial.devices:
         if report.fails:
-            return _without_gpu(False, "nvidia-smi fails, and torch sees no GPU")
-        return _without_gpu(True, "no GPU: training will run on the CPU")
-    if report.gpus and not proof.get("cuda") and not proof.get("hip"):
-        return _without_cuda(version, report, record)
-    if not proof.get("available"):
-        raise _no_cuda(version, proof, report)
+            return Proof(False, False, "nvidia-smi fails, and torch sees no GPU")
+        return Proof(True, False, "no GPU: training will run on the CPU")
+    if report.gpus and not trial.cuda and not trial.hip:
+        return _without_cuda(version, report, made)
+    if not trial.available:
+        raise _no_cuda(version, trial, report)
     if broken:
-        raise _broken(version, proof, broken[0], report)
+        raise _broken(version, trial, broken[0], report)
     if not working:
-        full = f"every GPU is full or reserved ({busy[0]['problem']})" if busy else "no GPU"
-        return _without_gpu(False, full)
-    notes = [f"gpu {device['number']} could not be tried: {device['problem']}" for device in busy]
-    if len(proof["devices"]) < len(report.gpus):
-        notes.append(f"torch sees {len(proof['devices'])} of {len(report.gpus)} GPUs")
-    return {"ok": True, "gpu": True, "reason": "; ".join(notes) or None}
+        full = f"every GPU is full or reserved ({busy[0].problem})" if busy else "no GPU"
+        return Proof(False, False, full)
+    notes = [f"gpu {device.number} could not be tried: {device.problem}" for device in busy]
+    if len(trial.devices) < len(report.gpus):
+        notes.append(f"torch sees {len(trial.devices)} of {len(report.gpus)} GPUs")
+    return Proof(True, True, "; ".join(notes) or None)
 
 
-def _without_gpu(ok: bool, reason: str) -> Dict[str, Any]:
-    return {"ok": ok, "gpu": False, "reason": reason}
-
-
-def _not_imported(failed: List[str], record: Dict[str, Any]) -> Refusal:
+def _not_imported(failed: Tuple[str, ...], made: Environment) -> Refusal:
     module, error = failed
     mixed = "torch and torchvision are of different builds: " if "torchvision::nms" in error else ""
-    remedy = f"look at {record.get('base') or record.get('python')} there, or set remote.torch"
-    if record.get("kind") == "as-is":
+    remedy = f"look at {made.base} there, or set remote.torch"
+    if made.kind == "as-is":
         remedy = "set remote.python to another interpreter"
     return Refusal("EnvironmentFailed", f"{mixed}{module} can't be imported ({error})", remedy)
 
 
-def _without_cuda(version: str, report: GpuReport, record: Dict[str, Any]) -> Dict[str, Any]:
-    if dict(record.get("wanted") or {}).get("torch") == "cpu":
-        return _without_gpu(True, "remote.torch is cpu: the GPUs are not used")
+def _without_cuda(version: str, report: GpuReport, made: Environment) -> Proof:
+    if made.wanted.get("torch") == "cpu":
+        return Proof(True, False, "remote.torch is cpu: the GPUs are not used")
     remedy = _torch_remedy(report)
-    if record.get("kind") in ("as-is", "overlay"):
+    if made.kind in ("as-is", "overlay"):
         remedy = (
             "choose an interpreter with a CUDA build (remote.python), or let one be built:"
             f" {remedy}"
@@ -187,9 +218,9 @@ def _without_cuda(version: str, report: GpuReport, record: Dict[str, Any]) -> Di
     raise Refusal("EnvironmentFailed", message, remedy)
 
 
-def _no_cuda(version: str, proof: Dict[str, Any], report: GpuReport) -> Refusal:
-    said = "; ".join(proof.get("warnings") or []) or "torch gives no reason"
-    driver, cuda = report.driver_version, str(proof.get("cuda"))
+def _no_cuda(version: str, trial: Trial, report: GpuReport) -> Refusal:
+    said = "; ".join(trial.warnings) or "torch gives no reason"
+    driver, cuda = report.driver_version, str(trial.cuda)
     lowest = gpu_choice.lowest_driver(cuda)
     if (gpu_choice.driver_major(driver) or lowest) < lowest:
         message = f"{version} (CUDA {cuda}) needs driver ≥ {lowest}; this is {driver}"
@@ -201,22 +232,13 @@ def _no_cuda(version: str, proof: Dict[str, Any], report: GpuReport) -> Refusal:
     )
 
 
-def _broken(
-    version: str, proof: Dict[str, Any], device: Dict[str, Any], report: GpuReport
-) -> Refusal:
-    name, cap = device.get("name"), str(device.get("capability") or "")
-    arch = "sm_" + cap.replace(".", "")
-    if "no kernel image" in device["problem"]:
-        message = (
-            f"{version} has no kernels for {name} ({arch}); it has"
-            f" {', '.join(proof.get('arch') or [])}"
-        )
+def _broken(version: str, trial: Trial, device: Device, report: GpuReport) -> Refusal:
+    name, arch = device.name, "sm_" + device.capability.replace(".", "")
+    if "no kernel image" in device.problem:
+        message = f"{version} has no kernels for {name} ({arch}); it has {', '.join(trial.arch)}"
         return Refusal("GpuUnfit", message, _torch_remedy(report))
-    return Refusal(
-        "GpuUnfit",
-        f"gpu {device['number']} ({name}) fails in {version}: {device['problem']}",
-        "choose another: --devices",
-    )
+    message = f"gpu {device.number} ({name}) fails in {version}: {device.problem}"
+    return Refusal("GpuUnfit", message, "choose another: --devices")
 
 
 def _torch_remedy(report: GpuReport) -> str:
@@ -227,13 +249,13 @@ def _torch_remedy(report: GpuReport) -> str:
     return f"set remote.torch: {build} in fabric.yaml and deploy again"
 
 
-def run_script(call: Call, on_node: List[str], record: Dict[str, Any]) -> Dict[str, Any]:
+def run_script(call: Call, on_node: List[str], made: Environment) -> Trial:
     """Its answer. Ends within the limit, also where a GPU hangs in the driver."""
     environment = dict(plain_environment(), CUDA_DEVICE_ORDER="PCI_BUS_ID")
     # Every GPU is tried, whatever this login hides from itself.
     environment.pop("CUDA_VISIBLE_DEVICES", None)
-    python, modules = str(record["python"]), [str(x) for x in record.get("imports") or ["torch"]]
-    child = begin([*on_node, python, "-c", SCRIPT, *modules], environment, "/")
+    modules = made.imports or ("torch",)
+    child = begin([*on_node, made.python, "-c", SCRIPT, *modules], environment, "/")
     line = f"importing {', '.join(modules)} and computing on each GPU"
     said = watch(call, child, PROVE_TIMEOUT_S, step="prove", line=line)
     if said.late:
@@ -243,32 +265,7 @@ def run_script(call: Call, on_node: List[str], record: Dict[str, Any]) -> Dict[s
             "a GPU may hang: try python -c 'import torch' and nvidia-smi there",
         )
     try:
-        return dict(json.loads(said.out.rpartition("\x1e")[2]))
+        return read(Trial, json.loads(said.out.rpartition("\x1e")[2]))
     except ValueError:
-        problem = f"torch can't be tried in {python}: {said.last_line[:300]}"
+        problem = f"torch can't be tried in {made.python}: {said.last_line[:300]}"
         raise Refusal("EnvironmentFailed", problem, "run it there by hand") from None
-
-
-def read_proofs(directory: str) -> List[Dict[str, Any]]:
-    kept = (read_json(os.path.join(directory, PROOFS)) or {}).get("proofs")
-    return [proof for proof in kept if isinstance(proof, dict)] if isinstance(kept, list) else []
-
-
-def _keep(directory: str, proof: Dict[str, Any]) -> None:
-    """One per boot of a host, the newest last."""
-    names = (
-        "driver",
-        "gpu_uuids",
-        "boot_id",
-        "host",
-        "time",
-        "torch",
-        "cuda",
-        "ok",
-        "gpu",
-        "reason",
-        "seconds",
-    )
-    others = [old for old in read_proofs(directory) if old.get("boot_id") != proof["boot_id"]]
-    kept = [*others, {name: proof.get(name) for name in names}]
-    write_json(os.path.join(directory, PROOFS), {"proofs": kept[-KEPT:]})

@@ -7,8 +7,9 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from remote.agent.environments.python_places import ask_plainly, candidates, network_environment
 from remote.agent.machine.account import user_name
+from remote.agent.shared.environment import Interpreter, Signature
+from remote.agent.shared.reading import read
 
-Interpreter = Dict[str, Any]
 TIMEOUT_S = 60.0
 MAX_WORKERS = 8
 
@@ -17,7 +18,7 @@ SCRIPT = r"""
 import json, os, platform, re, sys
 sys.path = [p for p in sys.path if p not in ("", os.getcwd())]
 answer = {"executable": sys.executable, "version": "%d.%d.%d" % sys.version_info[:3],
-    "prefix": sys.prefix, "base_prefix": getattr(sys, "base_prefix", sys.prefix)}
+    "version_info": sys.version_info[:3], "prefix": sys.prefix}
 def has(name):
     try:
         import importlib.util
@@ -27,7 +28,7 @@ def has(name):
 answer["has_venv"] = has("venv") and has("ensurepip")
 answer["has_pip"] = has("pip")
 answer["has_virtualenv"] = has("virtualenv")
-answer["is_venv"] = answer["prefix"] != answer["base_prefix"]
+answer["is_venv"] = sys.prefix != getattr(sys, "base_prefix", sys.prefix)
 names = ("site-packages", "dist-packages")
 answer["sites"] = [p for p in sys.path if os.path.basename(p) in names and os.path.isdir(p)]
 i = sys.implementation
@@ -112,41 +113,29 @@ def list_interpreters(
         described = list(pool.map(lambda one: describe(one, detail), paths))
     found: Dict[str, Interpreter] = {}
     for one, entry in zip(paths, described):
-        entry["configured"] = one == wanted
         # One interpreter has many names; two venvs share a base, but never a prefix.
-        if entry["configured"] or not entry.get("problem"):
-            found.setdefault(entry.get("prefix") or one, entry)
+        if one == wanted or not entry.problem:
+            found.setdefault(entry.prefix or one, entry._replace(configured=one == wanted))
     return list(found.values())
 
 
 def describe(path: str, detail: Sequence[str] = ()) -> Interpreter:
-    """What the interpreter says of itself, and what is installed in it; `problem` where it can't be
-    used.
-
-    packages: canonical name → version; torch: version, cuda, hip, read without importing it;
-    requires: what the packages named in `detail` (`name` or `name[extra,…]`) ask for, and what
-    these ask for, and so on; urls: where those came from that were installed from an address, with
-    the branch or tag; commits: [branch or tag, commit].
-    """
-    entry: Interpreter = {"path": path}
+    """What the interpreter says of itself, and what is installed in it; `detail`: packages whose
+    needs are told (`name` or `name[extra,…]`)."""
     if not os.path.isabs(path):
-        return dict(
-            entry,
-            problem=f"remote.python must be an absolute path or begin with ~, not {path!r:.120}",
-        )
+        problem = f"remote.python must be an absolute path or begin with ~, not {path!r:.120}"
+        return Interpreter(path, problem)
     if _stat(path) is None:
-        return dict(entry, problem=why_missing(path))
+        return Interpreter(path, why_missing(path))
     said = ask_plainly([path, "-c", SCRIPT, *detail], TIMEOUT_S)
     try:
-        entry.update(json.loads(said.out.rpartition("\x1e")[2]))
-        entry["version_info"] = [int(part) for part in entry["version"].split(".")]
+        told = json.loads(said.out.rpartition("\x1e")[2])
+        executable = told["executable"]
     except (KeyError, TypeError, ValueError):
-        return dict(entry, problem=f"it does not run as python 3: {said.last_line[:200]}")
+        return Interpreter(path, f"it does not run as python 3: {said.last_line[:200]}")
     # pyenv's shims, `conda run` wrappers and the like: what they lead to is the interpreter.
-    executable = entry["executable"]
-    if executable and _stat(executable) is not None and not _names_same(path, executable):
-        entry["path"] = executable
-    return entry
+    leads = executable and _stat(executable) is not None and not _names_same(path, executable)
+    return read(Interpreter, told)._replace(path=executable if leads else path)
 
 
 def build_environment(temporary: str) -> Dict[str, str]:
@@ -156,23 +145,22 @@ def build_environment(temporary: str) -> Dict[str, str]:
     return values
 
 
-def signature(python: str, sites: Sequence[str]) -> Dict[str, Any]:
-    """By which an environment is known to be unchanged, without starting it."""
-    return {"python": _stat(python), "sites": {site: _site_signature(site) for site in sites}}
+def signature(python: str, sites: Sequence[str]) -> Signature:
+    return Signature(tuple(_stat(python) or ()), {site: _site_signature(site) for site in sites})
 
 
-def same_signature(old: Any, python: str, version: str) -> Optional[str]:
+def same_signature(old: Signature, python: str, version: str) -> Optional[str]:
     """None if nothing changed, else what did: `python` is gone or replaced, or the packages
     changed. A system's update to it is no other python."""
     now = _stat(python)
     if now is None:
         return f"{python} is gone"
-    if not isinstance(old, dict) or not isinstance(old.get("sites"), dict):
+    if not old.python:
         return "it was recorded without a signature"
     minor = version.rpartition(".")[0]
-    if old.get("python") != now and f"Python {minor}." not in ask_plainly([python, "-V"], 15).out:
+    if old.python != tuple(now) and f"Python {minor}." not in ask_plainly([python, "-V"], 15).out:
         return f"{python} was replaced"
-    for site, recorded in old["sites"].items():
+    for site, recorded in old.sites.items():
         if _site_signature(site, recorded) != recorded:
             return f"the packages in {site} changed"
     return None

@@ -14,6 +14,7 @@ from remote.agent.environments.interpreters import build_environment, describe
 from remote.agent.environments.python_places import glibc_version
 from remote.agent.root.calls import Call, operation
 from remote.agent.shared.build_plan import BuildPlan
+from remote.agent.shared.reading import read
 
 LIMIT_S = 900.0
 """Without a word: an index without metadata is read wheel by wheel."""
@@ -33,7 +34,7 @@ def environment_resolve(call: Call, plan: Dict[str, Any]) -> Dict[str, Any]:
     beside = layout.root if os.path.isdir(layout.root) else None
     directory = tempfile.mkdtemp(prefix=ASIDE, dir=beside)
     try:
-        return Resolution(call, directory, BuildPlan.from_json(plan)).find()
+        return Resolution(call, directory, read(BuildPlan, plan)).find()
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -73,8 +74,7 @@ class Resolution:
                     raise BrokenPipeError from None
                 text = self.commands.output(failure.log_from)
                 place = Place(
-                    self.commands.log,
-                    python=describe(python).get("version"),
+                    python=describe(python).version,
                     glibc=glibc_version(),
                     options="\n".join(self.plan.options),
                 )

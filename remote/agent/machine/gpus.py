@@ -85,15 +85,6 @@ def look_at_gpus() -> GpuReport:
     return _look()._replace(host=os.uname().nodename, boot_id=boot_id())
 
 
-def as_told(report: GpuReport) -> Dict[str, Any]:
-    """As JSON has it."""
-    gpus = [
-        dict(gpu._asdict(), processes=[process._asdict() for process in gpu.processes])
-        for gpu in report.gpus
-    ]
-    return dict(report._asdict(), gpus=gpus)
-
-
 def _look() -> GpuReport:
     path = find_nvidia_smi()
     if path is None:

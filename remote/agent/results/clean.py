@@ -85,8 +85,8 @@ def find_unneeded(
             why = "no run was made from it, and it is not current"
             items.append(_item("release", tree, paths, why))
     for key in _names(layout.environments, HASH):
-        found = describe_environment(layout, key) or {}
-        if key not in environments and not found.get("building"):
+        found = describe_environment(layout, key)
+        if key not in environments and not (found and found.building):
             why = "neither this project's next deploy nor a live run uses it"
             items.append(_item("environment", key, [layout.environment(key)], why))
     return items + _leftovers(layout), kept

@@ -23,6 +23,7 @@ from remote.agent.root.paths import Layout
 from remote.agent.root.roots import root_problem
 from remote.agent.run_files import records
 from remote.agent.shared.gpu_choice import GpuReport
+from remote.agent.shared.reading import tell
 from remote.agent.shared.states import FINAL
 
 
@@ -47,7 +48,7 @@ def facts(call: Call, question: Question) -> Dict[str, Any]:
         "root": root_facts(call),
         "tmux": shutil.which("tmux"),
         "sbatch": find("sbatch"),
-        "environments": environments.list_environments(layout),
+        "environments": tell(environments.list_environments(layout)),
         "releases": releases.list_releases(layout),
         "current": releases.current_release(layout),
         "runs": [brief(run) for run in records.list_runs(layout)],
@@ -58,7 +59,7 @@ def facts(call: Call, question: Question) -> Dict[str, Any]:
     if question.data is not None:
         answer["data_path"] = datasets.find_data(layout, question.data)
     if asked_gpus is not None:
-        answer["gpus"] = asked_gpus.answer()
+        answer["gpus"] = tell(asked_gpus.answer())
     return answer
 
 
@@ -88,9 +89,9 @@ class GpuQuestion:
         else:
             self.found = NO_NODE
 
-    def answer(self) -> Dict[str, Any]:
+    def answer(self) -> GpuReport:
         self.thread.join(15 if self.slurm is None else NOW_S + 60)
-        return gpus.as_told(self.found)
+        return self.found
 
 
 def release_facts(layout: Layout, tree: str, manifest: Optional[List[Any]]) -> Dict[str, Any]:
@@ -107,7 +108,7 @@ def overview(call: Call) -> Dict[str, Any]:
     """GPUs and the runs that have not ended: what changes from one second to the next."""
     runs = records.list_runs(call.layout)
     live = [run for run in runs if run["state"] not in FINAL]
-    return {"gpus": gpus.as_told(gpus.look_at_gpus()), "runs": live}
+    return {"gpus": tell(gpus.look_at_gpus()), "runs": live}
 
 
 def brief(run: Dict[str, Any]) -> Dict[str, Any]:

@@ -1,6 +1,6 @@
 """What the laptop wants the agent to make of an environment."""
 
-from typing import Any, Dict, Literal, Mapping, NamedTuple, Optional, Sequence
+from typing import Literal, Mapping, NamedTuple, Optional, Sequence
 
 BuildKind = Literal["as-is", "overlay", "venv", "conda"]
 
@@ -64,13 +64,6 @@ class BuildPlan(NamedTuple):
     pythons: Sequence[str] = ()
     # Options of sbatch, where a job of Slurm's builds it.
     job: Optional[Sequence[str]] = None
-
-    def to_json(self) -> Dict[str, Any]:
-        return dict(self._asdict(), torch=self.torch._asdict())
-
-    @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> "BuildPlan":
-        return cls(**{**told, "torch": TorchChoice(**told.get("torch", {}))})
 
 
 NO_BUILD = BuildPlan()
