@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -29,8 +30,14 @@ from remote.agent.shared.text import redact
 from tests.support.project import make_tree
 
 PLACE = Place(
-    *("/data", 900, 7168, "3.10.4", "2.31"), constraint="/etc/pip/constraint.txt", exit_code=1
+    BuildPlan(version="3.10.4", need_mib=7168), "/data", 900, "2.31", "/etc/pip/constraint.txt", 1
 )
+
+
+def in_plan(**changes: Any) -> Place:
+    return PLACE._replace(plan=PLACE.plan._replace(**changes))
+
+
 NUMBA = """Collecting numba==0.57
   error: subprocess-exited-with-error
 RuntimeError: Cannot install on Python version 3.13.0; only versions >=3.8,<3.12 are supported.
@@ -202,7 +209,7 @@ def test_torch_that_came_along_unexpected_is_seen_afterwards() -> None:
 
 
 def test_an_older_interpreter_that_is_there_is_proposed() -> None:
-    failure = classify(NUMBA, PLACE._replace(older="/usr/bin/python3.9 (python 3.9.2)"))
+    failure = classify(NUMBA, in_plan(older="/usr/bin/python3.9 (python 3.9.2)"))
     assert failure.message.startswith("numba has no ready wheel")
     assert "set remote.python to /usr/bin/python3.9 (python 3.9.2)" in failure.remedy
 
@@ -280,7 +287,7 @@ def test_an_index_that_the_requirements_name_is_to_be_mended_there() -> None:
         "host='mirror.local', port=80): Failed to establish a new connection\")'\n"
     )
     assert "pip config set" in classify(text, PLACE).remedy
-    own = classify(text, PLACE._replace(options="--index-url http://mirror.local/simple"))
+    own = classify(text, in_plan(options=["--index-url http://mirror.local/simple"]))
     assert own.remedy.startswith("the requirements name it"), own
 
 

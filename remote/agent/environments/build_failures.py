@@ -5,6 +5,7 @@ import re
 from typing import List, NamedTuple, Optional, Pattern, Tuple
 
 from remote.agent.machine.programs import ENDED
+from remote.agent.shared.build_plan import BuildPlan
 from remote.agent.shared.names import canonical
 
 
@@ -14,21 +15,14 @@ class Failure(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where it failed. `glibc` and `python` are versions; None where unknown."""
+    """Where it failed, and what was to be made. `glibc`: its version, None where unknown."""
 
+    plan: BuildPlan
     mount: str = ""
     free_mib: Optional[int] = None
-    need_mib: Optional[int] = None
-    python: Optional[str] = None
     glibc: Optional[str] = None
-    # Where torch comes from, if not from the index that pip is set to.
-    torch_index: str = ""
-    # The lines of options in the requirements.
-    options: str = ""
     # A file of constraints that pip there is set to.
     constraint: str = ""
-    # Another interpreter there, of an older python.
-    older: str = ""
     # The installer's.
     exit_code: Optional[int] = None
 
@@ -154,13 +148,13 @@ def _disk_full(text: str, place: Place) -> Optional[Failure]:
             f"your quota on the disk at {where} is used up",
             "quota -s there tells it; free some space of yours, or set remote.root to another disk",
         )
-    if place.free_mib is not None and place.free_mib > max(place.need_mib or 0, 2048):
+    if place.free_mib is not None and place.free_mib > max(place.plan.need_mib, 2048):
         return Failure(
             f"a disk is full there, but not that of the project ({_gib(place.free_mib)} free at"
             f" {where}): a cache lies on another, mostly in the home",
             "free some space there: pip cache purge, or conda clean --all",
         )
-    need = f", about {_gib(place.need_mib)} are needed" if place.need_mib else ""
+    need = f", about {_gib(place.plan.need_mib)} are needed" if place.plan.need_mib else ""
     free = f" ({_gib(place.free_mib)} free{need})" if place.free_mib is not None else ""
     return Failure(
         f"the disk is full at {where}{free}",
@@ -194,19 +188,19 @@ def _too_old(text: str, place: Place) -> Optional[Failure]:
     glibc."""
     missing = _missing(text)
     named = re.findall(r"Package '([\w.-]+)' requires a different Python", text) or missing
-    what, python = (named or ["a package"])[-1], _version(place.python or "0")
+    what, python = (named or ["a package"])[-1], _version(place.plan.version or "0")
     bounds = _groups(BOUNDS, text) if named or "does not satisfy Python" in text else []
     lowest = min(re.findall(r">=\s*([\d.]+)", " ".join(bounds)), key=_version, default="0")
     highest = re.findall(r"<=?\s*([\d.]+)", " ".join(bounds[-1:])) or ["99"]
-    if place.python and python < _version(lowest):
+    if place.plan.version and python < _version(lowest):
         return Failure(
-            f"{what} needs python ≥ {lowest}, this is {place.python}",
+            f"{what} needs python ≥ {lowest}, this is {place.plan.version}",
             "set remote.python to a newer interpreter there",
         )
     if python >= _version(highest[-1]):
         return Failure(
-            f"{what} takes python < {highest[-1]}, this is {place.python}",
-            f"set remote.python to {place.older or 'an older interpreter there'}",
+            f"{what} takes python < {highest[-1]}, this is {place.plan.version}",
+            f"set remote.python to {place.plan.older or 'an older interpreter there'}",
         )
     if (
         missing
@@ -244,14 +238,14 @@ def _unreachable(text: str, place: Place) -> Optional[Failure]:
     if not found or re.search(r"from versions: (?!none)\S", text):
         return None
     hosts = [first or second for first, second in HOST.findall(text[max(0, found.start() - 300) :])]
-    of_torch = bool(hosts) and f"//{hosts[0]}" in place.torch_index
+    of_torch = bool(hosts) and f"//{hosts[0]}" in place.plan.torch.index_url
     of_conda = "CondaHTTPError" in text or "/repodata." in text
     what = "torch's index" if of_torch else "conda's channel" if of_conda else "the package index"
     host = f" ({hosts[0]})" if hosts else ""
     if of_torch or of_conda:
         remedy = TORCH_REMEDY if of_torch else CONDA_REMEDY
     else:
-        named = bool(hosts) and hosts[0] in place.options
+        named = bool(hosts) and hosts[0] in " ".join(place.plan.options)
         remedy = OWN_INDEX_REMEDY if named else MIRROR_REMEDY
     return Failure(f"{what}{host} can't be reached from the server: {found.group(0)}", remedy)
 
@@ -324,7 +318,7 @@ def _not_compiled(text: str, place: Place) -> Optional[Failure]:
             f"{what}: {tools[0]} is missing or failed",
             "ask for `apt install build-essential`, or use a version with wheels",
         )
-    other = place.older or "another one"
+    other = place.plan.older or "another one"
     return Failure(
         what, f"use a version that has wheels for this python, or set remote.python to {other}"
     )

@@ -169,15 +169,13 @@ class Builder:
         """Returns the program's name."""
         conda = self.plan.python
         self.say(step="conda", line=f"{conda} makes the environment")
-        file = self.path("environment.yml")
-        write_whole(file, "".join(f"{line}\n" for line in self.plan.conda).encode("utf-8"))
+        file = self.installer.write("environment.yml", self.plan.conda)
         # Its pip section follows pip's settings as any other build does.
         values = pip_settings.pip_environment(self.environment, self.installer.config)
         values.update(CONDA_ALWAYS_YES="true", MAMBA_ALWAYS_YES="true")
         if limits := self.plan.constraints:
             # pip runs in this folder; a whole path would be parted at its blanks.
-            name = "constraints.txt"
-            write_whole(self.path(name), "".join(f"{one}\n" for one in limits).encode("utf-8"))
+            name = os.path.basename(self.installer.write("constraints.txt", limits))
             values["PIP_CONSTRAINT"] = f"{values.get('PIP_CONSTRAINT', '')} {name}".strip()
         if self.commands.run(installers.conda_create(conda, self.venv, file), values) != 0:
             raise installers.Failed
@@ -201,7 +199,13 @@ class Builder:
         constraints, options, late = map(
             list, (self.plan.constraints, self.plan.options, self.plan.late)
         )
-        name = "none"
+        names = ["none"]
+
+        def install(limits: List[str], lines: Sequence[str], *flags: str) -> None:
+            if lines:
+                asked = [*options, *lines]
+                names.append(self.installer.install(self.python, asked, limits, flags))
+
         if torch.requirements:
             constraints.append(self.install_torch(torch, constraints, options))
         elif torch.source:
@@ -213,15 +217,14 @@ class Builder:
         locked = [line for line in wanted if " --hash=" in line]
         others = [line for line in wanted if line not in locked]
         for group, limits in ((locked, []), (others, constraints)):
-            name, moved = self.installer.apart(group, partial(self.install, options, limits, name))
-            late += moved
+            late += self.installer.apart(group, partial(install, limits))[1]
         if late:
             self.say(step="packages", line=f"building {', '.join(late)[:200]} with torch at hand")
             with contextlib.suppress(installers.Failed):  # they may need none of these
-                self.install(options, constraints, name, ["setuptools", "wheel", "ninja"])
+                install(constraints, ["setuptools", "wheel", "ninja"])
         for line in late:
-            name = self.install(options, constraints, name, [line], ["--no-build-isolation"])
-        return name
+            install(constraints, [line], "--no-build-isolation")
+        return names[-1]
 
     def install_torch(self, torch: TorchChoice, constraints: List[str], options: List[str]) -> str:
         """The pin of the torch that has the build wanted; what it needs comes with the rest, from
@@ -244,21 +247,6 @@ class Builder:
         lines = [f"--index-url {torch.index_url}", *torch.requirements]
         self.installer.install(self.python, lines, constraints, ["--no-deps"], own_index=True)
         return f"torch=={describe(self.python).packages.get('torch')}"
-
-    def install(
-        self,
-        options: List[str],
-        limits: List[str],
-        name: str,
-        lines: List[str],
-        flags: Sequence[str] = (),
-    ) -> str:
-        """The installer's name; `name` where there is nothing to install. Raises Failed."""
-        if not lines:
-            return name
-        # A lock is complete by itself.
-        flags = [*flags, *(["--no-deps"] if any(" --hash=" in line for line in lines) else [])]
-        return self.installer.install(self.python, [*options, *lines], limits, flags)
 
     def finish(self, installer: str, started: float) -> None:
         """Look at what was installed, and write env.json."""
@@ -303,16 +291,12 @@ class Builder:
     def place(self) -> Place:
         disk = disk_of(self.directory)
         return Place(
+            self.plan,
             exit_code=self.commands.exit_code,
             mount=disk.mount if disk else "",
             free_mib=disk.free_mib if disk else None,
-            need_mib=self.plan.need_mib,
-            python=self.plan.version,
             glibc=glibc_version(),
-            options="\n".join(self.plan.options),
-            torch_index=self.plan.torch.index_url,
             constraint=pip_settings.pip_config(self.environment).get("constraint", ""),
-            older=self.plan.older,
         )
 
     def _stop(self, *_: Any) -> None:

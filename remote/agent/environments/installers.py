@@ -135,11 +135,13 @@ class Installer:
     ) -> str:
         """Returns the installer's name. `own_index`: the indexes that pip was configured with are
         left out, so that the one in `lines` decides. Raises Failed, or InstallerMissing."""
+        # A lock is complete by itself.
+        flags = [*flags, *(["--no-deps"] if any(" --hash=" in line for line in lines) else [])]
         config = pip_settings.without_indexes(self.config) if own_index else self.config
-        limits = self._write("constraints.txt", constraints)
+        limits = self.write("constraints.txt", constraints)
         before = self.commands.written
         if self.uv:
-            file = self._write("install.txt", pip_settings.index_lines(config, lines))
+            file = self.write("install.txt", pip_settings.index_lines(config, lines))
             argv = [self.uv, "pip", "install", "--python", python, "-r", file]
             argv += [*self._limits(limits), *flags, *self._cacheless("uv", flags)]
             values = pip_settings.uv_environment(self.environment, config, own_index)
@@ -155,7 +157,7 @@ class Installer:
         if self.uv:
             self.commands.hear("uv failed; trying pip", None)
         before = self.commands.written
-        argv = [*pip, "install", "-r", self._write("install.txt", lines), "-c", limits, *flags]
+        argv = [*pip, "install", "-r", self.write("install.txt", lines), "-c", limits, *flags]
         argv += ["--progress-bar", "raw"] if _pip_version(*pip) >= (24, 1) else []
         argv += self._cacheless("pip", flags)
         if self.commands.run(argv, pip_settings.pip_environment(self.environment, config)) != 0:
@@ -179,9 +181,9 @@ class Installer:
     def resolve(self, python: str, lines: List[str], constraints: Sequence[str]) -> Dict[str, str]:
         """Canonical name → version of all that would be installed; nothing is. Raises Failed, or
         InstallerMissing where no pip there can tell."""
-        limits = self._write("constraints.txt", constraints)
+        limits = self.write("constraints.txt", constraints)
         if self.uv:
-            file = self._write("install.txt", pip_settings.index_lines(self.config, lines))
+            file = self.write("install.txt", pip_settings.index_lines(self.config, lines))
             told = os.path.join(self.commands.directory, "resolved.txt")
             argv = [self.uv, "pip", "compile", "--python", python, file, "-o", told]
             argv += ["--quiet", "--no-header", "--no-annotate", *self._cacheless("uv")]
@@ -197,7 +199,7 @@ class Installer:
         before = self.commands.written
         told = os.path.join(self.commands.directory, "report.json")
         argv = [*pip, "install", "--dry-run", "--report", told, "-c", limits]
-        argv += ["-r", self._write("install.txt", lines), *self._cacheless("pip")]
+        argv += ["-r", self.write("install.txt", lines), *self._cacheless("pip")]
         argv += [] if self.on_top else ["--ignore-installed"]
         # The build asks longer: an index out of reach shall not be waited for twice.
         argv += [] if "retries" in self.config else ["--retries", "2"]
@@ -274,7 +276,7 @@ class Installer:
             return [pip[0], os.path.join(place, "pip"), *pip[3:]]
         return pip
 
-    def _write(self, name: str, lines: Sequence[str]) -> str:
+    def write(self, name: str, lines: Sequence[str]) -> str:
         path = os.path.join(self.commands.directory, name)
         write_whole(path, "".join(line + "\n" for line in lines).encode("utf-8"))
         return path

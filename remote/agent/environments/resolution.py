@@ -73,11 +73,8 @@ class Resolution:
                 if not self.call.alive():
                     raise BrokenPipeError from None
                 text = self.commands.output(failure.log_from)
-                place = Place(
-                    python=describe(python).version,
-                    glibc=glibc_version(),
-                    options="\n".join(self.plan.options),
-                )
+                plan = self.plan._replace(version=describe(python).version or "")
+                place = Place(plan, glibc=glibc_version())
                 its_own = depends_on_python(text) or (self.on_top and contradicts(text))
                 if its_own or not self.on_top:
                     failed.append([python, classify(text, place).message])
