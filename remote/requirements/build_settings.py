@@ -9,11 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from remote.requirements.lines import read_text
-from remote.requirements.packages import read_toml, readable
+from remote.requirements.lines import NAME, read_text
+from remote.requirements.packages import readable, toml_in
 from remote.requirements.setup_py import setup_arguments
-
-NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
 def table(data: Any, *keys: str) -> dict[str, Any]:
@@ -47,16 +45,14 @@ class Settings:
 
     @cached_property
     def toml(self) -> dict[str, Any]:
-        path = self.folder / "pyproject.toml"
-        return read_toml(path) if path.is_file() else {}
+        return toml_in(self.folder)
 
     @cached_property
     def config(self) -> configparser.ConfigParser:
-        path = self.folder / "setup.cfg"
         found = configparser.ConfigParser(interpolation=None)
         found.optionxform = str  # type: ignore[assignment,method-assign]  # groups have capitals
         with readable(f"{self.shown}/setup.cfg"):
-            found.read_string(read_text(path, "setup.cfg") if path.is_file() else "")
+            found.read_string(self.read("setup.cfg"))
         return found
 
     @cached_property
@@ -69,8 +65,7 @@ class Settings:
 
     @cached_property
     def cargo(self) -> dict[str, Any]:
-        path = self.folder / "Cargo.toml"
-        return read_toml(path) if path.is_file() else {}
+        return toml_in(self.folder, "Cargo.toml")
 
     @cached_property
     def name(self) -> str:
@@ -82,7 +77,7 @@ class Settings:
         ]
         if self.setup or self.config.sections():
             known.append(self.folder.resolve().name)
-        return next((one for one in known if isinstance(one, str) and NAME.fullmatch(one)), "")
+        return next((one for one in known if isinstance(one, str) and re.fullmatch(NAME, one)), "")
 
     def option(self, section: str, name: str) -> str:
         return self.config.get(section, name, fallback="").strip()

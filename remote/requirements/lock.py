@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 
 from remote.agent.shared.names import canonical
 from remote.requirements.lines import LOCAL, with_markers, wrong
-from remote.requirements.packages import is_file, read_package, read_toml, readable, table
+from remote.requirements.packages import read_package, read_toml, readable, table, toml_in
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -87,8 +87,7 @@ def _optional(package: Package) -> dict[str, Any]:
 
 def _usual_groups(folder: Path, root: Package) -> list[str]:
     groups = table(root, "dev-dependencies")
-    about = read_toml(folder / "pyproject.toml") if is_file(folder, "pyproject.toml") else {}
-    named = table(about, "tool", "uv").get("default-groups", ["dev"])
+    named = table(toml_in(folder), "tool", "uv").get("default-groups", ["dev"])
     return [name for name in groups if named == "all" or name in named]
 
 
@@ -96,8 +95,8 @@ def _refuse_old(project: Path, path: Path, root: Package, wanted: Sequence[str])
     """What pyproject.toml asks for since the lock was made is not in it."""
     from packaging.requirements import Requirement
 
-    metadata, file = table(root, "metadata"), path.with_name("pyproject.toml")
-    if not metadata or not file.is_file() or "project" not in read_toml(file):
+    metadata = table(root, "metadata")
+    if not metadata or "project" not in toml_in(path.parent):
         return
     about = read_package(project, path.parent)
     known = {canonical(name) for name in about.extras()}

@@ -19,7 +19,7 @@ from typing import Any
 from remote.agent.shared.local_package import INSTALLABLE
 from remote.agent.shared.names import canonical
 from remote.errors import UsageError
-from remote.requirements.lines import ELSEWHERE, LOCAL, read_text, wrong
+from remote.requirements.lines import ELSEWHERE, read_text, wrong
 from remote.requirements.setup_py import Unknown, setup_arguments
 from remote.screen.text import one_line
 
@@ -46,6 +46,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     except ValueError as error:
         said = one_line(str(error), 200)
         raise wrong(f"{path.name} is no TOML: {said}", "correct it; nothing was sent") from None
+
+
+def toml_in(folder: Path, name: str = "pyproject.toml") -> dict[str, Any]:
+    """Empty without the file."""
+    return read_toml(folder / name) if (folder / name).is_file() else {}
 
 
 def python_bounds(project: Path) -> tuple[str, str]:
@@ -133,7 +138,7 @@ def read_package(project: Path, folder: Path) -> Package:
         raise wrong(problem, "move it below the project, or name an address")
     place = folder.resolve().relative_to(project.resolve()).as_posix()
     file = PurePosixPath(place, "pyproject.toml").as_posix()
-    data = read_toml(folder / "pyproject.toml") if is_file(folder, "pyproject.toml") else {}
+    data = toml_in(folder)
     with readable(file):
         if "project" in data:
             return _standard(folder, place, file, data)
@@ -142,9 +147,9 @@ def read_package(project: Path, folder: Path) -> Package:
         problem = f"{file} keeps its dependencies in Poetry's own table"
         remedy = "give it a [project] table (Poetry 2 takes one), or name what poetry export wrote"
         raise wrong(problem, remedy)
-    if is_file(folder, "setup.cfg") or is_file(folder, "setup.py"):
+    if (folder / "setup.cfg").is_file() or (folder / "setup.py").is_file():
         return _setuptools(folder, place)
-    if is_file(folder, "pyproject.toml"):
+    if (folder / "pyproject.toml").is_file():
         problem = f"{file} has no [project] table, so it says of no package what it needs"
         raise wrong(problem, "give it one with name, version and dependencies")
     problem = f"{place}: neither pyproject.toml nor setup.cfg or setup.py: no package"
@@ -152,19 +157,7 @@ def read_package(project: Path, folder: Path) -> Package:
 
 
 def is_package(folder: Path) -> bool:
-    return any(is_file(folder, name) for name in INSTALLABLE)
-
-
-def is_file(folder: Path, name: str) -> bool:
-    return (folder / name).is_file()
-
-
-def package_lines(about: Package, extras: Sequence[str]) -> Iterator[str]:
-    """What a package of the project needs, and its folder."""
-    yield from about.needs
-    for extra in extras:
-        yield from about.lines_of(extra)
-    yield f"{LOCAL} {about.place}"
+    return any((folder / name).is_file() for name in INSTALLABLE)
 
 
 def _standard(folder: Path, place: str, file: str, data: Mapping[str, Any]) -> Package:
@@ -176,7 +169,7 @@ def _standard(folder: Path, place: str, file: str, data: Mapping[str, Any]) -> P
         files = _files(table(dynamic, "dependencies"), "dependencies")
         hook = table(data, "tool", "hatch", "metadata", "hooks", "requirements_txt")
         files = files or _files({"file": hook.get("files")}, "files")
-        if not files and not (is_file(folder, "setup.py") or is_file(folder, "setup.cfg")):
+        if not files and not ((folder / "setup.py").is_file() or (folder / "setup.cfg").is_file()):
             problem = f"{file}: its dependencies are computed when it is built"
             raise wrong(problem, "list them in [project]")
         needs = files or list(_setuptools(folder, place).needs)
@@ -202,7 +195,7 @@ def _setuptools(folder: Path, place: str) -> Package:
     """By setup.cfg, and by what setup.py says in so many words."""
     file, cfg = (str(PurePosixPath(place, name)) for name in ("setup.py", "setup.cfg"))
     config = configparser.ConfigParser(interpolation=None)
-    if is_file(folder, "setup.cfg"):
+    if (folder / "setup.cfg").is_file():
         with readable(cfg):
             config.read_string(read_text(folder / "setup.cfg", cfg), cfg)
     with readable(file):

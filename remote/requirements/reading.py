@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -21,6 +22,7 @@ from remote.requirements.lines import (
     CONSTRAINED,
     ELSEWHERE,
     IN_RELEASE,
+    LOCAL,
     NAME,
     OURS,
     PREFERS_PYTHON,
@@ -39,7 +41,6 @@ from remote.requirements.lock import lock_lines
 from remote.requirements.packages import (
     Package,
     is_package,
-    package_lines,
     python_bounds,
     read_package,
     split_extras,
@@ -248,8 +249,10 @@ class Reader:
         about = read_package(self.project, folder)
         if about.name:
             self.own.setdefault(about.name, about)
-        asked = (Line(where, text) for text in package_lines(about, extras))
-        yield from self.lines(_plain(asked), folder, (*within, folder.resolve()))
+        place = f"{LOCAL} {about.place}"
+        asked = chain(about.needs, *map(about.lines_of, extras), [place])
+        lines = _plain(Line(where, text) for text in asked)
+        yield from self.lines(lines, folder, (*within, folder.resolve()))
 
 
 def _plain(lines: Iterable[Line]) -> Iterator[Line]:

@@ -96,8 +96,9 @@ class _Script:
         self.folder = folder
         self.functions: Mapping[str, Callable[..., Any]] = {
             **FUNCTIONS,
-            **{"open": self._open, "exists": self._exists, "isfile": self._exists},
             **{"read_text": self._read, "parse_requirements": self._parse_requirements},
+            **dict.fromkeys(("exists", "isfile"), lambda place: (folder / str(place)).exists()),
+            "open": lambda place, *_, **__: io.StringIO(self._read(place)),
             "getcwd": lambda: folder.resolve().as_posix(),
         }
         self.told: dict[str, Any] = {"**": Unknown("it calls no setup() that can be read")}
@@ -116,8 +117,8 @@ class _Script:
                 self._assign(target, self.value(value, names), names)
             case ast.AnnAssign(target=target, value=ast.expr() as value):
                 self._assign(target, self.value(value, names), names)
-            case ast.AugAssign(target=ast.Name(id=name), op=ast.Add(), value=value):
-                names[name] = self._named(name, names) + self.value(value, names)
+            case ast.AugAssign(target=ast.Name(id=name) as target, op=ast.Add(), value=value):
+                names[name] = self.value(target, names) + self.value(value, names)
             case ast.With(items=items, body=body):
                 for item in items:
                     opened = self.value(item.context_expr, names)
@@ -171,8 +172,8 @@ class _Script:
         match node:
             case ast.Constant(value=value):
                 return value
-            case ast.Name(id=name):
-                return self._named(name, names)
+            case ast.Name(id=name) if name in names:
+                return names[name]
             case ast.Tuple(elts=elements):
                 return tuple(self._elements(elements, names))
             case ast.List(elts=elements) | ast.Set(elts=elements):
@@ -185,10 +186,24 @@ class _Script:
                     else:
                         pairs[self.value(key, names)] = self._tried(one, names)
                 return pairs
-            case ast.BinOp(left=left, op=op, right=right):
-                return self._operate(op, self.value(left, names), self.value(right, names))
-            case ast.Compare(left=left, ops=[op], comparators=[right]):
-                return self._operate(op, self.value(left, names), self.value(right, names))
+            case ast.JoinedStr(values=parts):
+                return "".join(str(self.value(part, names)) for part in parts)
+            case ast.FormattedValue(value=value, format_spec=None):
+                return self.value(value, names)
+            case (
+                ast.ListComp(elt=element, generators=[first, *rest])
+                | ast.GeneratorExp(elt=element, generators=[first, *rest])
+            ):
+                return list(self._comprehended(element, [first, *rest], names))
+        return self._found(node, names)
+
+    def _found(self, node: ast.expr, names: Names) -> Any:
+        """What operators, subscripts, attributes and calls make of other values."""
+        match node:
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+                return OPERATORS[type(op)](self.value(left, names), self.value(right, names))
+            case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in OPERATORS:
+                return OPERATORS[type(op)](self.value(left, names), self.value(right, names))
             case ast.BoolOp(op=op, values=[*first, last]):
                 for one in first:
                     found = self.value(one, names)
@@ -207,23 +222,9 @@ class _Script:
                 return PurePosixPath(self.value(held, names)).parent
             case ast.Attribute(value=held, attr="req" | "requirement"):
                 return str(self.value(held, names))  # one of parse_requirements
-            case ast.JoinedStr(values=parts):
-                return "".join(str(self.value(part, names)) for part in parts)
-            case ast.FormattedValue(value=value, format_spec=None):
-                return self.value(value, names)
-            case (
-                ast.ListComp(elt=element, generators=[first, *rest])
-                | ast.GeneratorExp(elt=element, generators=[first, *rest])
-            ):
-                return list(self._comprehended(element, [first, *rest], names))
             case ast.Call():
                 return self._call(node, names)
         raise Unknown(ast.unparse(node))
-
-    def _named(self, name: str, names: Names) -> Any:
-        if name not in names:
-            raise Unknown(name)
-        return names[name]
 
     def _elements(self, elements: Sequence[ast.expr], names: Names) -> Iterator[Any]:
         for one in elements:
@@ -231,11 +232,6 @@ class _Script:
                 yield from self.value(one.value, names)
             else:
                 yield self.value(one, names)
-
-    def _operate(self, kind: ast.AST, left: Any, right: Any) -> Any:
-        if type(kind) not in OPERATORS:
-            raise Unknown(type(kind).__name__)
-        return OPERATORS[type(kind)](left, right)
 
     def _comprehended(
         self, element: ast.expr, generators: list[ast.comprehension], names: Names
@@ -279,32 +275,23 @@ class _Script:
         self, function: ast.FunctionDef, arguments: list[Any], words: Names, names: Names
     ) -> Any:
         wanted = function.args
-        inner = {**names, **self._usual(wanted, names)}
-        inner |= dict(zip((one.arg for one in wanted.args), arguments, strict=False)) | words
+        known = [one.arg for one in wanted.args]
+        usual = [self.value(value, names) for value in wanted.defaults]
+        inner = {**names, **dict(zip(known[len(known) - len(usual) :], usual, strict=True))}
+        inner |= dict(zip(known, arguments, strict=False)) | words
         if wanted.vararg:
-            inner[wanted.vararg.arg] = arguments[len(wanted.args) :]
+            inner[wanted.vararg.arg] = arguments[len(known) :]
         try:
             self.run(function.body, inner)
         except _Returned as returned:
             return returned.value
         return None
 
-    def _usual(self, wanted: ast.arguments, names: Names) -> Names:
-        behind = wanted.args[len(wanted.args) - len(wanted.defaults) :]
-        pairs = zip(behind, wanted.defaults, strict=True)
-        return {one.arg: self.value(value, names) for one, value in pairs}
-
     def _read(self, place: object, *_: object, **__: object) -> str:
         try:
             return read_text(self.folder / str(place), str(place))
         except UsageError as error:
             raise Unknown(error.message) from None
-
-    def _open(self, place: object, *_: object, **__: object) -> io.StringIO:
-        return io.StringIO(self._read(place))
-
-    def _exists(self, place: object) -> bool:
-        return (self.folder / str(place)).exists()
 
     def _parse_requirements(self, given: Any, *_: object, **words: object) -> list[str]:
         """pip's takes a file's name and a session, that of pkg_resources lines."""
