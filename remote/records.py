@@ -8,10 +8,12 @@ from typing import Any, Literal, NamedTuple
 
 from remote.agent.shared.build_plan import NO_BUILD, BuildKind, BuildPlan
 from remote.agent.shared.gpu_choice import Gpu, GpuProcess, GpuReport
-from remote.agent.shared.states import FINAL, Cause, Finish, State
+from remote.agent.shared.run_records import Asked
+from remote.agent.shared.states import FINAL, Cause, State
 
 __all__ = [
     "FINAL",
+    "Asked",
     "EnvironmentPlan",
     "FileEntry",
     "Gpu",
@@ -144,52 +146,6 @@ class Lenient:
 
 
 @dataclass(frozen=True)
-class Nodes(Lenient):
-    """The hosts of one training, in order of rank, as they were typed; empty: Slurm's nodes."""
-
-    count: int = 1
-    # This host's.
-    rank: int = 0
-    hosts: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Asked(Lenient):
-    """run.json: what was asked for, by the laptop that started the run, and perhaps another one's
-    version of this program."""
-
-    name: str | None = None
-    recipe: str | None = None
-    data: str | None = None
-    command: str = ""
-    arguments: tuple[str, ...] = ()
-    # Of the recipe, as typed; what our trainer is told.
-    fields: Mapping[str, str] = field(default_factory=dict)
-    # The names of the variables that --env and remote.env gave; their values are nowhere.
-    env: tuple[str, ...] = ()
-    # uuids, and the indices by which people know them.
-    gpus: tuple[str, ...] | None = None
-    gpu_names: tuple[str, ...] = ()
-    release: str = ""
-    # The project's own packages, as the server takes them.
-    local: tuple[Any, ...] = ()
-    environment_key: str = ""
-    # Of what the environment was made for.
-    requirements_hash: str = ""
-    finish: Finish = "exit"
-    argv: tuple[str, ...] = ()
-    # The sweep that it belongs to, and its values there.
-    sweep: str | None = None
-    point: Mapping[str, str] = field(default_factory=dict)
-    nodes: Nodes = Nodes()
-
-    @property
-    def is_trainer(self) -> bool:
-        """Whether our own trainer runs, which leaves a summary and goes on from checkpoints."""
-        return self.finish == "summary"
-
-
-@dataclass(frozen=True)
 class Metrics(Lenient):
     """The newest values; losses are per image, accuracies fractions."""
 
@@ -304,7 +260,7 @@ class Run:
     reason: str | None = None
     host: str | None = None
     release: str | None = None
-    asked: Asked = Asked()
+    asked: Asked = field(default_factory=Asked)
     progress: Progress = Progress()
     summary: Summary = Summary()
     detail: RunDetail = RunDetail()

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from remote.agent.shared.reading import differing
+from remote.agent.shared.run_records import Nodes
 from remote.deploy.deploy import Deployed, deploy
 from remote.deploy.shown import show_steps
 from remote.errors import (
@@ -21,7 +23,7 @@ from remote.errors import (
     UsageError,
 )
 from remote.hosts.network import find_network
-from remote.link.answers import Joined, Resumed, Started, Stopping
+from remote.link.answers import Joined, Started, Stopping
 from remote.link.session import Session, who_am_i
 from remote.project.options import TrainOptions
 from remote.records import Asked, Run
@@ -37,7 +39,8 @@ from remote.runs.request import (
 )
 from remote.runs.resume import (
     Resumption,
-    changes_for,
+    ask_on,
+    asked_next,
     find_there,
     plan_resumption,
     require_first,
@@ -48,7 +51,7 @@ from remote.runs.shutdown import tell_plan
 from remote.ssh.target import typed_together
 from remote.watching.follow import LAST_LINES
 
-Describe = Callable[[Launch, Placement], Mapping[str, Any]]
+Describe = Callable[[Launch, Placement], Asked]
 S = TypeVar("S", bound=Started)
 SHOWN = 3
 
@@ -69,10 +72,10 @@ def train_on_hosts(sessions: Sequence[Session], options: TrainOptions) -> tuple[
             pending.write(run)
             launches = prepare_launches(sessions, request, deployed)
 
-            def describe(launch: Launch, placement: Placement) -> Mapping[str, Any]:
+            def describe(launch: Launch, placement: Placement) -> Asked:
                 return asked_for(launch, run, placement)
 
-            def ask(asked: dict[str, Any]) -> Started:
+            def ask(asked: Asked) -> Started:
                 return start_run(first, run, asked, request.beside)
 
             with pending.launching():
@@ -108,29 +111,15 @@ def resume_on_hosts(
     if plan.here:
         send_run(first, plan.here)
 
-    def describe(launch: Launch, placement: Placement) -> Mapping[str, Any]:
-        changes = changes_for(launch, plan, placement, with_new_code)
-        if launch.session is first:
-            return changes
-        new = asked_for(launch, plan.run, placement)
-        return {**new, **kept_of(plan.asked, with_new_code), **changes}
+    def describe(launch: Launch, placement: Placement) -> Asked:
+        return asked_next(launch, plan, placement, with_new_code)
 
-    def ask(asked: dict[str, Any]) -> Resumed:
-        return first.ask(Resumed, run=plan.run, asked=asked, **plan.request.beside)
-
-    answer = start_all(launches, plan.run, describe, ask)
+    answer = start_all(launches, plan.run, describe, partial(ask_on, first, plan))
     tell_resumed(launches[0], plan, answer, with_new_code)
     for session in sessions[1:]:
         tell_plan(session, plan.request.shutdown)
     first.together = together
     return first, watch(first, plan.run, following, tail=LAST_LINES)
-
-
-def kept_of(asked: Asked, with_new_code: bool) -> dict[str, Any]:
-    """What a run keeps on a host that joins its next attempt, and may never have had it."""
-    names = ["name", "recipe", "fields", "command", "finish"]
-    kept = {name: getattr(asked, name) for name in names}
-    return kept if with_new_code else {**kept, "release": asked.release, "local": [*asked.local]}
 
 
 def in_order(sessions: Sequence[Session], name: str) -> tuple[list[Session], str]:
@@ -284,10 +273,7 @@ def is_started(sessions: Sequence[Session], run: str) -> bool:
 
 
 def start_all(
-    launches: Sequence[Launch],
-    run: str,
-    describe: Describe,
-    ask_first: Callable[[dict[str, Any]], S],
+    launches: Sequence[Launch], run: str, describe: Describe, ask_first: Callable[[Asked], S]
 ) -> S:
     """On the first host, which the others then join. Where one can't, those before it are
     stopped."""
@@ -297,15 +283,15 @@ def start_all(
     network = find_network(sessions, one_machine=len(boots) == 1)
     shown = ", ".join(f"{a.address} ({a.interface})" for a in network.addresses)
     first.display.line(f"network: {shown}; every host reaches every other, with large packets too")
-    nodes = {
-        "count": len(launches),
-        "hosts": [session.host for session in sessions],
-        "key": secrets.token_hex(16),
-        "address": network.addresses[0].address,
-        "port": network.port,
-    }
+    nodes = Nodes(
+        count=len(launches),
+        hosts=tuple(session.host for session in sessions),
+        key=secrets.token_hex(16),
+        address=network.addresses[0].address,
+        port=network.port,
+    )
     asked = [
-        {**describe(launch, placement), "nodes": nodes | {"rank": rank}}
+        describe(launch, placement)._replace(nodes=nodes._replace(rank=rank))
         for rank, (launch, placement) in enumerate(zip(launches, placements, strict=True))
     ]
     started: list[Session] = []
@@ -324,12 +310,12 @@ def start_all(
     return answer
 
 
-def join(session: Session, run: str, asked: dict[str, Any], beside: Mapping[str, Any]) -> None:
+def join(session: Session, run: str, asked: Asked, beside: Mapping[str, Any]) -> None:
     """The first host alone tells a webhook of the end."""
     own = {name: value for name, value in beside.items() if name != "notify"}
 
     def ask() -> Joined:
-        return session.ask(Joined, run=run, asked=asked, **own)
+        return session.ask(Joined, run=run, asked=differing(asked), **own)
 
     answer = start_patiently(session, ask)
     if answer.note:

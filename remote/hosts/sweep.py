@@ -274,7 +274,7 @@ def start_point(launch: Launch, book: Book, point: Point) -> None:
     point = book.change(point, run=run, host=session.host, sent=True)
     named = dataclasses.replace(launch, request=dataclasses.replace(request, name=name))
     asked = asked_for(named, run, queued(launch, request))
-    asked |= {"sweep": book.name, "point": dict(point.values)}
+    asked = asked._replace(sweep=book.name, point=point.values)
     start_patiently(session, partial(start_run, session, run, asked, request.beside))
     book.change(point, started=True)
 

@@ -11,7 +11,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from remote.records import Lenient
+from remote.agent.shared.reading import read
+from remote.records import Asked, Lenient
 
 T = TypeVar("T")
 
@@ -26,6 +27,8 @@ def decode(kind: type[T], value: object) -> T:
 
 
 def _decode(kind: Any, value: Any, place: str) -> Any:
+    if kind is Asked:
+        return read(Asked, value)
     if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
         return _record(typing.cast(type, kind), value, place)
     origin, parts = typing.get_origin(kind), typing.get_args(kind)

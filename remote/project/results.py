@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from remote.agent.shared.reading import read
 from remote.errors import TransferFailed, UsageError
-from remote.records import Run
+from remote.records import Asked, Run
 
 
 def find_run(results: Path, name: str, having: str = "summary.json") -> Path:
@@ -30,7 +31,7 @@ def find_run(results: Path, name: str, having: str = "summary.json") -> Path:
     else:
         found = [path for path in runs if path.name == name]
         found = found or [
-            path for path in runs if path.name.startswith(name) or _named(path) == name
+            path for path in runs if path.name.startswith(name) or asked_of(path).name == name
         ]
     if not found:
         text = f"{name}: no such run in {results}"
@@ -52,6 +53,11 @@ def read_mapping(run: Path | None, name: str) -> dict[str, Any]:
     except (OSError, ValueError):
         value = {}
     return value if isinstance(value, dict) else {}
+
+
+def asked_of(run: Path | None) -> Asked:
+    """run.json of a fetched run."""
+    return read(Asked, read_mapping(run, "run.json"))
 
 
 def went_on_elsewhere(directory: Path, run: Run) -> bool:
@@ -99,8 +105,3 @@ def lock_file(path: Path) -> IO[bytes] | None:
     except (ImportError, OSError):
         pass
     return file
-
-
-def _named(run: Path) -> str | None:
-    name = read_mapping(run, "run.json").get("name")
-    return name if isinstance(name, str) else None

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
+from remote.agent.shared.run_records import SlurmJob
 from remote.records import SlurmSettings
 
 OURS = re.compile(
@@ -95,9 +95,7 @@ def job_request(
     gpus: int | None,
     wants_gpu: bool,
     nodes: int | None = None,
-) -> dict[str, Any]:
-    """For run.json: `options` for sbatch, `preamble` for the shell, `limit_s` where a time limit is
-    set."""
+) -> SlurmJob:
     limit_s = parse_time(time or slurm.time) if time or slurm.time else None
     more = {
         "nodes": str(nodes) if nodes else slurm.nodes,
@@ -106,11 +104,8 @@ def job_request(
         "gres": gres_of(slurm, gpus) if wants_gpu else "",
         "time": clock(limit_s) if limit_s else "",
     }
-    return {
-        "options": [*_options(slurm, more), *extra_lines(slurm.extra)],
-        "preamble": slurm.preamble.splitlines(),
-        "limit_s": limit_s,
-    }
+    options = (*_options(slurm, more), *extra_lines(slurm.extra))
+    return SlurmJob(options, tuple(slurm.preamble.splitlines()), limit_s)
 
 
 def _options(slurm: SlurmSettings, more: Mapping[str, str]) -> list[str]:

@@ -6,15 +6,15 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
 
+from remote.agent.shared.run_records import Nodes
 from remote.deploy.deploy import Deployed, deploy
 from remote.deploy.shown import show_steps
 from remote.errors import RemoteError
 from remote.link.answers import Started
 from remote.link.session import Session, who_am_i
 from remote.project.options import TrainOptions
-from remote.records import Run
+from remote.records import Asked, Run
 from remote.runs.limits import limits_of
 from remote.runs.placement import (
     Launch,
@@ -68,7 +68,7 @@ def start_once(
     if any(known.run == run for known in deployed.facts.runs):
         plan = {"shutdown": request.shutdown}
         # An earlier call has made it, with GPUs of its own choice, which it may be using by now.
-        answer = start_patiently(session, lambda: start_run(session, run, {}, plan))
+        answer = start_patiently(session, lambda: start_run(session, run, Asked(), plan))
     else:
         with pending.launching():
             answer = start_new(with_weights(prepare_launch(session, request, deployed)), run)
@@ -99,25 +99,24 @@ def start_new(launch: Launch, run: str) -> Started:
     return launch_on_free_gpus(launch, start)
 
 
-def asked_for(launch: Launch, run: str, placement: Placement) -> dict[str, Any]:
+def asked_for(launch: Launch, run: str, placement: Placement) -> Asked:
     """run.json of a new run."""
-    project, request, deployed = launch.session.project, launch.request, launch.deployed
+    project, request = launch.session.project, launch.request
     settings, own = project.settings, project.has_own_trainer
     there, command = place_of(launch, run, placement), settings.command
     recipe = request.recipe or settings.recipe
     plain = dataclasses.replace(request, fields=())
-    return {
-        **attempt_of(launch, placement),
-        "name": request.name,
-        "recipe": recipe if own else None,
-        "fields": dict(request.fields),
-        "command": command,
-        "created": time.time(),
-        "finish": "summary" if own else "exit",
-        **code_of(deployed),
-        "argv": plan_argv(project, command, request, there, ("--recipe", recipe)),
-        "resume_argv": plan_argv(project, command, plain, there, GO_ON),
-    }
+    asked = Asked(
+        name=request.name,
+        recipe=recipe if own else None,
+        fields=dict(request.fields),
+        command=command,
+        created=time.time(),
+        finish="summary" if own else "exit",
+        argv=plan_argv(project, command, request, there, ("--recipe", recipe)),
+        resume_argv=plan_argv(project, command, plain, there, GO_ON),
+    )
+    return with_code(next_attempt(asked, launch, placement), launch.deployed)
 
 
 def place_of(launch: Launch, run: str, placement: Placement) -> Place:
@@ -125,32 +124,39 @@ def place_of(launch: Launch, run: str, placement: Placement) -> Place:
     return Place(made.python, f"{launch.root}/runs/{run}", launch.images, placement.devices)
 
 
-def code_of(deployed: Deployed) -> dict[str, Any]:
-    release, local = deployed.release, [one._asdict() for one in deployed.local]
-    return {"release": release.tree, "origin": release.origin, "local": local}
+def with_code(asked: Asked, deployed: Deployed) -> Asked:
+    release, local = deployed.release, tuple(one._asdict() for one in deployed.local)
+    return asked._replace(release=release.tree, origin=release.origin, local=local)
 
 
-def attempt_of(launch: Launch, placement: Placement) -> dict[str, Any]:
-    """What run.json says of an attempt, the first or a later one."""
-    request, made = launch.request, launch.deployed.environment
+def next_attempt(asked: Asked, launch: Launch, placement: Placement) -> Asked:
+    """run.json for an attempt, the first or a later one. Limits stay where none is given."""
+    request, made, gpus = launch.request, launch.deployed.environment, placement.gpus
     launcher = launch.session.project.settings.launcher
-    return {
-        "data": request.data,
-        "data_path": launch.images,
-        "devices": request.devices,
-        "arguments": list(request.arguments or ()),
-        "env": sorted(request.env),
-        "environment_key": made.key,
-        "requirements_hash": made.requirements_hash,
-        "python": made.python,
-        "prefix": made.prefix or "",
-        "who": who_am_i(),
-        "max_restarts": request.max_restarts,
-        **limits_of(request, launcher),
-        "launcher": launcher,
-        "nodes": {"count": request.nodes, "rank": 0} if request.nodes else None,
-        **placement.as_asked(),
-    }
+    limit_s, idle_s = limits_of(request, launcher)
+    return asked._replace(
+        data=request.data,
+        data_path=launch.images,
+        devices=request.devices,
+        arguments=request.arguments or (),
+        env=tuple(sorted({*asked.env, *request.env})),
+        environment_key=made.key,
+        requirements_hash=made.requirements_hash,
+        python=made.python,
+        prefix=made.prefix or "",
+        who=who_am_i(),
+        max_restarts=request.max_restarts,
+        limit_s=limit_s or asked.limit_s,
+        idle_s=idle_s or asked.idle_s,
+        launcher=launcher,
+        nodes=Nodes(request.nodes or 1),
+        gpus=None if gpus is None else tuple(gpu.uuid for gpu in gpus),
+        gpu_names=tuple(str(gpu.index) for gpu in gpus or ()),
+        queue=placement.queue,
+        wanted_gpus=placement.wanted,
+        slurm=placement.slurm,
+        later=placement.later,
+    )
 
 
 def watch(

@@ -10,17 +10,13 @@ from remote.records import Settings
 GRACE, UNFETCHED = "30m", "24h"
 
 
-def limits_of(options: RunOptions, launcher: str) -> dict[str, int]:
-    """For run.json, in seconds; Slurm holds a job's time limit itself. Raises ValueError that names
-    the option."""
-    limits: dict[str, int] = {}
-    asked = (("limit_s", "time", options.time), ("idle_s", "stop-if-idle", options.stop_if_idle))
-    for name, option, text in asked:
-        by_slurm = launcher == "slurm" and name == "limit_s"
-        if text:
-            seconds = _seconds(option, text, by_slurm)
-            limits |= {} if by_slurm else {name: seconds}
-    return limits
+def limits_of(options: RunOptions, launcher: str) -> tuple[int, int]:
+    """The longest that it may go and be idle, in seconds, 0: no limit; Slurm holds a job's time
+    limit itself. Raises ValueError that names the option."""
+    by_slurm = launcher == "slurm"
+    limit_s = _seconds("time", options.time, by_slurm) if options.time else 0
+    idle_s = _seconds("stop-if-idle", options.stop_if_idle) if options.stop_if_idle else 0
+    return 0 if by_slurm else limit_s, idle_s
 
 
 def shutdown_of(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from remote.agent.shared.gpu_choice import choose_gpus
+from remote.agent.shared.run_records import SlurmJob
 from remote.deploy.deploy import Deployed
 from remote.errors import GpuUnfit, NotFound, RemoteError
 from remote.link.session import Session
@@ -54,24 +55,9 @@ class Placement:
     wanted: int = 1
     devices: str = "auto"
     # What is asked of Slurm, which places the run then.
-    slurm: Mapping[str, Any] | None = None
+    slurm: SlurmJob = field(default_factory=SlurmJob)
     # Where the site takes no more jobs at once it is submitted later, and not refused.
     later: bool = False
-
-    def as_asked(self) -> dict[str, Any]:
-        """For run.json."""
-        asked: dict[str, Any]
-        if self.slurm is not None:
-            asked = {"gpus": None, "gpu_names": [], "queue": False, "later": self.later}
-            return asked | {"slurm": dict(self.slurm)}
-        if self.gpus is None:
-            return {}
-        asked = {
-            "gpus": [gpu.uuid for gpu in self.gpus],
-            "gpu_names": [str(gpu.index) for gpu in self.gpus],
-            "queue": self.queue,
-        }
-        return asked | {"wanted_gpus": self.wanted} if self.queue else asked
 
 
 def prepare_launch(session: Session, request: TrainRequest, deployed: Deployed) -> Launch:

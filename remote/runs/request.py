@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from remote.agent.shared.reading import differing
 from remote.errors import (
     AuthenticationFailed,
     ConnectionLost,
@@ -34,6 +35,7 @@ from remote.project.own_trainer import load_config_module, no_trainer, runs_own_
 from remote.project.results import lock_file, writing
 from remote.project.run_env import read_env
 from remote.project.settings import listed
+from remote.records import Asked
 from remote.runs.limits import limits_of, shutdown_of
 
 T = TypeVar("T")
@@ -236,13 +238,13 @@ class Place:
 
 def plan_argv(
     project: Project, command: str, request: TrainRequest, there: Place, first: Sequence[str]
-) -> list[str]:
+) -> tuple[str, ...]:
     """The command's words. `first`: what our trainer is told before all else that was asked for; a
     command of one's own gets what was typed for it."""
     words: Sequence[str] = request.arguments or ()
     if runs_own_trainer(command, project.directory):
         words = [*first, *there.trainer_words(request)]
-    return plan_words(command, words, there.python)
+    return tuple(plan_words(command, words, there.python))
 
 
 def require_gpu(config: Any, has_gpu: bool, host: str) -> None:
@@ -332,8 +334,6 @@ def _remembered_run(place: Path) -> str | None:
     return None
 
 
-def start_run(
-    session: Session, run: str, asked: Mapping[str, Any], beside: Mapping[str, Any]
-) -> Started:
+def start_run(session: Session, run: str, asked: Asked, beside: Mapping[str, Any]) -> Started:
     """Create and launch; the agent does it once for an id, however often it is asked."""
-    return session.ask(Started, run=run, asked=dict(asked), **beside)
+    return session.ask(Started, run=run, asked=differing(asked), **beside)

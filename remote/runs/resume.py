@@ -8,21 +8,20 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from remote.agent.shared.reading import differing
 from remote.agent.shared.trees import tree_hash
 from remote.deploy.deploy import deploy
 from remote.deploy.shown import show_steps
 from remote.errors import NotFound, UsageError
 from remote.link.answers import Imported, Resumed
-from remote.link.decoding import decode
 from remote.link.sending import Sending, waiting_note
 from remote.link.session import Session, who_am_i
 from remote.project.options import TrainOptions
-from remote.project.results import find_run, read_mapping, went_on_elsewhere
+from remote.project.results import asked_of, find_run, read_mapping, went_on_elsewhere
 from remote.records import Asked, FileEntry, Run
 from remote.release.release import entry_of, refusing_unreadable, stop_walk
-from remote.runs.launch import attempt_of, code_of, place_of, started_where, watch
+from remote.runs.launch import next_attempt, place_of, started_where, watch, with_code
 from remote.runs.placement import Launch, Placement, launch_on_free_gpus, place_run, prepare_launch
 from remote.runs.request import GO_ON, TrainRequest, parse_request, plan_argv
 from remote.runs.shutdown import tell_plan
@@ -74,8 +73,7 @@ def resume_one(session: Session, run: str, options: TrainOptions) -> Run:
         )
 
     def start(placement: Placement) -> Resumed:
-        changes = changes_for(launch, plan, placement, options.with_new_code)
-        return session.ask(Resumed, run=plan.run, asked=changes, **request.beside)
+        return ask_on(session, plan, asked_next(launch, plan, placement, options.with_new_code))
 
     answer = launch_on_free_gpus(launch, start)
     tell_resumed(launch, plan, answer, options.with_new_code)
@@ -93,7 +91,7 @@ def plan_resumption(session: Session, run: str, options: TrainOptions) -> Resump
     kept = find_there(session, run)
     here = None if kept else find_here(session, run)
     identifier = kept.run if kept else here.name if here else run
-    asked = kept.asked if kept else decode(Asked, read_mapping(here, "run.json"))
+    asked = kept.asked if kept else asked_of(here)
     if kept and not kept.goes_on:
         refuse_earlier(session, kept)
     by_slurm = session.project.settings.launcher == "slurm"
@@ -136,21 +134,22 @@ def tell_resumed(launch: Launch, plan: Resumption, answer: Resumed, with_new_cod
     tell_plan(session, launch.request.shutdown)
 
 
-def changes_for(
+def asked_next(
     launch: Launch, plan: Resumption, placement: Placement, with_new_code: bool
-) -> dict[str, Any]:
-    """What run.json says of the next attempt: the run's own command, its own code or today's, in
-    the environment that was chosen, on today's GPUs."""
+) -> Asked:
+    """run.json for the next attempt: the run's own command, its own code or today's, in the
+    environment that was chosen, on today's GPUs."""
     request, project = launch.request, launch.session.project
     command = plan.asked.command or project.settings.command
     argv = plan_argv(project, command, request, place_of(launch, plan.run, placement), GO_ON)
-    return {
-        **attempt_of(launch, placement),
-        **(code_of(launch.deployed) if with_new_code else {}),
-        "env": sorted({*plan.asked.env, *request.env}),
-        "argv": argv,
-        "resume_argv": argv,
-    }
+    asked = next_attempt(plan.asked, launch, placement)._replace(argv=argv, resume_argv=argv)
+    return with_code(asked, launch.deployed) if with_new_code else asked
+
+
+def ask_on(session: Session, plan: Resumption, asked: Asked) -> Resumed:
+    """What the run's server has of it stays, but for what differs."""
+    changes = differing(asked, plan.asked)
+    return session.ask(Resumed, run=plan.run, asked=changes, **plan.request.beside)
 
 
 def code_note(its: str, now: str, attempt: int | None, with_new_code: bool) -> str:

@@ -9,6 +9,7 @@ import os
 import zipfile
 from pathlib import Path
 
+from remote.agent.shared.run_records import Asked
 from remote.agent.training.surroundings import newest_checkpoint
 from tests.support.faults import Lab, wait_until
 from tests.support.project import Content, Link, make_tree
@@ -88,16 +89,16 @@ def test_on_another_server_a_run_goes_on_from_what_it_wrote_last(
 
 def test_the_newest_checkpoint_of_any_program(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "r"
-    assert newest_checkpoint(str(run), {}) is None
+    assert newest_checkpoint(str(run), Asked()) is None
     folder = "work/output/checkpoint-8/"
     make_tree(
         run,
         {f"{folder}model.safetensors": "a", f"{folder}trainer_state.json": "{}", "train.log": "x"},
     )
-    assert newest_checkpoint(str(run), {}) == str(run / "work/output/checkpoint-8")
+    assert newest_checkpoint(str(run), Asked()) == str(run / "work/output/checkpoint-8")
     make_tree(run, {"checkpoints/epoch=3.ckpt": "b"})
     os.utime(run / "checkpoints/epoch=3.ckpt", (2e9, 2e9))
-    assert newest_checkpoint(str(run), {}) == str(run / "checkpoints/epoch=3.ckpt")
+    assert newest_checkpoint(str(run), Asked()) == str(run / "checkpoints/epoch=3.ckpt")
 
 
 def test_what_a_kill_has_cut_off_is_no_checkpoint(tmp_path: Path) -> None:
@@ -118,12 +119,14 @@ def test_what_a_kill_has_cut_off_is_no_checkpoint(tmp_path: Path) -> None:
     make_tree(run, files)
     for number, name in enumerate(files):
         os.utime(run / name, (1e9 + number,) * 2)
-    assert newest_checkpoint(str(run), {}) == str(run / "work/2.safetensors")
+    assert newest_checkpoint(str(run), Asked()) == str(run / "work/2.safetensors")
     (run / "work/2.safetensors").unlink()
-    assert newest_checkpoint(str(run), {}) == str(run / "work/1.pt")
+    assert newest_checkpoint(str(run), Asked()) == str(run / "work/1.pt")
     # A folder of Hugging Face's is whole once the trainer's state is there, which comes last.
     make_tree(run, {"work/out/checkpoint-8/model.safetensors": tensors})
-    assert newest_checkpoint(str(run), {}) == str(run / "work/out/checkpoint-8/model.safetensors")
+    assert newest_checkpoint(str(run), Asked()) == str(
+        run / "work/out/checkpoint-8/model.safetensors"
+    )
     make_tree(run, {"work/out/checkpoint-8/trainer_state.json": "{}"})
     make_tree(run, {"work/out/checkpoint-9/model.safetensors": tensors})
-    assert newest_checkpoint(str(run), {}) == str(run / "work/out/checkpoint-8")
+    assert newest_checkpoint(str(run), Asked()) == str(run / "work/out/checkpoint-8")

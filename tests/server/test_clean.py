@@ -17,7 +17,8 @@ from remote.agent.results import clean
 from remote.agent.root.locks import Lock
 from remote.agent.root.paths import Layout, write_json
 from remote.agent.run_files.outputs import find_outputs
-from remote.agent.run_files.records import FETCHED, read_fetched
+from remote.agent.run_files.records import FETCHED, Found, read_fetched
+from remote.agent.shared.run_records import Asked
 from remote.errors import RunFailed
 from remote.loopback import LoopbackServer
 from remote.runs import clean as runs_clean
@@ -290,12 +291,12 @@ def test_nobody_stops_or_fetches_the_runs_of_another_project(
 
 def test_what_keeps_a_run(tmp_path: Path) -> None:
     layout = Layout(str(tmp_path))
-    run = {"run": "r", "path": str(tmp_path), "release": None}
+    run = Found("r", str(tmp_path), Asked(), {})
     seen = find_outputs(str(tmp_path), []).seen()
     here = {"r": seen}
     for state in ("running", "unknown"):
-        assert clean.why_to_keep(layout, {**run, "state": state, "detail": {}}, here)
-    ended = {**run, "state": "failed", "detail": {"ended": 1.0}}
+        assert clean.why_to_keep(layout, run._replace(detail={"state": state}), here)
+    ended = run._replace(detail={"state": "failed", "ended": 1.0})
     assert clean.why_to_keep(layout, ended, here)
     mark = {"ended": 1.0, "time": 2.0, "seen": seen, "who": "me@laptop"}
     write_json(str(tmp_path / FETCHED), mark)

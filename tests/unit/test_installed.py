@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from remote.agent.shared.run_records import Asked
 from remote.agent.training import own_packages
 from remote.agent.training.own_packages import lay_out_packages
 from remote.deploy.deploy import own_packages as own_packages_of
@@ -138,12 +139,12 @@ def test_a_run_has_metadata_entry_points_and_programs(
     )
     assert told.split() == ["1.2", "Window", "trained", "--lr", "0.1", "3", "opened"]
     # The next attempt needs no room; after that one has other code.
-    asked: dict[str, Any] = {"local": [package._asdict()], "python": sys.executable}
+    asked = Asked(local=(package._asdict(),), python=sys.executable)
     monkeypatch.setattr(own_packages, "write_whole", None)
     lay_out_packages(str(tmp_path / "run"), asked)
     monkeypatch.undo()
     folder = tmp_path / "run" / ".modules"
-    asked = {"local": [package._replace(version="2", entry_points={})._asdict()]}
+    asked = Asked(local=(package._replace(version="2", entry_points={})._asdict(),))
     assert lay_out_packages(str(tmp_path / "run"), asked).programs == []
     assert [path.name for path in folder.iterdir()] == ["My_mine-2.dist-info"]
     (known,) = importlib.metadata.distributions(path=[str(folder)])
@@ -155,16 +156,16 @@ def test_a_run_has_metadata_entry_points_and_programs(
 )
 def test_what_is_no_package_is_refused(tmp_path: Path, local: list[Any]) -> None:
     with pytest.raises(ValueError, match=r"inside the run|unknown form"):
-        lay_out_packages(str(tmp_path), {"local": local})
+        lay_out_packages(str(tmp_path), Asked(local=tuple(local)))
 
 
 def test_a_run_of_an_older_version_names_folders_alone(tmp_path: Path) -> None:
     files = {"work/setup.py": "", "work/src/a/__init__.py": "", "work/libs/x/b.py": ""}
-    found = lay_out_packages(str(make_tree(tmp_path, files)), {"local": ["libs/x"]})
+    found = lay_out_packages(str(make_tree(tmp_path, files)), Asked(local=("libs/x",)))
     work = tmp_path / "work"
     assert found.modules == [str(work / place) for place in ("src", ".", "libs/x")]
     make_tree(tmp_path / "plain", {"work/src/a.py": ""})
-    assert lay_out_packages(str(tmp_path / "plain"), {"local": []}).modules == []
+    assert lay_out_packages(str(tmp_path / "plain"), Asked()).modules == []
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from remote.agent.shared.local_package import LocalPackage
+from remote.agent.shared.run_records import Asked
 from remote.agent.training.own_packages import lay_out_packages
 from remote.errors import UsageError
 from remote.requirements.layout import Found, find_packages, unsent
@@ -184,7 +185,7 @@ def imported(tmp_path: Path, package: LocalPackage, code: str) -> str:
     run = tmp_path / "run"
     run.mkdir(exist_ok=True)
     (run / "work").symlink_to(tmp_path)
-    asked = {"local": [package._asdict()], "python": sys.executable}
+    asked = Asked(local=(package._asdict(),), python=sys.executable)
     found = lay_out_packages(str(run), asked)
     variables = {
         **os.environ,

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
 from remote.agent.root.calls import Refusal
 from remote.agent.root.paths import Layout
-from remote.agent.run_files.records import find_run
+from remote.agent.run_files.records import Found, find_run
+from remote.agent.shared.run_records import Asked
 
 LAYOUT = cast(Layout, None)  # not read where the runs are known
 
 
-def runs(*names: str) -> list[dict[str, Any]]:
-    return [{"run": name, "asked": {"name": "mine" if "b" in name else None}} for name in names]
+def runs(*names: str) -> list[Found]:
+    return [Found(name, "", Asked(name="mine" if "b" in name else None), {}) for name in names]
 
 
 @pytest.mark.parametrize("name", ["latest", "2026-b", "2026-b1", "mine"])
 def test_one_run(name: str) -> None:
-    assert find_run(LAYOUT, name, runs("2026-b1", "2026-a1"))["run"] == "2026-b1"
+    assert find_run(LAYOUT, name, runs("2026-b1", "2026-a1")).run == "2026-b1"
 
 
 def test_several_that_begin_so_are_listed() -> None:

@@ -15,6 +15,7 @@ from remote.agent.launchers.slurm_queue import JobRow, Queue, Said, base_state, 
 from remote.agent.launchers.slurm_words import Seen, tell, tell_end, tell_signal
 from remote.agent.root.paths import write_json
 from remote.agent.run_files.records import checked_state
+from remote.agent.shared.run_records import Asked, SlurmJob
 from remote.errors import UsageError
 from remote.project.settings import defaults, parse_settings
 from remote.project.slurm import job_request, parse_time
@@ -66,7 +67,7 @@ def test_what_is_asked_for() -> None:
         partition="gpu", gres="gpu:a100:1", cpus="8", time="8h", extra="#SBATCH --exclusive\n-n1"
     )
     asked = job_request(slurm, "30m", 2, True)
-    assert asked["options"] == [
+    assert list(asked.options) == [
         "--partition=gpu",
         "--cpus-per-task=8",
         "--gres=gpu:a100:2",
@@ -74,13 +75,13 @@ def test_what_is_asked_for() -> None:
         "--exclusive",
         "-n1",
     ]
-    assert asked["limit_s"] == 1800
-    assert not any("gres" in option for option in job_request(slurm, None, None, False)["options"])
+    assert asked.limit_s == 1800
+    assert not any("gres" in option for option in job_request(slurm, None, None, False).options)
 
 
 def test_a_job_s_script_holds_a_line_for_each_thing_and_no_other() -> None:
-    asked = {"slurm": {"options": ["--time=0-08:00:00\nrm -rf x"], "preamble": ["module load a"]}}
-    job = Job("/home/a b/100%/r", ["python", "x y"], asked, "abcdef0123456789")
+    slurm = SlurmJob(("--time=0-08:00:00\nrm -rf x",), ("module load a",))
+    job = Job("/home/a b/100%/r", ["python", "x y"], Asked(slurm=slurm), "abcdef0123456789")
     lines = render_script(job).splitlines()
     assert lines[0] == "#!/bin/bash -l" and lines[-2:] == ["module load a", "exec python 'x y'"]
     assert "#SBATCH --output='/home/a b/100%%/r/slurm.log'" in lines
@@ -89,9 +90,10 @@ def test_a_job_s_script_holds_a_line_for_each_thing_and_no_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "seconds"), [({}, 120), ({"stop_s": 300}, 360), ({"slurm": {"limit_s": 60}}, 30)]
+    ("asked", "seconds"),
+    [(Asked(), 120), (Asked(stop_s=300), 360), (Asked(slurm=SlurmJob(limit_s=60)), 30)],
 )
-def test_a_training_is_told_in_time_to_save(asked: dict[str, Any], seconds: int) -> None:
+def test_a_training_is_told_in_time_to_save(asked: Asked, seconds: int) -> None:
     assert notice(asked) == seconds
 
 
@@ -205,7 +207,7 @@ def test_on_a_disk_that_takes_nothing_runs_are_told_as_recorded(
 
     monkeypatch.setattr(slurm_queue, "write_json", full)
     recorded = {"state": "running", "token": "0123456789"}
-    shown = checked_state(str(tmp_path / "r"), recorded, {"launcher": "slurm"})
+    shown = checked_state(str(tmp_path / "r"), recorded, Asked(launcher="slurm"))
     reason = "as recorded; looking failed: Disk quota exceeded"
     assert shown == {**recorded, "reason": reason}
 
@@ -227,5 +229,5 @@ def test_a_job_that_squeue_leaves_out_is_over_only_where_slurm_says_so(
     monkeypatch.setattr(slurm, "SETTLE_S", 0.0)
     monkeypatch.setattr(slurm, "ask_about", lambda job: JobRow(job, job_state))
     for _ in range(2):
-        told = slurm.look(str(run), state, {})
+        told = slurm.look(str(run), state, Asked())
         assert getattr(told.get("verdict"), "state", None) == verdict

@@ -235,6 +235,6 @@ def test_a_record_that_can_not_be_read_once_is_read_again(
     with monkeypatch.context() as patched:
         patched.setattr(records, "read_json", lambda path: None)
         assert live.look() == []
-    assert [known["run"] for known in live.look()] == ["r"]
+    assert [known.run for known in live.look()] == ["r"]
     own.send_signal(signal.SIGTERM)
     own.communicate(timeout=30)

@@ -14,18 +14,19 @@ from remote.agent.group.peers import SILENCE_S, Peer, Report, choose_verdict, de
 from remote.agent.launchers.slurm_queue import find
 from remote.agent.machine.network import list_addresses
 from remote.agent.root import program
+from remote.agent.shared.run_records import Asked
 from remote.agent.training.surroundings import checkpoints_of
 
 
 class First(Group):
     """The host of rank 0, to which the others connect."""
 
-    def __init__(self, home: str, asked: Dict[str, Any], token: str) -> None:
+    def __init__(self, home: str, asked: Asked, token: str) -> None:
         super().__init__(home, asked)
         self.token = token
-        if asked.get("launcher") == "slurm":
-            self.nodes["key"] = token
-        self.port = int(self.nodes.get("port") or 0)
+        if asked.by_slurm:
+            self.nodes = self.nodes._replace(key=token)
+        self.port = self.nodes.port
         self.srun: Optional[subprocess.Popen[bytes]] = None
 
     def begin(self) -> None:
@@ -57,9 +58,8 @@ class First(Group):
             self.run_aside(self.listen, rank, peer)
 
     def let_in(self, stopped: Stopped) -> None:
-        place = (str(self.nodes.get("address") or ""), self.port)
         try:
-            server = socket.create_server(place)
+            server = socket.create_server((self.nodes.address, self.port))
         except OSError as error:
             self.fail(f"port {self.port} was taken meanwhile ({error.strerror}): start it again")
         with server:
@@ -83,7 +83,7 @@ class First(Group):
 
     def call_members(self) -> None:
         """Under Slurm this supervisor is the batch script, and starts the others on their nodes."""
-        if self.asked.get("launcher") != "slurm" or self.srun is not None:
+        if not self.asked.by_slurm or self.srun is not None:
             return
         others = self.count - 1
         addresses = [row["address"] for row in list_addresses()] + ["127.0.0.1"]
@@ -102,14 +102,14 @@ class First(Group):
         try:
             message = peer.receive()
             rank = message.get("join")
-            right = hmac.compare_digest(str(message.get("key")), str(self.nodes["key"]))
+            right = hmac.compare_digest(str(message.get("key")), self.nodes.key)
             if not right or type(rank) is not int or not 0 < rank < self.count:
                 raise ConnectionResetError("it is none of ours")
         except (OSError, ValueError):
             peer.close()
             raise ConnectionResetError from None
         connection.settimeout(SILENCE_S)
-        if not self.nodes.get("hosts"):
+        if not self.nodes.hosts:
             self.names[0] = os.uname().nodename
             self.names[rank] = str(message.get("host"))
         peer.send(here=True)
@@ -156,7 +156,7 @@ class First(Group):
     def agree(self, own: Report, restarts_left: bool, stopped: Stopped) -> Report:
         self.take(0, own)
         self.wait(lambda: len(self.reports) == self.count, stopped)
-        verdict = choose_verdict(self.reports, self.names, self.asked.get("finish") == "summary")
+        verdict = choose_verdict(self.reports, self.names, self.asked.is_trainer)
         verdict = verdict._replace(again=verdict.again and restarts_left)
         for peer in self.peers.values():
             peer.try_to_send(verdict=list(verdict))

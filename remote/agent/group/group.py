@@ -11,6 +11,7 @@ from typing import Any, Callable, Dict, List, NoReturn, Optional
 
 from remote.agent.group.peers import HOST_LOST, SCHEDULED, SILENCE_S, Peer, Report
 from remote.agent.machine.network import interface_of
+from remote.agent.shared.run_records import Asked
 
 JOIN_S = float(os.environ.get("REMOTE_JOIN_S", "120"))
 BEAT_S = SILENCE_S / 12
@@ -32,12 +33,10 @@ class Group:
     """This host's part. `home`: the run's own directory, which hosts may share; `ending`: why its
     process has to end now, and `patience_s` how soon (None: as for a stop)."""
 
-    def __init__(self, home: str, asked: Dict[str, Any]) -> None:
-        self.home, self.asked = home, asked
-        self.nodes: Dict[str, Any] = dict(asked["nodes"])
-        self.rank, self.count = int(self.nodes["rank"]), int(self.nodes["count"])
-        known = [str(name) for name in self.nodes.get("hosts") or ()]
-        self.names = known or [f"node {rank}" for rank in range(self.count)]
+    def __init__(self, home: str, asked: Asked) -> None:
+        self.home, self.asked, self.nodes = home, asked, asked.nodes
+        self.rank, self.count = self.nodes.rank, self.nodes.count
+        self.names = [*self.nodes.hosts] or [f"node {rank}" for rank in range(self.count)]
         self.variables: Dict[str, str] = {}
         # Of the run, as the first host counts them.
         self.attempt = 1

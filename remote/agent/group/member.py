@@ -46,7 +46,7 @@ class Member(Group):
         threading.Thread(target=self.neighbours.meet, args=meeting, daemon=True).start()
 
     def connect(self, stopped: Stopped) -> Peer:
-        addresses = str(self.nodes["address"]).split(",")
+        addresses = self.nodes.address.split(",")
         late, why = time.monotonic() + JOIN_S, ""
         while time.monotonic() < late:
             for address in addresses:
@@ -54,9 +54,9 @@ class Member(Group):
                 if report:
                     raise NotTogether(report)
                 try:
-                    place = (address, int(self.nodes["port"]))
+                    place = (address, self.nodes.port)
                     peer = Peer(socket.create_connection(place, GREET_S))
-                    key, host = str(self.nodes["key"]), os.uname().nodename
+                    key, host = self.nodes.key, os.uname().nodename
                     self.neighbours = Neighbours(peer.own_address, key, self.peers, self.miss)
                     peer.send(join=self.rank, key=key, host=host, door=self.neighbours.port)
                     if "here" in peer.receive():

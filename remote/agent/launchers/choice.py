@@ -1,11 +1,10 @@
 """Which launcher a run has."""
 
-from typing import Any, Dict
-
 from remote.agent.launchers import local, slurm
 from remote.agent.launchers.seam import Launcher
+from remote.agent.shared.run_records import Asked
 
 
-def launcher_of(asked: Dict[str, Any]) -> Launcher:
+def launcher_of(asked: Asked) -> Launcher:
     """auto, tmux and setsid are one: what lives on this machine."""
-    return slurm if asked.get("launcher") == "slurm" else local
+    return slurm if asked.by_slurm else local

@@ -6,13 +6,14 @@ import shutil
 import signal
 import subprocess
 import time
-from typing import Any, Dict, List, Optional
+from typing import List, Optional
 
 from remote.agent.launchers.seam import Job, Launched, StateRecord
 from remote.agent.machine.account import kills_at_logout
 from remote.agent.machine.processes import boot_id, is_same, start_time
 from remote.agent.root.calls import Refusal
 from remote.agent.shared.names import session_name, socket_name
+from remote.agent.shared.run_records import Asked
 from remote.agent.shared.states import Cause
 
 NEVER_STARTED_S = 60.0
@@ -21,7 +22,7 @@ SIGNS = ("train.log", "state.json", "progress.json", "gpu.csv")
 
 
 def start(job: Job) -> Launched:
-    asked = str(job.asked.get("launcher") or "auto")
+    asked = job.asked.launcher
     scope, notes = _lingering_scope(), []
     if scope is None and kills_at_logout():
         notes.append(
@@ -99,7 +100,7 @@ def _lingering_scope() -> Optional[List[str]]:
     return None
 
 
-def look(directory: str, state: StateRecord, asked: Dict[str, Any]) -> StateRecord:
+def look(directory: str, state: StateRecord, asked: Asked) -> StateRecord:
     """By its processes, on the host that recorded it; elsewhere it is told as recorded."""
     if state.get("host") != os.uname().nodename:
         # Homes may be shared: only the host that runs it can tell whether it lives.
@@ -115,7 +116,7 @@ def look(directory: str, state: StateRecord, asked: Dict[str, Any]) -> StateReco
     def failed(cause: Cause, reason: str) -> StateRecord:
         """Unless our trainer's summary says that all was done."""
         summary = os.path.join(directory, "summary.json")
-        if asked.get("finish") == "summary" and os.path.exists(summary):
+        if asked.is_trainer and os.path.exists(summary):
             return dict(state, state="finished", reason=None)
         return dict(state, state="failed", reason=reason, cause=cause)
 

@@ -3,6 +3,8 @@
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Protocol
 
+from remote.agent.shared.run_records import Asked
+
 StateRecord = Dict[str, Any]
 
 
@@ -11,7 +13,7 @@ class Job(NamedTuple):
 
     directory: str
     command: List[str]
-    asked: Dict[str, Any]
+    asked: Asked
     token: str
 
 
@@ -28,7 +30,7 @@ class Launcher(Protocol):
         """Start the supervisor so that it outlives this login; the same again for a token that was
         started. Raises Refusal where it can't be had."""
 
-    def look(self, directory: str, state: StateRecord, asked: Dict[str, Any]) -> StateRecord:
+    def look(self, directory: str, state: StateRecord, asked: Asked) -> StateRecord:
         """A recorded state that is not final, corrected by what can be seen now."""
 
     def stop(self, directory: str, state: StateRecord) -> None:

@@ -23,6 +23,7 @@ from remote.agent.launchers.slurm_words import (
 )
 from remote.agent.root.calls import Refusal
 from remote.agent.root.paths import read_json, write_json, write_whole
+from remote.agent.shared.run_records import Asked
 from remote.agent.shared.states import LIVE, Outcome
 
 SUBMIT_S = 60.0
@@ -101,19 +102,17 @@ def _keep(directory: str, token: str, number: str) -> Dict[str, Any]:
     return kept
 
 
-def notice(asked: Dict[str, Any]) -> int:
+def notice(asked: Asked) -> int:
     """Seconds before its time limit at which a training is told to save; at most half of it."""
-    notice_s = max(120, int(float(asked.get("stop_s") or SAVE_S)) + 60)
-    limit_s = dict(asked.get("slurm") or {}).get("limit_s")
-    if isinstance(limit_s, (int, float)):
-        notice_s = min(notice_s, int(limit_s) // 2)
+    notice_s = max(120, int(asked.stop_s or SAVE_S) + 60)
+    if asked.slurm.limit_s is not None:
+        notice_s = min(notice_s, int(asked.slurm.limit_s) // 2)
     return max(1, notice_s)
 
 
 def render_script(job: Job) -> str:
     """The job's script, which people may read: what was asked of Slurm, and the supervisor."""
-    slurm = dict(job.asked.get("slurm") or {})
-    directory = job.directory
+    directory, slurm = job.directory, job.asked.slurm
     options = [
         f"--job-name={job_name(directory, job.token)}",
         f"--output={shlex.quote(os.path.join(directory, 'slurm.log').replace('%', '%%'))}",
@@ -121,22 +120,21 @@ def render_script(job: Job) -> str:
         "--open-mode=append",
         "--no-requeue",
         f"--signal=B:TERM@{notice(job.asked)}",
-        *(str(option) for option in slurm.get("options") or ()),
+        *slurm.options,
     ]
-    after = slurm.get("after")
-    if after:
-        options.append(f"--dependency=afterany:{after}")
+    if slurm.after:
+        options.append(f"--dependency=afterany:{slurm.after}")
     lines = [
         # `module` is known to a login shell alone.
         "#!/bin/bash -l",
         *(f"#SBATCH {option}" for option in options),
-        *(str(line) for line in slurm.get("preamble") or ()),
+        *slurm.preamble,
         "exec " + " ".join(shlex.quote(word) for word in job.command),
     ]
     return "".join(re.sub(r"[\r\n]", " ", line) + "\n" for line in lines)
 
 
-def look(directory: str, state: StateRecord, asked: Dict[str, Any]) -> StateRecord:
+def look(directory: str, state: StateRecord, asked: Asked) -> StateRecord:
     """By our files and by what Slurm told last. A `verdict` is added where the job is over and its
     supervisor will tell no more."""
     token = str(state.get("token") or "")
@@ -157,7 +155,7 @@ def look(directory: str, state: StateRecord, asked: Dict[str, Any]) -> StateReco
     return _settle(directory, told, asked, job) if told.pop("over", False) else told
 
 
-def _settle(directory: str, state: StateRecord, asked: Dict[str, Any], job: str) -> StateRecord:
+def _settle(directory: str, state: StateRecord, asked: Asked, job: str) -> StateRecord:
     """Once what the node has written has had its time to arrive."""
     recorded = read_json(os.path.join(directory, "state.json")) or state
     if recorded.get("state") not in LIVE:
@@ -168,7 +166,7 @@ def _settle(directory: str, state: StateRecord, asked: Dict[str, Any], job: str)
     young = time.time() - os.path.getmtime(mark) < SETTLE_S
     if young and not (stopped and state["state"] == "queued"):
         return dict(state, reason=f"job {job} has ended; its last words are waited for")
-    if asked.get("finish") == "summary" and os.path.exists(os.path.join(directory, "summary.json")):
+    if asked.is_trainer and os.path.exists(os.path.join(directory, "summary.json")):
         return dict(state, verdict=Outcome("finished"))
     try:
         row = ask_about(job)
@@ -189,15 +187,14 @@ def _stopped(directory: str, state: StateRecord) -> Optional[str]:
     return f"stopped by {who}{waited}" if who else None
 
 
-def why_signalled(asked: Dict[str, Any], started: float) -> Optional[Outcome]:
+def why_signalled(asked: Asked, started: float) -> Optional[Outcome]:
     """In a job whose supervisor was told to end, though nobody has stopped the run."""
     try:
         row = ask_about(os.environ.get("SLURM_JOB_ID", ""))
     except OSError:
         row = None
-    slurm = dict(asked.get("slurm") or {})
-    limit_s = slurm.get("limit_s")
-    end = started + float(limit_s) if isinstance(limit_s, (int, float)) else None
+    limit_s = asked.slurm.limit_s
+    end = None if limit_s is None else started + limit_s
     notice_s = float(notice(asked)) + STEPS_S
     return tell_signal(row, end, time.time(), notice_s)
 

@@ -26,6 +26,7 @@ from remote.agent.root.paths import (
     write_link,
 )
 from remote.agent.root.roots import locked, prepare_root
+from remote.agent.root.run_json import read_asked
 from remote.agent.shared.trees import SYMLINK, Entry, tree_hash
 
 KEEP_RELEASES = 10
@@ -97,10 +98,9 @@ def stored_entries(path: str) -> List[Entry]:
     return [(e[0], e[1], e[2], e[3]) for e in entries] if isinstance(entries, list) else []
 
 
-def release_of(layout: Layout, described: Dict[str, Any]) -> List[Entry]:
+def release_of(layout: Layout, tree: str) -> List[Entry]:
     """The code that a run was given; empty where its release is unknown."""
-    tree = described.get("release")
-    return read_manifest(layout, tree) if isinstance(tree, str) and HASH.match(tree) else []
+    return read_manifest(layout, tree) if HASH.match(tree) else []
 
 
 def known(layout: Layout, entries: List[Entry]) -> Dict[str, bytes]:
@@ -193,10 +193,10 @@ def assemble(
 def _prune(layout: Layout) -> None:
     """Remove old releases that no run was made from."""
     try:
-        runs = [os.path.join(layout.runs, name, "run.json") for name in os.listdir(layout.runs)]
+        runs = [os.path.join(layout.runs, name) for name in os.listdir(layout.runs)]
     except OSError:
         return
-    used = {current_release(layout), *(str((read_json(run) or {}).get("release")) for run in runs)}
+    used = {current_release(layout), *(read_asked(run).release for run in runs)}
     for tree, _ in _by_age(layout)[KEEP_RELEASES:]:
         if tree not in used:
             remove_directory(layout.release(tree))

@@ -15,7 +15,7 @@ from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import ASIDE, HASH, RUN_ID, Layout, list_names, random_name
 from remote.agent.root.roots import locked, locked_if_free, prepare_root
 from remote.agent.run_files.fetched import why_not_fetched
-from remote.agent.run_files.records import describe_run, find_run, list_runs, read_mark
+from remote.agent.run_files.records import Found, describe_run, find_run, list_runs, read_mark
 from remote.agent.runs.queue import one_launch_at_a_time
 from remote.agent.shared.states import FINAL
 
@@ -50,7 +50,7 @@ def clean(call: Call, wanted: Wanted) -> Dict[str, Any]:
     prepare_root(call)
     # Images that are being sent just now are left alone, with all that lies beside them.
     with locked(call, layout.lock, wanted.who), locked_if_free(layout.data_lock) as has_data:
-        unwanted = {find_run(layout, name)["run"] for name in wanted.named}
+        unwanted = {find_run(layout, name).run for name in wanted.named}
         items, kept = find_unneeded(layout, wanted.environment, unwanted, wanted.here)
         items += find_unneeded_data(layout) if has_data else []
         if wanted.remove:
@@ -70,15 +70,15 @@ def find_unneeded(
     for name in _names(layout.runs, RUN_ID):
         run = describe_run(layout, name)
         why = why_to_keep(layout, run, here)
-        if why is None or (name in unwanted and run["state"] in FINAL):
+        if why is None or (name in unwanted and run.state in FINAL):
             reason = "fetched completely" if why is None else f"named by --run ({why})"
-            item = _item("run", name, [run["path"]], f"{run['state']}, {reason}")
+            item = _item("run", name, [run.path], f"{run.state}, {reason}")
             items.append(dict(item, here=here, unwanted=name in unwanted))
             continue
-        kept.append({"run": name, "state": run["state"], "why": why})
-        releases.add(str(run["release"]))
-        if run["state"] not in FINAL:
-            environments.add(str(run["asked"].get("environment_key")))
+        kept.append({"run": name, "state": run.state, "why": why})
+        releases.add(run.asked.release)
+        if run.state not in FINAL:
+            environments.add(run.asked.environment_key)
     for tree in _names(layout.releases, HASH):
         if tree not in releases:
             paths = [layout.release(tree), layout.manifest(tree)]
@@ -98,9 +98,9 @@ def find_unneeded_data(layout: Layout) -> List[Dict[str, Any]]:
     names = [os.path.join(layout.data, name) for name in list_names(layout.data)]
     # A command of one's own is told by a variable, our trainer by its options.
     live = " ".join(
-        f"{run['asked'].get('argv')} {run['asked'].get('data_path')}"
+        f"{run.asked.argv} {run.asked.data_path}"
         for run in list_runs(layout)
-        if run["state"] not in FINAL
+        if run.state not in FINAL
     )
     items = []
     for tree in _names(layout.sets, HASH):
@@ -112,14 +112,14 @@ def find_unneeded_data(layout: Layout) -> List[Dict[str, Any]]:
 
 
 def why_to_keep(
-    layout: Layout, run: Dict[str, Any], here: Mapping[str, str], directory: str = ""
+    layout: Layout, run: Found, here: Mapping[str, str], directory: str = ""
 ) -> Optional[str]:
     """None where nothing needs the run any more: the laptop that asks has all of it."""
-    if run["state"] not in FINAL:
+    if run.state not in FINAL:
         return "it has not ended"
     why = why_not_fetched(layout, run, directory=directory)
-    mark = read_mark(directory or run["path"], run["detail"])
-    if why is None and here.get(run["run"]) != mark.get("seen"):
+    mark = read_mark(directory or run.path, run.detail)
+    if why is None and here.get(run.run) != mark.get("seen"):
         return f"fetched by {mark.get('who')}, not here"
     return why
 
@@ -207,7 +207,7 @@ def _remove(layout: Layout, item: Dict[str, Any]) -> None:
     is_run = item["kind"] == "run"
     with one_launch_at_a_time(layout) if is_run else contextlib.nullcontext():
         run = describe_run(layout, item["name"]) if is_run else None
-        if run is not None and run["state"] not in FINAL:
+        if run is not None and run.state not in FINAL:
             raise Refusal("RunFailed", f"{item['name']} runs again", "nothing of it was removed")
         gone = [_set_aside(layout, item, run, path) for path in item["paths"]]
     for aside in filter(None, gone):
@@ -218,7 +218,7 @@ def _remove(layout: Layout, item: Dict[str, Any]) -> None:
 
 
 def _set_aside(
-    layout: Layout, item: Dict[str, Any], run: Optional[Dict[str, Any]], path: str
+    layout: Layout, item: Dict[str, Any], run: Optional[Found], path: str
 ) -> Optional[str]:
     """Where it is then; None where there is nothing. Raises Refusal for a run that has changed."""
     if not os.path.lexists(path):

@@ -20,29 +20,29 @@ def evaluate(call: Call, run: str, weights_sha256: str, data: str) -> Dict[str, 
     else on the processor."""
     layout = call.layout
     found = find_run(layout, run)
-    weights, tree = os.path.join(found["path"], "weights.pt"), str(found["release"])
-    if found["state"] not in FINAL or not os.path.exists(weights):
+    weights, tree = os.path.join(found.path, "weights.pt"), found.asked.release
+    if found.state not in FINAL or not os.path.exists(weights):
         raise Refusal(
             "NotFound",
-            f"{found['run']} is {found['state']} and has no weights to evaluate",
+            f"{found.run} is {found.state} and has no weights to evaluate",
             "wait for its end",
         )
     if hash_file(weights) != weights_sha256:
         raise Refusal(
             "TransferFailed",
-            f"the weights of {found['run']} on the server are not those that were fetched",
+            f"the weights of {found.run} on the server are not those that were fetched",
             "fetch it again",
         )
     if not HASH.match(tree) or not os.path.isdir(layout.release(tree)):
         raise Refusal(
             "NotFound",
-            f"the code of {found['run']} is not on the server any more",
+            f"the code of {found.run} is not on the server any more",
             "evaluate here: submit without -H",
         )
     place = data if data == "synthetic" else find_data(layout, data)
     if not data or place is None:
         raise Refusal("NotFound", f"the images are not at {data} any more", "name them: --data")
-    python = str(found["asked"].get("python") or "python3")
+    python = found.asked.python or "python3"
     argv = [python, "-m", "trainer.evaluate", "--checkpoint", weights, "--data", place, "--json"]
     return {"told": last_json(measure(call, argv, layout.release(tree)))}
 

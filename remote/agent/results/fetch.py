@@ -10,7 +10,7 @@ from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import Layout, place_in
 from remote.agent.root.roots import require_owner
 from remote.agent.run_files.outputs import find_outputs, link_target, narrow, told
-from remote.agent.run_files.records import describe_run, find_run, read_mark
+from remote.agent.run_files.records import Found, find_run, read_mark
 from remote.agent.shared import protocol
 
 SOURCE = "source/"
@@ -29,9 +29,9 @@ def fetch_manifest(call: Call, run: str, results: Optional[List[str]] = None) ->
     """
     require_owner(call)
     layout = call.layout
-    described = describe_run(layout, find_run(layout, run)["run"])
-    release = release_of(layout, described)
-    outputs = find_outputs(described["path"], release)
+    described = find_run(layout, run)
+    release = release_of(layout, described.asked.release)
+    outputs = find_outputs(described.path, release)
     seen = outputs.seen()
     narrow(outputs, results or [])
     files: List[List[Any]] = [
@@ -41,11 +41,11 @@ def fetch_manifest(call: Call, run: str, results: Optional[List[str]] = None) ->
     files += [[SOURCE + path, size, mode, sha256] for path, mode, size, sha256 in release]
     for first in range(0, len(files), ROWS):
         call.event(files=files[first : first + ROWS])
-    mark = read_mark(described["path"], described["detail"])
+    mark = read_mark(described.path, described.detail)
     marked = (
         None if mark.get("seen") != seen else "narrowed" if mark.get("narrowed") else "complete"
     )
-    return {"run": described, "left": told(outputs), "seen": seen, "marked": marked}
+    return {"run": described.tell(), "left": told(outputs), "seen": seen, "marked": marked}
 
 
 @operation("fetch_read")
@@ -57,7 +57,7 @@ def fetch_read(call: Call, run: str, ranges: List[Any]) -> Dict[str, Any]:
     None if the file is gone or shorter by now.
     """
     layout = call.layout
-    described = describe_run(layout, find_run(layout, run)["run"])
+    described = find_run(layout, run)
     for path, have, have_sha256, end in ranges:
         if (
             not isinstance(path, str)
@@ -118,17 +118,17 @@ def fetch_hash(call: Call, run: str, path: str, end: int) -> Dict[str, Any]:
 
 
 def _open_for(layout: Layout, run: str, path: str) -> Any:
-    return _open(layout, describe_run(layout, find_run(layout, run)["run"]), path)
+    return _open(layout, find_run(layout, run), path)
 
 
-def _open(layout: Layout, described: Dict[str, Any], path: str) -> Any:
+def _open(layout: Layout, described: Found, path: str) -> Any:
     """The file for a path of the manifest. Refuses what is not inside the run or its release;
     raises OSError where it can't be read."""
     if any(part in ("", ".", "..") for part in path.split("/")):
         raise Refusal("ProtocolError", f"not a path inside the run: {path!r:.80}")
-    base = described["path"]
+    base = described.path
     if path.startswith(SOURCE):
-        base, path = layout.release(str(described["release"])), path[len(SOURCE) :]
+        base, path = layout.release(described.asked.release), path[len(SOURCE) :]
     place = place_in(base, path)
     if not (os.path.realpath(os.path.dirname(place)) + b"/").startswith(
         os.path.realpath(os.fsencode(base)) + b"/"

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 from remote.agent.machine.gpus import USAGE_COLUMNS
 from remote.agent.root.calls import Call, operation
 from remote.agent.root.paths import read_end
-from remote.agent.run_files.records import describe_run, find_run
+from remote.agent.run_files.records import Found, describe_run, find_run
 from remote.agent.runs.listing import look_after
 from remote.agent.shared.states import FINAL
 
@@ -39,18 +39,18 @@ def follow(call: Call, question: Question) -> Dict[str, Any]:
     """Events: `log` (its offset; the bytes are the blob), `progress`, `gpu`, `state`, `line`,
     `curves`."""
     layout = call.layout
-    run = look_after(layout, find_run(layout, question.run))["run"]
+    run = look_after(layout, find_run(layout, question.run)).run
     teller = Teller(call, layout.run(run))
     teller.begin(question.offset, question.tail)
     deadline = time.monotonic() + question.wait_s if question.wait_s > 0 else float("inf")
     while True:
         described = describe_run(layout, run)
         teller.tell(described)
-        final = described["state"] in FINAL
+        final = described.state in FINAL
         started = final or shows_life(described, teller.wrote(described))
         late = time.monotonic() > deadline
         if question.until == "now" or final or late or (question.until == "started" and started):
-            return {"started": started, "late": late, "described": described}
+            return {"started": started, "late": late, "described": described.tell()}
         if not call.alive():
             raise BrokenPipeError
         time.sleep(POLL_S)
@@ -75,16 +75,16 @@ class Teller:
             # from a new tail.
             self.call.event(log=self.offset)
 
-    def wrote(self, described: Dict[str, Any]) -> bool:
-        return _size(self.log) > 0 or bool(described["detail"].get("line"))
+    def wrote(self, described: Found) -> bool:
+        return _size(self.log) > 0 or bool(described.detail.get("line"))
 
-    def tell(self, described: Dict[str, Any]) -> None:
+    def tell(self, described: Found) -> None:
         self._tell_log()
-        found = {
-            "progress": described["progress"],
+        found: Dict[str, Any] = {
+            "progress": described.progress,
             "gpu": last_sample(self.directory),
             "state": _state(described),
-            "line": described["detail"].get("line") or "",
+            "line": described.detail.get("line") or "",
             "curves": self.curves.read(),
         }
         for key, value in found.items():
@@ -102,30 +102,30 @@ class Teller:
                 self.offset += len(data)
 
 
-def shows_life(described: Dict[str, Any], wrote: bool) -> bool:
+def shows_life(described: Found, wrote: bool) -> bool:
     """It waits for GPUs, which may take days, or has started."""
-    if described["state"] == "queued":
-        return bool(described["detail"].get("waiting"))
-    return described["state"] == "running" and has_started(described, wrote)
+    if described.state == "queued":
+        return bool(described.detail.get("waiting"))
+    return described.state == "running" and has_started(described, wrote)
 
 
-def has_started(described: Dict[str, Any], wrote: bool) -> bool:
+def has_started(described: Found, wrote: bool) -> bool:
     """It trains; or it wrote something and has lived for a while: what fails at once is then told
     as a failure."""
-    if described["progress"].get("phase") not in (None, "starting"):
+    if described.progress.get("phase") not in (None, "starting"):
         return True
-    lived = time.time() - float(described["detail"].get("started") or time.time())
-    settled = SETTLE_TRAINER_S if described["asked"].get("finish") == "summary" else SETTLE_S
-    return bool(wrote or described["progress"]) and lived >= settled
+    lived = time.time() - float(described.detail.get("started") or time.time())
+    settled = SETTLE_TRAINER_S if described.asked.is_trainer else SETTLE_S
+    return bool(wrote or described.progress) and lived >= settled
 
 
-def _state(described: Dict[str, Any]) -> Dict[str, Any]:
+def _state(described: Found) -> Dict[str, Any]:
     return {
-        "run": described["run"],
-        "state": described["state"],
-        "reason": described["reason"],
-        "waiting": described["detail"].get("waiting"),
-        "asking": described["detail"].get("asking"),
+        "run": described.run,
+        "state": described.state,
+        "reason": described.detail.get("reason"),
+        "waiting": described.detail.get("waiting"),
+        "asking": described.detail.get("asking"),
     }
 
 

@@ -9,6 +9,8 @@ from typing import Any, Dict, List
 from remote.agent.launchers.slurm_words import AGAIN
 from remote.agent.machine.processes import boot_id
 from remote.agent.root.paths import random_name, write_json
+from remote.agent.root.run_json import write_asked
+from remote.agent.shared.run_records import Asked
 from remote.agent.shared.states import Cause, Outcome
 
 ATTEMPT = ("state", "reason", "cause", "exit_code", "host", "started", "ended")
@@ -45,44 +47,44 @@ def past_attempts(state: Dict[str, Any]) -> List[Any]:
     return known
 
 
-def restarts_left(state: Dict[str, Any], asked: Dict[str, Any]) -> int:
-    return int(asked.get("max_restarts") or 0) - int(state.get("restarts") or 0)
+def restarts_left(state: Dict[str, Any], asked: Asked) -> int:
+    return asked.max_restarts - int(state.get("restarts") or 0)
 
 
 def trainer_checkpoints(directory: str) -> List[str]:
     return glob.glob(os.path.join(glob.escape(directory), "checkpoints", "*.ckpt"))
 
 
-def resumed(directory: str, asked: Dict[str, Any]) -> Dict[str, Any]:
+def resumed(directory: str, asked: Asked) -> Asked:
     """What is asked of the next attempt: it goes on from the newest checkpoint where there is
     one. What a kill has left of the first one is none."""
-    if trainer_checkpoints(directory) and asked.get("resume_argv"):
-        return dict(asked, argv=asked["resume_argv"])
+    if trainer_checkpoints(directory) and asked.resume_argv:
+        return asked._replace(argv=asked.resume_argv)
     return asked
 
 
-def tell_restart(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) -> None:
+def tell_restart(directory: str, state: Dict[str, Any], asked: Asked) -> None:
     """In the run's log. `state` is the next attempt's."""
-    reason, most = state["attempts"][-1].get("reason"), asked.get("max_restarts")
+    reason, most = state["attempts"][-1].get("reason"), asked.max_restarts
     line = f"supervisor: {reason}; restarting ({state['restarts']} of {most})\n"
     log = os.path.join(directory, "train.log")
     with contextlib.suppress(OSError), open(log, "ab", buffering=0) as file:
         file.write(line.encode("utf-8", "replace"))
 
 
-def next_attempt(directory: str, ended: Dict[str, Any], asked: Dict[str, Any]) -> Dict[str, Any]:
+def next_attempt(directory: str, ended: Dict[str, Any], asked: Asked) -> Dict[str, Any]:
     """Write down that another one is to be started, behind the job that has ended. Returns its
     state; from here on the old supervisor writes nothing."""
     state = queued_state(
         attempts=past_attempts(ended), restarts=int(ended.get("restarts") or 0) + 1
     )
-    write_json(os.path.join(directory, "run.json"), resumed(directory, asked))
+    write_asked(directory, resumed(directory, asked))
     write_json(os.path.join(directory, "state.json"), state)
     tell_restart(directory, state, asked)
     return state
 
 
-def settle(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) -> Dict[str, Any]:
+def settle(directory: str, state: Dict[str, Any], asked: Asked) -> Dict[str, Any]:
     """Write down how an attempt ended whose supervisor can't do so any more, as `verdict` says, for
     the scheduler forgets it."""
     verdict: Outcome = state.pop("verdict")
@@ -94,7 +96,7 @@ def settle(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) -> Dict
     return ended
 
 
-def after_job(asked: Dict[str, Any]) -> Dict[str, Any]:
+def after_job(asked: Asked) -> Asked:
     """The next attempt starts when this job has ended."""
     job = os.environ.get("SLURM_JOB_ID")
-    return dict(asked, slurm=dict(asked.get("slurm") or {}, after=job)) if job else asked
+    return asked._replace(slurm=asked.slurm._replace(after=job)) if job else asked

@@ -3,21 +3,47 @@ processes are gone is corrected."""
 
 import os
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from remote.agent.launchers.choice import launcher_of
 from remote.agent.root.calls import Refusal
 from remote.agent.root.paths import RUN_ID, Layout, list_names, read_json, read_text
+from remote.agent.root.run_json import read_asked
 from remote.agent.run_files.attempts import settle, trainer_checkpoints
 from remote.agent.run_files.outputs import SHOWN, STEP
+from remote.agent.shared.reading import differing, read
+from remote.agent.shared.run_records import Asked
 from remote.agent.shared.states import LIVE
 
+BESIDE = ("progress.json", "summary.json")
+"""What a training writes about itself."""
 FETCHED = ".fetched.json"
 """In a run's directory: a laptop has all of it, as it was when it had ended."""
 
 
-def list_runs(layout: Layout) -> List[Dict[str, Any]]:
-    """Newest first, each as `describe_run` tells it."""
+class Found(NamedTuple):
+    """A run, as its files in `path` say, checked. `detail`: state.json, and what is seen now."""
+
+    run: str
+    path: str
+    asked: Asked
+    detail: Dict[str, Any]
+    progress: Mapping[str, Any] = {}
+    summary: Mapping[str, Any] = {}
+
+    @property
+    def state(self) -> str:
+        return str(self.detail.get("state"))
+
+    def tell(self) -> Dict[str, Any]:
+        """For the laptop."""
+        told = {name: self.detail.get(name) for name in ("state", "reason", "host")}
+        told.update(release=self.asked.release or None, gpus=self.asked.gpus, now=time.time())
+        return dict(self._asdict(), asked=differing(self.asked), **told)
+
+
+def list_runs(layout: Layout) -> List[Found]:
+    """Newest first."""
     runs = [describe_run(layout, name) for name in run_ids(layout)]
     return sorted(runs, key=since, reverse=True)
 
@@ -34,19 +60,18 @@ class LiveRuns:
         self.layout = layout
         self.files: Dict[str, Tuple[Tuple[int, int], Dict[str, Any]]] = {}
 
-    def look(self) -> List[Dict[str, Any]]:
-        """Of each what `describe_run` tells of its place: run, state, asked, detail, gpus."""
+    def look(self) -> List[Found]:
+        """Without progress and summary."""
         found = []
         for run in run_ids(self.layout):
             directory = self.layout.run(run)
             recorded = self._read(os.path.join(directory, "state.json"))
             if recorded.get("state") not in LIVE:
                 continue
-            asked = self._read(os.path.join(directory, "run.json"))
+            asked = read(Asked, self._read(os.path.join(directory, "run.json")))
             state = checked_state(directory, dict(recorded), asked)
             if state.get("state") in LIVE and not state.get("elsewhere"):
-                own = {"run": run, "state": state["state"], "gpus": asked.get("gpus")}
-                found.append(dict(own, asked=asked, detail=state))
+                found.append(Found(run, directory, asked, state))
         return found
 
     def _read(self, path: str) -> Dict[str, Any]:
@@ -64,17 +89,17 @@ class LiveRuns:
         return self.files[path][1]
 
 
-def since(run: Dict[str, Any]) -> Tuple[float, str]:
+def since(run: Found) -> Tuple[float, str]:
     """When it was queued, by this server's own clock: laptops' clocks may be years apart, and would
     choose a wrong `latest`."""
-    when = run["detail"].get("since")
-    return (float(when) if isinstance(when, (int, float)) else 0.0, run["run"])
+    when = run.detail.get("since")
+    return (float(when) if isinstance(when, (int, float)) else 0.0, run.run)
 
 
-def describe_run(layout: Layout, run: str) -> Dict[str, Any]:
+def describe_run(layout: Layout, run: str) -> Found:
     """What the files say, checked: a record of `running` whose processes are gone is corrected."""
     directory = layout.run(run)
-    asked = read_json(os.path.join(directory, "run.json")) or {}
+    asked = read_asked(directory)
     state = checked_state(directory, read_json(os.path.join(directory, "state.json")) or {}, asked)
     state["fetched"] = read_fetched(directory, state)
     state["checkpointed"] = checkpointed(directory)
@@ -82,20 +107,8 @@ def describe_run(layout: Layout, run: str) -> Dict[str, Any]:
         shown = read_shown(directory)
         state.update(line=shown.get("line"), asking=shown.get("asking") is True)
         state.update(step=read_step(directory))
-    return {
-        "run": run,
-        "state": state.get("state"),
-        "reason": state.get("reason"),
-        "host": state.get("host"),
-        "release": asked.get("release"),
-        "gpus": asked.get("gpus"),
-        "asked": asked,
-        "detail": state,
-        "progress": read_json(os.path.join(directory, "progress.json")) or {},
-        "summary": read_json(os.path.join(directory, "summary.json")) or {},
-        "path": directory,
-        "now": time.time(),
-    }
+    beside = [read_json(os.path.join(directory, name)) or {} for name in BESIDE]
+    return Found(run, directory, asked, state, *beside)
 
 
 def read_shown(directory: str) -> Dict[str, Any]:
@@ -133,7 +146,7 @@ def read_fetched(directory: str, state: Dict[str, Any]) -> Optional[float]:
     return float(mark["time"]) if mark and not mark.get("narrowed") else None
 
 
-def checked_state(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) -> Dict[str, Any]:
+def checked_state(directory: str, state: Dict[str, Any], asked: Asked) -> Dict[str, Any]:
     """Correct a recorded state by what its launcher can see now."""
     if state.get("state") not in LIVE:
         return state
@@ -145,9 +158,7 @@ def checked_state(directory: str, state: Dict[str, Any], asked: Dict[str, Any]) 
         return dict(state, reason=f"as recorded; looking failed: {error.strerror or error}")
 
 
-def find_run(
-    layout: Layout, name: str, known: Optional[List[Dict[str, Any]]] = None
-) -> Dict[str, Any]:
+def find_run(layout: Layout, name: str, known: Optional[List[Found]] = None) -> Found:
     """By id, by a unique beginning of it, by the name given to it, or `latest`. Raises Refusal
     otherwise."""
     known = list_runs(layout) if known is None else known
@@ -157,18 +168,18 @@ def find_run(
         )
     if name == "latest":
         return known[0]
-    exact = [run for run in known if run["run"] == name]
-    named = exact or [run for run in known if run["asked"].get("name") == name][:1]
-    matching = named or [run for run in known if run["run"].startswith(name)]
+    exact = [run for run in known if run.run == name]
+    named = exact or [run for run in known if run.asked.name == name][:1]
+    matching = named or [run for run in known if run.run.startswith(name)]
     if len(matching) == 1:
         return matching[0]
     if not matching:
         raise Refusal(
             "NotFound",
             f"no run {name!r:.120} on the server",
-            f"the newest is {known[0]['run']}; fab -H … status lists all",
+            f"the newest is {known[0].run}; fab -H … status lists all",
         )
-    names = ", ".join(run["run"] for run in matching[:4]) + (", …" if matching[4:] else "")
+    names = ", ".join(run.run for run in matching[:4]) + (", …" if matching[4:] else "")
     raise Refusal(
         "NotFound", f"{len(matching)} runs begin with {name!r:.120}: {names}", "give more of its id"
     )

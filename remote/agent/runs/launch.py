@@ -21,12 +21,15 @@ from remote.agent.root.paths import (
     write_json,
 )
 from remote.agent.root.roots import keep_agent, portable_agent, prepare_root, require_owner
+from remote.agent.root.run_json import read_asked, write_asked
 from remote.agent.run_files.attempts import GONE, new_token, queued_state
 from remote.agent.run_files.outputs import mark_copied
 from remote.agent.run_files.private import keep_private
-from remote.agent.run_files.records import find_run
+from remote.agent.run_files.records import Found, find_run
 from remote.agent.runs.planned_shutdown import plan_shutdown, require_possible
 from remote.agent.runs.queue import one_launch_at_a_time, require_free_gpus
+from remote.agent.shared.reading import read
+from remote.agent.shared.run_records import Asked
 from remote.agent.shared.states import FINAL
 from remote.agent.shared.trees import SYMLINK
 
@@ -57,14 +60,15 @@ def run_start(call: Call, start: Start) -> Dict[str, Any]:
     directory = layout.run(start.run)
     prepare_root(call)
     require_possible(layout, start.shutdown)
+    asked = read(Asked, start.asked)
     with one_launch_at_a_time(layout):
         again = os.path.isdir(directory)
         if not again:
-            create_run(layout, start)
+            create_run(layout, start, asked)
     try:
         launched = launch_once(layout, directory)
     except Refusal as refusal:
-        if start.asked.get("later") and refusal.details.get("limited"):
+        if asked.later and refusal.details.get("limited"):
             launched = Launched("slurm", f"it is submitted later ({refusal.message})")
         elif give_up(directory):
             raise
@@ -84,23 +88,22 @@ def give_up(directory: str) -> bool:
     return True
 
 
-def create_run(layout: Layout, start: Start) -> None:
+def create_run(layout: Layout, start: Start, asked: Asked) -> None:
     """It waits to be launched then. Under the lock of launches."""
-    require_free_gpus(layout, start.asked)
-    with new_run(layout, start.run, start.asked) as aside:
+    require_free_gpus(layout, asked)
+    with new_run(layout, start.run, asked) as aside:
         write_json(os.path.join(aside, "state.json"), queued_state())
         keep_private(aside, start.notify, start.env)
 
 
 @contextlib.contextmanager
-def new_run(layout: Layout, run: str, asked: Dict[str, Any]) -> Iterator[str]:
+def new_run(layout: Layout, run: str, asked: Asked) -> Iterator[str]:
     """The directory of a run with its own copy of the release; it has its name once the block has
     written the rest."""
-    tree = str(asked["release"])
-    require_release(layout, tree)
+    require_release(layout, asked.release)
     with new_directory(layout.run(run), ASIDE) as aside:
-        copy_code(layout, tree, aside)
-        write_json(os.path.join(aside, "run.json"), asked)
+        copy_code(layout, asked.release, aside)
+        write_asked(aside, asked)
         yield aside
 
 
@@ -136,10 +139,10 @@ def launched_before(state: Dict[str, Any]) -> Launched:
 def launch(layout: Layout, directory: str) -> Launched:
     """Start the supervisor of the attempt that waits, by the launcher that was asked for."""
     kept = keep_agent(layout)
-    asked = read_json(os.path.join(directory, "run.json")) or {}
+    asked = read_asked(directory)
     state = read_json(os.path.join(directory, "state.json")) or {}
     token = str(state.get("token") or "")
-    if asked.get("launcher") == "slurm" and os.path.exists(portable_agent(layout)):
+    if asked.by_slurm and os.path.exists(portable_agent(layout)):
         kept = portable_agent(layout)
     command = program.command(kept, "supervise", directory, token)
     return launcher_of(asked).start(Job(directory, command, asked, token))
@@ -152,30 +155,29 @@ def run_stop(call: Call, run: str, who: str, gone: bool = False) -> Dict[str, An
     require_owner(call)
     layout = call.layout
     found = find_run(layout, run)
-    state = found["detail"]
-    if found["state"] in FINAL:
-        return {"run": found["run"], "state": found["state"], "asked": False}
+    if found.state in FINAL:
+        return {"run": found.run, "state": found.state, "asked": False}
     if gone:
         with one_launch_at_a_time(layout):
             record_gone(found, who)
-        return {"run": found["run"], "state": "stopped", "asked": False}
+        return {"run": found.run, "state": "stopped", "asked": False}
     # On a full disk it is stopped all the same, by a signal of nobody's name.
     with contextlib.suppress(OSError):
-        write_json(os.path.join(found["path"], "stop.json"), {"who": who, "time": time.time()})
-    launcher_of(found["asked"]).stop(found["path"], state)
-    return {"run": found["run"], "state": found["state"], "asked": True}
+        write_json(os.path.join(found.path, "stop.json"), {"who": who, "time": time.time()})
+    launcher_of(found.asked).stop(found.path, found.detail)
+    return {"run": found.run, "state": found.state, "asked": True}
 
 
-def record_gone(found: Dict[str, Any], who: str) -> None:
+def record_gone(found: Found, who: str) -> None:
     """The end of a run whose host is gone for good. Where that lives all the same, its supervisor
     sees another token, and ends the training."""
-    directory, host = found["path"], found["detail"].get("host")
-    if not found["detail"].get("elsewhere"):
-        raise Refusal("RunFailed", f"{found['run']} is on this very host", "stop it without --gone")
+    directory, host = found.path, found.detail.get("host")
+    if not found.detail.get("elsewhere"):
+        raise Refusal("RunFailed", f"{found.run} is on this very host", "stop it without --gone")
     sign = last_sign(directory)
     silent_s = time.time() - sign
     if silent_s < SILENT_S:
-        text = f"{host} lives: {found['run']} has written something {silent_s:.0f} s ago"
+        text = f"{host} lives: {found.run} has written something {silent_s:.0f} s ago"
         raise Refusal("RunFailed", text, "stop it without --gone")
     state = read_json(os.path.join(directory, "state.json")) or {}
     reason = f"its host {host} is gone, says {who}"
@@ -187,20 +189,19 @@ def record_gone(found: Dict[str, Any], who: str) -> None:
 def run_attach(call: Call, run: str) -> Dict[str, Any]:
     """The line for the login shell that leads into a run."""
     found = find_run(call.layout, run)
-    if found["state"] != "running" or found["detail"].get("elsewhere"):
+    if found.state != "running" or found.detail.get("elsewhere"):
         raise Refusal(
             "RunFailed",
-            f"{found['run']} is {found['state']} here: there is nothing to attach to",
-            f"fab -H … logs --run {found['run']} --follow",
+            f"{found.run} is {found.state} here: there is nothing to attach to",
+            f"fab -H … logs --run {found.run} --follow",
         )
-    launcher = launcher_of(found["asked"])
-    line = launcher.attach(found["path"], found["detail"])
-    return {"line": line, "launched": str(found["detail"].get("launched") or "")}
+    line = launcher_of(found.asked).attach(found.path, found.detail)
+    return {"line": line, "launched": str(found.detail.get("launched") or "")}
 
 
-def refuse_elsewhere(found: Dict[str, Any]) -> None:
+def refuse_elsewhere(found: Found) -> None:
     """Of a run that another host has."""
-    if found["detail"].get("elsewhere"):
-        host = found["detail"].get("host")
-        remedy = f"stop it first: fab -H … stop --run {found['run']}"
-        raise Refusal("NotFound", f"{found['run']} runs on {host}, not on this host", remedy)
+    if found.detail.get("elsewhere"):
+        host = found.detail.get("host")
+        remedy = f"stop it first: fab -H … stop --run {found.run}"
+        raise Refusal("NotFound", f"{found.run} runs on {host}, not on this host", remedy)

@@ -6,7 +6,7 @@ from typing import Any, Dict, Optional
 from remote.agent.launchers.slurm import job_of
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import Layout, write_json
-from remote.agent.run_files.records import describe_run, find_run, list_runs
+from remote.agent.run_files.records import Found, describe_run, find_run, list_runs
 from remote.agent.runs.launch import launch
 from remote.agent.runs.planned_shutdown import describe_plan, look_after_plan
 from remote.agent.shared.states import Outcome
@@ -22,14 +22,14 @@ def runs(call: Call, run: Optional[str] = None) -> Dict[str, Any]:
     shutdown = describe_plan(layout, found)
     if run is not None:
         found = [find_run(layout, run, found)]
-    return {"runs": found, "shutdown": shutdown}
+    return {"runs": [one.tell() for one in found], "shutdown": shutdown}
 
 
-def look_after(layout: Layout, known: Dict[str, Any]) -> Dict[str, Any]:
+def look_after(layout: Layout, known: Found) -> Found:
     """Submit an attempt that Slurm does not have: its submission was cut off, or its node might not
     submit the next one."""
-    directory, state = known["path"], known["detail"]
-    if known["asked"].get("launcher") != "slurm" or known["state"] != "queued":
+    directory, state = known.path, known.detail
+    if not known.asked.by_slurm or known.state != "queued":
         return known
     if state.get("supervisor_pid") or job_of(directory, str(state.get("token") or "")):
         return known
@@ -41,12 +41,12 @@ def look_after(layout: Layout, known: Dict[str, Any]) -> Dict[str, Any]:
             return known
         ended = Outcome("failed", refusal.message, "not started").as_state()
         write_json(os.path.join(directory, "state.json"), dict(state, **ended, waiting=None))
-    return describe_run(layout, known["run"])
+    return describe_run(layout, known.run)
 
 
 def submit_waiting(layout: Layout) -> None:
     """Those that the site did not take before, the oldest first, until it refuses again."""
     for known in reversed(list_runs(layout)):
-        waiting = look_after(layout, known)["detail"].get("waiting")
+        waiting = look_after(layout, known).detail.get("waiting")
         if str(waiting or "").startswith(LATER):
             return

@@ -7,6 +7,7 @@ from typing import Any, Dict, Tuple
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import read_json, write_json
 from remote.agent.root.roots import prepare_root
+from remote.agent.root.run_json import read_asked, write_asked
 from remote.agent.run_files.attempts import queued_state
 from remote.agent.run_files.private import keep_private, read_variables
 from remote.agent.run_files.records import find_run
@@ -14,6 +15,8 @@ from remote.agent.runs.launch import Start, create_run, launch_once
 from remote.agent.runs.planned_shutdown import plan_shutdown, require_possible
 from remote.agent.runs.queue import one_launch_at_a_time, require_free_gpus
 from remote.agent.runs.resume import begin_attempt
+from remote.agent.shared.reading import read
+from remote.agent.shared.run_records import Asked
 from remote.agent.shared.states import FINAL
 
 
@@ -21,21 +24,21 @@ from remote.agent.shared.states import FINAL
 def run_join(call: Call, start: Start) -> Dict[str, Any]:
     """Launch this host's part of an attempt, which `asked["nodes"]["key"]` names: the same start
     when it is repeated."""
-    layout, run, asked = call.layout, start.run, start.asked
+    layout, run, asked = call.layout, start.run, read(Asked, start.asked)
     prepare_root(call)
     require_possible(layout, start.shutdown)
     with one_launch_at_a_time(layout):
         directory = layout.run(run)
-        known = read_json(os.path.join(directory, "run.json"))
-        if known is None:
-            create_run(layout, start)
-        elif nodes_of(known).get("rank") == 0:
+        known = read_asked(directory).nodes
+        if not os.path.isdir(directory):
+            create_run(layout, start, asked)
+        elif known.count > 1 and not known.rank:
             require_free_gpus(layout, asked)
             directory = prepare_folder(directory, asked)
-        elif nodes_of(known).get("key") != asked["nodes"]["key"]:
+        elif known.key != asked.nodes.key:
             found = find_run(layout, run)
-            if found["state"] not in FINAL:
-                raise Refusal("RunFailed", f"{run} is {found['state']} here still", "stop it first")
+            if found.state not in FINAL:
+                raise Refusal("RunFailed", f"{run} is {found.state} here still", "stop it first")
             begin_attempt(layout, found, asked)
             keep_private(directory, start.notify, start.env)
     launched = launch_once(layout, directory)
@@ -43,19 +46,13 @@ def run_join(call: Call, start: Start) -> Dict[str, Any]:
     return launched._asdict()
 
 
-def nodes_of(asked: Dict[str, Any]) -> Dict[str, Any]:
-    nodes = asked.get("nodes")
-    return nodes if isinstance(nodes, dict) else {}
-
-
-def prepare_folder(home: str, asked: Dict[str, Any]) -> str:
+def prepare_folder(home: str, asked: Asked) -> str:
     """node-K in the run's directory: what this host tells of its part."""
-    folder = os.path.join(home, f"node-{asked['nodes']['rank']}")
-    known = read_json(os.path.join(folder, "run.json")) or {}
-    if nodes_of(known).get("key") != asked["nodes"]["key"]:
+    folder = os.path.join(home, f"node-{asked.nodes.rank}")
+    if read_asked(folder).nodes.key != asked.nodes.key:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         keep_private(folder, "", read_variables(home))
-        write_json(os.path.join(folder, "run.json"), dict(asked, home=home))
+        write_asked(folder, asked._replace(home=home))
         write_json(os.path.join(folder, "state.json"), queued_state())
     return folder
 
@@ -63,9 +60,10 @@ def prepare_folder(home: str, asked: Dict[str, Any]) -> str:
 def node_of_job(home: str, token: str, addresses: str, port: str) -> Tuple[str, str]:
     """Directory and token of this node's supervisor, which Slurm's srun has started for the job's
     first one, whose attempt is `token`."""
-    asked = read_json(os.path.join(home, "run.json")) or {}
+    asked = read_asked(home)
     # A step that leaves out the first node counts from 0.
-    own = {"rank": int(os.environ["SLURM_PROCID"]) + 1, "address": addresses, "port": int(port)}
-    folder = prepare_folder(home, dict(asked, nodes={**nodes_of(asked), **own, "key": token}))
+    rank = int(os.environ["SLURM_PROCID"]) + 1
+    nodes = asked.nodes._replace(rank=rank, address=addresses, port=int(port), key=token)
+    folder = prepare_folder(home, asked._replace(nodes=nodes))
     state = read_json(os.path.join(folder, "state.json")) or {}
     return folder, str(state.get("token"))

@@ -16,7 +16,7 @@ from remote.agent.root import program
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import Layout, layout_of, read_json, write_json
 from remote.agent.root.roots import keep_agent
-from remote.agent.run_files.records import list_runs, read_mark
+from remote.agent.run_files.records import Found, list_runs, read_mark
 from remote.agent.runs.queue import one_launch_at_a_time
 from remote.agent.runs.shutdown import carry_out, default_command
 from remote.agent.shared.states import FINAL
@@ -61,7 +61,7 @@ def keep(call: Call) -> Dict[str, Any]:
     return {"cancelled": cancelled}
 
 
-def describe_plan(layout: Layout, runs: List[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
+def describe_plan(layout: Layout, runs: List[Found]) -> Optional[Dict[str, Any]]:
     """`left_s`: until it is shut down, None while a run goes on; `why` it is then and not
     earlier."""
     plan = read_plan(layout)
@@ -113,31 +113,31 @@ def require_possible(layout: Layout, asked: Optional[Plan]) -> None:
 # -- when
 
 
-def when_due(plan: Plan, runs: List[Dict[str, Any]]) -> Tuple[Optional[float], str]:
+def when_due(plan: Plan, runs: List[Found]) -> Tuple[Optional[float], str]:
     """By this server's clock, and why not earlier; None while a run has not ended."""
     grace, unfetched = float(plan.get("grace_s") or 0), float(plan.get("unfetched_s") or 0)
     due, why = float(plan.get("since") or 0) + grace, ""
     for run in runs:
-        if run["detail"].get("elsewhere"):
+        if run.detail.get("elsewhere"):
             continue
-        if run["state"] not in FINAL:
-            return None, f"{run['run']} is {run['state']}"
-        ended, mark = ended_at(run), read_mark(run["path"], run["detail"])
+        if run.state not in FINAL:
+            return None, f"{run.run} is {run.state}"
+        ended, mark = ended_at(run), read_mark(run.path, run.detail)
         if mark:
             own, reason = max(ended, float(mark["time"])) + grace, ""
         else:
-            own, reason = ended + max(grace, unfetched), f"{run['run']} was not fetched"
+            own, reason = ended + max(grace, unfetched), f"{run.run} was not fetched"
         if own > due:
             due, why = own, reason
     return due, why
 
 
-def ended_at(run: Dict[str, Any]) -> float:
+def ended_at(run: Found) -> float:
     """Of one that was killed with its supervisor: its last sign of life."""
-    ended = run["detail"].get("ended")
+    ended = run.detail.get("ended")
     if isinstance(ended, (int, float)):
         return float(ended)
-    return last_sign(run["path"])
+    return last_sign(run.path)
 
 
 # -- the process that waits

@@ -5,20 +5,22 @@ import contextlib
 import os
 import threading
 import time
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 from remote.agent.machine.gpus import look_at_gpus
 from remote.agent.root.calls import Refusal
 from remote.agent.root.locks import Lock
 from remote.agent.root.paths import Layout, layout_of
-from remote.agent.run_files.records import LiveRuns, since
-from remote.agent.shared.gpu_choice import GpuReport, choose_gpus, held_gpus
+from remote.agent.run_files.records import Found, LiveRuns, since
+from remote.agent.shared.gpu_choice import GpuReport, choose_gpus
+from remote.agent.shared.run_records import Asked
 
 POLL_S = float(os.environ.get("REMOTE_QUEUE_POLL_S", "5"))
 APART_S = float(os.environ.get("REMOTE_QUEUE_APART_S", "2"))
 """A GPU must be seen to be free twice, so far apart: between two batches a training of somebody
 else may seem idle."""
-Runs = List[Dict[str, Any]]
+Runs = List[Found]
+Texts = Tuple[str, ...]
 Gpu = Tuple[str, str]
 """Its uuid and its index."""
 
@@ -32,7 +34,7 @@ class Waiting:
         directory: str,
         stop: threading.Event,
         tell: Callable[[str], None],
-        take: Callable[[List[str], List[str]], None],
+        take: Callable[[Texts, Texts], None],
     ) -> None:
         self.run = os.path.basename(directory)
         self.layout = layout_of(directory)
@@ -83,7 +85,7 @@ class Waiting:
             chosen = [gpu for gpu in free if gpu in seen][demand(before) :][:wanted]
             if len(chosen) < wanted:
                 return before, reason
-            self.take([uuid for uuid, _ in chosen], [index for _, index in chosen])
+            self.take(tuple(uuid for uuid, _ in chosen), tuple(index for _, index in chosen))
             return before, None
 
     def _try_turn(self) -> Optional[str]:
@@ -93,13 +95,13 @@ class Waiting:
             with one_launch_at_a_time(self.layout):
                 first = goes_before(self.live.look(), self.run)
                 if first is None:
-                    self.take([], [])
+                    self.take((), ())
                     return None
         return f"waits for its turn: {first} is before it"
 
 
 def who_is_before(before: Runs) -> str:
-    names = [known["run"] for known in before]
+    names = [known.run for known in before]
     if len(names) > 1:
         return f"{len(names)} runs are before it, next is {names[0]}"
     return f"{names[0]} is before it" if names else ""
@@ -107,28 +109,23 @@ def who_is_before(before: Runs) -> str:
 
 def goes_before(runs: Runs, run: str) -> Optional[str]:
     """The run that has the processor, or has its turn before this one."""
-    goes = [known for known in runs if known["state"] == "running" or not waits(known)]
+    goes = [known for known in runs if known.state == "running" or not waits(known)]
     before = [*ahead_of(runs, run), *goes]
-    return str(before[0]["run"]) if before else None
+    return before[0].run if before else None
 
 
 def demand(runs: Runs) -> int:
-    return sum(wanted_by(known["asked"]) for known in runs)
+    return sum(known.asked.wanted_gpus for known in runs)
 
 
-def wanted_by(asked: Dict[str, Any]) -> int:
-    wanted = asked.get("wanted_gpus")
-    return wanted if isinstance(wanted, int) else 1
-
-
-def waits(known: Dict[str, Any]) -> bool:
-    return known["state"] == "queued" and bool(known["asked"].get("queue"))
+def waits(known: Found) -> bool:
+    return known.state == "queued" and known.asked.queue
 
 
 def ahead_of(runs: Runs, run: str) -> Runs:
     """Of `runs` those that wait and were there before, the next one first."""
     waiting = [known for known in runs if waits(known)]
-    mine = next((since(known) for known in waiting if known["run"] == run), (time.time(), run))
+    mine = next((since(known) for known in waiting if known.run == run), (time.time(), run))
     return [known for known in sorted(waiting, key=since) if since(known) < mine]
 
 
@@ -141,9 +138,14 @@ def choose_free(report: GpuReport, runs: Runs, run: str) -> Tuple[List[Gpu], str
     """The same, of what was seen; what `run` itself was given is free for it."""
     if not report.gpus:
         return [], report.problem or "the server shows no GPU"
-    held = held_gpus(known for known in runs if known["run"] != run)
+    held = held_gpus([known for known in runs if known.run != run])
     choice = choose_gpus(report.gpus, held=held)
     return [(gpu.uuid, str(gpu.index)) for gpu in choice.gpus], "; ".join(choice.notes)
+
+
+def held_gpus(runs: Runs) -> Dict[str, str]:
+    """UUID → run, for runs that have not ended."""
+    return {uuid: known.run for known in runs for uuid in known.asked.gpus or ()}
 
 
 @contextlib.contextmanager
@@ -153,14 +155,14 @@ def one_launch_at_a_time(layout: Layout) -> Iterator[None]:
         yield
 
 
-def require_free_gpus(layout: Layout, asked: Dict[str, Any]) -> None:
+def require_free_gpus(layout: Layout, asked: Asked) -> None:
     """GPUs that were chosen because they seemed free must still be: given to no other run, and used
     by nobody else.
 
     This is the second look at them; the first was the laptop's.
     """
-    wanted = asked.get("gpus")
-    if asked.get("devices") != "auto" or not isinstance(wanted, list) or not wanted:
+    wanted = asked.gpus
+    if asked.devices != "auto" or not wanted:
         return
     held = held_gpus(LiveRuns(layout).look())
     taken = {uuid: run for uuid, run in held.items() if uuid in wanted}

@@ -10,14 +10,17 @@ from remote.agent.releases.releases import assemble, checked_manifest, known, re
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import Layout, place_in, remove_file, write_json
 from remote.agent.root.roots import locked, prepare_root
+from remote.agent.root.run_json import write_asked
 from remote.agent.run_files.attempts import MOVED, past_attempts, queued_state, trainer_checkpoints
 from remote.agent.run_files.outputs import STEP
 from remote.agent.run_files.private import keep_private
-from remote.agent.run_files.records import find_run
+from remote.agent.run_files.records import Found, find_run
 from remote.agent.runs.launch import Start, launch, launched_before, new_run, refuse_elsewhere
 from remote.agent.runs.new_code import take_new_code
 from remote.agent.runs.planned_shutdown import plan_shutdown, require_possible
 from remote.agent.runs.queue import one_launch_at_a_time, require_free_gpus
+from remote.agent.shared.reading import differing, read
+from remote.agent.shared.run_records import Asked
 from remote.agent.shared.states import FINAL
 from remote.agent.shared.trees import Entry, tree_hash
 
@@ -34,39 +37,39 @@ def run_resume(call: Call, start: Start) -> Dict[str, Any]:
     require_possible(layout, start.shutdown)
     with one_launch_at_a_time(layout):
         found = find_run(layout, start.run)
-        if found["state"] not in FINAL:
+        if found.state not in FINAL:
             refuse_elsewhere(found)
-            return {"again": True, **launched_before(found["detail"])._asdict()}
+            return {"again": True, **launched_before(found.detail)._asdict()}
         require_something_to_do(found)
-        attempts = begin_attempt(layout, found, start.asked)
-        keep_private(found["path"], start.notify, start.env)
-    launched = launch(layout, found["path"])
+        asked = read(Asked, {**differing(found.asked), **start.asked})
+        attempts = begin_attempt(layout, found, asked)
+        keep_private(found.path, start.notify, start.env)
+    launched = launch(layout, found.path)
     plan_shutdown(layout, start.shutdown)
     return {"again": False, "attempt": len(attempts) + 1, **launched._asdict()}
 
 
-def require_something_to_do(found: Dict[str, Any]) -> None:
+def require_something_to_do(found: Found) -> None:
     """Raises Refusal for a run that has finished, or has nothing to go on from."""
     remedy = "train again without --resume"
-    if found["state"] == "finished":
-        raise Refusal("UsageError", f"{found['run']} has finished", remedy)
-    if found["asked"].get("finish") == "summary" and not trainer_checkpoints(found["path"]):
-        text = f"{found['run']} has saved no checkpoint to go on from"
+    if found.state == "finished":
+        raise Refusal("UsageError", f"{found.run} has finished", remedy)
+    if found.asked.is_trainer and not trainer_checkpoints(found.path):
+        text = f"{found.run} has saved no checkpoint to go on from"
         raise Refusal("NotFound", text, remedy)
 
 
-def begin_attempt(layout: Layout, found: Dict[str, Any], asked: Dict[str, Any]) -> List[Any]:
-    """Write down the next attempt of a run that has ended; `asked`: what differs. Returns the
-    attempts before it."""
+def begin_attempt(layout: Layout, found: Found, asked: Asked) -> List[Any]:
+    """Write down the next attempt of a run that has ended. Returns the attempts before it."""
     require_free_gpus(layout, asked)
-    directory, attempts = found["path"], past_attempts(found["detail"])
-    before = found["asked"].get("release")
-    if asked.get("release") not in (None, before):
-        take_new_code(layout, directory, str(before), asked["release"], len(attempts))
-        asked["former_releases"] = [*found["asked"].get("former_releases", ()), before]
+    directory, attempts = found.path, past_attempts(found.detail)
+    before, former = found.asked.release, found.asked.former_releases
+    if asked.release != before:
+        take_new_code(layout, directory, before, asked.release, len(attempts))
+        former = (*former, before)
     for name in ("stop.json", "progress.json", STEP):
         remove_file(os.path.join(directory, name))
-    write_json(os.path.join(directory, "run.json"), dict(found["asked"], **asked))
+    write_asked(directory, asked._replace(former_releases=former))
     write_json(os.path.join(directory, "state.json"), queued_state(attempts=attempts))
     return attempts
 
@@ -106,10 +109,9 @@ def lay_out(layout: Layout, moving: Moving, entries: List[Entry]) -> None:
     code = [(entry[0][len(SOURCE) :], *entry[1:]) for entry in entries if is_code(entry)]
     code.sort(key=lambda entry: entry[0].encode("utf-8", "surrogateescape"))  # as releases are
     rest = [entry for entry in entries if not is_code(entry) and entry[0] not in OWN]
-    release = tree_hash(code)
+    release, asked = tree_hash(code), read(Asked, moving.asked)
     if not os.path.isdir(layout.release(release)):
-        origin = str(moving.asked.get("origin") or "")
-        assemble(layout, release, code, known(layout, code), origin)
+        assemble(layout, release, code, known(layout, code), asked.origin)
     # Looked up afterwards: assembling may have moved what it used.
     places = known(layout, rest)
     lost = [path for path, _, _, sha256 in rest if sha256 not in places]
@@ -118,7 +120,7 @@ def lay_out(layout: Layout, moving: Moving, entries: List[Entry]) -> None:
     state = queued_state(attempts=past_attempts(moving.state))
     reason = f"moved here from {moving.state.get('host')}"
     state.update(state="stopped", cause=MOVED, reason=reason, ended=time.time())
-    with new_run(layout, moving.run, dict(moving.asked, release=release)) as place:
+    with new_run(layout, moving.run, asked._replace(release=release)) as place:
         write_tree(place, rest, lambda sha256: (places[sha256], "copy"))
         for path in moving.times.keys() & {entry[0] for entry in rest}:
             os.utime(place_in(place, path), (moving.times[path],) * 2, follow_symlinks=False)

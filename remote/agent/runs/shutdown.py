@@ -22,17 +22,17 @@ def shutdown(call: Call, command: str, really: bool) -> Dict[str, Any]:
     chosen = command or default_command()
     with one_launch_at_a_time(layout):
         for run in list_runs(layout):
-            if run["detail"].get("elsewhere"):
+            if run.detail.get("elsewhere"):
                 continue
-            if run["state"] not in FINAL:
+            if run.state not in FINAL:
                 raise Refusal(
                     "RunFailed",
-                    f"{run['run']} is {run['state']}: the server was not shut down",
+                    f"{run.run} is {run.state}: the server was not shut down",
                     "wait for it, or stop it",
                 )
             why = why_not_fetched(layout, run, narrowed=True)
             if why:
-                text = f"{run['run']}: {why}; the server was not shut down"
+                text = f"{run.run}: {why}; the server was not shut down"
                 raise Refusal("RunFailed", text, "fetch-results --run all")
         if really:
             carry_out(chosen)

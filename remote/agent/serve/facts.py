@@ -107,13 +107,14 @@ def release_facts(layout: Layout, tree: str, manifest: Optional[List[Any]]) -> D
 def overview(call: Call) -> Dict[str, Any]:
     """GPUs and the runs that have not ended: what changes from one second to the next."""
     runs = records.list_runs(call.layout)
-    live = [run for run in runs if run["state"] not in FINAL]
+    live = [run.tell() for run in runs if run.state not in FINAL]
     return {"gpus": tell(gpus.look_at_gpus()), "runs": live}
 
 
-def brief(run: Dict[str, Any]) -> Dict[str, Any]:
-    told = {key: run.get(key) for key in ("run", "state", "host", "release", "gpus")}
-    return dict(told, queue=run["asked"].get("queue") is True)
+def brief(run: records.Found) -> Dict[str, Any]:
+    told = run.tell()
+    names = ("run", "state", "host", "release", "gpus")
+    return dict({name: told[name] for name in names}, queue=run.asked.queue)
 
 
 def system_facts() -> Dict[str, Any]:

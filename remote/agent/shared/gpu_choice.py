@@ -3,9 +3,8 @@ system."""
 
 from __future__ import annotations
 
-from typing import Any, Iterable, Mapping, NamedTuple, Sequence, Tuple
+from typing import Mapping, NamedTuple, Sequence, Tuple
 
-from remote.agent.shared.states import LIVE
 from remote.agent.shared.text import one_line
 
 TORCH_BUILDS: Tuple[Tuple[str, int, float, float], ...] = (
@@ -134,12 +133,6 @@ def unusable_reason(gpu: Gpu) -> str | None:
     if gpu.mig:
         return "it is split by MIG, whose parts we don't pin; ask for it whole, or choose another"
     return None
-
-
-def held_gpus(runs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """UUID → run, for the runs that have not ended."""
-    live = [run for run in runs if run.get("state") in LIVE and isinstance(run.get("gpus"), list)]
-    return {str(uuid): str(run.get("run")) for run in live for uuid in run["gpus"]}
 
 
 def busy_reason(gpu: Gpu, held: Mapping[str, str] = NOBODY) -> str | None:

@@ -2,17 +2,17 @@
 
 import os
 import sys
-from typing import Any, Dict
 
 from remote.agent.root.paths import layout_of, read_json, read_text
 from remote.agent.run_files.private import ADDRESS
 from remote.agent.runs.listing import submit_waiting
+from remote.agent.shared.run_records import Asked
 from remote.agent.shared.states import FINAL
 from remote.agent.supervisor import notify
 from remote.agent.supervisor.run_state import RunState
 
 
-def tell_its_address(state: RunState, asked: Dict[str, Any]) -> None:
+def tell_its_address(state: RunState, asked: Asked) -> None:
     """Post to the address that it was given, if there is one, once the run has ended."""
     if state.known.get("state") not in FINAL:
         return

@@ -4,11 +4,12 @@ import os
 import signal
 import threading
 import time
-from typing import Any, Dict, Optional
+from typing import Optional
 
 from remote.agent.group.peers import Report
 from remote.agent.launchers import slurm
 from remote.agent.root.paths import read_json
+from remote.agent.shared.run_records import Asked
 from remote.agent.shared.states import Outcome
 from remote.agent.supervisor.gpu_usage import Sampler
 from remote.agent.supervisor.run_state import RunState
@@ -19,9 +20,8 @@ LOOK_EVERY_S = 1.0
 class Limits:
     """Of one supervisor's attempts together; what waits in the queue uses up nothing."""
 
-    def __init__(self, asked: Dict[str, Any]) -> None:
-        self.most_s = float(asked.get("limit_s") or 0)
-        self.idle_s = float(asked.get("idle_s") or 0)
+    def __init__(self, asked: Asked) -> None:
+        self.most_s, self.idle_s = asked.limit_s, asked.idle_s
         self.began = time.monotonic()
 
     def reached(self, sampler: Optional[Sampler]) -> Optional[Outcome]:
@@ -40,13 +40,12 @@ def minutes(seconds: float) -> str:
 
 
 class Endings:
-    def __init__(self, state: RunState, asked: Dict[str, Any], in_job: bool) -> None:
+    def __init__(self, state: RunState, asked: Asked) -> None:
         self.state = state
         self.asked = asked
-        self.in_job = in_job
         self.stop = threading.Event()
         self.stop_file = os.path.join(state.directory, "stop.json")
-        self.limits = Limits({})
+        self.limits = Limits(Asked())
         self.limit: Optional[Outcome] = None
         self.disk_problem: Optional[str] = None
         self.seen = 0.0
@@ -64,7 +63,7 @@ class Endings:
         self.state.raise_if_superseded()
         if os.path.exists(self.stop_file):
             self.stop.set()
-        self.state.tell_alive(self.in_job)
+        self.state.tell_alive(self.asked.by_slurm)
 
     def due(self, sampler: Optional[Sampler]) -> bool:
         """Asked many times a second."""
@@ -79,7 +78,7 @@ class Endings:
         """Where nobody has stopped it, a scheduler's signal or a limit of its own."""
         if not self.stop.is_set():
             return self.limit
-        if not self.in_job or os.path.exists(self.stop_file):
+        if not self.asked.by_slurm or os.path.exists(self.stop_file):
             return None
         return slurm.why_signalled(self.asked, float(self.state.known.get("started") or 0))
 

@@ -5,7 +5,7 @@ import csv
 import os
 import threading
 import time
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Sequence
 
 from remote.agent.machine import gpus
 
@@ -18,7 +18,7 @@ class Sampler:
     """Writes rows until `end`, of the GPUs that were given to the run: by us, else by Slurm. Stops
     for good where there is no nvidia-smi."""
 
-    def __init__(self, directory: str, uuids: Optional[List[str]]) -> None:
+    def __init__(self, directory: str, uuids: Optional[Sequence[str]]) -> None:
         self.file = os.path.join(directory, "gpu.csv")
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         self.named = visible.split(",") if uuids is None and visible else uuids

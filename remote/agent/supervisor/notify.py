@@ -8,6 +8,8 @@ import urllib.parse
 import urllib.request
 from typing import Any, Dict, Tuple
 
+from remote.agent.shared.run_records import Asked
+
 TIMEOUT_S = 10.0
 PAUSES_S = (0.0, 2.0, 10.0)
 
@@ -68,14 +70,14 @@ def message_for(address: str, facts: Dict[str, Any]) -> Tuple[bytes, Dict[str, s
 
 
 def facts_of(
-    run: str, asked: Dict[str, Any], state: Dict[str, Any], summary: Dict[str, Any]
+    run: str, asked: Asked, state: Dict[str, Any], summary: Dict[str, Any]
 ) -> Dict[str, Any]:
     accuracy = summary.get("test_accuracy")
     shown = f", test accuracy {100 * accuracy:.2f}%" if isinstance(accuracy, float) else ""
     reason = f": {state.get('reason')}" if state.get("reason") else ""
     return {
         "run": run,
-        "name": asked.get("name"),
+        "name": asked.name,
         "state": state.get("state"),
         "reason": state.get("reason"),
         "test_accuracy": accuracy,

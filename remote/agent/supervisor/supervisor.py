@@ -17,7 +17,7 @@ from remote.agent.machine.processes import boot_id, start_time
 from remote.agent.root import program
 from remote.agent.root.calls import Refusal
 from remote.agent.root.disk import mount_of
-from remote.agent.root.paths import read_json, write_json
+from remote.agent.root.run_json import read_asked, write_asked
 from remote.agent.run_files.attempts import (
     after_job,
     next_attempt,
@@ -27,8 +27,9 @@ from remote.agent.run_files.attempts import (
     tell_restart,
 )
 from remote.agent.run_files.records import read_step
-from remote.agent.runs.members import node_of_job, nodes_of
-from remote.agent.runs.queue import Waiting, wanted_by
+from remote.agent.runs.members import node_of_job
+from remote.agent.runs.queue import Texts, Waiting
+from remote.agent.shared.run_records import Asked
 from remote.agent.shared.states import Outcome
 from remote.agent.supervisor.afterwards import submit_others, tell_its_address
 from remote.agent.supervisor.endings import Endings
@@ -52,18 +53,17 @@ def main(arguments: List[str]) -> int:
     state = RunState(directory, token)
     if state.known.get("state") != "queued" or state.known.get("supervisor_pid"):
         return 0
-    return Supervisor(state, read_json(os.path.join(directory, "run.json")) or {}).run()
+    return Supervisor(state, read_asked(directory)).run()
 
 
 class Supervisor:
-    def __init__(self, state: RunState, asked: Dict[str, Any]) -> None:
+    def __init__(self, state: RunState, asked: Asked) -> None:
         self.state = state
         self.directory = state.directory
         self.asked = asked
-        self.in_job = asked.get("launcher") == "slurm"
-        self.endings = Endings(state, asked, self.in_job)
+        self.endings = Endings(state, asked)
         # What the training writes is here: of several hosts, on the first one.
-        self.leads = not nodes_of(asked).get("rank")
+        self.leads = not asked.nodes.rank
         self.sampler: Optional[Sampler] = None
         self.process: Optional[Process] = None
         self.group: Optional[Group] = None
@@ -78,7 +78,7 @@ class Supervisor:
                 boot_id=boot_id(),
                 supervisor_pid=os.getpid(),
                 supervisor_started=start_time(os.getpid()),
-                launched="slurm" if self.in_job else alone,
+                launched="slurm" if self.asked.by_slurm else alone,
             )
             # A stop from before had nobody to signal.
             self.endings.look_around()
@@ -96,12 +96,12 @@ class Supervisor:
             raise
         finally:
             tell_its_address(self.state, self.asked)
-            if self.in_job and self.leads:
+            if self.asked.by_slurm and self.leads:
                 submit_others(self.directory)
 
     def supervise(self) -> None:
         self.state.disk.keep_spare()
-        if self.asked.get("queue") and not self.wait_for_gpus():
+        if self.asked.queue and not self.wait_for_gpus():
             reason = f"{self.endings.who_stopped()} while it waited"
             return self.state.record_end(Outcome("stopped", reason, "stopped"))
         self.endings.start_clock()
@@ -127,19 +127,19 @@ class Supervisor:
             if self.state.known.get("waiting") != reason:
                 self.state.tell(waiting=reason)
 
-        def take(uuids: List[str], indices: List[str]) -> None:
-            self.asked.update(gpus=uuids, gpu_names=indices, queue=False)
-            write_json(os.path.join(self.directory, "run.json"), self.asked)
+        def take(uuids: Texts, indices: Texts) -> None:
+            self.asked = self.asked._replace(gpus=uuids, gpu_names=indices, queue=False)
+            write_asked(self.directory, self.asked)
             self.state.record(waiting=None)
 
         waiting = Waiting(self.directory, self.endings.stop, tell, take)
-        return waiting.wait(wanted_by(self.asked))
+        return waiting.wait(self.asked.wanted_gpus)
 
     def make_group(self) -> Optional[Group]:
         """Where the training runs on several hosts."""
-        if not nodes_of(self.asked):
+        if self.asked.nodes.count < 2:
             return None
-        home = str(self.asked.get("home") or self.directory)
+        home = self.asked.home or self.directory
         if self.leads:
             return First(home, self.asked, self.state.token)
         return Member(home, self.asked)
@@ -152,7 +152,7 @@ class Supervisor:
             group.close()
             self.end(problem.report.outcome, exit_code=None)
             return False
-        self.asked = dict(self.asked, variables=group.variables)
+        self.asked = self.asked._replace(variables=group.variables)
         if self.state.known.get("restarts"):
             # The first host's checkpoints have come by now.
             self.asked = resumed(group.home, self.asked)
@@ -177,7 +177,7 @@ class Supervisor:
             self.state.tell(
                 state="running", pid=process.pid, pid_started=process.started, started=started
             )
-            self.sampler = self.sampler or Sampler(self.directory, self.asked.get("gpus"))
+            self.sampler = self.sampler or Sampler(self.directory, self.asked.gpus)
             process.wait(self.must_end, lambda: self.before_end(process))
             ended = self.look_at(process)
             outcome, code = tell_outcome(ended), ended.code
@@ -209,7 +209,7 @@ class Supervisor:
             scheduled = self.group.ending.outcome
         return Ended(
             process.code,
-            is_trainer=self.asked.get("finish") == "summary" and self.leads,
+            is_trainer=self.asked.is_trainer and self.leads,
             has_summary=os.path.exists(os.path.join(self.directory, "summary.json")),
             tail=process.log_tail(),
             mount=mount_of(self.directory),
@@ -241,7 +241,7 @@ class Supervisor:
 
     def conclude(self, outcome: Outcome, again: bool, **more: Any) -> None:
         """The run's end; or, where Slurm has ended it and it may go on, another job's beginning."""
-        if again and outcome.cause in AGAIN and self.in_job and self.leads:
+        if again and outcome.cause in AGAIN and self.asked.by_slurm and self.leads:
             self.submit_next(self.state.after(outcome, **more))
         else:
             self.end(outcome, **more)

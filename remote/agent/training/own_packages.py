@@ -10,6 +10,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Sequence
 from remote.agent.environments.python_places import lead_to
 from remote.agent.root.paths import list_names, read_bytes, remove_file, write_link, write_whole
 from remote.agent.shared.local_package import INSTALLABLE, LocalPackage, read_package
+from remote.agent.shared.run_records import Asked
 
 MODULES = ".modules"
 """In the run's directory: what is to be found wherever a script lies, and whatever an interpreter
@@ -33,11 +34,11 @@ class Found(NamedTuple):
     programs: List[str]
 
 
-def lay_out_packages(directory: str, asked: Dict[str, Any]) -> Found:
+def lay_out_packages(directory: str, asked: Asked) -> Found:
     """Make `.modules`; what an earlier attempt needed, and this one does not, is removed. Hosts
     that share the run's directory may do it at once. Raises ValueError for what is no package."""
     work, folder = os.path.join(directory, "work"), os.path.join(directory, MODULES)
-    packages, python = packages_of(work, asked.get("local") or ()), str(asked.get("python") or "")
+    packages, python = packages_of(work, asked.local), asked.python
     files = {name: text for one in packages for name, text in files_of(one, python).items()}
     links = {name.replace(".", "/"): place for one in packages for name, place in one.links.items()}
     if os.path.isfile(os.path.join(work, PROGRESS)):

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from typing import Any, Callable, Dict, Optional
+from typing import Callable, Optional
 
 from remote.agent.machine.processes import (
     child_start_time,
@@ -15,6 +15,7 @@ from remote.agent.machine.processes import (
 )
 from remote.agent.root.paths import read_end
 from remote.agent.run_files.records import read_shown
+from remote.agent.shared.run_records import Asked
 from remote.agent.training import terminal
 from remote.agent.training.surroundings import run_environment
 
@@ -30,9 +31,9 @@ class Process:
     `home`: the run's own directory; of a host that shares it with the first one, `directory` is a
     folder of it, for its log."""
 
-    def __init__(self, directory: str, asked: Dict[str, Any], attempt: int) -> None:
+    def __init__(self, directory: str, asked: Asked, attempt: int) -> None:
         self.directory = directory
-        self.home = str(asked.get("home") or directory)
+        self.home = asked.home or directory
         self.asked = asked
         self.attempt = attempt
         self.child: Optional[subprocess.Popen[bytes]] = None
@@ -43,7 +44,7 @@ class Process:
         self.terminal = 0
         self.told = False
         # From SIGTERM to SIGKILL.
-        self.patience_s = float(asked.get("stop_s") or STOP_S)
+        self.patience_s = asked.stop_s or STOP_S
 
     def start(self) -> Optional[str]:
         """Returns why it could not be started."""
@@ -52,7 +53,7 @@ class Process:
         os.close(own)
         try:
             self.child = subprocess.Popen(
-                [str(word) for word in self.asked["argv"]],
+                self.asked.argv,
                 cwd=os.path.join(self.home, "work"),
                 env=run_environment(self.home, self.asked, self.attempt),
                 stdin=programs,
@@ -112,7 +113,7 @@ class Process:
         itself."""
         assert self.child is not None
         self.child.terminate()
-        if self.asked["argv"][0] == "bash":
+        if self.asked.argv[0] == "bash":
             for pid in children_of(self.child.pid):
                 if not reads_pipe(pid):
                     os.kill(pid, signal.SIGTERM)

@@ -4,13 +4,14 @@ its GPUs, what was before."""
 import json
 import os
 import re
-from typing import Any, Dict, List, Optional
+from typing import Dict, List, Optional
 
 from remote.agent.releases.releases import release_of
 from remote.agent.root.paths import layout_of, read_text
 from remote.agent.run_files.attempts import trainer_checkpoints
 from remote.agent.run_files.outputs import find_outputs
 from remote.agent.run_files.private import read_variables
+from remote.agent.shared.run_records import Asked
 from remote.agent.training.own_packages import lay_out_packages
 from remote.agent.training.terminal import COLUMNS, LINES
 
@@ -24,22 +25,22 @@ TASKS = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE")
 """One process is started here; Lightning takes these for srun's and waits for the others."""
 
 
-def run_environment(directory: str, asked: Dict[str, Any], attempt: int) -> Dict[str, str]:
+def run_environment(directory: str, asked: Asked, attempt: int) -> Dict[str, str]:
     """This login's variables, what `--env` gave, and those of the run. Makes the folders that they
     name."""
     values = {key: value for key, value in os.environ.items() if not key.startswith(HIDDEN)}
     # Of a training on several hosts; what a person gives counts more.
-    values.update({str(key): str(value) for key, value in asked.get("variables", {}).items()})
+    values.update(asked.variables)
     values.update(read_variables(directory))
     values.update(own_variables(directory, asked, attempt))
     values.update(python_variables(directory, asked, values))
-    if "srun" not in " ".join(str(word) for word in asked.get("argv") or ()):
+    if "srun" not in " ".join(asked.argv):
         for name in TASKS:
             values.pop(name, None)
     return values
 
 
-def own_variables(directory: str, asked: Dict[str, Any], attempt: int) -> Dict[str, str]:
+def own_variables(directory: str, asked: Asked, attempt: int) -> Dict[str, str]:
     # Made before the start: torch stages checkpoints in TMPDIR, and a rename between file systems
     # shows half a file.
     temporary = os.path.join(directory, "tmp")
@@ -55,21 +56,19 @@ def own_variables(directory: str, asked: Dict[str, Any], attempt: int) -> Dict[s
         "TERM": os.environ.get("TERM", "xterm") if "TMUX" in os.environ else "xterm",
         "TMPDIR": temporary,
     }
-    if asked.get("data_path"):
-        own["REMOTE_DATA"] = str(asked["data_path"])
-    if isinstance(asked.get("gpus"), list):
-        own["CUDA_VISIBLE_DEVICES"] = ",".join(str(uuid) for uuid in asked["gpus"])
+    if asked.data_path:
+        own["REMOTE_DATA"] = asked.data_path
+    if asked.gpus is not None:
+        own["CUDA_VISIBLE_DEVICES"] = ",".join(asked.gpus)
     checkpoint = newest_checkpoint(directory, asked) if attempt > 1 else None
     if checkpoint:
         own["REMOTE_CHECKPOINT"] = checkpoint
     return own
 
 
-def python_variables(
-    directory: str, asked: Dict[str, Any], known: Dict[str, str]
-) -> Dict[str, str]:
+def python_variables(directory: str, asked: Asked, known: Dict[str, str]) -> Dict[str, str]:
     """Its programs stand before those of `known`, and its modules too."""
-    own, python = {}, str(asked.get("python") or "")
+    own, python = {}, asked.python
     packages = lay_out_packages(directory, asked)
     if python:
         places = [os.path.dirname(python), *base_programs(python), known.get("PATH", os.defpath)]
@@ -77,8 +76,8 @@ def python_variables(
     if packages.modules:
         before = filter(None, [known.get("PYTHONPATH")])
         own["PYTHONPATH"] = os.pathsep.join([*packages.modules, *before])
-    if asked.get("prefix"):
-        own["VIRTUAL_ENV"] = str(asked["prefix"])
+    if asked.prefix:
+        own["VIRTUAL_ENV"] = asked.prefix
     return own
 
 
@@ -91,11 +90,11 @@ def base_programs(python: str) -> List[str]:
     return [lines["home"]] if inherits and lines.get("home") else []
 
 
-def newest_checkpoint(directory: str, asked: Dict[str, Any]) -> Optional[str]:
+def newest_checkpoint(directory: str, asked: Asked) -> Optional[str]:
     """Of all that the run wrote, the file that looks like a checkpoint and was written last, as a
     whole; or its folder, where a trainer's state lies beside it (Hugging Face's form).
     """
-    found = find_outputs(directory, release_of(layout_of(directory), asked)).files
+    found = find_outputs(directory, release_of(layout_of(directory), asked.release)).files
     finished = {os.path.dirname(path) for path, _, _, _ in found if path.endswith(TRAINER_STATE)}
     dated = [
         (status.st_mtime_ns, path) for path, _, _, status in found if path.endswith(CHECKPOINTS)
@@ -130,10 +129,10 @@ def is_cut_off(path: str) -> bool:
         return True
 
 
-def checkpoints_of(home: str, asked: Dict[str, Any]) -> List[str]:
+def checkpoints_of(home: str, asked: Asked) -> List[str]:
     """Below the run's directory: those of our trainer, or what a command of one's own goes on
     from."""
-    if asked.get("finish") == "summary":
+    if asked.is_trainer:
         return sorted(os.path.relpath(path, home) for path in trainer_checkpoints(home))
     newest = newest_checkpoint(home, asked)
     if newest is None or os.path.isfile(newest):
