@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from remote.agent.shared.build_plan import NO_BUILD, BuildKind, BuildPlan
 from remote.agent.shared.gpu_choice import Gpu, GpuProcess, GpuReport
-from remote.agent.shared.run_records import Asked
-from remote.agent.shared.states import FINAL, Cause, State
+from remote.agent.shared.run_records import Asked, RunDetail
+from remote.agent.shared.states import FINAL, State
 
 __all__ = [
     "FINAL",
@@ -21,6 +21,7 @@ __all__ = [
     "GpuReport",
     "Release",
     "Run",
+    "RunDetail",
     "Settings",
 ]
 
@@ -221,37 +222,6 @@ class Summary(Lenient):
 
 
 @dataclass(frozen=True)
-class RunDetail(Lenient):
-    """state.json as the server tells it now. Times are its own clock's, in seconds since 1970."""
-
-    cause: Cause | None = None
-    exit_code: int | None = None
-    # Since it was asked for.
-    since: float | None = None
-    started: float | None = None
-    ended: float | None = None
-    # When all of it was fetched, and when it last saved a checkpoint.
-    fetched: float | None = None
-    checkpointed: float | None = None
-    launched: Literal["tmux", "setsid", "slurm"] | None = None
-    # Why a queued run is not started yet.
-    waiting: str = ""
-    # It waits for an answer in its terminal, whose unfinished line is `line`.
-    asking: bool = False
-    line: str = ""
-    # The line that is being run of a command of several.
-    step: str | None = None
-    # Another host has it, which alone can tell whether it lives.
-    elsewhere: bool = False
-    unsupervised: bool = False
-    # The hosts of a training on several, in order of rank.
-    nodes: tuple[str, ...] = ()
-    notified: str | None = None
-    # The attempts before this one, oldest first.
-    attempts: tuple[Mapping[str, Any], ...] = ()
-
-
-@dataclass(frozen=True)
 class Run:
     """A run as the server tells it."""
 
@@ -263,7 +233,7 @@ class Run:
     asked: Asked = field(default_factory=Asked)
     progress: Progress = Progress()
     summary: Summary = Summary()
-    detail: RunDetail = RunDetail()
+    detail: RunDetail = field(default_factory=RunDetail)
     # Its directory on the server.
     path: str = ""
     # By the server's clock, when this was told.
@@ -282,8 +252,7 @@ class Run:
     @property
     def has_begun(self) -> bool:
         """Its training, in some attempt; else it has waited only."""
-        attempts = [one.get("started") for one in self.detail.attempts]
-        return any([self.detail.started, *attempts])
+        return any(self.detail.starts)
 
     @property
     def goes_on(self) -> bool:

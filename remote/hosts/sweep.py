@@ -22,8 +22,8 @@ from remote.hosts.sweep_table import label_of
 from remote.link.facts import Facts
 from remote.link.session import Project, Session
 from remote.project.options import TrainOptions
-from remote.project.results import read_mapping, writing
-from remote.records import FINAL, Asked, Run
+from remote.project.results import load, writing
+from remote.records import FINAL, Asked, Run, RunDetail
 from remote.runs.launch import asked_for
 from remote.runs.placement import (
     Launch,
@@ -247,7 +247,7 @@ def start_points(
     there, waiting = {run.run for run in known}, []
     for point in points:
         here = session.project.dest / str(point.run)
-        ended = read_mapping(here, "state.json").get("state") in FINAL
+        ended = load(RunDetail, here).state in FINAL
         if point.sent and (point.run in there or ended):
             book.change(point, started=True)
         else:

@@ -7,15 +7,15 @@ import dataclasses
 from pathlib import Path
 
 from remote.link.decoding import WrongForm, decode
-from remote.project.results import asked_of, read_mapping
-from remote.records import Run
+from remote.project.results import load, read_mapping
+from remote.records import Asked, Run
 
 
 def runs_here(dest: Path, sweep: str) -> dict[str, Run]:
     """By id. Of one that had not ended when it was fetched nobody here knows what became of it."""
     found = {}
     for place in sorted(dest.glob("2*")):
-        if asked_of(place).sweep == sweep and (run := read_run(place)):
+        if load(Asked, place).sweep == sweep and (run := read_run(place)):
             found[run.run] = run if run.has_ended else dataclasses.replace(run, state="unknown")
     return found
 

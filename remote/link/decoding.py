@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from remote.agent.shared.reading import read
-from remote.records import Asked, Lenient
+from remote.records import Asked, Lenient, RunDetail
 
 T = TypeVar("T")
 
@@ -27,8 +27,8 @@ def decode(kind: type[T], value: object) -> T:
 
 
 def _decode(kind: Any, value: Any, place: str) -> Any:
-    if kind is Asked:
-        return read(Asked, value)
+    if kind in (Asked, RunDetail):
+        return read(kind, value)
     if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
         return _record(typing.cast(type, kind), value, place)
     origin, parts = typing.get_origin(kind), typing.get_args(kind)

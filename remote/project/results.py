@@ -8,11 +8,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from remote.agent.shared.reading import read
+from remote.agent.shared.run_records import FILE_OF
 from remote.errors import TransferFailed, UsageError
-from remote.records import Asked, Run
+from remote.records import Asked, Run, RunDetail
+
+R = TypeVar("R", Asked, RunDetail)
 
 
 def find_run(results: Path, name: str, having: str = "summary.json") -> Path:
@@ -31,7 +34,7 @@ def find_run(results: Path, name: str, having: str = "summary.json") -> Path:
     else:
         found = [path for path in runs if path.name == name]
         found = found or [
-            path for path in runs if path.name.startswith(name) or asked_of(path).name == name
+            path for path in runs if path.name.startswith(name) or load(Asked, path).name == name
         ]
     if not found:
         text = f"{name}: no such run in {results}"
@@ -55,22 +58,18 @@ def read_mapping(run: Path | None, name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def asked_of(run: Path | None) -> Asked:
-    """run.json of a fetched run."""
-    return read(Asked, read_mapping(run, "run.json"))
+def load(kind: type[R], run: Path | None) -> R:
+    """run.json or state.json of a fetched run."""
+    return read(kind, read_mapping(run, FILE_OF[kind]))
 
 
 def went_on_elsewhere(directory: Path, run: Run) -> bool:
     """Whether what was fetched of a run has an attempt that its server, asked now, knows nothing
     of. An attempt is known by the time of its start."""
-    here = read_mapping(directory, "state.json")
-    past = here.get("attempts")
-    known = [*past, here] if isinstance(past, list) else [here]
-    mine = [one.get("started") for one in known if isinstance(one, dict)]
+    mine = [*load(RunDetail, directory).starts]
     if not mine[-1] or mine[-1] in mine[:-1]:
         mine.pop()  # not started yet
-    there = [one.get("started") for one in run.detail.attempts] + [run.detail.started]
-    return mine != there[: len(mine)]
+    return mine != [*run.detail.starts[: len(mine)]]
 
 
 @contextlib.contextmanager

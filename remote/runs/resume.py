@@ -18,8 +18,8 @@ from remote.link.answers import Imported, Resumed
 from remote.link.sending import Sending, waiting_note
 from remote.link.session import Session, who_am_i
 from remote.project.options import TrainOptions
-from remote.project.results import asked_of, find_run, read_mapping, went_on_elsewhere
-from remote.records import Asked, FileEntry, Run
+from remote.project.results import find_run, load, read_mapping, went_on_elsewhere
+from remote.records import Asked, FileEntry, Run, RunDetail
 from remote.release.release import entry_of, refusing_unreadable, stop_walk
 from remote.runs.launch import next_attempt, place_of, started_where, watch, with_code
 from remote.runs.placement import Launch, Placement, launch_on_free_gpus, place_run, prepare_launch
@@ -91,7 +91,7 @@ def plan_resumption(session: Session, run: str, options: TrainOptions) -> Resump
     kept = find_there(session, run)
     here = None if kept else find_here(session, run)
     identifier = kept.run if kept else here.name if here else run
-    asked = kept.asked if kept else asked_of(here)
+    asked = kept.asked if kept else load(Asked, here)
     if kept and not kept.goes_on:
         refuse_earlier(session, kept)
     by_slurm = session.project.settings.launcher == "slurm"
@@ -107,7 +107,7 @@ def plan_resumption(session: Session, run: str, options: TrainOptions) -> Resump
         session.display.line(
             f"run {identifier}: it is {kept.state} on {session.host}; no second one is started"
         )
-    elif (kept.state if kept else read_mapping(here, "state.json").get("state")) == "finished":
+    elif (kept.state if kept else load(RunDetail, here).state) == "finished":
         raise UsageError(
             f"{identifier} has finished", step="train", remedy="train again without --resume"
         )

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from remote.errors import TransferFailed, UsageError
-from remote.project.results import read_mapping
+from remote.project.results import load
+from remote.records import Asked
 from remote.screen.text import duration, percent
 from remote.submission.secret_scan import Finding, search, without_home
 
@@ -49,7 +50,7 @@ def read_claim(folder: Path) -> Claim:
         accuracy, images = float(summary["test_accuracy"]), int(summary.get("test_images") or 0)
         sha256 = str((summary.get("data") or {}).get("sha256") or "")
     except FileNotFoundError:
-        if read_mapping(folder, "run.json").get("finish") == "exit":
+        if load(Asked, folder).finish == "exit":
             text = f"{folder} is of a command of your own, which tells no accuracy to submit"
             raise UsageError(text, remedy="hand in that folder as it is") from None
         text = f"{folder} has no summary.json: the training has not finished, or is not here"

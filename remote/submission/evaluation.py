@@ -16,7 +16,8 @@ from remote.deploy.deploy import show_steps
 from remote.errors import NotFound, TransferFailed, UsageError
 from remote.link.answers import Evaluated
 from remote.link.session import Project, Session
-from remote.project.results import asked_of, read_mapping
+from remote.project.results import load, read_mapping
+from remote.records import Asked
 from remote.screen.text import one_line
 from remote.submission import bundle
 
@@ -97,7 +98,7 @@ def evaluate_there(
 
 def data_of(run: Path) -> str:
     """Where the run had its images on the server: of its command, else of its configuration."""
-    argv = asked_of(run).argv
+    argv = load(Asked, run).argv
     if "--data" in argv[:-1]:
         return argv[argv.index("--data") + 1]
     return str(dict(read_mapping(run, "summary.json").get("config") or {}).get("data") or "")

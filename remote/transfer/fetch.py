@@ -17,9 +17,9 @@ from remote.errors import ProtocolError, RemoteError, TransferFailed, UsageError
 from remote.link.answers import FetchDone, FetchManifest, FetchRead
 from remote.link.lanes import Lanes
 from remote.link.session import Session, who_am_i
-from remote.project.results import asked_of, lock_file, room_at, went_on_elsewhere
+from remote.project.results import load, lock_file, room_at, went_on_elsewhere
 from remote.project.settings import listed
-from remote.records import Run
+from remote.records import Asked, Run
 from remote.screen.text import size
 from remote.transfer.manifest import (
     PARTS,
@@ -206,7 +206,7 @@ def link_known_source(
     if release is None or (source and (directory / source[-1].path).exists()):
         return
     others = [one for one in dest.glob("2*") if one != directory and (one / SOURCE).is_dir()]
-    same = (one for one in others if asked_of(one).release == release)
+    same = (one for one in others if load(Asked, one).release == release)
     other = next(same, None)
     if other is None:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from remote.agent.shared.reading import tell
 from remote.errors import RunFailed
 from remote.link.answers import Runs
 from remote.link.session import Session
@@ -53,7 +54,7 @@ def run_json(run: Run, host: str, shutdown_s: float | None = None) -> dict[str, 
         "unsupervised": detail.unsupervised,
         "fetched": detail.fetched,
         "checkpointed": detail.checkpointed,
-        "attempts": list(detail.attempts),
+        "attempts": tell(detail.attempts),
         "notified": detail.notified,
         "shutdown_s": shutdown_s,
         "nodes": list(detail.nodes or asked.nodes.hosts) or None,

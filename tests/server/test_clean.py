@@ -18,7 +18,7 @@ from remote.agent.root.locks import Lock
 from remote.agent.root.paths import Layout, write_json
 from remote.agent.run_files.outputs import find_outputs
 from remote.agent.run_files.records import FETCHED, Found, read_fetched
-from remote.agent.shared.run_records import Asked
+from remote.agent.shared.run_records import Asked, RunDetail
 from remote.errors import RunFailed
 from remote.loopback import LoopbackServer
 from remote.runs import clean as runs_clean
@@ -184,8 +184,8 @@ def test_the_server_itself_marks_no_run_that_goes_on_and_no_other_end(lab: Lab) 
             ) == {"marked": False}
     place = lab.root / "runs" / run
     write_json(str(place / FETCHED), {"ended": 1.0, "time": 2.0})
-    assert read_fetched(str(place), {"ended": 1.0}) == 2.0
-    assert read_fetched(str(place), {"ended": 3.0}) is None
+    assert read_fetched(str(place), RunDetail(ended=1.0)) == 2.0
+    assert read_fetched(str(place), RunDetail(ended=3.0)) is None
 
 
 def test_a_live_run_keeps_its_code_and_environment_whatever_is_told(lab: Lab) -> None:
@@ -291,12 +291,12 @@ def test_nobody_stops_or_fetches_the_runs_of_another_project(
 
 def test_what_keeps_a_run(tmp_path: Path) -> None:
     layout = Layout(str(tmp_path))
-    run = Found("r", str(tmp_path), Asked(), {})
+    run = Found("r", str(tmp_path), Asked(), RunDetail())
     seen = find_outputs(str(tmp_path), []).seen()
     here = {"r": seen}
-    for state in ("running", "unknown"):
-        assert clean.why_to_keep(layout, run._replace(detail={"state": state}), here)
-    ended = run._replace(detail={"state": "failed", "ended": 1.0})
+    for state in (RunDetail("running"), RunDetail()):
+        assert clean.why_to_keep(layout, run._replace(detail=state), here)
+    ended = run._replace(detail=RunDetail("failed", ended=1.0))
     assert clean.why_to_keep(layout, ended, here)
     mark = {"ended": 1.0, "time": 2.0, "seen": seen, "who": "me@laptop"}
     write_json(str(tmp_path / FETCHED), mark)

@@ -10,7 +10,7 @@ import pytest
 
 from remote.agent.launchers import local
 from remote.agent.shared.reading import read
-from remote.agent.shared.run_records import Asked
+from remote.agent.shared.run_records import Asked, RunDetail
 from remote.agent.supervisor.outcome import Ended, may_restart, tell_outcome
 
 OOM = "Traceback\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
@@ -69,8 +69,7 @@ def test_what_was_done_when_the_server_went_down_is_finished(
 ) -> None:
     """The summary is written last; its supervisor had no time to say so."""
     (tmp_path / "summary.json").write_text("{}")
-    running = {"state": "running", "host": os.uname().nodename, "boot_id": "another one"}
-    told = local.look(
-        str(tmp_path), {**running, "pid": 1, "supervisor_pid": 2}, read(Asked, {"finish": finish})
-    )
-    assert (told["state"], told.get("cause")) == (state, cause)
+    running = RunDetail("running", host=os.uname().nodename, boot_id="another one", pid=1)
+    asked = read(Asked, {"finish": finish})
+    told, verdict = local.look(str(tmp_path), running._replace(supervisor_pid=2), asked)
+    assert (told.state, told.cause, verdict) == (state, cause, None)

@@ -9,13 +9,15 @@ import pytest
 from remote.agent.root.calls import Refusal
 from remote.agent.root.paths import Layout
 from remote.agent.run_files.records import Found, find_run
-from remote.agent.shared.run_records import Asked
+from remote.agent.shared.run_records import Asked, RunDetail
 
 LAYOUT = cast(Layout, None)  # not read where the runs are known
 
 
 def runs(*names: str) -> list[Found]:
-    return [Found(name, "", Asked(name="mine" if "b" in name else None), {}) for name in names]
+    return [
+        Found(name, "", Asked(name="mine" if "b" in name else None), RunDetail()) for name in names
+    ]
 
 
 @pytest.mark.parametrize("name", ["latest", "2026-b", "2026-b1", "mine"])

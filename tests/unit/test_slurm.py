@@ -14,18 +14,25 @@ from remote.agent.launchers.slurm import notice, render_script
 from remote.agent.launchers.slurm_queue import JobRow, Queue, Said, base_state, parse_squeue
 from remote.agent.launchers.slurm_words import Seen, tell, tell_end, tell_signal
 from remote.agent.root.paths import write_json
+from remote.agent.root.run_json import save
 from remote.agent.run_files.records import checked_state
-from remote.agent.shared.run_records import Asked, SlurmJob
+from remote.agent.shared.run_records import Asked, RunDetail, SlurmJob
 from remote.errors import UsageError
 from remote.project.settings import defaults, parse_settings
 from remote.project.slurm import job_request, parse_time
 from remote.records import SlurmSettings
 
 NOW = 1_795_840_000.0
-QUEUED, RUNNING = {"state": "queued"}, {"state": "running", "heartbeat": NOW - 20}
+QUEUED, RUNNING = RunDetail("queued"), RunDetail("running", heartbeat=NOW - 20)
 
 
-def told(state: dict[str, Any], row: JobRow | None, **queue: Any) -> dict[str, Any]:
+def told(state: RunDetail, row: JobRow | None, **queue: Any) -> RunDetail:
+    found = told_if_going(state, row, **queue)
+    assert found
+    return found
+
+
+def told_if_going(state: RunDetail, row: JobRow | None, **queue: Any) -> RunDetail | None:
     known = Queue({}, **{"answered": NOW - 1, **queue})
     return tell(state, Seen(NOW, known, row, "17", NOW - 60))
 
@@ -104,29 +111,29 @@ def test_of_two_jobs_with_one_name_the_first_is_ours() -> None:
 
 
 def test_why_it_waits() -> None:
-    text = told(QUEUED, JobRow("17", "PENDING", "Resources", NOW + 1500))["waiting"]
+    text = told(QUEUED, JobRow("17", "PENDING", "Resources", NOW + 1500)).waiting
     assert text == (
         "waits in Slurm's queue as job 17: its resources are in use (Resources); expected to start"
         " in about 25 min"
     )
-    assert "never start" in told(QUEUED, JobRow("17", "PENDING", "PartitionTimeLimit"))["waiting"]
-    assert "NewReason" in told(QUEUED, JobRow("17", "PENDING", "NewReason"))["waiting"]
+    assert "never start" in told(QUEUED, JobRow("17", "PENDING", "PartitionTimeLimit")).waiting
+    assert "NewReason" in told(QUEUED, JobRow("17", "PENDING", "NewReason")).waiting
 
 
 @pytest.mark.parametrize("state", [QUEUED, RUNNING])
-def test_a_controller_that_is_away_says_nothing_of_a_run(state: dict[str, Any]) -> None:
+def test_a_controller_that_is_away_says_nothing_of_a_run(state: RunDetail) -> None:
     seen = told(state, None, problem="Unable to contact slurm controller")
-    assert seen["state"] == state["state"] and "over" not in seen
-    assert "does not answer" in str(seen.get("waiting") or seen["reason"])
+    assert seen.state == state.state
+    assert "does not answer" in str(seen.waiting or seen.reason)
 
 
 def test_what_is_running() -> None:
     row = JobRow("17", "RUNNING", "None", NOW - 100, NOW + 100, "n1")
     assert told(RUNNING, row) == RUNNING
-    assert "its node n1 may be down" in told(dict(RUNNING, heartbeat=NOW - 600), row)["reason"]
-    assert told(RUNNING, JobRow("17", "NODE_FAIL"))["over"] and told(RUNNING, None)["over"]
-    old = told(RUNNING, None, answered=NOW - 90)
-    assert "over" not in old, "the list is older than the job"
+    assert "its node n1 may be down" in str(told(RUNNING._replace(heartbeat=NOW - 600), row).reason)
+    assert told_if_going(RUNNING, JobRow("17", "NODE_FAIL")) is None
+    assert told_if_going(RUNNING, None) is None
+    told(RUNNING, None, answered=NOW - 90)  # the list is older than the job
 
 
 @pytest.mark.parametrize(
@@ -206,10 +213,10 @@ def test_on_a_disk_that_takes_nothing_runs_are_told_as_recorded(
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
     monkeypatch.setattr(slurm_queue, "write_json", full)
-    recorded = {"state": "running", "token": "0123456789"}
+    recorded = RunDetail("running", token="0123456789")
     shown = checked_state(str(tmp_path / "r"), recorded, Asked(launcher="slurm"))
     reason = "as recorded; looking failed: Disk quota exceeded"
-    assert shown == {**recorded, "reason": reason}
+    assert shown == recorded._replace(reason=reason)
 
 
 @pytest.mark.parametrize(
@@ -222,12 +229,12 @@ def test_a_job_that_squeue_leaves_out_is_over_only_where_slurm_says_so(
     """A verdict takes the run from its supervisor, which would kill a training that goes well."""
     run = tmp_path / "runs" / "r"
     run.mkdir(parents=True)
-    state = {"state": "running", "token": "0123456789"}
-    write_json(str(run / "state.json"), state)
+    state = RunDetail("running", token="0123456789")
+    save(state, str(run))
     write_json(str(run / "job.json"), {"id": "17", "token": "0123456789", "submitted": 1.0})
     monkeypatch.setattr(slurm, "queue", lambda runs, fresh: Queue({}, NOW))
     monkeypatch.setattr(slurm, "SETTLE_S", 0.0)
     monkeypatch.setattr(slurm, "ask_about", lambda job: JobRow(job, job_state))
     for _ in range(2):
-        told = slurm.look(str(run), state, Asked())
-        assert getattr(told.get("verdict"), "state", None) == verdict
+        told, seen = slurm.look(str(run), state, Asked())
+        assert told.token == state.token and (seen and seen.state) == verdict

@@ -34,17 +34,17 @@ from remote.agent.launchers import slurm
 from remote.agent.launchers.seam import Launched
 from remote.agent.shared.states import Outcome
 
-write = run_state.write_json
+save = run_state.save
 left = {number}
 
-def fails(path, value):
+def fails(value, directory):
     global left
     if left and ({when}):
         left -= 1
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
-    write(path, value)
+    save(value, directory)
 
-run_state.write_json = fails
+run_state.save = fails
 endings.LOOK_EVERY_S = run_state.HEARTBEAT_S = run_state.END_AGAIN_S = 0.05
 {more}
 sys.exit(supervisor.main(sys.argv[1:]))
@@ -78,7 +78,7 @@ def state_of(run: Path) -> dict[str, Any]:
 
 def test_news_that_can_not_be_written_ends_nothing(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "r"
-    own = supervise(run, "sleep 1", "value.get('heartbeat')", 9, launcher="slurm")
+    own = supervise(run, "sleep 1", "value.heartbeat", 9, launcher="slurm")
     own.communicate(timeout=30)
     state = state_of(run)
     assert (own.returncode, state["state"], state["exit_code"]) == (0, "finished", 0), state
@@ -86,7 +86,7 @@ def test_news_that_can_not_be_written_ends_nothing(tmp_path: Path) -> None:
 
 def test_what_could_not_be_written_is_written_later(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "r"
-    own = supervise(run, "exec sleep 60", "value['state'] == 'running'", 3)
+    own = supervise(run, "exec sleep 60", "value.state == 'running'", 3)
     wait_until(lambda: state_of(run)["state"] == "running")
     own.send_signal(signal.SIGTERM)
     own.communicate(timeout=30)
@@ -95,7 +95,7 @@ def test_what_could_not_be_written_is_written_later(tmp_path: Path) -> None:
 
 def test_the_end_is_written_down_once_the_disk_takes_it(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "r"
-    supervise(run, "echo up", "value['state'] == 'finished'", 6).communicate(timeout=30)
+    supervise(run, "echo up", "value.state == 'finished'", 6).communicate(timeout=30)
     assert (state_of(run)["state"], state_of(run)["exit_code"]) == ("finished", 0)
 
 

@@ -8,12 +8,12 @@ import subprocess
 import time
 from typing import List, Optional
 
-from remote.agent.launchers.seam import Job, Launched, StateRecord
+from remote.agent.launchers.seam import Job, Launched, Looked
 from remote.agent.machine.account import kills_at_logout
 from remote.agent.machine.processes import boot_id, is_same, start_time
 from remote.agent.root.calls import Refusal
 from remote.agent.shared.names import session_name, socket_name
-from remote.agent.shared.run_records import Asked
+from remote.agent.shared.run_records import Asked, RunDetail
 from remote.agent.shared.states import Cause
 
 NEVER_STARTED_S = 60.0
@@ -100,39 +100,41 @@ def _lingering_scope() -> Optional[List[str]]:
     return None
 
 
-def look(directory: str, state: StateRecord, asked: Asked) -> StateRecord:
+def look(directory: str, state: RunDetail, asked: Asked) -> Looked:
     """By its processes, on the host that recorded it; elsewhere it is told as recorded."""
-    if state.get("host") != os.uname().nodename:
+    return _look(directory, state, asked), None
+
+
+def _look(directory: str, state: RunDetail, asked: Asked) -> RunDetail:
+    if state.host != os.uname().nodename:
         # Homes may be shared: only the host that runs it can tell whether it lives.
         silent_s = max(0.0, time.time() - last_sign(directory))
         ago = f"{silent_s / 3600:.0f} h" if silent_s >= 7200 else f"{silent_s / 60:.0f} min"
-        return dict(
-            state,
+        return state._replace(
             elsewhere=True,
-            reason=f"as recorded by {state.get('host')}, which alone can tell whether it lives;"
+            reason=f"as recorded by {state.host}, which alone can tell whether it lives;"
             f" it last wrote {ago} ago",
         )
 
-    def failed(cause: Cause, reason: str) -> StateRecord:
+    def failed(cause: Cause, reason: str) -> RunDetail:
         """Unless our trainer's summary says that all was done."""
         summary = os.path.join(directory, "summary.json")
         if asked.is_trainer and os.path.exists(summary):
-            return dict(state, state="finished", reason=None)
-        return dict(state, state="failed", reason=reason, cause=cause)
+            return state._replace(state="finished", reason=None)
+        return state._replace(state="failed", reason=reason, cause=cause)
 
-    if state.get("boot_id") != boot_id():
+    if state.boot_id != boot_id():
         return failed("rebooted", "the server was rebooted")
-    if state.get("state") == "queued" and not state.get("supervisor_pid"):
-        if time.time() - float(state.get("since") or 0) < NEVER_STARTED_S:
+    if state.state == "queued" and not state.supervisor_pid:
+        if time.time() - (state.since or 0) < NEVER_STARTED_S:
             return state
         return failed("not started", "it was never started: the launch was cut off")
-    if is_same(state.get("supervisor_pid"), state.get("supervisor_started")):
+    if is_same(state.supervisor_pid, state.supervisor_started):
         return state
-    if is_same(state.get("pid"), state.get("pid_started")):
+    if is_same(state.pid, state.pid_started):
         reason = "its supervisor was killed; it trains on without one"
-        return dict(state, unsupervised=True, reason=reason)
-    # 0 is the number of no process.
-    if any(start_time(state.get(name) or 0) is not None for name in ("pid", "supervisor_pid")):
+        return state._replace(unsupervised=True, reason=reason)
+    if any(start_time(pid) is not None for pid in (state.pid, state.supervisor_pid)):
         return failed(
             "pid reused",
             "killed from outside, its supervisor too; another process has its number by now",
@@ -146,18 +148,18 @@ def last_sign(directory: str) -> float:
     return max((os.path.getmtime(sign) for sign in signs if os.path.exists(sign)), default=0.0)
 
 
-def stop(directory: str, state: StateRecord) -> None:
-    if state.get("elsewhere"):  # its supervisor there sees stop.json; these are no numbers of ours
+def stop(directory: str, state: RunDetail) -> None:
+    if state.elsewhere:  # its supervisor there sees stop.json; these are no numbers of ours
         return
-    if is_same(state.get("supervisor_pid"), state.get("supervisor_started")):
-        os.kill(int(state["supervisor_pid"]), signal.SIGTERM)
-    elif is_same(state.get("pid"), state.get("pid_started")):
-        os.kill(int(state["pid"]), signal.SIGTERM)
+    if is_same(state.supervisor_pid, state.supervisor_started):
+        os.kill(state.supervisor_pid, signal.SIGTERM)
+    elif is_same(state.pid, state.pid_started):
+        os.kill(state.pid, signal.SIGTERM)
 
 
-def attach(directory: str, state: StateRecord) -> str:
+def attach(directory: str, state: RunDetail) -> str:
     run = os.path.basename(directory)
-    if state.get("launched") != "tmux":
+    if state.launched != "tmux":
         text = f"{run} was started without tmux, so it has no terminal to go to"
         remedy = "to answer it, stop it, install tmux there, and train again"
         raise Refusal("RunFailed", text, remedy)

@@ -1,11 +1,12 @@
 """The one face of all launchers, and what a launch leaves behind."""
 
 import os
-from typing import Any, Dict, List, NamedTuple, Optional, Protocol
+from typing import List, NamedTuple, Optional, Protocol, Tuple
 
-from remote.agent.shared.run_records import Asked
+from remote.agent.shared.run_records import Asked, RunDetail
+from remote.agent.shared.states import Outcome
 
-StateRecord = Dict[str, Any]
+Looked = Tuple[RunDetail, Optional[Outcome]]
 
 
 class Job(NamedTuple):
@@ -30,13 +31,14 @@ class Launcher(Protocol):
         """Start the supervisor so that it outlives this login; the same again for a token that was
         started. Raises Refusal where it can't be had."""
 
-    def look(self, directory: str, state: StateRecord, asked: Asked) -> StateRecord:
-        """A recorded state that is not final, corrected by what can be seen now."""
+    def look(self, directory: str, state: RunDetail, asked: Asked) -> Looked:
+        """A recorded state that is not final, corrected by what can be seen now; and how it has
+        ended, where its supervisor will tell no more."""
 
-    def stop(self, directory: str, state: StateRecord) -> None:
+    def stop(self, directory: str, state: RunDetail) -> None:
         """Ask the supervisor to end; who wants it stands in stop.json already."""
 
-    def attach(self, directory: str, state: StateRecord) -> str:
+    def attach(self, directory: str, state: RunDetail) -> str:
         """A line for the login shell that leads into the run. Raises Refusal where none does."""
 
 

@@ -11,7 +11,7 @@ import shlex
 import time
 from typing import Any, Dict, Optional
 
-from remote.agent.launchers.seam import Job, Launched, StateRecord, claim, mark_path
+from remote.agent.launchers.seam import Job, Launched, Looked, claim, mark_path
 from remote.agent.launchers.slurm_queue import PREFIX, ask, ask_about, find, forget, look_up, queue
 from remote.agent.launchers.slurm_words import (
     SUBMITTED_S,
@@ -23,8 +23,9 @@ from remote.agent.launchers.slurm_words import (
 )
 from remote.agent.root.calls import Refusal
 from remote.agent.root.paths import read_json, write_json, write_whole
-from remote.agent.shared.run_records import Asked
-from remote.agent.shared.states import LIVE, Outcome
+from remote.agent.root.run_json import load
+from remote.agent.shared.run_records import Asked, RunDetail
+from remote.agent.shared.states import FINAL, Outcome
 
 SUBMIT_S = 60.0
 LIMITED = ("MaxSubmit", "submit limit", "temporarily")
@@ -134,10 +135,9 @@ def render_script(job: Job) -> str:
     return "".join(re.sub(r"[\r\n]", " ", line) + "\n" for line in lines)
 
 
-def look(directory: str, state: StateRecord, asked: Asked) -> StateRecord:
-    """By our files and by what Slurm told last. A `verdict` is added where the job is over and its
-    supervisor will tell no more."""
-    token = str(state.get("token") or "")
+def look(directory: str, state: RunDetail, asked: Asked) -> Looked:
+    """By our files and by what Slurm told last."""
+    token = state.token
     kept = job_of(directory, token)
     fresh = kept is None or time.time() - float(kept["submitted"]) > SUBMITTED_S
     known = queue(os.path.dirname(directory), fresh)
@@ -148,42 +148,42 @@ def look(directory: str, state: StateRecord, asked: Asked) -> StateRecord:
     if kept is None:
         if stopped and known.problem is None:
             # Never submitted, or by a call whose answer is still to come: its job finds no attempt.
-            return dict(state, verdict=tell_end(None, "", stopped))
-        return tell(state, Seen(time.time(), known, None))
+            return state, tell_end(None, "", stopped)
+        return tell(state, Seen(time.time(), known, None)) or state, None
     job = str(kept["id"])
     told = tell(state, Seen(time.time(), known, row, job, float(kept["submitted"])))
-    return _settle(directory, told, asked, job) if told.pop("over", False) else told
+    return (told, None) if told else _settle(directory, state, asked, job)
 
 
-def _settle(directory: str, state: StateRecord, asked: Asked, job: str) -> StateRecord:
+def _settle(directory: str, state: RunDetail, asked: Asked, job: str) -> Looked:
     """Once what the node has written has had its time to arrive."""
-    recorded = read_json(os.path.join(directory, "state.json")) or state
-    if recorded.get("state") not in LIVE:
-        return dict(recorded)
-    mark = mark_path(directory, str(state.get("token")), ".over")
+    recorded = load(RunDetail, directory)
+    if recorded.state in FINAL:
+        return recorded, None
+    mark = mark_path(directory, state.token, ".over")
     claim(mark)
     stopped = _stopped(directory, state)
     young = time.time() - os.path.getmtime(mark) < SETTLE_S
-    if young and not (stopped and state["state"] == "queued"):
-        return dict(state, reason=f"job {job} has ended; its last words are waited for")
+    if young and not (stopped and state.state == "queued"):
+        return state._replace(reason=f"job {job} has ended; its last words are waited for"), None
     if asked.is_trainer and os.path.exists(os.path.join(directory, "summary.json")):
-        return dict(state, verdict=Outcome("finished"))
+        return state, Outcome("finished")
     try:
         row = ask_about(job)
     except OSError as problem:
         os.utime(mark)
-        return dict(state, reason=f"Slurm does not answer ({problem}); as recorded")
+        return state._replace(reason=f"Slurm does not answer ({problem}); as recorded"), None
     if row is not None and not is_over(row):
         # squeue leaves out what it is told to hide, and more while the controller starts.
         os.unlink(mark)
-        return state
-    return dict(state, verdict=tell_end(row, job, stopped))
+        return state, None
+    return state, tell_end(row, job, stopped)
 
 
-def _stopped(directory: str, state: StateRecord) -> Optional[str]:
+def _stopped(directory: str, state: RunDetail) -> Optional[str]:
     """By whom, in words."""
     who = (read_json(os.path.join(directory, "stop.json")) or {}).get("who")
-    waited = " while it waited" if state["state"] == "queued" else ""
+    waited = " while it waited" if state.state == "queued" else ""
     return f"stopped by {who}{waited}" if who else None
 
 
@@ -199,10 +199,10 @@ def why_signalled(asked: Asked, started: float) -> Optional[Outcome]:
     return tell_signal(row, end, time.time(), notice_s)
 
 
-def stop(directory: str, state: StateRecord) -> None:
+def stop(directory: str, state: RunDetail) -> None:
     """A job that waits is cancelled. One that runs is told to end by a signal of its own: without
     Slurm's clock, which leaves 30 s to save."""
-    kept = job_of(directory, str(state.get("token") or ""))
+    kept = job_of(directory, state.token)
     if kept:
         job = str(kept["id"])
         ask("scancel", ["--state=PENDING", job])
@@ -211,8 +211,8 @@ def stop(directory: str, state: StateRecord) -> None:
         forget(os.path.dirname(directory))
 
 
-def attach(directory: str, state: StateRecord) -> str:
-    kept = job_of(directory, str(state.get("token") or ""))
+def attach(directory: str, state: RunDetail) -> str:
+    kept = job_of(directory, state.token)
     srun = find("srun")
     if not kept or not srun:
         raise Refusal("RunFailed", f"{os.path.basename(directory)} has no job to go into")

@@ -1,8 +1,9 @@
 """What a job's state means for its run. Pure: what it needs stands in `Seen`."""
 
-from typing import Any, Dict, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 from remote.agent.launchers.slurm_queue import JobRow, Queue
+from remote.agent.shared.run_records import RunDetail
 from remote.agent.shared.states import Outcome
 
 SUBMITTED_S = 5.0
@@ -67,36 +68,33 @@ def is_over(row: JobRow) -> bool:
     return row.state not in WAITING and row.state not in RUNNING
 
 
-def tell(state: Dict[str, Any], seen: Seen) -> Dict[str, Any]:
-    """The recorded state, with why it waits or what is strange about it; `over` where the job is
-    at its end, or gone."""
-    row, queued = seen.row, state.get("state") == "queued"
+def tell(state: RunDetail, seen: Seen) -> Optional[RunDetail]:
+    """The recorded state, with why it waits or what is strange about it; None where the job is at
+    its end, or gone."""
+    row, queued = seen.row, state.state == "queued"
     if seen.queue.problem is not None:
         why = f"Slurm does not answer ({seen.queue.problem})"
-        return (
-            dict(state, waiting=f"waits: {why}") if queued else _say(state, f"{why}; as recorded")
-        )
+        if queued:
+            return state._replace(waiting=f"waits: {why}")
+        return state._replace(reason=f"{why}; as recorded")
     if seen.job is None:
-        return dict(state, waiting="waits for Slurm to confirm that it was submitted")
+        return state._replace(waiting="waits for Slurm to confirm that it was submitted")
     young = seen.now - (seen.submitted or 0.0) < SUBMITTED_S
     if row is None:
         old = (seen.queue.answered or 0.0) <= (seen.submitted or 0.0)
-        return _say(state, f"job {seen.job} was submitted") if old or young else dict(state, over=1)
+        return state._replace(reason=f"job {seen.job} was submitted") if old or young else None
     if row.state in WAITING:
-        return dict(state, waiting="" if young else _waiting(row, seen.now)) if queued else state
+        waiting = "" if young else _waiting(row, seen.now)
+        return state._replace(waiting=waiting) if queued else state
     if is_over(row):
-        return dict(state, over=True)
+        return None
     if queued:
-        return _say(state, f"job {row.id} starts on {row.nodes or 'its node'}")
-    beat = state.get("heartbeat")
-    if isinstance(beat, (int, float)) and seen.now - beat > SILENT_S:
+        return state._replace(reason=f"job {row.id} starts on {row.nodes or 'its node'}")
+    beat = state.heartbeat
+    if beat is not None and seen.now - beat > SILENT_S:
         silent = f"nothing was heard of it for {(seen.now - beat) / 60:.0f} min"
-        return _say(state, f"{silent}: its node {row.nodes} may be down")
+        return state._replace(reason=f"{silent}: its node {row.nodes} may be down")
     return state
-
-
-def _say(state: Dict[str, Any], reason: str) -> Dict[str, Any]:
-    return dict(state, reason=reason)
 
 
 def _waiting(row: JobRow, now: float) -> str:

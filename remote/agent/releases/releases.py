@@ -26,7 +26,8 @@ from remote.agent.root.paths import (
     write_link,
 )
 from remote.agent.root.roots import locked, prepare_root
-from remote.agent.root.run_json import read_asked
+from remote.agent.root.run_json import load
+from remote.agent.shared.run_records import Asked
 from remote.agent.shared.trees import SYMLINK, Entry, tree_hash
 
 KEEP_RELEASES = 10
@@ -196,7 +197,7 @@ def _prune(layout: Layout) -> None:
         runs = [os.path.join(layout.runs, name) for name in os.listdir(layout.runs)]
     except OSError:
         return
-    used = {current_release(layout), *(read_asked(run).release for run in runs)}
+    used = {current_release(layout), *(load(Asked, run).release for run in runs)}
     for tree, _ in _by_age(layout)[KEEP_RELEASES:]:
         if tree not in used:
             remove_directory(layout.release(tree))

@@ -76,7 +76,7 @@ class Teller:
             self.call.event(log=self.offset)
 
     def wrote(self, described: Found) -> bool:
-        return _size(self.log) > 0 or bool(described.detail.get("line"))
+        return _size(self.log) > 0 or bool(described.detail.line)
 
     def tell(self, described: Found) -> None:
         self._tell_log()
@@ -84,7 +84,7 @@ class Teller:
             "progress": described.progress,
             "gpu": last_sample(self.directory),
             "state": _state(described),
-            "line": described.detail.get("line") or "",
+            "line": described.detail.line,
             "curves": self.curves.read(),
         }
         for key, value in found.items():
@@ -105,7 +105,7 @@ class Teller:
 def shows_life(described: Found, wrote: bool) -> bool:
     """It waits for GPUs, which may take days, or has started."""
     if described.state == "queued":
-        return bool(described.detail.get("waiting"))
+        return bool(described.detail.waiting)
     return described.state == "running" and has_started(described, wrote)
 
 
@@ -114,7 +114,7 @@ def has_started(described: Found, wrote: bool) -> bool:
     as a failure."""
     if described.progress.get("phase") not in (None, "starting"):
         return True
-    lived = time.time() - float(described.detail.get("started") or time.time())
+    lived = time.time() - (described.detail.started or time.time())
     settled = SETTLE_TRAINER_S if described.asked.is_trainer else SETTLE_S
     return bool(wrote or described.progress) and lived >= settled
 
@@ -123,9 +123,9 @@ def _state(described: Found) -> Dict[str, Any]:
     return {
         "run": described.run,
         "state": described.state,
-        "reason": described.detail.get("reason"),
-        "waiting": described.detail.get("waiting"),
-        "asking": described.detail.get("asking"),
+        "reason": described.detail.reason,
+        "waiting": described.detail.waiting,
+        "asking": described.detail.asking,
     }
 
 

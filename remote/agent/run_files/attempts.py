@@ -4,17 +4,15 @@ import contextlib
 import glob
 import os
 import time
-from typing import Any, Dict, List
+from typing import List, Tuple
 
 from remote.agent.launchers.slurm_words import AGAIN
 from remote.agent.machine.processes import boot_id
-from remote.agent.root.paths import random_name, write_json
-from remote.agent.root.run_json import write_asked
-from remote.agent.shared.run_records import Asked
+from remote.agent.root.paths import random_name
+from remote.agent.root.run_json import save
+from remote.agent.shared.run_records import Asked, Attempt, RunDetail
 from remote.agent.shared.states import Cause, Outcome
 
-ATTEMPT = ("state", "reason", "cause", "exit_code", "host", "started", "ended")
-"""What is kept of an attempt that has ended."""
 MOVED: Cause = "moved"
 GONE: Cause = "host gone"
 """Causes of an end that no supervisor tells."""
@@ -25,30 +23,29 @@ def new_token() -> str:
     return random_name(8)
 
 
-def queued_state(**more: Any) -> Dict[str, Any]:
+def queued_state(attempts: Tuple[Attempt, ...] = (), restarts: int = 0) -> RunDetail:
     """Of a new attempt."""
-    return dict(
-        more,
+    return RunDetail(
         state="queued",
         host=os.uname().nodename,
         boot_id=boot_id(),
         since=time.time(),
         token=new_token(),
+        attempts=attempts,
+        restarts=restarts,
     )
 
 
-def past_attempts(state: Dict[str, Any]) -> List[Any]:
+def past_attempts(state: RunDetail) -> Tuple[Attempt, ...]:
     """All that have ended, the one that `state` is about included; a run that was only moved here
     adds none."""
-    attempts = state.get("attempts")
-    known = list(attempts) if isinstance(attempts, list) else []
-    if state.get("cause") != MOVED:
-        known.append({key: state.get(key) for key in ATTEMPT})
-    return known
+    if state.cause == MOVED:
+        return state.attempts
+    return (*state.attempts, Attempt(*(getattr(state, name) for name in Attempt._fields)))
 
 
-def restarts_left(state: Dict[str, Any], asked: Asked) -> int:
-    return asked.max_restarts - int(state.get("restarts") or 0)
+def restarts_left(state: RunDetail, asked: Asked) -> int:
+    return asked.max_restarts - state.restarts
 
 
 def trainer_checkpoints(directory: str) -> List[str]:
@@ -63,36 +60,33 @@ def resumed(directory: str, asked: Asked) -> Asked:
     return asked
 
 
-def tell_restart(directory: str, state: Dict[str, Any], asked: Asked) -> None:
+def tell_restart(directory: str, state: RunDetail, asked: Asked) -> None:
     """In the run's log. `state` is the next attempt's."""
-    reason, most = state["attempts"][-1].get("reason"), asked.max_restarts
-    line = f"supervisor: {reason}; restarting ({state['restarts']} of {most})\n"
+    reason, most = state.attempts[-1].reason, asked.max_restarts
+    line = f"supervisor: {reason}; restarting ({state.restarts} of {most})\n"
     log = os.path.join(directory, "train.log")
     with contextlib.suppress(OSError), open(log, "ab", buffering=0) as file:
         file.write(line.encode("utf-8", "replace"))
 
 
-def next_attempt(directory: str, ended: Dict[str, Any], asked: Asked) -> Dict[str, Any]:
+def next_attempt(directory: str, ended: RunDetail, asked: Asked) -> RunDetail:
     """Write down that another one is to be started, behind the job that has ended. Returns its
     state; from here on the old supervisor writes nothing."""
-    state = queued_state(
-        attempts=past_attempts(ended), restarts=int(ended.get("restarts") or 0) + 1
-    )
-    write_asked(directory, resumed(directory, asked))
-    write_json(os.path.join(directory, "state.json"), state)
+    state = queued_state(past_attempts(ended), ended.restarts + 1)
+    save(resumed(directory, asked), directory)
+    save(state, directory)
     tell_restart(directory, state, asked)
     return state
 
 
-def settle(directory: str, state: Dict[str, Any], asked: Asked) -> Dict[str, Any]:
-    """Write down how an attempt ended whose supervisor can't do so any more, as `verdict` says, for
-    the scheduler forgets it."""
-    verdict: Outcome = state.pop("verdict")
-    ended = dict(state, ended=time.time(), waiting=None, **verdict.as_state())
+def settle(directory: str, state: RunDetail, verdict: Outcome, asked: Asked) -> RunDetail:
+    """Write down how an attempt ended whose supervisor can't do so any more, for the scheduler
+    forgets it."""
+    ended = state.ended_as(verdict, time.time())
     if verdict.cause in AGAIN and restarts_left(state, asked) > 0:
         return next_attempt(directory, ended, asked)
-    ended["token"] = new_token()
-    write_json(os.path.join(directory, "state.json"), ended)
+    ended = ended._replace(token=new_token())
+    save(ended, directory)
     return ended
 
 

@@ -27,7 +27,7 @@ class Fetched(NamedTuple):
 @operation("fetch_done", takes=Fetched)
 def fetch_done(call: Call, fetched: Fetched) -> Dict[str, Any]:
     found = find_run(call.layout, fetched.run)
-    if found.state not in FINAL or found.detail.get("ended") != fetched.ended:
+    if found.state not in FINAL or found.detail.ended != fetched.ended:
         return {"marked": False}
     mark = dict(fetched._asdict(), time=time.time())
     write_json(os.path.join(found.path, FETCHED), mark)

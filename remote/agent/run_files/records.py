@@ -3,17 +3,19 @@ processes are gone is corrected."""
 
 import os
 import time
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple, Type, TypeVar
 
 from remote.agent.launchers.choice import launcher_of
 from remote.agent.root.calls import Refusal
 from remote.agent.root.paths import RUN_ID, Layout, list_names, read_json, read_text
-from remote.agent.root.run_json import read_asked
+from remote.agent.root.run_json import load
 from remote.agent.run_files.attempts import settle, trainer_checkpoints
 from remote.agent.run_files.outputs import SHOWN, STEP
 from remote.agent.shared.reading import differing, read
-from remote.agent.shared.run_records import Asked
-from remote.agent.shared.states import LIVE
+from remote.agent.shared.run_records import Asked, RunDetail
+from remote.agent.shared.states import LIVE, State
+
+T = TypeVar("T", Asked, RunDetail)
 
 BESIDE = ("progress.json", "summary.json")
 """What a training writes about itself."""
@@ -22,24 +24,25 @@ FETCHED = ".fetched.json"
 
 
 class Found(NamedTuple):
-    """A run, as its files in `path` say, checked. `detail`: state.json, and what is seen now."""
+    """A run, as its files in `path` say, checked."""
 
     run: str
     path: str
     asked: Asked
-    detail: Dict[str, Any]
+    detail: RunDetail
     progress: Mapping[str, Any] = {}
     summary: Mapping[str, Any] = {}
 
     @property
-    def state(self) -> str:
-        return str(self.detail.get("state"))
+    def state(self) -> State:
+        return self.detail.state
 
     def tell(self) -> Dict[str, Any]:
         """For the laptop."""
-        told = {name: self.detail.get(name) for name in ("state", "reason", "host")}
-        told.update(release=self.asked.release or None, gpus=self.asked.gpus, now=time.time())
-        return dict(self._asdict(), asked=differing(self.asked), **told)
+        told = {name: getattr(self.detail, name) for name in ("state", "reason", "host")}
+        told.update(asked=differing(self.asked), detail=differing(self.detail))
+        told.update(release=self.asked.release or None, now=time.time())
+        return {**self._asdict(), **told}
 
 
 def list_runs(layout: Layout) -> List[Found]:
@@ -58,55 +61,55 @@ class LiveRuns:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.files: Dict[str, Tuple[Tuple[int, int], Dict[str, Any]]] = {}
+        self.files: Dict[str, Tuple[Tuple[int, int], Any]] = {}
 
     def look(self) -> List[Found]:
         """Without progress and summary."""
         found = []
         for run in run_ids(self.layout):
             directory = self.layout.run(run)
-            recorded = self._read(os.path.join(directory, "state.json"))
-            if recorded.get("state") not in LIVE:
+            recorded = self._read(RunDetail, os.path.join(directory, "state.json"))
+            if recorded.state not in LIVE:
                 continue
-            asked = read(Asked, self._read(os.path.join(directory, "run.json")))
-            state = checked_state(directory, dict(recorded), asked)
-            if state.get("state") in LIVE and not state.get("elsewhere"):
+            asked = self._read(Asked, os.path.join(directory, "run.json"))
+            state = checked_state(directory, recorded, asked)
+            if state.state in LIVE and not state.elsewhere:
                 found.append(Found(run, directory, asked, state))
         return found
 
-    def _read(self, path: str) -> Dict[str, Any]:
+    def _read(self, kind: Type[T], path: str) -> T:
         """Written whole, each time under a new inode."""
         try:
             seen = os.stat(path)
         except OSError:
-            return {}
+            return kind()
         mark = (seen.st_ino, seen.st_mtime_ns)
         if path not in self.files or self.files[path][0] != mark:
             found = read_json(path)
             if found is None:  # a network disk fails now and then: that is not remembered
-                return {}
-            self.files[path] = mark, found
-        return self.files[path][1]
+                return kind()
+            self.files[path] = mark, read(kind, found)
+        record: T = self.files[path][1]
+        return record
 
 
 def since(run: Found) -> Tuple[float, str]:
     """When it was queued, by this server's own clock: laptops' clocks may be years apart, and would
     choose a wrong `latest`."""
-    when = run.detail.get("since")
-    return (float(when) if isinstance(when, (int, float)) else 0.0, run.run)
+    return run.detail.since or 0.0, run.run
 
 
 def describe_run(layout: Layout, run: str) -> Found:
     """What the files say, checked: a record of `running` whose processes are gone is corrected."""
     directory = layout.run(run)
-    asked = read_asked(directory)
-    state = checked_state(directory, read_json(os.path.join(directory, "state.json")) or {}, asked)
-    state["fetched"] = read_fetched(directory, state)
-    state["checkpointed"] = checkpointed(directory)
-    if state.get("state") == "running" and not state.get("elsewhere"):
+    asked = load(Asked, directory)
+    state = checked_state(directory, load(RunDetail, directory), asked)
+    fetched, saved = read_fetched(directory, state), checkpointed(directory)
+    state = state._replace(fetched=fetched, checkpointed=saved)
+    if state.state == "running" and not state.elsewhere:
         shown = read_shown(directory)
-        state.update(line=shown.get("line"), asking=shown.get("asking") is True)
-        state.update(step=read_step(directory))
+        line, asking = str(shown.get("line") or ""), shown.get("asking") is True
+        state = state._replace(line=line, asking=asking, step=read_step(directory))
     beside = [read_json(os.path.join(directory, name)) or {} for name in BESIDE]
     return Found(run, directory, asked, state, *beside)
 
@@ -129,33 +132,33 @@ def checkpointed(directory: str) -> Optional[float]:
         return None
 
 
-def read_mark(directory: str, state: Dict[str, Any]) -> Dict[str, Any]:
+def read_mark(directory: str, state: RunDetail) -> Dict[str, Any]:
     """What a laptop has of this run since it ended; empty if it was not fetched since."""
     mark = read_json(os.path.join(directory, FETCHED)) or {}
     return (
         mark
-        if isinstance(mark.get("time"), (int, float)) and mark.get("ended") == state.get("ended")
+        if isinstance(mark.get("time"), (int, float)) and mark.get("ended") == state.ended
         else {}
     )
 
 
-def read_fetched(directory: str, state: Dict[str, Any]) -> Optional[float]:
+def read_fetched(directory: str, state: RunDetail) -> Optional[float]:
     """When this run was fetched completely after its end; None if it was not, or if remote.results
     left something of it there."""
     mark = read_mark(directory, state)
     return float(mark["time"]) if mark and not mark.get("narrowed") else None
 
 
-def checked_state(directory: str, state: Dict[str, Any], asked: Asked) -> Dict[str, Any]:
+def checked_state(directory: str, state: RunDetail, asked: Asked) -> RunDetail:
     """Correct a recorded state by what its launcher can see now."""
-    if state.get("state") not in LIVE:
+    if state.state not in LIVE:
         return state
     try:
-        told = launcher_of(asked).look(directory, state, asked)
-        return settle(directory, told, asked) if "verdict" in told else told
+        told, verdict = launcher_of(asked).look(directory, state, asked)
+        return settle(directory, told, verdict, asked) if verdict else told
     except OSError as error:
         # A disk that takes nothing keeps nobody from what is on it.
-        return dict(state, reason=f"as recorded; looking failed: {error.strerror or error}")
+        return state._replace(reason=f"as recorded; looking failed: {error.strerror or error}")
 
 
 def find_run(layout: Layout, name: str, known: Optional[List[Found]] = None) -> Found:

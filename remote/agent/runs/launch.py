@@ -12,16 +12,9 @@ from remote.agent.releases.contents import write_tree
 from remote.agent.releases.releases import read_manifest, require_release
 from remote.agent.root import program
 from remote.agent.root.calls import Call, Refusal, operation
-from remote.agent.root.paths import (
-    Layout,
-    new_directory,
-    place_in,
-    read_json,
-    remove_directory,
-    write_json,
-)
+from remote.agent.root.paths import Layout, new_directory, place_in, remove_directory, write_json
 from remote.agent.root.roots import keep_agent, portable_agent, prepare_root, require_owner
-from remote.agent.root.run_json import read_asked, write_asked
+from remote.agent.root.run_json import load, save
 from remote.agent.run_files.attempts import GONE, new_token, queued_state
 from remote.agent.run_files.outputs import mark_copied
 from remote.agent.run_files.private import keep_private
@@ -29,8 +22,8 @@ from remote.agent.run_files.records import Found, find_run
 from remote.agent.runs.planned_shutdown import plan_shutdown, require_possible
 from remote.agent.runs.queue import one_launch_at_a_time, require_free_gpus
 from remote.agent.shared.reading import read
-from remote.agent.shared.run_records import Asked
-from remote.agent.shared.states import FINAL
+from remote.agent.shared.run_records import Asked, RunDetail
+from remote.agent.shared.states import FINAL, Outcome
 from remote.agent.shared.trees import SYMLINK
 
 SILENT_S = 120.0
@@ -73,7 +66,7 @@ def run_start(call: Call, start: Start) -> Dict[str, Any]:
         elif give_up(directory):
             raise
         else:
-            launched = launched_before(read_json(os.path.join(directory, "state.json")) or {})
+            launched = launched_before(load(RunDetail, directory))
     plan_shutdown(layout, start.shutdown)
     return {"again": again, **launched._asdict()}
 
@@ -81,8 +74,7 @@ def run_start(call: Call, start: Start) -> Dict[str, Any]:
 def give_up(directory: str) -> bool:
     """What the launcher refuses is no run. False where its supervisor has begun all the same: an
     earlier call had started it, or tmux was slow to answer."""
-    state = read_json(os.path.join(directory, "state.json")) or {}
-    if not claim(mark_path(directory, str(state.get("token")))):
+    if not claim(mark_path(directory, load(RunDetail, directory).token)):
         return False
     remove_directory(directory, ASIDE)
     return True
@@ -92,7 +84,7 @@ def create_run(layout: Layout, start: Start, asked: Asked) -> None:
     """It waits to be launched then. Under the lock of launches."""
     require_free_gpus(layout, asked)
     with new_run(layout, start.run, asked) as aside:
-        write_json(os.path.join(aside, "state.json"), queued_state())
+        save(queued_state(), aside)
         keep_private(aside, start.notify, start.env)
 
 
@@ -103,7 +95,7 @@ def new_run(layout: Layout, run: str, asked: Asked) -> Iterator[str]:
     require_release(layout, asked.release)
     with new_directory(layout.run(run), ASIDE) as aside:
         copy_code(layout, asked.release, aside)
-        write_asked(aside, asked)
+        save(asked, aside)
         yield aside
 
 
@@ -126,22 +118,20 @@ def copy_code(layout: Layout, tree: str, directory: str) -> None:
 
 def launch_once(layout: Layout, directory: str) -> Launched:
     """`launch`, where no call before has done it."""
-    state = read_json(os.path.join(directory, "state.json")) or {}
-    if state.get("state") == "queued" and not state.get("supervisor_pid"):
+    state = load(RunDetail, directory)
+    if state.state == "queued" and not state.supervisor_pid:
         return launch(layout, directory)
     return launched_before(state)
 
 
-def launched_before(state: Dict[str, Any]) -> Launched:
-    return Launched(str(state.get("launched") or "already"))
+def launched_before(state: RunDetail) -> Launched:
+    return Launched(state.launched or "already")
 
 
 def launch(layout: Layout, directory: str) -> Launched:
     """Start the supervisor of the attempt that waits, by the launcher that was asked for."""
     kept = keep_agent(layout)
-    asked = read_asked(directory)
-    state = read_json(os.path.join(directory, "state.json")) or {}
-    token = str(state.get("token") or "")
+    asked, token = load(Asked, directory), load(RunDetail, directory).token
     if asked.by_slurm and os.path.exists(portable_agent(layout)):
         kept = portable_agent(layout)
     command = program.command(kept, "supervise", directory, token)
@@ -171,37 +161,36 @@ def run_stop(call: Call, run: str, who: str, gone: bool = False) -> Dict[str, An
 def record_gone(found: Found, who: str) -> None:
     """The end of a run whose host is gone for good. Where that lives all the same, its supervisor
     sees another token, and ends the training."""
-    directory, host = found.path, found.detail.get("host")
-    if not found.detail.get("elsewhere"):
+    directory, host = found.path, found.detail.host
+    if not found.detail.elsewhere:
         raise Refusal("RunFailed", f"{found.run} is on this very host", "stop it without --gone")
     sign = last_sign(directory)
     silent_s = time.time() - sign
     if silent_s < SILENT_S:
         text = f"{host} lives: {found.run} has written something {silent_s:.0f} s ago"
         raise Refusal("RunFailed", text, "stop it without --gone")
-    state = read_json(os.path.join(directory, "state.json")) or {}
-    reason = f"its host {host} is gone, says {who}"
-    ended = dict(state, state="stopped", cause=GONE, reason=reason, ended=sign)
-    write_json(os.path.join(directory, "state.json"), dict(ended, token=new_token()))
+    end = Outcome("stopped", f"its host {host} is gone, says {who}", GONE)
+    ended = load(RunDetail, directory).ended_as(end, sign)
+    save(ended._replace(token=new_token()), directory)
 
 
 @operation("run_attach")
 def run_attach(call: Call, run: str) -> Dict[str, Any]:
     """The line for the login shell that leads into a run."""
     found = find_run(call.layout, run)
-    if found.state != "running" or found.detail.get("elsewhere"):
+    if found.state != "running" or found.detail.elsewhere:
         raise Refusal(
             "RunFailed",
             f"{found.run} is {found.state} here: there is nothing to attach to",
             f"fab -H … logs --run {found.run} --follow",
         )
     line = launcher_of(found.asked).attach(found.path, found.detail)
-    return {"line": line, "launched": str(found.detail.get("launched") or "")}
+    return {"line": line, "launched": found.detail.launched or ""}
 
 
 def refuse_elsewhere(found: Found) -> None:
     """Of a run that another host has."""
-    if found.detail.get("elsewhere"):
-        host = found.detail.get("host")
+    if found.detail.elsewhere:
+        host = found.detail.host
         remedy = f"stop it first: fab -H … stop --run {found.run}"
         raise Refusal("NotFound", f"{found.run} runs on {host}, not on this host", remedy)

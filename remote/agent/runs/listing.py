@@ -1,14 +1,16 @@
 """The runs as they are told, those looked after that Slurm may not have yet."""
 
-import os
+import time
 from typing import Any, Dict, Optional
 
 from remote.agent.launchers.slurm import job_of
 from remote.agent.root.calls import Call, Refusal, operation
-from remote.agent.root.paths import Layout, write_json
+from remote.agent.root.paths import Layout
+from remote.agent.root.run_json import load, save
 from remote.agent.run_files.records import Found, describe_run, find_run, list_runs
 from remote.agent.runs.launch import launch
 from remote.agent.runs.planned_shutdown import describe_plan, look_after_plan
+from remote.agent.shared.run_records import RunDetail
 from remote.agent.shared.states import Outcome
 
 LATER = "waits to be submitted"
@@ -31,22 +33,21 @@ def look_after(layout: Layout, known: Found) -> Found:
     directory, state = known.path, known.detail
     if not known.asked.by_slurm or known.state != "queued":
         return known
-    if state.get("supervisor_pid") or job_of(directory, str(state.get("token") or "")):
+    if state.supervisor_pid or job_of(directory, state.token):
         return known
     try:
         launch(layout, directory)
     except Refusal as refusal:
         if refusal.details.get("limited"):
-            state["waiting"] = f"{LATER}: {refusal.message}"
-            return known
-        ended = Outcome("failed", refusal.message, "not started").as_state()
-        write_json(os.path.join(directory, "state.json"), dict(state, **ended, waiting=None))
+            waiting = f"{LATER}: {refusal.message}"
+            return known._replace(detail=state._replace(waiting=waiting))
+        ended = Outcome("failed", refusal.message, "not started")
+        save(load(RunDetail, directory).ended_as(ended, time.time()), directory)
     return describe_run(layout, known.run)
 
 
 def submit_waiting(layout: Layout) -> None:
     """Those that the site did not take before, the oldest first, until it refuses again."""
     for known in reversed(list_runs(layout)):
-        waiting = look_after(layout, known).detail.get("waiting")
-        if str(waiting or "").startswith(LATER):
+        if look_after(layout, known).detail.waiting.startswith(LATER):
             return

@@ -118,7 +118,7 @@ def when_due(plan: Plan, runs: List[Found]) -> Tuple[Optional[float], str]:
     grace, unfetched = float(plan.get("grace_s") or 0), float(plan.get("unfetched_s") or 0)
     due, why = float(plan.get("since") or 0) + grace, ""
     for run in runs:
-        if run.detail.get("elsewhere"):
+        if run.detail.elsewhere:
             continue
         if run.state not in FINAL:
             return None, f"{run.run} is {run.state}"
@@ -134,10 +134,7 @@ def when_due(plan: Plan, runs: List[Found]) -> Tuple[Optional[float], str]:
 
 def ended_at(run: Found) -> float:
     """Of one that was killed with its supervisor: its last sign of life."""
-    ended = run.detail.get("ended")
-    if isinstance(ended, (int, float)):
-        return float(ended)
-    return last_sign(run.path)
+    return last_sign(run.path) if run.detail.ended is None else run.detail.ended
 
 
 # -- the process that waits

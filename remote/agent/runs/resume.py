@@ -3,14 +3,14 @@ it, on another host."""
 
 import os
 import time
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 from remote.agent.releases.contents import forget, receive, write_tree
 from remote.agent.releases.releases import assemble, checked_manifest, known, require_space
 from remote.agent.root.calls import Call, Refusal, operation
-from remote.agent.root.paths import Layout, place_in, remove_file, write_json
+from remote.agent.root.paths import Layout, place_in, remove_file
 from remote.agent.root.roots import locked, prepare_root
-from remote.agent.root.run_json import write_asked
+from remote.agent.root.run_json import save
 from remote.agent.run_files.attempts import MOVED, past_attempts, queued_state, trainer_checkpoints
 from remote.agent.run_files.outputs import STEP
 from remote.agent.run_files.private import keep_private
@@ -20,8 +20,8 @@ from remote.agent.runs.new_code import take_new_code
 from remote.agent.runs.planned_shutdown import plan_shutdown, require_possible
 from remote.agent.runs.queue import one_launch_at_a_time, require_free_gpus
 from remote.agent.shared.reading import differing, read
-from remote.agent.shared.run_records import Asked
-from remote.agent.shared.states import FINAL
+from remote.agent.shared.run_records import Asked, Attempt, RunDetail
+from remote.agent.shared.states import FINAL, Outcome
 from remote.agent.shared.trees import Entry, tree_hash
 
 SOURCE = "source/"
@@ -59,7 +59,7 @@ def require_something_to_do(found: Found) -> None:
         raise Refusal("NotFound", text, remedy)
 
 
-def begin_attempt(layout: Layout, found: Found, asked: Asked) -> List[Any]:
+def begin_attempt(layout: Layout, found: Found, asked: Asked) -> Tuple[Attempt, ...]:
     """Write down the next attempt of a run that has ended. Returns the attempts before it."""
     require_free_gpus(layout, asked)
     directory, attempts = found.path, past_attempts(found.detail)
@@ -69,8 +69,8 @@ def begin_attempt(layout: Layout, found: Found, asked: Asked) -> List[Any]:
         former = (*former, before)
     for name in ("stop.json", "progress.json", STEP):
         remove_file(os.path.join(directory, name))
-    write_asked(directory, asked._replace(former_releases=former))
-    write_json(os.path.join(directory, "state.json"), queued_state(attempts=attempts))
+    save(asked._replace(former_releases=former), directory)
+    save(queued_state(attempts), directory)
     return attempts
 
 
@@ -117,14 +117,14 @@ def lay_out(layout: Layout, moving: Moving, entries: List[Entry]) -> None:
     lost = [path for path, _, _, sha256 in rest if sha256 not in places]
     if lost:
         raise Refusal("TransferFailed", f"{lost[0]} has not arrived", "run the same command again")
-    state = queued_state(attempts=past_attempts(moving.state))
-    reason = f"moved here from {moving.state.get('host')}"
-    state.update(state="stopped", cause=MOVED, reason=reason, ended=time.time())
+    before = read(RunDetail, moving.state)
+    end = Outcome("stopped", f"moved here from {before.host}", MOVED)
+    state = queued_state(past_attempts(before)).ended_as(end, time.time())
     with new_run(layout, moving.run, asked._replace(release=release)) as place:
         write_tree(place, rest, lambda sha256: (places[sha256], "copy"))
         for path in moving.times.keys() & {entry[0] for entry in rest}:
             os.utime(place_in(place, path), (moving.times[path],) * 2, follow_symlinks=False)
-        write_json(os.path.join(place, "state.json"), state)
+        save(state, place)
 
 
 def is_code(entry: Entry) -> bool:

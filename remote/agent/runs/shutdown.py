@@ -22,7 +22,7 @@ def shutdown(call: Call, command: str, really: bool) -> Dict[str, Any]:
     chosen = command or default_command()
     with one_launch_at_a_time(layout):
         for run in list_runs(layout):
-            if run.detail.get("elsewhere"):
+            if run.detail.elsewhere:
                 continue
             if run.state not in FINAL:
                 raise Refusal(

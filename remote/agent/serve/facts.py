@@ -112,9 +112,8 @@ def overview(call: Call) -> Dict[str, Any]:
 
 
 def brief(run: records.Found) -> Dict[str, Any]:
-    told = run.tell()
-    names = ("run", "state", "host", "release", "gpus")
-    return dict({name: told[name] for name in names}, queue=run.asked.queue)
+    asked = run.asked
+    return {"run": run.run, "state": run.state, "gpus": asked.gpus, "queue": asked.queue}
 
 
 def system_facts() -> Dict[str, Any]:

@@ -1,6 +1,6 @@
 """The words in which a run's way is told, on both ends."""
 
-from typing import Dict, Literal, NamedTuple, Optional
+from typing import Literal, NamedTuple, Optional
 
 State = Literal["queued", "running", "finished", "failed", "stopped", "unknown"]
 LIVE = ("queued", "running")
@@ -39,6 +39,3 @@ class Outcome(NamedTuple):
     state: State
     reason: Optional[str] = None
     cause: Optional[Cause] = None
-
-    def as_state(self) -> Dict[str, Optional[str]]:
-        return dict(self._asdict())

@@ -14,7 +14,7 @@ from remote.agent.supervisor.run_state import RunState
 
 def tell_its_address(state: RunState, asked: Asked) -> None:
     """Post to the address that it was given, if there is one, once the run has ended."""
-    if state.known.get("state") not in FINAL:
+    if state.known.state not in FINAL:
         return
     address = read_text(os.path.join(state.directory, ADDRESS)).strip()
     if not address:

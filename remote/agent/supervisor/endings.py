@@ -80,7 +80,7 @@ class Endings:
             return self.limit
         if not self.asked.by_slurm or os.path.exists(self.stop_file):
             return None
-        return slurm.why_signalled(self.asked, float(self.state.known.get("started") or 0))
+        return slurm.why_signalled(self.asked, self.state.known.started or 0.0)
 
     def who_stopped(self) -> Optional[str]:
         if not self.stop.is_set():

@@ -8,7 +8,7 @@ import urllib.parse
 import urllib.request
 from typing import Any, Dict, Tuple
 
-from remote.agent.shared.run_records import Asked
+from remote.agent.shared.run_records import Asked, RunDetail
 
 TIMEOUT_S = 10.0
 PAUSES_S = (0.0, 2.0, 10.0)
@@ -69,19 +69,17 @@ def message_for(address: str, facts: Dict[str, Any]) -> Tuple[bytes, Dict[str, s
     return json.dumps(body).encode(), {"Content-Type": "application/json"}
 
 
-def facts_of(
-    run: str, asked: Asked, state: Dict[str, Any], summary: Dict[str, Any]
-) -> Dict[str, Any]:
+def facts_of(run: str, asked: Asked, state: RunDetail, summary: Dict[str, Any]) -> Dict[str, Any]:
     accuracy = summary.get("test_accuracy")
     shown = f", test accuracy {100 * accuracy:.2f}%" if isinstance(accuracy, float) else ""
-    reason = f": {state.get('reason')}" if state.get("reason") else ""
+    reason = f": {state.reason}" if state.reason else ""
     return {
         "run": run,
         "name": asked.name,
-        "state": state.get("state"),
-        "reason": state.get("reason"),
+        "state": state.state,
+        "reason": state.reason,
         "test_accuracy": accuracy,
-        "host": state.get("host"),
-        "ended": state.get("ended"),
-        "text": f"{run} {state.get('state')}{shown}{reason} ({state.get('host')})",
+        "host": state.host,
+        "ended": state.ended,
+        "text": f"{run} {state.state}{shown}{reason} ({state.host})",
     }

@@ -4,9 +4,10 @@ full disk ends a training."""
 import contextlib
 import os
 import time
-from typing import Any, Dict
+from typing import Any
 
-from remote.agent.root.paths import read_json, write_json
+from remote.agent.root.run_json import load, save
+from remote.agent.shared.run_records import RunDetail
 from remote.agent.shared.states import Outcome
 from remote.agent.supervisor.disk_guard import DiskGuard
 
@@ -21,22 +22,21 @@ class Superseded(Exception):
 class RunState:
     def __init__(self, directory: str, token: str) -> None:
         self.directory = directory
-        self.path = os.path.join(directory, "state.json")
         self.token = token
-        self.known: Dict[str, Any] = read_json(self.path) or {}
+        self.known = load(RunDetail, directory)
         self.disk = DiskGuard(directory)
         self.untold = False
         self.beat = 0.0
 
     def raise_if_superseded(self) -> None:
-        recorded = read_json(self.path)
-        if recorded is not None and recorded.get("token") != self.token:
+        # What can't be read says nothing.
+        if load(RunDetail, self.directory).token not in ("", self.token):
             raise Superseded
 
     def write(self, **changes: Any) -> None:
         self.raise_if_superseded()
-        self.known.update(changes)
-        write_json(self.path, self.known)
+        self.known = self.known._replace(**changes)
+        save(self.known, self.directory)
         self.untold = False
 
     def record(self, **changes: Any) -> None:
@@ -63,9 +63,9 @@ class RunState:
         elif self.untold:
             self.tell()
 
-    def after(self, outcome: Outcome, **more: Any) -> Dict[str, Any]:
+    def after(self, outcome: Outcome, **more: Any) -> RunDetail:
         """What is known once it has ended so."""
-        return dict(self.known, **outcome.as_state(), ended=time.time(), **more)
+        return self.known.ended_as(outcome, time.time())._replace(**more)
 
     def record_end(self, outcome: Outcome, **more: Any) -> None:
         """Nobody else will tell it: a disk that takes nothing is waited for, for a while."""

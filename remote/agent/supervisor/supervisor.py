@@ -4,7 +4,7 @@ who tells how it ended."""
 import os
 import sys
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 from remote.agent.group.first import First
 from remote.agent.group.group import Group, NotTogether
@@ -17,7 +17,7 @@ from remote.agent.machine.processes import boot_id, start_time
 from remote.agent.root import program
 from remote.agent.root.calls import Refusal
 from remote.agent.root.disk import mount_of
-from remote.agent.root.run_json import read_asked, write_asked
+from remote.agent.root.run_json import load, save
 from remote.agent.run_files.attempts import (
     after_job,
     next_attempt,
@@ -29,7 +29,7 @@ from remote.agent.run_files.attempts import (
 from remote.agent.run_files.records import read_step
 from remote.agent.runs.members import node_of_job
 from remote.agent.runs.queue import Texts, Waiting
-from remote.agent.shared.run_records import Asked
+from remote.agent.shared.run_records import Asked, RunDetail
 from remote.agent.shared.states import Outcome
 from remote.agent.supervisor.afterwards import submit_others, tell_its_address
 from remote.agent.supervisor.endings import Endings
@@ -51,9 +51,9 @@ def main(arguments: List[str]) -> int:
     if not claim(mark_path(directory, token)):
         return 0
     state = RunState(directory, token)
-    if state.known.get("state") != "queued" or state.known.get("supervisor_pid"):
+    if state.known.state != "queued" or state.known.supervisor_pid:
         return 0
-    return Supervisor(state, read_asked(directory)).run()
+    return Supervisor(state, load(Asked, directory)).run()
 
 
 class Supervisor:
@@ -83,7 +83,7 @@ class Supervisor:
             # A stop from before had nobody to signal.
             self.endings.look_around()
             self.supervise()
-            return 0 if self.state.known["state"] == "finished" else 1
+            return 0 if self.state.known.state == "finished" else 1
         except Superseded:
             if self.process is not None:
                 self.process.kill()
@@ -124,13 +124,13 @@ class Supervisor:
 
         def tell(reason: str) -> None:
             self.endings.look_around()
-            if self.state.known.get("waiting") != reason:
+            if self.state.known.waiting != reason:
                 self.state.tell(waiting=reason)
 
         def take(uuids: Texts, indices: Texts) -> None:
             self.asked = self.asked._replace(gpus=uuids, gpu_names=indices, queue=False)
-            write_asked(self.directory, self.asked)
-            self.state.record(waiting=None)
+            save(self.asked, self.directory)
+            self.state.record(waiting="")
 
         waiting = Waiting(self.directory, self.endings.stop, tell, take)
         return waiting.wait(self.asked.wanted_gpus)
@@ -153,16 +153,16 @@ class Supervisor:
             self.end(problem.report.outcome, exit_code=None)
             return False
         self.asked = self.asked._replace(variables=group.variables)
-        if self.state.known.get("restarts"):
+        if self.state.known.restarts:
             # The first host's checkpoints have come by now.
             self.asked = resumed(group.home, self.asked)
-        self.state.tell(nodes=group.names)
+        self.state.tell(nodes=tuple(group.names))
         return True
 
     def run_once(self, again: bool) -> bool:
         """Start it and wait. True where that was the end, which is recorded then; False where
         another attempt is to follow."""
-        attempt = len(self.state.known.get("attempts") or []) + 1
+        attempt = len(self.state.known.attempts) + 1
         if self.group is not None:
             self.group.attempt = attempt
             if not self.come_together(self.group):
@@ -188,8 +188,7 @@ class Supervisor:
             self.conclude(outcome, again, exit_code=code, started=started)
             return True
         attempts = past_attempts(self.state.after(outcome, exit_code=code))
-        restarts = int(self.state.known.get("restarts") or 0) + 1
-        self.state.tell(attempts=attempts, restarts=restarts)
+        self.state.tell(attempts=attempts, restarts=self.state.known.restarts + 1)
         return False
 
     def must_end(self) -> bool:
@@ -237,7 +236,7 @@ class Supervisor:
         """The next attempt goes on from the newest checkpoint where there is one."""
         self.asked = resumed(self.directory, self.asked)
         tell_restart(self.directory, self.state.known, self.asked)
-        self.endings.stop.wait(min(60.0, RESTART_S * self.state.known["restarts"]))
+        self.endings.stop.wait(min(60.0, RESTART_S * self.state.known.restarts))
 
     def conclude(self, outcome: Outcome, again: bool, **more: Any) -> None:
         """The run's end; or, where Slurm has ended it and it may go on, another job's beginning."""
@@ -255,14 +254,14 @@ class Supervisor:
         if self.sampler is not None:
             self.sampler.end()
 
-    def submit_next(self, ended: Dict[str, Any]) -> None:
+    def submit_next(self, ended: RunDetail) -> None:
         """The next attempt is a job of its own, behind this one. Where nodes may not submit, the
         next `status` does."""
         self.wind_up()
         self.state.raise_if_superseded()
         asked = after_job(self.asked)
         self.state.known = next_attempt(self.directory, ended, asked)
-        token = str(self.state.known["token"])
+        token = self.state.known.token
         words = program.command(sys.argv[0], "supervise", self.directory, token)
         try:
             slurm.start(Job(self.directory, words, asked, token))
