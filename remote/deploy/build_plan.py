@@ -112,6 +112,7 @@ def _to_install(
 ) -> BuildPlan:
     late = told.late if told else ()
     pips = [one for one in needs.known.interpreters if one.has_pip and not one.problem]
+    pips.sort(key=lambda one: one.path != item.path)
     return plan._replace(
         install=[line for line in lines if line not in late],
         late=late,

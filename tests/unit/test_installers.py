@@ -168,6 +168,28 @@ def test_a_pip_that_begins_a_cut_download_anew_is_not_built_with(
     assert ran[-1][: 2 + len(program)] == ["/venv/bin/python", *program, "install"]
 
 
+def test_a_pip_that_does_not_run_in_the_new_python_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A system's pip tells its version there all the same."""
+
+    def ask(argv: list[str]) -> str | None:
+        fits = argv[0] == "/new" if "--python" in argv else argv[0] != "/venv/python"
+        return "pip 24.2 from" if fits or (argv[0] == "/old" and "list" not in argv) else None
+
+    monkeypatch.setattr(installers, "_ask", ask)
+    installers._pip_version.cache_clear()
+    try:
+        own = installers.find_pip("/own/python", ["/old", "/new"])
+        found = installers.find_pip("/venv/python", ["/old", "/new"])
+        none = installers.find_pip("/venv/python", ["/old"])
+    finally:
+        installers._pip_version.cache_clear()
+        installers._can_list.cache_clear()
+    assert own == ["/own/python", "-m", "pip"]
+    assert found == ["/new", "-m", "pip", "--python", "/venv/python"] and none is None
+
+
 FLASH = """Collecting flash-attn
   error: subprocess-exited-with-error
 ModuleNotFoundError: No module named 'torch'

@@ -288,9 +288,8 @@ def find_pip(python: str, helpers: Sequence[str]) -> Optional[List[str]]:
     own = [python, "-m", "pip"]
     if _pip_version(*own):
         return own
-    others = ([helper, "-m", "pip"] for helper in helpers)
-    able = next((pip for pip in others if _pip_version(*pip) >= (22, 3)), None)
-    return able and [*able, "--python", python]
+    others = ([helper, "-m", "pip", "--python", python] for helper in helpers)
+    return next((pip for pip in others if _can_list(*pip)), None)
 
 
 def name_of(line: str) -> str:
@@ -304,6 +303,12 @@ def _pip_version(*pip: str) -> Tuple[int, ...]:
     """Empty where it does not run."""
     match = re.match(r"pip (\d+)\.(\d+)", _ask([*pip, "--version"]) or "")
     return (int(match.group(1)), int(match.group(2))) if match else ()
+
+
+@functools.lru_cache(maxsize=None)
+def _can_list(*pip: str) -> bool:
+    """A pip that is too old for a python tells its version there, and crashes with the rest."""
+    return _ask([*pip, "list"]) is not None
 
 
 def _ask(argv: List[str]) -> Optional[str]:
