@@ -55,7 +55,7 @@ def overlay(needs: Needs, item: Candidate) -> EnvironmentPlan:
     plan = _to_install(plan, needs, item, lines, told)
     plan = plan._replace(
         constraints=[*plan.constraints, *(f"{name}=={item.packages[name]}" for name in kept)],
-        need_mib=need_mib(needs, torch, comes if "torch" in item.packages else None),
+        need_mib=0 if "torch" in item.packages else need_mib(torch),
         # A venv made from a venv sees only the base interpreter.
         parent_sites=item.sites if item.is_venv else (),
     )
@@ -76,7 +76,7 @@ def venv(needs: Needs, item: Candidate, because: str) -> EnvironmentPlan:
     plan = _to_install(plan, needs, item, lines, needs.resolution)
     about = f"; torch: {torch.reason}" if torch.build else ""
     why = f"building a venv of {item}: {because}{about}"
-    return _told(plan._replace(need_mib=need_mib(needs, torch)), why)
+    return _told(plan._replace(need_mib=need_mib(torch)), why)
 
 
 def conda(needs: Needs) -> EnvironmentPlan:
@@ -98,7 +98,7 @@ def conda(needs: Needs) -> EnvironmentPlan:
         conda=list(lines),
         detail=["torch"],
         constraints=list(map(str, needs.requirements.constraints)),
-        need_mib=max(need_mib(needs, torch), need_mib(needs, NO_TORCH, names)),
+        need_mib=need_mib(torch),
     )
     return _told(plan, f"{program} makes the environment from {file}")
 

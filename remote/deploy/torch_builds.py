@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from remote.agent.shared.build_plan import NO_TORCH, TorchChoice
@@ -17,7 +17,6 @@ from remote.records import Gpu, GpuReport
 TORCH_INDEX = "https://download.pytorch.org/whl"
 CUDA_TORCH_MIB = 7 * 1024
 CPU_TORCH_MIB = 1500
-SMALL_MIB, PACKAGE_MIB = 200, 50
 KEPLER = re.compile(r"\bK(10|20|40|80)[a-z]?\b")
 """A driver too old to tell the compute capability carries no CUDA that other names are too old
 for."""
@@ -140,12 +139,11 @@ def of_the_family(version: str) -> str | None:
     return tag if tag == "cpu" or tag.startswith(("cu", "rocm")) else None
 
 
-def need_mib(needs: Needs, torch: TorchChoice, missing: Collection[str] | None = None) -> int:
-    """Room for an environment, or for `missing` alone on top of one that has torch."""
-    if torch.build and missing is None:
-        return CPU_TORCH_MIB if torch.build == "cpu" else CUDA_TORCH_MIB
-    count = len(needs.comes or needs.requirements.names) if missing is None else len(missing)
-    return SMALL_MIB + PACKAGE_MIB * count
+def need_mib(torch: TorchChoice) -> int:
+    """Room for an environment with it; 0 without: it may be small, and the disk itself tells."""
+    if not torch.build:
+        return 0
+    return CPU_TORCH_MIB if torch.build == "cpu" else CUDA_TORCH_MIB
 
 
 def _about(report: GpuReport) -> str:

