@@ -278,5 +278,7 @@ class EnvironmentPlan:
     build: BuildPlan = NO_BUILD
     # Packages whose extras the inspection is to look into.
     detail: Sequence[str] = ()
+    # Why the build will fail, and what to do, where the requirements could not be resolved.
+    doubt: Sequence[str] = ()
     # What the user should know beside it.
     notes: tuple[str, ...] = ()

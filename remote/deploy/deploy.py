@@ -68,6 +68,11 @@ def deploy(
     line = session.project.settings.command
     if missing := missing_script(line, session.project.directory, sent):
         session.display.note(f"warning: {missing[0]}; {missing[1]}")
+    unread = session.project.directory / "requirements.txt"
+    if session.project.settings.requirements == "none" and unread.is_file():
+        session.display.note(
+            "note: remote.requirements is none: nothing of requirements.txt is installed there"
+        )
     command = describe_command(line)
     steps = [Step(False, command)] if command else []
     steps.append(put_release(session, facts, release))

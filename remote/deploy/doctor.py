@@ -19,7 +19,14 @@ from remote.deploy import proofs
 from remote.deploy.deploy import ask_facts, choose_environment, read_requirements
 from remote.deploy.setup_key import PREFERRED
 from remote.deploy.torch_builds import torch_build_for
-from remote.errors import GpuUnfit, NotFound, RemoteError, ServerUnfit, UsageError
+from remote.errors import (
+    EnvironmentFailed,
+    GpuUnfit,
+    NotFound,
+    RemoteError,
+    ServerUnfit,
+    UsageError,
+)
 from remote.link.answers import Reach, Runs
 from remote.link.facts import Facts, Root
 from remote.link.session import Project, Session
@@ -219,7 +226,7 @@ def server_checks(session: Session) -> Iterator[Check]:
         runs = session.ask(Runs).runs
         round_trip = time.monotonic() - answered
     except RemoteError as error:
-        yield failed("login", error)
+        yield failed("system" if isinstance(error, ServerUnfit) else "login", error)
         return
     yield from login_checks(session, answered - begun, round_trip)
     yield from machine_checks(facts)
@@ -333,6 +340,14 @@ def environment_checks(session: Session, facts: Facts) -> Iterator[Check]:
         plan = choose_environment(session, facts, read_requirements(session.project))
     except RemoteError as error:
         yield failed("environment", error)
+        return
+    doubt, need, free = plan.doubt, plan.build.need_mib, facts.root.free_mib
+    if free is not None and free < need:
+        remedy = "free some space (fab … clean), or set remote.root to another disk"
+        doubt = f"it needs about {need} MiB, {free} MiB are free", remedy
+    if doubt:
+        text = f"the next deploy can't make it: {show(doubt[0])}"
+        yield problem("environment", text, show(doubt[1]), EnvironmentFailed)
         return
     if plan.kind != "keep":
         yield fine("environment", f"the next deploy makes it: {plan.why}")

@@ -143,13 +143,15 @@ def _plan_any(needs: Needs, found: Sequence[Candidate], notes: list[str]) -> Env
     told = resolution or Resolution()
     chosen = next((item for item in builders if item.path == told.python), None)
     if chosen is not None:
-        notes += [f"passed over {': '.join(one)}" for one in told.failed]
+        notes += [f"passed over {': '.join(one[:2])}" for one in told.failed]
     best = chosen or builders[0]
     plan = venv(needs, best, "no interpreter there has what is required")
     if resolution is None:
         return ask_first(plan, builders)
     has_none = not best.torch_problem and not (needs.needs_torch and "torch" in best.packages)
-    return overlay(needs, best) if best.configured and has_none else plan
+    plan = overlay(needs, best) if best.configured and has_none else plan
+    doubts = [one[1:] for one in told.failed if one[2:] and chosen is None]
+    return replace(plan, doubt=doubts[0] if doubts else ())
 
 
 def require_installer(needs: Needs) -> None:
@@ -176,7 +178,7 @@ def _on_top(needs: Needs, item: Candidate) -> tuple[EnvironmentPlan | None, str]
         return ask_first(plan, [item]), ""
     if told is not None and told.failed:
         torch = item.torch.version
-        return None, f"its torch {torch} can't stay: {one_line(told.failed[0][-1], 300)}"
+        return None, f"its torch {torch} can't stay: {one_line(told.failed[0][1], 300)}"
     return plan, ""
 
 

@@ -59,7 +59,7 @@ def describe_environment(plan: EnvironmentPlan, ready: Ready) -> str:
     if plan.kind == "keep":
         done = plan.why
     elif not ready.made:
-        done = "environment ready: somebody else's deploy has built it"
+        done = "environment ready: it is there already"
     elif plan.kind == "as-is":
         done = f"environment: {made.base} is used as it is" + (
             "" if made.names else ": no packages are asked for"

@@ -156,7 +156,7 @@ class Resolution(Answer):
     packages: Mapping[str, str] | None = None
     # Lines of what needs other packages to be built.
     late: tuple[str, ...] = ()
-    # Pythons that were tried before, and why they can't have it.
+    # Pythons that were tried before, why they can't have it, and what to do (where pip said it).
     failed: tuple[tuple[str, ...], ...] = ()
 
 

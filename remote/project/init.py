@@ -55,10 +55,14 @@ PACKAGES = (
     "conda*.y*ml",
     "env*/*.y*ml",
 )
-MARKS = {".toml": r"^\[project\]", ".yml": r"^dependencies:", ".yaml": r"^dependencies:"}
-"""What such a file holds where it names packages."""
+MARKS = {
+    ".toml": r"^\[(project|tool\.poetry\.dependencies)\]",
+    ".yml": r"^dependencies:",
+    ".yaml": r"^dependencies:",
+}
+"""What such a file holds where it names packages; why Poetry's own table won't do is
+said by deploy and doctor."""
 OTHER_PACKAGES = {
-    "poetry.lock": "poetry export -o requirements.txt writes what is read",
     "pdm.lock": "pdm export -o requirements.txt writes what is read",
     "Pipfile": "pipenv requirements > requirements.txt writes what is read",
     "setup.py": "a requirements.txt with the line `-e .` reads it",
@@ -134,7 +138,7 @@ def write_missing(directory: Path, settings: str, display: Display) -> None:
 
 def tell_packages(directory: Path, packages: list[str], display: Display) -> None:
     if packages[1:]:
-        display.note(f"packages: {packages[0]}; there are {', '.join(packages[1:4])}, too")
+        display.note(f"packages: {packages[0]}; also there: {', '.join(packages[1:4])}")
     elif packages == ["none"]:
         there = [name for name in OTHER_PACKAGES if (directory / name).exists()]
         told = "; ".join(f"{name}: {OTHER_PACKAGES[name]}" for name in there)

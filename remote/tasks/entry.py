@@ -42,7 +42,10 @@ INTERRUPTED_IN = {
     "stop": "interrupted: what was not told to stop goes on; the same command stops it",
     "fetch-results": ARRIVED,
     "upload-data": ARRIVED,
-    "deploy": ARRIVED,
+    "deploy": (
+        "interrupted: what has arrived stays, and a build goes on there; the same command goes on"
+        " behind it"
+    ),
 }
 
 

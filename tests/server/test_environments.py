@@ -150,12 +150,15 @@ def test_the_same_on_top_of_a_plain_interpreter_with_packages_of_the_users(scene
 
 
 def test_no_requirements_build_nothing(scene: Scene) -> None:
-    deployed = scene.deploy("", requirements="none")
+    deployed = scene.deploy("demo\n", requirements="none")
+    assert "nothing of requirements.txt is installed" in scene.shown
     assert scene.requests == 4, "facts, code, interpreters, record"
     assert "no packages are asked for" in last_step(deployed)[1] and not list(
         scene.environments.glob("*/venv")
     )
-    assert last_step(scene.deploy("", requirements="none"))[0] is False and scene.requests == 1
+    assert (
+        last_step(scene.deploy("demo\n", requirements="none"))[0] is False and scene.requests == 1
+    )
 
 
 def test_code_of_many_files_costs_no_more_requests(

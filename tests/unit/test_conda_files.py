@@ -102,7 +102,7 @@ def test_what_is_no_environment_file_is_one_line(tmp_path: Path, text: str, said
         ),
         (["env/gpu.yml", "conda.yaml"], ["conda.yaml", "env/gpu.yml"]),
         (["environment-gpu.yml", "config.yml"], ["environment-gpu.yml"]),
-        (["poetry.lock", "setup.py"], []),
+        (["pdm.lock", "setup.py"], []),
     ],
 )
 def test_init_finds_what_names_the_packages(
@@ -113,3 +113,5 @@ def test_init_finds_what_names_the_packages(
     others = {"pyproject.toml": "[tool.ruff]\n", "environment.yml": "services: []\n"}
     make_tree(tmp_path, others)
     assert not set(others) & set(find_packages(tmp_path))
+    make_tree(tmp_path, {"pyproject.toml": "[tool.poetry.dependencies]\ntimm = '*'\n"})
+    assert "pyproject.toml" in find_packages(tmp_path), "which deploy then says why it won't do"

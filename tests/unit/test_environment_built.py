@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import venv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from remote.agent.environments.builder import SCRIPTS
 from remote.agent.shared.build_plan import NO_TORCH
 from remote.agent.training.surroundings import base_programs
+from remote.deploy import doctor
 from remote.errors import EnvironmentFailed, GpuUnfit
 from remote.records import Settings
 from tests.support.interpreters import (
@@ -183,6 +185,32 @@ def test_torch_that_a_package_of_a_package_brings_is_chosen_and_counted_all_the_
     facts["resolution"]["packages"] = {"ultralytics": "8"}
     found = plan_told(facts, PLAIN, "ultralytics\n")
     assert (found.build.torch, found.build.needs_torch) == (NO_TORCH, False)
+
+
+@pytest.mark.parametrize(
+    ("told", "free_mib", "said"),
+    [
+        ({"failed": [["/p", "the package index can't be reached", "set a mirror"]]}, 900, "index"),
+        ({"failed": [["/p", "no pip of /p tells beforehand"]]}, 900, None),
+        ({"failed": [["/old", "too new", "x"]], "python": "/p", "packages": {}}, 900, None),
+        (
+            {"python": "/p", "packages": {"demo": "1", "torch": "2.9"}},
+            900,
+            "it needs about 7168 MiB",
+        ),
+        ({"python": "/p", "packages": {"demo": "1"}}, 19, None),
+    ],
+)
+def test_doctor_tells_beforehand_why_an_environment_can_not_be_made(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, Any], free_mib: int, said: str | None
+) -> None:
+    facts = make_facts(interpreter("/p"), interpreter("/old"), resolution=told)
+    found = plan_told(facts, PLAIN, "demo\n")
+    monkeypatch.setattr(doctor, "choose_environment", lambda *_: found)
+    monkeypatch.setattr(doctor, "read_requirements", lambda *_: "demo\n")
+    seen = SimpleNamespace(root=SimpleNamespace(free_mib=free_mib), environments=())
+    (check,) = doctor.environment_checks(SimpleNamespace(project=None), seen)  # type: ignore[arg-type]
+    assert (check.level == "problem") is bool(said) and (said or "makes it") in check.text
 
 
 def test_torch_that_stands_below_what_is_asked_for_is_judged_and_proved() -> None:

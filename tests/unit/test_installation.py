@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remote.agent.environments import environments
-from remote.agent.environments.build_failures import Place, classify
+from remote.agent.environments.build_failures import Place, classify, missing_module
 from remote.agent.environments.builder import describe_plan
 from remote.agent.environments.commands import Commands
 from remote.agent.environments.installers import NOT_INSTALLED
@@ -42,7 +42,63 @@ NUMBA = """Collecting numba==0.57
   error: subprocess-exited-with-error
 RuntimeError: Cannot install on Python version 3.13.0; only versions >=3.8,<3.12 are supported.
 """
+LATE = """Collecting toolz<1
+  error: subprocess-exited-with-error
+  × Building wheel for kit-a (pyproject.toml) did not run successfully.
+  │ exit code: 1
+  ╰─> [6 lines of output]
+      building 'kit' extension
+      error: [Errno 2] No such file or directory: 'x86_64-linux-gnu-gcc'
+      [end of output]
+  ERROR: Failed building wheel for kit-a
+  × Building wheel for kit_b (pyproject.toml) did not run successfully.
+  │ exit code: 1
+  ╰─> [50 lines of output]
+      ModuleNotFoundError: No module named 'toolz'
+      [end of output]
+  ERROR: Failed building wheel for kit_b
+Failed to build kit-a kit_b
+error: failed-wheel-build-for-install
+× Failed to build installable wheels for some pyproject.toml based projects
+╰─> kit-a, kit_b
+"""
+"""As pip 26 has it; older ones have the names in the line above."""
+DEPRECATED = """  error: subprocess-exited-with-error
+  × Getting requirements to build wheel did not run successfully.
+  │ exit code: 1
+  ╰─> [15 lines of output]
+      The 'sklearn' PyPI package is deprecated, use 'scikit-learn'
+      rather than 'sklearn' for pip commands.
+      [end of output]
+ERROR: Failed to build 'sklearn' when getting requirements to build wheel
+"""
+DEPRECATED_UV = """error: Failed to build `sklearn==0.0.post12`
+  cause: The build backend returned an error
+         [stderr]
+         The 'sklearn' PyPI package is deprecated, use 'scikit-learn'
+         rather than 'sklearn' for pip commands.
+hint: `sklearn` is often confused for `scikit-learn`.
+"""
 FAILURES = [
+    (LATE.partition("  × Building wheel for kit_b")[0], "kit-a has no ready wheel for this python"),
+    (LATE, "kit-b could not be built: its build needs the module toolz"),
+    (
+        LATE.replace("toolz", "x86_64").replace("ModuleNotFoundError: No module", "nothing"),
+        "kit-a has no ready wheel for this python and could not be built: x86_64-linux-gnu-gcc is",
+    ),
+    (DEPRECATED, "could not be built: The 'sklearn' PyPI package is deprecated"),
+    (DEPRECATED_UV, "could not be built: The 'sklearn' PyPI package is deprecated"),
+    (
+        "Discarding file:///k.tar.gz: Requested gitpkg from file:///k.tar.gz has inconsistent name:"
+        " expected 'y', but metadata has 'gitpkg'\n"
+        "ERROR: No matching distribution found for y (unavailable)",
+        "what the requirements call y calls itself gitpkg",
+    ),
+    (
+        "error: Failed to build `y @ file:///k.tar.gz`\n"
+        "  cause: Package metadata name `gitpkg` does not match given name `y`",
+        "what the requirements call y calls itself gitpkg",
+    ),
     (
         "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
         "the disk is full at /data (0.9 GiB free",
@@ -109,7 +165,7 @@ FAILURES = [
     ),
     (
         "error: command 'gcc' failed: No such file\nERROR: Failed building wheel for foo",
-        "foo has no ready wheel for this python and could not be compiled: gcc is missing",
+        "foo has no ready wheel for this python and could not be built: gcc is missing",
     ),
     (
         "OSError: [Errno 13] Permission denied: '/x/y'\nCheck the permissions.",
@@ -198,6 +254,13 @@ def test_why_an_installation_failed(output: str, message: str) -> None:
     failure = classify(output, PLACE)
     assert message in failure.message
     assert "\n" not in failure.message + failure.remedy and "pw" not in failure.message
+
+
+def test_a_package_that_lacks_another_is_the_one_that_says_so() -> None:
+    """Though others can't be built either."""
+    assert missing_module(LATE) == ("kit-b", "toolz")
+    uv = "error: Failed to build `kit_b==1`\nModuleNotFoundError: No module named 'toolz'"
+    assert missing_module(uv) == ("kit-b", "toolz")
 
 
 def test_torch_that_came_along_unexpected_is_seen_afterwards() -> None:

@@ -105,11 +105,7 @@ def test_the_summary_says_what_was_done_or_why_nothing() -> None:
     other = describe_environment(
         EnvironmentPlan("venv", "why"), Ready(made(needs_torch=False, torch={}), None)
     )
-    assert (
-        other
-        == "environment ready: somebody else's deploy has built it (python 3.11.7); no torch is"
-        " required"
-    )
+    assert other == "environment ready: it is there already (python 3.11.7); no torch is required"
 
 
 def test_check_gpu_tells_what_torch_sees() -> None:

@@ -59,10 +59,11 @@ UNREACHABLE = re.compile(
 )
 HOST = re.compile(r"host='([^']{1,100})'|https?://(?:[^/\s@]*@)?([A-Za-z0-9.-]{1,100})")
 COMPILE = re.compile(
-    r"Failed building wheel for ([\w.-]+)|Failed to build [`']?([\w.-]+)|Could not build wheels for"
-    r" ([\w.-]+)|error while generating package metadata\.\s*╰─> (?!See )([\w.-]+)"
-    r"|Failed to build installable wheels for some pyproject.toml based projects \(?([\w.-]+)"
+    r"Failed building wheel for ([\w.-]+)|Failed to build [`']?(?!installable wheels)([\w.-]+)"
+    r"|Could not build wheels for ([\w.-]+)|some pyproject.toml based projects\s+[(╰─> ]*([\w.-]+)"
+    r"|error while generating package metadata\.\s*╰─> (?!See )([\w.-]+)"
 )
+ERROR = re.compile(r"\s*((ERROR|error|fatal|×)[: ]|\w*(Error|Exception)\b)")
 MISSING_MODULE = re.compile(r"No module named '([\w.]+)'")
 BOUNDS = re.compile(
     r"Requires-Python ([^;\n]+)|requires a different Python: \S+ not in '([^']+)'"
@@ -85,6 +86,7 @@ def classify(text: str, place: Place) -> Failure:
         _wrong_hash,
         _too_old,
         _git,
+        _wrong_name,
         _unreachable,
         _conflict,
         _not_found,
@@ -101,10 +103,12 @@ def missing_module(text: str) -> Optional[Tuple[str, str]]:
     """The package that could not be built for lack of a module, in canonical form, and the
     module."""
     module = MISSING_MODULE.search(text)
-    name = _unbuilt(text)
-    if module is None or name is None:
+    if module is None:
         return None
-    return canonical(name), module.group(1)
+    # Others may have failed, too: pip names each below its words, uv above them.
+    below = _groups(COMPILE, text[module.end() :])
+    name = below[0] if below else _unbuilt(text)
+    return (canonical(name), module.group(1)) if name else None
 
 
 def depends_on_python(text: str) -> bool:
@@ -130,8 +134,8 @@ def _unbuilt(text: str) -> Optional[str]:
 def last_error(text: str, exit_code: Optional[int]) -> str:
     """The last line that looks like an error, with what stands below it, indented."""
     lines = [line for line in text.splitlines() if line.strip()] or [f"exit code {exit_code}"]
-    looks = [re.match(r"\s*((ERROR|error|fatal|×)[: ]|\w*(Error|Exception)\b)", x) for x in lines]
-    last = max((number for number, found in enumerate(looks) if found), default=len(lines) - 1)
+    looks = [number for number, line in enumerate(lines) if ERROR.match(line)]
+    last = max(looks, default=len(lines) - 1)
     below = itertools.takewhile(lambda line: line[0].isspace(), lines[last + 1 :])
     told = " ".join(" ".join([lines[last], *below]).split())
     return re.sub(r"^(ERROR|error): ", "", told)[:300]
@@ -233,6 +237,21 @@ def _git(text: str, place: Place) -> Optional[Failure]:
     )
 
 
+def _wrong_name(text: str, place: Place) -> Optional[Failure]:
+    found = re.search(
+        r"inconsistent name: expected '(.+?)', but metadata has '(.+?)'"
+        r"|metadata name `(.+?)` does not match given name `(.+?)`",
+        text,
+    )
+    if not found:
+        return None
+    wanted, own = found[1] or found[4], found[2] or found[3]
+    return Failure(
+        f"what the requirements call {wanted} calls itself {own}",
+        f"write {own} for {wanted} in the requirements",
+    )
+
+
 def _unreachable(text: str, place: Place) -> Optional[Failure]:
     found = UNREACHABLE.search(text)
     if not found or re.search(r"from versions: (?!none)\S", text):
@@ -260,7 +279,7 @@ def _conflict(text: str, place: Place) -> Optional[Failure]:
         return None
     because = re.search(r"The conflict is caused by:\n((?: {4}.+\n?)+)", text)
     sides = [line.strip() for line in because[1].splitlines()[:4]] if because else []
-    what = "; ".join(sides).replace("The user requested", "wanted:") or found[1]
+    what = "; ".join(sides).replace("The user requested ", "") or found[1]
     if place.constraint and "(constraint)" in text:
         return Failure(
             f"{what}: the requirements contradict {place.constraint} on the server, to which pip"
@@ -309,7 +328,7 @@ def _not_compiled(text: str, place: Place) -> Optional[Failure]:
             " after the other",
         )
     what = (
-        f"{name} has no ready wheel for this python and could not be compiled"
+        f"{name} has no ready wheel for this python and could not be built"
         if name
         else "a package could not be built"
     )
@@ -318,10 +337,21 @@ def _not_compiled(text: str, place: Place) -> Optional[Failure]:
             f"{what}: {tools[0]} is missing or failed",
             "ask for `apt install build-essential`, or use a version with wheels",
         )
-    other = place.plan.older or "another one"
+    said, other = _backend_said(text), place.plan.older or "another one"
     return Failure(
-        what, f"use a version that has wheels for this python, or set remote.python to {other}"
+        f"{what}: {said}" if said else what,
+        f"use a version that has wheels for this python, or set remote.python to {other}",
     )
+
+
+def _backend_said(text: str) -> str:
+    """Why what was to build the package gave up: its last error, else the words it began with."""
+    block = re.compile(
+        r"of output\]\n(.*?)\n *\[end of output\]|\[stderr\]\n(.*?)(?=\nhint:|\Z)", re.S
+    )
+    lines = [line.strip() for line in "".join(_groups(block, text)[-1:]).splitlines()]
+    errors = [line for line in lines if ERROR.match(line)]
+    return "".join(errors[-1:] or lines[:1])[:300]
 
 
 def _forbidden(text: str, place: Place) -> Optional[Failure]:

@@ -27,7 +27,7 @@ def environment_resolve(call: Call, plan: Dict[str, Any]) -> Dict[str, Any]:
     """`plan`: a BuildPlan with its `pythons`. That of an overlay: what its python has stays.
 
     python and packages (canonical name → version) are of the first that can have it all; late: the
-    lines that need another package to be built; failed: [python, why not] of those before it.
+    lines that need another package to be built; failed: [python, why not, remedy] of those before.
     `packages` is null where nothing could be told: the build will say why.
     """
     layout = call.layout
@@ -77,7 +77,7 @@ class Resolution:
                 place = Place(plan, glibc=glibc_version())
                 its_own = depends_on_python(text) or (self.on_top and contradicts(text))
                 if its_own or not self.on_top:
-                    failed.append([python, classify(text, place).message])
+                    failed.append([python, *classify(text, place)])
                 if not its_own:
                     break
         return {"python": None, "packages": None, "late": [], "failed": failed}

@@ -13,7 +13,7 @@ from remote.agent.releases.contents import (
     write_tree,
 )
 from remote.agent.root.calls import Call, Refusal, operation
-from remote.agent.root.disk import naming_disk, require_room
+from remote.agent.root.disk import require_room
 from remote.agent.root.paths import (
     HASH,
     Layout,
@@ -128,7 +128,7 @@ def release_put(
     layout = call.layout
     entries = checked_manifest(tree, manifest)
     prepare_root(call)
-    with locked(call, layout.lock, who), naming_disk(layout.releases):
+    with locked(call, layout.lock, who):
         require_space(layout, entries)
         there = known(layout, entries)
         receive(call, layout.incoming, entries, there)

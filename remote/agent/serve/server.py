@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from remote.agent.root import program
 from remote.agent.root.calls import OPERATIONS, Call, Owner, Refusal
-from remote.agent.root.disk import mount_of
+from remote.agent.root.disk import mount_of, naming_disk
 from remote.agent.root.paths import Layout, resolve_root
 from remote.agent.shared import protocol
 
@@ -112,7 +112,8 @@ class Server:
             args = dict(message["args"])
             call.layout = Layout(resolve_root(args.pop("root")))
             call.owner = Owner(args.pop("project", ""), args.pop("identity", None))
-            result = function(call, **args)
+            with naming_disk(os.path.join(call.layout.root, "")):
+                result = function(call, **args)
             self.send({"id": call.id, "result": result})
         except (BrokenPipeError, EOFError):
             self.gone.set()
