@@ -204,6 +204,24 @@ def test_a_live_run_keeps_its_code_and_environment_whatever_is_told(lab: Lab) ->
     assert names(lab, "runs") == {run}
 
 
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_run_that_can_go_on_keeps_the_environment_that_it_has_had(
+    lab: Lab, stopped: bool
+) -> None:
+    run = train(lab, f"echo up; sleep {60 * stopped}\n", ended=not stopped)
+    if stopped:
+        lab.task("stop")
+    place = lab.root / "runs" / run / "run.json"
+    told = place.read_text()
+    (key,) = names(lab, "env")
+    assert f'"{key}"' in told
+    place.write_text(told.replace(f'"{key}"', f'"{"0" * 16}"'))
+    (lab.root / "env" / ("0" * 16)).mkdir()
+    assert lab.task("clean", yes=True).code == 0
+    assert names(lab, "env") == ({key, "0" * 16} if stopped else {key})
+    assert names(lab, "runs") == {run}
+
+
 def test_old_code_environments_and_leftovers_go(lab: Lab) -> None:
     assert lab.task("deploy").code == 0
     kept = names(lab, "releases"), names(lab, "env")

@@ -77,7 +77,7 @@ def find_unneeded(
             continue
         kept.append({"run": name, "state": run.state, "why": why})
         releases.add(run.asked.release)
-        if run.state not in FINAL:
+        if run.state != "finished":
             environments.add(run.asked.environment_key)
     for tree in _names(layout.releases, HASH):
         if tree not in releases:
@@ -87,7 +87,7 @@ def find_unneeded(
     for key in _names(layout.environments, HASH):
         found = describe_environment(layout, key)
         if key not in environments and not (found and found.building):
-            why = "neither this project's next deploy nor a live run uses it"
+            why = "no run that stays can go on in it, and the next deploy does not use it"
             items.append(_item("environment", key, [layout.environment(key)], why))
     return items + _leftovers(layout), kept
 
