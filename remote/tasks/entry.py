@@ -43,8 +43,8 @@ INTERRUPTED_IN = {
     "fetch-results": ARRIVED,
     "upload-data": ARRIVED,
     "deploy": (
-        "interrupted: what has arrived stays, and a build goes on there; the same command goes on"
-        " behind it"
+        "interrupted: what has arrived stays, and a build that was begun goes on there; the same"
+        " command goes on behind it"
     ),
 }
 

@@ -1,6 +1,7 @@
 """The disk under a path: where it is mounted, and what is free on it. Asked here alone."""
 
 import contextlib
+import errno
 import os
 import re
 from typing import Iterator, NamedTuple, Optional
@@ -93,6 +94,6 @@ def naming_disk(place: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             error.filename = place
         raise
