@@ -185,6 +185,8 @@ class DataPut(Owned):
 
     # Bytes; None: all of it was there, under this name.
     received: int | None = None
+    # The files and bytes of another set that the name led to until now.
+    before: tuple[int, int] | None = None
 
 
 # -- runs

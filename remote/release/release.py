@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from remote.agent.shared import protocol
 from remote.agent.shared.trees import SYMLINK, tree_hash
-from remote.errors import UsageError
+from remote.errors import TransferFailed, UsageError
 from remote.project.settings import listed
 from remote.records import FileEntry, Release
 from remote.release.code_files import (
@@ -135,18 +135,23 @@ def entry_of(
 def content_of(
     project: Path, entry: FileEntry, begin: int = 0, end: int | None = None
 ) -> Iterator[bytes]:
-    """Its bytes [begin, end), in chunks; a file that changed meanwhile is found out by its hash
-    on the other end."""
+    """Its bytes [begin, end), in chunks. Raises TransferFailed for a file that is gone by now, or
+    shorter; any other change is found out by its hash on the other end."""
     place = project / entry.path
-    if entry.mode == SYMLINK:
-        yield os.fsencode(os.readlink(place).replace(os.sep, "/"))[begin:]
-        return
     left = (entry.size if end is None else end) - begin
-    with open(place, "rb") as file:
-        file.seek(begin)
-        while left and (data := file.read(min(protocol.CHUNK, left))):
-            left -= len(data)
-            yield data
+    with contextlib.suppress(OSError):
+        if entry.mode == SYMLINK:
+            yield os.fsencode(os.readlink(place).replace(os.sep, "/"))[begin:]
+            return
+        with open(place, "rb") as file:
+            file.seek(begin)
+            while left and (data := file.read(min(protocol.CHUNK, left))):
+                left -= len(data)
+                yield data
+            if not left:
+                return
+    text = f"{place} changed or went away while it was being sent"
+    raise TransferFailed(text, remedy="run the same command again")
 
 
 def upload_frames(

@@ -47,7 +47,8 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Uploaded:
-    """`sent`: bytes; None where all was there under this name already."""
+    """`sent`: bytes; None where all was there under this name already. `before`: the files and
+    bytes of another set that the name led to until now."""
 
     name: str
     files: int
@@ -55,6 +56,7 @@ class Uploaded:
     sent: int | None
     seconds: float
     tree: str
+    before: tuple[int, int] | None = None
 
 
 def upload_data(session: Session, given: str, name: str | None = None) -> Uploaded:
@@ -72,13 +74,13 @@ def upload_data(session: Session, given: str, name: str | None = None) -> Upload
         raise UsageError(f"{given} holds no files", step="upload-data")
     data = DataSet(name or path.name, path.parent if is_file else path, entries, is_file)
     started = time.monotonic()
-    sent = session.patiently(lambda: send(session, data), "what has arrived stays", TRIES)
+    done = session.patiently(lambda: send(session, data), "what has arrived stays", TRIES)
     total, seconds = sum(entry.size for entry in entries), time.monotonic() - started
-    return Uploaded(data.name, len(entries), total, sent, seconds, data.tree)
+    sent, before = done.received, done.before
+    return Uploaded(data.name, len(entries), total, sent, seconds, data.tree, before)
 
 
-def send(session: Session, data: DataSet) -> int | None:
-    """Bytes sent; None where all was there under this name already."""
+def send(session: Session, data: DataSet) -> DataPut:
     done = session.ask(
         DataPut,
         waiting_note(session, " is sending data"),
@@ -90,7 +92,7 @@ def send(session: Session, data: DataSet) -> int | None:
         who=who_am_i(),
     )
     session.display.clear()
-    return done.received
+    return done
 
 
 def show_uploaded(session: Session, done: Uploaded) -> None:
@@ -103,6 +105,12 @@ def show_uploaded(session: Session, done: Uploaded) -> None:
         f"{done.name}: {done.files} files, {size(done.bytes)} on {session.host}; {sent};"
         " verified by sha256"
     )
+    if done.before is not None:
+        files, count = done.before
+        session.display.note(
+            f"{done.name} was another set until now"
+            f" ({files} file{'s' * (files != 1)}, {size(count)})"
+        )
     use = "" if done.name == ARCHIVE else f" --data {shlex.quote(done.name)}"
     session.display.line(f"use it: fab -H {session.typed} train{use}")
     if not session.project.has_own_trainer:

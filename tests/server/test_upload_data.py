@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from remote.link import session
+from remote.link.session import Session
 from remote.loopback import LoopbackServer
 from remote.transfer import upload
 from tests.support.faults import LOST, Done, Lab, short_pauses, wait_until
@@ -115,6 +116,69 @@ def test_clean_leaves_a_live_run_what_its_command_reads(
     wait_until(lambda: lab.rows()[0]["state"] == "finished")
     assert (lab.root / "runs" / run / "train.log").read_text() == "up\n900000\n"
     assert lab.task("clean", yes=True).code == 0 and not before.exists()
+
+
+def test_what_is_gone_or_was_altered_there_is_sent_again(lab: Lab, photos: Path) -> None:
+    """Also where nobody's eyes would see it, and where another set has the same contents."""
+
+    def sent(folder: Path, name: str | None = None) -> int | None:
+        (told,) = json.loads(lab.task("upload_data", path=str(folder), name=name).out)
+        found = visible(lab.root / "data" / (name or folder.name))
+        assert {each: found[each] for each in visible(folder)} == visible(folder)
+        return told["sent"]  # type: ignore[no-any-return]
+
+    def alter(name: str, content: str) -> None:
+        file = lab.root / "data" / "photos" / name
+        before = file.stat()
+        file.chmod(0o600)
+        file.write_text(content)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    lab.json = True
+    sent(photos)
+    there = lab.root / "data" / "photos"
+    assert {path.stat().st_mode & 0o777 for path in there.rglob("*.png")} == {0o444}
+    (there / "train/cat/2.png").unlink()
+    alter("train/dog/7.png", "dog X\n")
+    alter("train/dog/8.png", "dog 8\nand more")
+    (there / "made by a training").touch()
+    assert sent(photos) == len("cat 2\ndog 7\ndog 8\n") and sent(photos) is None
+    assert (there / "made by a training").exists()
+    alter("train/dog/9.png", "dog X\n")
+    other = make_tree(photos.parent / "other", {"9.png": "dog 9\n", "1.png": "dog 1\n"})
+    assert sent(other) == len("dog 9\n"), "an altered file is nobody's source"
+    assert sent(photos, "again") == 0 and sent(photos) is None
+
+
+@pytest.mark.parametrize("content", [None, "short", "x" * 900_000, "y" * 900_001])
+def test_a_file_that_changes_while_it_is_sent_is_named(
+    lab: Lab, photos: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    def late(session: Session, data: upload.DataSet) -> object:
+        monkeypatch.undo()
+        kept = (photos / "big").read_bytes()
+        (photos / "big").unlink()
+        if content is not None:
+            (photos / "big").write_text(content)
+        try:
+            return upload.send(session, data)
+        finally:
+            (photos / "big").write_bytes(kept)
+
+    monkeypatch.setattr(upload, "send", late)
+    done = lab.task("upload_data", path=str(photos))
+    assert done.code == 12 and len(done.error_lines) == 1 and "big" in done.error_lines[0], done
+    assert "while it was being sent" in done.err
+    assert lab.task("upload_data", path=str(photos)).code == 0
+    assert visible(lab.root / "data" / "photos") == visible(photos)
+
+
+def test_a_name_that_led_to_another_set_is_told(lab: Lab, photos: Path) -> None:
+    one = make_tree(photos.parent / "one", {"a.png": "abc"})
+    lab.task("upload_data", path=str(one), name="photos")
+    done = lab.task("upload_data", path=str(photos))
+    assert "photos was another set until now (1 file, 3 B)" in done.err, done
+    assert "another set" not in lab.task("upload_data", path=str(photos)).err
 
 
 def test_it_goes_on_where_a_cut_stopped_it(

@@ -1,12 +1,15 @@
 """Data on the server: sent once, kept by their content, shared by all runs. `data/<name>` leads
 to them."""
 
+import contextlib
 import os
 import re
-from typing import Any, Container, Dict, Iterator, List, NamedTuple, Optional, Tuple
+import stat
+from typing import Any, Container, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from remote.agent.releases.contents import (
     forget,
+    hashes,
     known_contents,
     partly_received,
     places_of,
@@ -19,6 +22,7 @@ from remote.agent.root.disk import naming_disk, require_room
 from remote.agent.root.paths import (
     HASH,
     Layout,
+    hash_file,
     list_names,
     new_directory,
     place_in,
@@ -63,14 +67,39 @@ def find_data(layout: Layout, data: str) -> Optional[str]:
     return None
 
 
-def sets_of(layout: Layout) -> Iterator[Tuple[str, List[Entry]]]:
-    """Every set that is here whole: its directory and its manifest."""
+def sets_of(layout: Layout, wanted: Set[str]) -> Iterator[Tuple[str, List[Entry]]]:
+    """Every set: its directory, and what lies there of the wanted contents as it was sent."""
     for tree in filter(HASH.match, list_names(layout.sets)):
-        yield layout.set(tree), stored_entries(layout.set_manifest(tree))
+        entries = [
+            entry for entry in stored_entries(layout.set_manifest(tree)) if entry[3] in wanted
+        ]
+        altered = find_altered(layout, tree, entries)
+        yield layout.set(tree), [entry for entry in entries if entry not in altered]
 
 
 def find_contents(layout: Layout, entries: List[Entry]) -> Dict[str, bytes]:
-    return known_contents(layout.data_incoming, sets_of(layout), entries)
+    return known_contents(layout.data_incoming, sets_of(layout, hashes(entries)), entries)
+
+
+def find_altered(layout: Layout, tree: str, entries: List[Entry]) -> Set[Entry]:
+    """Those of a set that are gone, or are not what was sent. What nobody has touched since the set
+    was whole is not read again: a file's status changes with every write, and every new name."""
+    try:
+        whole_ns = os.stat(layout.set_manifest(tree)).st_mtime_ns
+    except OSError:
+        return set(entries)
+
+    def is_altered(entry: Entry) -> bool:
+        place = place_in(layout.set(tree), entry[0])
+        try:
+            status = os.lstat(place)
+            if not stat.S_ISREG(status.st_mode) or status.st_size != entry[2]:
+                return True
+            return status.st_ctime_ns > whole_ns and hash_file(place) != entry[3]
+        except OSError:
+            return True
+
+    return {entry for entry in entries if is_altered(entry)}
 
 
 def checked_name(layout: Layout, name: str) -> str:
@@ -105,27 +134,41 @@ class Sent(NamedTuple):
 
 @operation("data_put", takes=Sent)
 def data_put(call: Call, sent: Sent) -> Dict[str, Any]:
-    """Receive what is missing, lay it out, and give it its name. `received`: bytes; null where the
-    name led to it already."""
+    """Receive what is missing or was altered, lay it out, and give it its name. `received`: bytes;
+    null where the name led to all of it already. `before`: the files and bytes of another set that
+    the name led to."""
     layout, tree = call.layout, sent.tree
     entries = checked_manifest(tree, sent.manifest)
     prepare_root(call)
     link = os.path.join(layout.data, checked_name(layout, sent.name))
-    if os.path.isdir(layout.set(tree)) and leads_to(link, layout.set(tree)):
+    if leads_to(link, layout.set(tree)) and not find_altered(layout, tree, entries):
+        os.utime(layout.set_manifest(tree))
         return {"received": None}
     received = 0
     with locked(call, layout.data_lock, sent.who), naming_disk(layout.sets):
-        if not os.path.isdir(layout.set(tree)):
+        if find_altered(layout, tree, entries):
             there = find_contents(layout, entries)
             require_space(layout, entries, there)
             received = receive(call, layout.data_incoming, entries, there)
             lay_out(layout, tree, entries, there)
             forget(layout.data_incoming, entries)
+        os.utime(layout.set_manifest(tree))  # what was linked until now is what was sent
+        before = describe_set(layout, link, tree)
         target = os.path.join(
             os.path.basename(layout.sets), tree, *([entries[0][0]] if sent.single else [])
         )
         write_link(link, target)
-    return {"received": received}
+    return {"received": received, "before": before}
+
+
+def describe_set(layout: Layout, link: str, but: str) -> Optional[List[int]]:
+    """The files and bytes of the set that a name leads to; None where it leads to none, or to
+    `but`."""
+    for tree in filter(HASH.match, list_names(layout.sets)):
+        if tree != but and leads_to(link, layout.set(tree)):
+            entries = stored_entries(layout.set_manifest(tree))
+            return [len(entries), sum(size for _, _, size, _ in entries)]
+    return None
 
 
 def require_space(layout: Layout, entries: List[Entry], there: Container[str]) -> None:
@@ -139,25 +182,39 @@ def require_space(layout: Layout, entries: List[Entry], there: Container[str]) -
 
 
 def lay_out(layout: Layout, tree: str, entries: List[Entry], there: Dict[str, bytes]) -> None:
-    """The set appears whole. What another set has already takes no room twice."""
+    """The set appears whole; of one that is here what was altered is put in its place. What another
+    set has already takes no room twice, so nobody may write into it."""
     problem = "the data is not complete on the server"
-    places = places_of(layout.data_incoming, entries, there, problem)
+    altered = find_altered(layout, tree, entries)
+    wanted = [entry for entry in entries if entry in altered]
+    places = places_of(layout.data_incoming, wanted, there, problem)
     incoming = os.fsencode(layout.data_incoming)
     os.makedirs(layout.sets, mode=0o700, exist_ok=True)
     remove_leftovers(layout.sets)
-    with new_directory(layout.set(tree)) as aside:
+    is_new = not os.path.isdir(layout.set(tree))
+    with new_directory(layout.set(tree)) if is_new else mended(layout, tree, wanted) as place:
         # The first of each content, where a second one finds it.
-        first = {sha256: place_in(aside, path) for path, _, _, sha256 in reversed(entries)}
+        first = {sha256: place_in(place, path) for path, _, _, sha256 in reversed(wanted)}
 
         def source(sha256: str) -> Tuple[bytes, str]:
-            place = places[sha256]
-            if not place.startswith(incoming):
-                return place, "link"
+            found = places[sha256]
+            if not found.startswith(incoming):
+                return found, "link"
             places[sha256] = first[sha256]
-            return place, "take"
+            return found, "take"
 
-        write_tree(aside, entries, source)
+        read_only = [(path, mode & ~0o222, size, sha256) for path, mode, size, sha256 in wanted]
+        write_tree(place, read_only, source)
         write_json(layout.set_manifest(tree), {"entries": entries})
+
+
+@contextlib.contextmanager
+def mended(layout: Layout, tree: str, wanted: List[Entry]) -> Iterator[str]:
+    """The set as it is here, without those that are to be placed."""
+    for path, *_ in wanted:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(place_in(layout.set(tree), path))
+    yield layout.set(tree)
 
 
 @operation("reach")

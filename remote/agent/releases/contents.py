@@ -84,6 +84,7 @@ def receive(call: Call, incoming: str, entries: List[Entry], there: Container[st
     bytes a content goes on. With `stored` the bytes came over another channel, as `content_piece`.
     """
     sizes, total = {sha256: size for _, _, size, sha256 in entries}, 0
+    names = {sha256: path for path, _, _, sha256 in entries}
     missing = sorted(sha256 for sha256 in sizes if sha256 not in there)
     all_of_it = len(missing) == len(sizes)
     begun = partly_received(incoming, missing)
@@ -109,7 +110,7 @@ def receive(call: Call, incoming: str, entries: List[Entry], there: Container[st
                     partial[sha256] = _begin(os.path.join(incoming, sha256), sizes[sha256], have)
                 partial[sha256].write(piece)
                 if last:
-                    partial.pop(sha256).finish(sha256)
+                    partial.pop(sha256).finish(sha256, names[sha256])
             if stored:
                 os.unlink(stored)
     finally:
@@ -216,13 +217,13 @@ class _Partial:
         self.digest.update(data)
         self.file.write(data)
 
-    def finish(self, sha256: str) -> None:
+    def finish(self, sha256: str, name: str) -> None:
         self.file.close()
         if self.digest.hexdigest() != sha256:
             self.drop()
             raise Refusal(
                 "TransferFailed",
-                "a file changed while it was being sent",
+                f"{name!r:.120} changed while it was being sent",
                 "run the same command again",
             )
         os.replace(self.temporary, self.path)
@@ -241,7 +242,7 @@ class _Unneeded(_Partial):
     def write(self, data: bytes) -> None:
         pass
 
-    def finish(self, sha256: str) -> None:
+    def finish(self, sha256: str, name: str) -> None:
         pass
 
     def close(self) -> None:
