@@ -9,10 +9,11 @@ from typing import Literal, NamedTuple
 from remote.agent.shared.build_plan import NO_BUILD, BuildKind, BuildPlan
 from remote.agent.shared.gpu_choice import Gpu, GpuProcess, GpuReport
 from remote.agent.shared.run_records import Asked, RunDetail
-from remote.agent.shared.states import FINAL, State
+from remote.agent.shared.states import FINAL, LIVE, State
 
 __all__ = [
     "FINAL",
+    "LIVE",
     "Asked",
     "EnvironmentPlan",
     "FileEntry",

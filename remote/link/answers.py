@@ -245,6 +245,8 @@ class Stopping(Owned):
     run: str
     state: State = "unknown"
     asked: bool = False
+    # Those of that name that go on.
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

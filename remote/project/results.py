@@ -65,7 +65,9 @@ def load(kind: type[R], run: Path | None) -> R:
 
 def went_on_elsewhere(directory: Path, run: Run) -> bool:
     """Whether what was fetched of a run has an attempt that its server, asked now, knows nothing
-    of. An attempt is known by the time of its start."""
+    of. An attempt is known by the time of its start; a record that can't be read tells none."""
+    if run.state == "unknown":
+        return False
     mine = [*load(RunDetail, directory).starts]
     if not mine[-1] or mine[-1] in mine[:-1]:
         mine.pop()  # not started yet

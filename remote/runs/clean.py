@@ -13,7 +13,7 @@ from remote.errors import RemoteError
 from remote.link.answers import Cleaned
 from remote.link.sending import waiting_note
 from remote.link.session import Session, who_am_i
-from remote.records import FINAL
+from remote.records import LIVE
 from remote.screen.tables import Column
 from remote.screen.text import show, size
 from remote.transfer.here import seen_here
@@ -75,7 +75,7 @@ def show_cleaned(session: Session, answer: Cleaned, remove: bool, dest: str | No
     """What goes or has gone, and what each run that stays waits for."""
     display, items = session.display, answer.items
     elsewhere = f" --dest {shlex.quote(dest)}" if dest else ""
-    ended = [run for run in answer.kept if run.state in FINAL]
+    ended = [run for run in answer.kept if run.state not in LIVE]
     for run in ended:
         display.note(f"kept: {show(run.run)} ({run.state}): {show(run.why)}")
     if ended:

@@ -15,6 +15,8 @@ STOP_WAIT_S = 90.0
 def stop_one(session: Session, run: str, gone: bool = False) -> Run:
     """Ask for its end, and wait for it; `gone`: record it, as its host is."""
     answer = session.ask(Stopping, run=run, who=who_am_i(), gone=gone)
+    if answer.others:
+        session.display.note(f"others go on: {', '.join(map(show, answer.others))}")
     if answer.asked:
         try:
             return wait_until_stopped(session, answer.run, answer.state == "queued")

@@ -162,7 +162,7 @@ def upload_data(work: Work, path: str, name: str | None = None) -> int:
 @task(
     help={
         "yes": "remove what is listed",
-        "run": "a run that may go although not all of it is here; may be given several times",
+        "run": "this run alone, although not all of it is here; may be given several times",
         "dest": "where fetch-results has brought the runs (default: results/)",
         "json": "print only JSON on stdout",
     }
@@ -173,7 +173,7 @@ def clean(work: Work, yes: bool = False, run: Sequence[str] = (), dest: str | No
 
     That is releases, environments, images, and runs that lie here completely, as they were fetched.
     A run that has not ended stays, and so does one of which something is not here, whoever has
-    fetched it, unless it is named by --run.
+    fetched it, unless it is named by --run: then nothing else goes.
 
         fab -H user@host clean --yes
 

@@ -198,6 +198,8 @@ def show_fetched(display: Display, fetched: Fetched) -> None:
                 display.note(f"{path} can't be read on the server: {why}")
             else:
                 display.note(f"{path} vanished on the server meanwhile; fetch again")
+    for path, kept in fetched.kept.items():
+        display.note(f"{path} was changed here, and is replaced; yours is {kept} beside it")
     show_left(display, fetched)
 
 
@@ -218,4 +220,5 @@ def fetched_json(fetched: Fetched, host: str) -> dict[str, Any]:
         "changed": fetched.changed,
         "received": fetched.received,
         "left": list(map(asdict, fetched.left)),
+        "kept": fetched.kept,
     }

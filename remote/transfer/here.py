@@ -17,7 +17,8 @@ FINE_S, COARSE_S = 0.01, 2.0
 
 
 def seen_here(session: Session, run: str, dest: Path) -> str | None:
-    """The server's hash over what a run has made, where all of that lies in `dest`; else None.
+    """The server's hash over what a run has made, where all of that lies in `dest`; else None, and
+    where only some of it differs that is told.
 
     A fetch has verified it, and gave each file the server's time: names, sizes and times tell
     whether it is what was fetched.
@@ -28,8 +29,14 @@ def seen_here(session: Session, run: str, dest: Path) -> str | None:
         directory = directory_of(session, dest, answer.run)
     except TransferFailed:  # a link, which a fetch does not write into either
         return None
-    whole = not any(row.lost for row in left)
-    return answer.seen if whole and all(is_here(directory, file) for file in files) else None
+    lost = [row for row in left if row.lost]
+    apart = [file for file in files if not is_here(directory, file)]
+    if apart and len(apart) < len(files):
+        session.display.note(
+            f"{answer.run.run}: {len(apart)} of {len(files)} files are not here as they are on the"
+            " server"
+        )
+    return None if apart or lost else answer.seen
 
 
 def is_here(directory: Path, file: RemoteFile) -> bool:

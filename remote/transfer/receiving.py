@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -13,8 +14,13 @@ from typing import IO, Any
 
 from remote.agent.shared.trees import SYMLINK
 from remote.errors import ProtocolError, TransferFailed
+from remote.project.results import read_mapping
 from remote.records import Run
 from remote.transfer.manifest import PARTS, SOURCE, Left, RemoteFile
+
+RECORDS = ("run.json", "state.json", "progress.json", "summary.json")
+FINEST_NS = 2000
+"""As exactly as file systems keep a time that is set."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ class Fetched:
     # What stays on the server by remote.results, or since it can't be had: the size counts what
     # would be lost with the run.
     left: list[Left] = field(default_factory=list)
+    # Changed here and replaced: path → the name that it has now.
+    kept: dict[str, str] = field(default_factory=dict)
     # An earlier fetch has brought all of it, as it is there now.
     known_complete: bool = False
 
@@ -128,6 +136,8 @@ class Receiver:
         self.current: tuple[RemoteFile, LocalBytes | None] | None = None
         self.digest: hashlib._Hash = hashlib.sha256()
         self.position = 0
+        # What is here is how what is there begins.
+        self.grew = False
         self.output: IO[bytes] | None = None
         self.content = bytearray()
 
@@ -155,6 +165,7 @@ class Receiver:
         if offset not in (0, have.size if have else 0) or type(offset) is not int:
             raise ProtocolError("the server starts a file at a wrong place")
         self.position = offset
+        self.grew = bool(have and offset and not have.part)
         self.digest = have.digest.copy() if have and offset else hashlib.sha256()
         self.content = bytearray()
 
@@ -227,10 +238,16 @@ class Receiver:
             _set_time(place, file.changed)
         elif file.mode == SYMLINK:
             self.links.append((file, bytes(self.content)))
+        elif file.path in RECORDS and _holds_record(place) and not _holds_record(part):
+            part.unlink()
+            why = "it can't be read on the server; the one that is here stays"
+            self.fetched.left.append(Left(file.path, 0, why, True))
         else:
             _set_mode(part, file.mode)
             _set_time(part, file.changed)
             refuse_directory(place)
+            if not self.grew and file.changed is not None and _was_written_here(place):
+                self.fetched.kept[file.path] = _keep_beside(place)
             os.replace(part, place)
             self.fetched.changed += 1
 
@@ -268,6 +285,28 @@ def _holds(part: Path, length: int) -> bool:
     return part.is_file() and part.stat().st_size == length
 
 
+def _holds_record(place: Path) -> bool:
+    return bool(read_mapping(place.parent, place.name))
+
+
+def _was_written_here(place: Path) -> bool:
+    """A fetch sets the server's time, which is told in milliseconds; a write has any other."""
+    try:
+        status = place.lstat()
+    except OSError:
+        return False
+    apart_ns = (status.st_mtime_ns + 500_000) % 1_000_000 - 500_000
+    return stat.S_ISREG(status.st_mode) and abs(apart_ns) > FINEST_NS
+
+
+def _keep_beside(place: Path) -> str:
+    kept = place.with_name(f"{place.name}.mine")
+    while kept.exists():
+        kept = kept.with_name(f"{kept.name}.mine")
+    os.replace(place, kept)
+    return kept.name
+
+
 def refuse_directory(place: Path) -> None:
     if place.is_dir() and not place.is_symlink():
         text = f"{place} is a directory here, and none in the run"
@@ -282,6 +321,6 @@ def _set_mode(path: Path, mode: int) -> None:
 def _set_time(path: Path, changed: float | None) -> None:
     """As it is there: on another server the run goes on from the checkpoint that was written
     last."""
-    if changed is not None and abs(path.lstat().st_mtime - changed) > 0.01:
+    if changed is not None and abs(path.lstat().st_mtime - changed) > 1e-4:
         with contextlib.suppress(OSError, NotImplementedError):
             os.utime(path, (changed, changed), follow_symlinks=not path.is_symlink())

@@ -132,7 +132,8 @@ def test_what_was_fetched_and_is_not_here_goes_only_where_it_is_named(
     content, status = made.read_bytes(), made.stat()
     for change in (b"", content[:-1], content[:-1] + b"y"):
         made.write_bytes(change)
-        assert "not here" in lab.task("clean", yes=True, dest=str(aside)).err
+        told = lab.task("clean", yes=True, dest=str(aside)).err
+        assert "not here" in told and f"{run}: 1 of " in told
         assert names(lab, "runs") == {run}
     made.write_bytes(content)
     os.utime(made, (status.st_atime, status.st_mtime))

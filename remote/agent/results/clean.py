@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
 from remote.agent.data.datasets import leads_to
 from remote.agent.environments.environments import describe_environment
 from remote.agent.environments.resolution import ASIDE as RESOLVING
+from remote.agent.machine.others import own_processes, roots_of
 from remote.agent.releases.releases import current_release
 from remote.agent.root.calls import Call, Refusal, operation
 from remote.agent.root.paths import ASIDE, HASH, RUN_ID, Layout, list_names, random_name
@@ -17,7 +18,7 @@ from remote.agent.root.roots import locked, locked_if_free, prepare_root
 from remote.agent.run_files.fetched import why_not_fetched
 from remote.agent.run_files.records import Found, describe_run, find_run, list_runs, read_mark
 from remote.agent.runs.queue import one_launch_at_a_time
-from remote.agent.shared.states import FINAL
+from remote.agent.shared.states import FINAL, LIVE
 
 GONE = ".gone-"
 LEFTOVER_S = 3600.0
@@ -30,7 +31,7 @@ class Wanted(NamedTuple):
     who: str
     # The key of the one that the next deploy would keep.
     environment: str = ""
-    # Runs that have ended and may go although the laptop has not all of them.
+    # Runs that have ended and are to go, these alone, although the laptop has not all of them.
     named: Sequence[str] = ()
     # Those that it has, each with the hash over what it has compared, as `fetch_manifest` told it.
     here: Mapping[str, str] = {}
@@ -52,7 +53,7 @@ def clean(call: Call, wanted: Wanted) -> Dict[str, Any]:
     with locked(call, layout.lock, wanted.who), locked_if_free(layout.data_lock) as has_data:
         unwanted = {find_run(layout, name).run for name in wanted.named}
         items, kept = find_unneeded(layout, wanted.environment, unwanted, wanted.here)
-        items += find_unneeded_data(layout) if has_data else []
+        items += find_unneeded_data(layout) if has_data and not unwanted else []
         if wanted.remove:
             for item in items:
                 _remove(layout, item)
@@ -63,15 +64,17 @@ def clean(call: Call, wanted: Wanted) -> Dict[str, Any]:
 def find_unneeded(
     layout: Layout, environment: str, unwanted: Set[str], here: Mapping[str, str]
 ) -> Any:
-    """The items to remove, each with its `paths`; and the runs that stay."""
+    """The items to remove, each with its `paths`; and the runs that stay. Where runs are named, of
+    these alone."""
     items: List[Dict[str, Any]] = []
     kept: List[Dict[str, Any]] = []
     releases, environments = {current_release(layout)}, {environment}
-    for name in _names(layout.runs, RUN_ID):
+    for name in sorted(unwanted) or _names(layout.runs, RUN_ID):
         run = describe_run(layout, name)
         why = why_to_keep(layout, run, here)
-        if why is None or (name in unwanted and run.state in FINAL):
-            reason = "fetched completely" if why is None else f"named by --run ({why})"
+        if why is None or (name in unwanted and not goes_on(run)):
+            reason = why or "fetched completely"
+            reason = f"named by --run ({reason})" if unwanted else reason
             item = _item("run", name, [run.path], f"{run.state}, {reason}")
             items.append(dict(item, here=here, unwanted=name in unwanted))
             continue
@@ -79,6 +82,8 @@ def find_unneeded(
         releases.add(run.asked.release)
         if run.state != "finished":
             environments.add(run.asked.environment_key)
+    if unwanted:
+        return items, kept
     for tree in _names(layout.releases, HASH):
         if tree not in releases:
             paths = [layout.release(tree), layout.manifest(tree)]
@@ -115,13 +120,22 @@ def why_to_keep(
     layout: Layout, run: Found, here: Mapping[str, str], directory: str = ""
 ) -> Optional[str]:
     """None where nothing needs the run any more: the laptop that asks has all of it."""
-    if run.state not in FINAL:
+    if goes_on(run):
         return "it has not ended"
+    if run.state not in FINAL:
+        return str(run.detail.reason)
     why = why_not_fetched(layout, run, directory=directory)
     mark = read_mark(directory or run.path, run.detail)
     if why is None and here.get(run.run) != mark.get("seen"):
         return f"fetched by {mark.get('who')}, not here"
     return why
+
+
+def goes_on(run: Found) -> bool:
+    """Of one whose record can't be read its supervisor tells that it does."""
+    if run.state == "unknown":
+        return run.path in roots_of(own_processes(), b"supervise")
+    return run.state in LIVE
 
 
 def _leftovers(layout: Layout) -> List[Dict[str, Any]]:
@@ -207,7 +221,7 @@ def _remove(layout: Layout, item: Dict[str, Any]) -> None:
     is_run = item["kind"] == "run"
     with one_launch_at_a_time(layout) if is_run else contextlib.nullcontext():
         run = describe_run(layout, item["name"]) if is_run else None
-        if run is not None and run.state not in FINAL:
+        if run is not None and goes_on(run):
             raise Refusal("RunFailed", f"{item['name']} runs again", "nothing of it was removed")
         gone = [_set_aside(layout, item, run, path) for path in item["paths"]]
     for aside in filter(None, gone):

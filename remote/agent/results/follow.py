@@ -9,7 +9,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 from remote.agent.machine.gpus import USAGE_COLUMNS
 from remote.agent.root.calls import Call, operation
 from remote.agent.root.paths import read_end
-from remote.agent.run_files.records import Found, describe_run, find_run
+from remote.agent.run_files.records import Found, describe_run, find_run, require_state
 from remote.agent.runs.listing import look_after
 from remote.agent.shared.states import FINAL
 
@@ -17,6 +17,8 @@ POLL_S = 0.25
 BATCH = 256 << 10
 CURVE_EPOCHS = 400
 MOST_TAIL = 1 << 20
+UNREADABLE_S = 5.0
+"""A network disk fails now and then."""
 SETTLE_S, SETTLE_TRAINER_S = 1.0, 20.0
 """A command is taken for started so long after it began to write; the trainer tells itself when it
 trains, unless its images take longer to arrive."""
@@ -42,11 +44,18 @@ def follow(call: Call, question: Question) -> Dict[str, Any]:
     run = look_after(layout, find_run(layout, question.run)).run
     teller = Teller(call, layout.run(run))
     teller.begin(question.offset, question.tail)
-    deadline = time.monotonic() + question.wait_s if question.wait_s > 0 else float("inf")
+    told = time.monotonic()
+    deadline = told + question.wait_s if question.wait_s > 0 else float("inf")
     while True:
         described = describe_run(layout, run)
         teller.tell(described)
         final = described.state in FINAL
+        if described.state != "unknown":
+            told = time.monotonic()
+        elif question.until != "now":
+            find_run(layout, run)  # raises where it was removed
+            if time.monotonic() - told > UNREADABLE_S:
+                require_state(described)
         started = final or shows_life(described, teller.wrote(described))
         late = time.monotonic() > deadline
         if question.until == "now" or final or late or (question.until == "started" and started):

@@ -104,6 +104,8 @@ def describe_run(layout: Layout, run: str) -> Found:
     directory = layout.run(run)
     asked = load(Asked, directory)
     state = checked_state(directory, load(RunDetail, directory), asked)
+    if state.state == "unknown":
+        state = state._replace(reason="its state.json can't be read")
     fetched, saved = read_fetched(directory, state), checkpointed(directory)
     state = state._replace(fetched=fetched, checkpointed=saved)
     if state.state == "running" and not state.elsewhere:
@@ -112,6 +114,16 @@ def describe_run(layout: Layout, run: str) -> Found:
         state = state._replace(line=line, asking=asking, step=read_step(directory))
     beside = [read_json(os.path.join(directory, name)) or {} for name in BESIDE]
     return Found(run, directory, asked, state, *beside)
+
+
+def require_state(found: Found) -> None:
+    """Raises Refusal for a run of which nobody can say whether it has ended."""
+    if found.state == "unknown":
+        raise Refusal(
+            "RunFailed",
+            f"{found.run}: {found.detail.reason}",
+            f"fetch it, then remove it there: fab -H … clean --run {found.run} --yes",
+        )
 
 
 def read_shown(directory: str) -> Dict[str, Any]:

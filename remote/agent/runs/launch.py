@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from typing import Any, Dict, Iterator, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 from remote.agent.launchers.choice import launcher_of
 from remote.agent.launchers.local import last_sign
@@ -18,12 +18,12 @@ from remote.agent.root.run_json import load, save
 from remote.agent.run_files.attempts import GONE, new_token, queued_state
 from remote.agent.run_files.outputs import mark_copied
 from remote.agent.run_files.private import keep_private
-from remote.agent.run_files.records import Found, find_run
+from remote.agent.run_files.records import Found, find_run, list_runs, require_state
 from remote.agent.runs.planned_shutdown import plan_shutdown, require_possible
 from remote.agent.runs.queue import one_launch_at_a_time, require_free_gpus
 from remote.agent.shared.reading import read
 from remote.agent.shared.run_records import Asked, RunDetail
-from remote.agent.shared.states import FINAL, Outcome
+from remote.agent.shared.states import FINAL, LIVE, Outcome
 from remote.agent.shared.trees import SYMLINK
 
 SILENT_S = 120.0
@@ -144,7 +144,8 @@ def run_stop(call: Call, run: str, who: str, gone: bool = False) -> Dict[str, An
     `gone`: its host is, and nobody there will tell the end."""
     require_owner(call)
     layout = call.layout
-    found = find_run(layout, run)
+    found, *others = find_live(layout, run)
+    require_state(found)
     if found.state in FINAL:
         return {"run": found.run, "state": found.state, "asked": False}
     if gone:
@@ -155,7 +156,17 @@ def run_stop(call: Call, run: str, who: str, gone: bool = False) -> Dict[str, An
     with contextlib.suppress(OSError):
         write_json(os.path.join(found.path, "stop.json"), {"who": who, "time": time.time()})
     launcher_of(found.asked).stop(found.path, found.detail)
-    return {"run": found.run, "state": found.state, "asked": True}
+    goes_on = [other.run for other in others]
+    return {"run": found.run, "state": found.state, "asked": True, "others": goes_on}
+
+
+def find_live(layout: Layout, name: str) -> List[Found]:
+    """Of those with that name (of all for `latest`) that have not ended the newest, and the others;
+    else the one that find_run finds."""
+    known = list_runs(layout)
+    live = [run for run in known if run.state in LIVE and name in ("latest", run.asked.name)]
+    is_id = any(run.run == name for run in known)
+    return live if live and not is_id else [find_run(layout, name, known)]
 
 
 def record_gone(found: Found, who: str) -> None:

@@ -14,7 +14,7 @@ from remote.agent.root.run_json import save
 from remote.agent.run_files.attempts import MOVED, past_attempts, queued_state, trainer_checkpoints
 from remote.agent.run_files.outputs import STEP
 from remote.agent.run_files.private import keep_private
-from remote.agent.run_files.records import Found, find_run
+from remote.agent.run_files.records import Found, find_run, require_state
 from remote.agent.runs.launch import Start, launch, launched_before, new_run, refuse_elsewhere
 from remote.agent.runs.new_code import take_new_code
 from remote.agent.runs.planned_shutdown import plan_shutdown, require_possible
@@ -37,6 +37,7 @@ def run_resume(call: Call, start: Start) -> Dict[str, Any]:
     require_possible(layout, start.shutdown)
     with one_launch_at_a_time(layout):
         found = find_run(layout, start.run)
+        require_state(found)
         if found.state not in FINAL:
             refuse_elsewhere(found)
             return {"again": True, **launched_before(found.detail)._asdict()}
