@@ -19,6 +19,7 @@ from remote.link.agent_program import agent_hash
 from remote.link.answer import A, Owned
 from remote.link.link import Link, OnEvent, Upload
 from remote.project.own_trainer import runs_own_trainer
+from remote.project.results import pending_in
 from remote.records import Release, Settings
 from remote.release.git import project_identity
 from remote.release.release import build_release
@@ -158,7 +159,7 @@ class Session:
         """Called once something was done that keeps the agent there."""
         if not self._keeps_agent():
             try:
-                self._memory.parent.mkdir(parents=True, exist_ok=True)
+                pending_in(self.project.dest)
                 self._memory.write_text(agent_hash())
             except OSError:
                 pass

@@ -85,6 +85,16 @@ def writing(place: Path) -> Iterator[None]:
         raise TransferFailed(text, remedy=remedy) from None
 
 
+def pending_in(dest: Path) -> Path:
+    """What is remembered beside the results. A folder that is made for them holds nothing of the
+    project, and git is told so."""
+    place, is_new = dest / ".pending", not dest.exists()
+    place.mkdir(parents=True, exist_ok=True)
+    if is_new:
+        (dest / ".gitignore").write_text("*\n")
+    return place
+
+
 def room_at(place: Path) -> tuple[Path, int]:
     """The nearest folder that is there already, and the bytes that are free at it."""
     while not place.exists():

@@ -34,6 +34,7 @@ DATA_NAMES = {"runs", "results", "data", "logs", "lightning_logs"}
 else left out."""
 CODE = (".py", ".ipynb", ".pyx", ".sh", ".c", ".cc", ".cpp", ".cu", ".h")
 NO_CODE = "no code in it: taken for data or results"
+IGNORES_ALL = "its .gitignore leaves everything out"
 FETCHED_RUNS = "fetched runs"
 FETCHED_RUN = re.compile(r"\d{8}-\d{6}-.+-[0-9a-f]{4}")
 SECRET_NAMES = (
@@ -232,12 +233,24 @@ def _walk(project: Path, also: set[str], left: list[tuple[str, str]]) -> Iterato
                 names.remove(name)
                 if not name.startswith((".git", "__pycache__")):
                     left.append((f"{prefix}{name}/", "a cache or a tool's own"))
+            elif not also and ignores_all(place):
+                names.remove(name)
+                left.append((f"{prefix}{name}/", IGNORES_ALL))
             elif name in DATA_NAMES - also and not _holds_code(place):
                 names.remove(name)
                 left.append((f"{prefix}{name}/", NO_CODE))
         for name in files:
             if not name.endswith((".pyc", ".pyo")) and name != ".DS_Store":
                 yield prefix + name
+
+
+def ignores_all(folder: str) -> bool:
+    """Its own .gitignore says that nothing in it belongs to the project, as that of fetched runs
+    does."""
+    try:
+        return Path(folder, ".gitignore").read_bytes().strip() == b"*"
+    except OSError:
+        return False
 
 
 def _holds_code(folder: str) -> bool:

@@ -21,7 +21,6 @@ from remote.release.code_files import (
     LEADS_OUT,
     LFS_POINTER,
     LONGER_THAN_KEYS,
-    NO_CODE,
     OVER_LIMIT,
     find_included,
     folders_made,
@@ -50,7 +49,7 @@ def build_release(
     made = folders_made(project, untracked)
     fetched = {path for path in untracked if is_fetched(path, own)}
     left_out = found.left_out + sorted(made.items())
-    if fetched or (f"{own}/", NO_CODE) in left_out:
+    if fetched or any(row[0] == f"{own}/" for row in left_out):
         left_out = [row for row in left_out if row[0] != f"{own}/"] + [(f"{own}/", FETCHED_RUNS)]
     skipped = fetched | {path for path in untracked if path.startswith(tuple(made))}
     entries: list[FileEntry] = []

@@ -32,7 +32,7 @@ from remote.link.session import Project, Session
 from remote.project.command import label_of, plan_words
 from remote.project.options import RunOptions, TrainOptions
 from remote.project.own_trainer import load_config_module, no_trainer, runs_own_trainer
-from remote.project.results import lock_file, writing
+from remote.project.results import lock_file, pending_in, writing
 from remote.project.run_env import read_env
 from remote.project.settings import listed
 from remote.records import Asked
@@ -285,7 +285,7 @@ class Pending:
     def take(self) -> str | None:
         """The run of a launch that was cut off, if there is one. From here on it is ours."""
         with writing(self._dest):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            pending_in(self._dest)
             for place in self._places:
                 self.path, self._lock = place, lock_file(place.with_suffix(".lock"))
                 if self._lock is not None:

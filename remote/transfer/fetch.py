@@ -17,7 +17,7 @@ from remote.errors import ProtocolError, RemoteError, TransferFailed, UsageError
 from remote.link.answers import FetchDone, FetchManifest, FetchRead
 from remote.link.lanes import Lanes
 from remote.link.session import Session, who_am_i
-from remote.project.results import load, lock_file, room_at, went_on_elsewhere
+from remote.project.results import load, lock_file, pending_in, room_at, went_on_elsewhere
 from remote.project.settings import listed
 from remote.records import Asked, Run
 from remote.screen.text import size
@@ -122,9 +122,8 @@ def _not_writable(session: Session, directory: Path, error: OSError) -> Transfer
 def one_at_a_time(session: Session, dest: Path, directory: Path) -> Iterator[bool]:
     """Two that fetch one run to one place (a mirror that is kept, TensorBoard's) would write into
     each other's parts. Whether another one had to be waited for."""
-    place = dest / ".pending" / f"{'-'.join(directory.relative_to(dest).parts)}.fetch"
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        place = pending_in(dest) / f"{'-'.join(directory.relative_to(dest).parts)}.fetch"
         lock, waited = lock_file(place), False
     except OSError as error:
         raise _not_writable(session, dest, error) from None

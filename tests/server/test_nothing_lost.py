@@ -20,7 +20,7 @@ from remote.project.results import lock_file
 from remote.screen.display import Display
 from remote.transfer import fetch
 from tests.support.faults import Lab, wait_until
-from tests.support.project import make_tree
+from tests.support.project import commit, make_tree
 
 WRITER = """
 mkdir -p checkpoint output/checkpoint-8 wandb/run-1 .hydra deep/er out __pycache__ .venv cached link
@@ -322,3 +322,52 @@ def test_code_is_compared_by_content_where_times_do_not_tell(
     (tmp_path / "work/b").unlink()
     (tmp_path / "work/b").symlink_to("a")
     assert ("work/b", 1, SYMLINK) in [row[:3] for row in find_outputs(str(tmp_path), release).files]
+
+
+def test_what_was_changed_here_is_kept_beside_what_comes(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
+    """Also where the file has grown there since; one that only grew there is replaced."""
+    script = (
+        "echo one | tee a > b; echo up; while [ ! -e ../go ]; do sleep 0.1; done\n"
+        "echo two | tee -a a >> b; : > c\n"
+    )
+    lab = Lab(server, tmp_path, files={"train.sh": script}, settings={"results": ""})
+    assert lab.task("train").code == 0
+    (there,) = (lab.root / "runs").glob("2*")
+    wait_until(lambda: (there / "work/b").exists())
+    assert lab.task("fetch_results").code == 0
+    work = lab.results / there.name / "work"
+    os.utime(work / "a")  # nothing but its time
+    with (work / "b").open("a") as file:
+        file.write("my notes\n")
+    (there / "go").touch()
+    wait_until(lambda: lab.rows()[0]["state"] == "finished")
+    done = lab.task("fetch_results")
+    assert "work/b was changed here, and is replaced; yours is b.mine beside it" in done.err, done
+    assert (work / "b").read_text() == "one\ntwo\n"
+    assert (work / "b.mine").read_text() == "one\nmy notes\n"
+    with (work / "b").open("a") as file:
+        file.write("more notes\n")
+    assert lab.task("fetch_results").code == 0 and (work / "b").read_text() == "one\ntwo\n"
+    assert (work / "b.mine.mine").read_text() == "one\ntwo\nmore notes\n"
+    assert "nothing new to fetch" in lab.task("fetch_results").out
+    assert sorted(path.name for path in work.iterdir()) == ["a", "b", "b.mine", "b.mine.mine", "c"]
+
+
+@pytest.mark.parametrize("git", [True, False])
+def test_what_was_fetched_is_no_code_wherever_it_lies(
+    server: LoopbackServer, tmp_path: Path, git: bool
+) -> None:
+    lab = Lab(server, tmp_path, files={"train.sh": "echo made > made.py\n"})
+    lab.settings = {"results": "", "dest": "results"}
+    if git:
+        commit(lab.project, "first")
+    assert lab.task("train").code == 0
+    wait_until(lambda: lab.rows()[0]["state"] == "finished")
+    other = lab.project / "other"
+    for dest in (None, str(other)):
+        assert lab.task("fetch_results", dest=dest).code == 0
+    assert list(other.glob("2*/work/made.py"))
+    assert "code kept" in lab.task("deploy").out
+    assert "fetched completely" in lab.task("clean", dest=str(other)).out
