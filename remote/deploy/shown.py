@@ -143,7 +143,7 @@ def show_gpus(display: Display, look: GpuLook) -> None:
 
 def show_nodes(display: Display, nodes: Nodes) -> None:
     """The partition's nodes with their GPUs, and who waits for them."""
-    columns = [Column("node", least=8), Column("partition", least=8), Column("state")]
+    columns = [Column("node", least=8), Column("partition", least=8), Column("state", ours=True)]
     columns += [Column("gpus", least=12), Column("in use", least=8)]
     rows = [[n.node, n.partition, n.state, n.gpus, n.used.partition("(")[0]] for n in nodes.nodes]
     display.table(columns, rows)

@@ -20,7 +20,7 @@ from remote.transfer.here import seen_here
 from remote.watching.listing import list_runs
 
 COLUMNS = (
-    Column("what"),
+    Column("what", ours=True),
     Column("name", least=16),
     Column("size", right=True),
     Column("why", least=12),

@@ -43,6 +43,11 @@ LATE, EARLY = re.compile(r"\n| — |; "), re.compile(r"(?!\w+: \{0\}$)[A-Za-z].*
 the whole."""
 MOST_JOINTS = 50
 """A longer line is no message of ours put together, and would be looked at for long."""
+WORD = re.compile(r"\S+")
+OURS = {"running", "queued", "finished", "failed", "stopped", "unknown", "unreachable"}
+OURS |= {"error", "warning", "note", "waiting", "kept", "somebody"}
+"""Single words that are translated beside a joint. Others may be what a person typed (a name, a
+folder, a host), and so may any word in a template unless the catalogue marks its place: `{1!s}`."""
 LITTLE = r"(\d[\d.]*(?: \w+(?: \d+ \w+)?)?|\S*?)"
 FEW = 9
 """A template with less text of its own would fit anything: only a number with its unit or a single
@@ -69,6 +74,12 @@ class Template:
     @property
     def is_weak(self) -> bool:
         return self.own < FEW and not self.msgid.startswith((",", ";", ":", "(", "  "))
+
+    @functools.cached_property
+    def ours(self) -> set[int]:
+        """The places that only words of our own are put in."""
+        parsed = string.Formatter().parse(self.translation)
+        return {int(name or 0) for _, name, _, marked in parsed if marked}
 
     @functools.cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -112,8 +123,9 @@ class Catalogue:
         self.first += [one for one in self.whole if EARLY.match(one.msgid)]
         self.find = functools.lru_cache(4096)(self._find)
 
-    def translate(self, text: str) -> str:
-        found = self.find(text)
+    def translate(self, text: str, ours: bool = True) -> str:
+        """Not `ours`: a single word is somebody's name, and stays."""
+        found = self.find(text) if ours or not WORD.fullmatch(text) else None
         return text if found is None else found
 
     def _find(self, text: str, whole: bool = False) -> str | None:
@@ -149,8 +161,9 @@ class Catalogue:
                 if one.is_weak and " " in before and not self.find(before, True):
                     continue
                 if before.count("(") == before.count(")"):
-                    told = one.translation.format(*map(self.translate, values))
-                    yield self.translate(before) + told
+                    told = (self.translate(v, n in one.ours) for n, v in enumerate(values))
+                    start = self.translate(before, before in OURS)
+                    yield start + one.translation.format(*told)
 
     def _joined(self, text: str, known: Callable[[Iterable[str | None]], bool]) -> str | None:
         if len(re.findall(r"\n|[:;,] ", text)) > MOST_JOINTS:
@@ -159,7 +172,8 @@ class Catalogue:
         for joint, theirs in JOINTS:
             if match := joint.fullmatch(text):
                 parts = match.groups()
-                found = [self.find(part, known is all) for part in parts]
+                names = {part for part in parts if WORD.fullmatch(part)} - OURS
+                found = [None if p in names else self.find(p, known is all) for p in parts]
                 if known(found):
                     told.append(theirs.format(*(a or b for a, b in zip(found, parts, strict=True))))
         return least_english(*told)
@@ -203,9 +217,9 @@ def load(name: str) -> Catalogue:
     return Catalogue(vars(gettext.translation("remote", LOCALE, [name]))["_catalog"])
 
 
-def translate(text: str) -> str:
+def translate(text: str, ours: bool = True) -> str:
     """A line as it is shown to a person; in English as it came, but for what there is one of."""
-    return _chosen.translate(text) if _chosen else ONE.sub(r"1 \1", text)
+    return _chosen.translate(text, ours) if _chosen else ONE.sub(r"1 \1", text)
 
 
 def title(text: str) -> str:

@@ -52,13 +52,15 @@ def plain(cell: str) -> str:
 @dataclass(frozen=True)
 class Column:
     """`least`: it may be cut to so many cells; None: never. `spare`: what is left out first where
-    the screen is narrow has the highest; 0 always stays."""
+    the screen is narrow has the highest; 0 always stays. `ours`: single words in
+    it are not names, nor are they where it has a style."""
 
     title: str
     least: int | None = None
     spare: int = 0
     right: bool = False
     style: Callable[[str], str] = plain
+    ours: bool = False
 
 
 def natural_widths(lines: Sequence[Sequence[str]]) -> dict[int, int]:
@@ -96,7 +98,8 @@ def build_table(
     from rich.text import Text
 
     cells = [[printable(show(cell)) for cell in row] for row in rows]
-    told = [[translate(cell) for cell in row] for row in cells]
+    ours = [column.ours or column.style is not plain for column in columns]
+    told = [[translate(*cell) for cell in zip(row, ours, strict=True)] for row in cells]
     titles = [title(column.title) for column in columns]
     natural = natural_widths([titles, *told])
     known = [

@@ -147,6 +147,38 @@ def test_lines_that_are_put_together_from_parts(chinese: None, told: str, theirs
     assert translate(told) == theirs
 
 
+@pytest.mark.parametrize(
+    ("told", "theirs"),
+    [
+        (
+            "there is no task nothing; fab --list shows them",
+            "没有任务 nothing；fab --list 列出它们",
+        ),
+        ("images: no such file or folder here", "images：本机没有这个文件或文件夹"),
+        ("the name finished is not known to the network", "网络上没有 finished 这个名字"),
+        ("run: the server has no GPU", "run：服务器没有 GPU"),
+        ("stop has ended already: stopped", "stop 已经结束：已停止"),
+        ("text: failed: out of memory on the GPU", "text：失败：显存不足"),
+        ("  state          running: 3 s left", "  状态           运行中：剩余 3 秒"),
+        ("waiting: somebody is deploying, for 5 s", "等待：有人 正在部署，已有 5 秒"),
+    ],
+)
+def test_a_word_that_somebody_typed_stays_and_ours_is_translated(
+    chinese: None, told: str, theirs: str
+) -> None:
+    assert translate(told) == theirs
+
+
+def test_a_name_in_a_table_stays(chinese: None) -> None:
+    columns = [Column("name"), Column("what", ours=True), Column("state", style=state_style)]
+    table, _ = build_table(columns, [["images", "images", "finished"]], 80)
+    assert [str(next(iter(column.cells))) for column in table.columns] == [
+        "images",
+        "图片",
+        "已完成",
+    ]
+
+
 def test_one_is_not_several() -> None:
     for told, shown in (
         ("1 files, 3 B", "1 file, 3 B"),
