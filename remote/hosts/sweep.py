@@ -37,7 +37,7 @@ from remote.runs.request import TrainRequest, new_run_id, parse_request, start_r
 from remote.runs.shutdown import tell_plan
 from remote.watching.listing import list_runs
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z")
+NAME = re.compile(r"(?!(?:latest|all)\Z)[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z")
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
 MOST = 1000
 """Points of one sweep."""
@@ -291,6 +291,8 @@ def queued(launch: Launch, request: TrainRequest) -> Placement:
 def check_name(name: str) -> str:
     if not NAME.match(name):
         raise UsageError(
-            f"--name may hold letters, digits, - and _, 32 at most, not {name!r:.80}", step="sweep"
+            "--name may hold letters, digits, - and _, 32 at most, not latest or all:"
+            f" {name!r:.80}",
+            step="sweep",
         )
     return name

@@ -39,7 +39,7 @@ from remote.records import Asked
 from remote.runs.limits import limits_of, shutdown_of
 
 T = TypeVar("T")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}\Z")
+NAME = re.compile(r"(?!(?:latest|all)\Z)[A-Za-z0-9][A-Za-z0-9_-]{0,39}\Z")
 OWN_OPTIONS = {
     "data": "give it as --data",
     "devices": "give it as --devices",
@@ -114,7 +114,7 @@ def parse_request(project: Project, options: TrainOptions) -> TrainRequest:
 def option_errors(options: TrainOptions, by_slurm: bool) -> list[str]:
     name, devices, data, gpus = options.name, options.devices, options.data, options.gpus
     wrong = {
-        f"--name may hold letters, digits, - and _, 40 at most, not {name!r:.80}": (
+        f"--name may hold letters, digits, - and _, 40 at most, not latest or all: {name!r:.80}": (
             name is not None and not NAME.match(name)
         ),
         f"--devices must be auto or indices such as 0,1, not {devices!r:.80}": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import getopt
 import ipaddress
 import os
 import re
@@ -17,6 +18,8 @@ from remote.screen.text import one_line
 DEFAULT_TIMEOUT_S = 30.0
 IN_NO_NAME = re.compile(r"^-|[\s\x00-\x1f\x7f'\"`$;&|<>(){}]")
 """A leading dash would be an option to ssh; the others could end up in a command."""
+
+HALF_WIDTH = str.maketrans("：，＠．", ":,@.")
 
 
 @dataclass(frozen=True)
@@ -101,15 +104,43 @@ def parse_spec(text: str) -> Spec:
     Raises UsageError for anything else.
     """
     user, at, rest = text.strip().removeprefix("ssh://").rstrip("/").rpartition("@")
+    if (half := text.translate(HALF_WIDTH)) != text:
+        raise UsageError(f"{one_line(text, 100)!r} has full-width signs", remedy=f"write -H {half}")
     host, port = _split_port(rest)
     names = [host, user] if at else [host]
     is_named = all(name and not IN_NO_NAME.search(name) for name in names)
     is_one = not re.search(r"[\\*?!,]", host)  # no pattern, and no list
     is_port = port is None or (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536)
     if not (is_named and is_one and is_port):
-        remedy = "write user@host, user@host:port or [address]:port"
-        raise UsageError(f"{one_line(text, 100)!r} is no host", remedy=remedy)
+        remedy = pasted(text) or "write user@host, user@host:port or [address]:port"
+        shown = re.sub(":.*@", ":…@", one_line(text, 100))  # may be a password
+        raise UsageError(f"{shown!r} is no host", remedy=remedy)
+    if ":" in user:
+        text = "-H names no password: it would be seen by others"
+        remedy = f"write -H {user.partition(':')[0]}@{rest}: it is asked for; setup-key ends that"
+        raise UsageError(text, remedy=remedy)
     return Spec(host, user or None, int(port) if port else None)
+
+
+def pasted(text: str) -> str | None:
+    """How a command for ssh is written here; None: it is none, or more than a host, port and
+    key."""
+    try:
+        words = shlex.split(text.strip().removeprefix("ssh "))
+        options, names = getopt.gnu_getopt(words, "46ACNTXYfqtvL:R:D:i:l:o:p:")
+        (name,) = names
+        if name == text:
+            return None
+        spec = parse_spec(name)
+    except (ValueError, getopt.GetoptError, UsageError):
+        return None
+    given = dict(options)
+    ports = [value[5:] for _, value in options if value.lower().startswith("port=")]
+    port = given.get("-p") or "".join(ports) or spec.port
+    user = given.get("-l") or spec.user
+    host = f"[{spec.host}]" if ":" in spec.host else spec.host
+    key = f" -i {shlex.quote(given['-i'])}" if "-i" in given else ""
+    return f"write -H {f'{user}@' if user else ''}{host}{f':{port}' if port else ''}{key}"
 
 
 def require_files(target: Target) -> None:

@@ -13,7 +13,7 @@ import difflib
 import logging
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,8 @@ from remote.ssh.target import Target, typed_together
 
 FIRST = {"hosts": "-H", "identity": "-i", "ssh-config": "-S"}
 """fab's own options that have to stand before the task."""
+NO_USE = ("dry", "warn-only", "command-timeout", "echo", "hide", "pty", "prompt-for-sudo-password")
+"""Those that promise something of commands that fab would run itself."""
 
 
 @dataclass
@@ -69,21 +71,23 @@ def take_over(groups: Mapping[str, Sequence[str]]) -> None:
             show_tasks(program.collection, groups)
             raise Exit
 
-    program.parse_tasks = partial(parse_tasks, program, program.parse_tasks)
     program.parse_cleanup = partial(written, program.parse_cleanup)
     program.list_tasks = show_list
     program.no_tasks_given = show_list_or_run
     ours = {name for names in groups.values() for name in names}
+    program.parse_tasks = partial(parse_tasks, program, program.parse_tasks, ours)
     if core.unparsed and _dashed(core.unparsed[0]) in ours:
         take_hosts(program)
 
 
-def parse_tasks(program: Any, read_tasks: Callable[[], None]) -> None:
+def parse_tasks(program: Any, read_tasks: Callable[[], None], ours: Collection[str]) -> None:
     """As Fabric does it, with a line of ours for what it can't read, or would misunderstand."""
     words, arguments = list(program.core.unparsed), program.core[0].args
     if words and {"-h", "--help"} & set(words[1:]):
         # Else a task's first word would be taken for what it needs.
         arguments.help.value, program.core.unparsed = words[0], []
+    if words and words[0].isdigit() and arguments.pty.value and arguments.hosts.value:
+        raise refusal(host_meant(words[0], f"{arguments.hosts.value}:{words[0]}"))
     try:
         read_tasks()
     except ParseError as error:
@@ -92,7 +96,18 @@ def parse_tasks(program: Any, read_tasks: Callable[[], None]) -> None:
     except ValueError as error:  # of int and float, which names what is none
         given = str(error).rpartition(": ")[2]
         raise refusal(with_help(f"{given} is no number", words[0])) from None
+    helped = arguments.help.value
+    if isinstance(helped, str) and helped not in program.parser.contexts:
+        raise refusal(host_meant(helped, helped))
+    if isinstance(helped, str):
+        context = program.parser.contexts[helped]
+        context.help_for = partial(with_value, context, context.help_for)
     for context in program.tasks:
+        void = [name for name in NO_USE if arguments[name].got_value]
+        if void and context.name in ours:
+            raise refusal(
+                f"{context.name} takes no --{void[0]}, and nothing was done: leave it out"
+            )
         if bare := bare_option(context, words):
             raise refusal(needs_value(bare, context.name))
     given = program.core_via_tasks.args
@@ -101,6 +116,22 @@ def parse_tasks(program: Any, read_tasks: Callable[[], None]) -> None:
         if hosts := given.hosts.value:
             line = line.replace("-H …", f"-H {hosts}")
         raise refusal(f"{late[0]} goes before the task: fab {line}")
+
+
+def host_meant(word: str, host: str) -> str:
+    return f"there is no task {word}; is -H {host} meant?"
+
+
+def with_value(
+    context: Any, help_for: Callable[[str], tuple[str, str]], flag: str
+) -> tuple[str, str]:
+    """An option's line of help: also that it takes a value, and what it is without one."""
+    (names, text), argument = help_for(flag), context.flags[flag]
+    if argument.kind in (list, float):
+        names += "=STRING" if argument.kind is list else "=NUMBER"
+    if argument.takes_value and argument.default and argument.kind is not list:
+        text += translate(f" (default: {argument.default})")
+    return names, text
 
 
 def written(show: Callable[[], None]) -> None:
@@ -185,15 +216,23 @@ def explain(said: str, context: Any, names: Sequence[str]) -> str:
             hosts = typed_together(LINE.targets) if LINE.targets else "user@host"
             return f"{missing[1]} needs {wanted}: fab -H {hosts} {missing[1]} {wanted}"
         bare = re.fullmatch(r"Flag <Argument: (\w+)[^>]*> needed value and was not .*", said)
+        if bare and len(bare[1]) == 1:
+            return f"-{bare[1]} goes before the task: fab -{bare[1]} … {task or 'TASK'}"
         if bare:
             return needs_value(bare[1], task or "TASK")
         return with_help(said, task or "TASK")
     word = unknown[1]
     if task and word.startswith("-"):
         near = _near(word, list(context.flags))
+        if task in ("train", "sweep") and not near:
+            return (
+                f"{task} has no option {word}; the training's own follow --: fab {task} -- {word} …"
+            )
         return f"{task} has no option {word}{near}; fab {task} --help lists them"
     if word == "init":
         return "init is no task: python -m remote init [FOLDER]"
+    if word == "help":
+        return "help is no task: fab --list shows them, fab TASK --help tells a task's options"
     near = _near(word, names)
     option = "set" if "=" in word else "run"
     if task and not near and option in context.args:

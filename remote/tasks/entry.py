@@ -314,7 +314,10 @@ def make_work(context: Any, name: str, display: Display, server: bool) -> Work:
 
 def complete_target(target: Target, context: Any, settings: Settings) -> Target:
     """Add what Fabric asked for by itself (a password, a passphrase, a time limit), and the
-    project's settings."""
+    project's settings. Raises UsageError for what is no host."""
+    from remote.ssh.target import parse_spec
+
+    parse_spec(target.spec)
     asked = dict(context.config.get("connect_kwargs") or {})
     return dataclasses.replace(
         target,

@@ -30,6 +30,7 @@ def status(work: Work, sweep: str | None = None) -> int:
     A server that can't be reached is shown as unreachable, never as a failed run.
     """
     from remote.link.answers import Runs
+    from remote.project.own_trainer import no_trainer
     from remote.tasks.run_tables import show_plans, show_status, status_json
 
     if sweep:
@@ -41,7 +42,9 @@ def status(work: Work, sweep: str | None = None) -> int:
     if not work.json and len(answers) == 1 and answers[0][2]:
         raise answers[0][2]
     if not work.json:
-        show_status(work.display, answers)
+        project = work.project
+        missing = no_trainer(project.settings.command, project.directory)
+        show_status(work.display, answers, missing)
         show_plans(work.display, work.targets, plans)
     return work.first_failure(answers)
 

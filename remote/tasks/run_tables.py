@@ -37,7 +37,8 @@ COLUMNS = (
 )
 
 
-def show_status(display: Display, answers: Answers) -> None:
+def show_status(display: Display, answers: Answers, missing: str | None = None) -> None:
+    """`missing`: why no run can be started from here."""
     rows: list[list[object]] = []
     for target, runs, error in answers:
         if error:
@@ -45,7 +46,7 @@ def show_status(display: Display, answers: Answers) -> None:
         rows += [[target.spec, *status_cells(run)] for run in runs or []]
     if not rows:
         start = ", ".join(f"fab -H {target.typed} train" for target, _, _ in answers)
-        display.line(f"no runs yet; start one: {start}")
+        display.line(f"no runs yet; {missing}" if missing else f"no runs yet; start one: {start}")
         return
     several = len(answers) > 1
     shortened = display.table(

@@ -79,6 +79,17 @@ def test_tasks_of_one_s_own_are_listed_and_run(project: Path) -> None:
         (["train", "--set", "a=1", "b=2"], "there is no task b=2; is --set b=2 meant?"),
         (["deploy", "-H", "gpu"], "-H goes before the task: fab -H gpu deploy"),
         (["status", "-i", "key"], "-i goes before the task: fab -i … status"),
+        (["train", "-H"], "-H goes before the task: fab -H … train"),
+        (["-h", "gpu", "train"], "there is no task gpu; is -H gpu meant?"),
+        (["-H", "me@gpu", "-p", "22", "train"], "there is no task 22; is -H me@gpu:22 meant?"),
+        (
+            ["help", "train"],
+            "help is no task: fab --list shows them, fab TASK --help tells a task's options",
+        ),
+        (
+            ["train", "--epochs", "3"],
+            "train has no option --epochs; the training's own follow --: fab train -- --epochs …",
+        ),
         (["logs", "--run"], "--run needs a value — fab logs --help tells its options"),
         (["train", "--env"], "--env needs a value — fab train --help tells its options"),
         (
@@ -95,6 +106,41 @@ def test_tasks_of_one_s_own_are_listed_and_run(project: Path) -> None:
 )
 def test_a_mistyped_line_is_one_line_and_exit_2(project: Path, words: list[str], said: str) -> None:
     assert alone(project, *words, code=2) == f"error: {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "sign"),
+    [
+        ("-H gpu -R clean --yes", "--dry"),
+        ("-H gpu clean --yes --dry", "--dry"),
+        ("-H gpu -w status", "--warn-only"),
+    ],
+)
+def test_an_option_that_would_promise_something_untrue_is_refused(
+    project: Path, words: str, sign: str
+) -> None:
+    shown = alone(project, *words.split(), code=2)
+    assert f"takes no {sign}, and nothing was done" in shown and len(shown.splitlines()) == 1
+
+
+@pytest.mark.parametrize("task", [["status"], ["status", "--json"], ["train"]])
+def test_a_password_in_a_host_is_refused_and_not_shown(project: Path, task: list[str]) -> None:
+    shown = alone(project, "-H", "me:hunter2@gpu:22", *task, code=2)
+    assert "hunter2" not in shown and "write -H me@gpu:22" in shown
+
+
+@pytest.mark.parametrize("words", ["train", "sweep --grid a=1,2 -- {a}"])
+@pytest.mark.parametrize("name", ["latest", "all"])
+def test_a_name_that_means_something_else_is_refused(project: Path, words: str, name: str) -> None:
+    task, *rest = words.split()
+    shown = alone(project, "-H", "gpu", task, "--name", name, *rest, code=2)
+    assert f"not latest or all: '{name}'" in shown
+
+
+def test_help_tells_values_and_defaults(project: Path) -> None:
+    assert "--set=STRING" in alone(project, "train", "--help", code=0)
+    shown = " ".join(alone(project, "logs", "--help", code=0).split())
+    assert "(default: 40)" in shown and "(default: latest)" in shown
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,30 @@ def test_what_is_no_host_is_refused(text: str) -> None:
         parse_spec(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("me@10.0.0.1 -p 22", "write -H me@10.0.0.1:22"),
+        ("ssh -p 22 me@box -L 80:localhost:80", "write -H me@box:22"),
+        ("ssh -i 'a key' -oPort=22 -l me box", "write -H me@box:22 -i 'a key'"),
+        ("ssh -p 22 me@fe80::1", "write -H me@[fe80::1]:22"),
+        ("ssh -J gate me@box", "write user@host, user@host:port or [address]:port"),
+        ("me@box：22，b", "write -H me@box:22,b"),
+    ],
+)
+def test_what_was_copied_is_told_as_it_is_written_here(text: str, remedy: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        parse_spec(text)
+    assert refused.value.remedy == remedy
+
+
+@pytest.mark.parametrize("text", ["me:hunter2@box", "ssh://me:hun@ter2@box", "me:hunter2@box -p 2"])
+def test_a_password_is_refused_without_a_word_of_it(text: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        parse_spec(text)
+    assert "hun" not in str(refused.value) and "ter2" not in str(refused.value)
+
+
 def test_secrets_do_not_show() -> None:
     goal = Target("box", password="hunter2", passphrase="hunter3")
     assert "hunter" not in repr(goal) and "hunter" not in str(host_words(goal))
