@@ -60,7 +60,6 @@ def show_summary(session: Session, deployed: Deployed) -> None:
         f" python {show(system.python)}, {launcher}"
     )
     show_gpu_table(session.display, deployed.facts)
-    session.display.line(f"next: fab -H {session.typed} train")
 
 
 def deploy_json(session: Session, deployed: Deployed) -> dict[str, Any]:

@@ -3,7 +3,9 @@ the real agent."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -42,6 +44,11 @@ def demo(work: Work, data: str | None = None, keep: bool = False) -> int:
     from remote.loopback import LoopbackServer, Serving  # Unix alone
 
     directory = Path(tempfile.mkdtemp(prefix="demo-server-"))
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "pytorch_lightning")):
+        work.display.note(
+            f"this python has no PyTorch: the demo installs it in {directory}, on Linux 5.6 GB;"
+            " `make demo` keeps it in .venv"
+        )
     home = directory / "home"
     home.mkdir()
     try:
@@ -52,11 +59,11 @@ def demo(work: Work, data: str | None = None, keep: bool = False) -> int:
             )
             code = play(work_on(work, str(server.ssh_config)), data, options)
     finally:
-        end_runs(home)
+        end_all(home)
         if keep:
             work.display.note(f"the demo's server directory is kept: {directory}")
         else:
-            shutil.rmtree(directory, ignore_errors=True)
+            remove(directory)
     if not code:
         work.display.line()
         work.display.line(
@@ -102,9 +109,24 @@ def play(work: Work, data: str | None, options: TrainOptions) -> int:
     return 0
 
 
-def end_runs(home: Path) -> None:
-    """A training that was left by Ctrl-C must not outlive the server directory that it writes
-    to."""
+def remove(directory: Path) -> None:
+    """Once more where something still wrote there meanwhile."""
+    for _ in range(5):
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            break
+        time.sleep(0.5)
+        end_all(directory / "home")
+
+
+def end_all(home: Path) -> None:
+    """A build or a training that was left by Ctrl-C must not outlive the server directory that it
+    writes to."""
+    for build in home.glob("projects/*/env/*/build.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            told = json.loads(build.read_text())
+            if told["phase"] == "running":
+                os.killpg(int(told["pid"]), signal.SIGKILL)
     for state in home.glob("projects/*/runs/*/state.json"):
         try:
             told = json.loads(state.read_text())

@@ -42,6 +42,8 @@ def deploy_all(work: Work, refresh: bool) -> int:
 
         deployed = deploy_one(session, refresh=refresh)
         show_summary(session, deployed)
+        if work.name == "deploy":  # the demo's server does not stay
+            work.display.line(f"next: fab -H {session.typed} train")
         yield deploy_json(session, deployed)
 
     return work.in_turn(deploy_to)

@@ -52,6 +52,7 @@ WORDS = (
         "{0} not found",
         "not found",
         "found",
+        "test accuracy {0}",
         "since {0} h",
         "since {0} min",
     ),

@@ -14,6 +14,7 @@ import pytest
 
 from remote.agent.shared.states import Cause
 from remote.records import Run
+from remote.screen.language import load
 from remote.watching.listing import run_json
 from tests.support.messages import read_catalogue, template
 
@@ -33,6 +34,13 @@ def commands_of(name: str) -> list[str]:
 
 def test_both_readmes_show_the_same_commands() -> None:
     assert commands_of(READMES[0]) == commands_of(READMES[1])
+
+
+def test_the_demo_s_screen_is_in_the_page_s_language() -> None:
+    ours, theirs = (
+        (ROOT / name).read_text(encoding="utf-8").split("```\n")[1].splitlines() for name in READMES
+    )
+    assert [load("zh_CN").translate(line) for line in ours] == theirs
 
 
 @pytest.mark.parametrize("name", READMES)
