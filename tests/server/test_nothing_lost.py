@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from remote.agent.run_files import outputs
-from remote.agent.run_files.outputs import CACHE_TAG, find_outputs, is_aside, mark_copied, matches
+from remote.agent.run_files.outputs import (
+    CACHE_TAG,
+    find_outputs,
+    is_aside,
+    mark_copied,
+    matches,
+    narrow,
+)
 from remote.agent.shared.trees import SYMLINK
 from remote.loopback import LoopbackServer
 from remote.project.results import lock_file
@@ -371,3 +378,17 @@ def test_what_was_fetched_is_no_code_wherever_it_lies(
     assert list(other.glob("2*/work/made.py"))
     assert "code kept" in lab.task("deploy").out
     assert "fetched completely" in lab.task("clean", dest=str(other)).out
+
+
+def test_a_pattern_may_be_typed_as_what_is_left_is_told(tmp_path: Path) -> None:
+    make_tree(tmp_path / "work", {"ckpt/a": "1", "ckpt/b": "2", "log": "3"})
+    found = find_outputs(str(tmp_path), [])
+    narrow(found, ["log", "weights"])
+    (told,) = found.left
+    assert told[0] == "work/ckpt/" and told[2].endswith("matches (weights: no such file)")
+    found = find_outputs(str(tmp_path), [])
+    narrow(found, [told[0]])
+    assert [row[0] for row in found.files] == ["work/ckpt/a", "work/ckpt/b"]
+    assert [row[:1] + row[2:3] for row in found.left] == [
+        ("work/log", "1 file, no pattern of remote.results matches")
+    ]

@@ -97,24 +97,30 @@ def find_outputs(directory: str, release: List[Entry], known_as: str = "") -> Ou
 
 def narrow(outputs: Outputs, patterns: List[str]) -> None:
     """Leave of work/ what matches one of `patterns`; the rest is told, summed up by its first
-    folder."""
+    folder. A pattern may begin with work/, as what is told of the rest does."""
     if not patterns:
         return
+    inner = [one[len("work/") :] if one.startswith("work/") else one for one in patterns]
+    idle = dict(zip(inner, patterns))
     kept: List[Tuple[str, int, int, os.stat_result]] = []
     rest: Dict[str, Tuple[int, int]] = {}
     for row in outputs.files:
         inside = row[0][len("work/") :] if row[0].startswith("work/") else None
-        if inside is None or any(matches(inside, pattern) for pattern in patterns):
+        fitting = [] if inside is None else [one for one in inner if matches(inside, one)]
+        for one in fitting:
+            idle.pop(one, None)
+        if inside is None or fitting:
             kept.append(row)
         else:
             top, slash, _ = inside.partition("/")
             count, size = rest.get(top + slash, (0, 0))
             rest[top + slash] = (count + 1, size + row[1])
     outputs.files = kept
+    vain = f" ({', '.join(idle.values())}: no such file)" if idle else ""
     for name, (count, size) in sorted(rest.items()):
         files = f"{count} file{'s' * (count > 1)}"
         outputs.left.append(
-            (f"work/{name}", size, f"{files}, no pattern of remote.results matches", True)
+            (f"work/{name}", size, f"{files}, no pattern of remote.results matches{vain}", True)
         )
 
 
