@@ -53,7 +53,8 @@ def plain(cell: str) -> str:
 class Column:
     """`least`: it may be cut to so many cells; None: never. `spare`: what is left out first where
     the screen is narrow has the highest; 0 always stays. `ours`: single words in
-    it are not names, nor are they where it has a style."""
+    it are not names, nor are they where it has a style. `key`: it is cut last, and once the sparest
+    column is gone."""
 
     title: str
     least: int | None = None
@@ -61,6 +62,7 @@ class Column:
     right: bool = False
     style: Callable[[str], str] = plain
     ours: bool = False
+    key: bool = False
 
 
 def natural_widths(lines: Sequence[Sequence[str]]) -> dict[int, int]:
@@ -76,13 +78,17 @@ def fit(columns: Sequence[Column], natural: Mapping[int, int], width: int) -> di
         place: wide if columns[place].least is None else min(wide, columns[place].least or 0)
         for place, wide in natural.items()
     }
-    while sum(least[place] + GAP for place in widths) - GAP > width:
-        place = max(widths, key=lambda place: columns[place].spare)
-        if not columns[place].spare:
-            break
-        del widths[place]
+    whole = {place: wide if columns[place].key else least[place] for place, wide in natural.items()}
+    sparest = max((column.spare for column in columns), default=0)
+    for needed, most in ((whole, sparest - 1), (least, 0)):
+        while sum(needed[place] + GAP for place in widths) - GAP > width:
+            place = max(widths, key=lambda place: columns[place].spare)
+            if columns[place].spare <= max(most, 0):
+                break
+            del widths[place]
     while (excess := sum(widths.values()) + GAP * (len(widths) - 1) - width) > 0:
-        place = max(widths, key=lambda place: widths[place] - least[place])
+        slack = {place: wide - least[place] for place, wide in widths.items()}
+        place = max(widths, key=lambda p: (slack[p] > 0 and not columns[p].key, slack[p]))
         if widths[place] <= least[place]:
             break
         # One cell at a time, so that the widest gives most.

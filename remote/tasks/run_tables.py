@@ -25,7 +25,7 @@ REMARKS = 5
 """So many are told below a table that is too narrow for them."""
 COLUMNS = (
     Column("host", least=12),
-    Column("run", least=16),
+    Column("run", least=16, key=True),
     Column("command", least=8, spare=3),
     Column("state", style=state_style),
     Column("started", spare=4),
@@ -52,10 +52,10 @@ def show_status(display: Display, answers: Answers, missing: str | None = None) 
     shortened = display.table(
         COLUMNS if several else COLUMNS[1:], rows if several else [row[1:] for row in rows]
     )
-    if "remark" in shortened:
-        remarks = [(row[1] or row[0], row[-1]) for row in rows if row[-1]]
+    if is_cut := {"remark", "run"} & {*shortened}:
+        remarks = [(row[1] or row[0], row[-1]) for row in rows if row[-1] or "run" in is_cut]
         for name, remark in remarks[:REMARKS]:
-            display.note(f"{name}: {one_line(str(remark), 400)}")
+            display.note(f"{name}: {one_line(str(remark), 400)}" if remark else str(name))
     led = {run.run for _, runs, _ in answers for run in runs or [] if not run.asked.nodes.rank}
     for target, runs, _ in answers:
         for run in runs or []:

@@ -67,6 +67,13 @@ def test_a_table_has_one_line_a_row_and_fits(names: list[tuple[str, ...]], width
         ), left_out
 
 
+def test_what_names_a_run_is_whole_before_a_remark_is_shown() -> None:
+    run, remark = "20261129-104556-first-try-cc3a", "out of memory on the GPU"
+    row = [run, "demo", "failed", "10:45", "12m", None, None, None, remark]
+    assert run in drawn(build_table(COLUMNS[1:], [row], 80)[0], 80)[1]
+    assert remark in drawn(build_table(COLUMNS[1:], [row], 120)[0], 120)[1]
+
+
 def test_a_pipe_gets_whole_cells_and_no_sign_of_a_terminal() -> None:
     out = io.StringIO()
     shown = Display(out=out, notes=io.StringIO())
