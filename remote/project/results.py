@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -81,7 +82,9 @@ def writing(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         text = f"{place} can't be written: {error.strerror or error}"
-        remedy = "free some space, or set remote.dest to another place"
+        remedy = "set remote.dest to another place"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "free some space (or remove files), or set remote.dest to another place"
         raise TransferFailed(text, remedy=remedy) from None
 
 

@@ -88,7 +88,8 @@ class Display:
 
     def error(self, error: RemoteError | str) -> None:
         self.steps("so far")
-        self._write(self.notes, translate_error(error))
+        # A file's name may hold a line break.
+        self._write(self.notes, translate_error(error).replace("\n", " "))
 
     def json(self, value: Any) -> None:
         self.clear()

@@ -23,7 +23,7 @@ SIMPLIFIED = re.compile(r"zh(_(?!TW|HK|MO|Hant)|[.@]|$)|Chinese(_China| \(Simpli
 TITLE = "title\x04"
 """gettext's context for columns' titles and the like, which could be a host's name elsewhere."""
 
-ONE = re.compile(r"(?<![\w.,:-])(?<!of )1 (epoch|file|GPU|host|image|point)s\b")
+ONE = re.compile(r"(?<![\w.,:-])(?<!of )1 (epoch|file|GPU|host|image|item|point)s\b")
 HEADS = re.compile(r"(error|warning|note|waiting|kept|not sent|not fetched): (?=\S)")
 ANYTHING, ONE_PART = "(.*?)", "((?:(?![:;,] ).)*?)"
 BALANCED = r"([^()]*(?:\([^()]*\)[^()]*)*)"

@@ -152,7 +152,7 @@ def progress_rows(progress: Progress) -> list[RenderableType]:
     from rich.text import Text
 
     if progress == Progress():
-        return [Text(translate("starting: no progress is told yet"), "dim")]
+        return [Text(translate("no progress is told yet"), "dim")]
     text, share = Text(describe_progress(progress)), progress.share
     told = text if share is None else _row([bar(share, 1.0), text], [1, None])
     rows: list[RenderableType] = [told]

@@ -105,7 +105,8 @@ def parse_spec(text: str) -> Spec:
     """
     user, at, rest = text.strip().removeprefix("ssh://").rstrip("/").rpartition("@")
     if (half := text.translate(HALF_WIDTH)) != text:
-        raise UsageError(f"{one_line(text, 100)!r} has full-width signs", remedy=f"write -H {half}")
+        remedy = f"type -H {half} in its place"
+        raise UsageError(f"{one_line(text, 100)!r} has full-width signs", remedy=remedy)
     host, port = _split_port(rest)
     names = [host, user] if at else [host]
     is_named = all(name and not IN_NO_NAME.search(name) for name in names)
@@ -114,7 +115,7 @@ def parse_spec(text: str) -> Spec:
     if not (is_named and is_one and is_port):
         remedy = pasted(text) or "write user@host, user@host:port or [address]:port"
         shown = re.sub(":.*@", ":…@", one_line(text, 100))  # may be a password
-        raise UsageError(f"{shown!r} is no host", remedy=remedy)
+        raise UsageError(f"{shown!r} names no host", remedy=remedy)
     if ":" in user:
         text = "-H names no password: it would be seen by others"
         remedy = f"write -H {user.partition(':')[0]}@{rest}: it is asked for; setup-key ends that"
@@ -140,7 +141,8 @@ def pasted(text: str) -> str | None:
     user = given.get("-l") or spec.user
     host = f"[{spec.host}]" if ":" in spec.host else spec.host
     key = f" -i {shlex.quote(given['-i'])}" if "-i" in given else ""
-    return f"write -H {f'{user}@' if user else ''}{host}{f':{port}' if port else ''}{key}"
+    typed = f"{f'{user}@' if user else ''}{host}{f':{port}' if port else ''}{key}"
+    return f"type -H {typed} in its place"
 
 
 def require_files(target: Target) -> None:

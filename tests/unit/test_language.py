@@ -140,6 +140,7 @@ def test_every_message_is_found_with_something_filled_in(chinese: None, value: s
             "服务器没有启动我们的程序（退出码 1: This account is closed）",
         ),
         ("", ""),
+        ("'ssh -p 2 me@x' names no host", "'ssh -p 2 me@x' 不是主机"),
         ("free: " + "x, " * 5000 + "y", "空闲：" + "x, " * 5000 + "y"),
     ],
 )
@@ -183,6 +184,7 @@ def test_one_is_not_several() -> None:
     for told, shown in (
         ("1 files, 3 B", "1 file, 3 B"),
         ("done (ab1, 1 files)", "done (ab1, 1 file)"),
+        ("removed: 1 items, 3 B", "removed: 1 item, 3 B"),
         ("finished after 1 epochs", "finished after 1 epoch"),
         ("no server has 1 GPUs", "no server has 1 GPU"),
         ("1 of 1 files new, 11 files, 2.1 files", "1 of 1 files new, 11 files, 2.1 files"),

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from remote.errors import UsageError
 from remote.records import GpuUse, Metrics, Progress, Step
 from remote.screen import display
 from remote.screen.activity import Transfer
@@ -23,7 +24,8 @@ from remote.screen.display import Display
 from remote.screen.tables import Column, build_table
 from remote.screen.text import UNKNOWN, brief, duration, moment, percent, show, size
 from remote.screen.training import KEYS, TrainingView, sparkline
-from remote.tasks.run_tables import COLUMNS
+from remote.ssh.target import Target
+from remote.tasks.run_tables import COLUMNS, show_status
 
 MIB = 1 << 20
 
@@ -281,7 +283,7 @@ def test_many_gpus_leave_room_for_the_log() -> None:
 
 def test_unknown_figures_are_left_out_of_the_live_screen() -> None:
     shown = TrainingView("r", "h", "running")
-    assert "starting: no progress is told yet" in drawn(shown, 80)[1]
+    assert "no progress is told yet" in drawn(shown, 80)[1]
     shown.tell(Progress(epoch=2, metrics=Metrics(train_loss=float("nan"))))
     shown.gpus = {"0": GpuUse()}
     text = "\n".join(drawn(shown, 80))
@@ -323,3 +325,17 @@ def test_nothing_is_drawn_for_a_pipe_and_rich_is_not_loaded() -> None:
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "x\n", "")
     assert display.EVERY_S == 30.0
+
+
+def test_no_run_is_offered_where_none_can_be_started() -> None:
+    out = io.StringIO()
+    show_status(Display(out=out), [(Target("gpu"), [], None)], "there is no trainer here")
+    show_status(Display(out=out), [(Target("gpu"), [], None)])
+    first, second = out.getvalue().splitlines()
+    assert first == "no runs yet; there is no trainer here" and "fab -H gpu train" in second
+
+
+def test_an_error_is_one_line_whatever_a_file_is_called() -> None:
+    notes = io.StringIO()
+    Display(out=io.StringIO(), notes=notes).error(UsageError("there is no a\nb here"))
+    assert notes.getvalue() == "error: there is no a b here\n"

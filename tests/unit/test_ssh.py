@@ -60,12 +60,12 @@ def test_what_is_no_host_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "remedy"),
     [
-        ("me@10.0.0.1 -p 22", "write -H me@10.0.0.1:22"),
-        ("ssh -p 22 me@box -L 80:localhost:80", "write -H me@box:22"),
-        ("ssh -i 'a key' -oPort=22 -l me box", "write -H me@box:22 -i 'a key'"),
-        ("ssh -p 22 me@fe80::1", "write -H me@[fe80::1]:22"),
+        ("me@10.0.0.1 -p 22", "type -H me@10.0.0.1:22 in its place"),
+        ("ssh -p 22 me@box -L 80:localhost:80", "type -H me@box:22 in its place"),
+        ("ssh -i 'a key' -oPort=22 -l me box", "type -H me@box:22 -i 'a key' in its place"),
+        ("ssh -p 22 me@fe80::1", "type -H me@[fe80::1]:22 in its place"),
         ("ssh -J gate me@box", "write user@host, user@host:port or [address]:port"),
-        ("me@box：22，b", "write -H me@box:22,b"),
+        ("me@box：22，b", "type -H me@box:22,b in its place"),
     ],
 )
 def test_what_was_copied_is_told_as_it_is_written_here(text: str, remedy: str) -> None:
