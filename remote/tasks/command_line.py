@@ -31,6 +31,9 @@ FIRST = {"hosts": "-H", "identity": "-i", "ssh-config": "-S"}
 NO_USE = ("dry", "warn-only", "command-timeout", "echo", "hide", "pty", "prompt-for-sudo-password")
 """Those that promise something of commands that fab would run itself."""
 
+PATH_BEGUN = re.compile(r" upload-data( +[^-\s]\S*)? *$")
+"""The Tab key was pressed behind it; whether a blank stood there, the shells don't tell."""
+
 
 @dataclass
 class TaskLine:
@@ -83,6 +86,8 @@ def take_over(groups: Mapping[str, Sequence[str]]) -> None:
 def parse_tasks(program: Any, read_tasks: Callable[[], None], ours: Collection[str]) -> None:
     """As Fabric does it, with a line of ours for what it can't read, or would misunderstand."""
     words, arguments = list(program.core.unparsed), program.core[0].args
+    if arguments.complete.value and PATH_BEGUN.search(program.core.remainder):
+        raise Exit  # with nothing said the shell completes files
     if words and {"-h", "--help"} & set(words[1:]):
         # Else a task's first word would be taken for what it needs.
         arguments.help.value, program.core.unparsed = words[0], []

@@ -175,6 +175,12 @@ def test_the_demo_is_refused_at_once_where_there_is_nothing_to_train(project: Pa
     assert "there is none in this project" in shown and len(shown.splitlines()) == 1
 
 
+@pytest.mark.parametrize("begun", ["upload-data", "upload-data pho", "-H gpu upload-data"])
+def test_the_tab_key_leaves_files_to_the_shell(project: Path, begun: str) -> None:
+    assert alone(project, "--complete", "--", "fab", *begun.split(), code=0) == ""
+    assert "deploy" in alone(project, "--complete", "--", "fab", "dep", code=0)
+
+
 def test_help_of_a_task_that_needs_a_path(project: Path) -> None:
     shown = alone(project, "upload-data", "--help", code=0)
     assert "Send data to the server once" in shown and "--path" in shown
