@@ -1,4 +1,4 @@
-"""Which interpreter and which torch an environment is built with, and what it then is."""
+"""Which interpreter an environment is built with, and what it then is."""
 
 from __future__ import annotations
 

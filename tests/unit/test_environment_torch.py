@@ -19,8 +19,6 @@ from tests.support.interpreters import (
     plan_told,
 )
 
-# A venv
-
 
 @pytest.mark.parametrize(
     ("gpu", "torch", "build"),
