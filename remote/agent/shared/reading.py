@@ -36,13 +36,15 @@ def _read(hint: Any, value: Any) -> Any:
         return value
     if isinstance(hint, type):
         if hasattr(hint, "_fields"):
-            return read(hint, value)
+            return read(hint, value) if isinstance(value, dict) else None
         return value if type(value) in ((int, float) if hint is float else (hint,)) else None
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Union:
         return _read(parts[0], value)
     if origin in (tuple, collections.abc.Sequence) and isinstance(value, (list, tuple)):
         items = tuple(_read(parts[0], one) for one in value)
+        if hasattr(parts[0], "_fields"):  # what is no record counts as left out
+            return tuple(one for one in items if one is not None)
         return items if parts[0] is Any or None not in items else None
     if origin is collections.abc.Mapping and isinstance(value, dict):
         pairs = {name: _read(parts[1], one) for name, one in value.items()}
