@@ -49,9 +49,9 @@ def test_a_set_that_can_not_be_laid_out_takes_nothing_with_it(
     with monkeypatch.context() as patched:
         patched.setattr(datasets, "write_json", full)
         with pytest.raises(OSError, match="No space"):
-            datasets.lay_out(layout, tree, entries, {})
+            datasets.lay_out(layout, tree, entries, set(entries), {})
     assert sorted(os.listdir(layout.data_incoming)) == received and not os.listdir(layout.sets)
-    datasets.lay_out(layout, tree, entries, {})
+    datasets.lay_out(layout, tree, entries, set(entries), {})
     forget(layout.data_incoming, entries)
     assert not os.path.exists(layout.data_incoming)
     laid = {path: Path(layout.set(tree), path).read_bytes() for path in PHOTOS}

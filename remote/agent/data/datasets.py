@@ -146,11 +146,12 @@ def data_put(call: Call, sent: Sent) -> Dict[str, Any]:
         return {"received": None}
     received = 0
     with locked(call, layout.data_lock, sent.who), naming_disk(layout.sets):
-        if find_altered(layout, tree, entries):
+        altered = find_altered(layout, tree, entries)
+        if altered:
             there = find_contents(layout, entries)
             require_space(layout, entries, there)
             received = receive(call, layout.data_incoming, entries, there)
-            lay_out(layout, tree, entries, there)
+            lay_out(layout, tree, entries, altered, there)
             forget(layout.data_incoming, entries)
         os.utime(layout.set_manifest(tree))  # what was linked until now is what was sent
         before = describe_set(layout, link, tree)
@@ -181,11 +182,12 @@ def require_space(layout: Layout, entries: List[Entry], there: Container[str]) -
     require_room(layout.data, need, len(entries) * 2, "the data needs")
 
 
-def lay_out(layout: Layout, tree: str, entries: List[Entry], there: Dict[str, bytes]) -> None:
+def lay_out(
+    layout: Layout, tree: str, entries: List[Entry], altered: Set[Entry], there: Dict[str, bytes]
+) -> None:
     """The set appears whole; of one that is here what was altered is put in its place. What another
     set has already takes no room twice, so nobody may write into it."""
     problem = "the data is not complete on the server"
-    altered = find_altered(layout, tree, entries)
     wanted = [entry for entry in entries if entry in altered]
     places = places_of(layout.data_incoming, wanted, there, problem)
     incoming = os.fsencode(layout.data_incoming)
